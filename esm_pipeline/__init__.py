@@ -1,0 +1,32 @@
+"""Protein sequences in; embeddings out, with the ESM family of protein language models."""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+__version__ = "0.1.0"
+
+_EXPORTS = {
+    "EsmConfig": "esm_pipeline.model",
+    "EsmTokenizer": "esm_pipeline.model",
+    "EsmModel": "esm_pipeline.model",
+    "EsmForMaskedLM": "esm_pipeline.model",
+    "optimize_for_inference": "esm_pipeline.model",
+    "demo_model": "esm_pipeline.model",
+    "iter_packed": "esm_pipeline.tasks.batching",
+    "open_results": "esm_pipeline.formats.results",
+}
+"""Public names and the modules that define them: loaded on first use, so that imports stay light."""
+
+__all__ = list(_EXPORTS)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _EXPORTS:
+        raise AttributeError(f"module 'esm_pipeline' has no attribute '{name}'")
+    return getattr(importlib.import_module(_EXPORTS[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_EXPORTS])

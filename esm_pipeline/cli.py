@@ -1,0 +1,126 @@
+"""The command line: `esm-pipeline TASK …`.
+
+Exit codes: 0 all records ok or skipped; 1 something failed; 2 bad input, settings or weights, told
+in one line; 130 interrupted. A bug keeps its traceback.
+"""
+
+from __future__ import annotations
+
+import argparse
+import errno
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+from typing import Any, NoReturn, TypeVar
+
+from esm_pipeline.errors import EsmPipelineError, InputError
+from esm_pipeline.settings import Section, check
+from esm_pipeline.tasks import TASKS
+
+S = TypeVar("S", bound=Section)
+
+DISK_ERRORS = {
+    errno.ENOSPC: "no space left on the disk; free some and run the same command again",
+    errno.EDQUOT: "the disk quota is used up; free some space and run the same command again",
+    errno.EROFS: "the file system is read-only; choose another place for the output",
+    errno.EACCES: "permission denied; choose another place or change its permissions",
+}
+
+
+class Parser(argparse.ArgumentParser):
+    """An ArgumentParser whose errors take one line."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: {message} (see {self.prog} --help)\n")
+
+
+def add_flags(parser: argparse.ArgumentParser, section: type[Section]) -> None:
+    """Add a flag for each field of `section`, with its default and description."""
+    for name, field in section.model_fields.items():
+        default = field.get_default(call_default_factory=True)
+        text = ",".join(map(str, default)) if isinstance(default, list) else default
+        description = (field.description or "").replace("%", "%%")
+        parser.add_argument(
+            "--" + name.replace("_", "-"),
+            dest=name,
+            metavar=name.split("_")[-1].upper(),
+            help=f"{description} (default: {text})",
+        )
+
+
+def section_from(section: type[S], args: argparse.Namespace) -> S:
+    """The `section` that the flags of `add_flags` describe. Raises InputError."""
+    values: dict[str, Any] = {}
+    for name, field in section.model_fields.items():
+        text = getattr(args, name)
+        if text is not None:
+            is_list = isinstance(field.get_default(call_default_factory=True), list)
+            values[name] = [part.strip() for part in text.split(",")] if is_list else text
+    return check(section, values, "command line")
+
+
+def add_common(parser: argparse.ArgumentParser) -> None:
+    """Add the flags that every task with records has."""
+    parser.add_argument(
+        "--on-failure",
+        choices=("error", "keep"),
+        default="error",
+        help="when a record failed: exit with 1, or with 0 (default: error)",
+    )
+    parser.add_argument("--quiet", action="store_true", help="no progress, no summary")
+
+
+def build_parser() -> Parser:
+    """The parser with the names of all tasks; a task's own flags are added when it is chosen."""
+    from esm_pipeline import __version__
+
+    parser = Parser(
+        prog="esm-pipeline", description="Embeddings of protein sequences with the ESM models."
+    )
+    parser.add_argument("--version", action="version", version=f"esm-pipeline {__version__}")
+    commands = parser.add_subparsers(dest="task", metavar="TASK", required=True, title="tasks")
+    for name, description in TASKS.items():
+        commands.add_parser(name, help=description, add_help=False)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one task and return the exit code."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    name, _ = build_parser().parse_known_args(argv[:1])
+    task = importlib.import_module(f"esm_pipeline.tasks.{name.task}")
+    parser = Parser(prog=f"esm-pipeline {name.task}", description=task.__doc__.splitlines()[0])
+    task.add_arguments(parser)
+    args = parser.parse_args(argv[1:])
+    try:
+        return int(task.run(args))
+    except EsmPipelineError as error:
+        return fail(parser.prog, str(error))
+    except OSError as error:
+        if error.errno not in DISK_ERRORS:
+            raise
+        place = f"{error.filename}: " if error.filename else ""
+        return fail(parser.prog, place + DISK_ERRORS[error.errno])
+    except KeyboardInterrupt:
+        print(f"{parser.prog}: interrupted", file=sys.stderr)
+        return 130
+
+
+def fail(program: str, message: str) -> int:
+    """Say on standard error, a line for each problem, why nothing was done."""
+    for line in message.splitlines():
+        print(f"{program}: {line}", file=sys.stderr)
+    return 2
+
+
+def exit_code(failed: int, on_failure: str) -> int:
+    """The exit code of a task that ran to its end with `failed` failed records."""
+    return 1 if failed and on_failure == "error" else 0
+
+
+def require_file(path: str) -> str:
+    """`path`, or InputError if there is no such file."""
+    if not os.path.exists(path):
+        raise InputError(f"{path}: no such file; check the path")
+    return path

@@ -1,0 +1,1 @@
+"""Files in and out: FASTA, records.tsv, HDF5. No torch."""

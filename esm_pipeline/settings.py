@@ -1,0 +1,285 @@
+"""Every setting of the workflow and of the command line, defined once.
+
+The config file, its JSON schema, the command-line flags and the workflow's rule parameters all
+follow from the classes here. No torch: the workflow imports this module at every parse.
+"""
+
+from __future__ import annotations
+
+import csv
+import difflib
+import gzip
+import json
+import math
+import os
+import re
+import shlex
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from esm_pipeline.errors import InputError
+
+EXECUTION: dict[str, Any] = {"execution": True}
+"""Marks a field that changes how a result is computed, never the result: it reruns nothing."""
+
+SAMPLE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+FASTA_SUFFIX = re.compile(r"(\.(fasta|fa|faa|fas|pep|txt))?(\.gz)?$", re.IGNORECASE)
+GZIP_MAGIC = b"\x1f\x8b"
+GZIP_EXPANSION = 2  # bytes of protein FASTA behind one compressed byte, about
+
+Layer = Annotated[int, Field(ge=-1)]
+
+
+class Section(BaseModel):
+    """A group of settings; an unknown key in it is an error."""
+
+    model_config = ConfigDict(extra="forbid", validate_default=True)
+
+
+class CleaningSettings(Section):
+    """What happens to unusual letters in a sequence."""
+
+    unknown_residues: Literal["replace", "skip"] = Field(
+        "replace", description="J, which no model knows: replace it by X, or skip the record"
+    )
+    internal_stops: Literal["skip", "replace"] = Field(
+        "skip", description="a '*' inside a sequence: skip the record, or replace it by X"
+    )
+    gaps: Literal["skip", "remove"] = Field(
+        "skip", description="'-' and '.' in a sequence: skip the record, or remove the gaps"
+    )
+
+
+class ShardSettings(CleaningSettings):
+    """How an input is validated and cut into shards."""
+
+    residues: int = Field(
+        2_000_000, gt=0, description="residues in one shard, about, where `shards` is auto"
+    )
+
+
+class ComputeSettings(Section):
+    """What every task that runs a model has."""
+
+    dtype: Literal["float32", "bfloat16"] = Field(
+        "float32", description="precision the model computes in"
+    )
+    device: str = Field(
+        "auto",
+        pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$",
+        description="auto, cpu, cuda, cuda:N or mps; auto takes a GPU where there is one",
+        json_schema_extra=EXECUTION,
+    )
+    token_budget: int = Field(
+        16_384, gt=0, description="most tokens in one batch", json_schema_extra=EXECUTION
+    )
+    threads: int = Field(
+        0,
+        ge=0,
+        description="CPU threads of one job; 0 takes every core it may use",
+        json_schema_extra=EXECUTION,
+    )
+
+
+class EmbedSettings(ComputeSettings):
+    """What `embed` computes."""
+
+    layers: list[Layer] = Field(
+        [-1], min_length=1, description="layers to store: 0 (embedding) to n; -1 is the last"
+    )
+    include: list[Literal["mean", "residue", "bos", "contacts"]] = Field(
+        ["mean"], min_length=1, description="what to store of each sequence"
+    )
+    residue_dtype: Literal["float16", "float32"] = Field(
+        "float16", description="precision in which residue representations are stored"
+    )
+    long: Literal["auto", "skip", "truncate", "full"] = Field(
+        "auto",
+        description="sequences longer than the position table; auto: skip them (ESM-1b, ESM-1v), "
+        "or full for rotary models (ESM-2), which have no table",
+    )
+
+    @field_validator("layers", "include")
+    @classmethod
+    def _each_once(cls, value: list[Any]) -> list[Any]:
+        if len(set(value)) < len(value):
+            raise ValueError("names something twice")
+        return value
+
+
+class Settings(Section):
+    """The whole configuration of the workflow."""
+
+    fasta: str | None = Field(None, description="a single FASTA input, plain or gzip")
+    samples: str | None = Field(
+        None, description="a table (TSV) with columns sample and fasta, for several inputs"
+    )
+    outdir: str = Field("results", min_length=1, description="folder that receives all results")
+    tasks: list[Literal["embed"]] = Field(["embed"], min_length=1, description="tasks to run")
+    model: str = Field(
+        "demo", min_length=1, description="a hub id, a folder with a checkpoint, or demo"
+    )
+    revision: str | None = Field(None, description="commit, tag or branch of a hub model")
+    shards: Literal["auto"] | Annotated[int, Field(gt=0, le=100_000)] = Field(
+        "auto", description="shards of each sample; auto follows from the input's size"
+    )
+    on_failure: Literal["error", "keep"] = Field(
+        "error", description="when a record failed: end with an error, or accept it"
+    )
+    shard: ShardSettings = Field(default_factory=ShardSettings, description="validation and shards")
+    embed: EmbedSettings = Field(default_factory=EmbedSettings, description="embeddings")
+
+    @model_validator(mode="after")
+    def _one_input(self) -> Settings:
+        if (self.fasta is None) == (self.samples is None):
+            raise ValueError("give one of 'fasta' (a single input) and 'samples' (a table of them)")
+        return self
+
+    def inputs(self) -> dict[str, list[str]]:
+        """FASTA files of each sample, in the order of the table."""
+        if self.fasta is not None:
+            name = FASTA_SUFFIX.sub("", Path(self.fasta).name)
+            cleaned = re.sub(r"[^A-Za-z0-9._-]+", "_", name).strip("._-")[:100]
+            return {cleaned or "sample": [self.fasta]}
+        assert self.samples is not None
+        return read_samples(self.samples)
+
+    def shard_count(self, files: list[str]) -> int:
+        """Shards of a sample: as set, or from the size of its files in bytes."""
+        if self.shards != "auto":
+            return self.shards
+        total = sum(expanded_size(file) for file in files)
+        return max(1, math.ceil(total / self.shard.residues))
+
+
+def expanded_size(file: str) -> int:
+    """Bytes of `file`, or about as many as it has behind its compression."""
+    try:
+        size = os.stat(file).st_size
+        with open(file, "rb") as handle:
+            packed = handle.read(2) == GZIP_MAGIC
+    except FileNotFoundError:
+        raise InputError(
+            f"{file}: no such file; check the path, or set 'shards' to a number if another "
+            "rule makes this input"
+        ) from None
+    except OSError as error:
+        raise InputError(f"{file}: cannot be read ({error.strerror}); check the path") from None
+    return size * GZIP_EXPANSION if packed else size
+
+
+def read_samples(table: str) -> dict[str, list[str]]:
+    """Read the sample table: columns `sample` and `fasta`; several rows of a sample add files.
+
+    Raises InputError with the line for anything unusable in it.
+    """
+    try:
+        text = Path(table).read_bytes()
+        if text.startswith(GZIP_MAGIC):
+            text = gzip.decompress(text)
+        lines = text.decode("utf-8-sig").splitlines()
+    except (OSError, UnicodeDecodeError, EOFError) as error:
+        why = getattr(error, "strerror", None) or "not UTF-8 text"
+        raise InputError(f"{table}: the sample table cannot be read ({why})") from None
+    rows = csv.DictReader(lines, delimiter="\t")
+    missing = [name for name in ("sample", "fasta") if name not in (rows.fieldnames or [])]
+    if missing:
+        raise InputError(
+            f"{table}:1: no column '{missing[0]}'; the table is tab-separated, "
+            "with the columns sample and fasta"
+        )
+    samples: dict[str, list[str]] = {}
+    for row in rows:
+        place = f"{table}:{rows.line_num}"
+        sample, fasta = (row["sample"] or "").strip(), (row["fasta"] or "").strip()
+        if not SAMPLE_NAME.fullmatch(sample):
+            raise InputError(
+                f"{place}: sample name {sample!r} cannot name a folder; use letters, digits, "
+                "'.', '_' and '-', beginning with a letter or digit"
+            )
+        if not fasta:
+            raise InputError(f"{place}: sample '{sample}' has no fasta; name its file")
+        files = samples.setdefault(sample, [])
+        if fasta in files:
+            raise InputError(f"{place}: sample '{sample}' lists {fasta} twice; remove one row")
+        files.append(fasta)
+    if not samples:
+        raise InputError(f"{table}: no samples; add a row below the column names")
+    folded: dict[str, str] = {}
+    for sample in samples:
+        other = folded.setdefault(sample.lower(), sample)
+        if other != sample:
+            raise InputError(
+                f"{table}: samples '{other}' and '{sample}' differ only in case and would share "
+                "a folder on some systems; rename one"
+            )
+    return samples
+
+
+def load_settings(config: Mapping[str, Any], source: str = "config") -> Settings:
+    """Check a parsed config file. Raises InputError with every problem on a line of its own."""
+    return check(Settings, config, source)
+
+
+S = TypeVar("S", bound=Section)
+
+
+def check(section: type[S], values: Mapping[str, Any], source: str) -> S:
+    """Build `section` from `values`, or raise InputError that tells which key is wrong and why."""
+    try:
+        return section.model_validate(values)
+    except ValidationError as error:
+        problems = [explain(section, problem) for problem in error.errors()]
+        raise InputError("\n".join(f"{source}: {problem}" for problem in problems)) from None
+
+
+def explain(section: type[Section], problem: Mapping[str, Any]) -> str:
+    """One line on one pydantic problem, in the words of the config file."""
+    place = [part for part in problem["loc"] if part not in ("literal['auto']", "constrained-int")]
+    key = ".".join(str(part) for part in place)
+    if problem["type"] == "extra_forbidden":
+        known = list(section_at(section, place[:-1]).model_fields)
+        near = difflib.get_close_matches(str(place[-1]), known, n=1, cutoff=0.5)
+        remedy = f"did you mean '{near[0]}'?" if near else f"known keys: {', '.join(known)}"
+        return f"unknown key '{key}'; {remedy}"
+    message = problem["msg"].removeprefix("Value error, ")
+    return f"'{key}' = {problem['input']!r}: {message}" if key else message
+
+
+def section_at(section: type[Section], place: list[Any]) -> type[Section]:
+    """The class of the nested section that `place` leads to."""
+    for part in place:
+        inner = section.model_fields[part].annotation if part in section.model_fields else None
+        if not (isinstance(inner, type) and issubclass(inner, Section)):
+            break
+        section = inner
+    return section
+
+
+def is_execution(section: type[Section], name: str) -> bool:
+    """Whether a field of `section` leaves results as they are."""
+    extra = section.model_fields[name].json_schema_extra
+    return isinstance(extra, dict) and bool(extra.get("execution"))
+
+
+def flag_values(section: Section, *, execution: bool) -> Iterator[tuple[str, str]]:
+    """Flags and values of the fields that do (or do not) change results."""
+    for name in type(section).model_fields:
+        value = getattr(section, name)
+        if is_execution(type(section), name) is execution and value is not None:
+            text = ",".join(map(str, value)) if isinstance(value, list) else str(value)
+            yield "--" + name.replace("_", "-"), text
+
+
+def flags(section: Section, *, execution: bool = False) -> str:
+    """`section` as shell-quoted command-line flags."""
+    pairs = flag_values(section, execution=execution)
+    return " ".join(shlex.quote(f"{flag}={value}") for flag, value in pairs)
+
+
+def json_schema() -> str:
+    """JSON schema of the config file."""
+    return json.dumps(Settings.model_json_schema(), indent=2) + "\n"

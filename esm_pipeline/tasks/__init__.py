@@ -1,0 +1,13 @@
+"""Tasks: what the command line and the workflow run.
+
+Each module listed here has `add_arguments(parser)` and `run(args) -> int` (an exit code). A module
+is imported only when its task runs, so that light tasks load no torch.
+"""
+
+TASKS = {
+    "embed": "representations of every sequence of a FASTA file, into HDF5",
+    "shard": "validate FASTA files, remove duplicates, cut them into shards",
+    "aggregate": "gather the shards of a task into one result, with every record in it",
+    "verdict": "count what became of every record; fail if any failed",
+}
+"""Name of each task, which is also its module and its command, and its help text."""
