@@ -1,0 +1,77 @@
+# Everything a contributor or a newcomer runs. `make help` lists it.
+#
+#   make demo                    the main job, end to end, on the packaged sequences and model
+#   make test PYTHON=python3.12  with another interpreter
+#   make demo TORCH_FLAGS="--index-url https://download.pytorch.org/whl/cpu"   a smaller torch
+
+PYTHON ?= python3
+VENV ?= .venv
+TORCH_FLAGS ?=
+CORES ?= all
+UV := uv==0.13.9
+
+SHELL := bash
+BIN := $(VENV)/bin
+RUN := PATH="$(abspath $(BIN)):$$PATH"
+INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+COMPILE = $(VENV)/lock/bin/uv pip compile --quiet --universal --python-version 3.11 \
+	--custom-compile-command "make lock" --constraint requirements-torch.txt pyproject.toml
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: demo test test-long bench lint lock clean help
+
+help:  ## this list
+	@grep -hE '^[a-z-]+:.*  ## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*  ## /  make \1\t/' | expand -t 18
+
+demo: $(VENV)/.workflow  ## embed the packaged proteins with the packaged model, into results/
+	@$(RUN) snakemake --cores $(CORES) --quiet rules host reason
+	@$(RUN) python workflow/scripts/show_results.py results
+
+test: lint  ## lint, then every test but the long ones
+	@$(RUN) python -m pytest -m "not long"
+
+test-long: $(VENV)/.test  ## the heavy proofs
+	@$(RUN) python -m pytest -m long
+
+bench: $(VENV)/.test  ## measurements; each prints its own table
+	@set -e; for file in tests/benchmarks/bench_*.py; do echo "== $$file"; $(RUN) python "$$file"; done
+
+lint: $(VENV)/.test  ## ruff, mypy, snakefmt, snakemake --lint
+	@$(RUN) ruff check .
+	@$(RUN) ruff format --check .
+	@$(RUN) mypy
+	@$(RUN) snakefmt --check Snakefile workflow
+	@$(RUN) snakemake --lint
+
+lock: requirements-torch.txt  ## resolve the dependencies anew: locks and conda environment
+	@rm -rf $(VENV)/lock && $(PYTHON) -m venv $(VENV)/lock && $(VENV)/lock/bin/pip install -q $(UV)
+	$(COMPILE) --extra workflow --generate-hashes --no-emit-package torch -o requirements.lock --upgrade
+	$(COMPILE) --extra workflow --group test --generate-hashes --no-emit-package torch \
+		--constraint requirements.lock -o requirements-test.lock --upgrade
+	@printf '%s\n' '# Made by `make lock`: what a job needs, with the versions of requirements.lock.' \
+		'channels:' '  - conda-forge' '  - nodefaults' 'dependencies:' '  - python =3.11' '  - pip' \
+		'  - pip:' > envs/esm.yaml
+	$(COMPILE) --constraint requirements.lock --no-annotate --no-header | sed 's/^/      - /' >> envs/esm.yaml
+
+clean:  ## remove what was made here, except results
+	rm -rf $(VENV) .snakemake .pytest_cache .mypy_cache .ruff_cache .hypothesis build *.egg-info
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# Installing: the lock by hash, then torch by version (its companions differ by platform, and pip
+# refuses a line without a hash beside lines with one), then this project and nothing else.
+$(VENV)/.workflow: requirements.lock requirements-torch.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "$(PYTHON) is \
+	$$($(PYTHON) --version 2>&1), but Python 3.11 or newer is needed; name one with 'make PYTHON=...'" >&2; exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { echo "$(PYTHON) cannot make virtual \
+	environments; on Debian and Ubuntu: apt-get install python3-venv" >&2; exit 1; }
+	@echo "Installing into $(VENV) (once; some minutes)" >&2
+	@$(PYTHON) -m venv --clear $(VENV)
+	@$(INSTALL) --require-hashes -r requirements.lock
+	@$(INSTALL) $(TORCH_FLAGS) -r requirements-torch.txt
+	@$(INSTALL) --no-deps --no-build-isolation -e .
+	@touch $@
+
+$(VENV)/.test: requirements-test.lock $(VENV)/.workflow
+	@$(INSTALL) --require-hashes -r requirements-test.lock
+	@touch $@
