@@ -1,0 +1,55 @@
+"""SHA-256 digests beside the files they belong to, in the format of `sha256sum`."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterable
+from pathlib import Path
+
+from esm_pipeline.errors import InputError
+from esm_pipeline.files import atomic_path
+
+REMEDY = "remove it and run the workflow again"
+
+
+def sha256(path: Path) -> str:
+    """Digest of the file's bytes, in hexadecimal."""
+    with open(path, "rb") as handle:
+        return hashlib.file_digest(handle, "sha256").hexdigest()
+
+
+def write_digests(target: Path, files: Iterable[Path]) -> None:
+    """Write the digests of `files`; `sha256sum --check` in the target's folder accepts them."""
+    lines = [f"{sha256(file)}  {os.path.relpath(file, target.parent)}\n" for file in files]
+    with atomic_path(target) as path:
+        path.write_text("".join(lines), encoding="utf-8")
+
+
+def check_digests(digests: Path, required: Iterable[Path] = ()) -> None:
+    """Check every file listed in `digests`, among them the `required` ones.
+
+    Raises InputError that names the file that is missing, damaged or not listed.
+    """
+    try:
+        lines = digests.read_text(encoding="utf-8").splitlines()
+    except FileNotFoundError:
+        raise InputError(f"{digests}: no such file; run the workflow again to make it") from None
+    except UnicodeDecodeError:
+        raise InputError(f"{digests}: no list of digests; {REMEDY}") from None
+    listed = []
+    for number, line in enumerate(lines, 1):
+        digest, _, name = line.partition("  ")
+        if len(digest) != 64 or not name:
+            raise InputError(f"{digests}:{number}: not a digest and a file name; {REMEDY}")
+        listed.append(file := digests.parent / name)
+        if not file.is_file():
+            raise InputError(
+                f"{file}: no such file, but {digests.name} lists it; remove {digests} and run the "
+                "workflow again"
+            )
+        if sha256(file) != digest:
+            raise InputError(f"{file}: damaged, its digest is not that in {digests.name}; {REMEDY}")
+    for file in required:
+        if file not in listed:
+            raise InputError(f"{digests}: does not list {file.name}; {REMEDY}")

@@ -1,0 +1,228 @@
+"""Flat HDF5 files of ragged arrays, written in place: never a group or dataset for each record.
+
+U unique sequences lie in rows, N records point to them. Every array has one value for each
+sequence, residue or pair of residues, all sequences end to end in one contiguous dataset:
+
+    id (N,), index (N,), row (N,)    the records, and the row that holds the sequence of each
+    length (U,), offset (U + 1,)     residues of each sequence, and where they begin
+    {name} (units, …)                what a task computed; its attribute `per` names the unit
+    {name}_offset (U + 1,)           where the pairs of each sequence begin, if the unit is a pair
+
+HDF5 lays the file out, then the values are written to their byte offsets with plain system calls:
+memory stays flat, rows may come in any order, a full disk is an OSError. Any HDF5 reader can read
+the result and any program can memory-map it. No timestamps: the same input gives the same bytes.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any, Literal, get_args
+
+import h5py
+import numpy as np
+from numpy.typing import NDArray
+
+Per = Literal["sequence", "residue", "pair"]
+"""What an array has one value for."""
+
+Int64 = NDArray[np.int64]
+
+FORMAT_VERSION = 1
+PAGE = 4096  # bytes; datasets from this size on begin at a multiple of it, for memory maps
+BLOCK = 16 << 20  # bytes read at a time when rows are copied
+NO_RESERVATION = (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS)  # the file system cannot
+
+
+@dataclass(frozen=True)
+class Array:
+    """One dataset of a file: a value of `shape` and `dtype` for each unit of `per`."""
+
+    name: str
+    per: Per
+    shape: tuple[int, ...]
+    dtype: str
+
+    @property
+    def item_bytes(self) -> int:
+        """Bytes of the value of one unit."""
+        return int(np.prod(self.shape, dtype=np.int64)) * np.dtype(self.dtype).itemsize
+
+
+@dataclass(frozen=True)
+class Entries:
+    """A block of n records, in the order of their index."""
+
+    ids: list[str]
+    index: Int64  # (n,) place in the input
+    row: Int64  # (n,) row that holds the sequence
+
+
+def unit_starts(lengths: NDArray[Any], per: Per) -> Int64:
+    """First unit of each row, and behind the last: (U + 1,) int64, from the rows' `lengths`."""
+    exponent = get_args(Per).index(per)  # a sequence has length⁰ units, and so on
+    starts = np.zeros(len(lengths) + 1, np.int64)
+    np.cumsum(np.asarray(lengths, np.int64) ** exponent, out=starts[1:])
+    return starts
+
+
+class RaggedWriter:
+    """Creates a file at `path` and writes the rows of its arrays, in any order.
+
+    `lengths` (U,) are the residues of each row; `records` is N, the sum over all `entries`. A row
+    that is never written reads as zeros. Raises OSError, a full disk at once and not later.
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        arrays: Iterable[Array],
+        lengths: NDArray[Any],
+        records: int,
+        entries: Iterable[Entries],
+        attributes: Mapping[str, str],
+    ) -> None:
+        self.arrays = {array.name: array for array in arrays}
+        self._starts = {
+            per: unit_starts(lengths, per)
+            for per in {"residue", *(array.per for array in self.arrays.values())}
+        }
+        with h5py.File(path, "w", alignment_threshold=PAGE, alignment_interval=PAGE) as file:
+            file.attrs.update({"format_version": FORMAT_VERSION, **attributes})
+            write_entries(file, records, entries)
+            create_flat(file, "length", "<i4", (len(lengths),))[...] = lengths
+            create_flat(file, "offset", "<i8", (len(lengths) + 1,))[...] = self._starts["residue"]
+            self._offsets = {name: self._create(file, name) for name in self.arrays}
+        self._file = os.open(path, os.O_WRONLY)
+        reserve(self._file)
+
+    def _create(self, file: h5py.File, name: str) -> int | None:
+        array, starts = self.arrays[name], self._starts[self.arrays[name].per]
+        if array.per == "pair":
+            create_flat(file, f"{name}_offset", "<i8", starts.shape)[...] = starts
+        dataset = create_flat(file, name, array.dtype, (int(starts[-1]), *array.shape))
+        dataset.attrs["per"] = array.per
+        offset: int | None = dataset.id.get_offset()  # None where the dataset has no bytes
+        return offset
+
+    def __enter__(self) -> RaggedWriter:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        os.close(self._file)
+
+    def write(self, name: str, rows: NDArray[Any], values: NDArray[Any]) -> None:
+        """Write `values` (units of all `rows` in turn, *shape) of array `name`.
+
+        Rows that are neighbours in the file are written in one go.
+        """
+        array, starts = self.arrays[name], self._starts[self.arrays[name].per]
+        begin, end = starts[rows], starts[np.asarray(rows) + 1]
+        source = np.concatenate([[0], np.cumsum(end - begin)])
+        assert values.shape == (source[-1], *array.shape), f"{values.shape} do not fill the rows"
+        if not values.size:
+            return
+        data = np.ascontiguousarray(values, array.dtype).reshape(-1).view(np.uint8).data
+        offset = self._offsets[name]
+        assert offset is not None
+        size = array.item_bytes
+        firsts = np.concatenate([[0], np.flatnonzero(begin[1:] != end[:-1]) + 1])
+        stops = np.append(source[firsts[1:]], source[-1])
+        for place, start, stop in zip(
+            (begin[firsts] * size + offset).tolist(),
+            (source[firsts] * size).tolist(),
+            (stops * size).tolist(),
+            strict=True,
+        ):
+            write_at(self._file, place, data[start:stop])
+
+    def copy(self, source: h5py.File, rows: Int64) -> None:
+        """Copy row r of `source`, a file of the same arrays, to row `rows[r]`; -1 leaves it out."""
+        lengths = source["length"][...]
+        for array in self.arrays.values():
+            starts = unit_starts(lengths, array.per)
+            for first, stop in blocks(starts, rows >= 0, max(1, BLOCK // array.item_bytes)):
+                values = source[array.name][starts[first] : starts[stop]]
+                self.write(array.name, rows[first:stop], values)
+
+
+def create_flat(
+    file: h5py.File, name: str, dtype: str | np.dtype[Any], shape: tuple[int, ...]
+) -> h5py.Dataset:
+    """Create a contiguous dataset that has its place in the file at once, with nothing written."""
+    properties = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+    properties.set_layout(h5py.h5d.CONTIGUOUS)
+    properties.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
+    properties.set_fill_time(h5py.h5d.FILL_TIME_NEVER)
+    properties.set_obj_track_times(False)
+    folder, _, leaf = name.rpartition("/")
+    group = file.require_group(folder) if folder else file
+    kind = h5py.h5t.py_create(np.dtype(dtype), logical=True)
+    space = h5py.h5s.create_simple(shape)
+    return h5py.Dataset(h5py.h5d.create(group.id, leaf.encode(), kind, space, properties))
+
+
+def write_entries(file: h5py.File, records: int, entries: Iterable[Entries]) -> None:
+    """Write the datasets id, index and row, block by block."""
+    ids = file.create_dataset("id", (records,), h5py.string_dtype(), track_times=False)
+    index = create_flat(file, "index", "<i8", (records,))
+    row = create_flat(file, "row", "<i8", (records,))
+    done = 0
+    for block in entries:
+        stop = done + len(block.ids)
+        assert stop <= records, "more entries than records"
+        if block.ids:
+            ids[done:stop] = block.ids
+            index[done:stop], row[done:stop] = block.index, block.row
+        done = stop
+    assert done == records, f"{done} entries for {records} records"
+
+
+def reserve(file: int) -> None:
+    """Take the disk space of an open file now. Raises OSError if there is not enough."""
+    size = os.fstat(file).st_size
+    if not size or not hasattr(os, "posix_fallocate"):
+        return
+    try:
+        os.posix_fallocate(file, 0, size)
+    except OSError as error:
+        if error.errno not in NO_RESERVATION:
+            raise
+
+
+def write_at(file: int, place: int, data: memoryview) -> None:
+    """Write all bytes of `data` at byte `place`. Raises OSError, as on a full disk."""
+    while data:
+        written = os.pwrite(file, data, place)
+        place, data = place + written, data[written:]
+
+
+def blocks(starts: Int64, keep: NDArray[np.bool_], units: int) -> Iterator[tuple[int, int]]:
+    """Cut the rows to `keep` into runs [first, stop) of at most `units` units, or one row."""
+    edges = np.flatnonzero(np.diff(np.concatenate([[0], keep.view(np.int8), [0]])))
+    for first, end in edges.reshape(-1, 2).tolist():
+        while first < end:
+            stop = int(np.searchsorted(starts, starts[first] + units, side="right")) - 1
+            stop = max(first + 1, min(stop, end))
+            yield first, stop
+            first = stop
+
+
+def arrays_of(file: h5py.File) -> list[Array]:
+    """The arrays that a `RaggedWriter` put into `file`, by name."""
+    found: list[Array] = []
+
+    def visit(name: str, item: Any) -> None:
+        if isinstance(item, h5py.Dataset) and "per" in item.attrs:
+            found.append(Array(name, item.attrs["per"], item.shape[1:], item.dtype.str))
+
+    file.visititems(visit)
+    return found
