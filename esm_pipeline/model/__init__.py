@@ -1,0 +1,27 @@
+"""The ESM protein language models, packed: no padding is ever computed.
+
+Shape legend, used in every docstring and comment below this folder:
+B batch (sequences), L tokens of a sequence with BOS and EOS, T packed tokens of a batch laid end to
+end, R residues, D width, H heads, K head width, F feed-forward width, V vocabulary, n layers.
+"""
+
+from esm_pipeline.model.config import EsmConfig
+from esm_pipeline.model.esm import EsmModel, Represented
+from esm_pipeline.model.heads import EsmForMaskedLM
+from esm_pipeline.model.hub import Checkpoint, demo_model, resolve_checkpoint
+from esm_pipeline.model.layout import PackedLayout
+from esm_pipeline.model.optimize import optimize_for_inference
+from esm_pipeline.model.tokenizer import EsmTokenizer
+
+__all__ = [
+    "Checkpoint",
+    "EsmConfig",
+    "EsmForMaskedLM",
+    "EsmModel",
+    "EsmTokenizer",
+    "PackedLayout",
+    "Represented",
+    "demo_model",
+    "optimize_for_inference",
+    "resolve_checkpoint",
+]

@@ -1,0 +1,120 @@
+"""Attention over packed sequences: one function, several backends.
+
+`attend` never holds attention maps; `attend_with_maps` is the explicit path, for attention outputs,
+contacts and head masks. Peer: transformers modeling_esm.py `EsmSelfAttention`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from esm_pipeline.model.layout import PackedLayout
+
+try:
+    from torch.nn.attention.varlen import varlen_attn
+except ImportError:
+    varlen_attn = None
+
+Backend = Callable[[Tensor, Tensor, Tensor, PackedLayout, float], Tensor]
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, layout: PackedLayout, dropout: float = 0.0) -> Tensor:
+    """Softmax attention of each sequence over itself: (T, H, K) ×3 → (T, H, K)."""
+    return choose_backend(q, dropout)(q, k, v, layout, dropout)
+
+
+def choose_backend(q: Tensor, dropout: float) -> Backend:
+    """The fastest backend that can do it where `q` lies."""
+    if q.device.type == "cpu":
+        return attend_by_length
+    half = q.dtype in (torch.float16, torch.bfloat16)
+    if q.device.type == "cuda" and half and dropout == 0.0 and varlen_attn is not None:
+        return attend_variable_length
+    return attend_padded
+
+
+def attend_by_length(
+    q: Tensor, k: Tensor, v: Tensor, layout: PackedLayout, dropout: float
+) -> Tensor:
+    """Neighbours of equal length together, without padding. For the CPU."""
+    parts = []
+    for start, count, length in layout.groups:
+        stop = start + count * length
+        heads_first = [
+            x[start:stop].unflatten(0, (count, length)).transpose(1, 2) for x in (q, k, v)
+        ]  # (count, H, length, K) each
+        out = F.scaled_dot_product_attention(*heads_first, dropout_p=dropout)
+        parts.append(out.transpose(1, 2).flatten(0, 1))
+    return torch.cat(parts) if len(parts) != 1 else parts[0]  # (T, H, K)
+
+
+def attend_variable_length(
+    q: Tensor, k: Tensor, v: Tensor, layout: PackedLayout, dropout: float
+) -> Tensor:
+    """One kernel over all lengths, without padding. For CUDA in 16 bits, without dropout."""
+    ends, longest = layout.cumulative, layout.longest
+    out: Tensor = varlen_attn(q, k, v, ends, ends, longest, longest)
+    return out
+
+
+def attend_padded(q: Tensor, k: Tensor, v: Tensor, layout: PackedLayout, dropout: float) -> Tensor:
+    """Padded to the longest for the attention alone. For devices without a better kernel."""
+    shape = (len(layout.lengths), layout.longest)
+    lengths = torch.tensor(layout.lengths, device=q.device)
+    mask = torch.arange(layout.longest, device=q.device) < lengths.unsqueeze(1)  # (B, longest)
+    places = mask.flatten().nonzero().squeeze(1)  # (T,)
+    padded = []
+    for x in (q, k, v):
+        flat = x.new_zeros(shape[0] * shape[1], *x.shape[1:]).index_copy(0, places, x)
+        padded.append(flat.unflatten(0, shape).transpose(1, 2))  # (B, H, longest, K)
+    # a sequence without tokens keeps one, so that no softmax is empty
+    visible = mask | (lengths == 0).unsqueeze(1)
+    out = F.scaled_dot_product_attention(
+        *padded, attn_mask=visible[:, None, None, :], dropout_p=dropout
+    )
+    return out.transpose(1, 2).flatten(0, 1).index_select(0, places)
+
+
+def attend_with_maps(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    layout: PackedLayout,
+    dropout: float = 0.0,
+    head_mask: Tensor | None = None,
+) -> tuple[Tensor, list[Tensor]]:
+    """As `attend`, and the attention maps: one (sequences, H, L, L) for each group of the layout.
+
+    `head_mask` (H,) scales the heads; the maps returned are after dropout and head mask, as the
+    reference's.
+    """
+    parts, maps = [], []
+    for start, count, length in layout.groups:
+        stop = start + count * length
+        qg, kg, vg = (
+            x[start:stop].unflatten(0, (count, length)).transpose(1, 2) for x in (q, k, v)
+        )
+        scores = (qg * q.shape[-1] ** -0.5) @ kg.transpose(-1, -2)  # (count, H, length, length)
+        weights = F.dropout(scores.softmax(-1), dropout, training=dropout > 0)
+        if head_mask is not None:
+            weights = weights * head_mask.to(weights.dtype)[:, None, None]
+        maps.append(weights)
+        parts.append((weights @ vg).transpose(1, 2).flatten(0, 1))
+    return (torch.cat(parts) if parts else q.new_zeros(q.shape)), maps
+
+
+def unpack_maps(maps: list[Tensor], layout: PackedLayout, width: int) -> Tensor:
+    """Maps by group → (B, H, width, width), zeros where a token was masked."""
+    heads = maps[0].shape[1] if maps else 0
+    options = {"dtype": maps[0].dtype, "device": maps[0].device} if maps else {}
+    padded = torch.zeros(len(layout.lengths), heads, width, width, **options)
+    single = iter([one for group in maps for one in group])  # each (H, L, L)
+    for place, (start, length) in enumerate(zip(layout.offsets, layout.lengths, strict=False)):
+        if length:
+            columns = layout.positions[start : start + length]
+            padded[place, :, columns[:, None], columns] = next(single)
+    return padded

@@ -1,0 +1,117 @@
+"""What the ESM classes share: construction, `from_pretrained`, `save_pretrained`.
+
+Peer: transformers `PreTrainedModel`, cut down to what its users call on ESM models.
+"""
+
+from __future__ import annotations
+
+import inspect
+import os
+from typing import Any, TypeVar
+
+import torch
+from torch import nn
+
+from esm_pipeline.errors import WeightsError
+from esm_pipeline.model.config import EsmConfig
+from esm_pipeline.model.hub import CONFIG_FILE, HUB_OPTIONS, resolve_checkpoint
+from esm_pipeline.model.weights import load_weights, save_weights
+
+M = TypeVar("M", bound="EsmPreTrainedModel")
+
+
+class EsmPreTrainedModel(nn.Module):
+    """Base of the ESM models."""
+
+    config_class = EsmConfig
+    name_or_path: str = ""
+
+    def __init__(self, config: EsmConfig) -> None:
+        super().__init__()
+        config.require_supported()
+        self.config = config
+
+    def post_init(self) -> None:
+        """Random weights as the reference starts from: normal, norms at one, biases at zero."""
+        for module in self.modules():
+            initialise(module, self.config.initializer_range)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Precision of the weights."""
+        return next(self.parameters()).dtype
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights lie."""
+        return next(self.parameters()).device
+
+    def num_parameters(self) -> int:
+        """Number of weights."""
+        return sum(parameter.numel() for parameter in self.parameters())
+
+    @classmethod
+    def from_pretrained(
+        cls: type[M],
+        path_or_hub_id: str | os.PathLike[str],
+        *,
+        config: EsmConfig | None = None,
+        dtype: torch.dtype | str | None = None,
+        torch_dtype: torch.dtype | str | None = None,
+        device: torch.device | str = "cpu",
+        output_loading_info: bool = False,
+        **options: Any,
+    ) -> Any:
+        """Load a checkpoint of a folder, a hub id or "demo"; the model is in evaluation mode.
+
+        `revision`, `cache_dir`, `local_files_only` and `token` say where from; `dtype` (also spelt
+        `torch_dtype`) is the precision, float32 unless told, "auto" for the file's; other keywords
+        go to the class (`add_pooling_layer`) or replace settings of the config. With
+        `output_loading_info`, returns (model, dict): the keys that were missing and left out. A
+        missing pooler or classifier is initialised with a warning. Raises WeightsError for any
+        other missing or unexpected key, and for a checkpoint that cannot be read.
+        """
+        where = {name: options.pop(name) for name in HUB_OPTIONS if name in options}
+        checkpoint = resolve_checkpoint(os.fspath(path_or_hub_id), **where)
+        known = inspect.signature(cls).parameters.keys() - {"config"}
+        arguments = {name: options.pop(name) for name in known if name in options}
+        if config is None:
+            config = cls.config_class.from_file(checkpoint.folder / CONFIG_FILE, **options)
+        with torch.device("meta"):
+            model = cls(config, **arguments)
+        info = load_weights(
+            model, checkpoint, read_dtype(dtype if dtype is not None else torch_dtype), device
+        )
+        model.name_or_path = checkpoint.name
+        model.eval()
+        return (model, info) if output_loading_info else model
+
+    def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
+        """Write `config.json` and `model.safetensors` in the layout of transformers 4.37.2."""
+        self.config.save_pretrained(folder)
+        save_weights(self, folder)
+
+
+def initialise(module: nn.Module, spread: float) -> None:
+    """Random weights for one module: normal of deviation `spread`; padding and biases zero."""
+    if isinstance(module, nn.Linear):
+        nn.init.normal_(module.weight, std=spread)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)
+    elif isinstance(module, nn.Embedding):
+        nn.init.normal_(module.weight, std=spread)
+        if module.padding_idx is not None:
+            with torch.no_grad():
+                module.weight[module.padding_idx].zero_()
+
+
+def read_dtype(given: torch.dtype | str | None) -> torch.dtype | None:
+    """The dtype asked for; None stands for the checkpoint's own. Raises WeightsError."""
+    if given == "auto":
+        return None
+    if isinstance(given, str):
+        found = getattr(torch, given.removeprefix("torch."), None)
+        if not isinstance(found, torch.dtype):
+            raise WeightsError(f"dtype '{given}' is not known; use float32, bfloat16 or auto")
+        return found
+    return torch.float32 if given is None else given

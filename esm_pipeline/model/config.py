@@ -1,0 +1,156 @@
+"""The configuration of an ESM model. Peer: transformers 4.37.2 `EsmConfig`."""
+
+from __future__ import annotations
+
+import copy
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from esm_pipeline.errors import WeightsError
+from esm_pipeline.files import atomic_path
+from esm_pipeline.model.hub import CONFIG_FILE, HUB_OPTIONS, resolve_file
+
+POSITION_TYPES = ("absolute", "rotary")
+
+
+class EsmConfig:
+    """What a checkpoint's `config.json` says; unknown keys are kept and written back.
+
+    Arguments and defaults are the reference's. Here the position embeddings `absolute` (ESM-1b,
+    ESM-1v) and `rotary` (ESM-2) exist; a decoder does not.
+    """
+
+    model_type = "esm"
+
+    def __init__(
+        self,
+        vocab_size: int | None = None,
+        mask_token_id: int | None = None,
+        pad_token_id: int | None = None,
+        hidden_size: int = 768,
+        num_hidden_layers: int = 12,
+        num_attention_heads: int = 12,
+        intermediate_size: int = 3072,
+        hidden_dropout_prob: float = 0.1,
+        attention_probs_dropout_prob: float = 0.1,
+        max_position_embeddings: int = 1026,
+        initializer_range: float = 0.02,
+        layer_norm_eps: float = 1e-12,
+        position_embedding_type: str = "absolute",
+        use_cache: bool = True,
+        emb_layer_norm_before: bool | None = None,
+        token_dropout: bool = False,
+        is_folding_model: bool = False,
+        esmfold_config: dict[str, Any] | None = None,
+        vocab_list: list[str] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        self.vocab_size = vocab_size
+        self.mask_token_id = mask_token_id
+        self.pad_token_id = pad_token_id
+        self.hidden_size = hidden_size
+        self.num_hidden_layers = num_hidden_layers
+        self.num_attention_heads = num_attention_heads
+        self.intermediate_size = intermediate_size
+        self.hidden_dropout_prob = hidden_dropout_prob
+        self.attention_probs_dropout_prob = attention_probs_dropout_prob
+        self.max_position_embeddings = max_position_embeddings
+        self.initializer_range = initializer_range
+        self.layer_norm_eps = layer_norm_eps
+        self.position_embedding_type = position_embedding_type
+        self.use_cache = use_cache
+        self.emb_layer_norm_before = emb_layer_norm_before
+        self.token_dropout = token_dropout
+        self.is_folding_model = is_folding_model
+        self.esmfold_config = esmfold_config
+        self.vocab_list = vocab_list
+        self.is_decoder: bool = kwargs.pop("is_decoder", False)
+        self.output_attentions: bool = kwargs.pop("output_attentions", False)
+        self.output_hidden_states: bool = kwargs.pop("output_hidden_states", False)
+        self.return_dict: bool = kwargs.pop("return_dict", True)
+        self.tie_word_embeddings: bool = kwargs.pop("tie_word_embeddings", True)
+        for name, value in kwargs.items():
+            setattr(self, name, value)
+
+    def require_supported(self) -> None:
+        """Raise WeightsError, naming the setting, if no model here can be built from this."""
+        for name in ("vocab_size", "pad_token_id"):
+            if getattr(self, name) is None:
+                raise WeightsError(f"config: {name} is not set; the standard alphabet has 33 and 1")
+        if self.hidden_size % self.num_attention_heads:
+            raise WeightsError(
+                f"config: hidden_size {self.hidden_size} is not a multiple of "
+                f"num_attention_heads {self.num_attention_heads}"
+            )
+        if self.position_embedding_type not in POSITION_TYPES:
+            raise WeightsError(
+                f"config: position_embedding_type '{self.position_embedding_type}' is not one of "
+                f"{', '.join(POSITION_TYPES)}"
+            )
+        if self.is_decoder:
+            raise WeightsError("config: is_decoder is set; only encoders can be built")
+
+    @property
+    def max_residues(self) -> int | None:
+        """Most residues between BOS and EOS that the position table holds; None without a table."""
+        if self.position_embedding_type != "absolute" or self.pad_token_id is None:
+            return None
+        return self.max_position_embeddings - self.pad_token_id - 3
+
+    def to_dict(self) -> dict[str, Any]:
+        """All settings, as `config.json` holds them."""
+        return {**copy.deepcopy(vars(self)), "model_type": self.model_type}
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any], **overrides: Any) -> EsmConfig:
+        """The config of a parsed `config.json`. Raises WeightsError if it is of another family."""
+        merged = {**copy.deepcopy(values), **overrides}
+        model_type = merged.pop("model_type", cls.model_type)
+        if model_type != cls.model_type:
+            raise WeightsError(
+                f"config: model_type is '{model_type}', not 'esm'; choose a checkpoint of the ESM "
+                "family (ESM-1b, ESM-1v, ESM-2)"
+            )
+        return cls(**merged)
+
+    @classmethod
+    def from_pretrained(cls, path_or_hub_id: str | os.PathLike[str], **options: Any) -> EsmConfig:
+        """Read `config.json` of a folder, a hub id or "demo".
+
+        `revision`, `cache_dir`, `local_files_only` and `token` say where from; other keywords
+        replace settings. Raises WeightsError.
+        """
+        where = {name: options.pop(name) for name in HUB_OPTIONS if name in options}
+        return cls.from_file(
+            resolve_file(os.fspath(path_or_hub_id), CONFIG_FILE, **where), **options
+        )
+
+    @classmethod
+    def from_file(cls, path: Path, **overrides: Any) -> EsmConfig:
+        """Read one `config.json`. Raises WeightsError, naming it."""
+        try:
+            values = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+            raise WeightsError(f"{path}: not a readable config ({error})") from None
+        if not isinstance(values, dict):
+            raise WeightsError(f"{path}: not a config; it should hold a JSON object")
+        try:
+            return cls.from_dict(values, **overrides)
+        except WeightsError as error:
+            raise WeightsError(f"{path}: {error}") from None
+
+    def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
+        """Write `config.json` into `folder`."""
+        with atomic_path(Path(folder) / CONFIG_FILE) as path:
+            path.write_text(json.dumps(self.to_dict(), indent=2, sort_keys=True) + "\n")
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, EsmConfig) and self.to_dict() == other.to_dict()
+
+    def __hash__(self) -> int:
+        return id(self)
+
+    def __repr__(self) -> str:
+        return f"EsmConfig {json.dumps(self.to_dict(), indent=2, sort_keys=True)}"

@@ -1,0 +1,40 @@
+"""Contact prediction from attention maps, accumulated layer by layer (Rao et al. 2021).
+
+Nothing of size layers × heads × L² ever exists: the maps of one layer are enough. Peers: fair-esm
+modules.py `ContactPredictionHead`, transformers `EsmContactPredictionHead`.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from esm_pipeline.model.config import EsmConfig
+
+
+class EsmContactPredictionHead(nn.Module):
+    """Logistic regression over the symmetrised, corrected attention maps of all layers."""
+
+    def __init__(self, config: EsmConfig) -> None:
+        super().__init__()
+        self.heads = config.num_attention_heads
+        self.regression = nn.Linear(config.num_hidden_layers * self.heads, 1)
+
+    def layer_logits(self, maps: Tensor, layer: int) -> Tensor:
+        """What layer `layer` (from 1) adds: (sequences, H, L, L) → (sequences, R, R)."""
+        residues = maps[..., 1:-1, 1:-1]  # without BOS and EOS
+        corrected = average_product_corrected(residues + residues.transpose(-1, -2))
+        weights = self.regression.weight[0, (layer - 1) * self.heads : layer * self.heads]
+        return torch.einsum("nhij,h->nij", corrected, weights)
+
+    def forward(self, logits: Tensor) -> Tensor:
+        """Probabilities from the sum of all layers' logits."""
+        return torch.sigmoid(logits + self.regression.bias)
+
+
+def average_product_corrected(maps: Tensor) -> Tensor:
+    """Subtract from each entry the product of its row's and column's means over the map's mean."""
+    rows = maps.sum(-1, keepdim=True)
+    columns = maps.sum(-2, keepdim=True)
+    total = maps.sum((-1, -2), keepdim=True)
+    return maps - rows * columns / total

@@ -1,0 +1,98 @@
+"""Where each sequence of a packed batch lies. The one thing that attention looks at.
+
+The padded door (`from_mask`) and the packed door (`from_lengths`) lead to the same encoder.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cached_property
+from itertools import accumulate, groupby
+
+import torch
+from torch import Tensor
+
+
+class PackedLayout:
+    """The tokens of B sequences laid end to end: (B, L, …) with holes becomes (T, …) without.
+
+    Attributes: `lengths`, B ints with BOS and EOS counted; `offsets`, B + 1 ints, the first token
+    of each; `positions` (T,) int64, the place of each token in its sequence, from 0.
+    """
+
+    def __init__(self, lengths: Sequence[int], positions: Tensor, columns: Tensor | None) -> None:
+        self.lengths = list(lengths)
+        self.offsets = [0, *accumulate(self.lengths)]
+        self.positions = positions
+        self._columns = columns  # (T,) places in the flattened padded batch (B * L)
+
+    @classmethod
+    def from_lengths(
+        cls, lengths: Sequence[int], device: torch.device | str = "cpu"
+    ) -> PackedLayout:
+        """The layout of sequences that are packed already; `lengths` with BOS and EOS."""
+        places = [torch.arange(length, device=device) for length in lengths]
+        positions = torch.cat(places) if places else torch.empty(0, dtype=torch.int64)
+        return cls(lengths, positions, None)
+
+    @classmethod
+    def from_mask(cls, mask: Tensor) -> PackedLayout:
+        """The layout of the tokens at which `mask` (B, L) is not zero.
+
+        Positions are the columns of the padded batch, as in the reference: a hole in the mask, or
+        padding on the left, shifts what follows.
+        """
+        keep = mask.bool()
+        columns = keep.flatten().nonzero().squeeze(1)
+        return cls(keep.sum(1).tolist(), columns % mask.shape[1], columns)
+
+    @property
+    def tokens(self) -> int:
+        """T, the packed tokens of all sequences."""
+        return self.offsets[-1]
+
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest sequence; 0 without any."""
+        return max(self.lengths, default=0)
+
+    @cached_property
+    def groups(self) -> list[tuple[int, int, int]]:
+        """Runs of neighbours of equal length: (first token, sequences, tokens of each)."""
+        runs, start = [], 0
+        for length, run in groupby(self.lengths):
+            count = len(list(run))
+            if length:
+                runs.append((start, count, length))
+            start += count * length
+        return runs
+
+    @cached_property
+    def sequence(self) -> Tensor:
+        """(T,) int64: the sequence each token belongs to."""
+        device = self.positions.device
+        lengths = torch.tensor(self.lengths, device=device, dtype=torch.int64)
+        places = torch.arange(len(self.lengths), device=device)
+        return places.repeat_interleave(lengths, output_size=self.tokens)
+
+    @cached_property
+    def cumulative(self) -> Tensor:
+        """(B + 1,) int32: `offsets` on the device, as variable-length kernels take them."""
+        return torch.tensor(self.offsets, dtype=torch.int32, device=self.positions.device)
+
+    @cached_property
+    def firsts(self) -> Tensor:
+        """(B,) int64: the first token of each sequence."""
+        return self.cumulative[:-1].long()
+
+    def pack(self, padded: Tensor) -> Tensor:
+        """(B, L, …) → (T, …): the attended tokens of a padded batch."""
+        flat = padded.flatten(0, 1)
+        return flat if self._columns is None else flat.index_select(0, self._columns)
+
+    def unpack(self, packed: Tensor, width: int) -> Tensor:
+        """(T, …) → (B, width, …): zeros where the mask was zero."""
+        padded = packed.new_zeros(len(self.lengths) * width, *packed.shape[1:])
+        assert self._columns is not None, "a layout made from lengths has no padded form"
+        padded = padded.index_copy(0, self._columns, packed)
+        return padded.unflatten(0, (len(self.lengths), width))

@@ -1,0 +1,88 @@
+"""Inference copies of a model: the same class and call, its linear layers in a faster form.
+
+On the CPU, oneDNN multiplies by weights that were reordered once; PyTorch's own path would take
+another library or reorder at each call. The operators are private to PyTorch, so their presence and
+their result are probed, and without them the layers stay as they are.
+"""
+
+from __future__ import annotations
+
+import copy
+from functools import cache
+from typing import TypeVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from esm_pipeline.errors import InputError
+from esm_pipeline.model.base import EsmPreTrainedModel
+from esm_pipeline.model.encoder import EsmLayer
+
+M = TypeVar("M", bound=EsmPreTrainedModel)
+
+ROWS_EXPECTED = 4096
+"""Rows (tokens) the packed weights are laid out for; other numbers work as well."""
+
+
+class PackedLinear(nn.Module):
+    """A linear layer whose weight oneDNN has reordered, with GELU fused in if asked for."""
+
+    def __init__(self, linear: nn.Linear, activation: str = "none") -> None:
+        super().__init__()
+        self.activation = activation
+        self.in_features, self.out_features = linear.in_features, linear.out_features
+        self.bias = linear.bias
+        self.packed = torch.ops.mkldnn._reorder_linear_weight(
+            linear.weight.detach().to_mkldnn(), ROWS_EXPECTED
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(…, in) → (…, out)."""
+        y: Tensor = torch.ops.mkldnn._linear_pointwise(
+            x, self.packed, self.bias, self.activation, [], "none"
+        )
+        return y
+
+
+@cache
+def can_pack(dtype: torch.dtype) -> bool:
+    """Whether this PyTorch and processor have the packed layers, and compute the same with them."""
+    if not torch.backends.mkldnn.is_available() or dtype not in (torch.float32, torch.bfloat16):
+        return False
+    try:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            linear = nn.Linear(64, 64, dtype=dtype)
+            x = torch.randn(5, 64).to(dtype)
+        with torch.inference_mode():
+            found, expected = PackedLinear(linear, "gelu")(x), F.gelu(linear(x))
+    except (RuntimeError, AttributeError, TypeError):
+        return False
+    tolerance = 1e-5 if dtype == torch.float32 else 0.05
+    return bool((found.float() - expected.float()).abs().max() <= tolerance)
+
+
+def optimize_for_inference(model: M, dtype: torch.dtype = torch.float32) -> M:
+    """A model of the same class and call for inference in `dtype` (float32 or bfloat16).
+
+    It has no gradients and cannot be saved; the original is not needed afterwards, and untouched.
+    On the CPU its linear layers are packed by oneDNN where that works. Raises InputError for
+    another dtype.
+    """
+    if dtype not in (torch.float32, torch.bfloat16):
+        raise InputError(f"optimize_for_inference: dtype {dtype} is not float32 or bfloat16")
+    fast = copy.deepcopy(model).to(dtype).eval().requires_grad_(False)
+    if fast.device.type == "cpu" and can_pack(dtype):
+        pack_layers(fast)
+    return fast
+
+
+def pack_layers(model: nn.Module) -> None:
+    """Put packed layers in place of the encoder's linear ones."""
+    for layer in model.modules():
+        if isinstance(layer, EsmLayer):
+            layer.up = PackedLinear(layer.up, "gelu")  # type: ignore[assignment]
+            layer.activation = nn.Identity()
+            for name in ("qkv", "attention_out", "down"):
+                setattr(layer, name, PackedLinear(getattr(layer, name)))

@@ -1,0 +1,32 @@
+"""Rotary position embedding, half-split order (Su et al. 2021). Peer: fair-esm rotary_embedding.py.
+
+The angles are computed in float32, as the peers do, whatever the model's precision: at position
+1,000 bfloat16 could not tell neighbours apart.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+BASE = 10_000.0
+
+
+def rotary_tables(positions: Tensor, width: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Cosine and sine, (T, 1, K / 2) each, for `positions` (T,) and head width K.
+
+    In float64 for a float64 model, else in float32.
+    """
+    exponents = torch.arange(0, width, 2, device=positions.device).float() / width
+    frequencies = 1.0 / BASE**exponents  # float32 even for a float64 model: the peers' rounding
+    precise = torch.float64 if dtype == torch.float64 else torch.float32
+    angles = torch.outer(positions.to(precise), frequencies.to(precise))
+    return angles.cos().unsqueeze(1), angles.sin().unsqueeze(1)
+
+
+def rotate(x: Tensor, tables: tuple[Tensor, Tensor]) -> Tensor:
+    """Turn each pair (i, i + K/2) of `x` (T, H, K) by its token's angles."""
+    cos, sin = tables
+    first, second = x.to(cos.dtype).chunk(2, dim=-1)
+    turned = torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)
+    return turned.to(x.dtype)
