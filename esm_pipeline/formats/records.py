@@ -1,0 +1,188 @@
+"""`records.tsv`: what became of every record of the input, one row each, in input order.
+
+Tab-separated with a header line, UTF-8, quoted as Python's csv module does by default, so that
+headers with tabs and quotes come back as they were: `pandas.read_csv(path, sep="\\t")` reads it.
+Columns: those of `COLUMNS`, then `{task}_status` and `{task}_reason` of each task that ran. A
+missing value is empty.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from types import MappingProxyType
+from typing import NamedTuple
+
+from esm_pipeline.errors import InputError
+from esm_pipeline.files import atomic_path
+
+COLUMNS = (
+    "index",
+    "id",
+    "header",
+    "length",
+    "sha256",
+    "status",
+    "reason",
+    "notes",
+    "duplicate_of",
+)
+OK, SKIPPED, FAILED = "ok", "skipped", "failed"
+REMEDY = "make it again with the command that wrote it"
+
+csv.field_size_limit(2**31 - 1)  # a header may be longer than the module's 128 KiB
+
+
+class Outcome(NamedTuple):
+    """What one task made of a record: `ok`, `skipped` or `failed`, and why."""
+
+    status: str
+    reason: str = ""
+
+
+NO_OUTCOMES: Mapping[str, Outcome] = MappingProxyType({})
+
+
+class Record(NamedTuple):
+    """One row of `records.tsv`."""
+
+    index: int  # type: ignore[assignment]  # hides tuple.index, which a row has no use for
+    """Place in the input, from 0, over all files of the sample."""
+    id: str
+    """First word of the header, or `record_{index}` where it has none."""
+    header: str
+    """The header line without its `>`, as it stands in the file."""
+    length: int | None
+    """Residues of the cleaned sequence; None if the record is skipped."""
+    sha256: str
+    """Digest of the cleaned sequence in hexadecimal; empty if the record is skipped."""
+    status: str
+    """Validation: `ok` or `skipped`."""
+    reason: str = ""
+    """Why the record is skipped."""
+    notes: str = ""
+    """What was changed to make the record usable, parted by `; `."""
+    duplicate_of: int | None = None
+    """The first record with the same cleaned sequence, if that is another one."""
+    outcomes: Mapping[str, Outcome] = NO_OUTCOMES
+    """What each task made of the record, by the task's name."""
+
+    def with_outcome(self, task: str, status: str, reason: str = "") -> Record:
+        """The same record with what `task` made of it; the reason is put on one line."""
+        outcome = Outcome(status, " ".join(reason.split()))
+        return self._replace(outcomes={**self.outcomes, task: outcome})
+
+
+def read_records(path: str | os.PathLike[str]) -> Iterator[Record]:
+    """Stream the rows of a `records.tsv`.
+
+    Raises InputError with file and line for anything that `write_records` would not write.
+    """
+    with _open(path) as handle:
+        rows = csv.reader(handle, delimiter="\t", strict=True)
+        try:
+            tasks = _tasks(next(rows, []))
+            for row in rows:
+                yield _record(row, tasks)
+        except (csv.Error, ValueError) as error:
+            raise _malformed(path, rows.line_num, error) from None
+
+
+def read_tasks(path: str | os.PathLike[str]) -> tuple[str, ...]:
+    """Names of the tasks with columns in a `records.tsv`, in the order of the columns."""
+    with _open(path) as handle:
+        try:
+            return _tasks(next(csv.reader(handle, delimiter="\t", strict=True), []))
+        except (csv.Error, ValueError) as error:
+            raise _malformed(path, 1, error) from None
+
+
+def write_records(
+    path: str | os.PathLike[str], records: Iterable[Record], tasks: Sequence[str] = ()
+) -> None:
+    """Stream `records` into a new `records.tsv`, with the columns of `tasks`.
+
+    A record without an outcome of one of the tasks gets empty cells there. The file takes its
+    place when it is whole.
+    """
+    with (
+        atomic_path(path) as temporary,
+        open(temporary, "w", encoding="utf-8", errors="backslashreplace", newline="") as handle,
+    ):
+        handle.write(header_line(tasks))
+        handle.writelines(_line(record, tasks) for record in records)
+
+
+def header_line(tasks: Sequence[str] = ()) -> str:
+    """The first line of a `records.tsv` with the columns of `tasks`."""
+    return format_row(_columns(tasks))
+
+
+def format_row(fields: Sequence[str]) -> str:
+    """Two or more fields as a line, the same as `csv.writer(delimiter="\\t")` makes it."""
+    line = "\t".join(fields)
+    if '"' in line or "\n" in line or "\r" in line or line.count("\t") >= len(fields):
+        quoted = io.StringIO()
+        csv.writer(quoted, delimiter="\t", lineterminator="\n").writerow(fields)
+        return quoted.getvalue()
+    return line + "\n"
+
+
+def parse_lines(lines: Iterable[str]) -> Iterator[Record]:
+    """Records of the lines of a `records.tsv` without tasks, its header line left out."""
+    return (_record(row, ()) for row in csv.reader(lines, delimiter="\t", strict=True))
+
+
+def _line(record: Record, tasks: Sequence[str]) -> str:
+    length = "" if record.length is None else str(record.length)
+    first = "" if record.duplicate_of is None else str(record.duplicate_of)
+    fields = [str(record.index), *record[1:3], length, *record[4:8], first]
+    for task in tasks:
+        fields += record.outcomes.get(task, Outcome(""))
+    return format_row(fields)
+
+
+def _record(row: Sequence[str], tasks: Sequence[str]) -> Record:
+    if len(row) != len(COLUMNS) + 2 * len(tasks):
+        raise ValueError(f"{len(row)} columns, not {len(COLUMNS) + 2 * len(tasks)}")
+    index, name, header, length, sha256, status, reason, notes, first = row[: len(COLUMNS)]
+    extra = row[len(COLUMNS) :]
+    return Record(
+        int(index),
+        name,
+        header,
+        int(length) if length else None,
+        sha256,
+        status,
+        reason,
+        notes,
+        int(first) if first else None,
+        dict(zip(tasks, map(Outcome, extra[::2], extra[1::2]), strict=True)) or NO_OUTCOMES,
+    )
+
+
+def _open(path: str | os.PathLike[str]) -> io.TextIOWrapper:
+    try:
+        return open(path, encoding="utf-8", newline="")
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such file; check the path") from None
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror}); check the path") from None
+
+
+def _tasks(columns: Sequence[str]) -> tuple[str, ...]:
+    tasks = tuple(name.removesuffix("_status") for name in columns[len(COLUMNS) :: 2])
+    if [*columns] != _columns(tasks):
+        raise ValueError("its columns are others")
+    return tasks
+
+
+def _columns(tasks: Sequence[str]) -> list[str]:
+    extra = [f"{task}_{part}" for task in tasks for part in ("status", "reason")]
+    return [*COLUMNS, *extra]
+
+
+def _malformed(path: str | os.PathLike[str], line: int, error: Exception) -> InputError:
+    return InputError(f"{path}:{max(line, 1)}: not a row of records.tsv ({error}); {REMEDY}")
