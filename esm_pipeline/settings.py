@@ -26,6 +26,9 @@ EXECUTION: dict[str, Any] = {"execution": True}
 """Marks a field that changes how a result is computed, never the result: it reruns nothing."""
 
 SAMPLE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+RESERVED_NAMES = {"logs", "benchmarks", "provenance.json", "report.html", "verdict.txt"}
+"""What lies beside the samples' folders in the output folder, in lower case."""
+
 FASTA_SUFFIX = re.compile(r"(\.(fasta|fa|faa|fas|pep|txt))?(\.gz)?$", re.IGNORECASE)
 GZIP_MAGIC = b"\x1f\x8b"
 GZIP_EXPANSION = 2  # bytes of protein FASTA behind one compressed byte, about
@@ -59,6 +62,12 @@ class ShardSettings(CleaningSettings):
     residues: int = Field(
         2_000_000, gt=0, description="residues in one shard, about, where `shards` is auto"
     )
+
+    def cleaning(self) -> CleaningSettings:
+        """The part that changes results."""
+        return CleaningSettings.model_validate(
+            self.model_dump(include=set(CleaningSettings.model_fields))
+        )
 
 
 class ComputeSettings(Section):
@@ -140,12 +149,18 @@ class Settings(Section):
 
     def inputs(self) -> dict[str, list[str]]:
         """FASTA files of each sample, in the order of the table."""
-        if self.fasta is not None:
-            name = FASTA_SUFFIX.sub("", Path(self.fasta).name)
-            cleaned = re.sub(r"[^A-Za-z0-9._-]+", "_", name).strip("._-")[:100]
-            return {cleaned or "sample": [self.fasta]}
-        assert self.samples is not None
-        return read_samples(self.samples)
+        if self.samples is not None:
+            samples = read_samples(self.samples)
+        else:
+            assert self.fasta is not None
+            samples = {sample_name(self.fasta): [self.fasta]}
+        for path in (self.outdir, *(file for files in samples.values() for file in files)):
+            if "{" in path or "}" in path:
+                raise InputError(
+                    f"{path}: braces in a path would be taken for a wildcard; rename it, or make "
+                    "a link to it without them"
+                )
+        return samples
 
     def shard_count(self, files: list[str]) -> int:
         """Shards of a sample: as set, or from the size of its files in bytes."""
@@ -153,6 +168,15 @@ class Settings(Section):
             return self.shards
         total = sum(expanded_size(file) for file in files)
         return max(1, math.ceil(total / self.shard.residues))
+
+
+def sample_name(fasta: str) -> str:
+    """The name of a single input's sample: its file name, without the suffix."""
+    name = FASTA_SUFFIX.sub("", Path(fasta).name)
+    cleaned = re.sub(r"[^A-Za-z0-9._-]+", "_", name).strip("._-")[:100]
+    if not cleaned or cleaned.lower() in RESERVED_NAMES:
+        return f"sample_{cleaned}".rstrip("_")
+    return cleaned
 
 
 def expanded_size(file: str) -> int:
@@ -199,6 +223,11 @@ def read_samples(table: str) -> dict[str, list[str]]:
             raise InputError(
                 f"{place}: sample name {sample!r} cannot name a folder; use letters, digits, "
                 "'.', '_' and '-', beginning with a letter or digit"
+            )
+        if sample.lower() in RESERVED_NAMES:
+            raise InputError(
+                f"{place}: '{sample}' is a name of the workflow's own in the output folder; "
+                "rename the sample"
             )
         if not fasta:
             raise InputError(f"{place}: sample '{sample}' has no fasta; name its file")

@@ -1,0 +1,47 @@
+# Protein sequences in, embeddings out: `snakemake --cores all --config fasta=my.fasta`.
+# Every setting is explained in config/README.md, every result in README.md.
+import os
+
+from snakemake.utils import min_version
+
+min_version("9.5")
+
+
+if os.path.exists("config/config.yaml"):
+
+    configfile: "config/config.yaml"
+
+
+include: "workflow/rules/common.smk"
+
+
+wildcard_constraints:
+    sample="|".join(map(re.escape, SAMPLES)),
+    shard=r"\d{5}",
+
+
+include: "workflow/rules/shard.smk"
+
+
+for task in settings.tasks:
+
+    include: f"workflow/rules/{task}.smk"
+
+
+include: "workflow/rules/gather.smk"
+
+
+localrules:
+    all,
+    records,
+    provenance,
+    verdict,
+
+
+rule all:
+    default_target: True
+    input:
+        f"{OUT}/verdict.txt",
+        f"{OUT}/provenance.json",
+        expand(f"{OUT}/{{sample}}/records.tsv", sample=SAMPLES),
+        expand(f"{OUT}/{{sample}}/{{result}}", sample=SAMPLES, result=RESULTS),

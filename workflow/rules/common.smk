@@ -1,0 +1,78 @@
+# Settings, samples, and what all rules share. Only the settings of the package are imported here:
+# this file is read again for every job.
+import re
+import shlex
+import sys
+from pathlib import Path
+
+from snakemake.exceptions import WorkflowError
+from snakemake.settings.types import DeploymentMethod
+
+HOME = Path(workflow.current_basedir.get_path_or_uri(secret_free=True)).resolve().parents[1]
+sys.path.insert(0, str(HOME))
+
+from esm_pipeline.errors import InputError
+from esm_pipeline.settings import flags, load_settings
+
+
+def esm(wildcards, resources):
+    """A parameter: the shell text that starts the package's command line.
+
+    Snakemake takes PYTHONPATH away from a job in a conda environment, so it is set here. Without
+    such an environment the interpreter is the one that runs Snakemake, whatever the PATH says. -P
+    keeps the working directory, which may hold anything, off the module path.
+
+    A parameter that follows from resources reruns nothing when it changes: a clone may move.
+    """
+    isolated = {DeploymentMethod.CONDA, DeploymentMethod.APPTAINER}
+    own = isolated & set(workflow.deployment_settings.deployment_method)
+    python = "python" if own else shlex.quote(sys.executable)
+    return f"PYTHONPATH={shlex.quote(str(HOME))} {python} -P -m esm_pipeline"
+
+
+def all_settings(wildcards, resources):
+    """A parameter that reruns nothing: the settings as JSON."""
+    return settings.model_dump_json()
+
+
+def read_config():
+    """The checked settings, the FASTA files of each sample, and its number of shards."""
+    try:
+        settings = load_settings(config, "config")
+        samples = settings.inputs()
+        counts = {sample: settings.shard_count(files) for sample, files in samples.items()}
+    except InputError as error:
+        raise WorkflowError(str(error)) from None
+    return settings, samples, counts
+
+
+def shards_of(pattern):
+    """An input function: `pattern` for every shard of the sample."""
+
+    def paths(wildcards):
+        shards = [f"{number:05d}" for number in range(SHARDS[wildcards.sample])]
+        return expand(pattern, sample=wildcards.sample, shard=shards)
+
+    return paths
+
+
+def job_threads(section):
+    """Threads of one job: as set, or up to 8, beyond which jobs side by side gain more."""
+    return section.threads or min(workflow.cores or 8, 8)
+
+
+def model_flags(wildcards):
+    """A parameter: the model of every task, as command-line flags."""
+    revision = [f"--revision={settings.revision}"] if settings.revision else []
+    return shlex.join([f"--model={settings.model}", *revision])
+
+
+def status_flags(wildcards, input):
+    """A parameter: the statuses of all tasks, as command-line flags."""
+    pairs = zip(settings.tasks, input.statuses, strict=True)
+    return shlex.join(f"--status={task}={file}" for task, file in pairs)
+
+
+settings, SAMPLES, SHARDS = read_config()
+OUT = settings.outdir.rstrip("/")
+RESULTS = []  # the files in a sample's folder that each task's rules add

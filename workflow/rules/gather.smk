@@ -1,0 +1,66 @@
+# What all tasks share at the end: the final table of records, where everything came from, and the
+# verdict, which comes last so that a failed record never keeps a result from being written.
+rule records:
+    input:
+        records=f"{OUT}/{{sample}}/shards/records.tsv",
+        statuses=[f"{OUT}/{{sample}}/{task}/status.tsv" for task in settings.tasks],
+    output:
+        f"{OUT}/{{sample}}/records.tsv",
+    log:
+        f"{OUT}/logs/records/{{sample}}.log",
+    benchmark:
+        f"{OUT}/benchmarks/records/{{sample}}.tsv"
+    conda:
+        "../../envs/esm.yaml"
+    params:
+        esm=esm,
+        statuses=status_flags,
+    message:
+        "records: what became of each record of sample {wildcards.sample}"
+    shell:
+        "{params.esm} aggregate records --records {input.records:q} {params.statuses}"
+        " --out {output:q} 2>&1 | tee {log:q}"
+
+
+rule provenance:
+    input:
+        fasta=list(SAMPLES.values()),
+        records=expand(f"{OUT}/{{sample}}/records.tsv", sample=SAMPLES),
+        results=expand(f"{OUT}/{{sample}}/{{result}}", sample=SAMPLES, result=RESULTS),
+    output:
+        f"{OUT}/provenance.json",
+    log:
+        f"{OUT}/logs/provenance.log",
+    benchmark:
+        f"{OUT}/benchmarks/provenance.tsv"
+    conda:
+        "../../envs/esm.yaml"
+    params:
+        esm=esm,
+        settings=all_settings,
+    message:
+        "provenance: versions, model, settings and digests of the inputs"
+    shell:
+        "{params.esm} provenance --settings {params.settings:q} --out {output:q} 2>&1 | tee {log:q}"
+
+
+rule verdict:
+    input:
+        records=expand(f"{OUT}/{{sample}}/records.tsv", sample=SAMPLES),
+        others=f"{OUT}/provenance.json",
+    output:
+        f"{OUT}/verdict.txt",
+    log:
+        f"{OUT}/logs/verdict.log",
+    benchmark:
+        f"{OUT}/benchmarks/verdict.tsv"
+    conda:
+        "../../envs/esm.yaml"
+    params:
+        esm=esm,
+        on_failure=settings.on_failure,
+    message:
+        "verdict: what became of all records"
+    shell:
+        "{params.esm} verdict --on-failure {params.on_failure} --out {output:q} {input.records:q}"
+        " 2>&1 | tee {log:q}"

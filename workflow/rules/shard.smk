@@ -1,0 +1,31 @@
+# FASTA files of a sample -> records.tsv, and its unique sequences in shards of equal cost.
+# One rule for each sample: samples differ in their number of shards.
+for sample, files in SAMPLES.items():
+
+    rule:
+        name:
+            f"shard_{sample}"
+        input:
+            files,
+        output:
+            records=temp(f"{OUT}/{sample}/shards/records.tsv"),
+            shards=temp([f"{OUT}/{sample}/shards/{n:05d}.fasta" for n in range(SHARDS[sample])]),
+        log:
+            f"{OUT}/logs/shard/{sample}.log",
+        benchmark:
+            f"{OUT}/benchmarks/shard/{sample}.tsv"
+        conda:
+            "../../envs/esm.yaml"
+        resources:
+            mem_mb=4000,
+            runtime=240,
+        params:
+            esm=esm,
+            shards=SHARDS[sample],
+            cleaning=flags(settings.shard.cleaning()),
+            folder=lambda wildcards, output: Path(output.records).parent,
+        message:
+            f"shard: {len(files)} file(s) of sample {sample} into {SHARDS[sample]} shard(s)"
+        shell:
+            "{params.esm} shard --shards {params.shards} {params.cleaning} --out {params.folder:q}"
+            " {input:q} 2>&1 | tee {log:q}"
