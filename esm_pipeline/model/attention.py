@@ -6,7 +6,7 @@ contacts and head masks. Peer: transformers modeling_esm.py `EsmSelfAttention`.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import torch
 import torch.nn.functional as F
@@ -42,14 +42,22 @@ def attend_by_length(
 ) -> Tensor:
     """Neighbours of equal length together, without padding. For the CPU."""
     parts = []
-    for start, count, length in layout.groups:
-        stop = start + count * length
-        heads_first = [
-            x[start:stop].unflatten(0, (count, length)).transpose(1, 2) for x in (q, k, v)
-        ]  # (count, H, length, K) each
+    for (_, count, length), group in zip(layout.groups, by_group(q, k, v, layout), strict=True):
+        heads_first = [x.unflatten(0, (count, length)).transpose(1, 2) for x in group]
         out = F.scaled_dot_product_attention(*heads_first, dropout_p=dropout)
         parts.append(out.transpose(1, 2).flatten(0, 1))
     return torch.cat(parts) if len(parts) != 1 else parts[0]  # (T, H, K)
+
+
+def by_group(
+    q: Tensor, k: Tensor, v: Tensor, layout: PackedLayout
+) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """Queries, keys and values of each group of the layout.
+
+    By `split`, whose gradient is one concatenation; slices would each fill a whole (T, H, K).
+    """
+    sizes = [count * length for _, count, length in layout.groups]
+    return zip(q.split(sizes), k.split(sizes), v.split(sizes), strict=True)
 
 
 def attend_variable_length(
@@ -93,11 +101,8 @@ def attend_with_maps(
     reference's.
     """
     parts, maps = [], []
-    for start, count, length in layout.groups:
-        stop = start + count * length
-        qg, kg, vg = (
-            x[start:stop].unflatten(0, (count, length)).transpose(1, 2) for x in (q, k, v)
-        )
+    for (_, count, length), group in zip(layout.groups, by_group(q, k, v, layout), strict=True):
+        qg, kg, vg = (x.unflatten(0, (count, length)).transpose(1, 2) for x in group)
         scores = (qg * q.shape[-1] ** -0.5) @ kg.transpose(-1, -2)  # (count, H, length, length)
         weights = F.dropout(scores.softmax(-1), dropout, training=dropout > 0)
         if head_mask is not None:
