@@ -90,7 +90,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     argv = list(sys.argv[1:] if argv is None else argv)
     name, _ = build_parser().parse_known_args(argv[:1])
     task = importlib.import_module(f"esm_pipeline.tasks.{name.task}")
-    parser = Parser(prog=f"esm-pipeline {name.task}", description=task.__doc__.splitlines()[0])
+    parser = Parser(prog=f"esm-pipeline {name.task}", description=str(task.__doc__).splitlines()[0])
     task.add_arguments(parser)
     args = parser.parse_args(argv[1:])
     try:

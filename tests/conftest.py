@@ -1,0 +1,46 @@
+"""What holds for every test: no network, no silent skips in CI, properties checked the same way."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Generator
+
+import hypothesis
+import pytest
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ.setdefault("MPLBACKEND", "Agg")
+
+hypothesis.settings.register_profile("project", deadline=None, derandomize="CI" in os.environ)
+hypothesis.settings.load_profile("project")
+
+MAY_SKIP_IN_CI = (
+    "tests/workflow/test_conda.py::test_with_a_real_conda",  # no registry of CI's holds conda
+    "tests/model/test_cuda.py",  # needs a graphics card
+)
+"""Beginnings of the ids of tests that may be skipped in CI; any other skip there is a failure."""
+
+
+def forbid_skip(report: pytest.TestReport | pytest.CollectReport) -> None:
+    """Turn a skip into a failure in CI, unless the list above names the test."""
+    expected = hasattr(report, "wasxfail") or report.nodeid.startswith(MAY_SKIP_IN_CI)
+    if report.skipped and not expected and os.environ.get("CI"):
+        why = report.longrepr[2] if isinstance(report.longrepr, tuple) else report.longrepr
+        report.outcome = "failed"
+        report.longrepr = (
+            f"a skip in CI is a failure, and tests/conftest.py does not list it: {why}"
+        )
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    report = yield
+    forbid_skip(report)
+    return report
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_make_collect_report() -> Generator[None, pytest.CollectReport, pytest.CollectReport]:
+    report = yield
+    forbid_skip(report)
+    return report
