@@ -35,7 +35,7 @@ def run(tmp_path: Path, sources: dict[str, str], *, ci: bool) -> str:
 @pytest.mark.parametrize("ci", [False, True])
 def test_skips_fail_in_ci_only(tmp_path, ci):
     said = run(tmp_path, SKIPS, ci=ci)
-    expected = "1 error, 2 failed" if ci else "3 skipped"
+    expected = "1 failed, 2 errors" if ci else "3 skipped"
     counts = said.splitlines()[-1].split(" in ")[0]
     assert sorted(counts.split(", ")) == expected.split(", ")
     assert ("a skip in CI is a failure" in said) is ci
