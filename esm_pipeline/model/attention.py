@@ -16,8 +16,10 @@ from esm_pipeline.model.layout import PackedLayout
 
 try:
     from torch.nn.attention.varlen import varlen_attn
-except ImportError:
-    varlen_attn = None
+except ImportError:  # torch before 2.10
+    HAS_VARLEN = False
+else:
+    HAS_VARLEN = True
 
 Backend = Callable[[Tensor, Tensor, Tensor, PackedLayout, float], Tensor]
 
@@ -32,7 +34,7 @@ def choose_backend(q: Tensor, dropout: float) -> Backend:
     if q.device.type == "cpu":
         return attend_by_length
     half = q.dtype in (torch.float16, torch.bfloat16)
-    if q.device.type == "cuda" and half and dropout == 0.0 and varlen_attn is not None:
+    if q.device.type == "cuda" and half and dropout == 0.0 and HAS_VARLEN:
         return attend_variable_length
     return attend_padded
 
@@ -43,8 +45,8 @@ def attend_by_length(
     """Neighbours of equal length together, without padding. For the CPU."""
     parts = []
     for (_, count, length), group in zip(layout.groups, by_group(q, k, v, layout), strict=True):
-        heads_first = [x.unflatten(0, (count, length)).transpose(1, 2) for x in group]
-        out = F.scaled_dot_product_attention(*heads_first, dropout_p=dropout)
+        qg, kg, vg = (x.unflatten(0, (count, length)).transpose(1, 2) for x in group)
+        out = F.scaled_dot_product_attention(qg, kg, vg, dropout_p=dropout)  # (count, H, length, K)
         parts.append(out.transpose(1, 2).flatten(0, 1))
     return torch.cat(parts) if len(parts) != 1 else parts[0]  # (T, H, K)
 
@@ -65,7 +67,8 @@ def attend_variable_length(
 ) -> Tensor:
     """One kernel over all lengths, without padding. For CUDA in 16 bits, without dropout."""
     ends, longest = layout.cumulative, layout.longest
-    out: Tensor = varlen_attn(q, k, v, ends, ends, longest, longest)
+    out = varlen_attn(q, k, v, ends, ends, longest, longest)
+    assert isinstance(out, Tensor), "a second result comes only when asked for"
     return out
 
 
@@ -75,14 +78,15 @@ def attend_padded(q: Tensor, k: Tensor, v: Tensor, layout: PackedLayout, dropout
     lengths = torch.tensor(layout.lengths, device=q.device)
     mask = torch.arange(layout.longest, device=q.device) < lengths.unsqueeze(1)  # (B, longest)
     places = mask.flatten().nonzero().squeeze(1)  # (T,)
-    padded = []
-    for x in (q, k, v):
+
+    def spread(x: Tensor) -> Tensor:
         flat = x.new_zeros(shape[0] * shape[1], *x.shape[1:]).index_copy(0, places, x)
-        padded.append(flat.unflatten(0, shape).transpose(1, 2))  # (B, H, longest, K)
+        return flat.view(*shape, *x.shape[1:]).transpose(1, 2)  # (B, H, longest, K)
+
     # a sequence without tokens keeps one, so that no softmax is empty
     visible = mask | (lengths == 0).unsqueeze(1)
     out = F.scaled_dot_product_attention(
-        *padded, attn_mask=visible[:, None, None, :], dropout_p=dropout
+        spread(q), spread(k), spread(v), attn_mask=visible[:, None, None, :], dropout_p=dropout
     )
     return out.transpose(1, 2).flatten(0, 1).index_select(0, places)
 
@@ -109,14 +113,12 @@ def attend_with_maps(
             weights = weights * head_mask.to(weights.dtype)[:, None, None]
         maps.append(weights)
         parts.append((weights @ vg).transpose(1, 2).flatten(0, 1))
-    return (torch.cat(parts) if parts else q.new_zeros(q.shape)), maps
+    return torch.cat(parts), maps
 
 
 def unpack_maps(maps: list[Tensor], layout: PackedLayout, width: int) -> Tensor:
-    """Maps by group → (B, H, width, width), zeros where a token was masked."""
-    heads = maps[0].shape[1] if maps else 0
-    options = {"dtype": maps[0].dtype, "device": maps[0].device} if maps else {}
-    padded = torch.zeros(len(layout.lengths), heads, width, width, **options)
+    """Maps by group, at least one → (B, H, width, width), zeros where a token was masked."""
+    padded = maps[0].new_zeros(len(layout.lengths), maps[0].shape[1], width, width)
     single = iter([one for group in maps for one in group])  # each (H, L, L)
     for place, (start, length) in enumerate(zip(layout.offsets, layout.lengths, strict=False)):
         if length:

@@ -39,7 +39,7 @@ class EsmEmbeddings(nn.Module):
         assert config.pad_token_id is not None, "require_supported() comes first"
         width, pad = config.hidden_size, config.pad_token_id
         self.padding_idx = pad
-        self.mask_token_id = config.mask_token_id
+        self.mask_token_id = -1 if config.mask_token_id is None else config.mask_token_id
         self.token_dropout = config.token_dropout
         self.word_embeddings = nn.Embedding(config.vocab_size, width, padding_idx=pad)
         self.position_embeddings = (
@@ -76,7 +76,7 @@ class EsmEmbeddings(nn.Module):
 
         The factor is 0.88 even with nothing masked. Peer: esm2.py.
         """
-        masked = tokens == self.mask_token_id  # (T,)
+        masked: Tensor = torch.eq(tokens, self.mask_token_id)  # (T,)
         x = x.masked_fill(masked.unsqueeze(1), 0.0)
         kept = 1 - MASKED_IN_TRAINING
         if not bool(masked.any()):

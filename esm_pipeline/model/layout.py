@@ -12,6 +12,8 @@ from itertools import accumulate, groupby
 import torch
 from torch import Tensor
 
+from esm_pipeline.errors import InputError
+
 
 class PackedLayout:
     """The tokens of B sequences laid end to end: (B, L, …) with holes becomes (T, …) without.
@@ -40,10 +42,12 @@ class PackedLayout:
         """The layout of the tokens at which `mask` (B, L) is not zero.
 
         Positions are the columns of the padded batch, as in the reference: a hole in the mask, or
-        padding on the left, shifts what follows.
+        padding on the left, shifts what follows. Raises InputError for a mask without any token.
         """
         keep = mask.bool()
         columns = keep.flatten().nonzero().squeeze(1)
+        if not len(columns):
+            raise InputError("the attention mask is zero everywhere; give at least one token")
         return cls(keep.sum(1).tolist(), columns % mask.shape[1], columns)
 
     @property
@@ -95,4 +99,4 @@ class PackedLayout:
         padded = packed.new_zeros(len(self.lengths) * width, *packed.shape[1:])
         assert self._columns is not None, "a layout made from lengths has no padded form"
         padded = padded.index_copy(0, self._columns, packed)
-        return padded.unflatten(0, (len(self.lengths), width))
+        return padded.view(len(self.lengths), width, *packed.shape[1:])

@@ -20,6 +20,7 @@ from esm_pipeline.model.base import EsmPreTrainedModel
 from esm_pipeline.model.encoder import EsmLayer
 
 M = TypeVar("M", bound=EsmPreTrainedModel)
+T = TypeVar("T", bound=nn.Module)
 
 ROWS_EXPECTED = 4096
 """Rows (tokens) the packed weights are laid out for; other numbers work as well."""
@@ -33,9 +34,7 @@ class PackedLinear(nn.Module):
         self.activation = activation
         self.in_features, self.out_features = linear.in_features, linear.out_features
         self.bias = linear.bias
-        self.packed = torch.ops.mkldnn._reorder_linear_weight(
-            linear.weight.detach().to_mkldnn(), ROWS_EXPECTED
-        )
+        self.packed = torch.ops.mkldnn._reorder_linear_weight(linear.weight, ROWS_EXPECTED)
 
     def forward(self, x: Tensor) -> Tensor:
         """(…, in) → (…, out)."""
@@ -48,12 +47,10 @@ class PackedLinear(nn.Module):
 @cache
 def can_pack(dtype: torch.dtype) -> bool:
     """Whether this PyTorch and processor have the packed layers, and compute the same with them."""
-    if not torch.backends.mkldnn.is_available() or dtype not in (torch.float32, torch.bfloat16):
-        return False
     try:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
-            linear = nn.Linear(64, 64, dtype=dtype)
+            linear = nn.Linear(64, 64, dtype=dtype).requires_grad_(False)
             x = torch.randn(5, 64).to(dtype)
         with torch.inference_mode():
             found, expected = PackedLinear(linear, "gelu")(x), F.gelu(linear(x))
@@ -66,16 +63,30 @@ def can_pack(dtype: torch.dtype) -> bool:
 def optimize_for_inference(model: M, dtype: torch.dtype = torch.float32) -> M:
     """A model of the same class and call for inference in `dtype` (float32 or bfloat16).
 
-    It has no gradients and cannot be saved; the original is not needed afterwards, and untouched.
-    On the CPU its linear layers are packed by oneDNN where that works. Raises InputError for
-    another dtype.
+    It has no gradients and cannot be saved. The original is untouched and not needed afterwards;
+    weights that need no change are shared with it. On the CPU its linear layers are packed by
+    oneDNN where that works. Raises InputError for another dtype.
     """
     if dtype not in (torch.float32, torch.bfloat16):
         raise InputError(f"optimize_for_inference: dtype {dtype} is not float32 or bfloat16")
-    fast = copy.deepcopy(model).to(dtype).eval().requires_grad_(False)
+    fast = twin(model, dtype).eval()
     if fast.device.type == "cpu" and can_pack(dtype):
         pack_layers(fast)
     return fast
+
+
+def twin(module: T, dtype: torch.dtype) -> T:
+    """The same modules with frozen parameters in `dtype`; storage is shared where it fits."""
+    other = copy.copy(module)
+    other._parameters = {
+        name: None if own is None else nn.Parameter(own.detach().to(dtype), requires_grad=False)
+        for name, own in module._parameters.items()
+    }
+    other._modules = {
+        name: None if child is None else twin(child, dtype)
+        for name, child in module._modules.items()
+    }
+    return other
 
 
 def pack_layers(model: nn.Module) -> None:

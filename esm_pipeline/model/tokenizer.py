@@ -273,8 +273,10 @@ class EsmTokenizer:
 
     def _row(self, text: str, pair: str | None, special: bool, limit: int | None) -> Ids:
         """Ids of one text or pair, cut to `limit`."""
-        first = self.convert_tokens_to_ids(self.tokenize(text))
-        second = None if pair is None else self.convert_tokens_to_ids(self.tokenize(pair))
+        first: Ids = self.convert_tokens_to_ids(self.tokenize(text))
+        second: Ids | None = (
+            None if pair is None else self.convert_tokens_to_ids(self.tokenize(pair))
+        )
         if limit is not None:
             extra = (2 if second is None else 3) if special else 0
             for _ in range(len(first) + len(second or ()) + extra - limit):
