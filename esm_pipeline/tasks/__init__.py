@@ -8,6 +8,7 @@ TASKS = {
     "embed": "representations of every sequence of a FASTA file, into HDF5",
     "shard": "validate FASTA files, remove duplicates, cut them into shards",
     "aggregate": "gather the shards of a task into one result, with every record in it",
+    "provenance": "write down versions, model, settings and inputs of the results",
     "verdict": "count what became of every record; fail if any failed",
 }
 """Name of each task, which is also its module and its command, and its help text."""
