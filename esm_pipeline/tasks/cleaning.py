@@ -1,0 +1,120 @@
+"""What becomes of unusual letters in a sequence: kept, replaced, removed, or the record skipped."""
+
+from __future__ import annotations
+
+import re
+from typing import NamedTuple
+
+from esm_pipeline.settings import CleaningSettings
+
+RESIDUES = b"ACDEFGHIKLMNPQRSTVWYBUZOX"
+"""The letters every model knows: the 20 amino acids and B U Z O X."""
+
+CHAIN_BREAK = b":"
+FOREIGN = re.compile(rf"[^{RESIDUES.decode()}J*.\-]")
+REPLACEMENTS = str.maketrans("J*", "XX", "-.")
+
+
+class Policy(NamedTuple):
+    """What may be done about one kind of unusual letter."""
+
+    pattern: re.Pattern[str]
+    name: str
+    detail: str
+    setting: str
+    """The field of CleaningSettings that decides."""
+    accepting: str
+    """Its value that keeps the record."""
+    effect: str
+    done: str
+
+
+UNKNOWN = Policy(
+    pattern=re.compile("J"),
+    name="J",
+    detail=" is unknown to the models",
+    setting="unknown_residues",
+    accepting="replace",
+    effect="read it as X",
+    done="replaced by X",
+)
+STOP = Policy(
+    pattern=re.compile(r"\*"),
+    name="stop '*'",
+    detail=" inside the sequence",
+    setting="internal_stops",
+    accepting="replace",
+    effect="read it as X",
+    done="replaced by X",
+)
+GAP = Policy(
+    pattern=re.compile(r"[.\-]"),
+    name="gap '{}'",
+    detail="",
+    setting="gaps",
+    accepting="remove",
+    effect="drop gaps",
+    done="removed",
+)
+
+
+class Cleaned(NamedTuple):
+    """A sequence after the policies for unusual letters."""
+
+    sequence: bytes
+    """Upper-case residues, with `:` between chains; empty if the record is skipped."""
+    reason: str = ""
+    """Why the record is skipped."""
+    notes: tuple[str, ...] = ()
+    """What was changed."""
+
+
+def is_clean(sequence: bytes) -> bool:
+    """Whether an upper-case sequence is residues only, and some: `clean` returns it as it is."""
+    return bool(sequence) and not sequence.translate(None, RESIDUES)
+
+
+def clean(sequence: bytes, cleaning: CleaningSettings) -> Cleaned:
+    """Apply the policies to an upper-case sequence without whitespace.
+
+    Places in reasons and notes are residues of the given sequence from 1, counted within the chain
+    if there are several. The result is clean: cleaning it again changes nothing.
+    """
+    chains = sequence.decode("utf-8", "replace").split(":")
+    parts = []
+    for number, chain in enumerate(chains, 1):
+        where = f" of chain {number}" if len(chains) > 1 else ""
+        parts.append(part := _clean_chain(chain, where, cleaning))
+        if part.reason:
+            return part
+    if not any(part.sequence for part in parts):
+        return Cleaned(b"", "no residues")
+    for number, part in enumerate(parts, 1):
+        if not part.sequence:
+            return Cleaned(b"", f"no residues in chain {number}; put ':' between chains only")
+    notes = tuple(note for part in parts for note in part.notes)
+    return Cleaned(CHAIN_BREAK.join(part.sequence for part in parts), "", notes)
+
+
+def _clean_chain(chain: str, where: str, cleaning: CleaningSettings) -> Cleaned:
+    body = chain.rstrip("*-." if cleaning.gaps == "remove" else "*")
+    refused: list[tuple[int, str]] = []
+    notes: list[str] = []
+    for policy, text in ((UNKNOWN, body), (STOP, body), (GAP, chain)):
+        if not (match := policy.pattern.search(text)):
+            continue
+        what = f"{policy.name.format(match[0])} at residue {match.start() + 1}"
+        if getattr(cleaning, policy.setting) == policy.accepting:
+            more = len(policy.pattern.findall(text)) - 1
+            notes.append(f"{what}{f' and {more} more' if more else ''}{where} {policy.done}")
+        else:
+            remedy = f"set shard.{policy.setting} to '{policy.accepting}' to {policy.effect}"
+            refused.append((match.start(), f"{what}{where}{policy.detail}; {remedy}"))
+    if match := FOREIGN.search(chain):
+        what = f"character {match[0]!a} at residue {match.start() + 1}{where}"
+        refused.append((match.start(), f"{what} is no amino acid; correct the sequence"))
+    if refused:
+        return Cleaned(b"", min(refused)[1])
+    if "*" in chain[len(body) :]:
+        notes.append(f"'*' at the end{where} removed")
+    return Cleaned(body.translate(REPLACEMENTS).encode(), "", tuple(notes))

@@ -1,0 +1,193 @@
+"""One pass over FASTA files: every record validated, equal sequences found, in little memory.
+
+What `shard` and every task on its own begin with. Rows and sequences go to temporary files without
+a name, so that memory stays small whatever the input, and a killed process leaves nothing behind.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from array import array
+from binascii import hexlify
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from hashlib import sha256
+from pathlib import Path
+from typing import IO, Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from esm_pipeline.errors import InputError
+from esm_pipeline.formats.fasta import STANDARD_INPUT, read_fasta, read_header, shown
+from esm_pipeline.formats.records import OK, SKIPPED, Record, format_row, parse_lines
+from esm_pipeline.settings import CleaningSettings
+from esm_pipeline.tasks.cleaning import CHAIN_BREAK, Cleaned, clean, is_clean
+
+DIGEST = 16
+"""Bytes of a sequence's SHA-256 that find its equals; no two others will ever share 128 bits."""
+NO_DIGEST = bytes(DIGEST)
+
+PLAIN = bytes(byte for byte in range(0x20, 0x7F) if byte != ord('"'))
+"""Bytes of a header that need no second look."""
+
+BLOCK = 1 << 20
+BATCH = 1 << 23
+"""Bytes of memory for sequences that are read from the spool together."""
+STRING_BYTES = 64
+"""Bytes of memory that a string takes besides its characters, about."""
+
+
+def open_intake(
+    paths: Sequence[str],
+    cleaning: CleaningSettings,
+    spool_dir: Path,
+    *,
+    allow_empty: bool = False,
+    complexes: bool = False,
+) -> Intake:
+    """Read FASTA files (`-` is standard input) as one input with a running index.
+
+    The spool lies in `spool_dir` (made if need be) without a name. `allow_empty` accepts a file
+    without records; `complexes` has sequences of several chains among the unique ones. Raises
+    InputError for a file that cannot be used.
+    """
+    if list(paths).count(STANDARD_INPUT) > 1:
+        raise InputError(f"{shown(STANDARD_INPUT)}: given twice, but can be read once; drop one")
+    spool_dir.mkdir(parents=True, exist_ok=True)
+    with ExitStack() as files:
+        rows = files.enter_context(tempfile.TemporaryFile(dir=spool_dir))
+        sequences = files.enter_context(tempfile.TemporaryFile(dir=spool_dir))
+        spool = Spool(rows, sequences)
+        for path in paths:
+            spool.add(path, cleaning, allow_empty=allow_empty)
+        return Intake(spool, files.pop_all(), complexes=complexes)
+
+
+class Spool:
+    """What the pass over the input leaves: two temporary files, and three numbers a record."""
+
+    def __init__(self, rows: IO[bytes], sequences: IO[bytes]) -> None:
+        self.rows = rows  # lines of records.tsv, duplicate_of empty
+        self.sequences = sequences  # end to end
+        self.digests = bytearray()  # DIGEST bytes each
+        self.sizes = array("i")  # bytes in `sequences`; 0 if skipped
+        self.residues = array("i")  # as many, or fewer in a complex
+
+    def add(self, path: str, cleaning: CleaningSettings, *, allow_empty: bool) -> None:
+        """Validate the records of a file. Raises InputError if the file cannot be used."""
+        records = read_fasta(path, allow_empty=allow_empty)
+        for index, (_, header, text) in enumerate(records, start=len(self.sizes)):
+            cleaned = Cleaned(text) if is_clean(text) else clean(text, cleaning)
+            sequence = cleaned.sequence
+            residues = len(sequence) - sequence.count(CHAIN_BREAK)
+            digest = sha256(sequence).digest() if sequence else NO_DIGEST
+            self.rows.write(_row(index, header, residues, digest, cleaned))
+            self.sequences.write(sequence)
+            self.digests += digest[:DIGEST]
+            self.sizes.append(len(sequence))
+            self.residues.append(residues)
+
+
+def _row(index: int, header: bytes, residues: int, digest: bytes, cleaned: Cleaned) -> bytes:
+    """The line of records.tsv without its line end, the last cell left empty."""
+    words = header.split(None, 1)
+    if words and residues and not cleaned.notes and not header.translate(None, PLAIN):
+        cells = index, words[0], header, residues, hexlify(digest)
+        return b"%d\t%b\t%b\t%d\t%b\tok\t\t\t\n" % cells
+    name, text, notes = read_header(header, index)
+    length, sha, status = (str(residues), digest.hex(), OK) if residues else ("", "", SKIPPED)
+    note = "; ".join((*notes, *cleaned.notes))
+    return format_row(
+        (str(index), name, text, length, sha, status, cleaned.reason, note, "")
+    ).encode()
+
+
+class Intake:
+    """Validated records of some FASTA files: N records, U unique sequences to compute.
+
+    A context manager that owns the spool, files as large as the input. In memory it holds about 36
+    bytes a record, and 80 while it is opened; rows and sequences are read when asked for.
+    """
+
+    count: int
+    """N, the records of all files."""
+    lengths: NDArray[np.int32]
+    """(U,) residues of each unique sequence, in the order of their first records."""
+    first: NDArray[np.int64]
+    """(U,) index of the first record with each unique sequence."""
+    unique: NDArray[np.int32]
+    """(N,) unique sequence of each record; -1 for none: it is skipped, or a complex."""
+
+    def __init__(self, spool: Spool, files: ExitStack, *, complexes: bool) -> None:
+        spool.rows.flush()
+        spool.sequences.flush()
+        self._spool, self._files = spool, files
+        self.count = len(spool.sizes)
+        sizes, residues = np.frombuffer(spool.sizes, "i"), np.frombuffer(spool.residues, "i")
+        own = np.arange(self.count)
+        same = _first_with_same(spool.digests)  # (N,)
+        same[residues == 0] = own[residues == 0]
+        is_first = (same == own) & (residues > 0) & (complexes | (sizes == residues))
+        self.first = np.flatnonzero(is_first)
+        self.lengths, self._sizes = residues[self.first], sizes[self.first]
+        self._offsets = (sizes.cumsum(dtype=np.int64) - sizes)[self.first]
+        self.unique = np.where(is_first, is_first.cumsum(dtype=np.int32) - 1, np.int32(-1))[same]
+        self._duplicate_of = np.where(same == own, -1, same)
+
+    def sequence(self, number: int) -> str:
+        """Unique sequence `number`, read from the spool."""
+        file = self._spool.sequences.fileno()
+        return os.pread(file, self._sizes[number], self._offsets[number]).decode()
+
+    def sequences(self, numbers: NDArray[np.integer[Any]]) -> Iterator[str]:
+        """Unique sequences in the order of `numbers`, read from the spool in batches."""
+        file = self._spool.sequences.fileno()
+        weights = np.cumsum(self._sizes[numbers] + STRING_BYTES, dtype=np.int64)
+        for batch in np.split(numbers, np.flatnonzero(np.diff(weights // BATCH)) + 1):
+            texts = [""] * len(batch)
+            order = np.argsort(self._offsets[batch])
+            sizes, offsets = self._sizes[batch[order]], self._offsets[batch[order]]
+            for place, *span in zip(order.tolist(), sizes.tolist(), offsets.tolist(), strict=True):
+                texts[place] = os.pread(file, *span).decode()
+            yield from texts
+
+    def records(self) -> Iterator[Record]:
+        """All records in index order, read from the spool."""
+        return parse_lines(line.decode() for line in self.lines())
+
+    def lines(self) -> Iterator[bytes]:
+        """The lines of `records.tsv` below its header line, read from the spool."""
+        file, index, offset, begun = self._spool.rows.fileno(), 0, 0, b""
+        while block := os.pread(file, BLOCK, offset):
+            offset += len(block)
+            *lines, begun = (begun + block).split(b"\n")
+            firsts = self._duplicate_of[index : index + len(lines)].tolist()
+            index += len(lines)
+            for line, first in zip(lines, firsts, strict=True):
+                yield line + (b"\n" if first < 0 else b"%d\n" % first)
+
+    def close(self) -> None:
+        """Remove the spool."""
+        self._files.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+
+def _first_with_same(digests: bytearray) -> NDArray[np.int64]:
+    """(N,) first record with each record's digest."""
+    keys = np.frombuffer(digests, np.uint64).reshape(-1, 2)
+    order = np.lexsort((keys[:, 1], keys[:, 0]))  # stable: equal digests stay in input order
+    begins = np.arange(len(order)) == 0
+    for key in keys.T:
+        ordered = key[order]
+        begins[1:] |= ordered[1:] != ordered[:-1]
+    starts = np.flatnonzero(begins)
+    first = np.empty_like(order)
+    first[order] = np.repeat(order[starts], np.diff(starts, append=len(order)))
+    return first
