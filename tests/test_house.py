@@ -1,0 +1,213 @@
+"""What is written in several places agrees: locks, environment, settings, documents, versions."""
+
+from __future__ import annotations
+
+import ast
+import json
+import re
+import subprocess
+import sys
+import tomllib
+from collections.abc import Iterable, Iterator
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+import esm_pipeline
+from esm_pipeline.settings import Section, Settings, json_schema, load_settings
+
+ROOT = Path(__file__).resolve().parents[1]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
+DEPENDENCIES = [Requirement(line) for line in PROJECT["project"]["dependencies"]]
+WORKFLOW = [Requirement(line) for line in PROJECT["project"]["optional-dependencies"]["workflow"]]
+TEST = [Requirement(line) for line in PROJECT["dependency-groups"]["test"]]
+TORCH_COMPANIONS = ("nvidia", "cuda", "triton")
+
+Pins = dict[str, set[str]]
+
+
+def pins_of(lines: Iterable[str]) -> Pins:
+    """Package -> pinned lines without their hashes; a package may have one for each Python."""
+    pins: Pins = {}
+    for line in lines:
+        if "==" in line and not line.lstrip().startswith(("#", "--")):
+            pin = re.sub(r"\s+", " ", line.strip().removesuffix("\\").strip())
+            pins.setdefault(canonicalize_name(pin.split("==")[0]), set()).add(pin)
+    return pins
+
+
+def lock(name: str) -> Pins:
+    return pins_of((ROOT / name).read_text().splitlines())
+
+
+def environment() -> Pins:
+    content = yaml.safe_load((ROOT / "envs/esm.yaml").read_text())
+    assert [*content] == ["channels", "dependencies"]
+    (pip,) = (item["pip"] for item in content["dependencies"] if isinstance(item, dict))
+    assert all("==" in line for line in pip)
+    return pins_of(pip)
+
+
+def needed_here(names: Iterable[str]) -> set[str]:
+    """Everything that the packages need on this platform, but companions of torch's builds."""
+    found: set[str] = set()
+    waiting = [canonicalize_name(name) for name in names]
+    while waiting:
+        name = waiting.pop()
+        if name in found:
+            continue
+        found.add(name)
+        for line in metadata.requires(name) or []:
+            requirement = Requirement(line)
+            if requirement.marker is None or requirement.marker.evaluate({"extra": ""}):
+                needed = canonicalize_name(requirement.name)
+                if not needed.startswith(TORCH_COMPANIONS):
+                    waiting.append(needed)
+    return found
+
+
+def test_every_locked_package_has_hashes():
+    for name in ("requirements.lock", "requirements-test.lock"):
+        blocks = re.split(r"\n(?=[a-z0-9])", (ROOT / name).read_text())[1:]
+        assert len(blocks) > 50
+        assert [block for block in blocks if "--hash=sha256:" not in block] == []
+
+
+def test_locks_agree_and_hold_what_is_needed():
+    runtime, tests = lock("requirements.lock"), lock("requirements-test.lock")
+    assert {name: tests.get(name) for name in runtime} == runtime
+    assert len(tests) > len(runtime)
+    needed = needed_here(requirement.name for requirement in DEPENDENCIES + WORKFLOW)
+    assert needed - set(runtime) == {"torch"}
+    assert needed_here(requirement.name for requirement in TEST) - set(tests) <= {"torch"}
+
+
+def test_lower_bounds_admit_the_locked_versions():
+    pins = lock("requirements-test.lock") | lock("requirements-torch.txt")
+    for requirement in DEPENDENCIES + WORKFLOW + TEST:
+        for pin in pins[canonicalize_name(requirement.name)]:
+            version = pin.split("==")[1].split(" ")[0]
+            assert requirement.specifier.contains(version), pin
+
+
+def test_environment_has_the_locks_pins_and_all_a_job_needs():
+    pins = environment()
+    locked = lock("requirements.lock") | lock("requirements-torch.txt")
+    assert pins == {name: locked[name] for name in pins}
+    needed = needed_here(requirement.name for requirement in DEPENDENCIES)
+    assert needed <= set(pins)
+    assert "snakemake" not in pins
+
+
+def test_a_stale_pin_is_seen():
+    locked = lock("requirements.lock")
+    stale = pins_of(["numpy==1.26.0"])
+    assert stale != {name: locked[name] for name in stale}
+
+
+def imported(folder: str) -> set[str]:
+    """Top-level names of the packages that the Python files under `folder` import."""
+    names = set()
+    for path in (ROOT / folder).rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Import):
+                names |= {alias.name.split(".")[0] for alias in node.names}
+            elif isinstance(node, ast.ImportFrom):
+                names.add((node.module or "").split(".")[0])
+    return names - set(sys.stdlib_module_names) - {"esm_pipeline"}
+
+
+def test_dependencies_are_those_imported():
+    assert imported("esm_pipeline") == {requirement.name for requirement in DEPENDENCIES}
+
+
+def table_rows(file: str, heading: str) -> Iterator[list[str]]:
+    """Cells of the rows of the first Markdown table below `heading`."""
+    section = (ROOT / file).read_text().split(f"\n{heading}\n")[1]
+    lines = section[section.index("\n|") :].strip().splitlines()
+    for line in lines[2:]:
+        if not line.startswith("|"):
+            break
+        yield [cell.strip().replace("\\|", "|") for cell in re.split(r"(?<!\\)\|", line)[1:-1]]
+
+
+def test_every_dependency_is_justified():
+    told = {row[0].strip("`"): row[1] for row in table_rows("CONTRIBUTING.md", "## Dependencies")}
+    names = {requirement.name for requirement in [*DEPENDENCIES, *WORKFLOW, *TEST]}
+    assert set(told) == names
+    assert all(len(why) > 15 for why in told.values())
+
+
+def keys(section: type[Section], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Every key of the config file, dotted, with its field."""
+    for name, field in section.model_fields.items():
+        inner = field.annotation
+        if isinstance(inner, type) and issubclass(inner, Section):
+            yield from keys(inner, f"{prefix}{name}.")
+        else:
+            yield prefix + name, field
+
+
+def test_config_readme_explains_every_key():
+    told = {row[0].strip("`"): row[1:] for row in table_rows("config/README.md", "## Keys")}
+    expected = {
+        name: [f"`{json.dumps(field.get_default())}`", field.description]
+        for name, field in keys(Settings)
+    }
+    assert told == expected
+
+
+def test_schema_is_that_of_the_settings():
+    assert (ROOT / "config/config.schema.json").read_text() == json_schema()
+
+
+def test_config_as_shipped_is_valid_and_uncommented_keys_are_too():
+    text = (ROOT / "config/config.yaml").read_text()
+    assert load_settings(yaml.safe_load(text)).model == "demo"
+    uncommented = re.sub(r"^# (?=[a-z_]+: )", "", text, flags=re.MULTILINE)
+    assert uncommented != text
+    config = yaml.safe_load(uncommented)
+    del config["fasta"]
+    assert list(load_settings(config).inputs()) == ["demo"]
+
+
+def test_version_is_the_same_everywhere():
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    assert citation["version"] == esm_pipeline.__version__
+    assert citation["license"] == PROJECT["project"]["license"]
+    assert "Apache License" in (ROOT / "LICENSE").read_text()
+
+
+def test_snakemake_bound_is_the_workflows():
+    (snakemake,) = WORKFLOW
+    (wanted,) = re.findall(r'min_version\("(.+)"\)', (ROOT / "Snakefile").read_text())
+    assert str(snakemake.specifier) == f">={wanted}"
+
+
+@pytest.mark.parametrize("target", ["demo", "test", "test-long", "bench", "lint", "lock", "clean"])
+def test_make_knows(target):
+    said = subprocess.run(["make", "help"], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert f"make {target} " in said.stdout
+    result = subprocess.run(["make", "-n", target], cwd=ROOT, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+
+
+def test_make_refuses_an_old_python(tmp_path):
+    old = tmp_path / "python3"
+    old.write_text('#!/bin/sh\n[ "$1" = --version ] && echo Python 3.9.2 && exit\nexit 1\n')
+    old.chmod(0o755)
+    command = ["make", "demo", f"PYTHON={old}", f"VENV={tmp_path / 'venv'}"]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert result.returncode != 0
+    assert "is Python 3.9.2, but Python 3.11 or newer is needed" in result.stderr
+
+
+def test_ci_script_is_whole():
+    script = ROOT / ".ci/run"
+    assert script.stat().st_mode & 0o111
+    subprocess.run(["bash", "-n", script], check=True)
