@@ -5,9 +5,11 @@ from __future__ import annotations
 import ast
 import json
 import re
+import shutil
 import subprocess
 import sys
 import tomllib
+import zipfile
 from collections.abc import Iterable, Iterator
 from importlib import metadata
 from pathlib import Path
@@ -187,6 +189,27 @@ def test_snakemake_bound_is_the_workflows():
     (snakemake,) = WORKFLOW
     (wanted,) = re.findall(r'min_version\("(.+)"\)', (ROOT / "Snakefile").read_text())
     assert str(snakemake.specifier) == f">={wanted}"
+
+
+def test_wheel_holds_what_the_package_reads(tmp_path):
+    sources = tmp_path / "sources"
+    shutil.copytree(
+        ROOT / "esm_pipeline",
+        sources / "esm_pipeline",
+        ignore=shutil.ignore_patterns("__pycache__"),
+    )
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, sources)
+    command = [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "--no-build-isolation"]
+    subprocess.run([*command, "-w", tmp_path, sources], check=True)
+    (wheel,) = tmp_path.glob("*.whl")
+    packed = set(zipfile.ZipFile(wheel).namelist())
+    files = {
+        path.relative_to(sources).as_posix() for path in (sources / "esm_pipeline").rglob("*.*")
+    }
+    assert len(files) > 20
+    assert files <= packed
+    assert any(name.endswith("licenses/LICENSE") for name in packed)
 
 
 @pytest.mark.parametrize("target", ["demo", "test", "test-long", "bench", "lint", "lock", "clean"])

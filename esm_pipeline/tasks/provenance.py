@@ -11,7 +11,6 @@ import json
 import os
 import platform
 import subprocess
-from collections import Counter
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
@@ -23,8 +22,8 @@ import esm_pipeline
 from esm_pipeline.errors import InputError
 from esm_pipeline.files import atomic_path
 from esm_pipeline.formats.digests import sha256
-from esm_pipeline.formats.records import read_records
 from esm_pipeline.settings import Settings, load_settings
+from esm_pipeline.tasks.verdict import count
 
 FORMAT_VERSION = 1
 PACKAGES = ("h5py", "huggingface_hub", "numpy", "safetensors", "snakemake", "torch")
@@ -111,16 +110,15 @@ def sample(folder: Path, files: list[str], shards: int) -> dict[str, Any]:
 
 
 def counts(path: Path) -> dict[str, Any]:
-    """Records in all, by status, duplicates among them, and by status for each task."""
-    statuses: Counter[str] = Counter()
-    tasks: dict[str, Counter[str]] = {}
-    duplicates = 0
-    for record in read_records(path):
-        statuses[record.status] += 1
-        duplicates += record.duplicate_of is not None
-        for task, outcome in record.outcomes.items():
-            tasks.setdefault(task, Counter())[outcome.status] += 1
-    return {"all": statuses.total(), **statuses, "duplicates": duplicates, **tasks}
+    """What validation and each task made of a sample's records."""
+    return {
+        tally.step: {
+            "records": tally.statuses.total(),
+            **tally.statuses,
+            "duplicates": tally.duplicates,
+        }
+        for tally in count(path)
+    }
 
 
 def attributes(path: Path) -> dict[str, Any]:
