@@ -19,8 +19,9 @@ import errno
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import islice
 from types import TracebackType
-from typing import Any, Literal, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 import h5py
 import numpy as np
@@ -34,6 +35,7 @@ Int64 = NDArray[np.int64]
 FORMAT_VERSION = 1
 PAGE = 4096  # bytes; datasets from this size on begin at a multiple of it, for memory maps
 BLOCK = 16 << 20  # bytes read at a time when rows are copied
+ENTRIES = 1 << 14  # records written at a time
 NO_RESERVATION = (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS)  # the file system cannot
 
 
@@ -52,13 +54,12 @@ class Array:
         return int(np.prod(self.shape, dtype=np.int64)) * np.dtype(self.dtype).itemsize
 
 
-@dataclass(frozen=True)
-class Entries:
-    """A block of n records, in the order of their index."""
+class Entry(NamedTuple):
+    """A record: its id, its place in the input, and the row that holds its sequence."""
 
-    ids: list[str]
-    index: Int64  # (n,) place in the input
-    row: Int64  # (n,) row that holds the sequence
+    id: str
+    place: int
+    row: int
 
 
 def unit_starts(lengths: NDArray[Any], per: Per) -> Int64:
@@ -72,8 +73,9 @@ def unit_starts(lengths: NDArray[Any], per: Per) -> Int64:
 class RaggedWriter:
     """Creates a file at `path` and writes the rows of its arrays, in any order.
 
-    `lengths` (U,) are the residues of each row; `records` is N, the sum over all `entries`. A row
-    that is never written reads as zeros. Raises OSError, a full disk at once and not later.
+    `lengths` (U,) are the residues of each row; `entries` are the N = `records` records, in input
+    order. A row that is never written reads as zeros. Raises OSError, a full disk at once and not
+    later.
     """
 
     def __init__(
@@ -82,8 +84,8 @@ class RaggedWriter:
         arrays: Iterable[Array],
         lengths: NDArray[Any],
         records: int,
-        entries: Iterable[Entries],
-        attributes: Mapping[str, str],
+        entries: Iterable[Entry],
+        attributes: Mapping[str, Any],
     ) -> None:
         self.arrays = {array.name: array for array in arrays}
         self._starts = {
@@ -91,7 +93,7 @@ class RaggedWriter:
             for per in {"residue", *(array.per for array in self.arrays.values())}
         }
         with h5py.File(path, "w", alignment_threshold=PAGE, alignment_interval=PAGE) as file:
-            file.attrs.update({"format_version": FORMAT_VERSION, **attributes})
+            file.attrs.update({**attributes, "format_version": FORMAT_VERSION})
             write_entries(file, records, entries)
             create_flat(file, "length", "<i4", (len(lengths),))[...] = lengths
             create_flat(file, "offset", "<i8", (len(lengths) + 1,))[...] = self._starts["residue"]
@@ -170,18 +172,16 @@ def create_flat(
     return h5py.Dataset(h5py.h5d.create(group.id, leaf.encode(), kind, space, properties))
 
 
-def write_entries(file: h5py.File, records: int, entries: Iterable[Entries]) -> None:
+def write_entries(file: h5py.File, records: int, entries: Iterable[Entry]) -> None:
     """Write the datasets id, index and row, block by block."""
     ids = file.create_dataset("id", (records,), h5py.string_dtype(), track_times=False)
     index = create_flat(file, "index", "<i8", (records,))
     row = create_flat(file, "row", "<i8", (records,))
-    done = 0
-    for block in entries:
-        stop = done + len(block.ids)
+    done, remaining = 0, iter(entries)
+    while block := list(islice(remaining, ENTRIES)):
+        stop = done + len(block)
         assert stop <= records, "more entries than records"
-        if block.ids:
-            ids[done:stop] = block.ids
-            index[done:stop], row[done:stop] = block.index, block.row
+        ids[done:stop], index[done:stop], row[done:stop] = zip(*block, strict=True)
         done = stop
     assert done == records, f"{done} entries for {records} records"
 

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from esm_pipeline.formats import hdf5
-from esm_pipeline.formats.hdf5 import Array, Entries, RaggedWriter, arrays_of, blocks, unit_starts
+from esm_pipeline.formats.hdf5 import Array, Entry, RaggedWriter, arrays_of, blocks, unit_starts
 
 ARRAYS = [
     Array("mean/3", "sequence", (4,), "<f4"),
@@ -23,8 +23,7 @@ ARRAYS = [
 
 
 def entries(count):
-    indexes = np.arange(count, dtype=np.int64)
-    return [Entries([f"id{i}" for i in range(count)], indexes, indexes)]
+    return [Entry(f"id{place}", place, place) for place in range(count)]
 
 
 def values_of(array, lengths):

@@ -1,0 +1,148 @@
+"""Gather what the shards of a task made, so that every record of the input has its place.
+
+`aggregate TASK` puts the results of all shards into one file and writes a status table of every
+record; `aggregate records` adds the status tables of all tasks to records.tsv. A task that can be
+gathered has `SUFFIX`, that of its result for a shard, and `aggregate(gathering, records, output)`,
+where `records` is the number of those that are ok.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import importlib
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from esm_pipeline.cli import require_file
+from esm_pipeline.errors import InputError
+from esm_pipeline.files import atomic_path
+from esm_pipeline.formats.records import (
+    FAILED,
+    OK,
+    SKIPPED,
+    Outcome,
+    Record,
+    format_row,
+    read_records,
+    write_records,
+)
+from esm_pipeline.tasks import TASKS
+from esm_pipeline.tasks.gathering import Gathering
+
+RECORDS = "records"
+NO_ROW = (-1, Outcome(""))
+AGAIN = "make it again with `esm-pipeline aggregate`"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the flags of `aggregate`."""
+    commands = parser.add_subparsers(dest="what", metavar="WHAT", required=True)
+    records = commands.add_parser(RECORDS, help="records.tsv with the outcomes of all tasks")
+    records.add_argument(
+        "--status",
+        action="append",
+        default=[],
+        type=task_and_file,
+        metavar="TASK=FILE",
+        help="status table of a task; may be repeated",
+    )
+    gathered = [commands.add_parser(task, help=f"results of {task}") for task in gathered_tasks()]
+    for task in gathered:
+        task.add_argument("--shards-dir", required=True, type=Path, help="folder of the shards")
+        task.add_argument("--shards", required=True, type=int, help="their number")
+        task.add_argument("--status", required=True, type=Path, help="status table to write")
+    for command in (records, *gathered):
+        command.add_argument("--records", required=True, type=Path, help="records.tsv of `shard`")
+        command.add_argument("--out", required=True, type=Path, help="file to write")
+        command.add_argument("--quiet", action="store_true", help="no summary")
+
+
+def gathered_tasks() -> list[str]:
+    """The tasks that have shards."""
+    modules = {task: importlib.import_module(f"esm_pipeline.tasks.{task}") for task in TASKS}
+    return [task for task, module in modules.items() if hasattr(module, "SUFFIX")]
+
+
+def task_and_file(text: str) -> tuple[str, Path]:
+    """Parse `TASK=FILE`."""
+    task, equals, file = text.partition("=")
+    if not (task and equals and file):
+        raise argparse.ArgumentTypeError(f"'{text}' is not of the form TASK=FILE")
+    return task, Path(file)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Gather; see the module. Returns 0: failed records are for `verdict` to judge."""
+    started = time.perf_counter()
+    if args.what == RECORDS:
+        statuses = dict(args.status)
+        write_records(args.out, with_outcomes(args.records, statuses), list(statuses))
+        return 0
+    module = importlib.import_module(f"esm_pipeline.tasks.{args.what}")
+    gathering = Gathering(args.what, module.SUFFIX, args.records, args.shards_dir, args.shards)
+    counts = write_status(args.status, gathering)
+    module.aggregate(gathering, counts[OK], args.out)
+    if not args.quiet:
+        told = ", ".join(f"{counts[status]:,} {status}" for status in (OK, SKIPPED, FAILED))
+        seconds = time.perf_counter() - started
+        print(
+            f"aggregate {args.what}: {counts.total():,} records of {args.shards} shards: {told}; "
+            f"{seconds:.1f} s",
+            file=sys.stderr,
+        )
+    return 0
+
+
+def write_status(target: Path, gathering: Gathering) -> Counter[str]:
+    """Write a task's status table, one row a record; returns the number of each status."""
+    counts: Counter[str] = Counter()
+    with (
+        atomic_path(target) as path,
+        open(path, "w", encoding="utf-8", newline="") as handle,
+    ):
+        handle.write(format_row(status_columns(gathering.task)))
+        for record, outcome in gathering.outcomes():
+            counts[outcome.status] += 1
+            handle.write(format_row([str(record.index), *outcome]))
+    return counts
+
+
+def read_status(path: Path, task: str) -> Iterator[tuple[int, Outcome]]:
+    """Stream a status table: index of each record, and what the task made of it."""
+    with open(require_file(str(path)), encoding="utf-8", newline="") as handle:
+        rows = csv.reader(handle, delimiter="\t")
+        if next(rows, None) != status_columns(task):
+            raise InputError(f"{path}:1: not the status table of '{task}'; check the path")
+        for row in rows:
+            if len(row) != 3 or not row[0].isdecimal():
+                raise InputError(f"{path}:{rows.line_num}: not a row of a status table; {AGAIN}")
+            yield int(row[0]), Outcome(*row[1:])
+
+
+def status_columns(task: str) -> list[str]:
+    """Column names of a task's status table."""
+    return ["index", f"{task}_status", f"{task}_reason"]
+
+
+def with_outcomes(records: Path, statuses: Mapping[str, Path]) -> Iterator[Record]:
+    """The records of `records`, each with its row of every status table.
+
+    Raises InputError if a table is not of the same records.
+    """
+    tables = {task: read_status(path, task) for task, path in statuses.items()}
+    for record in read_records(records):
+        for task, table in tables.items():
+            index, outcome = next(table, NO_ROW)
+            if index != record.index:
+                raise InputError(
+                    f"{statuses[task]}: no row for record {record.index} of {records}; {AGAIN}"
+                )
+            record = record.with_outcome(task, *outcome)
+        yield record
+    for task, table in tables.items():
+        if next(table, None) is not None:
+            raise InputError(f"{statuses[task]}: has more records than {records}; {AGAIN}")

@@ -1,0 +1,179 @@
+"""Token-budget batches, the out-of-memory ladder, and `iter_packed`, which has both.
+
+Sequences go longest first: neighbours are of like length, and if memory runs out it does so at the
+start. A batch that does not fit is halved and computed in parts; nothing is given up but a sequence
+that does not fit alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Generic, Literal, NamedTuple, TypeVar, cast
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from esm_pipeline.errors import CapacityError, InputError
+from esm_pipeline.model import EsmForMaskedLM, EsmModel, EsmTokenizer, PackedLayout
+
+SPECIAL_TOKENS = 2  # BOS and EOS
+OUT_OF_MEMORY = (
+    "can't allocate memory",  # PyTorch's CPU allocator
+    "MPS backend out of memory",
+    "CUBLAS_STATUS_ALLOC_FAILED",
+)
+"""What a RuntimeError says that means the same as torch.OutOfMemoryError."""
+
+Indices = NDArray[np.int64]
+R = TypeVar("R")
+
+
+def token_batches(lengths: NDArray[Any], token_budget: int) -> Iterator[Indices]:
+    """Cut sequences of `lengths` residues into batches, longest first, equals in their order.
+
+    Yields indices into `lengths`, each once. BOS and EOS counted, a batch has at most
+    `token_budget` tokens, unless it is one sequence alone.
+    """
+    order = np.argsort(-np.asarray(lengths, np.int64), kind="stable")
+    ends = np.cumsum(np.asarray(lengths, np.int64)[order] + SPECIAL_TOKENS)
+    start = spent = 0
+    while start < len(order):
+        stop = max(start + 1, int(np.searchsorted(ends, spent + token_budget, side="right")))
+        yield order[start:stop]
+        start, spent = stop, int(ends[stop - 1])
+
+
+class Computed(NamedTuple, Generic[R]):
+    """A part of a batch; `result` is None where its one sequence does not fit into memory."""
+
+    part: Indices
+    result: R | None
+
+
+def run_with_ladder(batch: Indices, compute: Callable[[Indices], R]) -> Iterator[Computed[R]]:
+    """Compute `batch`, or if memory runs out its halves, and so on down to one sequence.
+
+    Yields each part in its order. Errors that are not about memory pass through.
+    """
+    pending = [batch]
+    while pending:
+        part = pending.pop()
+        try:
+            result = compute(part)
+        except (MemoryError, RuntimeError) as error:
+            if not is_out_of_memory(error):
+                raise
+        else:
+            yield Computed(part, result)
+            continue
+        release_memory()  # here the error is gone, and with it what its frames held
+        if len(part) == 1:
+            yield Computed(part, None)
+        else:
+            middle = len(part) // 2
+            pending += [part[middle:], part[:middle]]
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether `error` says that memory ran out, on the device or on the host."""
+    if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
+        return True
+    return isinstance(error, RuntimeError) and any(text in str(error) for text in OUT_OF_MEMORY)
+
+
+def release_memory() -> None:
+    """Give the blocks that PyTorch keeps for later back to the GPU."""
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    elif torch.backends.mps.is_available():
+        torch.mps.empty_cache()
+
+
+def pack(
+    sequences: Sequence[str], tokenizer: EsmTokenizer, device: torch.device
+) -> tuple[Tensor, PackedLayout]:
+    """Token ids (T,) int64 of all `sequences` end to end, and their layout, on `device`."""
+    tokens = [tokenizer.encode_residues(sequence) for sequence in sequences]
+    layout = PackedLayout.from_lengths([len(one) for one in tokens], device)
+    return torch.from_numpy(np.concatenate(tokens)).to(device), layout
+
+
+def iter_packed(
+    model: EsmModel | EsmForMaskedLM,
+    sequences: Sequence[str],
+    *,
+    tokenizer: EsmTokenizer | None = None,
+    token_budget: int = 16_384,
+    output: Literal["logits", "representation"] = "logits",
+    layer: int = -1,
+) -> Iterator[tuple[int, Tensor]]:
+    """Run `model` over many sequences, packed; yield `(i, tensor)` for each, in the order computed.
+
+    `i` indexes `sequences`, which may be any Sequence: only those of one batch are held. `output`
+    is "logits" (L, V) or the "representation" (L, D) of `layer` (0 to n, -1 is n), L with BOS and
+    EOS, on the model's device and without gradients; each tensor is a part of its batch's (clone it
+    to keep one of many). The tokenizer is the checkpoint's, else the standard alphabet. Raises
+    InputError for unusable arguments at once, CapacityError for a sequence that does not fit into
+    memory alone.
+    """
+    if output not in ("logits", "representation"):
+        raise InputError(f"output '{output}' is not known; choose 'logits' or 'representation'")
+    if output == "logits" and not hasattr(model, "packed_logits"):
+        raise InputError(
+            f"{type(model).__name__} has no logits; load EsmForMaskedLM, or ask for "
+            "output='representation'"
+        )
+    if token_budget < 1:
+        raise InputError(f"token_budget {token_budget} is not positive")
+    encoder = cast(EsmModel, getattr(model, "esm", model))
+    check_layer(layer, encoder.config.num_hidden_layers)
+    lengths = np.fromiter(map(len, sequences), np.int64, len(sequences))
+    limit = encoder.max_residues
+    if limit is not None and lengths.size and lengths.max() > limit:
+        place = int(lengths.argmax())
+        raise InputError(
+            f"sequence {place} has {lengths[place]} residues, the model has positions for {limit}; "
+            "cut it"
+        )
+    chosen = tokenizer or default_tokenizer(model)
+
+    @torch.no_grad()
+    def compute(part: Indices) -> list[Tensor]:
+        tokens, layout = pack([sequences[i] for i in part.tolist()], chosen, model.device)
+        if output == "logits":
+            values = cast(EsmForMaskedLM, model).packed_logits(tokens, layout)
+        else:
+            values = encoder.represent(tokens, layout, [layer]).hidden[layer]
+        return list(torch.split(values, layout.lengths))
+
+    return results_of(token_batches(lengths, token_budget), compute, lengths)
+
+
+def results_of(
+    batches: Iterator[Indices], compute: Callable[[Indices], list[Tensor]], lengths: Indices
+) -> Iterator[tuple[int, Tensor]]:
+    """`(i, tensor)` of each sequence of each batch. Raises CapacityError."""
+    for batch in batches:
+        for part, results in run_with_ladder(batch, compute):
+            if results is None:
+                place = int(part[0])
+                raise CapacityError(
+                    f"sequence {place} ({lengths[place]} residues) does not fit into memory alone; "
+                    "use a machine with more"
+                )
+            yield from zip(part.tolist(), results, strict=True)
+
+
+def check_layer(layer: int, count: int) -> None:
+    """Raise InputError unless a model of `count` layers has `layer`; -1 is the last."""
+    if not -1 <= layer <= count:
+        raise InputError(f"layer {layer} does not exist; the model has layers 0 to {count}")
+
+
+def default_tokenizer(model: EsmModel | EsmForMaskedLM) -> EsmTokenizer:
+    """The tokenizer of the checkpoint that `model` was loaded from, else the standard one."""
+    if model.name_or_path:
+        return EsmTokenizer.from_pretrained(model.name_or_path)
+    return EsmTokenizer.standard()

@@ -1,0 +1,72 @@
+"""Where a task computes: the device that `--device` names, and the number of CPU threads."""
+
+from __future__ import annotations
+
+import os
+import re
+
+import torch
+
+from esm_pipeline.errors import InputError
+
+THREAD_LIMITS = ("SLURM_CPUS_PER_TASK", "OMP_NUM_THREADS")
+"""Environment variables by which a scheduler or a user says how many cores are ours."""
+
+
+def resolve_device(name: str) -> torch.device:
+    """The device `auto`, `cpu`, `cuda`, `cuda:N` or `mps` stands for on this machine.
+
+    `auto` is the first CUDA GPU, else Apple's, else the CPU. Raises InputError if it is not there.
+    """
+    if not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", name):
+        raise InputError(f"device '{name}' is not known; use auto, cpu, cuda, cuda:N or mps")
+    if name == "auto":
+        return torch.device(best_device())
+    if name == "mps" and not torch.backends.mps.is_available():
+        raise InputError("device mps: PyTorch sees no Apple GPU here; use auto or cpu")
+    if name.startswith("cuda"):
+        require_cuda(name)
+    return torch.device(name)
+
+
+def best_device() -> str:
+    """A GPU if PyTorch sees one, else the CPU."""
+    if torch.cuda.is_available():
+        return "cuda"
+    return "mps" if torch.backends.mps.is_available() else "cpu"
+
+
+def require_cuda(name: str) -> None:
+    """Raise InputError unless PyTorch sees the GPU that `name` (`cuda` or `cuda:N`) means."""
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if not count:
+        raise InputError(
+            f"device {name}: PyTorch sees no CUDA GPU; use auto or cpu, or check nvidia-smi and "
+            "that this PyTorch was built for CUDA"
+        )
+    if int(name.partition(":")[2] or 0) >= count:
+        raise InputError(f"device {name}: PyTorch sees only cuda:0 to cuda:{count - 1}")
+
+
+def thread_count(threads: int) -> int:
+    """CPU threads to compute with: `threads`, or for 0 every core that this process may use."""
+    if threads:
+        return threads
+    limits = [os.environ.get(name, "") for name in THREAD_LIMITS]
+    return min(
+        [usable_cores(), *(int(limit) for limit in limits if re.fullmatch("[1-9]\\d*", limit))]
+    )
+
+
+def usable_cores() -> int:
+    """Cores that the system lets this process run on."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def set_threads(threads: int) -> int:
+    """Have PyTorch compute with `thread_count(threads)` CPU threads; returns their number."""
+    count = thread_count(threads)
+    torch.set_num_threads(count)
+    return count

@@ -1,0 +1,233 @@
+"""Embed protein sequences: FASTA in, representations of every sequence out, as HDF5.
+
+Beside OUT.h5 stands OUT.records.tsv, with the fate of every record. The input is validated before
+PyTorch is loaded, so that a bad file fails at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import h5py
+import numpy as np
+from numpy.typing import NDArray
+
+from esm_pipeline.cli import add_common, add_flags, exit_code, section_from
+from esm_pipeline.errors import InputError
+from esm_pipeline.files import atomic_path
+from esm_pipeline.formats.digests import write_digests
+from esm_pipeline.formats.hdf5 import Entry, RaggedWriter
+from esm_pipeline.formats.records import FAILED, OK, SKIPPED, Outcome, Record, write_records
+from esm_pipeline.settings import CleaningSettings, EmbedSettings
+from esm_pipeline.tasks.gathering import gather_ragged
+from esm_pipeline.tasks.intake import Intake, open_intake
+from esm_pipeline.tasks.progress import progress
+
+if TYPE_CHECKING:
+    from esm_pipeline.tasks.representations import Embedded, Encoder
+
+TASK = "embed"
+SUFFIX = ".h5"
+aggregate = gather_ragged
+
+Int64 = NDArray[np.int64]
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the flags of `embed`."""
+    parser.add_argument("fasta", metavar="IN.fasta", help="FASTA, plain or gzip; - reads stdin")
+    parser.add_argument("output", metavar="OUT.h5", type=Path, help="HDF5 file to write")
+    parser.add_argument("--model", required=True, help="hub id, folder with a checkpoint, or demo")
+    parser.add_argument("--revision", help="commit, tag or branch of a hub model")
+    parser.add_argument("--allow-empty", action="store_true", help="accept a FASTA with no record")
+    parser.add_argument("--sha256", type=Path, metavar="FILE", help="write digests of the outputs")
+    add_flags(parser, EmbedSettings)
+    add_flags(parser, CleaningSettings)
+    add_common(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Embed `args.fasta`; returns the exit code."""
+    started = time.perf_counter()
+    settings = section_from(EmbedSettings, args)
+    cleaning = section_from(CleaningSettings, args)
+    table = check_output(args.output, args.fasta)
+    folder = args.output.parent
+    with open_intake([args.fasta], cleaning, folder, allow_empty=args.allow_empty) as intake:
+        from esm_pipeline.tasks.device import set_threads
+        from esm_pipeline.tasks.representations import Encoder
+
+        set_threads(settings.threads)
+        encoder = Encoder(args.model, args.revision, settings)
+        plan = Plan(intake, encoder.config.max_residues, settings.long)
+        with atomic_path(args.output) as path:
+            embed(encoder, plan, path, quiet=args.quiet)
+            counts = write_outcomes(table, plan)
+    if args.sha256:
+        write_digests(args.sha256, [args.output, table])
+    if not args.quiet:
+        print(summary(counts, plan, encoder, time.perf_counter() - started), file=sys.stderr)
+    return exit_code(counts[FAILED], args.on_failure)
+
+
+def check_output(output: Path, fasta: str) -> Path:
+    """Where the table of records goes, beside `output`. Raises InputError for an unusable path."""
+    table = output.with_name(output.name.removesuffix(SUFFIX) + ".records.tsv")
+    for path in (output, table):
+        if path.is_dir():
+            raise InputError(f"{path}: a folder; name a file for the output")
+        if path.exists() and os.path.exists(fasta) and path.samefile(fasta):
+            raise InputError(f"{path}: the input itself; name another file for the output")
+    return table
+
+
+class Plan:
+    """Which unique sequences are embedded, how much of each, and what became of it.
+
+    `limit` is the most residues that the model has positions for, None without a limit; `policy` is
+    the setting `long`. Raises InputError if they contradict each other.
+    """
+
+    def __init__(self, intake: Intake, limit: int | None, policy: str) -> None:
+        if limit is not None and policy == "full":
+            raise InputError(
+                f"embed.long is 'full', but the model has positions for {limit} residues only; "
+                "set it to skip or truncate"
+            )
+        self.intake, self.limit, self.truncate = intake, limit, policy == "truncate"
+        lengths = intake.lengths
+        self.lengths = lengths if limit is None else np.minimum(lengths, limit)
+        self.too_long: NDArray[np.bool_] = lengths > self.lengths
+        self.failures: dict[int, str] = {}
+
+    def rows(self) -> Int64:
+        """(U,) row of each unique sequence; -1 if it is skipped or has failed."""
+        kept = np.ones(len(self.lengths), bool) if self.truncate else ~self.too_long
+        kept[list(self.failures)] = False
+        return np.where(kept, np.cumsum(kept) - 1, -1)
+
+    def sequence(self, unique: int) -> str:
+        """The residues to embed."""
+        return self.intake.sequence(unique)[: self.lengths[unique]]
+
+    def outcome(self, record: Record) -> Outcome:
+        """What became of a record."""
+        if record.status != OK:
+            return Outcome(SKIPPED, record.reason)
+        unique = int(self.intake.unique[record.index])
+        if unique < 0:
+            return Outcome(SKIPPED, "a complex of several chains; split it at ':'")
+        if unique in self.failures:
+            return Outcome(FAILED, self.failures[unique])
+        if not self.too_long[unique]:
+            return Outcome(OK)
+        if self.truncate:
+            return Outcome(OK, f"truncated to the first {self.limit} residues")
+        return Outcome(
+            SKIPPED,
+            f"{self.intake.lengths[unique]} residues, but the model has positions for "
+            f"{self.limit}; set embed.long to truncate, or use a rotary model such as ESM-2",
+        )
+
+    def entries(self, rows: Int64) -> Iterator[Entry]:
+        """Every record whose sequence has one of `rows`."""
+        for record in self.intake.records():
+            unique = int(self.intake.unique[record.index])
+            if unique >= 0 and rows[unique] >= 0:
+                yield Entry(record.id, record.index, int(rows[unique]))
+
+    def entry_count(self, rows: Int64) -> int:
+        """The number of `entries`."""
+        unique = self.intake.unique
+        return int(np.count_nonzero(rows[unique[unique >= 0]] >= 0))
+
+
+def embed(encoder: Encoder, plan: Plan, path: Path, *, quiet: bool = False) -> None:
+    """Embed what `plan` says into a new file at `path`; notes in the plan what failed."""
+    rows = plan.rows()
+    with open_writer(encoder, plan, rows, path) as writer:
+        compute(encoder, plan, np.flatnonzero(rows >= 0), writer, quiet=quiet)
+    if plan.failures:
+        leave_out_failures(encoder, plan, rows, path)
+
+
+def open_writer(encoder: Encoder, plan: Plan, rows: Int64, path: Path) -> RaggedWriter:
+    """A new file at `path` for the sequences that have `rows`."""
+    return RaggedWriter(
+        path,
+        encoder.arrays,
+        plan.lengths[rows >= 0],
+        plan.entry_count(rows),
+        plan.entries(rows),
+        encoder.attributes,
+    )
+
+
+def compute(
+    encoder: Encoder, plan: Plan, unique: Int64, writer: RaggedWriter, *, quiet: bool
+) -> None:
+    """Embed the `unique` sequences, (rows,) of them, batch by batch into the rows of `writer`."""
+    from esm_pipeline.tasks.batching import run_with_ladder, token_batches
+
+    def embed_rows(rows: Int64) -> Embedded:
+        return encoder([plan.sequence(one) for one in unique[rows].tolist()])
+
+    if len(unique):
+        encoder.load()
+    lengths = plan.lengths[unique]
+    with progress("embed", int(lengths.sum()), "residues", quiet=quiet) as advance:
+        for batch in token_batches(lengths, encoder.settings.token_budget):
+            for rows, embedded in run_with_ladder(batch, embed_rows):
+                if embedded is None:
+                    one = int(rows[0])
+                    plan.failures[int(unique[one])] = (
+                        f"{lengths[one]} residues do not fit into memory, even alone; use a "
+                        "machine with more"
+                    )
+                else:
+                    for name, values in embedded.values.items():
+                        writer.write(name, rows, values)
+                    for place, reason in embedded.problems.items():
+                        plan.failures[int(unique[rows[place]])] = reason
+                advance(int(lengths[rows].sum()))
+
+
+def leave_out_failures(encoder: Encoder, plan: Plan, rows: Int64, path: Path) -> None:
+    """Write the file at `path` anew without the rows of what failed."""
+    kept = plan.rows()
+    with (
+        atomic_path(path) as smaller,
+        h5py.File(path) as source,
+        open_writer(encoder, plan, kept, smaller) as writer,
+    ):
+        writer.copy(source, kept[rows >= 0])
+
+
+def write_outcomes(table: Path, plan: Plan) -> Counter[str]:
+    """Write the table of records; returns the number of each status."""
+    counts: Counter[str] = Counter()
+
+    def told(record: Record) -> Record:
+        outcome = plan.outcome(record)
+        counts[outcome.status] += 1
+        return record.with_outcome(TASK, *outcome)
+
+    write_records(table, map(told, plan.intake.records()), [TASK])
+    return counts
+
+
+def summary(counts: Counter[str], plan: Plan, encoder: Encoder, seconds: float) -> str:
+    """One line on a finished run."""
+    residues = int(plan.lengths[plan.rows() >= 0].sum())
+    told = ", ".join(f"{counts[status]:,} {status}" for status in (OK, SKIPPED, FAILED))
+    return (
+        f"embed: {counts.total():,} records: {told}; {residues:,} residues in {seconds:.1f} s, "
+        f"{encoder.seconds:.1f} s of it in the model; {residues / seconds:,.0f} residues/s"
+    )

@@ -1,0 +1,116 @@
+"""Count what became of every record, and fail if any failed: the last word of a workflow.
+
+Results are written and kept whatever the verdict; it comes after all of them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import sys
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from esm_pipeline.cli import exit_code
+from esm_pipeline.errors import InputError
+from esm_pipeline.files import atomic_path
+from esm_pipeline.formats.records import FAILED, OK, SKIPPED, read_records, read_tasks
+
+VALIDATION = "validation"
+COLUMNS = ("sample", "step", "records", OK, SKIPPED, FAILED, "duplicates")
+COMMONEST = 3
+NUMBER = re.compile(r"\d+")
+
+
+@dataclass
+class Tally:
+    """What one step, validation or a task, made of a sample's records."""
+
+    sample: str
+    step: str
+    statuses: Counter[str] = field(default_factory=Counter)
+    reasons: Counter[tuple[str, str]] = field(default_factory=Counter)  # (status, reason)
+    duplicates: int = 0
+
+    def add(self, status: str, reason: str, *, duplicate: bool) -> None:
+        """Count a record. Reasons that differ in numbers alone are one."""
+        self.statuses[status] += 1
+        self.duplicates += duplicate
+        if status != OK:
+            self.reasons[status, NUMBER.sub("#", reason)] += 1
+
+    def row(self) -> list[str]:
+        """The cells of `COLUMNS`."""
+        counts = (self.statuses.total(), *(self.statuses[name] for name in (OK, SKIPPED, FAILED)))
+        return [self.sample, self.step, *(f"{count:,}" for count in (*counts, self.duplicates))]
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the flags of `verdict`."""
+    parser.add_argument("records", nargs="+", type=Path, metavar="SAMPLE/records.tsv")
+    parser.add_argument("--out", required=True, type=Path, help="text file to write")
+    parser.add_argument(
+        "--on-failure",
+        choices=("error", "keep"),
+        default="error",
+        help="when a record failed: exit with 1, or with 0 (default: error)",
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Write the verdict and print it to standard error; returns the exit code."""
+    tallies = [tally for path in args.records for tally in count(path)]
+    failed = sum(tally.statuses[FAILED] for tally in tallies)
+    text = report(tallies)
+    with atomic_path(args.out) as path:
+        path.write_text(text, encoding="utf-8")
+    print(text, end="", file=sys.stderr)
+    return exit_code(failed, args.on_failure)
+
+
+def count(path: Path) -> list[Tally]:
+    """Tallies of validation and of each task of one `records.tsv`.
+
+    The sample is named after the folder. Raises InputError for a task without an outcome.
+    """
+    sample = path.absolute().parent.name
+    validation = Tally(sample, VALIDATION)
+    tasks = {task: Tally(sample, task) for task in read_tasks(path)}
+    for record in read_records(path):
+        duplicate = record.duplicate_of is not None
+        validation.add(record.status, record.reason, duplicate=duplicate)
+        for task, tally in tasks.items():
+            status, reason = record.outcomes[task]
+            if status not in (OK, SKIPPED, FAILED):
+                raise InputError(
+                    f"{path}: record {record.index} has {task}_status '{status}'; make the table "
+                    "again with `esm-pipeline aggregate records`"
+                )
+            tally.add(status, reason, duplicate=duplicate)
+    return [validation, *tasks.values()]
+
+
+def report(tallies: Sequence[Tally]) -> str:
+    """The verdict as text: a table, the commonest reasons, and what failed in all."""
+    lines = table([COLUMNS, *(tally.row() for tally in tallies)])
+    for tally in tallies:
+        for (status, reason), number in tally.reasons.most_common(COMMONEST):
+            lines.append(f"{tally.sample}, {tally.step}: {number:,} {status}: {reason}")
+    failed = sum(tally.statuses[FAILED] for tally in tallies)
+    lines.append(f"{failed:,} failed" if failed else "nothing failed")
+    return "\n".join(lines) + "\n"
+
+
+def table(rows: Iterable[Sequence[str]]) -> list[str]:
+    """Lines with the columns aligned: two of names to the left, numbers to the right."""
+    rows = list(rows)
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return [
+        "  ".join(
+            cell.ljust(width) if place < 2 else cell.rjust(width)
+            for place, (cell, width) in enumerate(zip(row, widths, strict=True))
+        )
+        for row in rows
+    ]
