@@ -33,6 +33,9 @@ FASTA_SUFFIX = re.compile(r"(\.(fasta|fa|faa|fas|pep|txt))?(\.gz)?$", re.IGNOREC
 GZIP_MAGIC = b"\x1f\x8b"
 GZIP_EXPANSION = 2  # bytes of protein FASTA behind one compressed byte, about
 
+MOST_SHARDS = 100_000
+"""As many as five digits can name."""
+
 Layer = Annotated[int, Field(ge=-1)]
 
 
@@ -132,7 +135,7 @@ class Settings(Section):
         "demo", min_length=1, description="a hub id, a folder with a checkpoint, or demo"
     )
     revision: str | None = Field(None, description="commit, tag or branch of a hub model")
-    shards: Literal["auto"] | Annotated[int, Field(gt=0, le=100_000)] = Field(
+    shards: Literal["auto"] | Annotated[int, Field(gt=0, le=MOST_SHARDS)] = Field(
         "auto", description="shards of each sample; auto follows from the input's size"
     )
     on_failure: Literal["error", "keep"] = Field(
@@ -177,6 +180,11 @@ def sample_name(fasta: str) -> str:
     if not cleaned or cleaned.lower() in RESERVED_NAMES:
         return f"sample_{cleaned}".rstrip("_")
     return cleaned
+
+
+def shard_names(count: int) -> list[str]:
+    """Names of a sample's shards, `00000` to `count` - 1: their files add a suffix."""
+    return [f"{number:05d}" for number in range(count)]
 
 
 def expanded_size(file: str) -> int:
