@@ -35,10 +35,18 @@ def all_settings(wildcards, resources):
     return settings.model_dump_json()
 
 
+def chosen_config():
+    """The configuration; an input on the command line takes the place of the file's."""
+    inputs = {"fasta", "samples"}
+    given = inputs & set(workflow.config_settings.overwrite_config)
+    replaced = inputs - given if given else set()
+    return {key: value for key, value in config.items() if key not in replaced}
+
+
 def read_config():
     """The checked settings, the FASTA files of each sample, and its number of shards."""
     try:
-        settings = load_settings(config, "config")
+        settings = load_settings(chosen_config(), "config")
         samples = settings.inputs()
         counts = {sample: settings.shard_count(files) for sample, files in samples.items()}
     except InputError as error:

@@ -1,0 +1,22 @@
+"""What the workflow's tests share: a model, and one whole run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.workflow.tools import Run, config, save_model, snakemake, write_fasta
+
+
+@pytest.fixture(scope="session")
+def model(tmp_path_factory) -> Path:
+    return save_model(tmp_path_factory.mktemp("model"))
+
+
+@pytest.fixture(scope="session")
+def whole_run(tmp_path_factory, model) -> Run:
+    """Three shards of one file, in a folder whose name needs quoting."""
+    folder = tmp_path_factory.mktemp("it's a run")
+    write_fasta(folder / "my proteins.fasta")
+    return snakemake(folder, *config(model))

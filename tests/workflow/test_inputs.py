@@ -1,0 +1,99 @@
+"""Where the input comes from: tables, packed files, another workflow; and what is refused."""
+
+from __future__ import annotations
+
+import gzip
+
+import numpy as np
+import pytest
+
+from esm_pipeline import open_results
+from esm_pipeline.formats.records import read_records
+from tests.workflow.tools import RECORDS, ROOT, config, snakemake, write_fasta
+
+MODULE = """
+import json
+
+module esm:
+    snakefile: {snakefile!r}
+    config: json.loads({config!r})
+
+use rule * from esm as esm_*
+
+rule everything:
+    default_target: True
+    input: rules.esm_all.input
+
+rule proteins:
+    output: "made/proteins.fasta"
+    shell: "mkdir -p made && cp {source} {{output}}"
+"""
+
+
+def test_samples_of_several_files(whole_run, model, tmp_path):
+    """Two samples; the second has the records of the shared run in two files, one packed.
+
+    The table on the command line takes the place of the config file's `fasta`.
+    """
+    (tmp_path / "config").mkdir()
+    (tmp_path / "config" / "config.yaml").write_text("fasta: no_such.fasta\n")
+    names = list(RECORDS)
+    first, second = ({name: RECORDS[name] for name in part} for part in (names[:3], names[3:]))
+    write_fasta(tmp_path / "b1.fasta", first)
+    packed = write_fasta(tmp_path / "b2.fasta", second)
+    (tmp_path / "b2.dat").write_bytes(gzip.compress(packed.read_bytes()))
+    write_fasta(tmp_path / "a.fasta", {"only": "MKV"})
+    rows = ["sample\tfasta\tnote", "a.x\ta.fasta\t", "b-1\tb1.fasta\t", "b-1\tb2.dat\tpacked"]
+    (tmp_path / "table.tsv").write_text("\n".join(rows))
+    arguments = config(model, "samples=table.tsv", "shards=auto", fasta=None)
+    run = snakemake(tmp_path, *arguments)
+    assert run.code == 0, run.said
+    records = list(read_records(run.results / "b-1" / "records.tsv"))
+    assert records == list(read_records(whole_run.results / "my_proteins" / "records.tsv"))
+    with (
+        open_results(run.results / "b-1" / "embeddings.h5") as one_shard,
+        open_results(whole_run.results / "my_proteins" / "embeddings.h5") as three_shards,
+    ):
+        assert one_shard.ids == three_shards.ids
+        for ours, theirs in zip(one_shard, three_shards, strict=True):
+            assert np.abs(ours.mean[2] - theirs.mean[2]).max() <= 1e-4
+            assert np.abs(ours.mean[2]).max() > 0.1
+    with open_results(run.results / "a.x" / "embeddings.h5") as results:
+        assert results.ids == ["only"]
+
+
+def test_as_a_module_with_an_input_that_another_rule_makes(whole_run, model, tmp_path):
+    source = whole_run.folder / "my proteins.fasta"
+    settings = f'{{"fasta": "made/proteins.fasta", "model": "{model}", "shards": 2}}'
+    snakefile = tmp_path / "Snakefile"
+    text = MODULE.format(snakefile=str(ROOT / "Snakefile"), config=settings, source="'in.fasta'")
+    snakefile.write_text(text)
+    (tmp_path / "in.fasta").write_bytes(source.read_bytes())
+    run = snakemake(tmp_path, "--cores", "2", snakefile=snakefile)
+    assert run.code == 0, run.said
+    ours, theirs = run.results / "proteins", whole_run.results / "my_proteins"
+    assert (ours / "records.tsv").read_bytes() == (theirs / "records.tsv").read_bytes()
+    assert (run.results / "verdict.txt").exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (["embeed={}"], "config: unknown key 'embeed'; did you mean 'embed'?"),
+        (["embed={layer: [3]}"], "config: unknown key 'embed.layer'; did you mean 'layers'?"),
+        (["shards=0"], "config: 'shards' = 0: "),
+        (["fasta=a.fasta", "samples=t.tsv"], "give one of 'fasta' (a single input) and 'samples'"),
+        (["fasta=no.fasta", "shards=auto"], "no.fasta: no such file; check the path"),
+        (["fasta=a{b}.fasta"], "a{b}.fasta: braces in a path"),
+        (["samples=no.tsv"], "no.tsv: the sample table cannot be read"),
+    ],
+)
+def test_bad_settings_stop_at_once_in_one_line(model, tmp_path, change, told):
+    write_fasta(tmp_path / "a.fasta")
+    (tmp_path / "config").mkdir()
+    (tmp_path / "config" / "config.yaml").write_text(f"fasta: a.fasta\nmodel: {model}\n")
+    run = snakemake(tmp_path, "-n", "--config", *change)
+    assert run.code == 1
+    assert told in run.said
+    assert "Traceback" not in run.said
+    assert not (tmp_path / "results").exists()

@@ -1,0 +1,148 @@
+"""One whole run: what comes out, what stays, what is said, and what a change reruns."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+
+import numpy as np
+import pytest
+
+import esm_pipeline
+from esm_pipeline import open_results
+from esm_pipeline.formats.digests import sha256
+from esm_pipeline.formats.records import read_records
+from tests.workflow.tools import RECORDS, ROOT, config, save_model, snakemake, write_fasta
+
+SAMPLE = "my_proteins"
+
+
+def test_run_succeeds_and_says_what_it_does(whole_run):
+    assert whole_run.code == 0, whole_run.said
+    assert "shard: 1 file(s) of sample my_proteins into 3 shard(s)" in whole_run.said
+    assert "embed: shard 00002 of sample my_proteins" in whole_run.said
+    assert re.search(r"\d+ of \d+ steps \(100%\) done", whole_run.said)
+
+
+def test_every_record_has_its_row_and_every_ok_one_its_embedding(whole_run):
+    records = list(read_records(whole_run.results / SAMPLE / "records.tsv"))
+    assert [record.header for record in records] == list(RECORDS)
+    skipped = [record.id for record in records if record.outcomes["embed"].status != "ok"]
+    assert skipped == ["stop"]
+    assert records[2].duplicate_of == 0
+    with open_results(whole_run.results / SAMPLE / "embeddings.h5") as results:
+        assert results.ids == [record.id for record in records if record.id != "stop"]
+        assert results["short"].residue[2].shape == (2, 16)
+        assert np.array_equal(results[0].mean[2], results[2].mean[2])
+        assert not np.array_equal(results[0].mean[2], results[1].mean[2])
+
+
+def test_only_results_stay(whole_run):
+    found = {path.relative_to(whole_run.results) for path in whole_run.results.rglob("*")}
+    files = {str(path) for path in found if (whole_run.results / path).is_file()}
+    kept = {file for file in files if not file.startswith(("logs/", "benchmarks/"))}
+    assert kept == {
+        f"{SAMPLE}/records.tsv",
+        f"{SAMPLE}/embeddings.h5",
+        "provenance.json",
+        "verdict.txt",
+    }
+    jobs = {f"shard/{SAMPLE}", *(f"embed/{SAMPLE}/{n:05d}" for n in range(3)), "verdict"}
+    jobs |= {f"gather_embed/{SAMPLE}", f"records/{SAMPLE}", "provenance"}
+    assert files - kept == {f"logs/{job}.log" for job in jobs} | {
+        f"benchmarks/{job}.tsv" for job in jobs
+    }
+
+
+def test_provenance_tells_where_results_came_from(whole_run, model):
+    facts = json.loads((whole_run.results / "provenance.json").read_text())
+    assert facts["software"]["esm_pipeline"] == esm_pipeline.__version__
+    assert facts["settings"]["model"] == str(model)
+    assert facts["settings"]["embed"]["token_budget"] == 16384
+    sample = facts["samples"][SAMPLE]
+    fasta = whole_run.folder / "my proteins.fasta"
+    assert sample["fasta"] == [
+        {"path": fasta.name, "bytes": fasta.stat().st_size, "sha256": sha256(fasta)}
+    ]
+    assert sample["shards"] == 3
+    assert sample["records"]["embed"] == {"records": 8, "ok": 7, "skipped": 1, "duplicates": 1}
+    assert len(sample["results"]["embeddings.h5"]["weights_sha256"]) == 64
+
+
+def test_verdict_counts(whole_run):
+    text = (whole_run.results / "verdict.txt").read_text()
+    assert "nothing failed" in text
+    assert text in whole_run.said
+
+
+def jobs(run) -> set[str]:
+    """Rules that a dry run would run, but `all`."""
+    assert run.code == 0, run.said
+    table = re.search(r"Job stats:\n.*\n-.*\n((?:.+\n)*?)total ", run.said)
+    return {line.split()[0] for line in table[1].splitlines()} - {"all"} if table else set()
+
+
+EVERYTHING = {f"shard_{SAMPLE}", "embed", "gather_embed", "records", "provenance", "verdict"}
+
+
+@pytest.mark.parametrize(
+    ("change", "rerun"),
+    [
+        ("embed={include: [mean, residue], token_budget: 99, threads: 1, device: cpu}", set()),
+        ("embed={include: [mean]}", EVERYTHING),
+        ("embed={include: [mean, residue], residue_dtype: float32}", EVERYTHING),
+        ("on_failure=keep", {"verdict"}),
+        ("shards=2", EVERYTHING),
+        ("shard={gaps: remove}", EVERYTHING),
+    ],
+)
+def test_a_change_reruns_what_it_changes(whole_run, model, change, rerun):
+    assert jobs(snakemake(whole_run.folder, "-n", *config(model, change))) == rerun
+
+
+def test_a_moved_clone_reruns_nothing(whole_run, model, tmp_path):
+    clone = copy_of_the_project(tmp_path / "clone")
+    run = snakemake(whole_run.folder, "-n", *config(model), snakefile=clone / "Snakefile")
+    assert str(clone) in run.said
+    assert jobs(run) == set()
+
+
+def copy_of_the_project(target):
+    for name in ("workflow", "esm_pipeline", "envs", "config"):
+        shutil.copytree(ROOT / name, target / name, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(ROOT / "Snakefile", target)
+    return target
+
+
+def test_a_killed_job_is_tried_again_with_a_smaller_budget(tmp_path, model):
+    clone = copy_of_the_project(tmp_path / "clone")
+    task = clone / "esm_pipeline" / "tasks" / "embed.py"
+    killed = 'import os, sys\nif "1000" in sys.argv: os.kill(os.getpid(), 9)\n'
+    source = task.read_text().replace("import argparse\n", f"import argparse\n{killed}", 1)
+    assert killed in source
+    task.write_text(source)
+    write_fasta(tmp_path / "a.fasta")
+    more = ["shards=1", "embed={token_budget: 1000}"]
+    run = snakemake(tmp_path, *config(model, *more, fasta="a.fasta"), snakefile=clone / "Snakefile")
+    assert run.code == 0, run.said
+    assert "--token-budget 500" in run.said or "Trying to restart job" in run.said
+
+
+def test_a_failed_record_ends_in_an_error_after_everything_is_written(tmp_path):
+    model = save_model(tmp_path / "model", scale=1e6)  # too large for float16
+    write_fasta(tmp_path / "a.fasta")
+    run = snakemake(tmp_path, *config(model, "shards=1", fasta="a.fasta"))
+    assert run.code == 1
+    assert "7 failed" in run.said
+    statuses = [
+        record.outcomes["embed"].status
+        for record in read_records(tmp_path / "results/a/records.tsv")
+    ]
+    assert statuses.count("failed") == 7
+    assert (tmp_path / "results/a/embeddings.h5").exists()
+    assert (tmp_path / "results/provenance.json").exists()
+    again = snakemake(tmp_path, *config(model, "shards=1", "on_failure=keep", fasta="a.fasta"))
+    assert again.code == 0, again.said
+    assert "rule embed" not in again.said
+    assert "7 failed" in (tmp_path / "results/verdict.txt").read_text()

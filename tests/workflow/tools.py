@@ -1,0 +1,91 @@
+"""A tiny model, a small FASTA file, and Snakemake as a user would start it."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from esm_pipeline.model import EsmConfig, EsmForMaskedLM, EsmTokenizer
+
+ROOT = Path(__file__).resolve().parents[2]
+TINY = {
+    "vocab_size": 33,
+    "mask_token_id": 32,
+    "pad_token_id": 1,
+    "hidden_size": 16,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "intermediate_size": 32,
+    "position_embedding_type": "rotary",
+    "token_dropout": True,
+}
+RECORDS = {
+    "first": "MKTAYIAKQRQISFVKSHFSRQLEERLGLIEVQ",
+    "second with a description": "GSHMASMTGGQQMGRDLYDDDDKDPSSRSAAGTM",
+    "copy of first": "MKTAYIAKQRQISFVKSHFSRQLEERLGLIEVQ",
+    "stop": "MKT*AYIAK",
+    "short": "MK",
+    "long": "ACDEFGHIKLMNPQRSTVWY" * 9,
+    "odd/name:with|signs": "MBUZOXA",
+    "terminal_stop": "MSILVTRPSPAGEELVSRLRTLGQVAWHFPLIEFSPGQQLPQLADQLAALGESDLLFALSQ*",
+}
+
+
+@dataclass
+class Run:
+    """What a run of Snakemake said, and where it worked."""
+
+    code: int
+    said: str
+    folder: Path
+
+    @property
+    def results(self) -> Path:
+        return self.folder / "results"
+
+
+def snakemake(folder: Path, *arguments: str, snakefile: Path = ROOT / "Snakefile", **variables):
+    """Run the workflow in `folder`, as a user would, with a PATH that knows no other Python."""
+    environment = os.environ | {"PATH": "/usr/local/bin:/usr/bin:/bin"} | variables
+    environment.pop("PYTHONPATH", None)
+    result = subprocess.run(
+        [sys.executable, "-m", "snakemake", "--snakefile", snakefile, *arguments],
+        cwd=folder,
+        env=environment,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=300,
+    )
+    return Run(result.returncode, result.stdout, folder)
+
+
+def save_model(folder: Path, scale: float = 1.0) -> Path:
+    """A checkpoint with random weights; `scale` multiplies those of the last norm."""
+    torch.manual_seed(0)
+    model = EsmForMaskedLM(EsmConfig(**TINY))
+    with torch.no_grad():
+        model.esm.encoder.emb_layer_norm_after.weight.mul_(scale)
+    model.save_pretrained(folder)
+    EsmTokenizer.standard().save_pretrained(folder)
+    return folder
+
+
+def write_fasta(path: Path, records: dict[str, str] = RECORDS) -> Path:
+    path.write_text("".join(f">{header}\n{sequence}\n" for header, sequence in records.items()))
+    return path
+
+
+def config(model: Path, *more: str, fasta: str | None = "my proteins.fasta") -> list[str]:
+    """Arguments that run the shared configuration, but for `more`."""
+    chosen = [f"model={model}", "shards=3", "embed={include: [mean, residue]}"]
+    chosen += [] if fasta is None else [f"fasta={fasta}"]
+    keys = {item.partition("=")[0] for item in more}
+    kept = [item for item in chosen if item.partition("=")[0] not in keys]
+    return ["--cores", "2", "--config", *kept, *more]
