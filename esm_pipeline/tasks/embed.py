@@ -113,9 +113,11 @@ class Plan:
         kept[list(self.failures)] = False
         return np.where(kept, np.cumsum(kept) - 1, -1)
 
-    def sequence(self, unique: int) -> str:
-        """The residues to embed."""
-        return self.intake.sequence(unique)[: self.lengths[unique]]
+    def sequences(self, unique: Int64) -> list[str]:
+        """The residues to embed of some unique sequences."""
+        lengths = self.lengths[unique].tolist()
+        texts = self.intake.sequences(unique)
+        return [text[:length] for text, length in zip(texts, lengths, strict=True)]
 
     def outcome(self, record: Record) -> Outcome:
         """What became of a record."""
@@ -177,7 +179,7 @@ def compute(
     from esm_pipeline.tasks.batching import run_with_ladder, token_batches
 
     def embed_rows(rows: Int64) -> Embedded:
-        return encoder([plan.sequence(one) for one in unique[rows].tolist()])
+        return encoder(plan.sequences(unique[rows]))
 
     if len(unique):
         encoder.load()

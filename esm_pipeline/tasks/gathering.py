@@ -23,6 +23,7 @@ from esm_pipeline.files import atomic_path
 from esm_pipeline.formats.digests import check_digests
 from esm_pipeline.formats.hdf5 import Array, Entry, RaggedWriter, arrays_of
 from esm_pipeline.formats.records import FAILED, OK, SKIPPED, Outcome, Record, read_records
+from esm_pipeline.settings import shard_names
 
 Int64 = NDArray[np.int64]
 
@@ -44,13 +45,12 @@ class Gathering:
 
     def __init__(self, task: str, suffix: str, records: Path, folder: Path, shards: int) -> None:
         self.task, self.records, self.folder = task, records, folder
-        self.results = [folder / f"{shard:05d}{suffix}" for shard in range(shards)]
+        self.results = [folder / f"{name}{suffix}" for name in shard_names(shards)]
         self._reasons: dict[int, str] = {}
         places, codes = array("q"), array("b")
-        for result in self.results:
-            table = folder / f"{result.name.removesuffix(suffix)}.records.tsv"
-            digests = table.with_name(table.name.replace(".records.tsv", ".sha256"))
-            check_digests(digests, [result, table])
+        for name, result in zip(shard_names(shards), self.results, strict=True):
+            table = folder / f"{name}.records.tsv"
+            check_digests(folder / f"{name}.sha256", [result, table])
             for place, outcome in self._read(table):
                 places.append(place)
                 codes.append(CODES[outcome.status])
