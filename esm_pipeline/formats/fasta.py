@@ -13,9 +13,13 @@ import sys
 import zlib
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
-from typing import BinaryIO
+from typing import BinaryIO, TypeAlias
 
 from esm_pipeline.errors import InputError
+
+Entry: TypeAlias = tuple[int, bytes, bytes]
+"""A record as it stands in the file: line number of its header, from 1; the header without `>` and
+line end; the sequence in upper case without whitespace, not yet cleaned."""
 
 STANDARD_INPUT = "-"
 BLOCK = 1 << 18
@@ -43,19 +47,24 @@ LOOKS = (
 """How a file that is no FASTA may begin, what that is, and the remedy."""
 
 
-def read_fasta(path: str, *, allow_empty: bool = False) -> Iterator[tuple[int, bytes, bytes]]:
+def read_fasta(path: str, *, allow_empty: bool = False) -> Iterator[Entry]:
     """Stream a FASTA file, plain or gzip by its first bytes; `-` is standard input.
 
-    Yields `(line, header, sequence)`: the header's line number from 1, the header without its `>`
-    and line end, and the sequence in upper case without whitespace, not yet cleaned. Raises
-    InputError with file and line for a file that is missing, unreadable, damaged, no FASTA, or
-    without records; `allow_empty` accepts the last.
+    Raises InputError with file and line for a file that is missing, unreadable, damaged, no FASTA,
+    or without records; `allow_empty` accepts the last.
     """
+    return itertools.chain.from_iterable(read_batches(path, allow_empty=allow_empty))
+
+
+def read_batches(path: str, *, allow_empty: bool = False) -> Iterator[list[Entry]]:
+    """The same as `read_fasta`, in lists of as many records as a block of the file has."""
     for line, chunk in _chunks(path, allow_empty):
+        batch = []
         for text in chunk[1:].split(b"\n>"):
             header, _, body = text.partition(b"\n")
-            yield line, header, body.translate(UPPER, WHITESPACE)
+            batch.append((line, header, body.translate(UPPER, WHITESPACE)))
             line += text.count(b"\n") + 1
+        yield batch
 
 
 def read_header(header: bytes, index: int) -> tuple[str, str, tuple[str, ...]]:

@@ -20,14 +20,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from esm_pipeline.errors import InputError
-from esm_pipeline.formats.fasta import STANDARD_INPUT, read_fasta, read_header, shown
+from esm_pipeline.formats.fasta import STANDARD_INPUT, Entry, read_batches, read_header, shown
 from esm_pipeline.formats.records import OK, SKIPPED, Record, format_row, parse_lines
 from esm_pipeline.settings import CleaningSettings
 from esm_pipeline.tasks.cleaning import CHAIN_BREAK, Cleaned, clean, is_clean
 
 DIGEST = 16
 """Bytes of a sequence's SHA-256 that find its equals; no two others will ever share 128 bits."""
-NO_DIGEST = bytes(DIGEST)
 
 PLAIN = bytes(byte for byte in range(0x20, 0x7F) if byte != ord('"'))
 """Bytes of a header that need no second look."""
@@ -61,7 +60,8 @@ def open_intake(
         sequences = files.enter_context(tempfile.TemporaryFile(dir=spool_dir))
         spool = Spool(rows, sequences)
         for path in paths:
-            spool.add(path, cleaning, allow_empty=allow_empty)
+            for batch in read_batches(path, allow_empty=allow_empty):
+                spool.add(batch, cleaning)
         return Intake(spool, files.pop_all(), complexes=complexes)
 
 
@@ -75,27 +75,34 @@ class Spool:
         self.sizes = array("i")  # bytes in `sequences`; 0 if skipped
         self.residues = array("i")  # as many, or fewer in a complex
 
-    def add(self, path: str, cleaning: CleaningSettings, *, allow_empty: bool) -> None:
-        """Validate the records of a file. Raises InputError if the file cannot be used."""
-        records = read_fasta(path, allow_empty=allow_empty)
-        for index, (_, header, text) in enumerate(records, start=len(self.sizes)):
-            cleaned = Cleaned(text) if is_clean(text) else clean(text, cleaning)
-            sequence = cleaned.sequence
-            residues = len(sequence) - sequence.count(CHAIN_BREAK)
-            digest = sha256(sequence).digest() if sequence else NO_DIGEST
-            self.rows.write(_row(index, header, residues, digest, cleaned))
-            self.sequences.write(sequence)
-            self.digests += digest[:DIGEST]
-            self.sizes.append(len(sequence))
-            self.residues.append(residues)
+    def add(self, batch: list[Entry], cleaning: CleaningSettings) -> None:
+        """Validate some records and put them at the end."""
+        rows, sequences, digests, residues = [], [], [], []
+        for index, (_, header, sequence) in enumerate(batch, start=len(self.sizes)):
+            words = header.split(None, 1)
+            if words and is_clean(sequence) and not header.translate(None, PLAIN):
+                length = len(sequence)
+                digest = sha256(sequence).digest()
+                cells = index, words[0], header, length, hexlify(digest)
+                rows.append(b"%d\t%b\t%b\t%d\t%b\tok\t\t\t\n" % cells)
+            else:
+                cleaned = clean(sequence, cleaning)
+                sequence = cleaned.sequence
+                length = len(sequence) - sequence.count(CHAIN_BREAK)
+                digest = sha256(sequence).digest()
+                rows.append(_row(index, header, length, digest, cleaned))
+            sequences.append(sequence)
+            digests.append(digest[:DIGEST])
+            residues.append(length)
+        self.rows.write(b"".join(rows))
+        self.sequences.write(b"".join(sequences))
+        self.digests += b"".join(digests)
+        self.sizes.extend(map(len, sequences))
+        self.residues.extend(residues)
 
 
 def _row(index: int, header: bytes, residues: int, digest: bytes, cleaned: Cleaned) -> bytes:
-    """The line of records.tsv without its line end, the last cell left empty."""
-    words = header.split(None, 1)
-    if words and residues and not cleaned.notes and not header.translate(None, PLAIN):
-        cells = index, words[0], header, residues, hexlify(digest)
-        return b"%d\t%b\t%b\t%d\t%b\tok\t\t\t\n" % cells
+    """The line of records.tsv, its last cell left empty."""
     name, text, notes = read_header(header, index)
     length, sha, status = (str(residues), digest.hex(), OK) if residues else ("", "", SKIPPED)
     note = "; ".join((*notes, *cleaned.notes))
@@ -123,7 +130,7 @@ class Intake:
     def __init__(self, spool: Spool, files: ExitStack, *, complexes: bool) -> None:
         spool.rows.flush()
         spool.sequences.flush()
-        self._spool, self._files = spool, files
+        self._rows, self._sequences, self._files = spool.rows, spool.sequences, files
         self.count = len(spool.sizes)
         sizes, residues = np.frombuffer(spool.sizes, "i"), np.frombuffer(spool.residues, "i")
         own = np.arange(self.count)
@@ -138,19 +145,20 @@ class Intake:
 
     def sequence(self, number: int) -> str:
         """Unique sequence `number`, read from the spool."""
-        file = self._spool.sequences.fileno()
+        file = self._sequences.fileno()
         return os.pread(file, self._sizes[number], self._offsets[number]).decode()
 
     def sequences(self, numbers: NDArray[np.integer[Any]]) -> Iterator[str]:
         """Unique sequences in the order of `numbers`, read from the spool in batches."""
-        file = self._spool.sequences.fileno()
+        file = self._sequences.fileno()
         weights = np.cumsum(self._sizes[numbers] + STRING_BYTES, dtype=np.int64)
         for batch in np.split(numbers, np.flatnonzero(np.diff(weights // BATCH)) + 1):
             texts = [""] * len(batch)
             order = np.argsort(self._offsets[batch])
             sizes, offsets = self._sizes[batch[order]], self._offsets[batch[order]]
-            for place, *span in zip(order.tolist(), sizes.tolist(), offsets.tolist(), strict=True):
-                texts[place] = os.pread(file, *span).decode()
+            spans = zip(order.tolist(), sizes.tolist(), offsets.tolist(), strict=True)
+            for place, size, offset in spans:
+                texts[place] = os.pread(file, size, offset).decode()
             yield from texts
 
     def records(self) -> Iterator[Record]:
@@ -159,7 +167,7 @@ class Intake:
 
     def lines(self) -> Iterator[bytes]:
         """The lines of `records.tsv` below its header line, read from the spool."""
-        file, index, offset, begun = self._spool.rows.fileno(), 0, 0, b""
+        file, index, offset, begun = self._rows.fileno(), 0, 0, b""
         while block := os.pread(file, BLOCK, offset):
             offset += len(block)
             *lines, begun = (begun + block).split(b"\n")

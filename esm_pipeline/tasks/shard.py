@@ -1,0 +1,123 @@
+"""Validate FASTA files, remove duplicate sequences, cut the rest into shards of equal cost.
+
+Writes `records.tsv`, a row for every record, and the shards `00000.fasta` and on: each unique
+sequence stands in one of them under the index of its first record, the longest first.
+"""
+
+from __future__ import annotations
+
+import argparse
+import heapq
+import re
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from esm_pipeline.cli import add_flags, section_from
+from esm_pipeline.errors import InputError
+from esm_pipeline.files import atomic_path
+from esm_pipeline.formats.fasta import shown
+from esm_pipeline.formats.records import header_line
+from esm_pipeline.settings import MOST_SHARDS, CleaningSettings, shard_names
+from esm_pipeline.tasks.intake import Intake, open_intake
+
+EVEN_LENGTH = 7680
+"""Residues at which attention costs what the linear layers do: 6 D, here of D = 1280."""
+
+BLOCK = 1 << 16
+SHARD_FILE = re.compile(r"[0-9]{5}\.fasta")
+TABLE = "records.tsv"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the command's arguments."""
+    parser.add_argument("fasta", nargs="+", help="FASTA files, plain or gzip; - is standard input")
+    parser.add_argument("--shards", type=_shards, required=True, help="number of shards")
+    parser.add_argument("--out", type=Path, required=True, help="folder for the shards")
+    parser.add_argument("--quiet", action="store_true", help="no summary")
+    add_flags(parser, CleaningSettings)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Shard the files; returns the exit code. Raises InputError for input that cannot be used."""
+    began = time.monotonic()
+    cleaning = section_from(CleaningSettings, args)
+    for path in map(Path, args.fasta):
+        if SHARD_FILE.fullmatch(path.name) and path.resolve().parent == args.out.resolve():
+            raise InputError(f"{shown(str(path))}: a shard would replace it; choose another --out")
+    with open_intake(args.fasta, cleaning, args.out, complexes=True) as intake:
+        write_shards(intake, args.out, args.shards)
+        if not args.quiet:
+            print(_summary(intake, args.shards, time.monotonic() - began), file=sys.stderr)
+    return 0
+
+
+def write_shards(intake: Intake, folder: Path, count: int) -> None:
+    """Write `count` shards and `records.tsv` into `folder`, in place of those that are there.
+
+    `records.tsv` is removed first and written last: where it is, the shards are its own and whole.
+    """
+    table, names = folder / TABLE, shard_names(count)
+    table.unlink(missing_ok=True)
+    for old in folder.iterdir():
+        if SHARD_FILE.fullmatch(old.name) and old.stem not in names:
+            old.unlink()
+    for name, numbers in zip(names, deal(intake.lengths, count), strict=True):
+        with (
+            atomic_path(folder / f"{name}.fasta") as path,
+            open(path, "w", encoding="ascii", newline="\n") as file,
+        ):
+            file.writelines(_entries(intake, numbers))
+    with atomic_path(table) as path, open(path, "wb") as file:
+        file.write(header_line().encode())
+        file.writelines(intake.lines())
+
+
+def _entries(intake: Intake, numbers: NDArray[np.int64]) -> Iterator[str]:
+    for begin in range(0, len(numbers), BLOCK):
+        block = numbers[begin : begin + BLOCK]
+        sequences = intake.sequences(block)
+        for index, sequence in zip(intake.first[block].tolist(), sequences, strict=True):
+            yield f">{index}\n{sequence}\n"
+
+
+def deal(lengths: NDArray[np.int32], count: int) -> list[NDArray[np.int64]]:
+    """Deal sequences of `lengths (U,)` residues to `count` shards of nearly the same cost.
+
+    The longest sequence left goes to the shard with the least to do, so that no two shards differ
+    by more than the cost of one sequence. Returns the places in `lengths` of each shard, longest
+    first, equals in order.
+    """
+    order = np.argsort(-lengths, kind="stable")
+    shard_of = np.empty(len(order), np.int32)
+    loads = [(0, shard) for shard in range(count)]
+    for begin in range(0, len(order), BLOCK):
+        block = lengths[order[begin : begin + BLOCK]].astype(np.int64)
+        dealt = []
+        for cost in (block * (EVEN_LENGTH + block)).tolist():
+            load, shard = loads[0]
+            dealt.append(shard)
+            heapq.heapreplace(loads, (load + cost, shard))
+        shard_of[begin : begin + BLOCK] = dealt
+    ends = np.bincount(shard_of, minlength=count).cumsum()
+    return np.split(order[np.argsort(shard_of, kind="stable")], ends[:-1])
+
+
+def _summary(intake: Intake, shards: int, seconds: float) -> str:
+    ok = int((intake.unique >= 0).sum())
+    unique, residues = len(intake.lengths), int(intake.lengths.sum())
+    return (
+        f"shard: {intake.count:,} records, {ok:,} ok, {intake.count - ok:,} skipped, "
+        f"{ok - unique:,} duplicates; {unique:,} sequences, {residues:,} residues "
+        f"in {shards:,} shards; {seconds:.1f} s"
+    )
+
+
+def _shards(text: str) -> int:
+    if not re.fullmatch("[0-9]{1,6}", text) or not 0 < int(text) <= MOST_SHARDS:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number from 1 to {MOST_SHARDS:,}")
+    return int(text)
