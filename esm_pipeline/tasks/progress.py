@@ -35,7 +35,8 @@ def progress(title: str, total: int, unit: str, *, quiet: bool = False) -> Itera
 
         def render(self, task: Task) -> Text:
             done, all_of_them = int(task.completed), int(task.total or 0)
-            return Text(f"{done:,} of {all_of_them:,} {unit}, {task.speed or 0:,.0f}/s")
+            speed = task.finished_speed or task.speed or 0
+            return Text(f"{done:,} of {all_of_them:,} {unit}, {speed:,.0f}/s")
 
     columns = (TextColumn("{task.description}"), BarColumn(), Rate(), TimeRemainingColumn())
     with Progress(*columns, console=Console(stderr=True)) as bar:

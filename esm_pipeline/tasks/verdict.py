@@ -16,7 +16,7 @@ from pathlib import Path
 from esm_pipeline.cli import exit_code
 from esm_pipeline.errors import InputError
 from esm_pipeline.files import atomic_path
-from esm_pipeline.formats.records import FAILED, OK, SKIPPED, read_records, read_tasks
+from esm_pipeline.formats.records import FAILED, OK, SKIPPED, Outcome, read_records, read_tasks
 
 VALIDATION = "validation"
 COLUMNS = ("sample", "step", "records", OK, SKIPPED, FAILED, "duplicates")
@@ -31,15 +31,20 @@ class Tally:
     sample: str
     step: str
     statuses: Counter[str] = field(default_factory=Counter)
-    reasons: Counter[tuple[str, str]] = field(default_factory=Counter)  # (status, reason)
+    reasons: dict[str, Counter[str]] = field(
+        default_factory=lambda: {FAILED: Counter(), SKIPPED: Counter()}
+    )
     duplicates: int = 0
 
-    def add(self, status: str, reason: str, *, duplicate: bool) -> None:
-        """Count a record. Reasons that differ in numbers alone are one."""
-        self.statuses[status] += 1
+    def add(self, outcome: Outcome, *, duplicate: bool, new: bool = True) -> None:
+        """Count a record. Its reason counts if it is `new`, not that of an earlier step.
+
+        Reasons that differ in numbers alone are one.
+        """
+        self.statuses[outcome.status] += 1
         self.duplicates += duplicate
-        if status != OK:
-            self.reasons[status, NUMBER.sub("#", reason)] += 1
+        if new and outcome.status in self.reasons:
+            self.reasons[outcome.status][NUMBER.sub("#", outcome.reason)] += 1
 
     def row(self) -> list[str]:
         """The cells of `COLUMNS`."""
@@ -80,24 +85,27 @@ def count(path: Path) -> list[Tally]:
     tasks = {task: Tally(sample, task) for task in read_tasks(path)}
     for record in read_records(path):
         duplicate = record.duplicate_of is not None
-        validation.add(record.status, record.reason, duplicate=duplicate)
+        validation.add(Outcome(record.status, record.reason), duplicate=duplicate)
         for task, tally in tasks.items():
-            status, reason = record.outcomes[task]
-            if status not in (OK, SKIPPED, FAILED):
+            outcome = record.outcomes[task]
+            if outcome.status not in (OK, SKIPPED, FAILED):
                 raise InputError(
-                    f"{path}: record {record.index} has {task}_status '{status}'; make the table "
-                    "again with `esm-pipeline aggregate records`"
+                    f"{path}: record {record.index} has {task}_status '{outcome.status}'; make "
+                    "the table again with `esm-pipeline aggregate records`"
                 )
-            tally.add(status, reason, duplicate=duplicate)
+            tally.add(outcome, duplicate=duplicate, new=record.status == OK)
     return [validation, *tasks.values()]
 
 
 def report(tallies: Sequence[Tally]) -> str:
-    """The verdict as text: a table, the commonest reasons, and what failed in all."""
+    """The verdict as text: a table, the commonest reasons of each status, what failed in all."""
     lines = table([COLUMNS, *(tally.row() for tally in tallies)])
-    for tally in tallies:
-        for (status, reason), number in tally.reasons.most_common(COMMONEST):
-            lines.append(f"{tally.sample}, {tally.step}: {number:,} {status}: {reason}")
+    lines += [
+        f"{tally.sample}, {tally.step}: {number:,} {status}: {reason}"
+        for tally in tallies
+        for status, reasons in tally.reasons.items()
+        for reason, number in reasons.most_common(COMMONEST)
+    ]
     failed = sum(tally.statuses[FAILED] for tally in tallies)
     lines.append(f"{failed:,} failed" if failed else "nothing failed")
     return "\n".join(lines) + "\n"

@@ -1,0 +1,65 @@
+"""The verdict: counts that add up, the commonest reasons, the exit code."""
+
+import pytest
+
+from esm_pipeline.formats.records import FAILED, OK, SKIPPED, Record, write_records
+
+TEXT = """\
+sample  step        records     ok  skipped  failed  duplicates
+a       validation    1,005  1,004        1       0           1
+a       embed         1,005  1,000        3       2           1
+b       validation        0      0        0       0           0
+a, validation: 1 skipped: a gap '-' at residue #
+a, embed: 2 failed: # residues do not fit
+a, embed: 2 skipped: # residues, but positions for #
+2 failed
+"""
+
+
+def records():
+    plain = Record(0, "id", "id", 5, "0" * 64, OK)
+    for index in range(1000):
+        yield plain._replace(index=index).with_outcome("embed", OK)
+    yield plain._replace(index=1000, duplicate_of=1).with_outcome(
+        "embed", SKIPPED, "1500 residues, but positions for 1022"
+    )
+    yield plain._replace(index=1001).with_outcome(
+        "embed", SKIPPED, "3 residues, but positions for 1022"
+    )
+    yield plain._replace(index=1002).with_outcome("embed", FAILED, "70000 residues do not fit")
+    yield plain._replace(index=1003).with_outcome("embed", FAILED, "9 residues do not fit")
+    gap = Record(1004, "id", "id", None, "", SKIPPED, "a gap '-' at residue 7")
+    yield gap.with_outcome("embed", SKIPPED, gap.reason)
+
+
+@pytest.fixture
+def tables(tmp_path):
+    for sample in ("a", "b"):
+        (tmp_path / sample).mkdir()
+    write_records(tmp_path / "a" / "records.tsv", records(), ["embed"])
+    write_records(tmp_path / "b" / "records.tsv", [])
+    return [tmp_path / sample / "records.tsv" for sample in ("a", "b")]
+
+
+@pytest.mark.parametrize(("policy", "code"), [("error", 1), ("keep", 0)])
+def test_the_text_and_the_exit_code(esm, tables, tmp_path, policy, code):
+    out = tmp_path / "verdict.txt"
+    assert esm("verdict", "--on-failure", policy, "--out", out, *tables) == (
+        code,
+        TEXT.splitlines(),
+    )
+    assert out.read_text() == TEXT
+
+
+def test_skipped_is_not_failed(esm, tables, tmp_path):
+    code, lines = esm("verdict", "--out", tmp_path / "verdict.txt", tables[1])
+    assert code == 0
+    assert lines[-1] == "nothing failed"
+
+
+def test_a_record_without_an_outcome_is_an_error(esm, tables, tmp_path):
+    write_records(tables[1], [Record(0, "x", "x", 5, "0" * 64, OK)], ["embed"])
+    code, lines = esm("verdict", "--out", tmp_path / "verdict.txt", *tables)
+    assert (code, len(lines)) == (2, 1)
+    assert "record 0 has embed_status ''; make the table again" in lines[0]
+    assert not (tmp_path / "verdict.txt").exists()
