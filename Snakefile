@@ -35,6 +35,7 @@ localrules:
     all,
     records,
     provenance,
+    report,
     verdict,
 
 
@@ -43,5 +44,6 @@ rule all:
     input:
         f"{OUT}/verdict.txt",
         f"{OUT}/provenance.json",
+        f"{OUT}/report.html",
         expand(f"{OUT}/{{sample}}/records.tsv", sample=SAMPLES),
         expand(f"{OUT}/{{sample}}/{{result}}", sample=SAMPLES, result=RESULTS),

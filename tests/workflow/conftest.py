@@ -16,7 +16,7 @@ def model(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="session")
 def whole_run(tmp_path_factory, model) -> Run:
-    """Three shards of one file, in a folder whose name needs quoting."""
+    """Two shards of one file, in a folder whose name needs quoting."""
     folder = tmp_path_factory.mktemp("it's a run")
     write_fasta(folder / "my proteins.fasta")
     return snakemake(folder, *config(model))

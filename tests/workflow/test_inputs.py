@@ -52,10 +52,10 @@ def test_samples_of_several_files(whole_run, model, tmp_path):
     assert records == list(read_records(whole_run.results / "my_proteins" / "records.tsv"))
     with (
         open_results(run.results / "b-1" / "embeddings.h5") as one_shard,
-        open_results(whole_run.results / "my_proteins" / "embeddings.h5") as three_shards,
+        open_results(whole_run.results / "my_proteins" / "embeddings.h5") as two_shards,
     ):
-        assert one_shard.ids == three_shards.ids
-        for ours, theirs in zip(one_shard, three_shards, strict=True):
+        assert one_shard.ids == two_shards.ids
+        for ours, theirs in zip(one_shard, two_shards, strict=True):
             assert np.abs(ours.mean[2] - theirs.mean[2]).max() <= 1e-4
             assert np.abs(ours.mean[2]).max() > 0.1
     with open_results(run.results / "a.x" / "embeddings.h5") as results:
@@ -64,7 +64,7 @@ def test_samples_of_several_files(whole_run, model, tmp_path):
 
 def test_as_a_module_with_an_input_that_another_rule_makes(whole_run, model, tmp_path):
     source = whole_run.folder / "my proteins.fasta"
-    settings = f'{{"fasta": "made/proteins.fasta", "model": "{model}", "shards": 2}}'
+    settings = f'{{"fasta": "made/proteins.fasta", "model": "{model}", "shards": 1}}'
     snakefile = tmp_path / "Snakefile"
     text = MODULE.format(snakefile=str(ROOT / "Snakefile"), config=settings, source="'in.fasta'")
     snakefile.write_text(text)

@@ -84,7 +84,7 @@ def write_fasta(path: Path, records: dict[str, str] = RECORDS) -> Path:
 
 def config(model: Path, *more: str, fasta: str | None = "my proteins.fasta") -> list[str]:
     """Arguments that run the shared configuration, but for `more`."""
-    chosen = [f"model={model}", "shards=3", "embed={include: [mean, residue]}"]
+    chosen = [f"model={model}", "shards=2", "embed={include: [mean, residue]}"]
     chosen += [] if fasta is None else [f"fasta={fasta}"]
     keys = {item.partition("=")[0] for item in more}
     kept = [item for item in chosen if item.partition("=")[0] not in keys]

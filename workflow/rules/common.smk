@@ -12,7 +12,7 @@ HOME = Path(workflow.current_basedir.get_path_or_uri(secret_free=True)).resolve(
 sys.path.insert(0, str(HOME))
 
 from esm_pipeline.errors import InputError
-from esm_pipeline.settings import flags, load_settings
+from esm_pipeline.settings import flags, load_settings, shard_names
 
 
 def esm(wildcards, resources):
@@ -58,7 +58,7 @@ def shards_of(pattern):
     """An input function: `pattern` for every shard of the sample."""
 
     def paths(wildcards):
-        shards = [f"{number:05d}" for number in range(SHARDS[wildcards.sample])]
+        shards = shard_names(SHARDS[wildcards.sample])
         return expand(pattern, sample=wildcards.sample, shard=shards)
 
     return paths
@@ -73,6 +73,11 @@ def model_flags(wildcards):
     """A parameter: the model of every task, as command-line flags."""
     revision = [f"--revision={settings.revision}"] if settings.revision else []
     return shlex.join([f"--model={settings.model}", *revision])
+
+
+def sample_folders(wildcards, input):
+    """A parameter: the folder of each sample's results."""
+    return [str(Path(file).parent) for file in input.records]
 
 
 def status_flags(wildcards, input):

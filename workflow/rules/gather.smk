@@ -44,10 +44,31 @@ rule provenance:
         "{params.esm} provenance --settings {params.settings:q} --out {output:q} 2>&1 | tee {log:q}"
 
 
+rule report:
+    input:
+        records=expand(f"{OUT}/{{sample}}/records.tsv", sample=SAMPLES),
+        results=expand(f"{OUT}/{{sample}}/{{result}}", sample=SAMPLES, result=RESULTS),
+    output:
+        report(f"{OUT}/report.html", caption="../report/results.rst", category="Results"),
+    log:
+        f"{OUT}/logs/report.log",
+    benchmark:
+        f"{OUT}/benchmarks/report.tsv"
+    conda:
+        "../../envs/esm.yaml"
+    params:
+        esm=esm,
+        folders=sample_folders,
+    message:
+        "report: a page with counts, reasons, lengths and a map of the embeddings"
+    shell:
+        "{params.esm} report --out {output:q} {params.folders:q} 2>&1 | tee {log:q}"
+
+
 rule verdict:
     input:
         records=expand(f"{OUT}/{{sample}}/records.tsv", sample=SAMPLES),
-        others=f"{OUT}/provenance.json",
+        others=[f"{OUT}/provenance.json", f"{OUT}/report.html"],
     output:
         f"{OUT}/verdict.txt",
     log:

@@ -9,7 +9,9 @@ for sample, files in SAMPLES.items():
             files,
         output:
             records=temp(f"{OUT}/{sample}/shards/records.tsv"),
-            shards=temp([f"{OUT}/{sample}/shards/{n:05d}.fasta" for n in range(SHARDS[sample])]),
+            shards=temp(
+                [f"{OUT}/{sample}/shards/{name}.fasta" for name in shard_names(SHARDS[sample])]
+            ),
         log:
             f"{OUT}/logs/shard/{sample}.log",
         benchmark:

@@ -7,7 +7,7 @@ The data are the 20,000 sequences of `DB.fasta.gz` in Debian's package mmseqs2-e
         mmseqs2-examples/usr/share/doc/mmseqs2/example-data/DB.fasta.gz
 
 Held-out proteins are drawn at random; every training sequence that shares more than 2 % of its
-6-mers with one of them is dropped (two proteins with 52 % identical residues share about that many).
+6-mers with one of them is dropped (proteins with 52 % identical residues share about as many).
 Same data, seed, steps and thread count give the same weights on the same machine.
 """
 
@@ -47,6 +47,7 @@ CONFIG = EsmConfig(
     intermediate_size=768,
     hidden_dropout_prob=0.0,
     attention_probs_dropout_prob=0.0,
+    max_position_embeddings=512,  # of a table that rotary models save but never use
     layer_norm_eps=1e-5,
     position_embedding_type="rotary",
     emb_layer_norm_before=False,
@@ -115,7 +116,9 @@ def near_duplicates(rest: list[str], held_out: list[str]) -> np.ndarray:
     return near
 
 
-def batches(data: list[np.ndarray], tokens: int, rng: np.random.Generator) -> Iterator[list[np.ndarray]]:
+def batches(
+    data: list[np.ndarray], tokens: int, rng: np.random.Generator
+) -> Iterator[list[np.ndarray]]:
     """Endless batches of windows in random order, every epoch with new windows."""
     while True:
         batch: list[np.ndarray] = []
@@ -138,7 +141,9 @@ def pack(batch: list[np.ndarray]) -> tuple[torch.Tensor, PackedLayout]:
     return torch.from_numpy(np.concatenate(batch)), layout
 
 
-def corrupt(tokens: torch.Tensor, residues: torch.Tensor, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
+def corrupt(
+    tokens: torch.Tensor, residues: torch.Tensor, generator: torch.Generator
+) -> tuple[torch.Tensor, torch.Tensor]:
     """BERT's rule: of 15 % of the residues 80 % become <mask>, 10 % another residue, 10 % stay.
 
     Returns the corrupted tokens (T,) and where a loss is taken (T,) bool.
@@ -152,14 +157,18 @@ def corrupt(tokens: torch.Tensor, residues: torch.Tensor, generator: torch.Gener
     return corrupted, chosen
 
 
-def masked_logits(model: EsmForMaskedLM, tokens: torch.Tensor, layout: PackedLayout, where: torch.Tensor) -> torch.Tensor:
+def masked_logits(
+    model: EsmForMaskedLM, tokens: torch.Tensor, layout: PackedLayout, where: torch.Tensor
+) -> torch.Tensor:
     """Logits of the chosen tokens alone: (chosen, V)."""
     hidden = model.esm.represent(tokens, layout).hidden[-1]
     return model.logits(hidden[where])
 
 
 @torch.no_grad()
-def evaluate(model: EsmForMaskedLM, data: Data, residues: torch.Tensor, seed: int) -> dict[str, float]:
+def evaluate(
+    model: EsmForMaskedLM, data: Data, residues: torch.Tensor, seed: int
+) -> dict[str, float]:
     """Masked-residue perplexity and accuracy on the held-out proteins, and of two baselines.
 
     15 % of the standard residues of each protein are masked, the same ones at every call; uniform
@@ -202,7 +211,9 @@ def optimizers(model: EsmForMaskedLM, rate: float) -> list[torch.optim.Optimizer
     chosen = set(map(id, matrices))
     others = [p for p in model.parameters() if id(p) not in chosen]
     return [
-        torch.optim.Muon(matrices, lr=rate, weight_decay=0.05, momentum=0.95, adjust_lr_fn="match_rms_adamw"),
+        torch.optim.Muon(
+            matrices, lr=rate, weight_decay=0.05, momentum=0.95, adjust_lr_fn="match_rms_adamw"
+        ),
         torch.optim.AdamW(others, lr=rate, betas=(0.9, 0.98), weight_decay=0.0),
     ]
 
@@ -218,7 +229,9 @@ def train(args: argparse.Namespace) -> None:
     torch.set_num_threads(args.threads)
     data = load(args.fasta, args.seed)
     residues = torch.tensor(EsmTokenizer.standard().convert_tokens_to_ids(list(RESIDUES)))
-    print(f"{len(data.train)} training, {len(data.held_out)} held-out proteins, {data.dropped} dropped")
+    print(
+        f"proteins: {len(data.train)} train, {len(data.held_out)} held out, {data.dropped} dropped"
+    )
     model = EsmForMaskedLM(CONFIG)
     torch.nn.init.zeros_(model.esm.contact_head.regression.weight)  # no structures: untrained
     model.train()
@@ -227,7 +240,9 @@ def train(args: argparse.Namespace) -> None:
     stream = batches(data.train, args.tokens, np.random.default_rng(args.seed + 1))
     args.out.mkdir(parents=True, exist_ok=True)
     curve = args.out / "training.tsv"
-    curve.write_text("step\tresidues\tseconds\ttrain_perplexity\theld_out_perplexity\theld_out_accuracy\n")
+    curve.write_text(
+        "step\tresidues\tseconds\ttrain_perplexity\theld_out_perplexity\theld_out_accuracy\n"
+    )
     began, seen, recent = time.perf_counter(), 0, []
     for step in range(args.steps):
         tokens, layout = pack(next(stream))

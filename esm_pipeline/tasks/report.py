@@ -1,0 +1,235 @@
+"""A page to look at: what became of the records, how long they are, how their embeddings lie.
+
+One self-contained HTML file, with pictures as inline SVG; the same results give the same bytes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import html
+import io
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from string import Template
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from esm_pipeline.files import atomic_path
+from esm_pipeline.formats.results import Embeddings, open_results
+from esm_pipeline.tasks.verdict import COLUMNS, COMMONEST, Tally, count
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+POINTS = 2_000  # sequences in the picture of embeddings, at most
+PICTURES = 20  # samples that get pictures, at most
+BLUE, GREY = "#30638e", "#555555"
+STYLE = {
+    "svg.fonttype": "none",
+    "svg.hashsalt": "esm-pipeline",
+    "font.family": "sans-serif",
+    "font.sans-serif": ["Helvetica", "Arial", "DejaVu Sans"],
+    "font.size": 10,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.edgecolor": GREY,
+    "axes.labelcolor": GREY,
+    "axes.titlecolor": "#222222",
+    "axes.titlesize": 11,
+    "xtick.color": GREY,
+    "ytick.color": GREY,
+}
+PAGE = Template("""<!DOCTYPE html>
+<html lang="en">
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>$title</title>
+<style>
+body { font: 15px/1.5 Helvetica, Arial, sans-serif; max-width: 62rem; margin: 2rem auto;
+  padding: 0 1rem; color: #222; background: #fff }
+h1 { font-size: 1.5rem } h2 { font-size: 1.15rem; margin-top: 2.2rem }
+table { border-collapse: collapse } caption { text-align: left; color: #555 }
+th, td { padding: .25rem .8rem .25rem 0; text-align: left; border-bottom: 1px solid #ddd;
+  vertical-align: top }
+td.number, th.number { text-align: right; font-variant-numeric: tabular-nums }
+code { font-size: .9em; overflow-wrap: anywhere }
+.pictures { display: flex; flex-wrap: wrap; gap: 1.5rem } .pictures svg { max-width: 100%;
+  height: auto }
+</style>
+<h1>$title</h1>
+$body
+</html>
+""")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the flags of `report`."""
+    parser.add_argument(
+        "samples", nargs="+", type=Path, help="folders of samples, with records.tsv and results"
+    )
+    parser.add_argument("--out", required=True, type=Path, help="HTML file to write")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Write the page; returns 0."""
+    tallies = [tally for folder in args.samples for tally in count(folder / "records.tsv")]
+    parts = [
+        records_table(tallies),
+        reasons_table(tallies),
+        *(sample_section(folder) for folder in args.samples[:PICTURES]),
+    ]
+    if len(args.samples) > PICTURES:
+        parts.append(f"<p>Pictures of the first {PICTURES} samples of {len(args.samples):,}.</p>")
+    page = PAGE.substitute(title="Protein embeddings", body="\n".join(filter(None, parts)))
+    with atomic_path(args.out) as path:
+        path.write_text(page, encoding="utf-8")
+    return 0
+
+
+def records_table(tallies: Sequence[Tally]) -> str:
+    """How many records were ok, skipped, failed."""
+    rows = [tally.row() for tally in tallies]
+    return "<h2>Records</h2>\n" + table(COLUMNS, rows, numbers=range(2, len(COLUMNS)))
+
+
+def reasons_table(tallies: Sequence[Tally]) -> str:
+    """The commonest reasons; numbers in them are left out, so that alike ones are one."""
+    rows = [
+        [tally.sample, tally.step, f"{number:,}", status, reason]
+        for tally in tallies
+        for status, reasons in tally.reasons.items()
+        for reason, number in reasons.most_common(COMMONEST)
+    ]
+    if not rows:
+        return "<p>No record was skipped and none failed.</p>"
+    heading = f"<h2>Why records were skipped or failed</h2>\n<p>The {COMMONEST} commonest reasons "
+    heading += "of each step; <code>records.tsv</code> has the one of every record.</p>\n"
+    return heading + table(("sample", "step", "records", "status", "reason"), rows, numbers=(2,))
+
+
+def table(columns: Sequence[str], rows: Iterable[Sequence[str]], numbers: Iterable[int]) -> str:
+    """An HTML table; the columns at the places `numbers` are aligned to the right."""
+    right = set(numbers)
+
+    def line(cells: Sequence[str], tag: str) -> str:
+        marks = (' class="number"' if place in right else "" for place in range(len(cells)))
+        texts = map(html.escape, cells)
+        return "".join(f"<{tag}{m}>{t}</{tag}>" for m, t in zip(marks, texts, strict=True))
+
+    lines = [line(columns, "th"), *(line(row, "td") for row in rows)]
+    return "<table>\n" + "\n".join(f"<tr>{cells}</tr>" for cells in lines) + "\n</table>"
+
+
+def sample_section(folder: Path) -> str:
+    """What the embeddings of one sample are, and how they look."""
+    if not (folder / "embeddings.h5").exists():
+        return ""
+    with open_results(folder / "embeddings.h5") as results:
+        facts = embedding_facts(results)
+        pictures = [length_histogram(results), embedding_map(results)]
+    heading = f"<h2>Sample {html.escape(folder.name)}</h2>\n<p>{facts}</p>\n"
+    return heading + '<div class="pictures">\n' + "\n".join(filter(None, pictures)) + "\n</div>"
+
+
+def embedding_facts(results: Embeddings) -> str:
+    """One sentence: how many, of which model."""
+    told = {name: html.escape(str(value)) for name, value in results.attributes.items()}
+    layers = ", ".join(map(str, results.layers))
+    return (
+        f"{len(results):,} records with {len(results.length):,} different sequences; "
+        f"{', '.join(results.kinds)} of layer {layers}. Model <code>{told['model']}</code>, "
+        f"weights <code>{told['weights_sha256'][:16]}</code>, {told['dtype']}."
+    )
+
+
+def length_histogram(results: Embeddings) -> str:
+    """How many records have how many residues, as SVG; empty without records."""
+    lengths = results.length[results.row]
+    if not len(lengths):
+        return ""
+    least, most = int(lengths.min()), int(lengths.max())
+    wide = most > 20 * least
+    edges = np.geomspace(least, most + 1, 41) if wide else np.linspace(least, most + 1, 41)
+
+    def draw(axes: Axes) -> None:
+        axes.hist(lengths, bins=edges, color=BLUE, edgecolor="white", linewidth=0.5)
+        axes.set(xlabel="residues", ylabel="records", title="Length")
+        axes.yaxis.get_major_locator().set_params(integer=True)
+        if wide:
+            axes.set_xscale("log")
+            axes.set_xticks(round_numbers(least, most), minor=False)
+            axes.minorticks_off()
+            axes.xaxis.set_major_formatter("{x:,.0f}")
+
+    return svg(draw)
+
+
+def embedding_map(results: Embeddings) -> str:
+    """The two main directions of the mean embeddings, coloured by length, as SVG.
+
+    Empty if no means are stored or fewer than three sequences.
+    """
+    if "mean" not in results.kinds or len(results.length) < 3:
+        return ""
+    layer, rows = results.layers[-1], spread(len(results.length), POINTS)
+    means = results.stored("mean")[str(layer)][rows]  # (points, D)
+    points, shares = principal_components(means)
+    lengths = results.length[rows]
+
+    def draw(axes: Axes) -> None:
+        dots = axes.scatter(*points.T, c=lengths, s=14, norm="log", linewidths=0, rasterized=True)
+        axes.set(
+            xlabel=f"first component, {shares[0]:.0%} of the variance",
+            ylabel=f"second, {shares[1]:.0%}",
+            title=f"Mean embeddings, layer {layer}"
+            + (f" ({len(rows):,} sequences)" if len(rows) < len(results.length) else ""),
+            xticks=[],
+            yticks=[],
+        )
+        bar = axes.figure.colorbar(dots, ax=axes, label="residues", format="{x:,.0f}")
+        bar.outline.set_visible(False)
+        bar.set_ticks(round_numbers(int(lengths.min()), int(lengths.max())))
+        bar.minorticks_off()
+
+    return svg(draw)
+
+
+def round_numbers(least: int, most: int) -> list[int]:
+    """1, 2, 5, 10, 20, … between two positive numbers, or the two if there are none."""
+    steps = [digit * 10**power for power in range(len(str(most))) for digit in (1, 2, 5)]
+    return [step for step in steps if least <= step <= most] or [least, most]
+
+
+def spread(count: int, most: int) -> NDArray[np.int64]:
+    """At most `most` of the numbers below `count`, evenly spread, each once, ascending."""
+    return np.unique(np.linspace(0, count - 1, min(count, most)).astype(np.int64))
+
+
+def principal_components(
+    values: NDArray[np.float32],
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Coordinates (N, 2) on the two directions of greatest variance, and their shares of it (2,).
+
+    The sign of a direction is that which makes its largest coordinate positive.
+    """
+    centred = values.astype(np.float64) - values.mean(0, dtype=np.float64)
+    left, scale, _ = np.linalg.svd(centred, full_matrices=False)
+    points = left[:, :2] * scale[:2]
+    points *= np.sign(points[np.abs(points).argmax(0), range(points.shape[1])])
+    return points, scale[:2] ** 2 / max((scale**2).sum(), np.finfo(float).tiny)
+
+
+def svg(draw: Any) -> str:
+    """A picture of one pair of axes, as SVG text to put into a page."""
+    import matplotlib
+    from matplotlib.backends.backend_svg import FigureCanvasSVG
+    from matplotlib.figure import Figure
+
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(4.8, 3.4), layout="constrained", dpi=150)
+        draw(figure.add_subplot())
+        text = io.StringIO()
+        FigureCanvasSVG(figure).print_svg(text, metadata={"Date": None})
+    return text.getvalue()[text.getvalue().index("<svg") :]

@@ -1,0 +1,70 @@
+"""Provenance: what is told of the source, of settings that are none, of attributes."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+
+import h5py
+import numpy as np
+
+from esm_pipeline.cli import main
+from esm_pipeline.tasks import provenance
+
+
+def commit(folder, text):
+    (folder / "file").write_text(text)
+    provenance.git(folder, "add", "file")
+    author = ["-c", "user.name=a", "-c", "user.email=a@b.c"]
+    provenance.git(folder, *author, "commit", "-q", "-m", text)
+
+
+def test_source_tells_commit_and_changes(tmp_path):
+    provenance.git(tmp_path, "init", "-q")
+    assert provenance.source(tmp_path) is None, "no commit yet"
+    commit(tmp_path, "one")
+    clean = provenance.source(tmp_path)
+    assert clean == {"commit": provenance.git(tmp_path, "rev-parse", "HEAD"), "changed_files": 0}
+    (tmp_path / "file").write_text("two")
+    assert provenance.source(tmp_path) == clean | {"changed_files": 1}
+
+
+def test_a_repository_around_the_package_is_not_its_source(tmp_path):
+    provenance.git(tmp_path, "init", "-q")
+    commit(tmp_path, "somebody else's")
+    inner = tmp_path / "site-packages"
+    inner.mkdir()
+    assert provenance.source(inner) is None
+
+
+def test_without_git_there_is_no_commit(tmp_path, monkeypatch):
+    def missing(*arguments, **options):
+        raise FileNotFoundError("git")
+
+    (tmp_path / ".git").mkdir()
+    monkeypatch.setattr(subprocess, "run", missing)
+    assert provenance.source(tmp_path) is None
+
+
+def test_attributes_are_plain(tmp_path):
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        file.attrs.update(model="demo", count=np.int64(3), software='{"torch": "2"}', list=[1, 2])
+    found = provenance.attributes(tmp_path / "a.h5")
+    assert found == {
+        "bytes": (tmp_path / "a.h5").stat().st_size,
+        "model": "demo",
+        "count": 3,
+        "software": {"torch": "2"},
+        "list": [1, 2],
+    }
+    assert json.loads(json.dumps(found)) == found
+
+
+def test_bad_settings_are_one_line(tmp_path, capsys):
+    out = str(tmp_path / "provenance.json")
+    assert main(["provenance", "--out", out, "--settings", "{"]) == 2
+    assert main(["provenance", "--out", out, "--settings", '{"fata": "x"}']) == 2
+    first, second, *_ = capsys.readouterr().err.splitlines()
+    assert "--settings: not JSON" in first
+    assert "unknown key 'fata'; did you mean 'fasta'?" in second
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,128 @@
+"""The report: every count and reason on it, pictures that show it, same bytes again."""
+
+from __future__ import annotations
+
+import re
+import xml.etree.ElementTree as ET
+
+import h5py
+import numpy as np
+import pytest
+
+from esm_pipeline.cli import main
+from esm_pipeline.formats.records import Record, write_records
+from esm_pipeline.tasks import report
+
+
+def write_sample(folder, lengths, *, seed=0, means=True):
+    """A sample's folder with `len(lengths)` embedded records and one that is skipped."""
+    folder.mkdir()
+    count = len(lengths)
+    records = [
+        Record(i, f"id{i}", f"id{i}", int(n), "", "ok").with_outcome("embed", "ok")
+        for i, n in enumerate(lengths)
+    ]
+    why = "digit '1' at residue 5 <b>&"
+    records.append(
+        Record(count, "bad", "bad", None, "", "skipped", why).with_outcome("embed", "skipped", why)
+    )
+    write_records(folder / "records.tsv", records, ["embed"])
+    with h5py.File(folder / "embeddings.h5", "w") as file:
+        file.attrs.update(
+            format="esm-pipeline/embeddings",
+            format_version=1,
+            model="<tiny>",
+            weights_sha256="0123456789abcdef" * 4,
+            dtype="float32",
+        )
+        file["id"] = np.array([f"id{i}" for i in range(count)], dtype=h5py.string_dtype())
+        file["index"] = file["row"] = np.arange(count)
+        file["length"] = np.asarray(lengths, np.int32)
+        values = np.random.default_rng(seed).normal(size=(count, 8)).astype(np.float32)
+        if means:
+            file["mean/2"] = values
+        else:
+            file["bos/2"] = values
+    return folder
+
+
+def page(tmp_path, *folders):
+    out = tmp_path / "report.html"
+    assert main(["report", "--out", str(out), *map(str, folders)]) == 0
+    return out.read_text()
+
+
+def test_counts_and_reasons_are_told_and_escaped(tmp_path):
+    text = page(tmp_path, write_sample(tmp_path / "a", [30, 40, 900]))
+    cells = re.findall(r"<td[^>]*>(.*?)</td>", text)
+    assert cells[:7] == ["a", "validation", "4", "3", "1", "0", "0"]
+    assert "digit &#x27;#&#x27; at residue # &lt;b&gt;&amp;" in text
+    assert "3 records with 3 different sequences; mean of layer 2" in text
+    assert "&lt;tiny&gt;" in text
+    assert "<tiny>" not in text
+
+
+def test_page_is_whole_and_needs_nothing_else(tmp_path):
+    text = page(tmp_path, write_sample(tmp_path / "a", [30, 40, 900]))
+    pictures = re.findall(r"<svg.*?</svg>", text, re.DOTALL)
+    assert len(pictures) == 2
+    for picture in pictures:
+        assert ET.fromstring(picture).tag.endswith("svg")
+    addresses = re.findall(r'(?:src|href)="(?!#|data:)([^"]*)"', text)
+    assert addresses == []
+
+
+def test_same_results_give_the_same_bytes(tmp_path):
+    folder = write_sample(tmp_path / "a", [30, 40, 900])
+    assert page(tmp_path, folder) == page(tmp_path, folder)
+
+
+@pytest.mark.parametrize("lengths", [[], [7], [7, 7], [7, 7, 7], [1, 5000, 3, 10, 400]])
+def test_few_and_alike_records(tmp_path, lengths):
+    text = page(tmp_path, write_sample(tmp_path / "a", lengths))
+    assert text.count("<svg") == bool(lengths) + (len(lengths) >= 3)
+
+
+def test_without_means_there_is_no_map(tmp_path):
+    text = page(tmp_path, write_sample(tmp_path / "a", [7, 8, 9, 10], means=False))
+    assert text.count("<svg") == 1
+    assert "bos of layer 2" in text
+
+
+def test_many_samples_get_tables_and_some_get_pictures(tmp_path, monkeypatch):
+    monkeypatch.setattr(report, "PICTURES", 1)
+    folders = [write_sample(tmp_path / name, [30, 40, 50]) for name in "abc"]
+    text = page(tmp_path, *folders)
+    assert text.count("<svg") == 2
+    assert "Pictures of the first 1 samples of 3." in text
+    assert "<td>c</td>" in text
+
+
+def test_principal_components_find_the_planted_plane():
+    rng = np.random.default_rng(1)
+    plane = rng.normal(size=(200, 2)) * (10, 3)
+    axes = np.linalg.qr(rng.normal(size=(6, 6)))[0][:2]
+    values = (plane @ axes + 5).astype(np.float32)
+    points, shares = report.principal_components(values)
+    centred = plane - plane.mean(0)
+    distances = np.linalg.norm(centred[:, None] - centred, axis=-1)
+    assert np.abs(np.linalg.norm(points[:, None] - points, axis=-1) - distances).max() < 1e-3
+    assert shares.sum() == pytest.approx(1, abs=1e-6)
+    assert shares[0] > 0.8
+    assert (points[np.abs(points).argmax(0), [0, 1]] > 0).all()
+
+
+def test_spread_is_even_and_within():
+    assert report.spread(5, 10).tolist() == [0, 1, 2, 3, 4]
+    many = report.spread(1_000_003, 2_000)
+    assert len(many) == 2_000
+    assert (many[0], many[-1]) == (0, 1_000_002)
+    assert np.diff(many).max() - np.diff(many).min() <= 1
+
+
+@pytest.mark.parametrize(
+    ("least", "most", "expected"),
+    [(31, 686, [50, 100, 200, 500]), (1, 3, [1, 2]), (6, 7, [6, 7]), (100, 100, [100])],
+)
+def test_round_numbers(least, most, expected):
+    assert report.round_numbers(least, most) == expected
