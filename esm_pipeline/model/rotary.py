@@ -12,13 +12,18 @@ from torch import Tensor
 BASE = 10_000.0
 
 
+def rotary_frequencies(width: int, device: torch.device | str = "cpu") -> Tensor:
+    """(K / 2,) radians a position; float32 even for a float64 model: the peers' rounding."""
+    exponents = torch.arange(0, width, 2, device=device).float() / width
+    return 1.0 / BASE**exponents
+
+
 def rotary_tables(positions: Tensor, width: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """Cosine and sine, (T, 1, K / 2) each, for `positions` (T,) and head width K.
 
     In float64 for a float64 model, else in float32.
     """
-    exponents = torch.arange(0, width, 2, device=positions.device).float() / width
-    frequencies = 1.0 / BASE**exponents  # float32 even for a float64 model: the peers' rounding
+    frequencies = rotary_frequencies(width, positions.device)
     precise = torch.float64 if dtype == torch.float64 else torch.float32
     angles = torch.outer(positions.to(precise), frequencies.to(precise))
     return angles.cos().unsqueeze(1), angles.sin().unsqueeze(1)

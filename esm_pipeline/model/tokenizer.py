@@ -23,7 +23,7 @@ from esm_pipeline.model.hub import CONFIG_FILE, HUB_OPTIONS, find_file, resolve_
 
 ALPHABET = (
     *("<cls>", "<pad>", "<eos>", "<unk>"),
-    *"LAGVSERTIDPNKQYFMHWCXBUZO.-",
+    *"LAGVSERTIDPKQNFYMHWCXBUZO.-",
     *("<null_1>", "<mask>"),
 )
 """The 33 tokens of ESM-1b, ESM-1v and ESM-2, in the order of their ids."""
@@ -47,15 +47,23 @@ class BatchEncoding(dict[str, Any]):
         return BatchEncoding(moved)
 
 
+def read_vocabulary(path: Path) -> list[str]:
+    """The tokens of a vocabulary file, one a line. Raises WeightsError."""
+    try:
+        return [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise WeightsError(f"{path}: not a readable vocabulary ({error})") from None
+
+
 class EsmTokenizer:
-    """Text to token ids and back. `vocab_file` has one token a line."""
+    """Text to token ids and back. `vocab_file` has one token a line; a list of tokens will do."""
 
     model_input_names = ("input_ids", "attention_mask")
     padding_side = "right"
 
     def __init__(
         self,
-        vocab_file: str | os.PathLike[str],
+        vocab_file: str | os.PathLike[str] | Sequence[str],
         unk_token: str = "<unk>",
         cls_token: str = "<cls>",
         pad_token: str = "<pad>",
@@ -63,18 +71,17 @@ class EsmTokenizer:
         eos_token: str = "<eos>",
         **kwargs: Any,
     ) -> None:
-        try:
-            lines = Path(vocab_file).read_text(encoding="utf-8").splitlines()
-        except (OSError, UnicodeDecodeError) as error:
-            raise WeightsError(f"{vocab_file}: not a readable vocabulary ({error})") from None
-        self._set_up([line.strip() for line in lines])
+        source = "the vocabulary"
+        if isinstance(vocab_file, (str, os.PathLike)):
+            source, vocab_file = os.fspath(vocab_file), read_vocabulary(Path(vocab_file))
+        self._set_up(list(vocab_file))
         self.unk_token, self.cls_token, self.pad_token = unk_token, cls_token, pad_token
         self.mask_token, self.eos_token = mask_token, eos_token
         self.model_max_length: int | None = kwargs.pop("model_max_length", None)
         for name in ("unk", "cls", "pad", "mask", "eos"):
             token = getattr(self, f"{name}_token")
             if token not in self._ids:
-                raise WeightsError(f"{vocab_file}: no '{token}' in it, the {name} token")
+                raise WeightsError(f"{source}: no '{token}' in it, the {name} token")
 
     def _set_up(self, tokens: list[str]) -> None:
         self.all_tokens = tokens
@@ -85,7 +92,7 @@ class EsmTokenizer:
     @classmethod
     def standard(cls) -> EsmTokenizer:
         """The tokenizer of ESM-1b, ESM-1v and ESM-2."""
-        return cls(Path(__file__).with_name(VOCABULARY_FILE))
+        return cls(ALPHABET)
 
     @classmethod
     def from_pretrained(

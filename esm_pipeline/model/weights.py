@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from esm_pipeline.errors import WeightsError
 from esm_pipeline.files import atomic_path
 from esm_pipeline.model.hub import SAFETENSORS_FILE, Checkpoint
+from esm_pipeline.model.rotary import rotary_frequencies
 
 if TYPE_CHECKING:
     from esm_pipeline.model.base import EsmPreTrainedModel
@@ -242,9 +243,9 @@ def surplus(model: nn.Module, keys: Mapping[str, str], checkpoint: Checkpoint) -
     return heads
 
 
-def reference_state(model: nn.Module) -> dict[str, Tensor]:
-    """The model's weights under the reference's keys."""
-    state: dict[str, Tensor] = {}
+def reference_state(model: EsmPreTrainedModel) -> dict[str, Tensor]:
+    """The model's weights under the reference's keys, with the tables its loaders look for."""
+    state = reference_tables(model)
     for name, tensor in model.state_dict().items():
         keys = reference_keys(name)
         for key, part in zip(keys, tensor.chunk(len(keys)), strict=True):
@@ -252,7 +253,25 @@ def reference_state(model: nn.Module) -> dict[str, Tensor]:
     return state
 
 
-def save_weights(model: nn.Module, folder: str | os.PathLike[str]) -> None:
+def reference_tables(model: EsmPreTrainedModel) -> dict[str, Tensor]:
+    """What the reference keeps in a rotary model's checkpoint without learning or needing it.
+
+    Without these, transformers 4 and 5 report missing keys.
+    """
+    config = model.config
+    if config.position_embedding_type != "rotary":
+        return {}
+    prefix = BASE_PREFIX if hasattr(model, "esm") else ""
+    frequencies = rotary_frequencies(config.hidden_size // config.num_attention_heads)
+    shape = (config.max_position_embeddings, config.hidden_size)
+    tables = {f"{prefix}{POSITIONS}": torch.zeros(shape, dtype=model.dtype)}
+    for layer in range(config.num_hidden_layers):
+        place = f"{prefix}encoder.layer.{layer}.attention.self.rotary_embeddings"
+        tables[f"{place}.inv_freq"] = frequencies.clone()
+    return tables
+
+
+def save_weights(model: EsmPreTrainedModel, folder: str | os.PathLike[str]) -> None:
     """Write `model.safetensors` into `folder`, under the reference's keys."""
     with atomic_path(Path(folder) / SAFETENSORS_FILE) as path:
         save_file(reference_state(model), path, metadata={"format": "pt"})

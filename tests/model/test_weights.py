@@ -1,0 +1,252 @@
+"""Checkpoints in and out: every layout, strictly, both ways beside transformers."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+import safetensors.torch
+import torch
+import transformers
+
+from esm_pipeline import EsmConfig, EsmForMaskedLM, EsmModel
+from esm_pipeline.errors import WeightsError
+from esm_pipeline.model.weights import reference_state
+from tests.oracles.peers import (
+    ESM1B,
+    ESM2,
+    KINDS,
+    SMALL,
+    batch,
+    enliven,
+    max_abs,
+    transformers_peer,
+)
+
+
+@pytest.fixture
+def model() -> EsmForMaskedLM:
+    model = EsmForMaskedLM(EsmConfig(**SMALL, **ESM2))
+    enliven(model)
+    return model
+
+
+@pytest.fixture
+def folder(model: EsmForMaskedLM, tmp_path: Path) -> Path:
+    model.save_pretrained(tmp_path)
+    return tmp_path
+
+
+def same_weights(one: torch.nn.Module, other: torch.nn.Module) -> bool:
+    left, right = one.state_dict(), other.state_dict()
+    return left.keys() == right.keys() and all(torch.equal(left[k], right[k]) for k in left)
+
+
+def rewrite(folder: Path, change: dict[str, torch.Tensor | None]) -> None:
+    """Save the checkpoint anew with tensors added, replaced or (None) removed."""
+    state = safetensors.torch.load_file(folder / "model.safetensors")
+    for key, tensor in change.items():
+        if tensor is None:
+            del state[key]
+        else:
+            state[key] = tensor
+    safetensors.torch.save_file(state, folder / "model.safetensors", {"format": "pt"})
+
+
+def rename(folder: Path, pattern: str, replacement: str) -> int:
+    """Rename the keys that match; returns how many."""
+    state = safetensors.torch.load_file(folder / "model.safetensors")
+    renamed = {re.sub(pattern, replacement, key): tensor for key, tensor in state.items()}
+    safetensors.torch.save_file(renamed, folder / "model.safetensors", {"format": "pt"})
+    return len(renamed.keys() - state.keys())
+
+
+def test_round_trip(model: EsmForMaskedLM, folder: Path) -> None:
+    again = EsmForMaskedLM.from_pretrained(folder)
+    assert same_weights(model, again)
+    assert again.config == model.config
+    assert not again.training
+    assert again.name_or_path == str(folder)
+
+
+def test_sharded_safetensors(model: EsmForMaskedLM, tmp_path: Path) -> None:
+    state = reference_state(model)
+    keys = sorted(state)
+    shards = {"model-1.safetensors": keys[::2], "model-2.safetensors": keys[1::2]}
+    for name, own in shards.items():
+        safetensors.torch.save_file({key: state[key] for key in own}, tmp_path / name)
+    places = {key: name for name, own in shards.items() for key in own}
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": places}))
+    model.config.save_pretrained(tmp_path)
+    assert same_weights(model, EsmForMaskedLM.from_pretrained(tmp_path))
+
+
+@pytest.mark.parametrize("sharded", [False, True], ids=["single", "sharded"])
+def test_legacy_bin(model: EsmForMaskedLM, tmp_path: Path, sharded: bool) -> None:
+    state = reference_state(model)
+    if sharded:
+        keys = sorted(state)
+        torch.save({key: state[key] for key in keys[:9]}, tmp_path / "one.bin")
+        torch.save({key: state[key] for key in keys[9:]}, tmp_path / "two.bin")
+        places = {key: "one.bin" if key in keys[:9] else "two.bin" for key in keys}
+        index = tmp_path / "pytorch_model.bin.index.json"
+        index.write_text(json.dumps({"weight_map": places}))
+    else:
+        torch.save(state, tmp_path / "pytorch_model.bin")
+    model.config.save_pretrained(tmp_path)
+    assert same_weights(model, EsmForMaskedLM.from_pretrained(tmp_path))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_transformers_loads_what_we_save(kind: str, tmp_path: Path) -> None:
+    ours = EsmForMaskedLM(EsmConfig(**SMALL, **KINDS[kind], architectures=["EsmForMaskedLM"]))
+    enliven(ours)
+    ours.save_pretrained(tmp_path)
+    theirs, info = transformers.EsmForMaskedLM.from_pretrained(tmp_path, output_loading_info=True)
+    assert not info["missing_keys"]
+    assert not info["unexpected_keys"]
+    tokens, mask = batch([5, 40], masked=0.1)
+    found, expected = ours(tokens).logits, theirs(tokens, attention_mask=mask).logits
+    assert max_abs(found, expected, mask) <= 1e-5
+
+
+def test_bare_model_and_head_read_each_others_checkpoints(tmp_path: Path) -> None:
+    peer = transformers_peer(torch.float32, **ESM1B)
+    peer.save_pretrained(tmp_path / "head")
+    peer.esm.save_pretrained(tmp_path / "bare")
+    with_head = EsmModel.from_pretrained(tmp_path / "head", add_pooling_layer=False)
+    bare = EsmModel.from_pretrained(tmp_path / "bare", add_pooling_layer=False)
+    assert same_weights(with_head, bare)
+    with pytest.raises(WeightsError, match=r"no 'lm_head\.bias' among its weights"):
+        EsmForMaskedLM.from_pretrained(tmp_path / "bare")
+
+
+def test_missing_pooler_is_initialised_with_a_warning(folder: Path) -> None:
+    with pytest.warns(UserWarning, match=r"pooler\.dense\.weight.*random"):
+        model, info = EsmModel.from_pretrained(folder, output_loading_info=True)
+    assert sorted(info["missing_keys"]) == ["pooler.dense.bias", "pooler.dense.weight"]
+    assert {key.split(".")[0] for key in info["unexpected_keys"]} == {"lm_head"}
+    assert 0 < float(model.pooler.dense.weight.detach().std()) < 0.05
+    assert not any(parameter.is_meta for parameter in model.parameters())
+    tokens, _ = batch([5, 3])
+    assert model(tokens).pooler_output.shape == (2, SMALL["hidden_size"])
+
+
+def test_old_spellings_and_tables_are_read(model: EsmForMaskedLM, folder: Path) -> None:
+    assert rename(folder, r"(LayerNorm|layer_norm\w*)\.weight$", r"\1.gamma") > 5
+    assert rename(folder, r"(LayerNorm|layer_norm\w*)\.bias$", r"\1.beta") > 5
+    extra = {
+        "esm.embeddings.position_ids": torch.arange(4),
+        "esm.encoder.layer.0.attention.self.rotary_embeddings.inv_freq": torch.ones(2),
+        "esm.encoder.layer.*.attention.self.rotary_embeddings.inv_freq": torch.ones(2),
+        "esm.embeddings.position_embeddings.weight": torch.ones(5, 48),
+        "lm_head.decoder.weight": torch.ones(33, 48),
+    }
+    rewrite(folder, extra)
+    assert same_weights(model, EsmForMaskedLM.from_pretrained(folder))
+
+
+def test_untied_head(tmp_path: Path) -> None:
+    model = EsmForMaskedLM(EsmConfig(**SMALL, **ESM2, tie_word_embeddings=False))
+    enliven(model)
+    model.save_pretrained(tmp_path)
+    again = EsmForMaskedLM.from_pretrained(tmp_path)
+    assert same_weights(model, again)
+    assert not torch.equal(again.lm_head.decoder.weight, again.esm.get_input_embeddings().weight)
+
+
+@pytest.mark.parametrize(
+    ("asked", "expected"),
+    [
+        ({}, torch.float32),
+        ({"dtype": torch.bfloat16}, torch.bfloat16),
+        ({"torch_dtype": "float64"}, torch.float64),
+        ({"dtype": "auto"}, torch.float16),
+    ],
+    ids=str,
+)
+def test_dtype(
+    model: EsmForMaskedLM, tmp_path: Path, asked: dict[str, object], expected: torch.dtype
+) -> None:
+    model.half().save_pretrained(tmp_path)
+    loaded = EsmForMaskedLM.from_pretrained(tmp_path, **asked)
+    assert {parameter.dtype for parameter in loaded.parameters()} == {expected}
+
+
+def test_config_overrides_and_unknown_keys(folder: Path) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "of_the_future": [1]}))
+    loaded = EsmForMaskedLM.from_pretrained(folder, token_dropout=False)
+    assert loaded.config.of_the_future == [1]
+    assert loaded.config.token_dropout is False
+    assert loaded.config.to_dict()["of_the_future"] == [1]
+
+
+BAD = {
+    "missing": ("esm.encoder.layer.1.output.dense.bias", None, "no 'esm.encoder.layer.1.output"),
+    "unexpected": ("esm.encoder.layer.9.output.dense.bias", torch.ones(48), "layer.9.output"),
+    "own head": ("lm_head.extra", torch.ones(1), "'lm_head.extra' among its weights is not part"),
+    "shape": ("lm_head.bias", torch.ones(7), r"shape \(7,\), the config asks for \(33,\)"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_keys_that_do_not_fit(folder: Path, case: str) -> None:
+    key, tensor, message = BAD[case]
+    rewrite(folder, {key: tensor})
+    with pytest.raises(WeightsError, match=message):
+        EsmForMaskedLM.from_pretrained(folder)
+
+
+def test_damaged_safetensors(folder: Path) -> None:
+    whole = (folder / "model.safetensors").read_bytes()
+    for damaged in (whole[: len(whole) // 2], whole[:5], b"", b"\0" * 100):
+        (folder / "model.safetensors").write_bytes(damaged)
+        with pytest.raises(WeightsError, match="not a whole safetensors file"):
+            EsmForMaskedLM.from_pretrained(folder)
+
+
+class Pickled:
+    """Would run code where it is unpickled."""
+
+    def __reduce__(self) -> tuple[object, tuple[str]]:
+        return eval, ("1 / 0",)
+
+
+def test_bin_files_that_are_refused(model: EsmForMaskedLM, tmp_path: Path) -> None:
+    model.config.save_pretrained(tmp_path)
+    path = tmp_path / "pytorch_model.bin"
+    torch.save({"esm": Pickled()}, path)
+    with pytest.raises(WeightsError, match="holds pickled code"):
+        EsmForMaskedLM.from_pretrained(tmp_path)
+    torch.save([1, 2], path)
+    with pytest.raises(WeightsError, match="more than named tensors"):
+        EsmForMaskedLM.from_pretrained(tmp_path)
+    torch.save(reference_state(model), path)
+    path.write_bytes(path.read_bytes()[:-2000])
+    with pytest.raises(WeightsError, match="not a whole weight file"):
+        EsmForMaskedLM.from_pretrained(tmp_path)
+
+
+CONFIGS = {
+    "not json": ("{", "not a readable config"),
+    "a list": ("[]", "should hold a JSON object"),
+    "another family": ('{"model_type": "bert"}', "model_type is 'bert', not 'esm'"),
+    "no vocabulary": ('{"model_type": "esm"}', "vocab_size is not set"),
+    "heads": ('{"vocab_size": 33, "pad_token_id": 1, "hidden_size": 50}', "not a multiple"),
+    "positions": (
+        '{"vocab_size": 33, "pad_token_id": 1, "position_embedding_type": "relative"}',
+        "is not one of absolute, rotary",
+    ),
+    "decoder": ('{"vocab_size": 33, "pad_token_id": 1, "is_decoder": true}', "only encoders"),
+}
+
+
+@pytest.mark.parametrize("case", CONFIGS)
+def test_configs_that_are_refused(folder: Path, case: str) -> None:
+    text, message = CONFIGS[case]
+    (folder / "config.json").write_text(text)
+    with pytest.raises(WeightsError, match=message):
+        EsmForMaskedLM.from_pretrained(folder)
