@@ -195,9 +195,11 @@ def _damage(error: Exception) -> str:
 
 
 def _open(path: str) -> AbstractContextManager[BinaryIO]:
-    if path == STANDARD_INPUT:
-        return nullcontext(sys.stdin.buffer)
     name = shown(path)
+    if path == STANDARD_INPUT:
+        if sys.stdin is None:
+            raise InputError(f"{name}: closed; give a file, or a pipe that writes one")
+        return nullcontext(sys.stdin.buffer)
     try:
         return open(path, "rb")
     except FileNotFoundError:
@@ -206,4 +208,6 @@ def _open(path: str) -> AbstractContextManager[BinaryIO]:
         raise InputError(f"{name}: a folder, not a file; name the FASTA file in it") from None
     except (OSError, ValueError) as error:
         why = getattr(error, "strerror", None) or error
-        raise InputError(f"{name}: cannot be read ({why}); check the path") from None
+        raise InputError(
+            f"{name}: cannot be read ({why}); check the path and its permissions"
+        ) from None

@@ -54,7 +54,12 @@ def open_intake(
     """
     if list(paths).count(STANDARD_INPUT) > 1:
         raise InputError(f"{shown(STANDARD_INPUT)}: given twice, but can be read once; drop one")
-    spool_dir.mkdir(parents=True, exist_ok=True)
+    try:
+        spool_dir.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError):
+        raise InputError(
+            f"{shown(str(spool_dir))}: not a folder; choose another one for the output"
+        ) from None
     with ExitStack() as files:
         rows = files.enter_context(tempfile.TemporaryFile(dir=spool_dir))
         sequences = files.enter_context(tempfile.TemporaryFile(dir=spool_dir))
@@ -115,7 +120,7 @@ class Intake:
     """Validated records of some FASTA files: N records, U unique sequences to compute.
 
     A context manager that owns the spool, files as large as the input. In memory it holds about 36
-    bytes a record, and 80 while it is opened; rows and sequences are read when asked for.
+    bytes a record, and up to 90 while it is opened; rows and sequences are read when asked for.
     """
 
     count: int
@@ -135,6 +140,7 @@ class Intake:
         sizes, residues = np.frombuffer(spool.sizes, "i"), np.frombuffer(spool.residues, "i")
         own = np.arange(self.count)
         same = _first_with_same(spool.digests)  # (N,)
+        spool.digests.clear()
         same[residues == 0] = own[residues == 0]
         is_first = (same == own) & (residues > 0) & (complexes | (sizes == residues))
         self.first = np.flatnonzero(is_first)

@@ -61,12 +61,12 @@ def write_shards(intake: Intake, folder: Path, count: int) -> None:
 
     `records.tsv` is removed first and written last: where it is, the shards are its own and whole.
     """
-    table, names = folder / TABLE, shard_names(count)
+    table = folder / TABLE
     table.unlink(missing_ok=True)
     for old in folder.iterdir():
-        if SHARD_FILE.fullmatch(old.name) and old.stem not in names:
+        if SHARD_FILE.fullmatch(old.name) and int(old.stem) >= count:
             old.unlink()
-    for name, numbers in zip(names, deal(intake.lengths, count), strict=True):
+    for name, numbers in zip(shard_names(count), deal(intake.lengths, count), strict=True):
         with (
             atomic_path(folder / f"{name}.fasta") as path,
             open(path, "w", encoding="ascii", newline="\n") as file,
