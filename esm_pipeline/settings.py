@@ -14,6 +14,7 @@ import math
 import os
 import re
 import shlex
+import zlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
@@ -213,7 +214,7 @@ def read_samples(table: str) -> dict[str, list[str]]:
         if text.startswith(GZIP_MAGIC):
             text = gzip.decompress(text)
         lines = text.decode("utf-8-sig").splitlines()
-    except (OSError, UnicodeDecodeError, EOFError) as error:
+    except (OSError, UnicodeDecodeError, EOFError, zlib.error) as error:
         why = getattr(error, "strerror", None) or "not UTF-8 text"
         raise InputError(f"{table}: the sample table cannot be read ({why})") from None
     rows = csv.DictReader(lines, delimiter="\t")

@@ -1,0 +1,98 @@
+"""The command line: exit codes, errors on one line, flags that follow from the settings."""
+
+from __future__ import annotations
+
+import argparse
+import errno
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from esm_pipeline import cli
+from esm_pipeline.errors import InputError
+from esm_pipeline.settings import EmbedSettings
+from esm_pipeline.tasks import TASKS, verdict
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture
+def ending(monkeypatch, tmp_path):
+    """A function that runs a task which ends with the error given to it."""
+
+    def run(error):
+        def fail(args):
+            raise error
+
+        monkeypatch.setattr(verdict, "run", fail)
+        return cli.main(["verdict", "--out", str(tmp_path / "out"), "records.tsv"])
+
+    return run
+
+
+def test_errors_of_the_input_are_told_a_line_each(ending, capsys):
+    assert ending(InputError("a: wrong\nb: wrong too")) == 2
+    assert capsys.readouterr().err.splitlines() == [
+        "esm-pipeline verdict: a: wrong",
+        "esm-pipeline verdict: b: wrong too",
+    ]
+
+
+def test_a_full_disk_is_told_with_its_place(ending, capsys):
+    assert ending(OSError(errno.ENOSPC, "no space", "/data/out.h5")) == 2
+    assert "/data/out.h5: no space left on the disk; free some" in capsys.readouterr().err
+
+
+def test_an_interrupt_exits_as_shells_expect(ending):
+    assert ending(KeyboardInterrupt()) == 130
+
+
+@pytest.mark.parametrize("bug", [KeyError("x"), OSError(errno.EBADF, "bad"), ZeroDivisionError()])
+def test_a_bug_keeps_its_traceback(ending, bug):
+    with pytest.raises(type(bug)):
+        ending(bug)
+
+
+def test_failures_set_the_exit_code():
+    assert [cli.exit_code(n, how) for n in (0, 3) for how in ("error", "keep")] == [0, 0, 1, 0]
+
+
+def run(*arguments):
+    command = [sys.executable, "-m", "esm_pipeline", *arguments]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+
+
+def test_help_names_every_task():
+    told = run("--help").stdout
+    for name, description in TASKS.items():
+        assert f"\n    {name}" in told
+        assert description.split(",")[0] in " ".join(told.split())
+
+
+def test_unknown_task_and_flag_take_one_line():
+    for arguments, told in ((["emb"], "invalid choice"), (["verdict", "--outt"], "required")):
+        result = run(*arguments)
+        assert result.returncode == 2
+        assert told in result.stderr
+        assert len(result.stderr.splitlines()) == 1
+
+
+def test_flags_follow_from_the_settings():
+    parser = cli.Parser(prog="x")
+    cli.add_flags(parser, EmbedSettings)
+    args = parser.parse_args(["--layers=-1, 3", "--token-budget", "77"])
+    section = cli.section_from(EmbedSettings, args)
+    assert section == EmbedSettings(layers=[-1, 3], token_budget=77)
+    text = parser.format_help()
+    for name, field in EmbedSettings.model_fields.items():
+        assert f"--{name.replace('_', '-')}" in text
+        assert " ".join((field.description or "").split()) in " ".join(text.split())
+
+
+def test_a_bad_value_names_the_command_line():
+    args = argparse.Namespace(**dict.fromkeys(EmbedSettings.model_fields))
+    args.include = "mean,colour"
+    with pytest.raises(InputError, match=r"command line: 'include\.1' = 'colour'"):
+        cli.section_from(EmbedSettings, args)

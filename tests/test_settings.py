@@ -1,0 +1,185 @@
+"""Settings: what is accepted, what is refused and in which words, and what follows from them."""
+
+from __future__ import annotations
+
+import gzip
+import shlex
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from esm_pipeline.errors import InputError
+from esm_pipeline.settings import (
+    CleaningSettings,
+    EmbedSettings,
+    ShardSettings,
+    check,
+    expanded_size,
+    flags,
+    is_execution,
+    load_settings,
+    sample_name,
+    shard_names,
+)
+
+
+def refusal(function, *arguments) -> str:
+    with pytest.raises(InputError) as caught:
+        function(*arguments)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("config", "told"),
+    [
+        ({}, "config: give one of 'fasta' (a single input) and 'samples' (a table of them)"),
+        ({"fasta": "a", "samples": "b"}, "config: give one of 'fasta'"),
+        ({"fasta": "a", "shard": {"gap": "skip"}}, "unknown key 'shard.gap'; did you mean 'gaps'?"),
+        ({"fasta": "a", "zzz": 1}, "unknown key 'zzz'; known keys: fasta, samples, outdir"),
+        ({"fasta": "a", "shards": "many"}, "'shards' = 'many': "),
+        ({"fasta": "a", "embed": {"layers": [-2]}}, "'embed.layers.0' = -2: "),
+        ({"fasta": "a", "embed": {"layers": [3, 3]}}, "'embed.layers' = [3, 3]: names something"),
+        ({"fasta": "a", "embed": {"include": []}}, "'embed.include' = []: "),
+        ({"fasta": "a", "embed": {"device": "gpu"}}, "'embed.device' = 'gpu': "),
+        ({"fasta": "a", "embed": {"token_budget": 0}}, "'embed.token_budget' = 0: "),
+    ],
+)
+def test_bad_config_is_told_with_its_key(config, told):
+    message = refusal(load_settings, config)
+    assert told in message
+    assert all(line.startswith("config: ") for line in message.splitlines())
+
+
+def test_every_problem_has_its_line():
+    message = refusal(load_settings, {"fasta": "a", "modle": "x", "embed": {"dtype": "int3"}})
+    assert len(message.splitlines()) == 2
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("sample,fasta\na,b\n", "t.tsv:1: no column 'sample'"),
+        ("sample\tfasta\n", "t.tsv: no samples"),
+        ("sample\tfasta\na/b\tx\n", "t.tsv:2: sample name 'a/b' cannot name a folder"),
+        ("sample\tfasta\n..\tx\n", "t.tsv:2: sample name '..' cannot name a folder"),
+        ("sample\tfasta\na\tx\nLogs\ty\n", "t.tsv:3: 'Logs' is a name of the workflow's own"),
+        ("sample\tfasta\na\t\n", "t.tsv:2: sample 'a' has no fasta"),
+        ("sample\tfasta\na\n", "t.tsv:2: sample 'a' has no fasta"),
+        ("sample\tfasta\na\tx\na\tx\n", "t.tsv:3: sample 'a' lists x twice"),
+        ("sample\tfasta\na\tx\nA\ty\n", "samples 'a' and 'A' differ only in case"),
+        ("sample\tfasta\na\tx{1}\n", "x{1}: braces in a path"),
+    ],
+)
+def test_bad_table_is_told_with_its_line(tmp_path, text, told):
+    table = tmp_path / "t.tsv"
+    table.write_text(text)
+    assert told in refusal(load_settings({"samples": str(table)}).inputs)
+
+
+def test_table_may_come_from_a_spreadsheet(tmp_path):
+    table = tmp_path / "t.tsv"
+    text = "\ufeffsample\tnote\tfasta\r\nb\tx\ttwo.fa\r\na\t\tone.fa\r\nb\ty\tthree.fa\r\n"
+    expected = {"b": ["two.fa", "three.fa"], "a": ["one.fa"]}
+    for content in (text.encode(), gzip.compress(text.encode())):
+        table.write_bytes(content)
+        inputs = load_settings({"samples": str(table)}).inputs()
+        assert inputs == expected
+        assert list(inputs) == list(expected)
+
+
+PACKED = gzip.compress(b"sample\tfasta\na\tx\n")
+
+
+@pytest.mark.parametrize(
+    "content",
+    [None, b"\xff\xfe", PACKED[:12], PACKED[:12] + b"\xff" * 9, PACKED[:-8] + b"damaged."],
+)
+def test_table_that_cannot_be_read(tmp_path, content):
+    table = tmp_path / "t.tsv"
+    if content is not None:
+        table.write_bytes(content)
+    told = refusal(load_settings({"samples": str(table)}).inputs)
+    assert f"{table}: the sample table cannot be read" in told
+
+
+@pytest.mark.parametrize(
+    ("fasta", "name"),
+    [
+        ("data/my proteins.fasta.gz", "my_proteins"),
+        ("x.FAA", "x"),
+        ("no_suffix", "no_suffix"),
+        ("a.b.c.fa", "a.b.c"),
+        ("--.fasta", "sample"),
+        ("Logs.fasta", "sample_Logs"),
+        ("été.fasta", "t"),
+    ],
+)
+def test_a_single_input_names_its_sample(fasta, name):
+    assert sample_name(fasta) == name
+
+
+@given(st.text(min_size=1, max_size=200))
+def test_any_file_name_gives_a_name_that_a_table_takes(tmp_path_factory, name):
+    table = tmp_path_factory.mktemp("t") / "t.tsv"
+    table.write_text(f"sample\tfasta\n{sample_name(name)}\tx\n")
+    assert list(load_settings({"samples": str(table)}).inputs()) == [sample_name(name)]
+
+
+def test_shards_follow_from_the_size(tmp_path):
+    fasta = tmp_path / "a.fasta"
+    fasta.write_bytes(b"A" * 2500)
+    packed = tmp_path / "a.gz"
+    packed.write_bytes(gzip.compress(bytes(range(256)) * 10))
+    chosen = load_settings({"fasta": "a", "shard": {"residues": 1000}})
+    assert chosen.shard_count([str(fasta)]) == 3
+    assert chosen.shard_count([str(fasta)] * 2) == 5
+    assert expanded_size(str(packed)) == 2 * packed.stat().st_size
+    fasta.write_bytes(b"")
+    assert chosen.shard_count([str(fasta)]) == 1
+
+
+def test_with_a_number_of_shards_the_input_need_not_exist(tmp_path):
+    missing = str(tmp_path / "none.fasta")
+    assert load_settings({"fasta": missing, "shards": 7}).shard_count([missing]) == 7
+    told = refusal(load_settings({"fasta": missing}).shard_count, [missing])
+    assert "no such file" in told
+    assert "set 'shards' to a number" in told
+    assert "cannot be read" in refusal(expanded_size, str(tmp_path))
+
+
+def test_shard_names_sort_as_their_numbers():
+    names = shard_names(1200)
+    assert names == sorted(names)
+    assert (names[0], names[-1], len(set(names))) == ("00000", "01199", 1200)
+
+
+def test_flags_tell_results_and_execution_apart():
+    section = EmbedSettings(layers=[-1, 3], threads=2)
+    results, execution = flags(section), flags(section, execution=True)
+    assert shlex.split(results) == [
+        "--dtype=float32",
+        "--layers=-1,3",
+        "--include=mean",
+        "--residue-dtype=float16",
+        "--long=auto",
+    ]
+    assert shlex.split(execution) == ["--device=auto", "--token-budget=16384", "--threads=2"]
+
+
+def test_cleaning_is_what_changes_results_of_shard():
+    chosen = ShardSettings(gaps="remove", residues=5).cleaning()
+    assert type(chosen) is CleaningSettings
+    assert chosen == CleaningSettings(gaps="remove")
+
+
+@pytest.mark.parametrize("name", EmbedSettings.model_fields)
+def test_every_field_reaches_the_flags_once(name):
+    text = flags(EmbedSettings()) + " " + flags(EmbedSettings(), execution=True)
+    assert text.count(f"--{name.replace('_', '-')}=") == 1
+    assert isinstance(is_execution(EmbedSettings, name), bool)
+
+
+def test_check_names_its_source():
+    told = refusal(check, EmbedSettings, {"dtype": "x"}, "command line")
+    assert told.startswith("command line: 'dtype' = 'x': ")

@@ -1,0 +1,51 @@
+"""Print what a run of the workflow left in its output folder: `show_results.py results`."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from esm_pipeline import open_results
+
+ROWS = 6
+NUMBERS = 5
+FILES = {
+    "*/embeddings.h5": "the embeddings, one file a sample",
+    "*/records.tsv": "what became of every record, and why",
+    "report.html": "counts, lengths, and a map of the embeddings",
+    "verdict.txt": "counts and the commonest reasons",
+    "provenance.json": "versions, settings, model and digests of the inputs",
+}
+
+
+def show_embeddings(path: Path) -> None:
+    """The first records of one file, and the shape of the whole."""
+    with open_results(path) as results:
+        layer = results.layers[-1]
+        width = results.stored("mean")[str(layer)].shape[1]
+        print(
+            f"\n{path}: {len(results)} proteins, {len(results.length)} different sequences, "
+            f"{width} numbers for each (the mean of layer {layer} over its residues)\n"
+        )
+        print(f"  {'id':<26} {'residues':>8}   embedding")
+        for item, _ in zip(results, range(ROWS), strict=False):
+            numbers = " ".join(f"{value:7.3f}" for value in item.mean[layer][:NUMBERS])
+            print(f"  {item.id[:26]:<26} {item.length:>8}   {numbers} …")
+
+
+def main(folder: Path) -> None:
+    """Show every sample's embeddings, then where everything lies."""
+    for path in sorted(folder.glob("*/embeddings.h5")):
+        show_embeddings(path)
+    print()
+    for pattern, what in FILES.items():
+        for path in sorted(folder.glob(pattern)):
+            print(f"  {path!s:<32} {what}")
+    snakemake = Path(sys.executable).with_name("snakemake")
+    if snakemake.is_relative_to(Path.cwd()):
+        snakemake = snakemake.relative_to(Path.cwd())
+    print(f"\nYour own proteins: {snakemake} --cores all --config fasta=my.fasta")
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
