@@ -121,12 +121,10 @@ def header_line(tasks: Sequence[str] = ()) -> str:
 
 
 def format_row(fields: Sequence[str]) -> str:
-    """Two or more fields as a line, the same as `csv.writer(delimiter="\\t")` makes it."""
+    """Two or more fields as a line, the same as `csv.writer(delimiter="\t")` makes it."""
     line = "\t".join(fields)
-    if '"' in line or "\n" in line or "\r" in line or line.count("\t") >= len(fields):
-        quoted = io.StringIO()
-        csv.writer(quoted, delimiter="\t", lineterminator="\n").writerow(fields)
-        return quoted.getvalue()
+    if line.count("\t") >= len(fields) or '"' in line or "\n" in line or "\r" in line:
+        line = "\t".join(map(_quoted, fields))
     return line + "\n"
 
 
@@ -142,6 +140,12 @@ def _line(record: Record, tasks: Sequence[str]) -> str:
     for task in tasks:
         fields += record.outcomes.get(task, Outcome(""))
     return format_row(fields)
+
+
+def _quoted(field: str) -> str:
+    if '"' in field or "\t" in field or "\n" in field or "\r" in field:
+        return '"' + field.replace('"', '""') + '"'
+    return field
 
 
 def _record(row: Sequence[str], tasks: Sequence[str]) -> Record:

@@ -91,11 +91,15 @@ def test_pandas_reads_it(tmp_path: Path) -> None:
     assert set(table["embed_status"]) == {"ok"}
 
 
-@given(st.lists(FIELDS | st.sampled_from(['"', "a\tb", "a\nb", "a\rb", " "]), min_size=2))
+@given(st.lists(FIELDS | st.sampled_from(['"', "a\tb", "a\nb", " "]), min_size=2))
 def test_a_row_is_that_of_the_csv_module(fields: list[str]) -> None:
     expected = io.StringIO()
     csv.writer(expected, delimiter="\t", lineterminator="\n").writerow(fields)
     assert format_row(fields) == expected.getvalue()
+
+
+def test_a_carriage_return_is_quoted() -> None:  # as by the csv module from Python 3.13 on
+    assert format_row(["a\rb", "c"]) == '"a\rb"\tc\n'
 
 
 @given(st.lists(st.tuples(FIELDS, FIELDS, FIELDS), max_size=5))
