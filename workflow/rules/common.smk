@@ -66,7 +66,7 @@ def shards_of(pattern):
 
 def job_threads(section):
     """Threads of one job: as set, or up to 8, beyond which jobs side by side gain more."""
-    return section.threads or min(workflow.cores or 8, 8)
+    return section.threads or min(workflow.resource_settings.cores or 8, 8)
 
 
 def model_flags(wildcards):
