@@ -9,7 +9,8 @@ The data are the 20,000 sequences of `DB.fasta.gz` in Debian's package mmseqs2-e
 Held-out proteins are drawn at random; every training sequence that shares more than 2 % of its
 6-mers with one of them is dropped (proteins with 52 % identical residues share about as many).
 Training draws families evenly, and a member of each at random, as ESM-2 did with UniRef clusters:
-dozens of some proteins' relatives stand beside single ones. Same data, seed, steps and thread count give the same weights on the same machine.
+dozens of some proteins' relatives stand beside single ones. Same data, seed, steps and thread count
+give the same weights on the same machine.
 """
 
 from __future__ import annotations
