@@ -182,7 +182,6 @@ def _inflated(blocks: Iterable[bytes]) -> Iterator[bytes]:
                 member = zlib.decompressobj(GZIP_WINDOW)
             yield member.decompress(block, BLOCK)
             block = member.unused_data if member.eof else member.unconsumed_tail
-    yield member.flush()
     if not member.eof:
         raise EOFError
 

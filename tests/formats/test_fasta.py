@@ -242,6 +242,9 @@ def test_batches_hold_about_a_block(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert len(batches) > 10
     assert list(itertools.chain(*batches)) == list(read_fasta(str(path)))
     assert max(len(batch) for batch in batches) < 100
+    monkeypatch.setattr(fasta, "BLOCK", 10)
+    path.write_bytes(b"".join(b">%d\nMKVLA\n" % index for index in range(10, 30)))
+    assert [len(batch) for batch in read_batches(str(path))] == [1] * 20  # a seam at each header
 
 
 @settings(max_examples=60)
