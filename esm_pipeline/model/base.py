@@ -15,7 +15,7 @@ from torch import nn
 from esm_pipeline.errors import WeightsError
 from esm_pipeline.model.config import EsmConfig
 from esm_pipeline.model.hub import CONFIG_FILE, HUB_OPTIONS, resolve_checkpoint
-from esm_pipeline.model.weights import load_weights, save_weights
+from esm_pipeline.model.weights import initialise, load_weights, save_weights
 
 M = TypeVar("M", bound="EsmPreTrainedModel")
 
@@ -90,19 +90,6 @@ class EsmPreTrainedModel(nn.Module):
         """Write `config.json` and `model.safetensors` in the layout of transformers 4.37.2."""
         self.config.save_pretrained(folder)
         save_weights(self, folder)
-
-
-def initialise(module: nn.Module, spread: float) -> None:
-    """Random weights for one module: normal of deviation `spread`; padding and biases zero."""
-    if isinstance(module, nn.Linear):
-        nn.init.normal_(module.weight, std=spread)
-        if module.bias is not None:
-            nn.init.zeros_(module.bias)
-    elif isinstance(module, nn.Embedding):
-        nn.init.normal_(module.weight, std=spread)
-        if module.padding_idx is not None:
-            with torch.no_grad():
-                module.weight[module.padding_idx].zero_()
 
 
 def read_dtype(given: torch.dtype | str | None) -> torch.dtype | None:

@@ -163,7 +163,7 @@ def load_weights(
     for module_name, module in model.named_modules():
         if f"{module_name}.".startswith(FRESH) and any(p.is_meta for p in module.parameters(False)):
             module.to_empty(device=device, recurse=False).to(precision)
-            initialise_fresh(module, model.config.initializer_range)
+            initialise(module, model.config.initializer_range)
     model.load_state_dict(state, strict=False, assign=True)
     if missing:
         warnings.warn(
@@ -174,11 +174,17 @@ def load_weights(
     return {"missing_keys": missing, "unexpected_keys": unexpected}
 
 
-def initialise_fresh(module: nn.Module, spread: float) -> None:
-    """Random weights for a head that the checkpoint lacks."""
-    from esm_pipeline.model.base import initialise
-
-    initialise(module, spread)
+def initialise(module: nn.Module, spread: float) -> None:
+    """Random weights for one module: normal of deviation `spread`; padding and biases zero."""
+    if isinstance(module, nn.Linear):
+        nn.init.normal_(module.weight, std=spread)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)
+    elif isinstance(module, nn.Embedding):
+        nn.init.normal_(module.weight, std=spread)
+        if module.padding_idx is not None:
+            with torch.no_grad():
+                module.weight[module.padding_idx].zero_()
 
 
 def match_prefix(model: nn.Module, tensors: Mapping[str, Tensor]) -> dict[str, str]:
