@@ -145,6 +145,13 @@ def test_refuses(tmp_path: Path, content: bytes, message: str) -> None:
     assert refusal(path) == message
 
 
+def test_every_cut_of_a_gzip_file_is_noticed(tmp_path: Path) -> None:
+    whole, path = gzip.compress(TWO), tmp_path / "in.fasta"
+    for size in range(2, len(whole)):
+        path.write_bytes(whole[:size])
+        assert "the gzip file is cut short" in refusal(path)
+
+
 def test_refuses_a_damaged_byte_of_gzip(tmp_path: Path) -> None:
     content = bytearray(gzip.compress(TWO))
     content[-6] ^= 1  # in the checksum
