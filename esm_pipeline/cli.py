@@ -32,6 +32,7 @@ class Parser(argparse.ArgumentParser):
     """An ArgumentParser whose errors take one line."""
 
     def error(self, message: str) -> NoReturn:
+        """Exit with 2 and one line that says where help is."""
         self.exit(2, f"{self.prog}: {message} (see {self.prog} --help)\n")
 
 
