@@ -34,7 +34,7 @@ Int64 = NDArray[np.int64]
 
 FORMAT_VERSION = 1
 PAGE = 4096  # bytes; datasets from this size on begin at a multiple of it, for memory maps
-BLOCK = 16 << 20  # bytes read at a time when rows are copied
+BLOCK = 4 << 20  # bytes read at a time when rows are copied
 ENTRIES = 1 << 14  # records written at a time
 NO_RESERVATION = (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS)  # the file system cannot
 
