@@ -8,7 +8,7 @@ from pathlib import Path
 from snakemake.exceptions import WorkflowError
 from snakemake.settings.types import DeploymentMethod
 
-HOME = Path(workflow.current_basedir.get_path_or_uri(secret_free=True)).resolve().parents[1]
+HOME = Path(str(workflow.current_basedir)).resolve().parents[1]
 sys.path.insert(0, str(HOME))
 
 from esm_pipeline.errors import InputError
