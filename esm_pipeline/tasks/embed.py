@@ -73,7 +73,8 @@ def run(args: argparse.Namespace) -> int:
     if args.sha256:
         write_digests(args.sha256, [args.output, table])
     if not args.quiet:
-        print(summary(counts, plan, encoder, time.perf_counter() - started), file=sys.stderr)
+        line = summary(counts, plan, encoder, time.perf_counter() - started)
+        print(line + (f"; see {table}" if counts[FAILED] else ""), file=sys.stderr)
     return exit_code(counts[FAILED], args.on_failure)
 
 

@@ -47,9 +47,7 @@ def rotary(tmp_path_factory):
 def absolute(tmp_path_factory):
     """A checkpoint as ESM-1b: a table with positions for `TABLE` residues."""
     folder = tmp_path_factory.mktemp("absolute")
-    return save_model(
-        folder, position_embedding_type="absolute", max_position_embeddings=TABLE + 4
-    )
+    return save_model(folder, position_embedding_type="absolute", max_position_embeddings=TABLE + 4)
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -338,6 +338,7 @@ def test_what_does_not_fit_alone_fails_alone(
     code, lines = esm(*command)
     assert code == 1
     assert f"{len(OK_IDS) - len(kept)} failed" in lines[-1]
+    assert lines[-1].endswith(f"; see {tmp_path / 'out.records.tsv'}")
     sequences = {name: one for name, one in sequences_of(FASTA).items() if name in kept}
     check_against_the_padded_door(rotary, tmp_path / "out.h5", sequences)
     for name, (status, reason) in outcomes(tmp_path / "out.records.tsv").items():

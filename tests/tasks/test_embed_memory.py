@@ -1,7 +1,7 @@
 """Memory stays flat: ten times the proteins, ten times the file, about the same peak.
 
-The C library is told to give large blocks back at once. Otherwise it keeps holes of all sizes, up to
-some hundred megabytes after the first dozens of batches, and the peak would tell of those.
+The C library is told to give large blocks back at once. Otherwise it keeps holes of all sizes, some
+hundred megabytes after dozens of batches, and the peak would tell of those.
 """
 
 import os
