@@ -137,7 +137,7 @@ def iter_packed(
             f"sequence {place} has {lengths[place]} residues, the model has positions for {limit}; "
             "cut it"
         )
-    chosen = tokenizer or default_tokenizer(model)
+    chosen = default_tokenizer(model) if tokenizer is None else tokenizer
 
     @torch.no_grad()
     def compute(part: Indices) -> list[Tensor]:
