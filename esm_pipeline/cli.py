@@ -1,7 +1,7 @@
 """The command line: `esm-pipeline TASK …`.
 
 Exit codes: 0 all records ok or skipped; 1 something failed; 2 bad input, settings or weights, told
-in one line; 130 interrupted. A bug keeps its traceback.
+in one line; 130 interrupted; 143 terminated. A bug keeps its traceback.
 """
 
 from __future__ import annotations
@@ -10,7 +10,9 @@ import argparse
 import errno
 import importlib
 import os
+import signal
 import sys
+import threading
 from collections.abc import Sequence
 from typing import Any, NoReturn, TypeVar
 
@@ -94,6 +96,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = Parser(prog=f"esm-pipeline {name.task}", description=str(task.__doc__).splitlines()[0])
     task.add_arguments(parser)
     args = parser.parse_args(argv[1:])
+    if threading.current_thread() is threading.main_thread():
+        # what a scheduler sends first: end as by an error, so that temporary files are removed
+        signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     try:
         return int(task.run(args))
     except EsmPipelineError as error:

@@ -253,6 +253,15 @@ def test_a_killed_run_leaves_whole_files_and_no_obstacle(
     assert now == contents(clean)
 
 
+def test_a_terminated_run_removes_what_it_was_writing(tmp_path: Path, fasta: Path) -> None:
+    out = tmp_path / "out"
+    terminated = KILLED.replace("SIGKILL", "SIGTERM")
+    arguments = ["shard", "--shards=3", f"--out={out}", str(fasta)]
+    ended = subprocess.run([sys.executable, "-c", terminated, "1", *arguments], check=False)
+    assert ended.returncode == 143
+    assert [path.name for path in out.iterdir()] == ["00000.fasta"]
+
+
 def test_a_failed_run_leaves_no_table(
     tmp_path: Path, fasta: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
