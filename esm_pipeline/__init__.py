@@ -17,7 +17,7 @@ _EXPORTS = {
     "iter_packed": "esm_pipeline.tasks.batching",
     "open_results": "esm_pipeline.formats.results",
 }
-"""Public names and the modules that define them: loaded on first use, so that imports stay light."""
+"""Public names and the modules that define them: loaded on first use, imports stay light."""
 
 __all__ = list(_EXPORTS)
 

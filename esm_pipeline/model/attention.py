@@ -7,6 +7,7 @@ contacts and head masks. Peer: transformers modeling_esm.py `EsmSelfAttention`.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from importlib.util import find_spec
 
 import torch
 import torch.nn.functional as F
@@ -14,12 +15,8 @@ from torch import Tensor
 
 from esm_pipeline.model.layout import PackedLayout
 
-try:
-    from torch.nn.attention.varlen import varlen_attn
-except ImportError:  # torch before 2.10
-    HAS_VARLEN = False
-else:
-    HAS_VARLEN = True
+VARLEN = "torch.nn.attention.varlen"
+"""PyTorch's attention over packed sequences, from 2.10 on; its import takes over a second."""
 
 Backend = Callable[[Tensor, Tensor, Tensor, PackedLayout, float], Tensor]
 
@@ -34,7 +31,7 @@ def choose_backend(q: Tensor, dropout: float) -> Backend:
     if q.device.type == "cpu":
         return attend_by_length
     half = q.dtype in (torch.float16, torch.bfloat16)
-    if q.device.type == "cuda" and half and dropout == 0.0 and HAS_VARLEN:
+    if q.device.type == "cuda" and half and dropout == 0.0 and find_spec(VARLEN):
         return attend_variable_length
     return attend_padded
 
@@ -66,6 +63,8 @@ def attend_variable_length(
     q: Tensor, k: Tensor, v: Tensor, layout: PackedLayout, dropout: float
 ) -> Tensor:
     """One kernel over all lengths, without padding. For CUDA in 16 bits, without dropout."""
+    from torch.nn.attention.varlen import varlen_attn
+
     ends, longest = layout.cumulative, layout.longest
     out = varlen_attn(q, k, v, ends, ends, longest, longest)
     assert isinstance(out, Tensor), "a second result comes only when asked for"

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import inspect
 import os
+from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
@@ -25,6 +26,8 @@ class EsmPreTrainedModel(nn.Module):
 
     config_class = EsmConfig
     name_or_path: str = ""
+    folder: Path | None = None
+    """Where the checkpoint lies that the weights are from."""
 
     def __init__(self, config: EsmConfig) -> None:
         super().__init__()
@@ -82,7 +85,7 @@ class EsmPreTrainedModel(nn.Module):
         info = load_weights(
             model, checkpoint, read_dtype(dtype if dtype is not None else torch_dtype), device
         )
-        model.name_or_path = checkpoint.name
+        model.name_or_path, model.folder = checkpoint.name, checkpoint.folder
         model.eval()
         return (model, info) if output_loading_info else model
 

@@ -8,6 +8,7 @@ their result are probed, and without them the layers stay as they are.
 from __future__ import annotations
 
 import copy
+import os
 from functools import cache
 from typing import TypeVar
 
@@ -24,6 +25,15 @@ T = TypeVar("T", bound=nn.Module)
 
 ROWS_EXPECTED = 4096
 """Rows (tokens) the packed weights are laid out for; other numbers work as well."""
+
+
+KERNEL_CACHES = ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY")
+"""Sizes of the caches in which oneDNN, and PyTorch around it, keep kernels made for one shape.
+
+Packed batches hardly ever have the same number of tokens twice: a kernel serves all layers of its
+batch and never again, and the 1,024 that are kept otherwise come to half a gigabyte.
+"""
+KERNELS_KEPT = "16"
 
 
 class PackedLinear(nn.Module):
@@ -69,6 +79,8 @@ def optimize_for_inference(model: M, dtype: torch.dtype = torch.float32) -> M:
     """
     if dtype not in (torch.float32, torch.bfloat16):
         raise InputError(f"optimize_for_inference: dtype {dtype} is not float32 or bfloat16")
+    for name in KERNEL_CACHES:  # read when the first kernel is made
+        os.environ.setdefault(name, KERNELS_KEPT)
     fast = twin(model, dtype).eval()
     if fast.device.type == "cpu" and can_pack(dtype):
         pack_layers(fast)

@@ -174,6 +174,6 @@ def check_layer(layer: int, count: int) -> None:
 
 def default_tokenizer(model: EsmModel | EsmForMaskedLM) -> EsmTokenizer:
     """The tokenizer of the checkpoint that `model` was loaded from, else the standard one."""
-    if model.name_or_path:
-        return EsmTokenizer.from_pretrained(model.name_or_path)
+    if model.folder:
+        return EsmTokenizer.from_pretrained(model.folder)
     return EsmTokenizer.standard()

@@ -1,4 +1,4 @@
-"""Where a task computes: the device that `--device` names, CPU threads, kernels kept in memory."""
+"""Where a task computes: the device that `--device` names, and on how many CPU threads."""
 
 from __future__ import annotations
 
@@ -11,14 +11,6 @@ from esm_pipeline.errors import InputError
 
 THREAD_LIMITS = ("SLURM_CPUS_PER_TASK", "OMP_NUM_THREADS")
 """Environment variables by which a scheduler or a user says how many cores are ours."""
-
-KERNEL_CACHES = ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY")
-"""Sizes of the caches in which oneDNN, and PyTorch around it, keep kernels made for one shape.
-
-Packed batches hardly ever have the same number of tokens twice: a kernel serves all layers of its
-batch and never again, and the 1,024 that are kept otherwise come to half a gigabyte.
-"""
-KERNELS_KEPT = "16"
 
 
 def resolve_device(name: str) -> torch.device:
@@ -73,13 +65,8 @@ def usable_cores() -> int:
     return os.cpu_count() or 1
 
 
-def prepare_cpu(threads: int) -> int:
-    """Have PyTorch compute with `thread_count(threads)` CPU threads; returns their number.
-
-    To be called before the first computation: it bounds caches that are set up then.
-    """
-    for name in KERNEL_CACHES:
-        os.environ.setdefault(name, KERNELS_KEPT)
+def set_threads(threads: int) -> int:
+    """Have PyTorch compute with `thread_count(threads)` CPU threads; returns their number."""
     count = thread_count(threads)
     torch.set_num_threads(count)
     return count

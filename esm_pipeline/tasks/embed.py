@@ -61,10 +61,10 @@ def run(args: argparse.Namespace) -> int:
     table = check_output(args.output, args.fasta)
     folder = args.output.parent
     with open_intake([args.fasta], cleaning, folder, allow_empty=args.allow_empty) as intake:
-        from esm_pipeline.tasks.device import prepare_cpu
+        from esm_pipeline.tasks.device import set_threads
         from esm_pipeline.tasks.representations import Encoder
 
-        prepare_cpu(settings.threads)
+        set_threads(settings.threads)
         encoder = Encoder(args.model, args.revision, settings)
         plan = Plan(intake, encoder.config.max_residues, settings.long)
         with atomic_path(args.output) as path:

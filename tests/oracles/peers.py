@@ -123,7 +123,8 @@ def ours_like_fair(peer: nn.Module, folder: Path, **settings: object) -> EsmForM
     shaped = reference_state(EsmForMaskedLM(config))
     theirs = peer.state_dict()
     folder.mkdir(exist_ok=True)
-    torch.save({key: theirs[fair_name(key)] for key in shaped}, folder / "pytorch_model.bin")
+    known = {key: theirs[fair_name(key)] for key in shaped if fair_name(key) in theirs}
+    torch.save(known, folder / "pytorch_model.bin")
     config.save_pretrained(folder)
     return EsmForMaskedLM.from_pretrained(folder, dtype=dtype)
 

@@ -7,7 +7,7 @@ import torch
 
 from esm_pipeline.errors import InputError
 from esm_pipeline.tasks import device
-from esm_pipeline.tasks.device import prepare_cpu, resolve_device, thread_count
+from esm_pipeline.tasks.device import resolve_device, set_threads, thread_count
 
 
 @pytest.fixture
@@ -87,6 +87,6 @@ def test_usable_cores_are_those_of_the_affinity(monkeypatch):
 def test_pytorch_is_told():
     before = torch.get_num_threads()
     try:
-        assert prepare_cpu(3) == torch.get_num_threads() == 3
+        assert set_threads(3) == torch.get_num_threads() == 3
     finally:
         torch.set_num_threads(before)
