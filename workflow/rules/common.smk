@@ -37,7 +37,7 @@ def all_settings(wildcards, resources):
 
 def chosen_config():
     """The configuration; an input on the command line takes the place of the file's."""
-    inputs = {"fasta", "samples"}
+    inputs = {"fasta", "samples"} & set(config)
     given = inputs & set(workflow.config_settings.overwrite_config)
     replaced = inputs - given if given else set()
     return {key: value for key, value in config.items() if key not in replaced}
