@@ -143,7 +143,7 @@ def test_head_mask_switches_heads_off(pair: Pair) -> None:
     off[1, 2] = 0
     found = ours(tokens, attention_mask=mask, head_mask=off, output_attentions=True)
     plain = ours(tokens, attention_mask=mask)
-    assert float(found.attentions[1][:, 2].abs().max()) == 0
+    assert not found.attentions[1][:, 2].any()
     assert max_abs(found.logits, plain.logits, mask) > 1e-3
     width = ours.esm.encoder.head_width
     out = ours.esm.encoder.layer[1].attention_out.weight
