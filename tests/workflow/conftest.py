@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from tests.workflow.tools import Run, config, save_model, snakemake, write_fasta
+from tests.workflow.tools import GOLDEN, Run, config, snakemake, write_fasta
 
 
 @pytest.fixture(scope="session")
-def model(tmp_path_factory) -> Path:
-    return save_model(tmp_path_factory.mktemp("model"))
+def model() -> Path:
+    return GOLDEN / "model"
 
 
 @pytest.fixture(scope="session")

@@ -24,16 +24,9 @@ TINY = {
     "position_embedding_type": "rotary",
     "token_dropout": True,
 }
-RECORDS = {
-    "first": "MKTAYIAKQRQISFVKSHFSRQLEERLGLIEVQ",
-    "second with a description": "GSHMASMTGGQQMGRDLYDDDDKDPSSRSAAGTM",
-    "copy of first": "MKTAYIAKQRQISFVKSHFSRQLEERLGLIEVQ",
-    "stop": "MKT*AYIAK",
-    "short": "MK",
-    "long": "ACDEFGHIKLMNPQRSTVWY" * 9,
-    "odd/name:with|signs": "MBUZOXA",
-    "terminal_stop": "MSILVTRPSPAGEELVSRLRTLGQVAWHFPLIEFSPGQQLPQLADQLAALGESDLLFALSQ*",
-}
+GOLDEN = ROOT / "tests" / "golden"
+SAMPLE = "my_proteins"
+EMBED = "include: [mean, bos, residue, contacts], layers: [0, -1]"
 
 
 @dataclass
@@ -67,7 +60,7 @@ def snakemake(folder: Path, *arguments: str, snakefile: Path = ROOT / "Snakefile
 
 
 def save_model(folder: Path, scale: float = 1.0) -> Path:
-    """A checkpoint with random weights; `scale` multiplies those of the last norm."""
+    """A tiny checkpoint with random weights; `scale` multiplies those of the last norm."""
     torch.manual_seed(0)
     model = EsmForMaskedLM(EsmConfig(**TINY))
     with torch.no_grad():
@@ -77,6 +70,15 @@ def save_model(folder: Path, scale: float = 1.0) -> Path:
     return folder
 
 
+def read_fasta(path: Path) -> dict[str, str]:
+    """Header → sequence of the plain file that the tests share."""
+    blocks = path.read_text().split(">")[1:]
+    return {header: sequence.strip() for header, _, sequence in (b.partition("\n") for b in blocks)}
+
+
+RECORDS = read_fasta(GOLDEN / "my proteins.fasta")
+
+
 def write_fasta(path: Path, records: dict[str, str] = RECORDS) -> Path:
     path.write_text("".join(f">{header}\n{sequence}\n" for header, sequence in records.items()))
     return path
@@ -84,7 +86,7 @@ def write_fasta(path: Path, records: dict[str, str] = RECORDS) -> Path:
 
 def config(model: Path, *more: str, fasta: str | None = "my proteins.fasta") -> list[str]:
     """Arguments that run the shared configuration, but for `more`."""
-    chosen = [f"model={model}", "shards=2", "embed={include: [mean, residue]}"]
+    chosen = [f"model={model}", "shards=2", f"embed={{{EMBED}}}"]
     chosen += [] if fasta is None else [f"fasta={fasta}"]
     keys = {item.partition("=")[0] for item in more}
     kept = [item for item in chosen if item.partition("=")[0] not in keys]
