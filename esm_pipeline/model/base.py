@@ -5,6 +5,7 @@ Peer: transformers `PreTrainedModel`, cut down to what its users call on ESM mod
 
 from __future__ import annotations
 
+import difflib
 import inspect
 import os
 from pathlib import Path
@@ -13,7 +14,7 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 
-from esm_pipeline.errors import WeightsError
+from esm_pipeline.errors import InputError, WeightsError
 from esm_pipeline.model.config import EsmConfig
 from esm_pipeline.model.hub import CONFIG_FILE, HUB_OPTIONS, resolve_checkpoint
 from esm_pipeline.model.weights import initialise, load_weights, save_weights
@@ -28,6 +29,9 @@ class EsmPreTrainedModel(nn.Module):
     name_or_path: str = ""
     folder: Path | None = None
     """Where the checkpoint lies that the weights are from."""
+
+    optimized = False
+    """Whether `optimize_for_inference` made this model, which then cannot be saved or trained."""
 
     def __init__(self, config: EsmConfig) -> None:
         super().__init__()
@@ -78,6 +82,7 @@ class EsmPreTrainedModel(nn.Module):
         checkpoint = resolve_checkpoint(os.fspath(path_or_hub_id), **where)
         known = inspect.signature(cls).parameters.keys() - {"config"}
         arguments = {name: options.pop(name) for name in known if name in options}
+        refuse_misspelt(options)
         if config is None:
             config = cls.config_class.from_file(checkpoint.folder / CONFIG_FILE, **options)
         with torch.device("meta"):
@@ -90,9 +95,23 @@ class EsmPreTrainedModel(nn.Module):
         return (model, info) if output_loading_info else model
 
     def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
-        """Write `config.json` and `model.safetensors` in the layout of transformers 4.37.2."""
+        """Write `config.json` and `model.safetensors` in the layout of transformers 4.37.2.
+
+        Raises InputError for what `optimize_for_inference` made.
+        """
+        if self.optimized:
+            raise InputError("a model optimized for inference cannot be saved; save the original")
         self.config.save_pretrained(folder)
         save_weights(self, folder)
+
+
+def refuse_misspelt(options: dict[str, Any]) -> None:
+    """Raise InputError for a keyword that is nearly one of `from_pretrained`, but for a letter."""
+    known = [*HUB_OPTIONS, "config", "dtype", "device", "add_pooling_layer", "output_loading_info"]
+    for name in options:
+        near = difflib.get_close_matches(name, known, n=1, cutoff=0.85)
+        if near:
+            raise InputError(f"from_pretrained: no argument '{name}'; did you mean '{near[0]}'?")
 
 
 def read_dtype(given: torch.dtype | str | None) -> torch.dtype | None:
@@ -101,7 +120,8 @@ def read_dtype(given: torch.dtype | str | None) -> torch.dtype | None:
         return None
     if isinstance(given, str):
         found = getattr(torch, given.removeprefix("torch."), None)
-        if not isinstance(found, torch.dtype):
-            raise WeightsError(f"dtype '{given}' is not known; use float32, bfloat16 or auto")
-        return found
-    return torch.float32 if given is None else given
+    else:
+        found = torch.float32 if given is None else given
+    if not isinstance(found, torch.dtype) or not found.is_floating_point:
+        raise WeightsError(f"dtype '{given}' is not known; use float32, bfloat16 or auto")
+    return found

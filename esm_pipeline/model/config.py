@@ -12,6 +12,16 @@ from esm_pipeline.errors import WeightsError
 from esm_pipeline.files import atomic_path
 from esm_pipeline.model.hub import CONFIG_FILE, HUB_OPTIONS, resolve_file
 
+WHOLE_NUMBERS = {
+    "vocab_size": 1,
+    "hidden_size": 1,
+    "num_hidden_layers": 0,
+    "num_attention_heads": 1,
+    "intermediate_size": 1,
+    "max_position_embeddings": 1,
+}
+"""Settings that a model is built from, and the least of each."""
+
 POSITION_TYPES = ("absolute", "rotary")
 
 
@@ -79,6 +89,17 @@ class EsmConfig:
         for name in ("vocab_size", "pad_token_id"):
             if getattr(self, name) is None:
                 raise WeightsError(f"config: {name} is not set; the standard alphabet has 33 and 1")
+        for name, least in WHOLE_NUMBERS.items():
+            value = getattr(self, name)
+            if type(value) is not int or value < least:
+                raise WeightsError(f"config: {name} is {value!r}; it should be a whole number")
+        if type(self.layer_norm_eps) is not float or not self.layer_norm_eps > 0:
+            raise WeightsError(f"config: layer_norm_eps is {self.layer_norm_eps!r}; not a number")
+        vocabulary = self.vocab_size or 0
+        for name in ("pad_token_id", "mask_token_id"):
+            value = getattr(self, name)
+            if value is not None and (type(value) is not int or value not in range(vocabulary)):
+                raise WeightsError(f"config: {name} is {value!r}, not the id of a token")
         if self.hidden_size % self.num_attention_heads:
             raise WeightsError(
                 f"config: hidden_size {self.hidden_size} is not a multiple of "
@@ -113,7 +134,10 @@ class EsmConfig:
                 f"config: model_type is '{model_type}', not 'esm'; choose a checkpoint of the ESM "
                 "family (ESM-1b, ESM-1v, ESM-2)"
             )
-        return cls(**merged)
+        try:
+            return cls(**merged)
+        except (TypeError, AttributeError) as error:
+            raise WeightsError(f"config: a key that cannot be ({error})") from None
 
     @classmethod
     def from_pretrained(cls, path_or_hub_id: str | os.PathLike[str], **options: Any) -> EsmConfig:

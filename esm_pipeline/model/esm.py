@@ -31,6 +31,20 @@ class Represented:
     contacts: list[Tensor] | None = None
 
 
+@dataclass
+class Encoded:
+    """Of `EsmModel.encode`: the last states (T, D), still packed, and what else was asked for.
+
+    `width` is L of the padded batch; hidden and attentions are padded, as in `EncoderOutput`.
+    """
+
+    x: Tensor
+    layout: PackedLayout
+    width: int
+    hidden: tuple[Tensor, ...] | None
+    attentions: tuple[Tensor, ...] | None
+
+
 class EsmPooler(nn.Module):
     """Dense layer and tanh over the first token."""
 
@@ -85,6 +99,36 @@ class EsmModel(EsmPreTrainedModel):
         `head_mask` is (H,) or (n, H). Raises InputError for shapes that do not fit, CapacityError
         for sequences longer than the position table.
         """
+        encoded = self.encode(
+            input_ids,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            head_mask=head_mask,
+            inputs_embeds=inputs_embeds,
+            output_attentions=output_attentions,
+            output_hidden_states=output_hidden_states,
+        )
+        last = encoded.layout.unpack(encoded.x, encoded.width)
+        output = EncoderOutput(
+            last_hidden_state=last,
+            pooler_output=None if self.pooler is None else self.pooler(last),
+            hidden_states=encoded.hidden,
+            attentions=encoded.attentions,
+        )
+        return output if self.chosen(return_dict, "return_dict") else output.to_tuple()
+
+    def encode(
+        self,
+        input_ids: Tensor | None,
+        *,
+        attention_mask: Tensor | None,
+        position_ids: Tensor | None,
+        head_mask: Tensor | None,
+        inputs_embeds: Tensor | None,
+        output_attentions: bool | None,
+        output_hidden_states: bool | None,
+    ) -> Encoded:
+        """What `forward` does, up to the packed states, on which a head can go on."""
         given = input_ids if inputs_embeds is None else inputs_embeds
         if given is None or (input_ids is not None and inputs_embeds is not None):
             raise InputError("give one of input_ids and inputs_embeds")
@@ -112,14 +156,13 @@ class EsmModel(EsmPreTrainedModel):
                 hidden.append(layout.unpack(x, width))
             if with_maps and step.maps is not None:
                 attentions.append(unpack_maps(step.maps, layout, width))
-        last = hidden[-1] if with_hidden else layout.unpack(x, width)
-        output = EncoderOutput(
-            last_hidden_state=last,
-            pooler_output=None if self.pooler is None else self.pooler(last),
-            hidden_states=tuple(hidden) if with_hidden else None,
+        return Encoded(
+            x,
+            layout,
+            width,
+            hidden=tuple(hidden) if with_hidden else None,
             attentions=tuple(attentions) if with_maps else None,
         )
-        return output if self.chosen(return_dict, "return_dict") else output.to_tuple()
 
     def represent(
         self,
@@ -164,7 +207,7 @@ class EsmModel(EsmPreTrainedModel):
         mask = self.resolve_mask(tokens, tokens, attention_mask)
         layout = PackedLayout.from_mask(mask)
         represented = self.represent(layout.pack(tokens), layout, (), contacts=True)
-        residues = tokens.shape[1] - 2
+        residues = max(0, tokens.shape[1] - 2)
         background = torch.sigmoid(self.contact_head.regression.bias)
         padded = background.repeat(len(layout.lengths), residues, residues)
         for place, single in enumerate(represented.contacts or ()):
@@ -175,6 +218,8 @@ class EsmModel(EsmPreTrainedModel):
         self, given: Tensor, input_ids: Tensor | None, attention_mask: Tensor | None
     ) -> Tensor:
         """The mask as given, or from the padding; (B, L)."""
+        if input_ids is not None and (not isinstance(input_ids, Tensor) or input_ids.ndim != 2):
+            raise InputError("input_ids should be a tensor (B, L); for one sequence, (1, L)")
         if attention_mask is not None:
             if attention_mask.shape != given.shape[:2]:
                 raise InputError(

@@ -12,7 +12,7 @@ from esm_pipeline.model.base import EsmPreTrainedModel
 from esm_pipeline.model.config import EsmConfig
 from esm_pipeline.model.esm import EsmModel
 from esm_pipeline.model.layout import PackedLayout
-from esm_pipeline.model.outputs import EncoderOutput, MaskedLMOutput
+from esm_pipeline.model.outputs import MaskedLMOutput
 
 
 class EsmLMHead(nn.Module):
@@ -60,9 +60,9 @@ class EsmForMaskedLM(EsmPreTrainedModel):
         """As `EsmModel.forward`, with `logits` (B, L, V).
 
         `labels` (B, L) are token ids, −100 where no loss is taken; `loss` is the mean
-        cross entropy.
+        cross entropy over the others, masked tokens left out.
         """
-        encoded = self.esm(
+        encoded = self.esm.encode(
             input_ids,
             attention_mask=attention_mask,
             position_ids=position_ids,
@@ -70,14 +70,13 @@ class EsmForMaskedLM(EsmPreTrainedModel):
             inputs_embeds=inputs_embeds,
             output_attentions=output_attentions,
             output_hidden_states=output_hidden_states,
-            return_dict=True,
         )
-        assert isinstance(encoded, EncoderOutput), "return_dict=True"
-        logits = self.logits(encoded.last_hidden_state)
+        logits = self.logits(encoded.x)  # (T, V): the head never sees padding
         loss = None
         if labels is not None:
-            loss = F.cross_entropy(logits.flatten(0, 1), labels.to(logits.device).flatten())
-        output = MaskedLMOutput(loss, logits, encoded.hidden_states, encoded.attentions)
+            loss = F.cross_entropy(logits, encoded.layout.pack(labels.to(logits.device)))
+        padded = encoded.layout.unpack(logits, encoded.width)
+        output = MaskedLMOutput(loss, padded, encoded.hidden, encoded.attentions)
         return output if self.esm.chosen(return_dict, "return_dict") else output.to_tuple()
 
     def logits(self, hidden: Tensor) -> Tensor:

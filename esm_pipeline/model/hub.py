@@ -71,6 +71,8 @@ def resolve_checkpoint(name: str, **options: Any) -> Checkpoint:
     config = resolve_file(name, CONFIG_FILE, **options)
     folder = config.parent
     on_hub = local_folder(name) is None
+    if options.get("revision") and not on_hub:
+        raise WeightsError(f"{name}: a revision is of a hub model, this is a folder; leave it out")
     commit = folder.name if on_hub else None
     if on_hub:
         options = {**options, "revision": commit}

@@ -75,13 +75,17 @@ def optimize_for_inference(model: M, dtype: torch.dtype = torch.float32) -> M:
 
     It has no gradients and cannot be saved. The original is untouched and not needed afterwards;
     weights that need no change are shared with it. On the CPU its linear layers are packed by
-    oneDNN where that works. Raises InputError for another dtype.
+    oneDNN where that works. Raises InputError for another dtype, and
+    for a model that is optimized already.
     """
     if dtype not in (torch.float32, torch.bfloat16):
         raise InputError(f"optimize_for_inference: dtype {dtype} is not float32 or bfloat16")
+    if model.optimized:
+        raise InputError("optimize_for_inference: this model is optimized; give the original")
     for name in KERNEL_CACHES:  # read when the first kernel is made
         os.environ.setdefault(name, KERNELS_KEPT)
     fast = twin(model, dtype).eval()
+    fast.optimized = True
     if fast.device.type == "cpu" and can_pack(dtype):
         pack_layers(fast)
     return fast

@@ -28,6 +28,7 @@ ALPHABET = (
 )
 """The 33 tokens of ESM-1b, ESM-1v and ESM-2, in the order of their ids."""
 
+AMINO_ACIDS = "ACDEFGHIKLMNPQRSTVWY"
 VOCABULARY_FILE = "vocab.txt"
 Ids = list[int]
 
@@ -298,20 +299,44 @@ class EsmTokenizer:
         """Tokens to pad to; 0 for none."""
         if padding in (True, "longest"):
             return max(map(len, rows), default=0)
-        if padding != "max_length":
+        if padding in (False, "do_not_pad"):
             return 0
+        if padding != "max_length":
+            raise InputError(f"padding={padding!r} is not known; use True or 'max_length'")
         limit = max_length or self.model_max_length
         if limit is None:
             raise InputError("padding='max_length' needs max_length")
         return limit
 
     def encode_residues(self, sequence: str) -> np.ndarray:
-        """Ids (L,) int64 of a sequence of single-letter residues, with BOS and EOS; fast."""
+        """Ids (L,) int64 of a sequence with BOS and EOS: those of a call, faster for residues.
+
+        A text with anything but known single letters (`<mask>`, spaces, lower case) takes the way
+        of a call.
+        """
         letters = np.frombuffer(sequence.encode("latin-1", "replace"), dtype=np.uint8)
         ids = np.empty(len(letters) + 2, dtype=np.int64)
         ids[0], ids[-1] = self.cls_token_id, self.eos_token_id
         ids[1:-1] = self._letters[letters]
+        if (ids == self.unk_token_id).any():
+            return np.array(self.encode(sequence), dtype=np.int64)
         return ids
+
+    def require_fit(self, vocab_size: int | None) -> None:
+        """Raise WeightsError unless the tokens are those of a model with `vocab_size` of them.
+
+        Each of the 20 amino acids has to be one, and none may lie beyond the model's.
+        """
+        absent = [residue for residue in AMINO_ACIDS if residue not in self._ids]
+        if absent:
+            raise WeightsError(
+                f"the vocabulary has no token for residue {absent[0]}; is {VOCABULARY_FILE} whole?"
+            )
+        if vocab_size is not None and len(self) > vocab_size:
+            raise WeightsError(
+                f"the vocabulary has {len(self)} tokens, the model {vocab_size}; "
+                f"{VOCABULARY_FILE} and config.json do not belong together"
+            )
 
     @cached_property
     def _letters(self) -> np.ndarray:

@@ -10,6 +10,7 @@ import os
 import pickle
 import re
 import warnings
+import zipfile
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -116,7 +117,8 @@ def open_tensors(path: Path) -> Any:
                 f"{path}: not a whole safetensors file ({error}); download or copy it again"
             ) from None
     try:
-        tensors = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        mapped = zipfile.is_zipfile(path)  # files of PyTorch before 1.6 are not
+        tensors = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
     except pickle.UnpicklingError:
         raise WeightsError(
             f"{path}: holds pickled code, not only tensors, and is refused; convert it to "
@@ -215,14 +217,15 @@ def fit(
     device: torch.device | str,
 ) -> Tensor:
     """The tensors of one parameter stacked, in its shape, precision and place."""
-    rows = sum(part.shape[0] if part.ndim else 1 for part in parts)
-    shape = (rows, *parts[0].shape[1:])
-    if shape != tuple(parameter.shape):
-        raise WeightsError(
-            f"{checkpoint.name}: '{reference_keys(name)[0]}' and what is stacked with it has shape "
-            f"{shape}, the config asks for {tuple(parameter.shape)}; weights and config.json do "
-            "not belong together"
-        )
+    shape = tuple(parameter.shape)
+    expected = (shape[0] // len(parts), *shape[1:])
+    for key, part in zip(reference_keys(name), parts, strict=True):
+        if tuple(part.shape) != expected or not part.is_floating_point():
+            raise WeightsError(
+                f"{checkpoint.name}: '{key}' is {part.dtype} of shape {tuple(part.shape)}, the "
+                f"config asks for numbers of shape {expected}; weights and config.json do not "
+                "belong together"
+            )
     whole = torch.empty(shape, dtype=dtype or parts[0].dtype, device=device)
     start = 0
     for part in parts:

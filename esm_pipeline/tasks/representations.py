@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from esm_pipeline import __version__
-from esm_pipeline.errors import CapacityError
+from esm_pipeline.errors import CapacityError, WeightsError
 from esm_pipeline.formats.hdf5 import Array
 from esm_pipeline.formats.results import FORMAT
 from esm_pipeline.model import (
@@ -60,7 +60,7 @@ class Encoder:
     def load(self) -> None:
         """Load the weights now. Raises CapacityError if the device has no room for them."""
         try:
-            _ = self.model
+            _ = self.tokenizer, self.model
         except (MemoryError, RuntimeError) as error:
             if not is_out_of_memory(error):
                 raise
@@ -81,7 +81,12 @@ class Encoder:
     @cached_property
     def tokenizer(self) -> EsmTokenizer:
         """The checkpoint's tokenizer."""
-        return EsmTokenizer.from_pretrained(self.checkpoint.folder)
+        found = EsmTokenizer.from_pretrained(self.checkpoint.folder)
+        try:
+            found.require_fit(self.config.vocab_size)
+        except WeightsError as error:
+            raise WeightsError(f"{self.checkpoint.name}: {error}") from None
+        return found
 
     @property
     def arrays(self) -> list[Array]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -72,6 +74,18 @@ def test_probe_notices_wrong_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(optimize.PackedLinear, "forward", lambda self, x: x)
     assert not optimize.can_pack(torch.float32)
     optimize.can_pack.cache_clear()
+
+
+def test_an_optimized_model_is_neither_saved_nor_optimized(
+    model: EsmForMaskedLM, tmp_path: Path
+) -> None:
+    fast = optimize_for_inference(model)
+    with pytest.raises(InputError, match="cannot be saved; save the original"):
+        fast.save_pretrained(tmp_path)
+    assert not list(tmp_path.iterdir())
+    with pytest.raises(InputError, match="give the original"):
+        optimize_for_inference(fast)
+    assert not model.optimized
 
 
 def test_other_dtypes_are_refused(model: EsmForMaskedLM) -> None:

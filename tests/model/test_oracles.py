@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from esm_pipeline import EsmForMaskedLM
+from esm_pipeline.errors import InputError
 from esm_pipeline.model import PackedLayout, attention, contacts, encoder
 from esm_pipeline.model.outputs import MaskedLMOutput
 from tests.oracles.peers import (
@@ -119,6 +120,32 @@ def test_missing_mask_is_derived_from_padding(pair: Pair) -> None:
     theirs = peer(tokens, attention_mask=mask).logits
     assert max_abs(ours(tokens).logits, theirs, mask) <= TOLERANCE
     assert max_abs(peer(tokens, attention_mask=torch.ones_like(mask)).logits, theirs, mask) > 1e-3
+
+
+def test_nothing_is_computed_for_padding(pair: Pair) -> None:
+    _, ours = pair
+    tokens, mask = batch([9, 30, 2])
+    found = ours(tokens, output_hidden_states=True)
+    off = mask == 0
+    assert off.any()
+    assert not found.logits[off].any()
+    assert not found.hidden_states[-1][off].any()
+
+
+def test_shapes_that_cannot_be(pair: Pair) -> None:
+    _, ours = pair
+    tokens, mask = batch([9, 30])
+    with pytest.raises(InputError, match=r"should be a tensor \(B, L\)"):
+        ours(tokens[0])
+    with pytest.raises(
+        InputError, match=r"attention_mask has shape \(2, 31\), the input \(2, 32\)"
+    ):
+        ours(tokens, attention_mask=mask[:, 1:])
+    with pytest.raises(InputError, match=r"head_mask has shape \(5,\)"):
+        ours(tokens, head_mask=torch.ones(5))
+    with pytest.raises(InputError, match="layer 7 does not exist; the model has layers 0"):
+        ours.esm.represent(tokens[0], PackedLayout.from_lengths([32]), [7])
+    assert ours.predict_contacts(tokens[:, :1]).shape == (2, 0, 0)
 
 
 def test_embeddings_in_place_of_ids(pair: Pair) -> None:

@@ -109,6 +109,20 @@ def test_fast_path_for_residues(ours: EsmTokenizer, sequence: str) -> None:
     assert found.tolist() == ours(sequence).input_ids
 
 
+@pytest.mark.parametrize("text", ["MK<mask>V", "mkv", "M K", "MJV", ""])
+def test_fast_path_is_that_of_a_call_for_any_text(ours: EsmTokenizer, text: str) -> None:
+    assert ours.encode_residues(text).tolist() == ours(text).input_ids
+
+
+def test_vocabulary_has_to_fit_the_model(ours: EsmTokenizer) -> None:
+    ours.require_fit(33)
+    ours.require_fit(64)
+    with pytest.raises(WeightsError, match="33 tokens, the model 32"):
+        ours.require_fit(32)
+    with pytest.raises(WeightsError, match="no token for residue W"):
+        EsmTokenizer([token for token in ALPHABET if token != "W"]).require_fit(33)
+
+
 def test_encoding_moves_and_unpacks(ours: EsmTokenizer) -> None:
     found = ours(["MK"], return_tensors="pt").to("cpu")
     assert dict(**found).keys() == {"input_ids", "attention_mask"}
@@ -120,6 +134,8 @@ def test_errors(ours: EsmTokenizer, tmp_path: Path) -> None:
         ours(["MK", "MKV"], return_tensors="pt")
     with pytest.raises(InputError, match="needs max_length"):
         ours(["MK"], padding="max_length")
+    with pytest.raises(InputError, match="padding='junk' is not known"):
+        ours(["MK"], padding="junk")
     with pytest.raises(WeightsError, match="not a readable vocabulary"):
         EsmTokenizer(tmp_path / "none.txt")
     (tmp_path / "vocab.txt").write_text("A\nB\n")

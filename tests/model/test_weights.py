@@ -12,7 +12,7 @@ import torch
 import transformers
 
 from esm_pipeline import EsmConfig, EsmForMaskedLM, EsmModel
-from esm_pipeline.errors import WeightsError
+from esm_pipeline.errors import InputError, WeightsError
 from esm_pipeline.model.weights import reference_state
 from tests.oracles.peers import (
     ESM1B,
@@ -184,11 +184,20 @@ def test_config_overrides_and_unknown_keys(folder: Path) -> None:
     assert loaded.config.to_dict()["of_the_future"] == [1]
 
 
+QUERY = "esm.encoder.layer.1.attention.self.query.weight"
 BAD = {
     "missing": ("esm.encoder.layer.1.output.dense.bias", None, "no 'esm.encoder.layer.1.output"),
     "unexpected": ("esm.encoder.layer.9.output.dense.bias", torch.ones(48), "layer.9.output"),
     "own head": ("lm_head.extra", torch.ones(1), "'lm_head.extra' among its weights is not part"),
-    "shape": ("lm_head.bias", torch.ones(7), r"shape \(7,\), the config asks for \(33,\)"),
+    "shape": ("lm_head.bias", torch.ones(7), r"shape \(7,\), the config asks .* \(33,\)"),
+    "one of three": (
+        QUERY,
+        torch.ones(24, 48),
+        r"query.*shape \(24, 48\), the config .*\(48, 48\)",
+    ),
+    "narrow": (QUERY, torch.ones(48, 1), r"query.*shape \(48, 1\)"),
+    "scalar": ("lm_head.bias", torch.tensor(1.0), r"shape \(\)"),
+    "whole numbers": ("lm_head.bias", torch.ones(33, dtype=torch.int8), "is torch.int8"),
 }
 
 
@@ -240,8 +249,36 @@ CONFIGS = {
         '{"vocab_size": 33, "pad_token_id": 1, "position_embedding_type": "relative"}',
         "is not one of absolute, rotary",
     ),
+    "no heads": (
+        '{"vocab_size": 33, "pad_token_id": 1, "num_attention_heads": 0}',
+        "num_attention_heads is 0; it should be a whole number",
+    ),
+    "text for a number": (
+        '{"vocab_size": 33, "pad_token_id": 1, "hidden_size": "48"}',
+        "hidden_size is '48'",
+    ),
+    "epsilon": ('{"vocab_size": 33, "pad_token_id": 1, "layer_norm_eps": null}', "layer_norm_eps"),
+    "padding": ('{"vocab_size": 33, "pad_token_id": 99}', "pad_token_id is 99, not the id"),
+    "a key of Python": ('{"self": 1}', "a key that cannot be"),
     "decoder": ('{"vocab_size": 33, "pad_token_id": 1, "is_decoder": true}', "only encoders"),
 }
+
+
+def test_files_of_an_old_pytorch(model: EsmForMaskedLM, tmp_path: Path) -> None:
+    model.config.save_pretrained(tmp_path)
+    path = tmp_path / "pytorch_model.bin"
+    torch.save(reference_state(model), path, _use_new_zipfile_serialization=False)
+    assert same_weights(model, EsmForMaskedLM.from_pretrained(tmp_path))
+
+
+def test_arguments_that_cannot_be(folder: Path) -> None:
+    with pytest.raises(InputError, match="'local_file_only'; did you mean 'local_files_only'"):
+        EsmForMaskedLM.from_pretrained(folder, local_file_only=True)
+    for dtype in (torch.int8, "int8", "float33"):
+        with pytest.raises(WeightsError, match="is not known; use float32"):
+            EsmForMaskedLM.from_pretrained(folder, dtype=dtype)
+    with pytest.raises(WeightsError, match="a revision is of a hub model"):
+        EsmForMaskedLM.from_pretrained(folder, revision="main")
 
 
 @pytest.mark.parametrize("case", CONFIGS)
