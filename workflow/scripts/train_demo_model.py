@@ -265,6 +265,23 @@ def schedule(step: int, steps: int) -> float:
     return min(1.0, (step + 1) / 100, 2 * (steps - step) / steps)
 
 
+def draw_curve(folder: Path) -> None:
+    """Draw `curve.png` from what training left in `folder`: held-out perplexity and its baseline."""
+    from matplotlib.figure import Figure
+
+    rows = np.genfromtxt(folder / "training.tsv", names=True)
+    baseline = json.loads((folder / "training.json").read_text())["perplexity_frequencies"]
+    figure = Figure(figsize=(6.4, 3.6), layout="constrained")
+    axes = figure.add_subplot()
+    axes.axhline(baseline, color="0.5", linestyle="--", label="residue frequencies")
+    axes.plot(rows["residues"] / 1e6, rows["held_out_perplexity"], "o-", ms=3, label="demo model")
+    axes.set_xlabel("million residues of training")
+    axes.set_ylabel("held-out perplexity")
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False)
+    figure.savefig(folder / "curve.png", dpi=120)
+
+
 def train(args: argparse.Namespace) -> None:
     """Train, print and record the curve, save the model with its digest and figures."""
     torch.manual_seed(args.seed)
@@ -337,6 +354,7 @@ def train(args: argparse.Namespace) -> None:
         "seconds": round(time.perf_counter() - began),
     }
     (args.out / "training.json").write_text(json.dumps(record, indent=2) + "\n")
+    draw_curve(args.out)
 
 
 def main() -> None:
