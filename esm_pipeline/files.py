@@ -1,24 +1,45 @@
-"""Whole files or none: everything is written beside its target and moved into place."""
+"""Whole files or none: everything is written beside its target and moved into place.
+
+A temporary file is named after its target, the host and the process. One that a killed process left
+behind is thereby known, and removed when its target is written again on the same host.
+"""
 
 from __future__ import annotations
 
 import os
+import re
+import socket
+import stat
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+
+from esm_pipeline.errors import InputError
+
+STEM_BYTES = 100
+"""As much of the target's name goes into a temporary file's; a name has at most 255 bytes."""
 
 
 @contextmanager
-def atomic_path(target: str | os.PathLike[str]) -> Iterator[Path]:
+def atomic_path(target: str | os.PathLike[str], *, sweep: bool = True) -> Iterator[Path]:
     """Yield a temporary path in the target's folder; on success it replaces the target.
 
-    The folder is made if need be. On an error the temporary file is removed and the target is left
-    as it was. The contents reach the disk before the name does.
+    The folder is made if need be; a target that is a link stays one, and the file it leads to is
+    replaced. On an error the temporary file is removed and the target is left as it was. The
+    contents reach the disk before the name does. `sweep` removes what killed processes left of the
+    same target; whoever writes many files into one folder calls `remove_leftovers` once instead.
+    Raises InputError if the target is there and no regular file.
     """
     target = Path(target)
+    require_regular(target)
+    if target.is_symlink():
+        target = Path(os.path.realpath(target))
     target.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=f".{target.name[:100]}.", dir=target.parent)
+    if sweep:
+        remove_leftovers(target.parent, target.name)
+    prefix = f".{_stem(target.name)}.{_host()}-{os.getpid()}."
+    handle, name = tempfile.mkstemp(prefix=prefix, dir=target.parent)
     os.close(handle)
     path = Path(name)
     try:
@@ -30,6 +51,57 @@ def atomic_path(target: str | os.PathLike[str]) -> Iterator[Path]:
     except BaseException:
         path.unlink(missing_ok=True)
         raise
+
+
+def require_regular(target: Path) -> None:
+    """Raise InputError if `target`, or what it links to, is there and no regular file."""
+    try:
+        mode = os.stat(target).st_mode
+    except (FileNotFoundError, NotADirectoryError):
+        return
+    if not stat.S_ISREG(mode):
+        raise InputError(f"{target}: not a regular file; choose another place for the output")
+
+
+def remove_leftovers(folder: Path, name: str | None = None) -> None:
+    """Remove the temporary files in `folder` of processes of this host that are no more.
+
+    Those of the target `name` only, if it is given. Others' files are left where they are.
+    """
+    stem = None if name is None else _stem(name)
+    with suppress(PermissionError):  # of listing, or of removing what belongs to someone else
+        for entry in (name for name in os.listdir(folder) if name.startswith(".")):
+            found = _temporary(entry)
+            if found and stem in (None, _stem(entry)) and not _is_alive(int(found["pid"])):
+                (folder / entry).unlink(missing_ok=True)
+
+
+def _temporary(name: str) -> re.Match[str] | None:
+    """The stem and pid in `name` if it is a temporary file's of this host."""
+    pattern = rf"\.(?P<stem>.+)\.{re.escape(_host())}-(?P<pid>[0-9]{{1,10}})\.[a-z0-9_]{{8}}"
+    return re.fullmatch(pattern, name)
+
+
+def _stem(name: str) -> str:
+    """What of a target's name stands in a temporary file's, one of a temporary file's included."""
+    while found := _temporary(name):
+        name = found["stem"]
+    return os.fsencode(name)[:STEM_BYTES].decode(errors="ignore")
+
+
+def _host() -> str:
+    return socket.gethostname()[:64]
+
+
+def _is_alive(pid: int) -> bool:
+    """Whether this host has a process `pid`, another user's included."""
+    try:
+        os.kill(pid, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:
+        return True
+    return True
 
 
 def _umask() -> int:

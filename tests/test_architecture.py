@@ -17,7 +17,7 @@ LINES = 500
 FLOOR = {"errors", "files"}
 ALLOWED = {
     "errors": set(),
-    "files": set(),
+    "files": {"errors"},
     "data": set(),
     "settings": {"errors"},
     "formats": {*FLOOR, "settings", "formats"},

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from esm_pipeline.cli import add_flags, section_from
 from esm_pipeline.errors import InputError
-from esm_pipeline.files import atomic_path
+from esm_pipeline.files import atomic_path, remove_leftovers
 from esm_pipeline.formats.fasta import shown
 from esm_pipeline.formats.records import header_line
 from esm_pipeline.settings import MOST_SHARDS, CleaningSettings, shard_names
@@ -66,9 +66,10 @@ def write_shards(intake: Intake, folder: Path, count: int) -> None:
     for old in folder.iterdir():
         if SHARD_FILE.fullmatch(old.name) and int(old.stem) >= count:
             old.unlink()
+    remove_leftovers(folder)
     for name, numbers in zip(shard_names(count), deal(intake.lengths, count), strict=True):
         with (
-            atomic_path(folder / f"{name}.fasta") as path,
+            atomic_path(folder / f"{name}.fasta", sweep=False) as path,
             open(path, "w", encoding="ascii", newline="\n") as file,
         ):
             file.writelines(_entries(intake, numbers))
