@@ -21,8 +21,9 @@ from numpy.typing import NDArray
 
 from esm_pipeline.cli import add_common, add_flags, exit_code, section_from
 from esm_pipeline.errors import InputError
-from esm_pipeline.files import atomic_path
+from esm_pipeline.files import atomic_path, require_regular
 from esm_pipeline.formats.digests import write_digests
+from esm_pipeline.formats.fasta import STANDARD_INPUT
 from esm_pipeline.formats.hdf5 import Entry, RaggedWriter
 from esm_pipeline.formats.records import FAILED, OK, SKIPPED, Outcome, Record, write_records
 from esm_pipeline.settings import CleaningSettings, EmbedSettings
@@ -58,7 +59,7 @@ def run(args: argparse.Namespace) -> int:
     started = time.perf_counter()
     settings = section_from(EmbedSettings, args)
     cleaning = section_from(CleaningSettings, args)
-    table = check_output(args.output, args.fasta)
+    table = check_output(args.output, args.fasta, args.sha256)
     folder = args.output.parent
     with open_intake([args.fasta], cleaning, folder, allow_empty=args.allow_empty) as intake:
         from esm_pipeline.tasks.device import set_threads
@@ -78,15 +79,36 @@ def run(args: argparse.Namespace) -> int:
     return exit_code(counts[FAILED], args.on_failure)
 
 
-def check_output(output: Path, fasta: str) -> Path:
-    """Where the table of records goes, beside `output`. Raises InputError for an unusable path."""
+def check_output(output: Path, fasta: str, digests: Path | None = None) -> Path:
+    """Where the table of records goes, beside `output`.
+
+    Raises InputError if it, `output` or `digests` cannot be written, or would replace another or
+    the input.
+    """
+    if not output.name:
+        raise InputError(f"{output}: a folder; name a file for the output")
     table = output.with_name(output.name.removesuffix(SUFFIX) + ".records.tsv")
-    for path in (output, table):
+    taken = {} if fasta == STANDARD_INPUT else {"the input itself": Path(fasta)}
+    places = {"the output itself": output, "the table of records": table}
+    for what, path in (*places.items(), *([("", digests)] if digests else ())):
         if path.is_dir():
             raise InputError(f"{path}: a folder; name a file for the output")
-        if path.exists() and os.path.exists(fasta) and path.samefile(fasta):
-            raise InputError(f"{path}: the input itself; name another file for the output")
+        require_regular(path)
+        parent = next(parent for parent in path.parents if parent.exists())
+        if not parent.is_dir():
+            raise InputError(f"{parent}: not a folder; choose another one for the output")
+        for other, file in taken.items():
+            if is_same(path, file):
+                raise InputError(f"{path}: {other}; name another file for the output")
+        taken[what] = path
     return table
+
+
+def is_same(path: Path, other: Path) -> bool:
+    """Whether two paths, of files that need not exist, lead to the same place."""
+    if path.exists() and other.exists():
+        return path.samefile(other)
+    return os.path.realpath(path) == os.path.realpath(other)
 
 
 class Plan:

@@ -3,6 +3,7 @@
 import csv
 import hashlib
 import json
+import os
 import subprocess
 import sys
 from functools import cache
@@ -235,6 +236,38 @@ def test_unusable_outputs_are_refused(esm, rotary, fasta, tmp_path):
     code, lines = esm("embed", "--model", rotary, fasta, fasta)
     assert (code, len(lines)) == (2, 1)
     assert "the input itself" in lines[0]
+    assert fasta.read_text() == FASTA
+    for place, message in ((".", "a folder"), ("/dev/null", "/dev/null: not a regular file")):
+        code, lines = esm("embed", "--model", rotary, fasta, place)
+        assert (code, len(lines)) == (2, 1)
+        assert message in lines[0]
+
+
+@pytest.mark.parametrize(
+    ("place", "message"),
+    [
+        ("in.fasta", "the input itself"),
+        ("link.fasta", "the input itself"),
+        ("out.h5", "the output itself"),
+        ("../{here}/out.h5", "the output itself"),
+        ("out.records.tsv", "the table of records"),
+        ("folder", "a folder"),
+        ("fifo", "not a regular file"),
+        ("in.fasta/a/b.sha256", "in.fasta: not a folder"),
+        ("x" * 300, "too long"),
+    ],
+)
+def test_unusable_digests_are_refused_before_anything_is_done(esm, fasta, tmp_path, place, message):
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "link.fasta").symlink_to(fasta)
+    os.mkfifo(tmp_path / "fifo")
+    before = sorted(tmp_path.iterdir())
+    digests = tmp_path / place.format(here=tmp_path.name)
+    arguments = ("--sha256", digests, fasta, tmp_path / "out.h5")
+    code, lines = esm("embed", "--model", tmp_path / "no model", *arguments)
+    assert (code, len(lines)) == (2, 1)
+    assert message in lines[0]
+    assert sorted(tmp_path.iterdir()) == before
     assert fasta.read_text() == FASTA
 
 
