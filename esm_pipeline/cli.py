@@ -1,7 +1,7 @@
 """The command line: `esm-pipeline TASK …`.
 
-Exit codes: 0 all records ok or skipped; 1 something failed; 2 bad input, settings or weights, told
-in one line; 130 interrupted; 143 terminated. A bug keeps its traceback.
+Exit codes: 0 all records ok or skipped; 1 something failed; 2 bad input, settings, weights or
+paths, told in one line; 130 interrupted; 143 terminated. A bug keeps its traceback.
 """
 
 from __future__ import annotations
@@ -104,10 +104,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     except EsmPipelineError as error:
         return fail(parser.prog, str(error))
     except OSError as error:
-        if error.errno not in DISK_ERRORS:
+        place = error.filename2 or error.filename
+        if error.errno not in DISK_ERRORS and not place:
             raise
-        place = f"{error.filename}: " if error.filename else ""
-        return fail(parser.prog, place + DISK_ERRORS[error.errno])
+        told = DISK_ERRORS.get(error.errno or 0, f"{error.strerror}; choose another place")
+        return fail(parser.prog, f"{place}: {told}" if place else told)
     except KeyboardInterrupt:
         print(f"{parser.prog}: interrupted", file=sys.stderr)
         return 130

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import errno
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +13,7 @@ import pytest
 
 from esm_pipeline import cli
 from esm_pipeline.errors import InputError
+from esm_pipeline.formats.records import write_records
 from esm_pipeline.settings import EmbedSettings
 from esm_pipeline.tasks import TASKS, verdict
 
@@ -43,6 +45,32 @@ def test_errors_of_the_input_are_told_a_line_each(ending, capsys):
 def test_a_full_disk_is_told_with_its_place(ending, capsys):
     assert ending(OSError(errno.ENOSPC, "no space", "/data/out.h5")) == 2
     assert "/data/out.h5: no space left on the disk; free some" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("number", [errno.ENAMETOOLONG, errno.ENOENT, errno.EISDIR, errno.ELOOP])
+def test_a_path_that_cannot_be_used_is_told(ending, capsys, number):
+    assert ending(OSError(number, os.strerror(number), "/data/out")) == 2
+    told = f"esm-pipeline verdict: /data/out: {os.strerror(number)}; choose another place\n"
+    assert capsys.readouterr().err == told
+    assert ending(OSError(number, os.strerror(number), ".out.x", None, "/data/out")) == 2
+    assert capsys.readouterr().err == told
+
+
+@pytest.mark.parametrize(
+    ("place", "told"),
+    [
+        ("x" * 300, "File name too long; choose another place"),
+        ("/dev/null", "/dev/null: not a regular file"),
+        ("/dev/null/out", "/dev/null: "),
+        ("/proc/none/out", "/proc/none: No such file or directory; choose another place"),
+    ],
+)
+def test_an_output_that_cannot_be_is_one_line(tmp_path, capsys, place, told):
+    records = tmp_path / "records.tsv"
+    write_records(records, [], ["embed"])
+    assert cli.main(["verdict", "--out", place, str(records)]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert told in line
 
 
 def test_an_interrupt_exits_as_shells_expect(ending):
