@@ -37,7 +37,16 @@ GZIP_EXPANSION = 2  # bytes of protein FASTA behind one compressed byte, about
 MOST_SHARDS = 100_000
 """As many as five digits can name."""
 
+MOST_THREADS = 1024
+
 Layer = Annotated[int, Field(ge=-1)]
+
+
+def each_once(value: list[Any]) -> list[Any]:
+    """`value`, or ValueError if it has something twice."""
+    if len(set(value)) < len(value):
+        raise ValueError("names something twice")
+    return value
 
 
 class Section(BaseModel):
@@ -92,6 +101,7 @@ class ComputeSettings(Section):
     threads: int = Field(
         0,
         ge=0,
+        le=MOST_THREADS,
         description="CPU threads of one job; 0 takes every core it may use",
         json_schema_extra=EXECUTION,
     )
@@ -115,12 +125,7 @@ class EmbedSettings(ComputeSettings):
         "or full for rotary models (ESM-2), which have no table",
     )
 
-    @field_validator("layers", "include")
-    @classmethod
-    def _each_once(cls, value: list[Any]) -> list[Any]:
-        if len(set(value)) < len(value):
-            raise ValueError("names something twice")
-        return value
+    _each_once = field_validator("layers", "include")(each_once)
 
 
 class Settings(Section):
@@ -144,6 +149,8 @@ class Settings(Section):
     )
     shard: ShardSettings = Field(default_factory=ShardSettings, description="validation and shards")
     embed: EmbedSettings = Field(default_factory=EmbedSettings, description="embeddings")
+
+    _each_once = field_validator("tasks")(each_once)
 
     @model_validator(mode="after")
     def _one_input(self) -> Settings:

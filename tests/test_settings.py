@@ -42,6 +42,8 @@ def refusal(function, *arguments) -> str:
         ({"fasta": "a", "embed": {"layers": [3, 3]}}, "'embed.layers' = [3, 3]: names something"),
         ({"fasta": "a", "embed": {"include": []}}, "'embed.include' = []: "),
         ({"fasta": "a", "embed": {"device": "gpu"}}, "'embed.device' = 'gpu': "),
+        ({"fasta": "a", "embed": {"threads": 1025}}, "'embed.threads' = 1025: "),
+        ({"fasta": "a", "tasks": ["embed", "embed"]}, "'tasks' = ['embed', 'embed']: names some"),
         ({"fasta": "a", "embed": {"token_budget": 0}}, "'embed.token_budget' = 0: "),
     ],
 )
