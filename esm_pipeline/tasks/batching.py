@@ -111,7 +111,8 @@ def iter_packed(
 ) -> Iterator[tuple[int, Tensor]]:
     """Run `model` over many sequences, packed; yield `(i, tensor)` for each, in the order computed.
 
-    `i` indexes `sequences`, which may be any Sequence: only those of one batch are held. `output`
+    `i` indexes `sequences`, any Sequence of str: only those of one batch are held. An array or a
+    table's column is made a list. `output`
     is "logits" (L, V) or the "representation" (L, D) of `layer` (0 to n, -1 is n), L with BOS and
     EOS, on the model's device and without gradients; each tensor is a part of its batch's (clone it
     to keep one of many). The tokenizer is the checkpoint's, else the standard alphabet. Raises
@@ -129,7 +130,8 @@ def iter_packed(
         raise InputError(f"token_budget {token_budget} is not positive")
     encoder = cast(EsmModel, getattr(model, "esm", model))
     check_layer(layer, encoder.config.num_hidden_layers)
-    lengths = np.fromiter(map(len, sequences), np.int64, len(sequences))
+    sequences = as_sequence(sequences)
+    lengths = lengths_of(sequences)
     limit = encoder.max_residues
     if limit is not None and lengths.size and lengths.max() > limit:
         place = int(lengths.argmax())
@@ -166,8 +168,33 @@ def results_of(
             yield from zip(part.tolist(), results, strict=True)
 
 
+def as_sequence(sequences: object) -> Sequence[Any]:
+    """`sequences` if it is a Sequence, as a list if an array or a column. Raises InputError."""
+    if not isinstance(sequences, Sequence) and hasattr(sequences, "tolist"):
+        sequences = sequences.tolist()
+    if not isinstance(sequences, Sequence) or isinstance(sequences, (str, bytes, bytearray)):
+        kind = type(sequences).__name__
+        raise InputError(f"sequences are of type {kind}; pass a list of str, one a sequence")
+    return sequences
+
+
+def lengths_of(sequences: Sequence[Any]) -> Indices:
+    """(N,) characters of each sequence. Raises InputError for one that is no str."""
+    lengths = np.empty(len(sequences), np.int64)
+    for place, sequence in enumerate(sequences):
+        if not isinstance(sequence, str):
+            kind = type(sequence).__name__
+            raise InputError(f"sequence {place} is of type {kind}; pass a list of str")
+        lengths[place] = len(sequence)
+    return lengths
+
+
 def check_layer(layer: int, count: int) -> None:
-    """Raise InputError unless a model of `count` layers has `layer`; -1 is the last."""
+    """Raise InputError unless a model of `count` layers has `layer`, an int; -1 is the last."""
+    if isinstance(layer, bool) or not isinstance(layer, (int, np.integer)):
+        raise InputError(
+            f"layer {layer!r} is not a whole number; give one from 0 to {count}, or -1"
+        )
     if not -1 <= layer <= count:
         raise InputError(f"layer {layer} does not exist; the model has layers 0 to {count}")
 

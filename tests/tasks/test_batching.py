@@ -1,6 +1,9 @@
 """Batches within the budget, the out-of-memory ladder, and iter_packed beside the padded door."""
 
+from collections.abc import Sequence
+
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from hypothesis import given, settings
@@ -164,7 +167,7 @@ def test_a_bare_encoder_gives_the_same_representations(model, rotary):
         assert not ours.is_inference(), "usable for training on top"
 
 
-class Lazy:
+class Lazy(Sequence):
     """A Sequence that makes its items when asked and notes which."""
 
     def __init__(self, items):
@@ -215,11 +218,44 @@ def test_iter_packed_halves_what_does_not_fit(model, monkeypatch):
         ({"token_budget": 0}, "token_budget 0 is not positive"),
         ({"layer": 3}, "layer 3 does not exist; the model has layers 0 to 2"),
         ({"layer": -2}, "layer -2 does not exist"),
+        ({"layer": 1.0}, r"layer 1\.0 is not a whole number"),
+        ({"layer": "1"}, "layer '1' is not a whole number"),
+        ({"layer": True}, "layer True is not a whole number"),
     ],
 )
 def test_unusable_arguments_are_refused_at_once(model, arguments, message):
     with pytest.raises(InputError, match=message):
         iter_packed(model, SEQUENCES, **arguments)
+
+
+@pytest.mark.parametrize(
+    ("sequences", "message"),
+    [
+        ("MKTAYIAKQR", "sequences are of type str; pass a list"),
+        (b"MKTAYIAKQR", "sequences are of type bytes; pass a list"),
+        ({"a": "MKT"}, "sequences are of type dict; pass a list"),
+        ((one for one in SEQUENCES), "sequences are of type generator; pass a list"),
+        (np.array("MKT"), "sequences are of type str; pass a list"),
+        (None, "sequences are of type NoneType"),
+        (["MKT", b"MKT"], "sequence 1 is of type bytes"),
+        (["MKT", None], "sequence 1 is of type NoneType"),
+        ([["MKT"]], "sequence 0 is of type list"),
+        (pd.Series(["MKT", float("nan")], dtype=object), "sequence 1 is of type float"),
+    ],
+)
+def test_what_is_no_sequence_of_text_is_refused_at_once(model, sequences, message):
+    with pytest.raises(InputError, match=message):
+        iter_packed(model, sequences)
+
+
+@pytest.mark.parametrize(
+    "made", [tuple, np.array, pd.Series, lambda items: pd.Series(items, range(9, 9 + len(items)))]
+)
+def test_arrays_and_columns_are_taken_in_their_order(model, made):
+    found, expected = iter_packed(model, made(SEQUENCES)), iter_packed(model, SEQUENCES)
+    for (i, ours), (j, theirs) in zip(found, expected, strict=True):
+        assert i == j
+        torch.testing.assert_close(ours, theirs, atol=0, rtol=0)
 
 
 def test_a_bare_encoder_has_no_logits(rotary):
