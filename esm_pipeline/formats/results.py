@@ -77,11 +77,12 @@ class Embedding:
 class Embeddings:
     """The records of an `embeddings.h5`; see `open_results`.
 
-    `results[id]` and `results[index]` give an `Embedding`; iteration gives all, in input order.
+    `results[id]` and `results[index]` give an `Embedding`, `in` tells whether there is one;
+    iteration gives all, in input order. Once closed, what needs the file raises InputError.
     """
 
     def __init__(self, path: str | os.PathLike[str], file: h5py.File) -> None:
-        self.path, self.file = os.fspath(path), file
+        self.path, self._file = os.fspath(path), file
 
     def __enter__(self) -> Embeddings:
         return self
@@ -96,7 +97,14 @@ class Embeddings:
 
     def close(self) -> None:
         """Close the file; what was read stays usable."""
-        self.file.close()
+        self._file.close()
+
+    @property
+    def file(self) -> h5py.File:
+        """The open file. Raises InputError once it is closed."""
+        if not self._file:
+            raise InputError(f"{self.path}: results are closed; open them again")
+        return self._file
 
     def __len__(self) -> int:
         return int(self.file["id"].shape[0])
@@ -105,9 +113,20 @@ class Embeddings:
         return (Embedding(self, position) for position in range(len(self)))
 
     def __getitem__(self, key: str | SupportsIndex) -> Embedding:
+        _ = self.file  # whatever was read before, a closed file has no items
         if isinstance(key, str):
             return Embedding(self, self._position_of_id(key))
         return Embedding(self, self._position_of_index(operator.index(key)))
+
+    def __contains__(self, key: object) -> bool:
+        """Whether a record has `key` as its id, or as its index; an ambiguous id is contained."""
+        _ = self.file
+        if isinstance(key, str):
+            return key in self._positions
+        try:
+            return self._place(operator.index(key)) is not None  # type: ignore[arg-type]
+        except TypeError:
+            return False
 
     @property
     def attributes(self) -> dict[str, Any]:
@@ -210,25 +229,36 @@ class Embeddings:
         return self._positions[name]
 
     def _position_of_index(self, index: int) -> int:
-        position = int(np.searchsorted(self.index, index))
-        if position == len(self.index) or self.index[position] != index:
+        position = self._place(index)
+        if position is None:
             raise InputError(
                 f"{self.path}: no record with index {index}; records.tsv tells what became of it"
             )
+        return position
+
+    def _place(self, index: int) -> int | None:
+        """The position of the record with `index`, None if there is none."""
+        position = int(np.searchsorted(self.index, index))
+        if position == len(self.index) or self.index[position] != index:
+            return None
         return position
 
 
 def open_results(path: str | os.PathLike[str]) -> Embeddings:
     """Open an `embeddings.h5` for reading. A context manager; `len` is the number of records.
 
-    Raises InputError if the file is missing, no HDF5, of another format or a later version.
+    Raises InputError if the file is missing, unreadable, no HDF5, of another format or a later
+    version.
     """
+    if os.path.exists(path) and not os.path.isfile(path):
+        raise InputError(f"{path}: not a file; give an embeddings.h5")
     try:
         file = h5py.File(path, "r")
     except FileNotFoundError:
         raise InputError(f"{path}: no such file; check the path") from None
     except OSError as error:
-        raise InputError(f"{path}: cannot be read as HDF5 ({error}); check the file") from None
+        why = os.strerror(error.errno) if error.errno else " ".join(str(error).split())
+        raise InputError(f"{path}: cannot be read as HDF5 ({why}); check the file") from None
     found, version = file.attrs.get("format"), file.attrs.get("format_version", 0)
     if found == FORMAT and version <= FORMAT_VERSION:
         return Embeddings(path, file)

@@ -1,5 +1,8 @@
 """`open_results`: by id, by index, as a table; clear words for what is not there."""
 
+import errno
+import os
+
 import h5py
 import numpy as np
 import pytest
@@ -104,6 +107,38 @@ def test_values_stay_when_the_file_is_closed(tmp_path, values):
     np.testing.assert_array_equal(mean[2], values["mean/2"][0])
 
 
+def test_whether_it_is_there(results):
+    assert [key for key in ("P1", "é|x", "twice", "P2", "") if key in results] == [
+        *("P1", "é|x", "twice")
+    ]
+    assert [key for key in range(-1, 12) if key in results] == [0, 2, 3, 7, 9]
+    assert np.int64(7) in results
+    assert [key for key in (7.0, None, b"P1") if key in results] == []
+
+
+def test_closed_results_say_so(tmp_path, values):
+    with open_results(tmp_path / "a.h5") as results:
+        item = results["P1"]
+        ids = results.ids
+    results.close()
+    uses = [
+        lambda: results["P1"],
+        lambda: results[0],
+        lambda: "P1" in results,
+        lambda: len(results),
+        lambda: iter(results),
+        lambda: results.attributes,
+        lambda: results.to_pandas(),
+        lambda: item.mean,
+        lambda: item.residue,
+        lambda: item.contacts,
+    ]
+    for use in uses:
+        with pytest.raises(InputError, match=r"a\.h5: results are closed"):
+            use()
+    assert results.ids is ids
+
+
 def test_to_pandas(results, values):
     table = results.to_pandas()
     assert list(table.columns) == ["id", "index", "length", "mean_0", "mean_1", "mean_2", "mean_3"]
@@ -144,6 +179,22 @@ def test_files_that_are_not_ours(tmp_path):
         file.attrs["format_version"] = 2
     with pytest.raises(InputError, match="format version 2, newer than this esm-pipeline"):
         open_results(tmp_path / "new.h5")
+
+
+def test_what_cannot_be_read_is_one_line(tmp_path, values, monkeypatch):
+    os.mkfifo(tmp_path / "fifo")
+    for path in (tmp_path, tmp_path / "fifo"):
+        with pytest.raises(InputError, match=r": not a file; give an embeddings\.h5"):
+            open_results(path)
+
+    def refuse(path, mode):
+        raise PermissionError(errno.EACCES, "Unable to open file (time = Sun\n, errno = 13)")
+
+    monkeypatch.setattr(h5py, "File", refuse)
+    with pytest.raises(InputError) as caught:
+        open_results(tmp_path / "a.h5")
+    told = f"{tmp_path / 'a.h5'}: cannot be read as HDF5 (Permission denied); check the file"
+    assert str(caught.value) == told
 
 
 def test_a_file_cut_short(tmp_path, values):
