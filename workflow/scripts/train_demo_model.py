@@ -266,7 +266,7 @@ def schedule(step: int, steps: int) -> float:
 
 
 def draw_curve(folder: Path) -> None:
-    """Draw `curve.png` from what training left in `folder`: held-out perplexity and its baseline."""
+    """Draw `curve.png` from what training left in `folder`: held-out perplexity, baseline."""
     from matplotlib.figure import Figure
 
     rows = np.genfromtxt(folder / "training.tsv", names=True)
