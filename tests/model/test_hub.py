@@ -54,6 +54,9 @@ def test_download_cache_and_offline(requests: list[str], models: Path, tmp_path:
     assert first.weights_sha256() == file_digest(models / NAME / "model.safetensors")
     fetched = [request for request in requests if request.startswith("GET /lab/")]
     assert len(fetched) == len(set(fetched)) == 5
+    # the commit that `main` meant at first holds for all the rest
+    by_branch = [request for request in fetched if "/resolve/main/" in request]
+    assert by_branch == [f"GET /{NAME}/resolve/main/config.json"]
     requests.clear()
     again = resolve_checkpoint(NAME, cache_dir=cache, local_files_only=True)
     assert again == first
