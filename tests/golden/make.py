@@ -11,7 +11,7 @@ import shutil
 import tempfile
 from pathlib import Path
 
-from tests.workflow.tools import GOLDEN, config, save_model, snakemake, write_fasta
+from tests.workflow.tools import GOLDEN, config, save_model, snakemake
 
 
 def main() -> None:
@@ -20,7 +20,7 @@ def main() -> None:
         save_model(GOLDEN / "model")
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        write_fasta(folder / "my proteins.fasta")
+        shutil.copy(GOLDEN / "my proteins.fasta", folder)
         shutil.copytree(GOLDEN / "model", folder / "model")
         run = snakemake(folder, *config(Path("model")))
         if run.code:

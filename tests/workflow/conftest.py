@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
 
-from tests.workflow.tools import GOLDEN, Run, config, snakemake, write_fasta
+from tests.workflow.tools import GOLDEN, Run, config, snakemake
 
 
 @pytest.fixture(scope="session")
@@ -18,5 +19,5 @@ def model() -> Path:
 def whole_run(tmp_path_factory, model) -> Run:
     """Two shards of one file, in a folder whose name needs quoting."""
     folder = tmp_path_factory.mktemp("it's a run")
-    write_fasta(folder / "my proteins.fasta")
+    shutil.copy(GOLDEN / "my proteins.fasta", folder)
     return snakemake(folder, *config(model))

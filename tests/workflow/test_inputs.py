@@ -42,7 +42,7 @@ def test_samples_of_several_files(whole_run, model, tmp_path):
     write_fasta(tmp_path / "b1.fasta", first)
     packed = write_fasta(tmp_path / "b2.fasta", second)
     (tmp_path / "b2.dat").write_bytes(gzip.compress(packed.read_bytes()))
-    write_fasta(tmp_path / "a.fasta", {"only": "MKV"})
+    write_fasta(tmp_path / "a.fasta", {b"only": b"MKV"})
     rows = ["sample\tfasta\tnote", "a.x\ta.fasta\t", "b-1\tb1.fasta\t", "b-1\tb2.dat\tpacked"]
     (tmp_path / "table.tsv").write_text("\n".join(rows))
     arguments = config(model, "samples=table.tsv", "shards=auto", fasta=None)

@@ -70,17 +70,17 @@ def save_model(folder: Path, scale: float = 1.0) -> Path:
     return folder
 
 
-def read_fasta(path: Path) -> dict[str, str]:
-    """Header → sequence of the plain file that the tests share."""
-    blocks = path.read_text().split(">")[1:]
-    return {header: sequence.strip() for header, _, sequence in (b.partition("\n") for b in blocks)}
+def read_fasta(path: Path) -> dict[bytes, bytes]:
+    """Header → lines below it of the plain file that the tests share."""
+    blocks = path.read_bytes().split(b"\n>")[1:]
+    return {header: lines for header, _, lines in (block.partition(b"\n") for block in blocks)}
 
 
 RECORDS = read_fasta(GOLDEN / "my proteins.fasta")
 
 
-def write_fasta(path: Path, records: dict[str, str] = RECORDS) -> Path:
-    path.write_text("".join(f">{header}\n{sequence}\n" for header, sequence in records.items()))
+def write_fasta(path: Path, records: dict[bytes, bytes] = RECORDS) -> Path:
+    path.write_bytes(b"".join(b">%b\n%b\n" % record for record in records.items()))
     return path
 
 
