@@ -2,6 +2,7 @@
 
 import csv
 import hashlib
+import itertools
 import shutil
 from collections import Counter
 from pathlib import Path
@@ -45,11 +46,13 @@ def run(*arguments):
     return main([str(argument) for argument in arguments])
 
 
-def shard(folder, shards, text=FASTA):
-    """Cut `text` into shards, as the workflow does."""
-    fasta = folder / "in.fasta"
-    fasta.write_text(text)
-    assert run("shard", "--quiet", "--shards", shards, "--out", folder / "shards", fasta) == 0
+def shard(folder, shards, *texts):
+    """Cut files with `texts`, or that of the example, into shards, as the workflow does."""
+    texts = texts or (FASTA,)
+    files = [folder / f"in{number or ''}.fasta" for number in range(len(texts))]
+    for file, text in zip(files, texts, strict=True):
+        file.write_text(text)
+    assert run("shard", "--quiet", "--shards", shards, "--out", folder / "shards", *files) == 0
 
 
 def embed(folder, model, shards, *options):
@@ -77,10 +80,10 @@ def table_command(folder):
     )
 
 
-def whole_run(folder, model, shards, text=FASTA):
-    """From FASTA to gathered results, as the workflow does."""
-    shard(folder, shards, text)
-    embed(folder, model, shards)
+def whole_run(folder, model, shards, *texts, options=()):
+    """From FASTA files to gathered results, as the workflow does."""
+    shard(folder, shards, *texts)
+    embed(folder, model, shards, *options)
     assert run(*gather_command(folder, shards), "--quiet") == 0
     assert run(*table_command(folder)) == 0
 
@@ -110,8 +113,7 @@ def assert_same_results(one, other):
 @pytest.mark.parametrize("shards", [1, 2, 3, 7])
 def test_shards_give_what_one_run_gives(rotary, tmp_path, shards):
     whole_run(tmp_path, rotary, shards)
-    alone = ("embed", "--quiet", "--model", rotary, *INCLUDE)
-    assert run(*alone, tmp_path / "in.fasta", tmp_path / "alone.h5") == 0
+    run_alone(tmp_path, rotary, FASTA)
     assert_same_results(tmp_path / "alone.h5", tmp_path / "embeddings.h5")
     assert (tmp_path / "alone.records.tsv").read_text() == (tmp_path / "records.tsv").read_text()
     with open_results(tmp_path / "embeddings.h5") as results:
@@ -132,28 +134,60 @@ def test_misplaced_rows_would_show(rotary, tmp_path, monkeypatch):
         assert_same_results(tmp_path / "right.h5", tmp_path / "embeddings.h5")
 
 
-@settings(max_examples=12)
-@given(
-    sequences=st.lists(
-        st.sampled_from(["MKTAYIAKQRQ", "GAV", "MK*V", "MKV:GAV", "W", "ACDEFGHIKL", "AC-D"]),
-        max_size=12,
-    ),
-    shards=st.integers(1, 5),
-    other_shards=st.integers(1, 5),
-)
-def test_any_number_of_shards(tmp_path_factory, rotary, sequences, shards, other_shards):
-    text = "".join(f">id{place % 5}\n{one}\n" for place, one in enumerate(["GAVL", *sequences]))
-    folders = [tmp_path_factory.mktemp("run") for _ in range(2)]
-    for folder, count in zip(folders, (shards, other_shards), strict=True):
-        whole_run(folder, rotary, count, text)
-    assert_same_results(*(folder / "embeddings.h5" for folder in folders))
-    tables = [(folder / "records.tsv").read_text() for folder in folders]
-    assert tables[0] == tables[1]
-    found = rows(folders[0] / "records.tsv")
-    assert [row["id"] for row in found] == [f"id{place % 5}" for place in range(len(found))]
-    assert len(found) == len(sequences) + 1
-    bad = [one in ("MK*V", "MKV:GAV", "AC-D") for one in ["GAVL", *sequences]]
-    assert [row["embed_status"] == "skipped" for row in found] == bad
+SEQUENCES = ["MKTAYIAKQRQ", "GAV", "MK*V", "MKV:GAV", "W", "ACDEFGHIKL", "AC-D", "GAVLIMFYWACDEF"]
+BAD = ("MK*V", "MKV:GAV", "AC-D")
+
+
+@settings(max_examples=15)
+@given(st.data())
+def test_any_files_order_shards_and_budget_give_the_same(tmp_path_factory, rotary, data):
+    """ids in = ids out, and each record's values wherever it stands and whatever it runs with."""
+    chosen = data.draw(st.lists(st.sampled_from(SEQUENCES), max_size=12))
+    records = [(f"id{place % 5}", one) for place, one in enumerate(["GAVL", *chosen])]
+    order = data.draw(st.permutations(range(len(records))))
+    cuts = sorted(data.draw(st.lists(st.integers(1, len(records)), max_size=2)))
+    shards, budget = data.draw(st.integers(1, 5)), data.draw(st.integers(1, 60))
+    one, other = (tmp_path_factory.mktemp("run") for _ in range(2))
+    texts = [f">{name}\n{sequence}\n" for name, sequence in records]
+    run_alone(one, rotary, "".join(texts))
+    shuffled = [texts[place] for place in order]
+    parts = [shuffled[a:b] for a, b in itertools.pairwise([0, *cuts, len(records)]) if a < b]
+    whole_run(other, rotary, shards, *map("".join, parts), options=("--token-budget", budget))
+    found = rows(other / "records.tsv")
+    assert [row["id"] for row in found] == [records[place][0] for place in order]
+    assert [int(row["index"]) for row in found] == list(range(len(records)))
+    assert [row["embed_status"] for row in found] == [
+        "skipped" if records[place][1] in BAD else "ok" for place in order
+    ]
+    with open_results(one / "alone.h5") as ours, open_results(other / "embeddings.h5") as theirs:
+        places = dict(zip(order, found, strict=True))
+        kept = [place for place, (_, sequence) in enumerate(records) if sequence not in BAD]
+        assert ours.index.tolist() == kept
+        assert sorted(theirs.index.tolist()) == sorted(
+            int(places[place]["index"]) for place in kept
+        )
+        for place in kept:
+            assert_same_item(ours[place], theirs[int(places[place]["index"])])
+
+
+def run_alone(folder, model, text):
+    """Embed `text` by the standalone command."""
+    (folder / "in.fasta").write_text(text)
+    alone = ("embed", "--quiet", "--model", model, *INCLUDE)
+    assert run(*alone, folder / "in.fasta", folder / "alone.h5") == 0
+
+
+def assert_same_item(one, other):
+    """What two results hold of a protein agrees within 1e-4, or a step of float16."""
+    for kind in ("mean", "bos", "residue"):
+        for layer in (0, 2):
+            values = [getattr(item, kind)[layer].astype(float) for item in (one, other)]
+            assert np.abs(values[0]).max() > 0.01
+            rtol = 1e-3 if kind == "residue" else 0
+            np.testing.assert_allclose(*values, rtol=rtol, atol=1e-4)
+    np.testing.assert_allclose(
+        one.contacts.astype(float), other.contacts.astype(float), rtol=1e-3, atol=1e-4
+    )
 
 
 def test_gathering_twice_gives_the_same_bytes(rotary, tmp_path):
