@@ -6,16 +6,20 @@ workflow must agree with it to the letter.
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import hashlib
 import io
 import itertools
+import tempfile
 from pathlib import Path
 from types import SimpleNamespace
 from typing import NamedTuple
 
 import h5py
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from esm_pipeline.cli import main
 from esm_pipeline.formats.records import Outcome, Record, read_records
@@ -396,3 +400,48 @@ def test_exit_codes(
     told = capsys.readouterr().err
     assert len(told.splitlines()) == 1, told
     assert (tmp_path / "out.h5").exists() == (tmp_path / "out.records.tsv").exists() == (code < 2)
+
+
+MARKS = [b"\xef\xbb\xbf", b"\xff\xfe", b"\x1f\x8b", b"@", b"<", b"\0", b"\xe9", "é".encode()]
+PIECES = st.sampled_from(
+    [*MARKS, b">", b"\n", b"\r", b">a\n", b"MKV", *(bytes([one]) for one in b'*-:J \t;"7')]
+)
+ANYTHING = st.binary(max_size=60) | st.lists(PIECES | st.binary(max_size=4)).map(b"".join)
+
+
+@given(
+    content=ANYTHING,
+    packed=st.booleans(),
+    cut=st.sampled_from([0, 0, 0, 1, 9]),
+    shards=st.integers(1, 3),
+)
+def test_any_bytes_end_in_rows_or_in_one_line(
+    content: bytes, packed: bool, cut: int, shards: int
+) -> None:
+    text = gzip.compress(content) if packed else content
+    text = text[: len(text) - cut]
+    with tempfile.TemporaryDirectory() as name, contextlib.redirect_stderr(io.StringIO()) as said:
+        fasta, out = Path(name, "in.fasta"), Path(name, "out")
+        fasta.write_bytes(text)
+        code = run("shard", "--quiet", "--shards", shards, "--out", out, fasta)
+        records = list(read_records(out / "records.tsv")) if code == 0 else []
+        whole = b"".join(path.read_bytes() for path in sorted(out.glob("*.fasta")))
+    lines = said.getvalue().splitlines()
+    if code:
+        assert code == 2
+        assert len(lines) == 1
+        assert lines[0].startswith(f"esm-pipeline shard: {fasta}:")
+        return
+    assert lines == []
+    assert [record.index for record in records] == list(range(len(records)))
+    for record in records:
+        assert record.status == ("skipped" if record.reason else "ok")
+        assert record.id
+    found = {int(block.split()[0]): block.split()[1] for block in whole.decode().split(">")[1:]}
+    assert sorted(found) == [
+        record.index for record in records if record.status == "ok" and record.duplicate_of is None
+    ]
+    for record in records:
+        if record.status == "ok":
+            first = record.index if record.duplicate_of is None else record.duplicate_of
+            assert hashlib.sha256(found[first].encode()).hexdigest() == record.sha256
