@@ -140,7 +140,7 @@ class Plan:
         """The residues to embed of some unique sequences."""
         lengths = self.lengths[unique].tolist()
         texts = self.intake.sequences(unique)
-        return [text[:length] for text, length in zip(texts, lengths, strict=True)]
+        return [text[:length].decode() for text, length in zip(texts, lengths, strict=True)]
 
     def outcome(self, record: Record) -> Outcome:
         """What became of a record."""

@@ -34,8 +34,8 @@ PLAIN = bytes(byte for byte in range(0x20, 0x7F) if byte != ord('"'))
 BLOCK = 1 << 20
 BATCH = 1 << 23
 """Bytes of memory for sequences that are read from the spool together."""
-STRING_BYTES = 64
-"""Bytes of memory that a string takes besides its characters, about."""
+OBJECT_BYTES = 64
+"""Bytes of memory that a sequence takes besides its residues, about."""
 
 
 def open_intake(
@@ -149,22 +149,22 @@ class Intake:
         self.unique = np.where(is_first, is_first.cumsum(dtype=np.int32) - 1, np.int32(-1))[same]
         self._duplicate_of = np.where(same == own, -1, same)
 
-    def sequence(self, number: int) -> str:
+    def sequence(self, number: int) -> bytes:
         """Unique sequence `number`, read from the spool."""
         file = self._sequences.fileno()
-        return os.pread(file, self._sizes[number], self._offsets[number]).decode()
+        return os.pread(file, self._sizes[number], self._offsets[number])
 
-    def sequences(self, numbers: NDArray[np.integer[Any]]) -> Iterator[str]:
+    def sequences(self, numbers: NDArray[np.integer[Any]]) -> Iterator[bytes]:
         """Unique sequences in the order of `numbers`, read from the spool in batches."""
         file = self._sequences.fileno()
-        weights = np.cumsum(self._sizes[numbers] + STRING_BYTES, dtype=np.int64)
+        weights = np.cumsum(self._sizes[numbers] + OBJECT_BYTES, dtype=np.int64)
         for batch in np.split(numbers, np.flatnonzero(np.diff(weights // BATCH)) + 1):
-            texts = [""] * len(batch)
+            texts = [b""] * len(batch)
             order = np.argsort(self._offsets[batch])
             sizes, offsets = self._sizes[batch[order]], self._offsets[batch[order]]
             spans = zip(order.tolist(), sizes.tolist(), offsets.tolist(), strict=True)
             for place, size, offset in spans:
-                texts[place] = os.pread(file, size, offset).decode()
+                texts[place] = os.pread(file, size, offset)
             yield from texts
 
     def records(self) -> Iterator[Record]:

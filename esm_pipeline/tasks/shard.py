@@ -70,7 +70,7 @@ def write_shards(intake: Intake, folder: Path, count: int) -> None:
     for name, numbers in zip(shard_names(count), deal(intake.lengths, count), strict=True):
         with (
             atomic_path(folder / f"{name}.fasta", sweep=False) as path,
-            open(path, "w", encoding="ascii", newline="\n") as file,
+            open(path, "wb") as file,
         ):
             file.writelines(_entries(intake, numbers))
     with atomic_path(table) as path, open(path, "wb") as file:
@@ -78,12 +78,12 @@ def write_shards(intake: Intake, folder: Path, count: int) -> None:
         file.writelines(intake.lines())
 
 
-def _entries(intake: Intake, numbers: NDArray[np.int64]) -> Iterator[str]:
+def _entries(intake: Intake, numbers: NDArray[np.int64]) -> Iterator[bytes]:
     for begin in range(0, len(numbers), BLOCK):
         block = numbers[begin : begin + BLOCK]
         sequences = intake.sequences(block)
         for index, sequence in zip(intake.first[block].tolist(), sequences, strict=True):
-            yield f">{index}\n{sequence}\n"
+            yield b">%d\n%b\n" % (index, sequence)
 
 
 def deal(lengths: NDArray[np.int32], count: int) -> list[NDArray[np.int64]]:

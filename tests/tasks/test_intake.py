@@ -76,8 +76,13 @@ def test_unique_sequences(tmp_path: Path) -> None:
         assert intake.first.tolist() == [0, 1, 7]
         assert intake.lengths.tolist() == [6, 3, 6]
         assert intake.unique.tolist() == [0, 1, -1, 0, 1, -1, -1, 2]
-        assert [intake.sequence(number) for number in range(3)] == ["MKVLAA", "MKX", "MKVMKV"]
-        assert list(intake.sequences(np.array([2, 0, 1, 1]))) == ["MKVMKV", "MKVLAA", "MKX", "MKX"]
+        assert [intake.sequence(number) for number in range(3)] == [b"MKVLAA", b"MKX", b"MKVMKV"]
+        assert list(intake.sequences(np.array([2, 0, 1, 1]))) == [
+            b"MKVMKV",
+            b"MKVLAA",
+            b"MKX",
+            b"MKX",
+        ]
         assert list(intake.sequences(np.array([], int))) == []
         assert (intake.first.dtype, intake.lengths.dtype) == (np.int64, np.int32)
 
@@ -87,7 +92,7 @@ def test_complexes_where_asked_for(tmp_path: Path) -> None:
         assert intake.first.tolist() == [0, 1, 5, 7]
         assert intake.lengths.tolist() == [6, 3, 6, 6]
         assert intake.unique.tolist() == [0, 1, -1, 0, 1, 2, 2, 3]
-        assert list(intake.sequences(np.arange(4))) == ["MKVLAA", "MKX", "MKV:MKV", "MKVMKV"]
+        assert list(intake.sequences(np.arange(4))) == [b"MKVLAA", b"MKX", b"MKV:MKV", b"MKVMKV"]
 
 
 def test_files_of_every_kind_share_one_index(
@@ -102,7 +107,7 @@ def test_files_of_every_kind_share_one_index(
         assert [record.index for record in records] == [0, 1, 2, 3, 4]
         assert [record.id for record in records] == ["a", "b", "d", "e", "c"]
         assert [record.duplicate_of for record in records] == [None, None, 1, None, 0]
-        assert [intake.sequence(number) for number in range(3)] == ["MK", "MV", "ML"]
+        assert [intake.sequence(number) for number in range(3)] == [b"MK", b"MV", b"ML"]
 
 
 def test_an_error_names_the_right_file_and_leaves_no_spool(tmp_path: Path) -> None:
@@ -138,7 +143,7 @@ def test_the_spool_has_no_name_and_goes(tmp_path: Path) -> None:
     with open_intake([str(tmp_path / "in.fasta")], CLEANING, spool) as intake:
         assert list(spool.iterdir()) == []
         assert len(os.listdir("/dev/fd")) == open_files + 2
-        assert intake.sequence(0) == "MK"
+        assert intake.sequence(0) == b"MK"
     assert len(os.listdir("/dev/fd")) == open_files
     with pytest.raises(ValueError, match="closed"):
         intake.sequence(0)
@@ -200,7 +205,7 @@ def test_no_record_is_lost(files: list[list[tuple[bytes, bytes]]]) -> None:
         first.setdefault(clean, record.index)
         assert (unique == -1) == (":" in clean)
         if unique >= 0:
-            assert kept[unique] == clean
+            assert kept[unique] == clean.encode()
             assert intake.first[unique] == first[clean]
             assert intake.lengths[unique] == len(clean) == record.length
     assert sorted(kept) == list(range(len(intake.first)))
