@@ -159,7 +159,7 @@ def test_blocks_and_batches_leave_no_seams(
     order = rng.permutation(len(set(sequences)))
     with take(tmp_path, text) as intake:
         expected = list(intake.records()), list(intake.sequences(order))
-        assert [sequences[first] for first in intake.first[order]] == expected[1]
+        assert [sequences[first].encode() for first in intake.first[order]] == expected[1]
     monkeypatch.setattr(module, "BLOCK", size)
     monkeypatch.setattr(module, "BATCH", size)
     with take(tmp_path, text) as intake:

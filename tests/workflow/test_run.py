@@ -35,7 +35,9 @@ def test_run_succeeds_and_says_what_it_does(whole_run):
 
 def test_every_record_has_its_row_and_every_ok_one_its_embedding(whole_run):
     records = list(read_records(whole_run.results / SAMPLE / "records.tsv"))
-    assert [record.header for record in records] == [key.decode(errors="replace") for key in RECORDS]
+    assert [record.header for record in records] == [
+        key.decode(errors="replace") for key in RECORDS
+    ]
     skipped = [record.id for record in records if record.outcomes["embed"].status != "ok"]
     assert skipped == ["stop", "gap", "complex", "empty"]
     assert records[2].duplicate_of == 0
