@@ -9,15 +9,16 @@ sequence, residue or pair of residues, all sequences end to end in one contiguou
     {name}_offset (U + 1,)           where the pairs of each sequence begin, if the unit is a pair
 
 HDF5 lays the file out, then the values are written to their byte offsets with plain system calls:
-memory stays flat, rows may come in any order, a full disk is an OSError. Any HDF5 reader can read
-the result and any program can memory-map it. No timestamps: the same input gives the same bytes.
+memory stays flat, rows may come in any order, a full disk is an OSError and no crash of HDF5. Any
+HDF5 reader can read the result and any program can memory-map it. No timestamps: the same input
+gives the same bytes.
 """
 
 from __future__ import annotations
 
-import errno
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
 from types import TracebackType
@@ -27,16 +28,16 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
+from esm_pipeline.formats.disk import create, reserve, write_at
+
 Per = Literal["sequence", "residue", "pair"]
 """What an array has one value for."""
 
 Int64 = NDArray[np.int64]
 
 FORMAT_VERSION = 1
-PAGE = 4096  # bytes; datasets from this size on begin at a multiple of it, for memory maps
 BLOCK = 4 << 20  # bytes read at a time when rows are copied
 ENTRIES = 1 << 14  # records written at a time
-NO_RESERVATION = (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS)  # the file system cannot
 
 
 @dataclass(frozen=True)
@@ -92,14 +93,30 @@ class RaggedWriter:
             per: unit_starts(lengths, per)
             for per in {"residue", *(array.per for array in self.arrays.values())}
         }
-        with h5py.File(path, "w", alignment_threshold=PAGE, alignment_interval=PAGE) as file:
+        # A signal, which ends the main thread's work at any point, must not end HDF5's midway.
+        with ThreadPoolExecutor(1) as thread:
+            thread.submit(self._lay_out, path, lengths, records, entries, attributes).result()
+        self._file = os.open(path, os.O_WRONLY)
+        try:
+            reserve(self._file)
+        except OSError:
+            os.close(self._file)
+            raise
+
+    def _lay_out(
+        self,
+        path: str | os.PathLike[str],
+        lengths: NDArray[Any],
+        records: int,
+        entries: Iterable[Entry],
+        attributes: Mapping[str, Any],
+    ) -> None:
+        with create(path) as (file, disk):
             file.attrs.update({**attributes, "format_version": FORMAT_VERSION})
-            write_entries(file, records, entries)
+            write_entries(file, records, entries, disk.check)
             create_flat(file, "length", "<i4", (len(lengths),))[...] = lengths
             create_flat(file, "offset", "<i8", (len(lengths) + 1,))[...] = self._starts["residue"]
             self._offsets = {name: self._create(file, name) for name in self.arrays}
-        self._file = os.open(path, os.O_WRONLY)
-        reserve(self._file)
 
     def _create(self, file: h5py.File, name: str) -> int | None:
         array, starts = self.arrays[name], self._starts[self.arrays[name].per]
@@ -172,8 +189,10 @@ def create_flat(
     return h5py.Dataset(h5py.h5d.create(group.id, leaf.encode(), kind, space, properties))
 
 
-def write_entries(file: h5py.File, records: int, entries: Iterable[Entry]) -> None:
-    """Write the datasets id, index and row, block by block."""
+def write_entries(
+    file: h5py.File, records: int, entries: Iterable[Entry], check: Callable[[], None]
+) -> None:
+    """Write the datasets id, index and row, block by block, with a `check` after each."""
     ids = file.create_dataset("id", (records,), h5py.string_dtype(), track_times=False)
     index = create_flat(file, "index", "<i8", (records,))
     row = create_flat(file, "row", "<i8", (records,))
@@ -182,27 +201,9 @@ def write_entries(file: h5py.File, records: int, entries: Iterable[Entry]) -> No
         stop = done + len(block)
         assert stop <= records, "more entries than records"
         ids[done:stop], index[done:stop], row[done:stop] = zip(*block, strict=True)
+        check()
         done = stop
     assert done == records, f"{done} entries for {records} records"
-
-
-def reserve(file: int) -> None:
-    """Take the disk space of an open file now. Raises OSError if there is not enough."""
-    size = os.fstat(file).st_size
-    if not size or not hasattr(os, "posix_fallocate"):
-        return
-    try:
-        os.posix_fallocate(file, 0, size)
-    except OSError as error:
-        if error.errno not in NO_RESERVATION:
-            raise
-
-
-def write_at(file: int, place: int, data: memoryview) -> None:
-    """Write all bytes of `data` at byte `place`. Raises OSError, as on a full disk."""
-    while data:
-        written = os.pwrite(file, data, place)
-        place, data = place + written, data[written:]
 
 
 def blocks(starts: Int64, keep: NDArray[np.bool_], units: int) -> Iterator[tuple[int, int]]:

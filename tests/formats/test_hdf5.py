@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from esm_pipeline.formats import hdf5
+from esm_pipeline.formats import disk
 from esm_pipeline.formats.hdf5 import Array, Entry, RaggedWriter, arrays_of, blocks, unit_starts
 
 ARRAYS = [
@@ -101,7 +101,7 @@ def test_large_datasets_can_be_mapped(tmp_path):
         dataset = file["residue/3"]
         place, shape = dataset.id.get_offset(), dataset.shape
         assert dataset.chunks is None
-    assert place % hdf5.PAGE == 0
+    assert place % disk.PAGE == 0
     mapped = np.memmap(path, "<f2", "r", place, shape)
     np.testing.assert_array_equal(mapped, values_of(ARRAYS[1], lengths)[0])
 

@@ -1,0 +1,96 @@
+"""New HDF5 files on disks that may be full: whatever a disk does to them ends in an OSError."""
+
+from __future__ import annotations
+
+import errno
+import io
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import h5py
+
+PAGE = 4096  # bytes; datasets from this size on begin at a multiple of it, for memory maps
+NO_RESERVATION = (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS)  # the file system cannot
+
+
+class ForgivingFile(io.FileIO):
+    """The file below an HDF5 file. It never fails: HDF5 crashes when it meets a full disk.
+
+    The first error is kept, and from then on what is written, so that it can be read again.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        super().__init__(path, "w+")
+        self._error: OSError | None = None
+        self._kept: list[tuple[int, bytes]] = []
+
+    def check(self) -> None:
+        """Raise the error that was kept, if there was one."""
+        if self._error is not None:
+            raise self._error
+
+    def write(self, data: Any) -> int:
+        """Write all of `data`."""
+        place, view = self.tell(), memoryview(data)
+        if self._error is None:
+            try:
+                write_at(self.fileno(), place, view)
+                return len(view)
+            except OSError as error:
+                self._error = error
+        self._kept.append((place, bytes(view)))
+        return len(view)
+
+    def readinto(self, data: Any) -> int:
+        """Fill `data`; zeros stand for what was never written."""
+        place, view = self.tell(), memoryview(data)
+        read = os.pread(self.fileno(), len(view), place)
+        view[:] = read.ljust(len(view), b"\0")
+        for start, kept in self._kept:
+            first, stop = max(start, place), min(start + len(kept), place + len(view))
+            if first < stop:
+                view[first - place : stop - place] = kept[first - start : stop - start]
+        return len(view)
+
+    def truncate(self, size: int | None = None) -> int:
+        """Set the size of the file."""
+        try:
+            return super().truncate(size)
+        except OSError as error:
+            self._error = self._error or error
+            return size or 0
+
+
+@contextmanager
+def create(path: str | os.PathLike[str]) -> Iterator[tuple[h5py.File, ForgivingFile]]:
+    """A new HDF5 file and the file below it, to be checked between long writes.
+
+    Raises OSError, at the end at the latest.
+    """
+    with ForgivingFile(path) as disk:
+        try:
+            with h5py.File(disk, "w", alignment_threshold=PAGE, alignment_interval=PAGE) as file:
+                yield file, disk
+        finally:
+            disk.check()
+
+
+def reserve(file: int) -> None:
+    """Take the disk space of an open file now. Raises OSError if there is not enough."""
+    size = os.fstat(file).st_size
+    if not size or not hasattr(os, "posix_fallocate"):
+        return
+    try:
+        os.posix_fallocate(file, 0, size)
+    except OSError as error:
+        if error.errno not in NO_RESERVATION:
+            raise
+
+
+def write_at(file: int, place: int, data: memoryview) -> None:
+    """Write all bytes of `data` at byte `place`. Raises OSError, as on a full disk."""
+    while data:
+        written = os.pwrite(file, data, place)
+        place, data = place + written, data[written:]
