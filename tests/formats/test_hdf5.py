@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from esm_pipeline.formats import disk
+from esm_pipeline.formats import disk, hdf5
 from esm_pipeline.formats.hdf5 import Array, Entry, RaggedWriter, arrays_of, blocks, unit_starts
 
 ARRAYS = [
