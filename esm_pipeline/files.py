@@ -6,6 +6,7 @@ behind is thereby known, and removed when its target is written again on the sam
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import socket
@@ -21,36 +22,95 @@ STEM_BYTES = 100
 """As much of the target's name goes into a temporary file's; a name has at most 255 bytes."""
 
 
+UNNAMED = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
+"""What a write or a flush may end in; such an error names no file."""
+
+
 @contextmanager
 def atomic_path(target: str | os.PathLike[str], *, sweep: bool = True) -> Iterator[Path]:
     """Yield a temporary path in the target's folder; on success it replaces the target.
 
     The folder is made if need be; a target that is a link stays one, and the file it leads to is
-    replaced. On an error the temporary file is removed and the target is left as it was. The
-    contents reach the disk before the name does. `sweep` removes what killed processes left of the
-    same target; whoever writes many files into one folder calls `remove_leftovers` once instead.
-    Raises InputError if the target is there and no regular file.
+    replaced. On an error the temporary file is removed and the target is left as it was; an OSError
+    names the target. The contents reach the disk before the name does. `sweep` removes what killed
+    processes left of the same target; whoever writes many files into one folder calls
+    `remove_leftovers` once instead. Raises InputError if the target is there and no regular file.
     """
-    target = Path(target)
+    with atomic_paths(target, sweep=sweep) as (path,):
+        yield path
+
+
+@contextmanager
+def atomic_paths(*targets: str | os.PathLike[str], sweep: bool = True) -> Iterator[list[Path]]:
+    """The same for files that belong together, of which each vouches for those before it.
+
+    They are moved once all are written. Before that the old ones but the first are removed, from
+    the last on: whenever a process is killed, a file stands beside its own or beside none.
+    """
+    places = [_place(Path(target)) for target in targets]
+    paths: list[Path] = []
+    try:
+        for place in places:
+            paths.append(_new_file(place, sweep))
+        yield paths
+        for path in paths:
+            with blaming(path), open(path, "rb+") as written:
+                os.fsync(written.fileno())
+            path.chmod(0o666 & ~_umask())
+        for place in reversed(places[1:]):
+            place.unlink(missing_ok=True)
+        for path, place in zip(paths, places, strict=True):
+            os.replace(path, place)
+    except BaseException as error:
+        for path in paths:
+            with suppress(OSError):  # a disk gone bad; the first error tells more
+                path.unlink(missing_ok=True)
+        if isinstance(error, OSError):
+            _name_targets(error, paths, places)
+        raise
+
+
+@contextmanager
+def blaming(place: Path) -> Iterator[None]:
+    """Have an OSError of a write, which names no file, name `place`."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None and error.errno in UNNAMED:
+            error.filename = os.fspath(place)
+        raise
+
+
+def _place(target: Path) -> Path:
+    """Where a file is to be put: what a link leads to, in a folder that is there."""
     require_regular(target)
     if target.is_symlink():
         target = Path(os.path.realpath(target))
     target.parent.mkdir(parents=True, exist_ok=True)
+    return target
+
+
+def _new_file(place: Path, sweep: bool) -> Path:
+    """A temporary file beside `place`."""
     if sweep:
-        remove_leftovers(target.parent, target.name)
-    prefix = f".{_stem(target.name)}.{_host()}-{os.getpid()}."
-    handle, name = tempfile.mkstemp(prefix=prefix, dir=target.parent)
-    os.close(handle)
-    path = Path(name)
+        remove_leftovers(place.parent, place.name)
+    prefix = f".{_stem(place.name)}.{_host()}-{os.getpid()}."
     try:
-        yield path
-        with open(path, "rb+") as written:
-            os.fsync(written.fileno())
-        path.chmod(0o666 & ~_umask())
-        os.replace(path, target)
-    except BaseException:
-        path.unlink(missing_ok=True)
+        handle, name = tempfile.mkstemp(prefix=prefix, dir=place.parent)
+    except OSError as error:
+        error.filename = os.fspath(place)
         raise
+    os.close(handle)
+    return Path(name)
+
+
+def _name_targets(error: OSError, paths: list[Path], places: list[Path]) -> None:
+    """Have an error name targets in place of temporary files; the first, if it names none."""
+    names = dict(zip(map(os.fspath, paths), map(os.fspath, places), strict=False))
+    if error.filename in names:
+        error.filename = names[error.filename]
+    elif error.filename is None and error.errno in UNNAMED:
+        error.filename = os.fspath(places[0])
 
 
 def require_regular(target: Path) -> None:

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from esm_pipeline.errors import InputError
-from esm_pipeline.files import atomic_path
 
 REMEDY = "remove it and run the workflow again"
 
@@ -19,11 +17,13 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(handle, "sha256").hexdigest()
 
 
-def write_digests(target: Path, files: Iterable[Path]) -> None:
-    """Write the digests of `files`; `sha256sum --check` in the target's folder accepts them."""
-    lines = [f"{sha256(file)}  {os.path.relpath(file, target.parent)}\n" for file in files]
-    with atomic_path(target) as path:
-        path.write_text("".join(lines), encoding="utf-8")
+def write_digests(path: Path, files: Mapping[str, Path]) -> None:
+    """Write the digests of `files`, each under its name: a path from the list's folder.
+
+    `sha256sum --check`, run there, accepts the list.
+    """
+    lines = [f"{sha256(file)}  {name}\n" for name, file in files.items()]
+    path.write_text("".join(lines), encoding="utf-8")
 
 
 def check_digests(digests: Path, required: Iterable[Path] = ()) -> None:

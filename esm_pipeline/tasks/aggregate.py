@@ -3,7 +3,8 @@
 `aggregate TASK` puts the results of all shards into one file and writes a status table of every
 record; `aggregate records` adds the status tables of all tasks to records.tsv. A task that can be
 gathered has `SUFFIX`, that of its result for a shard, and `aggregate(gathering, records, output)`,
-where `records` is the number of those that are ok.
+where `records` is the number of those that are ok and `output` a temporary file. The status table
+takes its place last: where it stands, the result beside it is its own.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from pathlib import Path
 
 from esm_pipeline.cli import require_file
 from esm_pipeline.errors import InputError
-from esm_pipeline.files import atomic_path
+from esm_pipeline.files import atomic_paths
 from esm_pipeline.formats.records import (
     FAILED,
     OK,
@@ -84,8 +85,9 @@ def run(args: argparse.Namespace) -> int:
         return 0
     module = importlib.import_module(f"esm_pipeline.tasks.{args.what}")
     gathering = Gathering(args.what, module.SUFFIX, args.records, args.shards_dir, args.shards)
-    counts = write_status(args.status, gathering)
-    module.aggregate(gathering, counts[OK], args.out)
+    with atomic_paths(args.out, args.status) as (output, status):
+        counts = write_status(status, gathering)
+        module.aggregate(gathering, counts[OK], output)
     if not args.quiet:
         told = ", ".join(f"{counts[status]:,} {status}" for status in (OK, SKIPPED, FAILED))
         seconds = time.perf_counter() - started
@@ -100,10 +102,7 @@ def run(args: argparse.Namespace) -> int:
 def write_status(target: Path, gathering: Gathering) -> Counter[str]:
     """Write a task's status table, one row a record; returns the number of each status."""
     counts: Counter[str] = Counter()
-    with (
-        atomic_path(target) as path,
-        open(path, "w", encoding="utf-8", newline="") as handle,
-    ):
+    with open(target, "w", encoding="utf-8", newline="") as handle:
         handle.write(format_row(status_columns(gathering.task)))
         for record, outcome in gathering.outcomes():
             counts[outcome.status] += 1

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from esm_pipeline.cli import add_common, add_flags, exit_code, section_from
 from esm_pipeline.errors import InputError
-from esm_pipeline.files import atomic_path, require_regular
+from esm_pipeline.files import atomic_path, atomic_paths, require_regular
 from esm_pipeline.formats.digests import write_digests
 from esm_pipeline.formats.fasta import STANDARD_INPUT
 from esm_pipeline.formats.hdf5 import Entry, RaggedWriter
@@ -68,11 +68,13 @@ def run(args: argparse.Namespace) -> int:
         set_threads(settings.threads)
         encoder = Encoder(args.model, args.revision, settings)
         plan = Plan(intake, encoder.config.max_residues, settings.long)
-        with atomic_path(args.output) as path:
+        listing = [args.sha256] if args.sha256 else []
+        with atomic_paths(args.output, table, *listing) as (path, told, *digests):
             embed(encoder, plan, path, quiet=args.quiet)
-            counts = write_outcomes(table, plan)
-    if args.sha256:
-        write_digests(args.sha256, [args.output, table])
+            counts = write_outcomes(told, plan)
+            if args.sha256:
+                names = (os.path.relpath(file, args.sha256.parent) for file in (args.output, table))
+                write_digests(digests[0], dict(zip(names, (path, told), strict=True)))
     if not args.quiet:
         line = summary(counts, plan, encoder, time.perf_counter() - started)
         print(line + (f"; see {table}" if counts[FAILED] else ""), file=sys.stderr)

@@ -19,7 +19,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from esm_pipeline.errors import InputError
-from esm_pipeline.files import atomic_path
 from esm_pipeline.formats.digests import check_digests
 from esm_pipeline.formats.hdf5 import Array, Entry, RaggedWriter, arrays_of
 from esm_pipeline.formats.records import FAILED, OK, SKIPPED, Outcome, Record, read_records
@@ -179,12 +178,8 @@ def gather_ragged(gathering: Gathering, records: int, output: str | os.PathLike[
     for shard in shards:
         lengths[rows[shard.first]] = shard.lengths
     attributes = shards[0].attributes
-    with (
-        atomic_path(output) as path,
-        RaggedWriter(
-            path, shards[0].arrays, lengths, records, gathering.entries(), attributes
-        ) as writer,
-    ):
+    arrays, entries = shards[0].arrays, gathering.entries()
+    with RaggedWriter(output, arrays, lengths, records, entries, attributes) as writer:
         for shard in shards:
             with h5py.File(shard.path) as source:
                 writer.copy(source, rows[shard.first])

@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from esm_pipeline.errors import InputError
+from esm_pipeline.files import blaming
 from esm_pipeline.formats.fasta import STANDARD_INPUT, Entry, read_batches, read_header, shown
 from esm_pipeline.formats.records import OK, SKIPPED, Record, format_row, parse_lines
 from esm_pipeline.settings import CleaningSettings
@@ -50,7 +51,7 @@ def open_intake(
 
     The spool lies in `spool_dir` (made if need be) without a name. `allow_empty` accepts a file
     without records; `complexes` has sequences of several chains among the unique ones. Raises
-    InputError for a file that cannot be used.
+    InputError for a file that cannot be used, OSError if the spool does not fit on its disk.
     """
     if list(paths).count(STANDARD_INPUT) > 1:
         raise InputError(f"{shown(STANDARD_INPUT)}: given twice, but can be read once; drop one")
@@ -60,13 +61,14 @@ def open_intake(
         raise InputError(
             f"{shown(str(spool_dir))}: not a folder; choose another one for the output"
         ) from None
-    with ExitStack() as files:
+    with blaming(spool_dir), ExitStack() as files:
         rows = files.enter_context(tempfile.TemporaryFile(dir=spool_dir))
         sequences = files.enter_context(tempfile.TemporaryFile(dir=spool_dir))
         spool = Spool(rows, sequences)
         for path in paths:
             for batch in read_batches(path, allow_empty=allow_empty):
                 spool.add(batch, cleaning)
+        spool.flush()
         return Intake(spool, files.pop_all(), complexes=complexes)
 
 
@@ -105,6 +107,11 @@ class Spool:
         self.sizes.extend(map(len, sequences))
         self.residues.extend(residues)
 
+    def flush(self) -> None:
+        """Have everything in the files."""
+        self.rows.flush()
+        self.sequences.flush()
+
 
 def _row(index: int, header: bytes, residues: int, digest: bytes, cleaned: Cleaned) -> bytes:
     """The line of records.tsv, its last cell left empty."""
@@ -133,8 +140,6 @@ class Intake:
     """(N,) unique sequence of each record; -1 for none: it is skipped, or a complex."""
 
     def __init__(self, spool: Spool, files: ExitStack, *, complexes: bool) -> None:
-        spool.rows.flush()
-        spool.sequences.flush()
         self._rows, self._sequences, self._files = spool.rows, spool.sequences, files
         self.count = len(spool.sizes)
         sizes, residues = np.frombuffer(spool.sizes, "i"), np.frombuffer(spool.residues, "i")

@@ -14,7 +14,7 @@ def files(tmp_path):
     files = [tmp_path / "00000.h5", tmp_path / "00000.records.tsv"]
     for file in files:
         file.write_text(f"contents of {file.name}\n")
-    write_digests(tmp_path / "00000.sha256", files)
+    write_digests(tmp_path / "00000.sha256", {file.name: file for file in files})
     return files
 
 

@@ -241,7 +241,7 @@ def embedded(rotary, tmp_path):
 def signed(folder, name):
     """Write the digests of a shard anew, as if its files had been so from the start."""
     files = [folder / "embed" / f"{name}{suffix}" for suffix in (".h5", ".records.tsv")]
-    write_digests(folder / "embed" / f"{name}.sha256", files)
+    write_digests(folder / "embed" / f"{name}.sha256", {file.name: file for file in files})
 
 
 def flip(folder):
