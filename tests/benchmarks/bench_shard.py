@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import subprocess
 import sys
@@ -17,6 +18,7 @@ from typing import NamedTuple
 import numpy as np
 
 MILLION = 1_000_000
+MEDIANS = (85, 270)  # residues: short ones of a metagenome, UniProt's
 SHARDS = 50
 SHARD = "import sys; from esm_pipeline.cli import main; sys.exit(main(sys.argv[1:]))"
 LETTERS = np.frombuffer(b"ACDEFGHIKLMNPQRSTVWY", np.uint8)
@@ -34,13 +36,13 @@ class Cost(NamedTuple):
     """Of files without a name, which are gone afterwards."""
 
 
-def generate(path: Path, records: int) -> None:
-    """Write `records` random proteins, 20 to 2,000 residues as UniProt's are, on one line each."""
+def generate(path: Path, records: int, median: int) -> None:
+    """Write `records` random proteins, spread in length as UniProt's are, on one line each."""
     rng = np.random.default_rng(1)
     with open(path, "wb") as file:
         for begin in range(0, records, BLOCK):
             count = min(BLOCK, records - begin)
-            lengths = np.clip(rng.lognormal(5.6, 0.6, count), 20, 2000).astype(np.int64)
+            lengths = np.clip(rng.lognormal(np.log(median), 0.6, count), 20, 2000).astype(np.int64)
             ends = lengths.cumsum()
             text = LETTERS[rng.integers(0, 20, ends[-1])].tobytes()
             for index, (end, length) in enumerate(zip(ends, lengths, strict=True), begin):
@@ -78,15 +80,16 @@ def nameless_bytes(pid: int) -> int:
 
 def main() -> None:
     """Print records a second, bytes a record, and temporary disk."""
-    for records in [int(text) for text in sys.argv[1:]] or [MILLION]:
+    counts = [int(text) for text in sys.argv[1:]] or [MILLION]
+    for records, median in itertools.product(counts, MEDIANS):
         with tempfile.TemporaryDirectory() as folder:
             fasta, out = Path(folder, "in.fasta"), Path(folder, "out")
             fasta.write_text(">one\nMKV\n")
             least = measure(fasta, out).memory
-            generate(fasta, records)
+            generate(fasta, records, median)
             cost, size = measure(fasta, out), fasta.stat().st_size
         print(
-            f"shard: {records:,} records ({size / 1e6:,.0f} MB) in {cost.seconds:.1f} s "
+            f"shard: {records:,} records of about {median} residues ({size / 1e6:,.0f} MB) in {cost.seconds:.1f} s "
             f"({records / cost.seconds:,.0f} records/s; {cost.cpu:.1f} s of CPU), "
             f"{cost.memory / 1e6:.0f} MB of memory at most, "
             f"{(cost.memory - least) / records:.0f} bytes a record; "
