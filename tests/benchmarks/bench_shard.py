@@ -89,8 +89,8 @@ def main() -> None:
             generate(fasta, records, median)
             cost, size = measure(fasta, out), fasta.stat().st_size
         print(
-            f"shard: {records:,} records of about {median} residues ({size / 1e6:,.0f} MB) in {cost.seconds:.1f} s "
-            f"({records / cost.seconds:,.0f} records/s; {cost.cpu:.1f} s of CPU), "
+            f"shard: {records:,} records of about {median} residues ({size / 1e6:,.0f} MB) "
+            f"in {cost.seconds:.1f} s ({records / cost.seconds:,.0f} records/s; {cost.cpu:.1f} s of CPU), "
             f"{cost.memory / 1e6:.0f} MB of memory at most, "
             f"{(cost.memory - least) / records:.0f} bytes a record; "
             f"{cost.disk / 1e6:,.0f} MB of temporary disk"
