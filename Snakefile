@@ -7,6 +7,9 @@ from snakemake.utils import min_version
 min_version("9.5")
 
 
+include: "workflow/rules/config.smk"
+
+
 if os.path.exists("config/config.yaml"):
 
     configfile: "config/config.yaml"

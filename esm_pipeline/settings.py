@@ -6,47 +6,72 @@ follow from the classes here. No torch: the workflow imports this module at ever
 
 from __future__ import annotations
 
-import csv
-import difflib
-import gzip
 import json
 import math
-import os
 import re
 import shlex
-import zlib
 from collections.abc import Iterator, Mapping
-from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from pathlib import PurePosixPath
+from typing import Annotated, Any, Literal, TypeAlias, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from esm_pipeline.errors import InputError
+from esm_pipeline.problems import explain
+from esm_pipeline.samples import (
+    expanded_size,
+    read_samples,
+    require_apart,
+    require_folder,
+    require_usable,
+    sample_name,
+)
 
 EXECUTION: dict[str, Any] = {"execution": True}
 """Marks a field that changes how a result is computed, never the result: it reruns nothing."""
-
-SAMPLE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
-RESERVED_NAMES = {"logs", "benchmarks", "provenance.json", "report.html", "verdict.txt"}
-"""What lies beside the samples' folders in the output folder, in lower case."""
-
-FASTA_SUFFIX = re.compile(r"(\.(fasta|fa|faa|fas|pep|txt))?(\.gz)?$", re.IGNORECASE)
-GZIP_MAGIC = b"\x1f\x8b"
-GZIP_EXPANSION = 2  # bytes of protein FASTA behind one compressed byte, about
 
 MOST_SHARDS = 100_000
 """As many as five digits can name."""
 
 MOST_THREADS = 1024
+DIGITS = re.compile("[+-]?[0-9]{1,18}")
+CONTROL = re.compile("[\0-\x1f\x7f-\x9f\u2028\u2029]")
 
-Layer = Annotated[int, Field(ge=-1)]
+
+def digits(value: Any) -> Any:
+    """A whole number written as text, as on a command line, as a number; else `value`."""
+    return int(value) if isinstance(value, str) and DIGITS.fullmatch(value) else value
+
+
+def printable(value: str) -> str:
+    """`value`, or ValueError if a path or a name cannot have its characters."""
+    if CONTROL.search(value):
+        raise ValueError("has a line break or control character; remove it")
+    return value
 
 
 def each_once(value: list[Any]) -> list[Any]:
     """`value`, or ValueError if it has something twice."""
-    if len(set(value)) < len(value):
-        raise ValueError("names something twice")
+    if any(one in value[:place] for place, one in enumerate(value)):
+        raise ValueError("names something twice; remove one")
     return value
+
+
+Whole: TypeAlias = Annotated[int, Field(strict=True), BeforeValidator(digits)]
+Layer: TypeAlias = Annotated[int, Field(strict=True, ge=-1), BeforeValidator(digits)]
+Shards: TypeAlias = Annotated[
+    int, Field(strict=True, gt=0, le=MOST_SHARDS), BeforeValidator(digits)
+]
+Name: TypeAlias = Annotated[str, Field(min_length=1), AfterValidator(printable)]
 
 
 class Section(BaseModel):
@@ -72,7 +97,7 @@ class CleaningSettings(Section):
 class ShardSettings(CleaningSettings):
     """How an input is validated and cut into shards."""
 
-    residues: int = Field(
+    residues: Whole = Field(
         2_000_000, gt=0, description="residues in one shard, about, where `shards` is auto"
     )
 
@@ -91,14 +116,15 @@ class ComputeSettings(Section):
     )
     device: str = Field(
         "auto",
-        pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$",
+        pattern=r"^(auto|cpu|mps|cuda(:[0-9]{1,3})?)$",
+        examples=["auto", "cpu", "cuda", "cuda:0", "mps"],
         description="auto, cpu, cuda, cuda:N or mps; auto takes a GPU where there is one",
         json_schema_extra=EXECUTION,
     )
-    token_budget: int = Field(
+    token_budget: Whole = Field(
         16_384, gt=0, description="most tokens in one batch", json_schema_extra=EXECUTION
     )
-    threads: int = Field(
+    threads: Whole = Field(
         0,
         ge=0,
         le=MOST_THREADS,
@@ -131,17 +157,15 @@ class EmbedSettings(ComputeSettings):
 class Settings(Section):
     """The whole configuration of the workflow."""
 
-    fasta: str | None = Field(None, description="a single FASTA input, plain or gzip")
-    samples: str | None = Field(
+    fasta: Name | None = Field(None, description="a single FASTA input, plain or gzip")
+    samples: Name | None = Field(
         None, description="a table (TSV) with columns sample and fasta, for several inputs"
     )
-    outdir: str = Field("results", min_length=1, description="folder that receives all results")
+    outdir: Name = Field("results", description="folder that receives all results")
     tasks: list[Literal["embed"]] = Field(["embed"], min_length=1, description="tasks to run")
-    model: str = Field(
-        "demo", min_length=1, description="a hub id, a folder with a checkpoint, or demo"
-    )
-    revision: str | None = Field(None, description="commit, tag or branch of a hub model")
-    shards: Literal["auto"] | Annotated[int, Field(gt=0, le=MOST_SHARDS)] = Field(
+    model: Name = Field("demo", description="a hub id, a folder with a checkpoint, or demo")
+    revision: Name | None = Field(None, description="commit, tag or branch of a hub model")
+    shards: Literal["auto"] | Shards = Field(
         "auto", description="shards of each sample; auto follows from the input's size"
     )
     on_failure: Literal["error", "keep"] = Field(
@@ -152,6 +176,12 @@ class Settings(Section):
 
     _each_once = field_validator("tasks")(each_once)
 
+    @field_validator("outdir")
+    @classmethod
+    def _plain(cls, value: str) -> str:
+        """The same folder without what Snakemake warns of: `./`, `//` and a `/` at the end."""
+        return str(PurePosixPath(value))
+
     @model_validator(mode="after")
     def _one_input(self) -> Settings:
         if (self.fasta is None) == (self.samples is None):
@@ -159,18 +189,19 @@ class Settings(Section):
         return self
 
     def inputs(self) -> dict[str, list[str]]:
-        """FASTA files of each sample, in the order of the table."""
+        """FASTA files of each sample, in the order of the table.
+
+        Raises InputError for a table, a path or an output folder that cannot be used.
+        """
         if self.samples is not None:
             samples = read_samples(self.samples)
         else:
             assert self.fasta is not None
+            require_usable(self.fasta, "fasta")
             samples = {sample_name(self.fasta): [self.fasta]}
-        for path in (self.outdir, *(file for files in samples.values() for file in files)):
-            if "{" in path or "}" in path:
-                raise InputError(
-                    f"{path}: braces in a path would be taken for a wildcard; rename it, or make "
-                    "a link to it without them"
-                )
+        require_usable(self.outdir, "outdir")
+        require_folder(self.outdir)
+        require_apart(samples, self.outdir, self.tasks)
         return samples
 
     def shard_count(self, files: list[str]) -> int:
@@ -181,87 +212,9 @@ class Settings(Section):
         return max(1, math.ceil(total / self.shard.residues))
 
 
-def sample_name(fasta: str) -> str:
-    """The name of a single input's sample: its file name, without the suffix."""
-    name = FASTA_SUFFIX.sub("", Path(fasta).name)
-    cleaned = re.sub(r"[^A-Za-z0-9._-]+", "_", name).strip("._-")[:100]
-    if not cleaned or cleaned.lower() in RESERVED_NAMES:
-        return f"sample_{cleaned}".rstrip("_")
-    return cleaned
-
-
 def shard_names(count: int) -> list[str]:
     """Names of a sample's shards, `00000` to `count` - 1: their files add a suffix."""
     return [f"{number:05d}" for number in range(count)]
-
-
-def expanded_size(file: str) -> int:
-    """Bytes of `file`, or about as many as it has behind its compression."""
-    try:
-        size = os.stat(file).st_size
-        with open(file, "rb") as handle:
-            packed = handle.read(2) == GZIP_MAGIC
-    except FileNotFoundError:
-        raise InputError(
-            f"{file}: no such file; check the path, or set 'shards' to a number if another "
-            "rule makes this input"
-        ) from None
-    except OSError as error:
-        raise InputError(f"{file}: cannot be read ({error.strerror}); check the path") from None
-    return size * GZIP_EXPANSION if packed else size
-
-
-def read_samples(table: str) -> dict[str, list[str]]:
-    """Read the sample table: columns `sample` and `fasta`; several rows of a sample add files.
-
-    Raises InputError with the line for anything unusable in it.
-    """
-    try:
-        text = Path(table).read_bytes()
-        if text.startswith(GZIP_MAGIC):
-            text = gzip.decompress(text)
-        lines = text.decode("utf-8-sig").splitlines()
-    except (OSError, UnicodeDecodeError, EOFError, zlib.error) as error:
-        why = getattr(error, "strerror", None) or "not UTF-8 text"
-        raise InputError(f"{table}: the sample table cannot be read ({why})") from None
-    rows = csv.DictReader(lines, delimiter="\t")
-    missing = [name for name in ("sample", "fasta") if name not in (rows.fieldnames or [])]
-    if missing:
-        raise InputError(
-            f"{table}:1: no column '{missing[0]}'; the table is tab-separated, "
-            "with the columns sample and fasta"
-        )
-    samples: dict[str, list[str]] = {}
-    for row in rows:
-        place = f"{table}:{rows.line_num}"
-        sample, fasta = (row["sample"] or "").strip(), (row["fasta"] or "").strip()
-        if not SAMPLE_NAME.fullmatch(sample):
-            raise InputError(
-                f"{place}: sample name {sample!r} cannot name a folder; use letters, digits, "
-                "'.', '_' and '-', beginning with a letter or digit"
-            )
-        if sample.lower() in RESERVED_NAMES:
-            raise InputError(
-                f"{place}: '{sample}' is a name of the workflow's own in the output folder; "
-                "rename the sample"
-            )
-        if not fasta:
-            raise InputError(f"{place}: sample '{sample}' has no fasta; name its file")
-        files = samples.setdefault(sample, [])
-        if fasta in files:
-            raise InputError(f"{place}: sample '{sample}' lists {fasta} twice; remove one row")
-        files.append(fasta)
-    if not samples:
-        raise InputError(f"{table}: no samples; add a row below the column names")
-    folded: dict[str, str] = {}
-    for sample in samples:
-        other = folded.setdefault(sample.lower(), sample)
-        if other != sample:
-            raise InputError(
-                f"{table}: samples '{other}' and '{sample}' differ only in case and would share "
-                "a folder on some systems; rename one"
-            )
-    return samples
 
 
 def load_settings(config: Mapping[str, Any], source: str = "config") -> Settings:
@@ -277,31 +230,8 @@ def check(section: type[S], values: Mapping[str, Any], source: str) -> S:
     try:
         return section.model_validate(values)
     except ValidationError as error:
-        problems = [explain(section, problem) for problem in error.errors()]
+        problems = dict.fromkeys(explain(section, problem) for problem in error.errors())
         raise InputError("\n".join(f"{source}: {problem}" for problem in problems)) from None
-
-
-def explain(section: type[Section], problem: Mapping[str, Any]) -> str:
-    """One line on one pydantic problem, in the words of the config file."""
-    place = [part for part in problem["loc"] if part not in ("literal['auto']", "constrained-int")]
-    key = ".".join(str(part) for part in place)
-    if problem["type"] == "extra_forbidden":
-        known = list(section_at(section, place[:-1]).model_fields)
-        near = difflib.get_close_matches(str(place[-1]), known, n=1, cutoff=0.5)
-        remedy = f"did you mean '{near[0]}'?" if near else f"known keys: {', '.join(known)}"
-        return f"unknown key '{key}'; {remedy}"
-    message = problem["msg"].removeprefix("Value error, ")
-    return f"'{key}' = {problem['input']!r}: {message}" if key else message
-
-
-def section_at(section: type[Section], place: list[Any]) -> type[Section]:
-    """The class of the nested section that `place` leads to."""
-    for part in place:
-        inner = section.model_fields[part].annotation if part in section.model_fields else None
-        if not (isinstance(inner, type) and issubclass(inner, Section)):
-            break
-        section = inner
-    return section
 
 
 def is_execution(section: type[Section], name: str) -> bool:

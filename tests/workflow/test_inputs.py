@@ -80,11 +80,11 @@ def test_as_a_module_with_an_input_that_another_rule_makes(whole_run, model, tmp
     ("change", "told"),
     [
         (["embeed={}"], "config: unknown key 'embeed'; did you mean 'embed'?"),
-        (["embed={layer: [3]}"], "config: unknown key 'embed.layer'; did you mean 'layers'?"),
+        (["embed={layer: [3]}"], "config: unknown key 'embed.layer'; did you mean 'embed.layers'?"),
         (["shards=0"], "config: 'shards' = 0: "),
         (["fasta=a.fasta", "samples=t.tsv"], "give one of 'fasta' (a single input) and 'samples'"),
         (["fasta=no.fasta", "shards=auto"], "no.fasta: no such file; check the path"),
-        (["fasta=a{b}.fasta"], "a{b}.fasta: braces in a path"),
+        (["fasta=a{b}.fasta"], "fasta: 'a{b}.fasta': braces and angle brackets in a path"),
         (["samples=no.tsv"], "no.tsv: the sample table cannot be read"),
     ],
 )

@@ -87,5 +87,5 @@ def status_flags(wildcards, input):
 
 
 settings, SAMPLES, SHARDS = read_config()
-OUT = settings.outdir.rstrip("/")
+OUT = settings.outdir
 RESULTS = []  # the files in a sample's folder that each task's rules add

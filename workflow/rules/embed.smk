@@ -32,8 +32,8 @@ rule embed:
     shell:
         "{params.esm} embed {params.model} {params.flags} --device {resources.device}"
         " --token-budget {resources.token_budget} --threads {threads}"
-        " --allow-empty --on-failure keep --sha256 {output.digests:q} {input:q} {output.h5:q}"
-        " 2>&1 | tee {log:q}"
+        " --allow-empty --on-failure keep --sha256={output.digests:q} -- {input:q} {output.h5:q}"
+        " 2>&1 | tee -- {log:q}"
 
 
 rule gather_embed:
@@ -61,6 +61,6 @@ rule gather_embed:
     message:
         "gather_embed: embeddings of sample {wildcards.sample} into one file"
     shell:
-        "{params.esm} aggregate embed --records {input.records:q} --shards-dir {params.folder:q}"
-        " --shards {params.shards} --out {output.h5:q} --status {output.status:q}"
-        " 2>&1 | tee {log:q}"
+        "{params.esm} aggregate embed --records={input.records:q}"
+        " --shards-dir={params.folder:q} --shards {params.shards} --out={output.h5:q}"
+        " --status={output.status:q} 2>&1 | tee -- {log:q}"

@@ -18,8 +18,8 @@ rule records:
     message:
         "records: what became of each record of sample {wildcards.sample}"
     shell:
-        "{params.esm} aggregate records --records {input.records:q} {params.statuses}"
-        " --out {output:q} 2>&1 | tee {log:q}"
+        "{params.esm} aggregate records --records={input.records:q} {params.statuses}"
+        " --out={output:q} 2>&1 | tee -- {log:q}"
 
 
 rule provenance:
@@ -41,7 +41,8 @@ rule provenance:
     message:
         "provenance: versions, model, settings and digests of the inputs"
     shell:
-        "{params.esm} provenance --settings {params.settings:q} --out {output:q} 2>&1 | tee {log:q}"
+        "{params.esm} provenance --settings={params.settings:q} --out={output:q}"
+        " 2>&1 | tee -- {log:q}"
 
 
 rule report:
@@ -62,7 +63,7 @@ rule report:
     message:
         "report: a page with counts, reasons, lengths and a map of the embeddings"
     shell:
-        "{params.esm} report --out {output:q} {params.folders:q} 2>&1 | tee {log:q}"
+        "{params.esm} report --out={output:q} -- {params.folders:q} 2>&1 | tee -- {log:q}"
 
 
 rule verdict:
@@ -83,5 +84,5 @@ rule verdict:
     message:
         "verdict: what became of all records"
     shell:
-        "{params.esm} verdict --on-failure {params.on_failure} --out {output:q} {input.records:q}"
-        " 2>&1 | tee {log:q}"
+        "{params.esm} verdict --on-failure {params.on_failure} --out={output:q} --"
+        " {input.records:q} 2>&1 | tee -- {log:q}"

@@ -29,5 +29,5 @@ for sample, files in SAMPLES.items():
         message:
             f"shard: {len(files)} file(s) of sample {sample} into {SHARDS[sample]} shard(s)"
         shell:
-            "{params.esm} shard --shards {params.shards} {params.cleaning} --out {params.folder:q}"
-            " {input:q} 2>&1 | tee {log:q}"
+            "{params.esm} shard --shards {params.shards} {params.cleaning} --out={params.folder:q}"
+            " -- {input:q} 2>&1 | tee -- {log:q}"

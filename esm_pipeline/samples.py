@@ -1,0 +1,217 @@
+"""The input of the workflow: the table of samples, and which paths it can work with.
+
+No torch: the workflow imports this through the settings at every parse.
+"""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import os
+import re
+import stat
+import zlib
+from collections.abc import Collection, Iterator, Mapping
+from pathlib import Path
+
+from esm_pipeline.errors import InputError
+
+COLUMNS = ("sample", "fasta")
+SAMPLE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+RESERVED_NAMES = {"logs", "benchmarks", "provenance.json", "report.html", "verdict.txt"}
+"""What lies beside the samples' folders in the output folder, in lower case."""
+
+RESULT_SUFFIXES = (".h5", ".tsv")
+"""Ends of the names of what lies in a sample's folder, beside its folders."""
+
+FASTA_SUFFIX = re.compile(r"(\.(fasta|fa|faa|fas|pep|txt))?(\.gz)?$", re.IGNORECASE)
+GZIP_MAGIC = b"\x1f\x8b"
+GZIP_EXPANSION = 2  # bytes of protein FASTA behind one compressed byte, about
+
+NO_TABLE = (
+    (b"\xff\xfe", "UTF-16 text, as spreadsheets write it; save it as UTF-8"),
+    (b"\xfe\xff", "UTF-16 text, as spreadsheets write it; save it as UTF-8"),
+    (b"PK\x03\x04", "a spreadsheet or an archive; export it as tab-separated text"),
+)
+"""How a file that is no table may begin, and what that is."""
+
+REFUSED = re.compile(
+    "(?P<brace>[{}<>])|(?P<control>[\0-\x1f\x7f-\x9f\u2028\u2029])|[\ud800-\udfff]"
+)
+"""Characters that cannot stand in a path of the workflow."""
+
+
+def sample_name(fasta: str) -> str:
+    """The name of a single input's sample: its file name, without the suffix."""
+    name = FASTA_SUFFIX.sub("", Path(fasta).name)
+    cleaned = re.sub(r"[^A-Za-z0-9._-]+", "_", name).strip("._-")[:100]
+    if not cleaned or cleaned.lower() in RESERVED_NAMES:
+        return f"sample_{cleaned}".rstrip("_")
+    return cleaned
+
+
+def read_samples(table: str) -> dict[str, list[str]]:
+    """Read the sample table: columns `sample` and `fasta`; several rows of a sample add files.
+
+    Raises InputError with the line for anything unusable in it.
+    """
+    samples: dict[str, list[str]] = {}
+    folded: dict[str, str] = {}
+    places: dict[tuple[str, str], int] = {}
+    for number, sample, fasta in read_rows(table):
+        place = f"{table}:{number}"
+        require_sample_name(sample, place)
+        other = folded.setdefault(sample.lower(), sample)
+        if other != sample:
+            raise InputError(
+                f"{place}: samples '{other}' and '{sample}' differ only in case and would share "
+                "a folder on some systems; rename one"
+            )
+        if not fasta:
+            raise InputError(f"{place}: sample '{sample}' has no fasta; name its file")
+        require_usable(fasta, place)
+        first = places.setdefault((sample, os.path.realpath(fasta)), number)
+        if first != number:
+            raise InputError(
+                f"{place}: sample '{sample}' lists {fasta} twice, in line {first} as well; remove "
+                "one row"
+            )
+        samples.setdefault(sample, []).append(fasta)
+    if not samples:
+        raise InputError(f"{table}: no samples; add a row below the column names")
+    return samples
+
+
+def require_sample_name(sample: str, place: str) -> None:
+    """Raise InputError unless `sample` can name a folder in the output folder."""
+    if not SAMPLE_NAME.fullmatch(sample):
+        raise InputError(
+            f"{place}: sample name {sample[:120]!a} cannot name a folder; use up to 100 letters, "
+            "digits, '.', '_' and '-', beginning with a letter or digit"
+        )
+    if sample.lower() in RESERVED_NAMES:
+        raise InputError(
+            f"{place}: '{sample}' is a name of the workflow's own in the output folder; "
+            "rename the sample"
+        )
+
+
+def read_rows(table: str) -> Iterator[tuple[int, str, str]]:
+    """Line number, sample and file of each row of the table that is not blank."""
+    lines = re.split("\r\n|\r|\n", read_text(table))
+    columns = cells_of(lines[0], f"{table}:1")
+    require_columns(columns, f"{table}:1")
+    sample, fasta = map(columns.index, COLUMNS)
+    for number, line in enumerate(lines[1:], 2):
+        cells = cells_of(line, f"{table}:{number}")
+        if not any(cells):
+            continue
+        if any(cells[len(columns) :]):
+            raise InputError(
+                f"{table}:{number}: {len(cells)} cells, but {len(columns)} columns; remove a tab, "
+                "or name the column"
+            )
+        cells += [""] * len(columns)
+        yield number, cells[sample], cells[fasta]
+
+
+def read_text(table: str) -> str:
+    """The text of the table, plain or gzip. Raises InputError if it is none."""
+    try:
+        content = Path(table).read_bytes()
+        if content.startswith(GZIP_MAGIC):
+            content = gzip.decompress(content)
+    except (OSError, EOFError, zlib.error, ValueError) as error:
+        why = getattr(error, "strerror", None) or "a damaged gzip file"
+        raise InputError(f"{table}: the sample table cannot be read ({why}); check it") from None
+    for beginning, what in NO_TABLE:
+        if content.startswith(beginning):
+            raise InputError(f"{table}: not a sample table but {what}")
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        number = content.count(b"\n", 0, error.start) + 1
+        raise InputError(f"{table}:{number}: not UTF-8 text; save the table as UTF-8") from None
+
+
+def cells_of(line: str, place: str) -> list[str]:
+    """The cells of one line, white space around them dropped. Raises InputError for odd quotes."""
+    try:
+        return [cell.strip() for cell in next(csv.reader([line], "excel-tab", strict=True), [])]
+    except csv.Error:
+        raise InputError(
+            f"{place}: a cell begins with '\"' and does not end with one; a cell in quotes ends on "
+            "its line, and a '\"' within it is written twice"
+        ) from None
+
+
+def require_columns(columns: list[str], place: str) -> None:
+    """Raise InputError unless the columns that the table needs are among `columns`, once each."""
+    wanted = "the table is tab-separated, with the columns sample and fasta"
+    for name in COLUMNS:
+        if columns.count(name) > 1:
+            raise InputError(f"{place}: two columns '{name}'; remove one")
+        if name not in columns:
+            others = ", ".join(f"'{column[:40]}'" for column in columns[:6]) or "nothing"
+            raise InputError(f"{place}: no column '{name}', only {others}; {wanted}")
+
+
+def require_usable(path: str, place: str) -> None:
+    """Raise InputError, telling `place`, if the workflow cannot work with `path`."""
+    if found := REFUSED.search(path):
+        remedy = "rename it, or make a link to it without them"
+        what = {
+            "brace": "braces and angle brackets in a path would be taken for a wildcard",
+            "control": "line breaks and control characters cannot stand in a path",
+        }.get(found.lastgroup or "", "a path has to be UTF-8")
+        raise InputError(f"{place}: {path!a}: {what}; {remedy}")
+
+
+def require_apart(samples: Mapping[str, list[str]], outdir: str, tasks: Collection[str]) -> None:
+    """Raise InputError for an input where the workflow writes or removes files itself."""
+    root = Path(os.path.realpath(outdir))
+    for fasta in (file for files in samples.values() for file in files):
+        path = Path(os.path.realpath(fasta))
+        if not path.is_relative_to(root):
+            continue
+        folder, *rest = path.relative_to(root).parts
+        result = len(rest) == 1 and path.suffix in RESULT_SUFFIXES
+        own = not rest or rest[0] in {"shards", *tasks} or result
+        if folder in RESERVED_NAMES or (folder in samples and own):
+            raise InputError(
+                f"{fasta}: lies where the workflow writes results, in {outdir}; move it, or choose "
+                "another outdir"
+            )
+
+
+def require_folder(outdir: str) -> None:
+    """Raise InputError if `outdir` is no folder of its own, and cannot become one."""
+    for path, what in (("/", "the root of the file system"), (".", "where Snakemake runs")):
+        if os.path.normpath(outdir).replace("//", "/") == path:
+            raise InputError(f"outdir '{outdir}': {what}; name a folder in it, such as results")
+    path = Path(outdir)
+    there = next(folder for folder in (path, *path.parents) if os.path.lexists(folder))
+    if not there.is_dir():
+        raise InputError(f"outdir '{outdir}': {there} is not a folder; choose another one")
+
+
+def expanded_size(file: str) -> int:
+    """Bytes of `file`, or about as many as it has behind its compression. Raises InputError."""
+    try:
+        status = os.stat(file)
+        if not stat.S_ISREG(status.st_mode) and not stat.S_ISDIR(status.st_mode):
+            raise InputError(f"{file}: not a regular file; the workflow reads its input twice")
+        with open(file, "rb") as handle:
+            packed = handle.read(2) == GZIP_MAGIC
+    except FileNotFoundError:
+        raise InputError(
+            f"{file}: no such file; check the path, or set 'shards' to a number if another "
+            "rule makes this input"
+        ) from None
+    except IsADirectoryError:
+        raise InputError(f"{file}: a folder, not a file; name the FASTA file in it") from None
+    except OSError as error:
+        raise InputError(
+            f"{file}: cannot be read ({error.strerror}); check the path and its permissions"
+        ) from None
+    return status.st_size * GZIP_EXPANSION if packed else status.st_size
