@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 
 import torch
 from torch import nn
+from torch.overrides import TorchFunctionMode
 
 from esm_pipeline.errors import InputError, WeightsError
 from esm_pipeline.model.config import EsmConfig
@@ -85,7 +86,7 @@ class EsmPreTrainedModel(nn.Module):
         refuse_misspelt(options)
         if config is None:
             config = cls.config_class.from_file(checkpoint.folder / CONFIG_FILE, **options)
-        with torch.device("meta"):
+        with torch.device("meta"), Unfilled():
             model = cls(config, **arguments)
         info = load_weights(
             model, checkpoint, read_dtype(dtype if dtype is not None else torch_dtype), device
@@ -103,6 +104,18 @@ class EsmPreTrainedModel(nn.Module):
             raise InputError("a model optimized for inference cannot be saved; save the original")
         self.config.save_pretrained(folder)
         save_weights(self, folder)
+
+
+class Unfilled(TorchFunctionMode):
+    """Leaves new weights as they are: on the meta device random ones load SymPy, in two seconds."""
+
+    def __torch_function__(
+        self, function: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if getattr(function, "__module__", None) == nn.init.__name__:
+            return args[0] if args else kwargs["tensor"]
+        return function(*args, **kwargs)
 
 
 def refuse_misspelt(options: dict[str, Any]) -> None:
