@@ -186,8 +186,8 @@ def require_apart(samples: Mapping[str, list[str]], outdir: str, tasks: Collecti
 
 def require_folder(outdir: str) -> None:
     """Raise InputError if `outdir` is no folder of its own, and cannot become one."""
-    for path, what in (("/", "the root of the file system"), (".", "where Snakemake runs")):
-        if os.path.normpath(outdir).replace("//", "/") == path:
+    for taken, what in (("/", "the root of the file system"), (".", "where Snakemake runs")):
+        if os.path.normpath(outdir).replace("//", "/") == taken:
             raise InputError(f"outdir '{outdir}': {what}; name a folder in it, such as results")
     path = Path(outdir)
     there = next(folder for folder in (path, *path.parents) if os.path.lexists(folder))

@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from esm_pipeline.errors import AmbiguousIdError, InputError
-from esm_pipeline.formats.hdf5 import FORMAT_VERSION
+from esm_pipeline.formats.hdf5 import FORMAT_VERSION, datasets
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -259,10 +259,24 @@ def open_results(path: str | os.PathLike[str]) -> Embeddings:
     except OSError as error:
         why = os.strerror(error.errno) if error.errno else " ".join(str(error).split())
         raise InputError(f"{path}: cannot be read as HDF5 ({why}); check the file") from None
+    try:
+        require_ours(path, file)
+    except InputError:
+        file.close()
+        raise
+    return Embeddings(path, file)
+
+
+def require_ours(path: str | os.PathLike[str], file: h5py.File) -> None:
+    """Raise InputError unless `file` is of this format, and all of it in one file."""
     found, version = file.attrs.get("format"), file.attrs.get("format_version", 0)
-    if found == FORMAT and version <= FORMAT_VERSION:
-        return Embeddings(path, file)
-    file.close()
-    if found != FORMAT:
+    if not isinstance(found, str) or found != FORMAT:
         raise InputError(f"{path}: an HDF5 file, but not of esm-pipeline; give an embeddings.h5")
-    raise InputError(f"{path}: format version {version}, newer than this esm-pipeline; update it")
+    if version > FORMAT_VERSION:
+        raise InputError(
+            f"{path}: format version {version}, newer than this esm-pipeline; update it"
+        )
+    try:
+        _ = dict(datasets(file))
+    except (ValueError, TypeError, KeyError) as error:
+        raise InputError(f"{path}: {error}; give an embeddings.h5 as it was written") from None

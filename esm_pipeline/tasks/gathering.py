@@ -137,11 +137,13 @@ def read_shard(path: Path) -> RaggedShard:
     """Read the head of a shard's file. Raises InputError if it is not one."""
     try:
         with h5py.File(path) as file:
+            arrays = arrays_of(file)
             places = np.array([int(name) for name in file["id"].asstr()[...]], np.int64)
             first = np.empty(len(file["length"]), np.int64)
             first[file["row"][...]] = places
-            return RaggedShard(path, dict(file.attrs), arrays_of(file), first, file["length"][...])
-    except (OSError, KeyError, ValueError, IndexError) as error:
+            attributes = {name: str(value) for name, value in file.attrs.items()}
+            return RaggedShard(path, attributes, arrays, first, file["length"][...])
+    except (OSError, KeyError, ValueError, IndexError, TypeError, OverflowError) as error:
         raise InputError(f"{path}: not the result of a shard ({error}); {AGAIN}") from None
 
 
