@@ -35,7 +35,7 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Exit with 2 and one line that says where help is."""
-        self.exit(2, f"{self.prog}: {message} (see {self.prog} --help)\n")
+        self.exit(2, f"{self.prog}: {visible(message)} (see {self.prog} --help)\n")
 
 
 def add_flags(parser: argparse.ArgumentParser, section: type[Section]) -> None:
@@ -116,9 +116,17 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def fail(program: str, message: str) -> int:
     """Say on standard error, a line for each problem, why nothing was done."""
-    for line in message.splitlines():
-        print(f"{program}: {line}", file=sys.stderr)
+    for line in message.split("\n"):
+        print(f"{program}: {visible(line)}", file=sys.stderr)
     return 2
+
+
+def visible(text: str) -> str:
+    """`text` with what a terminal would obey, or a reader not see, written as escapes."""
+    return "".join(
+        letter if letter.isprintable() else letter.encode("unicode_escape").decode()
+        for letter in text
+    )
 
 
 def exit_code(failed: int, on_failure: str) -> int:

@@ -42,6 +42,15 @@ def test_errors_of_the_input_are_told_a_line_each(ending, capsys):
     ]
 
 
+def test_a_terminal_gets_nothing_to_obey(ending, capsys):
+    assert ending(InputError("é\x1b[2J\x85\u202e\udcff.fasta: wrong")) == 2
+    told = r"é\x1b[2J\x85\u202e\udcff.fasta: wrong"
+    assert capsys.readouterr().err == f"esm-pipeline verdict: {told}\n"
+    with pytest.raises(SystemExit):
+        cli.main(["verdict", "a", "--out=x", "--b\n\x1bc"])
+    assert r"unrecognized arguments: --b\n\x1bc (see" in capsys.readouterr().err
+
+
 def test_a_full_disk_is_told_with_its_place(ending, capsys):
     assert ending(OSError(errno.ENOSPC, "no space", "/data/out.h5")) == 2
     assert "/data/out.h5: no space left on the disk; free some" in capsys.readouterr().err

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
 from contextlib import suppress
 from dataclasses import dataclass
@@ -126,7 +127,7 @@ def local_folder(name: str) -> Path | None:
     """The folder `name` stands for, None for a hub id. Raises WeightsError if it is neither."""
     if name == DEMO:
         return demo_model()
-    path = Path(name).expanduser()
+    path = Path(os.path.expanduser(name))
     if path.is_dir():
         return path
     if path.exists():

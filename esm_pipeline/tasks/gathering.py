@@ -7,6 +7,7 @@ shard are places in the sample's input: of each unique sequence, that of its fir
 from __future__ import annotations
 
 import os
+import re
 from array import array
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -31,6 +32,9 @@ CODES = {OK: 1, SKIPPED: 2, FAILED: 3}
 
 MAY_DIFFER = {"software", "format_version"}
 """Attributes of a result in which shards need not agree."""
+
+PLACE = re.compile("[0-9]{1,9}|1[0-9]{9}")
+"""The header of a sequence in a shard."""
 
 AGAIN = "remove the folder and run the workflow again"
 
@@ -65,7 +69,7 @@ class Gathering:
         """Place in the sample and outcome of each sequence of a shard."""
         for record in read_records(table):
             outcome = record.outcomes.get(self.task)
-            if outcome is None or outcome.status not in CODES or not record.id.isdecimal():
+            if not outcome or outcome.status not in CODES or not PLACE.fullmatch(record.id):
                 raise InputError(
                     f"{table}: record {record.index} is not of a shard of '{self.task}'; {AGAIN}"
                 )

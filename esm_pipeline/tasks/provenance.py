@@ -99,14 +99,21 @@ def git(folder: Path, *arguments: str) -> str:
 def sample(folder: Path, files: list[str], shards: int) -> dict[str, Any]:
     """Inputs, records and results of one sample."""
     return {
-        "fasta": [
-            {"path": file, "bytes": os.path.getsize(file), "sha256": sha256(Path(file))}
-            for file in files
-        ],
+        "fasta": [fasta(file) for file in files],
         "shards": shards,
         "records": counts(folder / "records.tsv"),
         "results": {path.name: attributes(path) for path in sorted(folder.glob("*.h5"))},
     }
+
+
+def fasta(file: str) -> dict[str, Any]:
+    """Size and digest of an input. Raises InputError if it is not there any more."""
+    try:
+        return {"path": file, "bytes": os.path.getsize(file), "sha256": sha256(Path(file))}
+    except OSError as error:
+        raise InputError(
+            f"{file}: cannot be read any more ({error.strerror}); put the input back"
+        ) from None
 
 
 def counts(path: Path) -> dict[str, Any]:

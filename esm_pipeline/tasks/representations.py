@@ -114,7 +114,7 @@ class Encoder:
         }
         return {
             "format": FORMAT,
-            "model": self.checkpoint.name,
+            "model": self.checkpoint.name.encode(errors="backslashreplace").decode(),
             "revision": self.checkpoint.revision or "",
             "weights_sha256": self.checkpoint.weights_sha256(),
             "dtype": self.settings.dtype,

@@ -16,6 +16,7 @@ from pathlib import Path
 from esm_pipeline.cli import exit_code
 from esm_pipeline.errors import InputError
 from esm_pipeline.files import atomic_path
+from esm_pipeline.formats.fasta import shown
 from esm_pipeline.formats.records import FAILED, OK, SKIPPED, Outcome, read_records, read_tasks
 
 VALIDATION = "validation"
@@ -80,7 +81,7 @@ def count(path: Path) -> list[Tally]:
 
     The sample is named after the folder. Raises InputError for a task without an outcome.
     """
-    sample = path.absolute().parent.name
+    sample = shown(path.absolute().parent.name)
     validation = Tally(sample, VALIDATION)
     tasks = {task: Tally(sample, task) for task in read_tasks(path)}
     for record in read_records(path):
