@@ -8,7 +8,6 @@ the process that it forked, or the command that it ran, has ended.
 from __future__ import annotations
 
 import atexit
-import ctypes
 import importlib
 import json
 import os
@@ -24,7 +23,15 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 CHANGES = ("open", "pwrite", "posix_fallocate", "fsync", "chmod", "unlink", "replace", "mkdir")
 """Functions of `os` that change something on the disk, or are about to."""
-NOBODY = 65534
+MODULES = (
+    "h5py",
+    "matplotlib.backends.backend_svg",
+    "matplotlib.figure",
+    *(f"esm_pipeline.tasks.{name}" for name in ("shard", "embed", "aggregate", "verdict")),
+    *(f"esm_pipeline.tasks.{name}" for name in ("report", "provenance", "representations")),
+    *(f"esm_pipeline.tasks.{name}" for name in ("device", "batching")),
+)
+"""What the commands load, at once or later."""
 
 
 @dataclass
@@ -69,8 +76,8 @@ class Forked:
         """Run `esm-pipeline` with `arguments`.
 
         Accidents: `change=k` kills it before its k-th change of the disk, `line=k` before the k-th
-        line that it has not run before, counted from 1; `user=n` runs it as user n; `files=n` lets it open
-        n files.
+        line that it has not run before, counted from 1; `user=n` runs it as user n; `files=n` lets
+        it open n files.
         """
         return self._ask(arguments=[*map(str, arguments)], accident=accident)
 
@@ -142,7 +149,10 @@ ACCIDENTS = {
 
 
 def fork(arguments: list[str], accident: dict[str, int], said: int) -> int:
-    """Run the command line in a process of its own; gives its exit code."""
+    """Run the command line in a process of its own; gives its exit code.
+
+    It ends as Python does, but for taking a thousand modules apart.
+    """
     from esm_pipeline.cli import main
 
     if child := os.fork():
@@ -162,21 +172,13 @@ def fork(arguments: list[str], accident: dict[str, int], said: int) -> int:
     atexit._run_exitfuncs()
     sys.stdout.flush()
     sys.stderr.flush()
-    os._exit(code)  # as Python ends, without taking a thousand modules apart
-    raise AssertionError("never reached")
+    os._exit(code)
 
 
 def serve() -> None:
     """Answer requests until there are no more."""
-    for name in ("embed", "shard", "aggregate", "verdict", "report", "provenance"):
-        importlib.import_module(f"esm_pipeline.tasks.{name}")
-    for name in ("representations", "device", "batching"):
-        importlib.import_module(f"esm_pipeline.tasks.{name}")
-    import h5py  # noqa: F401
-    import matplotlib.pyplot
-    import torch
-
-    torch.set_num_threads(1)
+    for name in MODULES:
+        importlib.import_module(name)
     for line in sys.stdin:
         request = json.loads(line)
         with tempfile.TemporaryFile() as said:
