@@ -32,6 +32,9 @@ DIGEST = 16
 PLAIN = bytes(byte for byte in range(0x20, 0x7F) if byte != ord('"'))
 """Bytes of a header that need no second look."""
 
+MOST_LETTERS = 2_000_000_000
+"""In one sequence: lengths are int32, and Linux reads no more at once."""
+
 BLOCK = 1 << 20
 BATCH = 1 << 23
 """Bytes of memory for sequences that are read from the spool together."""
@@ -87,13 +90,14 @@ class Spool:
         rows, sequences, digests, residues = [], [], [], []
         for index, (_, header, sequence) in enumerate(batch, start=len(self.sizes)):
             words = header.split(None, 1)
-            if words and is_clean(sequence) and not header.translate(None, PLAIN):
-                length = len(sequence)
+            length = len(sequence)
+            usual = words and length <= MOST_LETTERS and is_clean(sequence)
+            if usual and not header.translate(None, PLAIN):
                 digest = sha256(sequence).digest()
                 cells = index, words[0], header, length, hexlify(digest)
                 rows.append(b"%d\t%b\t%b\t%d\t%b\tok\t\t\t\n" % cells)
             else:
-                cleaned = clean(sequence, cleaning)
+                cleaned = _cleaned(sequence, cleaning)
                 sequence = cleaned.sequence
                 length = len(sequence) - sequence.count(CHAIN_BREAK)
                 digest = sha256(sequence).digest()
@@ -111,6 +115,13 @@ class Spool:
         """Have everything in the files."""
         self.rows.flush()
         self.sequences.flush()
+
+
+def _cleaned(sequence: bytes, cleaning: CleaningSettings) -> Cleaned:
+    """What `clean` makes of a sequence that is not longer than can be handled."""
+    if len(sequence) <= MOST_LETTERS:
+        return clean(sequence, cleaning)
+    return Cleaned(b"", f"{len(sequence):,} letters, the most is {MOST_LETTERS:,}; cut it in parts")
 
 
 def _row(index: int, header: bytes, residues: int, digest: bytes, cleaned: Cleaned) -> bytes:
