@@ -5,21 +5,17 @@ what the same command needs to end as if nothing had been.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from tests.commands import COMMANDS, Files, Sample, assert_whole, contents, make_sample
 from tests.forked import Ended, Forked
 
-MODEL = Path(__file__).parent / "golden" / "model"
 NEW = ">a\nMKTAYIAKQRQISFVKSHFSRQ\n>bad\nMK1\n>b\nGAVLIW\n>again\nGAVLIW\n>c\nACDEFGHIK\n"
 OLD = ">x\nWYVTSRQPNML\n>y\nKIHGFEDCA\n>z\nMMMM\n>gap\nM-M\n>v\nWWWWW\n>u\nGGGG\n"
 SHARDS = {NEW: 3, OLD: 5}
-
-Files = dict[str, bytes]
-Command = tuple[object, ...]
 
 
 @pytest.fixture(scope="module")
@@ -28,69 +24,13 @@ def forked() -> Iterator[Forked]:
         yield forked
 
 
-@dataclass
-class Sample:
-    """One input with its shards, embedded, and their status table."""
-
-    folder: Path
-    shards: int
-
-    @property
-    def fasta(self) -> Path:
-        return self.folder / "in.fasta"
-
-
-def shard(sample: Sample, out: Path) -> Command:
-    return ("shard", "--quiet", "--shards", sample.shards, "--out", out, sample.fasta)
-
-
-def embed(sample: Sample, out: Path, name: str = "out", fasta: Path | None = None) -> Command:
-    options = ("--quiet", "--model", MODEL, "--include", "mean,residue", "--allow-empty")
-    files = (out / f"{name}.sha256", fasta or sample.fasta, out / f"{name}.h5")
-    return ("embed", *options, "--sha256", *files)
-
-
-def gather(sample: Sample, out: Path) -> Command:
-    records, shards = sample.folder / "shards" / "records.tsv", sample.folder / "embed"
-    where = ("--records", records, "--shards-dir", shards, "--shards", sample.shards)
-    files = ("--out", out / "embeddings.h5", "--status", out / "status.tsv")
-    return ("aggregate", "embed", "--quiet", *where, *files)
-
-
-def table(sample: Sample, out: Path) -> Command:
-    records, status = sample.folder / "shards" / "records.tsv", sample.folder / "status.tsv"
-    files = ("--records", records, "--status", f"embed={status}", "--out", out / "records.tsv")
-    return ("aggregate", "records", *files)
-
-
-COMMANDS: dict[Callable[..., Command], tuple[str, ...]] = {
-    shard: ("records.tsv",),
-    embed: ("out.records.tsv", "out.sha256"),
-    gather: ("status.tsv",),
-    table: (),
-}
-"""Each command, and those of its files that vouch for all the others, or all that came before."""
-
-
 @pytest.fixture(scope="module")
 def samples(forked: Forked, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Sample]:
     """What the new and the old results are of."""
-    found = {}
-    for text, shards in SHARDS.items():
-        sample = Sample(tmp_path_factory.mktemp("sample"), shards)
-        sample.fasta.write_text(text)
-        commands = [shard(sample, sample.folder / "shards")]
-        for number in range(shards):
-            fasta = sample.folder / "shards" / f"{number:05d}.fasta"
-            commands.append(embed(sample, sample.folder / "embed", fasta.stem, fasta))
-        for command in (*commands, gather(sample, sample.folder)):
-            assert forked.main(*command) == Ended(0, "")
-        found[text] = sample
-    return found
-
-
-def contents(folder: Path) -> Files:
-    return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
+    return {
+        text: make_sample(forked, tmp_path_factory.mktemp("sample"), text, shards)
+        for text, shards in SHARDS.items()
+    }
 
 
 def finals(found: Files) -> Files:
@@ -102,19 +42,6 @@ def state(found: Files) -> tuple[object, ...]:
     """What a rerun can make a difference of: final files, and of which there are temporary ones."""
     temporary = sorted(name.split(".")[1] for name in found if name.startswith("."))
     return (*sorted(finals(found).items()), *temporary)
-
-
-def assert_whole(found: Files, runs: list[Files], vouching: tuple[str, ...]) -> None:
-    """Each file is whole; beside one that vouches are its own, and no other but those after it."""
-    for name, data in found.items():
-        assert data in [run.get(name) for run in runs], f"{name} is not whole"
-    for place, name in enumerate(vouching):
-        if name in found:
-            (run,) = (run for run in runs if run.get(name) == found[name])
-            later = vouching[place + 1 :]
-            beside = {other: data for other, data in found.items() if other not in later}
-            own = {other: data for other, data in run.items() if other not in later}
-            assert beside == own, f"{name} vouches for what is not its own"
 
 
 def kill_at_every_point(

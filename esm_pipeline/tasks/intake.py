@@ -65,14 +65,21 @@ def open_intake(
             f"{shown(str(spool_dir))}: not a folder; choose another one for the output"
         ) from None
     with blaming(spool_dir), ExitStack() as files:
-        rows = files.enter_context(tempfile.TemporaryFile(dir=spool_dir))
-        sequences = files.enter_context(tempfile.TemporaryFile(dir=spool_dir))
-        spool = Spool(rows, sequences)
+        spool = Spool(*(files.enter_context(_spool_file(spool_dir)) for _ in range(2)))
         for path in paths:
             for batch in read_batches(path, allow_empty=allow_empty):
                 spool.add(batch, cleaning)
         spool.flush()
         return Intake(spool, files.pop_all(), complexes=complexes)
+
+
+def _spool_file(folder: Path) -> IO[bytes]:
+    """A file without a name; an error names the folder."""
+    try:
+        return tempfile.TemporaryFile(dir=folder)
+    except OSError as error:
+        error.filename = os.fspath(folder)
+        raise
 
 
 class Spool:
