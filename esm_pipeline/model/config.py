@@ -156,7 +156,7 @@ class EsmConfig:
         """Read one `config.json`. Raises WeightsError, naming it."""
         try:
             values = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        except (OSError, UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
             raise WeightsError(f"{path}: not a readable config ({error})") from None
         if not isinstance(values, dict):
             raise WeightsError(f"{path}: not a config; it should hold a JSON object")

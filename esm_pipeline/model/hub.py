@@ -27,6 +27,7 @@ WEIGHT_FILES = (
 TOKENIZER_FILES = ("vocab.txt", "tokenizer_config.json", "special_tokens_map.json")
 HUB_OPTIONS = ("revision", "cache_dir", "local_files_only", "token")
 HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
+REVISION = re.compile(r"(?!.*\.\.)\w[\w./+@#-]*")
 DIGEST = re.compile(r"[0-9a-f]{64}")
 
 
@@ -115,7 +116,7 @@ def shards_of(index: Path) -> list[str]:
     """Names of the shards that an index file lists. Raises WeightsError."""
     try:
         names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
-    except (OSError, ValueError, KeyError, AttributeError, TypeError):
+    except (OSError, ValueError, KeyError, AttributeError, TypeError, RecursionError):
         raise WeightsError(f"{index}: not a readable index of weight files") from None
     for shard in names:
         if not isinstance(shard, str) or Path(shard).name != shard:
@@ -168,15 +169,18 @@ def download(name: str, file: str, **options: Any) -> Path | None:
     )
 
     offline = options.get("local_files_only", False) or HF_HUB_OFFLINE
+    if not REVISION.fullmatch(options.get("revision") or "main"):
+        raise WeightsError(f"{name}: revision {options['revision']!a} is no commit, tag or branch")
     try:
         return Path(hf_hub_download(name, file, **options))
     except LocalEntryNotFoundError:
         if offline and file != CONFIG_FILE:
             return None
-        remedy = "fetch it once with network" if offline else "check the network"
-        raise WeightsError(
-            f"{name}: {file} is not in the cache, and the hub was not reached; {remedy}"
-        ) from None
+        what = "no such folder, and not" if file == CONFIG_FILE else f"{file} is not"
+        why = "this is offline; fetch it once with network"
+        if not offline:
+            why = "the hub was not reached; check the network"
+        raise WeightsError(f"{name}: {what} in the cache of hub models, and {why}") from None
     except EntryNotFoundError:
         return None
     except GatedRepoError:

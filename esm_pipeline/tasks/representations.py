@@ -51,6 +51,10 @@ class Encoder:
         self.device = resolve_device(settings.device)
         self.checkpoint = resolve_checkpoint(name, revision=revision)
         self.config = EsmConfig.from_pretrained(self.checkpoint.folder)
+        try:
+            self.config.require_supported()
+        except WeightsError as error:
+            raise WeightsError(f"{self.checkpoint.name}: {error}") from None
         count = self.config.num_hidden_layers
         for layer in settings.layers:
             check_layer(layer, count)

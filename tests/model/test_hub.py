@@ -81,7 +81,8 @@ def test_what_the_hub_does_not_have(requests: list[str], tmp_path: Path) -> None
         resolve_checkpoint("lab/nothing", cache_dir=tmp_path)
     with pytest.raises(WeightsError, match=r"lab/empty: no weights in it; one of model\.safetens"):
         resolve_checkpoint("lab/empty", cache_dir=tmp_path)
-    with pytest.raises(WeightsError, match=r"not in the cache.*fetch it once with network"):
+    offline = "not in the cache of hub models, and this is offline; fetch it once with network"
+    with pytest.raises(WeightsError, match=offline):
         resolve_checkpoint(NAME, cache_dir=tmp_path, local_files_only=True)
 
 
