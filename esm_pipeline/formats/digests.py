@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from esm_pipeline.errors import InputError
+from esm_pipeline.files import blaming
 
 REMEDY = "remove it and run the workflow again"
 
@@ -23,7 +24,8 @@ def write_digests(path: Path, files: Mapping[str, Path]) -> None:
     `sha256sum --check`, run there, accepts the list.
     """
     lines = [f"{sha256(file)}  {name}\n" for name, file in files.items()]
-    path.write_text("".join(lines), encoding="utf-8", errors="surrogateescape")
+    with blaming(path):
+        path.write_text("".join(lines), encoding="utf-8", errors="surrogateescape")
 
 
 def check_digests(digests: Path, files: Sequence[Path]) -> None:

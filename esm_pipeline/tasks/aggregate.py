@@ -20,7 +20,7 @@ from pathlib import Path
 
 from esm_pipeline.cli import require_file
 from esm_pipeline.errors import InputError
-from esm_pipeline.files import atomic_paths
+from esm_pipeline.files import atomic_paths, blaming
 from esm_pipeline.formats.records import (
     FAILED,
     OK,
@@ -102,7 +102,7 @@ def run(args: argparse.Namespace) -> int:
 def write_status(target: Path, gathering: Gathering) -> Counter[str]:
     """Write a task's status table, one row a record; returns the number of each status."""
     counts: Counter[str] = Counter()
-    with open(target, "w", encoding="utf-8", newline="") as handle:
+    with blaming(target), open(target, "w", encoding="utf-8", newline="") as handle:
         handle.write(format_row(status_columns(gathering.task)))
         for record, outcome in gathering.outcomes():
             counts[outcome.status] += 1
