@@ -30,8 +30,11 @@ UPPER = bytes(range(256)).upper()
 CONTROL = re.compile("[\x00-\x08\x0a-\x1f\x7f-\x9f]")
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
-PREAMBLE = re.compile(rb"(?:(?:\xef\xbb\xbf)?(?:[ \t\v\f]*\n|;[^\n]*\n))*(?:\xef\xbb\xbf)?")
-"""Blank and comment lines before the first record."""
+PREAMBLE = re.compile(
+    rb"(?:[ \t\v\f\n]*\n|;[^\n]*\n|\xef\xbb\xbf(?=[ \t\v\f]*\n|;))*+(?:\xef\xbb\xbf)?"
+)
+"""Blank and comment lines before the first record. `*+` remembers no way back: a block of nothing
+else would take 80 MB."""
 
 PENDING = re.compile(rb"[ \t\v\f]*|;[^\n]*|\xef\xbb?")
 """What may yet become one of them."""
@@ -133,8 +136,13 @@ def _drop_preamble(buffer: bytearray) -> int:
 
 
 def _begins(text: bytearray, name: str, line: int) -> bool:
-    """Whether the text begins with a record; False as long as it is open. Raises InputError."""
+    """Whether the text begins with a record; False as long as it is open. Raises InputError.
+
+    Of an endless comment or blank line only the first character is kept.
+    """
     if PENDING.fullmatch(text):
+        if not BYTE_ORDER_MARK.startswith(text):
+            del text[1:]
         return False
     for pattern, what, remedy in LOOKS:
         if re.match(pattern, text):

@@ -128,6 +128,10 @@ def local_folder(name: str) -> Path | None:
     """The folder `name` stands for, None for a hub id. Raises WeightsError if it is neither."""
     if name == DEMO:
         return demo_model()
+    if not name.isascii() and name != name.encode(errors="replace").decode():
+        raise WeightsError(
+            f"{name}: safetensors reads only paths of UTF-8; rename it, or link to it"
+        )
     path = Path(os.path.expanduser(name))
     if path.is_dir():
         return path

@@ -42,7 +42,7 @@ def run(args: argparse.Namespace) -> int:
     """Write the file; returns 0. Raises InputError for settings that are none."""
     try:
         values = json.loads(args.settings)
-    except json.JSONDecodeError as error:
+    except (json.JSONDecodeError, RecursionError) as error:
         raise InputError(f"--settings: not JSON ({error})") from None
     settings = load_settings(values, "--settings")
     facts = provenance(settings, args.out.parent)

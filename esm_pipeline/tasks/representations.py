@@ -118,7 +118,7 @@ class Encoder:
         }
         return {
             "format": FORMAT,
-            "model": self.checkpoint.name.encode(errors="backslashreplace").decode(),
+            "model": self.checkpoint.name,
             "revision": self.checkpoint.revision or "",
             "weights_sha256": self.checkpoint.weights_sha256(),
             "dtype": self.settings.dtype,

@@ -134,6 +134,11 @@ def refusal(esm, folder: Path, model: object, *options: object) -> str:
         ("-rf", (), "-rf: no such folder, and not a hub id"),
         ("a\x1b[2Jb", (), r"a\x1b[2Jb: no such folder, and not a hub id of the form owner/model"),
         ("x" * 300, (), f"{'x' * 300}: "),
+        (
+            "a\udcff",
+            (),
+            r"a\udcff: safetensors reads only paths of UTF-8; rename it, or link to it",
+        ),
         (__file__, (), f"{__file__}: a file; give the folder that holds config.json and weights"),
         ("demo", ("--revision", "main"), "demo: a revision is of a hub model, this is a folder;"),
         ("lab/none", ("--revision", "../../x"), "lab/none: revision '../../x' is no commit, tag"),
