@@ -25,6 +25,8 @@ S = TypeVar("S", bound=Section)
 DISK_ERRORS = {
     errno.ENOSPC: "no space left on the disk; free some and run the same command again",
     errno.EDQUOT: "the disk quota is used up; free some space and run the same command again",
+    errno.EFBIG: "larger than a file may be; raise the limit (ulimit -f) or choose another place",
+    errno.EMFILE: "too many open files; raise the limit (ulimit -n)",
     errno.EROFS: "the file system is read-only; choose another place for the output",
     errno.EACCES: "permission denied; choose another place or change its permissions",
 }

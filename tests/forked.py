@@ -11,6 +11,7 @@ import atexit
 import importlib
 import json
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -77,7 +78,7 @@ class Forked:
 
         Accidents: `change=k` kills it before its k-th change of the disk, `line=k` before the k-th
         line that it has not run before, counted from 1; `user=n` runs it as user n; `files=n` lets
-        it open n files.
+        it open n files, `size=n` write n bytes into one.
         """
         return self._ask(arguments=[*map(str, arguments)], accident=accident)
 
@@ -129,9 +130,11 @@ def kill_at_line(number: int) -> None:
 
 
 def limit_files(number: int) -> None:
-    import resource
-
     resource.setrlimit(resource.RLIMIT_NOFILE, (number, number))
+
+
+def limit_size(number: int) -> None:
+    resource.setrlimit(resource.RLIMIT_FSIZE, (number, number))
 
 
 def become(user: int) -> None:
@@ -144,6 +147,7 @@ ACCIDENTS = {
     "change": kill_at_change,
     "line": kill_at_line,
     "files": limit_files,
+    "size": limit_size,
     "user": become,
 }
 

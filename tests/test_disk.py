@@ -171,6 +171,29 @@ def test_a_disk_that_fills_up_anywhere(forked, samples, disk, tmp_path, make, ov
     assert over or named == NAMED[make]
 
 
+@pytest.mark.parametrize("make", COMMANDS, ids=lambda make: make.__name__)
+def test_files_that_may_not_grow(forked, samples, tmp_path, make):
+    """As a disk that fills up, but on any machine."""
+    whole, out = tmp_path / "whole", tmp_path / "out"
+    whole.mkdir()
+    out.mkdir()
+    new = undisturbed(forked, make(samples["new"], whole), whole)
+    remedy = "larger than a file may be; raise the limit (ulimit -f) or choose another place"
+    named = set()
+    for size in (1000, 3000, max(map(len, new.values())) - 1):
+        ended = forked.main(*make(samples["new"], out), size=size)
+        named.add(told(ended, remedy, out))
+        assert_whole(contents(out), [new], COMMANDS[make])
+    assert named <= NAMED[make] | {*COMMANDS[make]}
+    assert undisturbed(forked, make(samples["new"], out), out) == new
+
+
+def test_too_few_open_files(forked, samples, tmp_path):
+    ended = forked.main(*shard(samples["new"], tmp_path), files=5)
+    assert told(ended, "too many open files; raise the limit (ulimit -n)", tmp_path) == "."
+    assert contents(tmp_path) == {}
+
+
 def verdict(sample: Sample, out: Path) -> Command:
     return ("verdict", "--out", out / "verdict.txt", sample.folder / "records.tsv")
 
