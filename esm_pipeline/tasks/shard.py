@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from esm_pipeline.cli import add_flags, section_from
 from esm_pipeline.errors import InputError
-from esm_pipeline.files import atomic_path, remove_leftovers
+from esm_pipeline.files import atomic_paths, blaming, remove_leftovers
 from esm_pipeline.formats.fasta import shown
 from esm_pipeline.formats.records import header_line
 from esm_pipeline.settings import MOST_SHARDS, CleaningSettings, shard_names
@@ -59,23 +59,23 @@ def run(args: argparse.Namespace) -> int:
 def write_shards(intake: Intake, folder: Path, count: int) -> None:
     """Write `count` shards and `records.tsv` into `folder`, in place of those that are there.
 
-    `records.tsv` is removed first and written last: where it is, the shards are its own and whole.
+    They take their places together when all are written, `records.tsv` last: where it is, the
+    shards are its own and whole. Old shards beyond `count` are removed.
     """
     table = folder / TABLE
-    table.unlink(missing_ok=True)
-    for old in folder.iterdir():
-        if SHARD_FILE.fullmatch(old.name) and int(old.stem) >= count:
-            old.unlink()
+    shards = [folder / f"{name}.fasta" for name in shard_names(count)]
     remove_leftovers(folder)
-    for name, numbers in zip(shard_names(count), deal(intake.lengths, count), strict=True):
-        with (
-            atomic_path(folder / f"{name}.fasta", sweep=False) as path,
-            open(path, "wb") as file,
-        ):
-            file.writelines(_entries(intake, numbers))
-    with atomic_path(table) as path, open(path, "wb") as file:
-        file.write(header_line().encode())
-        file.writelines(intake.lines())
+    with atomic_paths(*shards, table, sweep=False) as (*paths, told):
+        for path, numbers in zip(paths, deal(intake.lengths, count), strict=True):
+            with blaming(path), open(path, "wb") as file:
+                file.writelines(_entries(intake, numbers))
+        with blaming(told), open(told, "wb") as file:
+            file.write(header_line().encode())
+            file.writelines(intake.lines())
+        table.unlink(missing_ok=True)
+        for old in folder.iterdir():
+            if SHARD_FILE.fullmatch(old.name) and int(old.stem) >= count:
+                old.unlink()
 
 
 def _entries(intake: Intake, numbers: NDArray[np.int64]) -> Iterator[bytes]:
