@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import os
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from hypothesis import strategies as st
 from esm_pipeline.errors import InputError
 from esm_pipeline.samples import expanded_size, read_samples, require_usable, sample_name
 from esm_pipeline.settings import load_settings
+from tests.tasks.test_checkpoints import as_nobody
 
 
 def refusal(function, *arguments) -> str:
@@ -268,5 +270,10 @@ def test_inputs_that_cannot_be_read(tmp_path):
     assert ": a folder, not a file; name the FASTA" in refusal(expanded_size, str(tmp_path))
     os.mkfifo(tmp_path / "fifo")
     assert "fifo: not a regular file" in refusal(expanded_size, str(tmp_path / "fifo"))
+    with tempfile.TemporaryDirectory() as place:
+        os.chmod(place, 0)
+        with as_nobody():
+            told = refusal(expanded_size, f"{place}/in.fasta")
+    assert "in.fasta: cannot be read (Permission denied); check the path and its perm" in told
     too_long = refusal(expanded_size, "x" * 300)
     assert "cannot be read (File name too long); check the path and its permissions" in too_long

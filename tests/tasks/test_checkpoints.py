@@ -192,7 +192,7 @@ def test_pickled_code_is_refused_and_never_run(esm, rotary, tmp_path, name, zipp
 
 
 @contextmanager
-def as_nobody(folder: Path) -> Iterator[None]:
+def as_nobody() -> Iterator[None]:
     """Without the rights of root, who may read everything."""
     if os.geteuid():
         yield
@@ -213,7 +213,7 @@ def test_a_file_that_may_not_be_read(esm, rotary, name):
         (folder / name).chmod(0)
         folder.chmod(0o777)
         (folder / "model").chmod(0o755)
-        with as_nobody(folder):
+        with as_nobody():
             command = ("embed", "--model", folder / "model", folder / "in.fasta", folder / "o.h5")
             code, (line,) = esm(*command)
         assert code == 2
