@@ -68,3 +68,12 @@ def test_bad_settings_are_one_line(tmp_path, capsys):
     assert "--settings: not JSON" in first
     assert "unknown key 'fata'; did you mean 'fasta'?" in second
     assert list(tmp_path.iterdir()) == []
+
+
+def test_an_input_that_went_away_is_one_line(tmp_path, capsys):
+    settings = json.dumps({"fasta": str(tmp_path / "in.fasta"), "shards": 1})
+    out = tmp_path / "results" / "provenance.json"
+    assert main(["provenance", "--out", str(out), "--settings", settings]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert f"{tmp_path}/in.fasta: cannot be read any more (No such file or directory); put" in line
+    assert list(tmp_path.iterdir()) == []
