@@ -300,6 +300,16 @@ def values(name: str, content: object, kind: object = None) -> Callable[..., Non
     return replaced(name, lambda file, folder: np.array(content, kind))
 
 
+def lengths(content: list[int], kind: str) -> Callable[..., None]:
+    """Lengths, and offsets that follow from them."""
+
+    def change(file: h5py.File, folder: Path) -> None:
+        values("length", content, kind)(file, folder)
+        values("offset", np.cumsum([0, *content]), "<i8")(file, folder)
+
+    return change
+
+
 def per(value: object) -> Callable[..., None]:
     return lambda file, folder: file["mean/2"].attrs.__setitem__("per", value)
 
@@ -317,9 +327,10 @@ ELSEWHERE = {
     "link to itself": replaced("mean/2", lambda file, folder: h5py.SoftLink("/mean/2")),
 }
 ODD = {
-    "objects": replaced("mean/2", dataset((3, 16), h5py.string_dtype())),
+    "objects": values("mean/2", [["x"] * 16] * 3, h5py.string_dtype()),
     "references": replaced("mean/2", dataset((3, 16), h5py.ref_dtype)),
-    "bytes": replaced("mean/2", dataset((3, 16), "V4")),
+    "bytes": values("mean/2", np.zeros((3, 16)), "V4"),
+    "whole numbers": values("mean/2", np.zeros((3, 16)), "<i4"),
     "no values": replaced("mean/2", dataset((3, 10**12), "<f4", chunks=(1, 1024))),
     "few rows": values("mean/2", np.zeros((2, 16)), "<f4"),
     "no shape": values("mean/2", 1, "<f4"),
@@ -330,6 +341,8 @@ ODD = {
     "negative id": values("id", ["-1", "1", "2"], h5py.string_dtype()),
     "numbers for ids": values("id", [0, 1, 2]),
     "negative length": values("length", [-4, 3, 2], "<i4"),
+    "negative lengths that add up": lengths([-4, 3, 2], "<i4"),
+    "lengths of another kind": lengths([4, 3, 2], "<f8"),
     "large length": values("length", [2**31 - 1, 3, 2], "<i4"),
     "halves for lengths": values("length", [0.5, 3, 2]),
     "rows twice": values("row", [0, 1, 1], "<i8"),
@@ -338,6 +351,13 @@ ODD = {
     "a group for values": lambda file, folder: file.create_group("mean/a"),
     "a name that leads up": another("../../x"),
     "a name that is no UTF-8": another(b"mean/\xff"),
+}
+OTHER_WORDS = {
+    "large id": "Python int too large",
+    "path for an id": "invalid literal for int",
+    "negative id": "its rows are not those of its records.tsv",
+    "numbers for ids": "an HDF5 string datatype",
+    "a name that is no UTF-8": "not the result of a shard",
 }
 
 
@@ -364,6 +384,7 @@ def test_a_shard_that_no_task_wrote_is_refused(embedded: Path, case: str) -> Non
         code, said = gather(folder, shards=1)
         assert (code, said.count("\n")) == (2, 1), said
         assert f"{folder}/embed/00000.h5: " in said
+        assert OTHER_WORDS.get(case, "is not as a task writes it") in said
         assert not (folder / SAMPLE / "embeddings.h5").exists()
         assert not (folder / "embed" / "status.tsv").exists()
 
