@@ -92,6 +92,13 @@ def test_what_hdf5_reads_again_is_what_it_wrote(tmp_path, full_after):
     assert len(tried) == 1
 
 
+def test_a_size_that_cannot_be_is_told_at_the_end(tmp_path):
+    with disk.ForgivingFile(tmp_path / "a") as file:
+        file.truncate(-1)
+        with pytest.raises(OSError, match="Invalid argument"):
+            file.check()
+
+
 def test_a_full_disk_is_noticed_long_before_the_last_name(tmp_path, full_after):
     """So many names that HDF5 writes some, and reads them again, before it has all."""
     full_after(20)
