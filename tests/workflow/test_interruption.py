@@ -172,7 +172,7 @@ def embedded(tmp_path_factory, model) -> Path:
 
 def mend(folder: Path, line: str) -> None:
     """Do to the letter what a line says is to be done before the workflow is run again."""
-    named = re.fullmatch(r"esm-pipeline aggregate: ([^:]+): (.*)", line)
+    named = re.fullmatch(r"esm-pipeline aggregate: ([^:]+)(?::\d+)?: (.*)", line)
     remedy = re.search(r"; remove (\S+) and run the workflow again$", named[2])
     (folder / (named[1] if remedy[1] == "it" else remedy[1])).unlink()
 
