@@ -178,6 +178,18 @@ def test_every_program_is_given_the_words_meant(more, outdir, model, revision):
     assert [[renamed(word, {}) for word in program] for program in found] == expected
 
 
+def test_no_name_can_be_taken_for_an_option():
+    """A word that begins with a name stands behind `--`."""
+    plain, words = plain_run()
+    seen = 0
+    for program in words:
+        for place, word in enumerate(program):
+            if word.startswith(tuple(plain)):
+                assert "--" in program[:place], program
+                seen += 1
+    assert seen > len(plain)
+
+
 def test_words_that_are_not_quoted_would_be_seen():
     """The twin: bash takes apart, replaces or runs what is not quoted."""
     for name in ("a b", "a*", "$HOME", "a;say b", "`say b`", "~", "#x", "a\\b", "a|say b"):
