@@ -95,6 +95,8 @@ rule verdict:
         touch(f"{OUT}/.accepted"),
     log:
         f"{OUT}/logs/verdict.log",
+    conda:
+        "../../envs/esm.yaml"
     params:
         accepted=".*" if settings.on_failure == "keep" else "nothing failed",
     message:
