@@ -22,6 +22,8 @@ WHOLE_NUMBERS = {
 }
 """Settings that a model is built from, and the least of each."""
 
+PROBLEM_TYPES = ("regression", "single_label_classification", "multi_label_classification")
+
 POSITION_TYPES = ("absolute", "rotary")
 
 
@@ -33,6 +35,12 @@ class EsmConfig:
     """
 
     model_type = "esm"
+    architectures: list[str]
+    torch_dtype: str
+    """Class and precision of the model that was saved with it; set if it was."""
+    architectures: list[str]
+    torch_dtype: str
+    """Class and precision of the model that was saved with it; set if it was."""
 
     def __init__(
         self,
@@ -81,8 +89,24 @@ class EsmConfig:
         self.output_hidden_states: bool = kwargs.pop("output_hidden_states", False)
         self.return_dict: bool = kwargs.pop("return_dict", True)
         self.tie_word_embeddings: bool = kwargs.pop("tie_word_embeddings", True)
+        self.problem_type: str | None = kwargs.pop("problem_type", None)
+        self.id2label, self.label2id = read_labels(
+            kwargs.pop("id2label", None),
+            kwargs.pop("label2id", None),
+            kwargs.pop("num_labels", None),
+        )
         for name, value in kwargs.items():
             setattr(self, name, value)
+
+    @property
+    def num_labels(self) -> int:
+        """Number of classes, labels or values a classifier predicts."""
+        return len(self.id2label)
+
+    @num_labels.setter
+    def num_labels(self, count: int) -> None:
+        if count != self.num_labels:
+            self.id2label, self.label2id = read_labels(None, None, count)
 
     def require_supported(self) -> None:
         """Raise WeightsError, naming the setting, if no model here can be built from this."""
@@ -110,6 +134,13 @@ class EsmConfig:
                 f"config: position_embedding_type '{self.position_embedding_type}' is not one of "
                 f"{', '.join(POSITION_TYPES)}"
             )
+        if not self.id2label:
+            raise WeightsError("config: num_labels is 0; a classifier needs at least one")
+        if self.problem_type not in (None, *PROBLEM_TYPES):
+            raise WeightsError(
+                f"config: problem_type '{self.problem_type}' is not one of "
+                f"{', '.join(PROBLEM_TYPES)}"
+            )
         if self.is_decoder:
             raise WeightsError("config: is_decoder is set; only encoders can be built")
 
@@ -126,8 +157,18 @@ class EsmConfig:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any], **overrides: Any) -> EsmConfig:
-        """The config of a parsed `config.json`. Raises WeightsError if it is of another family."""
-        merged = {**copy.deepcopy(values), **overrides}
+        """The config of a parsed `config.json`, with `overrides` in place of what it says.
+
+        Another `num_labels` replaces the names of the labels. Raises WeightsError if it is of
+        another family, and for values that cannot be.
+        """
+        stale: tuple[str, ...] = ()
+        if "id2label" in overrides:
+            stale = ("label2id", "num_labels")
+        elif overrides.get("num_labels") not in (None, len(values.get("id2label") or ())):
+            stale = ("id2label", "label2id")
+        kept = {name: value for name, value in values.items() if name not in stale}
+        merged = {**copy.deepcopy(kept), **overrides}
         model_type = merged.pop("model_type", cls.model_type)
         if model_type != cls.model_type:
             raise WeightsError(
@@ -166,9 +207,12 @@ class EsmConfig:
             raise WeightsError(f"{path}: {error}") from None
 
     def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
-        """Write `config.json` into `folder`."""
+        """Write `config.json` into `folder`; names of labels only where they say anything."""
+        values = self.to_dict()
+        if (self.id2label, self.label2id) == read_labels(None, None, None):
+            del values["id2label"], values["label2id"]
         with atomic_path(Path(folder) / CONFIG_FILE) as path:
-            path.write_text(json.dumps(self.to_dict(), indent=2, sort_keys=True) + "\n")
+            path.write_text(json.dumps(values, indent=2, sort_keys=True) + "\n")
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, EsmConfig) and self.to_dict() == other.to_dict()
@@ -178,3 +222,31 @@ class EsmConfig:
 
     def __repr__(self) -> str:
         return f"EsmConfig {json.dumps(self.to_dict(), indent=2, sort_keys=True)}"
+
+
+def read_labels(
+    names: Any, numbers: Any, count: int | None
+) -> tuple[dict[int, str], dict[str, int]]:
+    """`id2label` and `label2id` from what of them, and of `num_labels`, is given; two by default.
+
+    Numbers may be text, as JSON has them. Raises WeightsError for what is no mapping, and for
+    names of another number than `count`.
+    """
+    if names is None:
+        if type(count) is not int and count is not None:
+            raise WeightsError(f"config: num_labels is {count!r}; it should be a whole number")
+        names = {number: f"LABEL_{number}" for number in range(2 if count is None else count)}
+        numbers = None
+    elif count is not None and len(names) != count:
+        raise WeightsError(
+            f"config: num_labels is {count}, but id2label names {len(names)}; leave out one"
+        )
+    try:
+        id2label = {int(number): name for number, name in names.items()}
+        label2id = {name: number for number, name in id2label.items()}
+        return id2label, label2id if numbers is None else dict(numbers.items())
+    except (AttributeError, TypeError, ValueError):
+        raise WeightsError(
+            "config: id2label should map numbers to names and label2id names to numbers; they are "
+            f"{names!r} and {numbers!r}"
+        ) from None

@@ -6,11 +6,13 @@ Peers: fair-esm esm2.py and esm1.py (ESM-1b), transformers modeling_esm.py.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from functools import partial
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from esm_pipeline.errors import CapacityError
 from esm_pipeline.model.attention import attend, attend_with_maps
@@ -154,6 +156,7 @@ class EsmEncoder(nn.Module):
         self.head_width = config.hidden_size // config.num_attention_heads
         self.layer = nn.ModuleList(EsmLayer(config) for _ in range(config.num_hidden_layers))
         self.emb_layer_norm_after = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.checkpointing: dict[str, Any] | None = None  # see gradient_checkpointing_enable
 
     def steps(
         self,
@@ -173,5 +176,7 @@ class EsmEncoder(nn.Module):
         yield Step(0, x if last else self.emb_layer_norm_after(x), None)
         for number, layer in enumerate(self.layer, start=1):
             head_mask = None if head_masks is None else head_masks[number - 1]
+            if self.checkpointing is not None and self.training:
+                layer = partial(checkpoint, layer, **self.checkpointing)  # type: ignore[assignment]
             x, maps = layer(x, layout, tables, with_maps, head_mask)
             yield Step(number, self.emb_layer_norm_after(x) if number == last else x, maps)

@@ -53,8 +53,8 @@ class EsmPooler(nn.Module):
         self.dense = nn.Linear(config.hidden_size, config.hidden_size)
 
     def forward(self, hidden: Tensor) -> Tensor:
-        """(B, L, D) → (B, D)."""
-        return torch.tanh(self.dense(hidden[:, 0]))
+        """States of first tokens (B, D), or padded states (B, L, D) → (B, D)."""
+        return torch.tanh(self.dense(hidden if hidden.ndim == 2 else hidden[:, 0]))
 
 
 class EsmModel(EsmPreTrainedModel):
@@ -67,14 +67,6 @@ class EsmModel(EsmPreTrainedModel):
         self.pooler = EsmPooler(config) if add_pooling_layer else None
         self.contact_head = EsmContactPredictionHead(config)
         self.post_init()
-
-    def get_input_embeddings(self) -> nn.Embedding:
-        """The token embedding, (V, D)."""
-        return self.embeddings.word_embeddings
-
-    def set_input_embeddings(self, value: nn.Embedding) -> None:
-        """Put another token embedding in its place."""
-        self.embeddings.word_embeddings = value
 
     @property
     def max_residues(self) -> int | None:
@@ -109,9 +101,10 @@ class EsmModel(EsmPreTrainedModel):
             output_hidden_states=output_hidden_states,
         )
         last = encoded.layout.unpack(encoded.x, encoded.width)
+        first = encoded.layout.first(encoded.x)
         output = EncoderOutput(
             last_hidden_state=last,
-            pooler_output=None if self.pooler is None else self.pooler(last),
+            pooler_output=None if self.pooler is None else self.pooler(first),
             hidden_states=encoded.hidden,
             attentions=encoded.attentions,
         )

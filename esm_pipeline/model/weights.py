@@ -11,7 +11,7 @@ import pickle
 import re
 import warnings
 import zipfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Set
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -39,6 +39,9 @@ LAYER_NAMES = {
     "down": ("output.dense",),
 }
 """Modules of a layer here, and in the reference; several are stacked. All other names agree."""
+
+Misfit = tuple[str, tuple[int, ...], tuple[int, ...]]
+"""A key, the shape it has, and the shape asked for."""
 
 HEADS = ("lm_head.", "classifier.", "pooler.")
 """Heads that a checkpoint may have and the class being loaded may lack."""
@@ -137,16 +140,20 @@ def load_weights(
     checkpoint: Checkpoint,
     dtype: torch.dtype | None,
     device: torch.device | str,
-) -> dict[str, list[str]]:
+    *,
+    ignore_mismatched_sizes: bool = False,
+) -> dict[str, list[Any]]:
     """Fill `model`, built on the meta device, from `checkpoint`, strictly.
 
-    Returns `missing_keys` (initialised anew) and `unexpected_keys` (of heads the class lacks).
-    Raises WeightsError for any other difference, naming it.
+    Returns `missing_keys` and `mismatched_keys` (both initialised anew; the latter with the shapes
+    found and wanted) and `unexpected_keys` (of heads the class lacks). Raises WeightsError for any
+    other difference, naming it.
     """
     tensors = TensorFiles(checkpoint.weight_files)
     keys = match_prefix(model, tensors)
     state: dict[str, Tensor] = {}
     missing: list[str] = []
+    mismatched: list[Misfit] = []
     for name, parameter in model.named_parameters():
         wanted = reference_keys(name)
         absent = [key for key in wanted if key not in keys]
@@ -159,26 +166,45 @@ def load_weights(
                 "needs it"
             )
         parts = [tensors[keys.pop(key)] for key in wanted]
+        wrong = misfits(parts, parameter, name) if ignore_mismatched_sizes else []
+        if wrong:
+            mismatched += wrong
+            continue
         state[name] = fit(parts, parameter, name, checkpoint, dtype, device)
     unexpected = surplus(model, keys, checkpoint)
-    precision = dtype or next(iter(state.values())).dtype
-    for module_name, module in model.named_modules():
-        if f"{module_name}.".startswith(FRESH) and any(p.is_meta for p in module.parameters(False)):
-            module.to_empty(device=device, recurse=False).to(precision)
-            initialise(module, model.config.initializer_range)
+    for module in fresh_modules(model, state.keys()):
+        module.to_empty(device=device, recurse=False).to(dtype or next(iter(state.values())).dtype)
+        for own in module.parameters(recurse=False):
+            nn.init.zeros_(own)
+        initialise(module, model.config.initializer_range)
     model.load_state_dict(state, strict=False, assign=True)
-    if missing:
+    model.tie_weights()
+    causes = [f"no weights for {', '.join(sorted(missing))}"] if missing else []
+    causes += [f"'{key}' has shape {found}, not {asked}" for key, found, asked in mismatched]
+    if causes:
         warnings.warn(
-            f"{checkpoint.name}: no weights for {', '.join(sorted(missing))}; "
-            "initialised at random, train before use",
+            f"{checkpoint.name}: {'; '.join(causes)}; initialised at random, train before use",
             stacklevel=3,
         )
-    return {"missing_keys": missing, "unexpected_keys": unexpected}
+    return {
+        "missing_keys": missing,
+        "unexpected_keys": unexpected,
+        "mismatched_keys": mismatched,
+    }
+
+
+def fresh_modules(model: nn.Module, loaded: Set[str]) -> list[nn.Module]:
+    """The modules of which a parameter, that no other module has, is not loaded."""
+    names = [name for name, _ in model.named_parameters() if name not in loaded]
+    places = dict.fromkeys(name.rpartition(".")[0] for name in names)
+    return [model.get_submodule(place) for place in places]
 
 
 def initialise(module: nn.Module, spread: float) -> None:
     """Random weights for one module: normal of deviation `spread`; padding and biases zero."""
-    if isinstance(module, nn.Linear):
+    if isinstance(module, nn.LayerNorm):
+        module.reset_parameters()
+    elif isinstance(module, nn.Linear):
         nn.init.normal_(module.weight, std=spread)
         if module.bias is not None:
             nn.init.zeros_(module.bias)
@@ -208,6 +234,13 @@ def match_prefix(model: nn.Module, tensors: Mapping[str, Tensor]) -> dict[str, s
     return keys
 
 
+def misfits(parts: list[Tensor], parameter: Tensor, name: str) -> list[Misfit]:
+    """The keys, with the shapes found and asked for, of parts that do not fill `parameter`."""
+    asked = (parameter.shape[0] // len(parts), *parameter.shape[1:])
+    shapes = zip(reference_keys(name), (tuple(part.shape) for part in parts), strict=True)
+    return [(key, found, asked) for key, found in shapes if found != asked]
+
+
 def fit(
     parts: list[Tensor],
     parameter: Tensor,
@@ -221,10 +254,12 @@ def fit(
     expected = (shape[0] // len(parts), *shape[1:])
     for key, part in zip(reference_keys(name), parts, strict=True):
         if tuple(part.shape) != expected or not part.is_floating_point():
+            remedy = "weights and config.json do not belong together"
+            if name.startswith(FRESH):
+                remedy = "leave num_labels out, or start it anew with ignore_mismatched_sizes=True"
             raise WeightsError(
                 f"{checkpoint.name}: '{key}' is {part.dtype} of shape {tuple(part.shape)}, the "
-                f"config asks for numbers of shape {expected}; weights and config.json do not "
-                "belong together"
+                f"config asks for numbers of shape {expected}; {remedy}"
             )
     whole = torch.empty(shape, dtype=dtype or parts[0].dtype, device=device)
     start = 0
@@ -255,7 +290,11 @@ def surplus(model: nn.Module, keys: Mapping[str, str], checkpoint: Checkpoint) -
 def reference_state(model: EsmPreTrainedModel) -> dict[str, Tensor]:
     """The model's weights under the reference's keys, with the tables its loaders look for."""
     state = reference_tables(model)
+    tied = {name for name, _ in model.named_parameters(remove_duplicate=False)}
+    tied -= {name for name, _ in model.named_parameters()}
     for name, tensor in model.state_dict().items():
+        if name in tied:
+            continue
         keys = reference_keys(name)
         for key, part in zip(keys, tensor.chunk(len(keys)), strict=True):
             state[key] = part.contiguous()
