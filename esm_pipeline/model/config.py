@@ -38,9 +38,6 @@ class EsmConfig:
     architectures: list[str]
     torch_dtype: str
     """Class and precision of the model that was saved with it; set if it was."""
-    architectures: list[str]
-    torch_dtype: str
-    """Class and precision of the model that was saved with it; set if it was."""
 
     def __init__(
         self,
