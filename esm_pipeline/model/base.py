@@ -8,6 +8,7 @@ from __future__ import annotations
 import difflib
 import inspect
 import os
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -17,6 +18,7 @@ from torch import nn
 from esm_pipeline.errors import InputError, WeightsError
 from esm_pipeline.model.config import EsmConfig
 from esm_pipeline.model.hub import CONFIG_FILE, HUB_OPTIONS, resolve_checkpoint
+from esm_pipeline.model.pruning import impossible, prune_layer, union
 from esm_pipeline.model.vocabulary import resized_rows, target_count
 from esm_pipeline.model.weights import initialise, load_weights, save_weights
 
@@ -101,6 +103,24 @@ class EsmPreTrainedModel(nn.Module):
 
     def resize_output(self, count: int) -> None:
         """Give a head that predicts tokens `count` of them."""
+
+    def prune_heads(self, heads_to_prune: Mapping[int, Iterable[int]]) -> None:
+        """Cut heads out of layers for good: layer, from 0, to numbers of its heads.
+
+        A head keeps its number when others go. The states are those of a head mask with zeros
+        there; `config.pruned_heads` tells it to whoever loads the saved model. Optimizers should be
+        made afterwards. Raises InputError for heads that the model lacks, and for what
+        `optimize_for_inference` made.
+        """
+        pruned = union(self.config.pruned_heads, heads_to_prune)
+        wrong = impossible(pruned, self.config)
+        if wrong:
+            raise InputError(f"prune_heads: {wrong}")
+        if self.optimized:
+            raise InputError("prune_heads: a model optimized for inference stays as it is")
+        for number in heads_to_prune:
+            prune_layer(self.base_model.encoder.layers[number], pruned[number])
+        self.config.pruned_heads = pruned
 
     def gradient_checkpointing_enable(
         self, gradient_checkpointing_kwargs: dict[str, Any] | None = None

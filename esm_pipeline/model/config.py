@@ -11,6 +11,7 @@ from typing import Any
 from esm_pipeline.errors import WeightsError
 from esm_pipeline.files import atomic_path
 from esm_pipeline.model.hub import CONFIG_FILE, HUB_OPTIONS, resolve_file
+from esm_pipeline.model.pruning import impossible, read_pruned
 
 WHOLE_NUMBERS = {
     "vocab_size": 1,
@@ -24,14 +25,14 @@ WHOLE_NUMBERS = {
 
 PROBLEM_TYPES = ("regression", "single_label_classification", "multi_label_classification")
 
-POSITION_TYPES = ("absolute", "rotary")
+POSITION_TYPES = ("absolute", "rotary", "relative_key", "relative_key_query")
 
 
 class EsmConfig:
     """What a checkpoint's `config.json` says; unknown keys are kept and written back.
 
-    Arguments and defaults are the reference's. Here the position embeddings `absolute` (ESM-1b,
-    ESM-1v) and `rotary` (ESM-2) exist; a decoder does not.
+    Arguments and defaults are the reference's. Positions are `absolute` (ESM-1b, ESM-1v), `rotary`
+    (ESM-2), `relative_key` or `relative_key_query`.
     """
 
     model_type = "esm"
@@ -82,6 +83,8 @@ class EsmConfig:
         self.esmfold_config = esmfold_config
         self.vocab_list = vocab_list
         self.is_decoder: bool = kwargs.pop("is_decoder", False)
+        self.add_cross_attention: bool = kwargs.pop("add_cross_attention", False)
+        self.pruned_heads = read_pruned(kwargs.pop("pruned_heads", None))
         self.output_attentions: bool = kwargs.pop("output_attentions", False)
         self.output_hidden_states: bool = kwargs.pop("output_hidden_states", False)
         self.return_dict: bool = kwargs.pop("return_dict", True)
@@ -138,15 +141,21 @@ class EsmConfig:
                 f"config: problem_type '{self.problem_type}' is not one of "
                 f"{', '.join(PROBLEM_TYPES)}"
             )
-        if self.is_decoder:
-            raise WeightsError("config: is_decoder is set; only encoders can be built")
+        if self.add_cross_attention and not self.is_decoder:
+            raise WeightsError(
+                "config: add_cross_attention is set; set is_decoder as well, or leave both out"
+            )
+        wrong = impossible(self.pruned_heads, self)
+        if wrong:
+            raise WeightsError(f"config: pruned_heads: {wrong}")
 
     @property
     def max_residues(self) -> int | None:
         """Most residues between BOS and EOS that the position table holds; None without a table."""
-        if self.position_embedding_type != "absolute" or self.pad_token_id is None:
+        if self.position_embedding_type == "rotary" or self.pad_token_id is None:
             return None
-        return self.max_position_embeddings - self.pad_token_id - 3
+        counted_from = self.pad_token_id + 1 if self.position_embedding_type == "absolute" else 0
+        return self.max_position_embeddings - counted_from - 2
 
     def to_dict(self) -> dict[str, Any]:
         """All settings, as `config.json` holds them."""

@@ -61,6 +61,8 @@ class EsmForMaskedLM(EsmPreTrainedModel):
         position_ids: Tensor | None = None,
         head_mask: Tensor | None = None,
         inputs_embeds: Tensor | None = None,
+        encoder_hidden_states: Tensor | None = None,
+        encoder_attention_mask: Tensor | None = None,
         labels: Tensor | None = None,
         output_attentions: bool | None = None,
         output_hidden_states: bool | None = None,
@@ -77,6 +79,8 @@ class EsmForMaskedLM(EsmPreTrainedModel):
             position_ids=position_ids,
             head_mask=head_mask,
             inputs_embeds=inputs_embeds,
+            encoder_hidden_states=encoder_hidden_states,
+            encoder_attention_mask=encoder_attention_mask,
             output_attentions=output_attentions,
             output_hidden_states=output_hidden_states,
         )
@@ -85,7 +89,9 @@ class EsmForMaskedLM(EsmPreTrainedModel):
         loss = None if labels is None else token_loss(logits, labels, layout, width)
         padded = layout.unpack(logits, width)
         output = MaskedLMOutput(loss, padded, encoded.hidden, encoded.attentions)
-        return output if self.esm.chosen(return_dict, "return_dict") else output.to_tuple()
+        return (
+            output if self.esm.chosen(return_dict, "return_dict") else encoded.behind(loss, padded)
+        )
 
     def logits(self, hidden: Tensor) -> Tensor:
         """(…, D) last states → (…, V)."""
@@ -197,7 +203,9 @@ class EsmForSequenceClassification(EsmPreTrainedModel):
         logits = self.logits(encoded.x, encoded.layout)
         loss = None if labels is None else sequence_loss(logits, labels, self.config)
         output = SequenceClassifierOutput(loss, logits, encoded.hidden, encoded.attentions)
-        return output if self.esm.chosen(return_dict, "return_dict") else output.to_tuple()
+        return (
+            output if self.esm.chosen(return_dict, "return_dict") else encoded.behind(loss, logits)
+        )
 
     def logits(self, hidden: Tensor, layout: PackedLayout) -> Tensor:
         """(T, D) last states → (B, num_labels)."""
@@ -251,7 +259,9 @@ class EsmForTokenClassification(EsmPreTrainedModel):
         loss = None if labels is None else token_loss(logits, labels, layout, width)
         padded = layout.unpack(logits, width)
         output = TokenClassifierOutput(loss, padded, encoded.hidden, encoded.attentions)
-        return output if self.esm.chosen(return_dict, "return_dict") else output.to_tuple()
+        return (
+            output if self.esm.chosen(return_dict, "return_dict") else encoded.behind(loss, padded)
+        )
 
     def logits(self, hidden: Tensor) -> Tensor:
         """(…, D) last states → (…, num_labels)."""

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from esm_pipeline.errors import InputError
 from esm_pipeline.model.base import EsmPreTrainedModel
-from esm_pipeline.model.encoder import EsmLayer
+from esm_pipeline.model.layer import EsmLayer
 
 M = TypeVar("M", bound=EsmPreTrainedModel)
 T = TypeVar("T", bound=nn.Module)

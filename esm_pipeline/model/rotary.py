@@ -11,6 +11,9 @@ from torch import Tensor
 
 BASE = 10_000.0
 
+Tables = tuple[Tensor, Tensor]
+"""Cosine and sine, (T, 1, K / 2) each."""
+
 
 def rotary_frequencies(width: int, device: torch.device | str = "cpu") -> Tensor:
     """(K / 2,) radians a position; float32 even for a float64 model: the peers' rounding."""
@@ -18,7 +21,7 @@ def rotary_frequencies(width: int, device: torch.device | str = "cpu") -> Tensor
     return 1.0 / BASE**exponents
 
 
-def rotary_tables(positions: Tensor, width: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+def rotary_tables(positions: Tensor, width: int, dtype: torch.dtype) -> Tables:
     """Cosine and sine, (T, 1, K / 2) each, for `positions` (T,) and head width K.
 
     In float64 for a float64 model, else in float32.
@@ -29,8 +32,8 @@ def rotary_tables(positions: Tensor, width: int, dtype: torch.dtype) -> tuple[Te
     return angles.cos().unsqueeze(1), angles.sin().unsqueeze(1)
 
 
-def rotate(x: Tensor, tables: tuple[Tensor, Tensor]) -> Tensor:
-    """Turn each pair (i, i + K/2) of `x` (T, H, K) by its token's angles."""
+def rotate(x: Tensor, tables: Tables) -> Tensor:
+    """Turn each pair (i, i + K/2) of `x` (…, T, H, K) by its token's angles."""
     cos, sin = tables
     first, second = x.to(cos.dtype).chunk(2, dim=-1)
     turned = torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)

@@ -12,6 +12,7 @@ import re
 import warnings
 import zipfile
 from collections.abc import Iterable, Iterator, Mapping, Set
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,11 +30,16 @@ if TYPE_CHECKING:
     from esm_pipeline.model.base import EsmPreTrainedModel
 
 BASE_PREFIX = "esm."
-LAYER = re.compile(r"(.*encoder\.layer\.\d+)\.(\w+)\.(weight|bias)")
+LAYER = re.compile(r"(.*encoder\.layer\.\d+)\.([\w.]+)\.(weight|bias)")
 LAYER_NAMES = {
     "attention_norm": ("attention.LayerNorm",),
     "qkv": ("attention.self.query", "attention.self.key", "attention.self.value"),
+    "distances": ("attention.self.distance_embedding",),
     "attention_out": ("attention.output.dense",),
+    "cross.norm": ("crossattention.LayerNorm",),
+    "cross.query": ("crossattention.self.query",),
+    "cross.kv": ("crossattention.self.key", "crossattention.self.value"),
+    "cross.out": ("crossattention.output.dense",),
     "feed_norm": ("LayerNorm",),
     "up": ("intermediate.dense",),
     "down": ("output.dense",),
@@ -49,8 +55,9 @@ HEADS = ("lm_head.", "classifier.", "pooler.")
 FRESH = ("pooler.", "classifier.")
 """Heads that may be missing from a checkpoint: they are initialised, with a warning."""
 
-IGNORED = re.compile(r".*(position_ids|inv_freq)")
-"""Tables that checkpoints carry and every model makes itself."""
+CROSS_DISTANCES = "crossattention.self.distance_embedding.weight"
+IGNORED = re.compile(rf".*(position_ids|inv_freq|{re.escape(CROSS_DISTANCES)})")
+"""Tables that checkpoints carry, and every model makes itself or has no use for."""
 
 POSITIONS = "embeddings.position_embeddings.weight"
 
@@ -163,7 +170,7 @@ def load_weights(
         if absent:
             raise WeightsError(
                 f"{checkpoint.name}: no '{absent[0]}' among its weights; {type(model).__name__} "
-                "needs it"
+                f"needs it{other_class(model)}"
             )
         parts = [tensors[keys.pop(key)] for key in wanted]
         wrong = misfits(parts, parameter, name) if ignore_mismatched_sizes else []
@@ -281,10 +288,19 @@ def surplus(model: nn.Module, keys: Mapping[str, str], checkpoint: Checkpoint) -
         if not bare.startswith(HEADS) or (key.startswith(own) and not key.startswith(BASE_PREFIX)):
             raise WeightsError(
                 f"{checkpoint.name}: '{key}' among its weights is not part of "
-                f"{type(model).__name__}; is config.json the one it was saved with?"
+                f"{type(model).__name__}"
+                f"{other_class(model) or '; is config.json the one it was saved with?'}"
             )
         heads.append(key)
     return heads
+
+
+def other_class(model: EsmPreTrainedModel) -> str:
+    """Where the config tells another class than `model` is of: which one to load it with."""
+    told = getattr(model.config, "architectures", None)
+    if not isinstance(told, list) or not told or type(model).__name__ in told:
+        return ""
+    return f"; it was saved from {told[0]}: load it with that class"
 
 
 def reference_state(model: EsmPreTrainedModel) -> dict[str, Tensor]:
@@ -302,20 +318,28 @@ def reference_state(model: EsmPreTrainedModel) -> dict[str, Tensor]:
 
 
 def reference_tables(model: EsmPreTrainedModel) -> dict[str, Tensor]:
-    """What the reference keeps in a rotary model's checkpoint without learning or needing it.
+    """What the reference keeps in a checkpoint without learning or needing it.
 
-    Without these, transformers 4 and 5 report missing keys.
+    Position tables of models that have other positions, the frequencies of rotary ones, distances
+    in cross attention. Without these, transformers 4 and 5 report missing keys.
     """
     config = model.config
-    if config.position_embedding_type != "rotary":
+    if config.position_embedding_type == "absolute":
         return {}
     prefix = BASE_PREFIX if hasattr(model, "esm") else ""
-    frequencies = rotary_frequencies(config.hidden_size // config.num_attention_heads)
-    shape = (config.max_position_embeddings, config.hidden_size)
-    tables = {f"{prefix}{POSITIONS}": torch.zeros(shape, dtype=model.dtype)}
-    for layer in range(config.num_hidden_layers):
-        place = f"{prefix}encoder.layer.{layer}.attention.self.rotary_embeddings"
-        tables[f"{place}.inv_freq"] = frequencies.clone()
+    most = config.max_position_embeddings
+    head_width = config.hidden_size // config.num_attention_heads
+    zeros = partial(torch.zeros, dtype=model.dtype)
+    tables = {f"{prefix}{POSITIONS}": zeros(most, config.hidden_size)}
+    for number in range(config.num_hidden_layers):
+        layer = f"{prefix}encoder.layer.{number}"
+        attentions = ["attention", *["crossattention"] * config.add_cross_attention]
+        if config.position_embedding_type == "rotary":
+            for name in attentions:
+                key = f"{layer}.{name}.self.rotary_embeddings.inv_freq"
+                tables[key] = rotary_frequencies(head_width)
+        elif config.add_cross_attention:
+            tables[f"{layer}.{CROSS_DISTANCES}"] = zeros(2 * most - 1, head_width)
     return tables
 
 
