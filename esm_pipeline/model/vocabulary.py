@@ -23,11 +23,12 @@ def resized_rows(old: Tensor, count: int, spread: float) -> nn.Parameter:
 def target_count(count: int | None, multiple: int | None, config: EsmConfig) -> int:
     """How many tokens there should be. Raises InputError if the special ones would not fit."""
     wanted = config.vocab_size if count is None else count
-    for name, value in (("new_num_tokens", wanted), ("pad_to_multiple_of", multiple or 1)):
+    step = 1 if multiple is None else multiple
+    for name, value in (("new_num_tokens", wanted), ("pad_to_multiple_of", step)):
         if type(value) is not int or value < 1:
             raise InputError(f"{name} is {value!r}; give a whole number")
     assert wanted is not None, "a model has a vocabulary"
-    wanted += -wanted % (multiple or 1)
+    wanted += -wanted % step
     for name in ("pad_token_id", "mask_token_id"):
         place = getattr(config, name)
         if place is not None and place >= wanted:
