@@ -128,10 +128,11 @@ class EsmPreTrainedModel(nn.Module):
         """In training, keep what enters each layer alone and compute the rest again backwards.
 
         Less memory for a third more time; gradients are the same. The keywords are those of
-        `torch.utils.checkpoint.checkpoint`; without them `use_reentrant` is False.
+        `torch.utils.checkpoint.checkpoint`, but `use_reentrant`, which would lose the gradients
+        above frozen embeddings, is always False.
         """
         keywords = gradient_checkpointing_kwargs or {}
-        self.base_model.encoder.checkpointing = {"use_reentrant": False, **keywords}
+        self.base_model.encoder.checkpointing = {**keywords, "use_reentrant": False}
 
     def gradient_checkpointing_disable(self) -> None:
         """Keep all that gradients need, as at first."""

@@ -8,7 +8,6 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from esm_pipeline.model.attention import attend, attend_explicitly
@@ -49,8 +48,8 @@ class EsmLayer(nn.Module):
         width, eps = config.hidden_size, config.layer_norm_eps
         self.heads = list(range(config.num_attention_heads))
         self.head_width = width // config.num_attention_heads
-        self.attention_dropout = config.attention_probs_dropout_prob
-        self.hidden_dropout = config.hidden_dropout_prob
+        self.attention_dropout = nn.Dropout(config.attention_probs_dropout_prob)
+        self.hidden_dropout = nn.Dropout(config.hidden_dropout_prob)
         self.attention_norm = nn.LayerNorm(width, eps=eps)
         self.qkv = nn.Linear(width, 3 * width)
         self.distances = distance_embedding(config)
@@ -109,9 +108,10 @@ class EsmLayer(nn.Module):
 
     def add(self, x: Tensor, branch: Tensor) -> Tensor:
         """`x` with a branch added, after dropout in training."""
-        return x + F.dropout(branch, self.hidden_dropout, training=self.training)
+        dropped: Tensor = self.hidden_dropout(branch)
+        return x + dropped
 
     @property
     def dropout(self) -> float:
         """Probability with which attention drops a weight; zero outside of training."""
-        return self.attention_dropout if self.training else 0.0
+        return self.attention_dropout.p if self.attention_dropout.training else 0.0

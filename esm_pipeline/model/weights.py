@@ -276,7 +276,9 @@ def fit(
     return whole
 
 
-def surplus(model: nn.Module, keys: Mapping[str, str], checkpoint: Checkpoint) -> list[str]:
+def surplus(
+    model: EsmPreTrainedModel, keys: Mapping[str, str], checkpoint: Checkpoint
+) -> list[str]:
     """Keys left over that belong to heads the class lacks. Raises WeightsError for others."""
     own = tuple(f"{name}." for name, _ in model.named_children())
     heads = []

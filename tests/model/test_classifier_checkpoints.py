@@ -70,7 +70,6 @@ def test_labels_as_the_reference_has_them(case: str, tmp_path: Path) -> None:
         for name in ("id2label", "label2id", "num_labels", "problem_type"):
             assert getattr(config, name) == getattr(theirs, name), name
     text = json.loads((tmp_path / "ours" / "config.json").read_text())
-    assert set(text.get("id2label", {"0": ""})) == {str(key) for key in text.get("id2label", {0: 0})}
     assert ("id2label" in text) == (ours.num_labels != 2 or case == "names as JSON has them")
 
 

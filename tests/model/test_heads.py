@@ -11,27 +11,21 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-import transformers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-import esm_pipeline
 from esm_pipeline import (
     EsmConfig,
-    EsmForMaskedLM,
     EsmForSequenceClassification,
-    EsmForTokenClassification,
     EsmModel,
 )
-from esm_pipeline.errors import InputError, WeightsError
-from esm_pipeline.model import PackedLayout, heads, losses
+from esm_pipeline.errors import InputError
+from esm_pipeline.model import PackedLayout, losses
 from tests.oracles.classifiers import (
     HEADS,
-    LABELS,
     PROBLEMS,
     Mistake,
-    copy_weights,
     gradient_difference,
     labelled,
     twins_of,
@@ -111,9 +105,7 @@ def test_any_configuration(
     name, problem = case
     classes = max(model["num_labels"], 1 if problem == "regression" else 2)
     peer, ours = twins_of(name, seed, **{**model, "problem_type": problem, "num_labels": classes})
-    inputs = labelled(
-        name, lengths, problem=problem, classes=classes, masked=masked, seed=seed
-    )
+    inputs = labelled(name, lengths, problem=problem, classes=classes, masked=masked, seed=seed)
     assert max(differences(peer, ours, inputs).values()) <= 1e-5
     assert gradient_difference(peer, ours, **inputs) <= 1e-5
 

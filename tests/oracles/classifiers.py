@@ -1,4 +1,4 @@
-"""Models with heads beside transformers': the same weights, losses, gradients and dropout places."""
+"""Models with heads beside transformers': the same weights, gradients and dropout places."""
 
 from __future__ import annotations
 
