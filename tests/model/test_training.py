@@ -30,10 +30,9 @@ from tests.oracles.classifiers import (
     gradient_difference,
     gradients,
     labelled,
-    shade,
     twins_of,
-    visible_dropout,
 )
+from tests.oracles.dropout import shade, visible_dropout
 from tests.oracles.peers import ESM2, KINDS, MASK, SMALL, TOLERANCE, batch, max_abs
 
 LENGTHS = [[12, 5, 12, 30], [7, 7], [1, 40]]

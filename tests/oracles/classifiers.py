@@ -1,15 +1,12 @@
-"""Models with heads beside transformers': the same weights, gradients and dropout places."""
+"""Models with heads beside transformers': the same weights, their losses and gradients."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
 import torch
-import torch.nn.functional as F
 import transformers
 from torch import Tensor, nn
 
@@ -94,49 +91,6 @@ def gradient_difference(peer: nn.Module, ours: nn.Module, **inputs: Tensor) -> f
         for name, own in keys.items()
         for key, part in zip(own, found[name].chunk(len(own)), strict=True)
     )
-
-
-def shade(x: Tensor, p: float) -> Tensor:
-    """What dropout with probability `p` is replaced by: each column scaled in its own way.
-
-    It depends on the column and on `p` alone, so that packed and padded rows get the same.
-    """
-    columns = torch.arange(x.shape[-1], dtype=x.dtype, device=x.device)
-    return x * (1 + p * torch.cos(columns + 1))
-
-
-@contextmanager
-def visible_dropout() -> Iterator[list[float]]:
-    """Replace dropout, that of attention too, by `shade`; yields the probabilities as they come.
-
-    Two models then agree only if they have the same dropout in the same places.
-    """
-    seen: list[float] = []
-
-    def dropout(x: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> Tensor:
-        if not training or p == 0:
-            return x
-        seen.append(p)
-        return shade(x, p)
-
-    def attention(
-        q: Tensor,
-        k: Tensor,
-        v: Tensor,
-        attn_mask: Tensor | None = None,
-        dropout_p: float = 0.0,
-        is_causal: bool = False,
-        scale: float | None = None,
-    ) -> Tensor:
-        assert attn_mask is None, "the packed path needs no mask"
-        assert not is_causal
-        scores = q @ k.transpose(-1, -2) * (scale or 1 / math.sqrt(q.shape[-1]))
-        return dropout(scores.softmax(-1), dropout_p) @ v
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(F, "dropout", dropout)
-        patch.setattr(F, "scaled_dot_product_attention", attention)
-        yield seen
 
 
 Mistake = Callable[[nn.Module, pytest.MonkeyPatch], None]
