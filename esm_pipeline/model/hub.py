@@ -23,7 +23,9 @@ WEIGHT_FILES = (
 )
 """Names a checkpoint's weights may have, in the order of preference; an index names shards."""
 
-TOKENIZER_FILES = ("vocab.txt", "tokenizer_config.json", "special_tokens_map.json")
+TOKENIZER_FILES = (
+    *("vocab.txt", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
+)
 HUB_OPTIONS = ("revision", "cache_dir", "local_files_only", "token")
 HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 DIGEST = re.compile(r"[0-9a-f]{64}")

@@ -1,6 +1,14 @@
 """The ESM tokenizer: one token a residue, `<cls>` before and `<eos>` after.
 
-Peer: transformers 4.37.2 `EsmTokenizer`, call by call, but where "unlike the peer" is said.
+Peer: transformers 4.37.2 `EsmTokenizer`, call by call. Unlike it,
+- tokens added in several calls get ids of their own, and count in `len` and `get_vocab`;
+- a token without an id (no `unk_token` in the vocabulary) is an InputError, not None among ids;
+- a tokenizer without `cls_token` or `eos_token` leaves it out of ids and of masks alike;
+- rows without tokens are padded, and are int64 tensors, like any others;
+- where tokens overlap in a text, the one that begins first is taken, of these the longest;
+- `decode` of a single id gives the whole token;
+- `return_overflowing_tokens` needs no `max_length`;
+- an unknown option is a TypeError, and `max_length` 0 an InputError.
 """
 
 from __future__ import annotations
@@ -168,6 +176,18 @@ class EsmTokenizer(TokenizerCalls):
     def max_len_sentences_pair(self) -> int:
         """Most tokens of a pair without its special ones."""
         return self.model_max_length - self.num_special_tokens_to_add(pair=True)
+
+    def get_vocab_size(self, with_added_tokens: bool = False) -> int:
+        """`vocab_size`, whatever `with_added_tokens` says, as in the reference."""
+        return self.vocab_size
+
+    def token_to_id(self, token: str) -> Any:
+        """Id of a token, as `convert_tokens_to_ids`."""
+        return self.convert_tokens_to_ids(token)
+
+    def id_to_token(self, index: int) -> Any:
+        """Token of an id, as `convert_ids_to_tokens`."""
+        return self.convert_ids_to_tokens(index)
 
     # what the pipeline needs
     def encode_residues(self, sequence: str) -> np.ndarray:

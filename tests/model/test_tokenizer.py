@@ -69,7 +69,9 @@ def test_added_tokens_get_the_next_ids(ours: EsmTokenizer) -> None:
     assert (tokenizer.sep_token_id, tokenizer.additional_special_tokens) == (35, ["<three>"])
     kept = {"replace_additional_special_tokens": False}
     assert tokenizer.add_special_tokens({"additional_special_tokens": ["<two>"]}, **kept) == 0
+    assert tokenizer.add_special_tokens({"additional_special_tokens": []}) == 0
     assert tokenizer.additional_special_tokens == ["<three>", "<two>"]
+    assert tokenizer.decode([35, 20, 34], spaces_between_special_tokens=False) == "<sep> M<two>"
     with pytest.raises(InputError, match="'gap_token' is no role"):
         tokenizer.add_special_tokens({"gap_token": "-"})
     with pytest.raises(InputError, match=r"token 5 is of type int; give a str"):

@@ -12,8 +12,15 @@ import transformers
 
 from esm_pipeline import EsmConfig, EsmTokenizer
 from esm_pipeline.errors import WeightsError
+from esm_pipeline.model.hub import TOKENIZER_FILES
 from esm_pipeline.model.special_tokens import AddedToken
 from esm_pipeline.model.tokenizer import ALPHABET
+from esm_pipeline.model.tokenizer_files import (
+    ADDED_FILE,
+    ROLES_FILE,
+    SETTINGS_FILE,
+    VOCABULARY_FILE,
+)
 from tests.oracles.record_tokenizer import PROPERTIES, TOKENIZERS, answer, build, saved_files
 
 GOLDEN = Path(__file__).parents[1] / "oracles" / "tokenizer_4.37.2.json.xz"
@@ -100,6 +107,11 @@ def test_reads_what_the_current_transformers_writes(tmp_path: Path, name: str) -
     ours = EsmTokenizer.from_pretrained(tmp_path / "saved", clean_up_tokenization_spaces=False)
     theirs.clean_up_tokenization_spaces = False
     assert behaviour(ours) == behaviour(theirs)
+
+
+def test_all_files_that_are_read_are_fetched_from_the_hub() -> None:
+    read = {VOCABULARY_FILE, SETTINGS_FILE, ROLES_FILE, ADDED_FILE}
+    assert read == {*TOKENIZER_FILES}
 
 
 def test_old_files(golden: dict[str, Any], tmp_path: Path) -> None:
