@@ -17,10 +17,11 @@ from torch import nn
 
 from esm_pipeline.errors import InputError, WeightsError
 from esm_pipeline.model.config import EsmConfig
-from esm_pipeline.model.hub import CONFIG_FILE, HUB_OPTIONS, resolve_checkpoint
+from esm_pipeline.model.hub import HUB_OPTIONS, resolve_checkpoint
 from esm_pipeline.model.pruning import impossible, prune_layer, union
+from esm_pipeline.model.saving import save_checkpoint
 from esm_pipeline.model.vocabulary import resized_rows, target_count
-from esm_pipeline.model.weights import initialise, load_weights, save_weights
+from esm_pipeline.model.weights import initialise, load_weights
 
 M = TypeVar("M", bound="EsmPreTrainedModel")
 
@@ -31,8 +32,8 @@ class EsmPreTrainedModel(nn.Module):
     config_class = EsmConfig
     base_model_prefix = "esm"
     name_or_path: str = ""
-    folder: Path | None = None
-    """Where the checkpoint lies that the weights are from."""
+    source: Path | None = None
+    """The folder, or the fair-esm file, that the weights are from."""
 
     optimized = False
     """Whether `optimize_for_inference` made this model, which then cannot be saved or trained."""
@@ -156,7 +157,7 @@ class EsmPreTrainedModel(nn.Module):
         output_loading_info: bool = False,
         **options: Any,
     ) -> Any:
-        """Load a checkpoint of a folder, a hub id or "demo"; the model is in evaluation mode.
+        """Load a folder, a fair-esm file, a hub id or "demo"; the model is in evaluation mode.
 
         `revision`, `cache_dir`, `local_files_only` and `token` say where from; `dtype` (also spelt
         `torch_dtype`) is the precision, float32 unless told, "auto" for the file's; other keywords
@@ -165,7 +166,7 @@ class EsmPreTrainedModel(nn.Module):
         missing pooler or classifier is initialised with a warning, and with
         `ignore_mismatched_sizes` so is every weight of another shape than the config's. Raises
         WeightsError for any other missing or unexpected key, and for a checkpoint that cannot be
-        read.
+        read. With `device="meta"` only the files' headers are read and judged.
         """
         where = {name: options.pop(name) for name in HUB_OPTIONS if name in options}
         checkpoint = resolve_checkpoint(os.fspath(path_or_hub_id), **where)
@@ -173,7 +174,7 @@ class EsmPreTrainedModel(nn.Module):
         arguments = {name: options.pop(name) for name in known if name in options}
         refuse_misspelt(options)
         if config is None:
-            config = cls.config_class.from_file(checkpoint.folder / CONFIG_FILE, **options)
+            config = cls.config_class.from_pretrained(checkpoint.source, **options)
         elif options:
             raise InputError(f"from_pretrained: with a config, leave out {', '.join(options)}")
         with torch.device("meta"):
@@ -185,21 +186,30 @@ class EsmPreTrainedModel(nn.Module):
             device,
             ignore_mismatched_sizes=ignore_mismatched_sizes,
         )
-        model.name_or_path, model.folder = checkpoint.name, checkpoint.folder
+        model.name_or_path, model.source = checkpoint.name, checkpoint.source
         model.eval()
         return (model, info) if output_loading_info else model
 
-    def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
-        """Write `config.json` and `model.safetensors` in the layout of transformers 4.37.2.
+    def save_pretrained(
+        self,
+        save_directory: str | os.PathLike[str],
+        *,
+        max_shard_size: int | str = "5GB",
+        safe_serialization: bool = True,
+    ) -> None:
+        """Write config and weights into a folder, in the layout of transformers 4.37.2.
 
-        Raises InputError for what `optimize_for_inference` made.
+        Weights of more than `max_shard_size` (bytes, or text such as "500MB") come in shards with
+        an index. An error leaves the folder as it was. Raises InputError for a model that
+        `optimize_for_inference` made, and for the pickled layout, which is read but not written.
         """
         if self.optimized:
             raise InputError("a model optimized for inference cannot be saved; save the original")
+        if not safe_serialization:
+            raise InputError("save_pretrained: pickles are not written; leave safe_serialization")
         self.config.architectures = [type(self).__name__]
         self.config.torch_dtype = str(self.dtype).removeprefix("torch.")
-        self.config.save_pretrained(folder)
-        save_weights(self, folder)
+        save_checkpoint(self, save_directory, max_shard_size)
 
 
 def refuse_misspelt(options: dict[str, Any]) -> None:

@@ -10,7 +10,8 @@ from typing import Any
 
 from esm_pipeline.errors import WeightsError
 from esm_pipeline.files import atomic_path
-from esm_pipeline.model.hub import CONFIG_FILE, HUB_OPTIONS, resolve_file
+from esm_pipeline.model import fair_esm
+from esm_pipeline.model.hub import CONFIG_FILE, FAIR_SUFFIX, HUB_OPTIONS, find_config
 from esm_pipeline.model.pruning import impossible, read_pruned
 
 WHOLE_NUMBERS = {
@@ -188,20 +189,23 @@ class EsmConfig:
 
     @classmethod
     def from_pretrained(cls, path_or_hub_id: str | os.PathLike[str], **options: Any) -> EsmConfig:
-        """Read `config.json` of a folder, a hub id or "demo".
+        """Read the settings of a folder, a fair-esm file, a hub id or "demo".
 
         `revision`, `cache_dir`, `local_files_only` and `token` say where from; other keywords
         replace settings. Raises WeightsError.
         """
         where = {name: options.pop(name) for name in HUB_OPTIONS if name in options}
-        return cls.from_file(
-            resolve_file(os.fspath(path_or_hub_id), CONFIG_FILE, **where), **options
-        )
+        return cls.from_file(find_config(os.fspath(path_or_hub_id), **where), **options)
 
     @classmethod
     def from_file(cls, path: Path, **overrides: Any) -> EsmConfig:
-        """Read one `config.json`. Raises WeightsError, naming it."""
+        """Read one `config.json`, or what a fair-esm file has instead.
+
+        Raises WeightsError, naming it.
+        """
         try:
+            if path.suffix == FAIR_SUFFIX:
+                return cls.from_dict(fair_esm.read_settings(path), **overrides)
             values = json.loads(path.read_text(encoding="utf-8"))
         except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
             raise WeightsError(f"{path}: not a readable config ({error})") from None
@@ -212,13 +216,17 @@ class EsmConfig:
         except WeightsError as error:
             raise WeightsError(f"{path}: {error}") from None
 
-    def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
-        """Write `config.json` into `folder`; names of labels only where they say anything."""
+    def save_pretrained(self, save_directory: str | os.PathLike[str]) -> None:
+        """Write `config.json` into a folder."""
+        with atomic_path(Path(save_directory) / CONFIG_FILE) as path:
+            path.write_text(self.to_json_string(), encoding="utf-8")
+
+    def to_json_string(self) -> str:
+        """The text of `config.json`; names of labels only where they say anything."""
         values = self.to_dict()
         if (self.id2label, self.label2id) == read_labels(None, None, None):
             del values["id2label"], values["label2id"]
-        with atomic_path(Path(folder) / CONFIG_FILE) as path:
-            path.write_text(json.dumps(values, indent=2, sort_keys=True) + "\n")
+        return json.dumps(values, indent=2, sort_keys=True) + "\n"
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, EsmConfig) and self.to_dict() == other.to_dict()

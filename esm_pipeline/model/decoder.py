@@ -74,7 +74,7 @@ class EsmDecoderLayer(EsmLayer):
         keys, values = cache
         if tables is not None:
             places = torch.arange(keys.shape[2], device=keys.device)
-            key_tables = rotary_tables(places, self.head_width, keys.dtype)
+            key_tables = rotary_tables(places, tables.frequencies, keys.dtype)
             q = rotate(q, tables)
             keys = rotate(keys.transpose(1, 2), key_tables).transpose(1, 2)
         assert memory.past is not None, "what ask.past is of"

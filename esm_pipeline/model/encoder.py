@@ -19,7 +19,7 @@ from esm_pipeline.model.decoder import EsmDecoderLayer
 from esm_pipeline.model.layer import Ask, EsmLayer, Seen
 from esm_pipeline.model.layout import PackedLayout
 from esm_pipeline.model.memory import Memory
-from esm_pipeline.model.rotary import rotary_tables
+from esm_pipeline.model.rotary import rotary_frequencies, rotary_tables
 
 MASKED_IN_TRAINING = 0.15 * 0.8
 """Share of tokens shown as <mask> when the published models were trained."""
@@ -111,6 +111,7 @@ class EsmEncoder(nn.Module):
         self.rotary = config.position_embedding_type == "rotary"
         self.needs_states = config.add_cross_attention
         self.head_width = config.hidden_size // config.num_attention_heads
+        self.frequencies = rotary_frequencies(self.head_width)  # (K / 2,), or a checkpoint's own
         kind = EsmDecoderLayer if config.is_decoder else EsmLayer
         self.layer = nn.ModuleList(kind(config) for _ in range(config.num_hidden_layers))
         self.emb_layer_norm_after = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
@@ -140,7 +141,7 @@ class EsmEncoder(nn.Module):
             raise InputError("this decoder looks at an encoder: call it with encoder_hidden_states")
         past = None if memory is None else memory.past
         places = layout.positions if past is None else past.places(layout)
-        tables = rotary_tables(places, self.head_width, x.dtype) if self.rotary else None
+        tables = rotary_tables(places, self.frequencies, x.dtype) if self.rotary else None
         last = len(self.layer)
         yield Step(0, x if last else self.emb_layer_norm_after(x))
         for number, layer in enumerate(self.layer, start=1):

@@ -13,7 +13,6 @@ Peer: transformers 4.37.2 `EsmTokenizer`, call by call. Unlike it,
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -24,8 +23,9 @@ import numpy as np
 
 from esm_pipeline.errors import InputError, WeightsError
 from esm_pipeline.files import atomic_path
+from esm_pipeline.model.config import EsmConfig
 from esm_pipeline.model.encoding import SIDES
-from esm_pipeline.model.hub import CONFIG_FILE, HUB_OPTIONS, find_file, resolve_file
+from esm_pipeline.model.hub import HUB_OPTIONS, find_file
 from esm_pipeline.model.special_tokens import ADDITIONAL
 from esm_pipeline.model.tokenizer_calls import ANY_LENGTH, TokenizerCalls
 from esm_pipeline.model.tokenizer_files import (
@@ -109,7 +109,7 @@ class EsmTokenizer(TokenizerCalls):
     def from_pretrained(
         cls, path_or_hub_id: str | os.PathLike[str], **options: Any
     ) -> EsmTokenizer:
-        """The tokenizer of a folder, a hub id or "demo".
+        """The tokenizer of a folder, a fair-esm file, a hub id or "demo".
 
         `revision`, `cache_dir`, `local_files_only` and `token` say where from; other keywords go to
         the class. A checkpoint without `vocab.txt` whose config has the 33 standard tokens gets the
@@ -118,10 +118,10 @@ class EsmTokenizer(TokenizerCalls):
         name = os.fspath(path_or_hub_id)
         where = {key: options.pop(key) for key in HUB_OPTIONS if key in options}
         vocabulary = find_file(name, VOCABULARY_FILE, **where)
-        if vocabulary is None:
-            config = json.loads(resolve_file(name, CONFIG_FILE, **where).read_text())
-            if config.get("vocab_size") != len(ALPHABET):
-                raise WeightsError(f"{name}: no {VOCABULARY_FILE} in it, and not 33 tokens")
+        if vocabulary is None and (
+            EsmConfig.from_pretrained(name, **where).vocab_size != len(ALPHABET)
+        ):
+            raise WeightsError(f"{name}: no {VOCABULARY_FILE} in it, and not 33 tokens")
         settings = read_settings(name, options, **where)
         if name in cls.max_model_input_sizes:
             given = settings.get("model_max_length") or ANY_LENGTH

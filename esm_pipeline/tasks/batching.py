@@ -211,6 +211,6 @@ def check_layer(layer: int, count: int) -> None:
 
 def default_tokenizer(model: EsmModel | WithLogits) -> EsmTokenizer:
     """The tokenizer of the checkpoint that `model` was loaded from, else the standard one."""
-    if model.folder:
-        return EsmTokenizer.from_pretrained(model.folder)
+    if model.source:
+        return EsmTokenizer.from_pretrained(model.source)
     return EsmTokenizer.standard()

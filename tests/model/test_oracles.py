@@ -308,7 +308,7 @@ def wrong_positions(ours: EsmForMaskedLM, patch: pytest.MonkeyPatch) -> None:
 
 
 def interleaved(x: Tensor, tables: tuple[Tensor, Tensor]) -> Tensor:
-    cos, sin = tables
+    cos, sin, _ = tables
     first, second = x[..., ::2], x[..., 1::2]
     return torch.stack((first * cos - second * sin, second * cos + first * sin), -1).flatten(-2)
 

@@ -295,7 +295,7 @@ def test_sequences_beyond_the_table_are_refused_at_once(absolute):
 def test_the_standard_alphabet_serves_a_model_without_a_checkpoint(model):
     fresh = EsmForMaskedLM(model.config).eval()
     fresh.load_state_dict(model.state_dict())
-    assert fresh.folder is None
+    assert fresh.source is None
     for (_, ours), (_, theirs) in zip(
         iter_packed(fresh, SEQUENCES), iter_packed(model, SEQUENCES), strict=True
     ):
