@@ -77,7 +77,8 @@ class EsmEmbeddings(nn.Module):
     def drop_masked(self, x: Tensor, tokens: Tensor, layout: PackedLayout) -> Tensor:
         """Zero the masked tokens and scale the rest to the magnitude of training.
 
-        The factor is 0.88 even with nothing masked. Peer: esm2.py.
+        The factor is 0.88 even with nothing masked. Of masks alone, zeros are left (the peers
+        divide by zero). Peer: esm2.py.
         """
         masked: Tensor = torch.eq(tokens, self.mask_token_id)  # (T,)
         x = x.masked_fill(masked.unsqueeze(1), 0.0)
@@ -88,7 +89,7 @@ class EsmEmbeddings(nn.Module):
         counts = counts.index_add(0, layout.sequence, masked.float())
         lengths = torch.tensor(layout.lengths, device=x.device, dtype=torch.float32)
         seen = (1 - counts / lengths).index_select(0, layout.sequence).unsqueeze(1)  # (T, 1)
-        return (x * kept / seen).to(x.dtype)
+        return (x * kept / seen.clamp_min(torch.finfo(seen.dtype).tiny)).to(x.dtype)
 
     @staticmethod
     def look_up(position_ids: Tensor, table: nn.Embedding) -> Tensor:

@@ -111,5 +111,6 @@ def pack_layers(model: nn.Module) -> None:
         if isinstance(layer, EsmLayer):
             layer.up = PackedLinear(layer.up, "gelu")  # type: ignore[assignment]
             layer.activation = nn.Identity()
-            for name in ("qkv", "attention_out", "down"):
+            attention = ("qkv", "attention_out") if layer.heads else ()  # all may be pruned
+            for name in (*attention, "down"):
                 setattr(layer, name, PackedLinear(getattr(layer, name)))
