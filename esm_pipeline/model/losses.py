@@ -104,7 +104,7 @@ def value_loss(logits: Tensor, labels: Tensor, problem: str) -> Tensor:
 
 def one_each(labels: Tensor, count: int, problem: str) -> Tensor:
     """(count,) from (count,), (count, 1) or, for a single one, (). Raises InputError."""
-    if labels.numel() != count or labels.ndim > 2 or labels.shape[:1] not in ((), (count,)):
+    if labels.shape not in ((count,), (count, 1), ()) or labels.numel() != count:
         raise InputError(
             f"labels are {told(labels)}; {problem} takes ({count},), one for each sequence"
         )

@@ -320,7 +320,10 @@ BAD_LABELS = {
     "-100 for no mark": (2, PROBLEMS[2], torch.tensor([[0, -100], [1, 0]]), r"labels\[0, 1\] is"),
     "narrow": (3, PROBLEMS[0], torch.ones(2, 1), r"regression takes \(2, 3\)"),
     "turned": (1, None, torch.ones(1, 2), f"regression {ONE_EACH}"),
-    "not finite": (1, None, torch.tensor([0.0, torch.nan]), r"labels\[1, 0\] is nan; give a fin"),
+    "deep": (1, None, torch.ones(2, 1, 1), f"regression {ONE_EACH}"),
+    "one for all": (3, None, torch.tensor(1), ONE_EACH),
+    "not a number": (1, None, torch.tensor([0.0, torch.nan]), r"labels\[1, 0\] is nan; give a fin"),
+    "infinite": (1, None, torch.tensor([0.0, torch.inf]), r"labels\[1, 0\] is inf; give a fin"),
     "a list": (3, None, [0, 1], "labels are of type list; give a tensor"),
 }
 
