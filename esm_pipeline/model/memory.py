@@ -84,7 +84,7 @@ def read_past(config: EsmConfig, cache: Sequence[Sequence[Tensor]], batch: int) 
             "what this model returned"
         )
     counts = (2, 4) if config.add_cross_attention else (2,)
-    lengths = [x.shape[2] if x.ndim == 4 else 0 for x in cache[0][::2]]  # P, and S
+    lengths = [x.shape[2] if x.ndim == 4 else 0 for x in cache[0][:4:2]]  # P, and S
     whole, width = config.num_attention_heads, config.hidden_size // config.num_attention_heads
     for number, tensors in enumerate(cache):
         heads = (whole - len(config.pruned_heads.get(number, ())), whole)

@@ -90,6 +90,7 @@ def stepped(draw: st.DrawFn) -> dict[str, Any]:
         "ends": ends,
         "embeds": draw(st.booleans()),
         "crossed": draw(st.booleans()),
+        "heads": draw(st.booleans()),
         "how": draw(st.sampled_from(["whole", "own", "none"])),
         "seed": draw(st.integers(0, 99)),
     }
@@ -109,6 +110,8 @@ def step_difference(kind: str, case: dict[str, Any]) -> float:
         tokens = {"inputs_embeds": torch.from_numpy(rng.normal(size=(*mask.shape, WIDTH)))}
         how = "whole" if how == "none" else how  # nothing tells where their padding is
     more: dict[str, Any] = {"use_cache": True}
+    if case["heads"]:
+        more["head_mask"] = torch.tensor([[1.0, 0.0, 0.5], [0.25, 1.0, 1.0]])
     if case["crossed"]:
         more["encoder_hidden_states"] = numbers(case["seed"], len(mask), STATES, WIDTH)
     whole = model(**tokens, attention_mask=mask, **more)
@@ -141,6 +144,7 @@ SPLIT = {
     "ends": [2, 5, 6],
     "embeds": False,
     "crossed": True,
+    "heads": True,
     "how": "whole",
     "seed": 0,
 }
@@ -281,16 +285,28 @@ def test_optimized_copy_and_half_precision(kind: str) -> None:
         assert max_abs(found, expected) <= tolerance
 
 
-def test_dropout_in_training_and_not_otherwise(kind: str) -> None:
-    ids, states = torch.tensor([[0, 5, 6, 7, 2]]), numbers(7, 1, STATES, WIDTH)
-    for name in ("attention_probs_dropout_prob", "hidden_dropout_prob"):
-        rates = {"attention_probs_dropout_prob": 0.0, "hidden_dropout_prob": 0.0, name: 0.5}
-        model = build(kind, **CROSS, **rates)
-        still = model(ids, encoder_hidden_states=states).last_hidden_state
-        torch.manual_seed(0)
-        moved = model.train()(ids, encoder_hidden_states=states).last_hidden_state
-        assert max_abs(still, moved) > 0.01, name
-        assert max_abs(still, model.eval()(ids, encoder_hidden_states=states)[0]) == 0
+@pytest.mark.parametrize("dropped", ["self-attention", "cross attention", "added"])
+def test_dropout_in_training_and_not_otherwise(kind: str, dropped: str) -> None:
+    rates = {"attention_probs_dropout_prob": 0.5, "hidden_dropout_prob": 0.0}
+    if dropped == "added":
+        rates = {"attention_probs_dropout_prob": 0.0, "hidden_dropout_prob": 0.5}
+    model = build(kind, **CROSS, **rates)
+    for layer in model.encoder.layers:
+        if dropped == "self-attention":
+            layer.cross.out.weight.zero_()
+        if dropped == "cross attention":
+            layer.attention_out.weight.zero_()
+    given = {"encoder_hidden_states": numbers(7, 1, STATES, WIDTH), "return_dict": False}
+    ids = torch.tensor([[0, 5, 6, 7, 2]])
+    still = model(ids, **given)[0]
+    torch.manual_seed(0)
+    assert max_abs(still, model.train()(ids, **given)[0]) > 0.01
+    past = model.eval()(ids[:, :3], **given)[2]
+    expected = model(ids[:, 3:], past_key_values=past, **given)[0]
+    assert max_abs(still[:, 3:], expected) <= TOLERANCE
+    moved = model.train()(ids[:, 3:], past_key_values=past, **given)[0]
+    assert max_abs(expected, moved) > 0.01
+    assert max_abs(still, model.eval()(ids, **given)[0]) == 0
 
 
 # What is refused.
@@ -378,6 +394,16 @@ REFUSED: dict[str, tuple[dict[str, Any], Callable[[EsmModel], dict[str, Any]], s
         DECODER,
         lambda m: {"past_key_values": (cache(m)[0], [x[:, :, :2] for x in cache(m)[1]])},
         r"of layer 1 have the shapes \(2, 3, 2, 4\)",
+    ),
+    "a past of too many tensors": (
+        DECODER,
+        lambda m: {"past_key_values": [(*pair, *pair, *pair) for pair in cache(m)]},
+        "of layer 0 have the shapes",
+    ),
+    "a past without tensors": (
+        DECODER,
+        lambda m: {"past_key_values": [(), ()]},
+        "of layer 0 have the shapes",
     ),
     "a past with an encoder's": (
         DECODER,
