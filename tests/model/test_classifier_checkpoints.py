@@ -159,6 +159,9 @@ def test_the_same_seed_gives_the_same_fresh_classifier(trunk: Path) -> None:
         weights.append(model.classifier.out_proj.weight)
     assert torch.equal(weights[0], weights[1])
     assert not torch.equal(weights[0], weights[2])
+    torch.manual_seed(1)  # modules in their order, whatever the hashes of their names are
+    torch.empty(48, 48).normal_(std=0.02)  # classifier.dense
+    assert torch.equal(weights[0], torch.empty(2, 48).normal_(std=0.02))
 
 
 # Another number of labels than the checkpoint's.
