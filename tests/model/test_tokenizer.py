@@ -76,6 +76,8 @@ def test_added_tokens_get_the_next_ids(ours: EsmTokenizer) -> None:
         tokenizer.add_special_tokens({"gap_token": "-"})
     with pytest.raises(InputError, match=r"token 5 is of type int; give a str"):
         tokenizer.add_tokens(5)
+    later = EsmTokenizer(ALPHABET, extra_special_tokens={"gap_token": "<gap>"})  # as 5.x has it
+    assert later("<gap>").input_ids == [0, 33, 2]
     single_word = transformers.AddedToken("GG", single_word=True)
     with pytest.raises(InputError, match="'GG': single_word is not supported"):
         tokenizer.add_tokens([single_word])
@@ -164,6 +166,17 @@ def test_encoding_is_a_mapping_that_moves_and_pickles(ours: EsmTokenizer) -> Non
     with pytest.raises(AttributeError, match="has no 'nothing'"):
         _ = pairs.nothing
     assert BatchEncoding({"a": [1]}, tensor_type="np", prepend_batch_axis=True).a.shape == (1, 1)
+
+
+def test_empty_texts(ours: EsmTokenizer) -> None:
+    assert ours("").input_ids == [0, 2]
+    bare = {"add_special_tokens": False}
+    for kind, dtype in (("pt", torch.int64), ("np", np.dtype("int64"))):
+        found = ours(["", " "], **bare, return_tensors=kind)
+        assert (found.input_ids.shape, found.input_ids.dtype) == ((2, 0), dtype)
+    assert ours("", **bare, padding="max_length", max_length=3).input_ids == [1, 1, 1]
+    with pytest.raises(InputError, match="'input_ids' makes no tensor"):
+        ours(["", "L"], **bare, return_tensors="pt")  # torch.tensor would lose the residue
 
 
 def test_data_loader_workers_take_it(ours: EsmTokenizer) -> None:
