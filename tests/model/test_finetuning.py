@@ -262,6 +262,22 @@ def test_copies_and_states(name: str) -> None:
     assert torch.equal(model(**inputs).logits, fresh(**inputs).logits)
 
 
+@pytest.mark.parametrize("name", HEADS)
+def test_training_leaves_the_file_as_it_is_until_saved(name: str, tmp_path: Path) -> None:
+    """Weights may be mapped from the file they were read from."""
+    inputs = float_inputs(name)
+    small(name).save_pretrained(tmp_path)
+    path = tmp_path / "model.safetensors"
+    before = path.read_bytes()
+    model = getattr(esm_pipeline, name).from_pretrained(tmp_path)
+    train(model, [inputs] * 2, 1e-2)
+    assert path.read_bytes() == before
+    model.save_pretrained(tmp_path)
+    assert path.read_bytes() != before
+    again = getattr(esm_pipeline, name).from_pretrained(tmp_path)
+    assert torch.equal(again(**inputs).logits, model(**inputs).logits)
+
+
 def test_an_optimizer_sees_a_tied_weight_once() -> None:
     model = small("EsmForMaskedLM")
     train(model, [float_inputs("EsmForMaskedLM")], 1e-2)
