@@ -1,44 +1,49 @@
-"""Checkpoint files and the one table between our names and the reference's, both ways.
+"""The one table between our names and the reference's, both ways, and loading by it.
 
-Loading builds the model without memory, maps the files, and assigns each tensor: the peak is the
-weights in their new precision. Only safetensors and `weights_only` pickles are read.
+A model is built without memory; where each tensor of the files goes is planned from their headers,
+and only then are they read. The peak is the weights in their new precision.
 """
 
 from __future__ import annotations
 
-import os
-import pickle
 import re
 import warnings
-import zipfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping, Set
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from esm_pipeline.errors import WeightsError
-from esm_pipeline.files import atomic_path
-from esm_pipeline.model.hub import SAFETENSORS_FILE, Checkpoint
-from esm_pipeline.model.rotary import rotary_frequencies
+from esm_pipeline.model import fair_esm
+from esm_pipeline.model.hub import FAIR_SUFFIX, Checkpoint
+from esm_pipeline.model.tensors import Entry, SafetensorsFile, WeightFile, open_pickle, read_all
 
 if TYPE_CHECKING:
     from esm_pipeline.model.base import EsmPreTrainedModel
 
 BASE_PREFIX = "esm."
-LAYER = re.compile(r"(.*encoder\.layer\.\d+)\.(\w+)\.(weight|bias)")
+LAYER = re.compile(r"(.*encoder\.layer\.\d+)\.([\w.]+)\.(weight|bias)")
 LAYER_NAMES = {
     "attention_norm": ("attention.LayerNorm",),
     "qkv": ("attention.self.query", "attention.self.key", "attention.self.value"),
+    "distances": ("attention.self.distance_embedding",),
     "attention_out": ("attention.output.dense",),
+    "cross.norm": ("crossattention.LayerNorm",),
+    "cross.query": ("crossattention.self.query",),
+    "cross.kv": ("crossattention.self.key", "crossattention.self.value"),
+    "cross.out": ("crossattention.output.dense",),
     "feed_norm": ("LayerNorm",),
     "up": ("intermediate.dense",),
     "down": ("output.dense",),
 }
 """Modules of a layer here, and in the reference; several are stacked. All other names agree."""
+
+Misfit = tuple[str, tuple[int, ...], tuple[int, ...]]
+"""A key, the shape it has, and the shape asked for."""
 
 HEADS = ("lm_head.", "classifier.", "pooler.")
 """Heads that a checkpoint may have and the class being loaded may lack."""
@@ -46,8 +51,22 @@ HEADS = ("lm_head.", "classifier.", "pooler.")
 FRESH = ("pooler.", "classifier.")
 """Heads that may be missing from a checkpoint: they are initialised, with a warning."""
 
-IGNORED = re.compile(r".*(position_ids|inv_freq)")
-"""Tables that checkpoints carry and every model makes itself."""
+CROSS_DISTANCES = "crossattention.self.distance_embedding.weight"
+FAIR_FRESH = ("contact_head.", "esm.contact_head.")
+"""The same of original fair-esm files: their contact regression lies in a file of its own."""
+
+CLASSES = {
+    "lm_head.": "EsmForMaskedLM",
+    "classifier.out_proj.": "EsmForSequenceClassification",
+    "classifier.": "EsmForTokenClassification",
+}
+"""Beginnings of the keys of a head, and the class it makes."""
+
+FREQUENCIES = re.compile(r".*rotary_embeddings\.inv_freq")
+"""Keys of the rotary frequencies: of each layer, of `*` for all, or of the model."""
+
+IGNORED = re.compile(rf".*position_ids|.*{re.escape(CROSS_DISTANCES)}|{FREQUENCIES.pattern}")
+"""Tables that checkpoints carry, and a model makes itself, has no use for, or keeps elsewhere."""
 
 POSITIONS = "embeddings.position_embeddings.weight"
 
@@ -66,70 +85,57 @@ def modern_key(key: str) -> str:
     return re.sub(r"\.gamma$", ".weight", re.sub(r"\.beta$", ".bias", key))
 
 
-class TensorFiles(Mapping[str, Tensor]):
-    """The tensors of a checkpoint's files by key, read when they are asked for."""
-
-    def __init__(self, files: Iterable[Path]) -> None:
-        self._open: dict[str, tuple[Any, str]] = {}  # our key: (opened file, key in it)
-        self._places: dict[str, Path] = {}
-        for path in files:
-            opened = open_tensors(path)
-            for key in opened.keys():  # noqa: SIM118 - safe_open is no mapping
-                self._open[modern_key(key)] = (opened, key)
-                self._places[modern_key(key)] = path
-
-    def __getitem__(self, key: str) -> Tensor:
-        opened, name = self._open[key]
-        try:
-            tensor: Tensor = opened.get_tensor(name)
-        except SafetensorError as error:
-            raise WeightsError(
-                f"{self._places[key]}: tensor '{name}' is damaged ({error})"
-            ) from None
-        return tensor
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._open)
-
-    def __len__(self) -> int:
-        return len(self._open)
-
-
-class PickledTensors:
-    """A legacy `.bin` file with the interface of `safe_open`."""
-
-    def __init__(self, tensors: dict[str, Tensor]) -> None:
-        self._tensors = tensors
-        self.keys = tensors.keys
-
-    def get_tensor(self, key: str) -> Tensor:
-        """The tensor of `key`, mapped from the file."""
-        return self._tensors[key]
-
-
-def open_tensors(path: Path) -> Any:
-    """Open one weight file. Raises WeightsError if it is damaged or holds anything but tensors."""
+def open_file(path: Path) -> WeightFile:
+    """Open one weight file of any layout. Raises WeightsError if it is damaged or refused."""
     if path.suffix == ".safetensors":
-        try:
-            return safe_open(path, framework="pt")
-        except (SafetensorError, OSError) as error:
-            raise WeightsError(
-                f"{path}: not a whole safetensors file ({error}); download or copy it again"
-            ) from None
-    try:
-        mapped = zipfile.is_zipfile(path)  # files of PyTorch before 1.6 are not
-        tensors = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
-    except pickle.UnpicklingError:
-        raise WeightsError(
-            f"{path}: holds pickled code, not only tensors, and is refused; convert it to "
-            "safetensors where you trust it"
-        ) from None
-    except (RuntimeError, OSError, EOFError) as error:
-        why = str(error).splitlines()[0]
-        raise WeightsError(f"{path}: not a whole weight file ({why}); copy it again") from None
-    if not isinstance(tensors, dict) or not all(isinstance(t, Tensor) for t in tensors.values()):
-        raise WeightsError(f"{path}: holds more than named tensors; this is not a checkpoint")
-    return PickledTensors(tensors)
+        return SafetensorsFile(path)
+    return fair_esm.open_checkpoint(path) if path.suffix == FAIR_SUFFIX else open_pickle(path)
+
+
+def open_entries(files: Iterable[Path]) -> dict[str, Entry]:
+    """Key, in its modern spelling → tensor of a checkpoint's files, not read yet.
+
+    Raises WeightsError for a file that is damaged or refused, and for a key that comes twice.
+    """
+    entries: dict[str, Entry] = {}
+    for path in files:
+        for key, entry in open_file(path).entries.items():
+            other = entries.setdefault(modern_key(key), entry)
+            if other is not entry:
+                where = f"{other.file.path.name} as '{other.key}'"
+                raise WeightsError(
+                    f"{path}: '{key}' is also in {where}; which one holds is not known: remove one"
+                )
+    return entries
+
+
+@dataclass
+class Plan:
+    """Where each part of a checkpoint goes in a model, known from the files' headers alone."""
+
+    sources: dict[str, list[Entry]] = field(default_factory=dict)
+    """Our parameter → what it is made of, in stacking order."""
+
+    missing: list[str] = field(default_factory=list)
+    mismatched: list[Misfit] = field(default_factory=list)
+    unexpected: list[str] = field(default_factory=list)
+
+    @property
+    def info(self) -> dict[str, list[Any]]:
+        """What `output_loading_info` tells."""
+        return {
+            "missing_keys": self.missing,
+            "unexpected_keys": self.unexpected,
+            "mismatched_keys": self.mismatched,
+        }
+
+    @property
+    def causes(self) -> list[str]:
+        """Why weights are initialised anew."""
+        told = [f"no weights for {', '.join(sorted(self.missing))}"] if self.missing else []
+        for key, found, asked in self.mismatched:
+            told.append(f"'{key}' has shape {found}, not {asked}")
+        return told
 
 
 def load_weights(
@@ -137,48 +143,157 @@ def load_weights(
     checkpoint: Checkpoint,
     dtype: torch.dtype | None,
     device: torch.device | str,
-) -> dict[str, list[str]]:
+    *,
+    ignore_mismatched_sizes: bool = False,
+) -> dict[str, list[Any]]:
     """Fill `model`, built on the meta device, from `checkpoint`, strictly.
 
-    Returns `missing_keys` (initialised anew) and `unexpected_keys` (of heads the class lacks).
-    Raises WeightsError for any other difference, naming it.
+    Returns `missing_keys` and `mismatched_keys` (both initialised anew; the latter with the shapes
+    found and wanted) and `unexpected_keys` (of heads the class lacks). With the meta device, the
+    files' headers are read and nothing else. Raises WeightsError for any other difference.
     """
-    tensors = TensorFiles(checkpoint.weight_files)
-    keys = match_prefix(model, tensors)
-    state: dict[str, Tensor] = {}
-    missing: list[str] = []
+    entries = open_entries(checkpoint.weight_files)
+    plan = plan_weights(model, checkpoint, entries, ignore_mismatched_sizes)
+    encoder = model.base_model.encoder
+    if encoder.rotary:
+        encoder.frequencies = read_frequencies(encoder.frequencies, entries, checkpoint)
+    if torch.device(device).type == "meta":
+        return plan.info
+    state = read_state(model, plan, dtype, device)
+    for module in fresh_modules(model, state.keys()):
+        module.to_empty(device=device, recurse=False).to(dtype or next(iter(state.values())).dtype)
+        for own in module.parameters(recurse=False):
+            nn.init.zeros_(own)
+        initialise(module, model.config.initializer_range)
+    model.load_state_dict(state, strict=False, assign=True)
+    model.tie_weights()
+    if plan.causes:
+        remedy = "train before use"
+        if checkpoint.is_fair_esm:
+            remedy += f", or put {fair_esm.regression_of(checkpoint.source).name} beside it"
+        warnings.warn(
+            f"{checkpoint.name}: {'; '.join(plan.causes)}; initialised at random, {remedy}",
+            stacklevel=3,
+        )
+    return plan.info
+
+
+def plan_weights(
+    model: EsmPreTrainedModel,
+    checkpoint: Checkpoint,
+    entries: Mapping[str, Entry],
+    ignore_mismatched_sizes: bool = False,
+) -> Plan:
+    """What of `entries` makes up which parameter. Raises WeightsError for what does not fit."""
+    plan = Plan()
+    keys = match_prefix(model, entries)
+    fresh = FRESH + FAIR_FRESH if checkpoint.is_fair_esm else FRESH
     for name, parameter in model.named_parameters():
         wanted = reference_keys(name)
         absent = [key for key in wanted if key not in keys]
-        if absent and name.startswith(FRESH):
-            missing += absent
+        if absent and name.startswith(fresh):
+            plan.missing += absent
             continue
         if absent:
-            raise WeightsError(
-                f"{checkpoint.name}: no '{absent[0]}' among its weights; {type(model).__name__} "
-                "needs it"
-            )
-        parts = [tensors[keys.pop(key)] for key in wanted]
-        state[name] = fit(parts, parameter, name, checkpoint, dtype, device)
-    unexpected = surplus(model, keys, checkpoint)
-    precision = dtype or next(iter(state.values())).dtype
-    for module_name, module in model.named_modules():
-        if f"{module_name}.".startswith(FRESH) and any(p.is_meta for p in module.parameters(False)):
-            module.to_empty(device=device, recurse=False).to(precision)
-            initialise(module, model.config.initializer_range)
-    model.load_state_dict(state, strict=False, assign=True)
-    if missing:
-        warnings.warn(
-            f"{checkpoint.name}: no weights for {', '.join(sorted(missing))}; "
-            "initialised at random, train before use",
-            stacklevel=3,
+            raise lacking(model, absent[0], keys, checkpoint)
+        parts = [entries[keys.pop(key)] for key in wanted]
+        wrong = misfits(parts, parameter, name)
+        if wrong and ignore_mismatched_sizes:
+            plan.mismatched += wrong
+            continue
+        require_fit(parts, wrong, name, checkpoint)
+        plan.sources[name] = parts
+    plan.unexpected = surplus(model, keys, checkpoint)
+    return plan
+
+
+def lacking(
+    model: EsmPreTrainedModel, key: str, keys: Mapping[str, str], checkpoint: Checkpoint
+) -> WeightsError:
+    """The error that `key` is not among a checkpoint's, with the class to load it with instead."""
+    told = (
+        f"{checkpoint.name}: no '{key}' among its weights; {type(model).__name__} needs it"
+        f"{other_class(model)}"
+    )
+    if key.startswith(HEADS) and not any(other.startswith(key.split(".")[0]) for other in keys):
+        told = (
+            f"{checkpoint.name}: has no {key.split('.')[0]} ('{key}'), the head of "
+            f"{type(model).__name__}; load it with {class_of(keys)}"
         )
-    return {"missing_keys": missing, "unexpected_keys": unexpected}
+    return WeightsError(told)
+
+
+def class_of(keys: Iterable[str]) -> str:
+    """The class whose head a checkpoint has."""
+    for head, name in CLASSES.items():
+        if any(key.startswith(head) for key in keys):
+            return name
+    return "EsmModel"
+
+
+def read_state(
+    model: nn.Module, plan: Plan, dtype: torch.dtype | None, device: torch.device | str
+) -> dict[str, Tensor]:
+    """Our parameter → its weights, in `dtype` (None: the file's) on `device`.
+
+    A part that is wanted as it lies in its file is mapped, the others are read into place.
+    """
+    state: dict[str, Tensor] = {}
+    jobs: list[tuple[Entry, Tensor]] = []
+    for name, parts in plan.sources.items():
+        own = parts[0].dtype
+        assert isinstance(own, torch.dtype), "require_fit has seen to it"
+        precision = dtype or own
+        if len(parts) == 1 and own == precision and torch.device(device).type == "cpu":
+            state[name] = parts[0].mapped()
+            continue
+        shape = model.get_parameter(name).shape
+        state[name] = torch.empty(shape, dtype=precision, device=device)
+        jobs += zip(parts, state[name].chunk(len(parts)), strict=True)
+    read_all(jobs)
+    return state
+
+
+def read_frequencies(own: Tensor, entries: Mapping[str, Entry], checkpoint: Checkpoint) -> Tensor:
+    """The rotary frequencies (K / 2,) of a checkpoint, or those the model has of its `own`.
+
+    ESM-2 was trained in float16, and its published files hold the frequencies as rounded then:
+    they are part of the weights, far along a sequence their angles differ by half a radian. Every
+    layer's are the same. Raises WeightsError if they are not, or do not fit.
+    """
+    found: Tensor | None = None
+    for key, entry in entries.items():
+        if not FREQUENCIES.fullmatch(key):
+            continue
+        if entry.shape != own.shape or not entry.is_weight:
+            raise WeightsError(
+                f"{checkpoint.name}: '{key}' is {entry.dtype} of shape {entry.shape}, the config "
+                f"asks for numbers of shape {tuple(own.shape)}; weights and config.json do not "
+                "belong together"
+            )
+        table = torch.empty(own.shape, dtype=own.dtype)
+        entry.read_into(table)
+        if found is not None and not torch.equal(found, table):
+            raise WeightsError(
+                f"{checkpoint.name}: '{key}' differs from the frequencies of other layers, which "
+                "no model here can have"
+            )
+        found = table
+    return own if found is None else found
+
+
+def fresh_modules(model: nn.Module, loaded: Set[str]) -> list[nn.Module]:
+    """The modules of which a parameter, that no other module has, is not loaded."""
+    names = [name for name, _ in model.named_parameters() if name not in loaded]
+    places = dict.fromkeys(name.rpartition(".")[0] for name in names)
+    return [model.get_submodule(place) for place in places]
 
 
 def initialise(module: nn.Module, spread: float) -> None:
     """Random weights for one module: normal of deviation `spread`; padding and biases zero."""
-    if isinstance(module, nn.Linear):
+    if isinstance(module, nn.LayerNorm):
+        module.reset_parameters()
+    elif isinstance(module, nn.Linear):
         nn.init.normal_(module.weight, std=spread)
         if module.bias is not None:
             nn.init.zeros_(module.bias)
@@ -189,7 +304,7 @@ def initialise(module: nn.Module, spread: float) -> None:
                 module.weight[module.padding_idx].zero_()
 
 
-def match_prefix(model: nn.Module, tensors: Mapping[str, Tensor]) -> dict[str, str]:
+def match_prefix(model: nn.Module, tensors: Iterable[str]) -> dict[str, str]:
     """Key as the model's class spells it → key in the files.
 
     The encoder's keys begin with `esm.` in checkpoints of models with a head, and with nothing in
@@ -208,33 +323,31 @@ def match_prefix(model: nn.Module, tensors: Mapping[str, Tensor]) -> dict[str, s
     return keys
 
 
-def fit(
-    parts: list[Tensor],
-    parameter: Tensor,
-    name: str,
-    checkpoint: Checkpoint,
-    dtype: torch.dtype | None,
-    device: torch.device | str,
-) -> Tensor:
-    """The tensors of one parameter stacked, in its shape, precision and place."""
-    shape = tuple(parameter.shape)
-    expected = (shape[0] // len(parts), *shape[1:])
+def misfits(parts: list[Entry], parameter: Tensor, name: str) -> list[Misfit]:
+    """The keys, with the shapes found and asked for, of parts that do not fill `parameter`."""
+    asked = (parameter.shape[0] // len(parts), *parameter.shape[1:])
+    shapes = zip(reference_keys(name), (part.shape for part in parts), strict=True)
+    return [(key, found, asked) for key, found in shapes if found != asked]
+
+
+def require_fit(parts: list[Entry], wrong: list[Misfit], name: str, checkpoint: Checkpoint) -> None:
+    """Raise WeightsError for a part of another shape than asked for, and for one of no weights."""
+    for key, found, asked in wrong:
+        remedy = "weights and config.json do not belong together"
+        if name.startswith(FRESH):
+            remedy = "leave num_labels out, or start it anew with ignore_mismatched_sizes=True"
+        raise WeightsError(
+            f"{checkpoint.name}: '{key}' has the shape {found}, the config asks for {asked}; "
+            f"{remedy}"
+        )
     for key, part in zip(reference_keys(name), parts, strict=True):
-        if tuple(part.shape) != expected or not part.is_floating_point():
-            raise WeightsError(
-                f"{checkpoint.name}: '{key}' is {part.dtype} of shape {tuple(part.shape)}, the "
-                f"config asks for numbers of shape {expected}; weights and config.json do not "
-                "belong together"
-            )
-    whole = torch.empty(shape, dtype=dtype or parts[0].dtype, device=device)
-    start = 0
-    for part in parts:
-        whole[start : start + part.shape[0]] = part
-        start += part.shape[0]
-    return whole
+        if not part.is_weight:
+            raise WeightsError(f"{checkpoint.name}: '{key}' is {part.dtype}, no type of weights")
 
 
-def surplus(model: nn.Module, keys: Mapping[str, str], checkpoint: Checkpoint) -> list[str]:
+def surplus(
+    model: EsmPreTrainedModel, keys: Mapping[str, str], checkpoint: Checkpoint
+) -> list[str]:
     """Keys left over that belong to heads the class lacks. Raises WeightsError for others."""
     own = tuple(f"{name}." for name, _ in model.named_children())
     heads = []
@@ -246,16 +359,29 @@ def surplus(model: nn.Module, keys: Mapping[str, str], checkpoint: Checkpoint) -
         if not bare.startswith(HEADS) or (key.startswith(own) and not key.startswith(BASE_PREFIX)):
             raise WeightsError(
                 f"{checkpoint.name}: '{key}' among its weights is not part of "
-                f"{type(model).__name__}; is config.json the one it was saved with?"
+                f"{type(model).__name__}"
+                f"{other_class(model) or '; is config.json the one it was saved with?'}"
             )
         heads.append(key)
     return heads
 
 
+def other_class(model: EsmPreTrainedModel) -> str:
+    """Where the config tells another class than `model` is of: which one to load it with."""
+    told = getattr(model.config, "architectures", None)
+    if not isinstance(told, list) or not told or type(model).__name__ in told:
+        return ""
+    return f"; it was saved from {told[0]}: load it with that class"
+
+
 def reference_state(model: EsmPreTrainedModel) -> dict[str, Tensor]:
     """The model's weights under the reference's keys, with the tables its loaders look for."""
     state = reference_tables(model)
+    tied = {name for name, _ in model.named_parameters(remove_duplicate=False)}
+    tied -= {name for name, _ in model.named_parameters()}
     for name, tensor in model.state_dict().items():
+        if name in tied:
+            continue
         keys = reference_keys(name)
         for key, part in zip(keys, tensor.chunk(len(keys)), strict=True):
             state[key] = part.contiguous()
@@ -263,24 +389,26 @@ def reference_state(model: EsmPreTrainedModel) -> dict[str, Tensor]:
 
 
 def reference_tables(model: EsmPreTrainedModel) -> dict[str, Tensor]:
-    """What the reference keeps in a rotary model's checkpoint without learning or needing it.
+    """What the reference keeps in a checkpoint without learning it.
 
-    Without these, transformers 4 and 5 report missing keys.
+    Position tables of models that have other positions, the frequencies of rotary ones, distances
+    in cross attention. Without these, transformers 4 and 5 report missing keys.
     """
     config = model.config
-    if config.position_embedding_type != "rotary":
+    if config.position_embedding_type == "absolute":
         return {}
     prefix = BASE_PREFIX if hasattr(model, "esm") else ""
-    frequencies = rotary_frequencies(config.hidden_size // config.num_attention_heads)
-    shape = (config.max_position_embeddings, config.hidden_size)
-    tables = {f"{prefix}{POSITIONS}": torch.zeros(shape, dtype=model.dtype)}
-    for layer in range(config.num_hidden_layers):
-        place = f"{prefix}encoder.layer.{layer}.attention.self.rotary_embeddings"
-        tables[f"{place}.inv_freq"] = frequencies.clone()
+    most = config.max_position_embeddings
+    head_width = config.hidden_size // config.num_attention_heads
+    zeros = partial(torch.zeros, dtype=model.dtype)
+    tables = {f"{prefix}{POSITIONS}": zeros(most, config.hidden_size)}
+    for number in range(config.num_hidden_layers):
+        layer = f"{prefix}encoder.layer.{number}"
+        attentions = ["attention", *["crossattention"] * config.add_cross_attention]
+        if config.position_embedding_type == "rotary":
+            for name in attentions:
+                key = f"{layer}.{name}.self.rotary_embeddings.inv_freq"
+                tables[key] = model.base_model.encoder.frequencies.clone()
+        elif config.add_cross_attention:
+            tables[f"{layer}.{CROSS_DISTANCES}"] = zeros(2 * most - 1, head_width)
     return tables
-
-
-def save_weights(model: EsmPreTrainedModel, folder: str | os.PathLike[str]) -> None:
-    """Write `model.safetensors` into `folder`, under the reference's keys."""
-    with atomic_path(Path(folder) / SAFETENSORS_FILE) as path:
-        save_file(reference_state(model), path, metadata={"format": "pt"})
