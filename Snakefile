@@ -39,12 +39,14 @@ localrules:
     records,
     provenance,
     report,
+    counts,
     verdict,
 
 
 rule all:
     default_target: True
     input:
+        f"{OUT}/.accepted",
         f"{OUT}/verdict.txt",
         f"{OUT}/provenance.json",
         f"{OUT}/report.html",

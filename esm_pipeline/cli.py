@@ -10,6 +10,7 @@ import argparse
 import errno
 import importlib
 import os
+import re
 import signal
 import sys
 import threading
@@ -17,7 +18,7 @@ from collections.abc import Sequence
 from typing import Any, NoReturn, TypeVar
 
 from esm_pipeline.errors import EsmPipelineError, InputError
-from esm_pipeline.settings import Section, check
+from esm_pipeline.settings import MOST_SHARDS, Section, check
 from esm_pipeline.tasks import TASKS
 
 S = TypeVar("S", bound=Section)
@@ -37,6 +38,8 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Exit with 2 and one line that says where help is."""
+        if message.endswith("expected one argument"):
+            message += "; where a value begins with '-', write --flag=VALUE"
         self.exit(2, f"{self.prog}: {visible(message)} (see {self.prog} --help)\n")
 
 
@@ -95,7 +98,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     argv = list(sys.argv[1:] if argv is None else argv)
     name, _ = build_parser().parse_known_args(argv[:1])
     task = importlib.import_module(f"esm_pipeline.tasks.{name.task}")
-    parser = Parser(prog=f"esm-pipeline {name.task}", description=str(task.__doc__).splitlines()[0])
+    about = str(task.__doc__).splitlines()[0]
+    parser = Parser(prog=f"esm-pipeline {name.task}", description=about, allow_abbrev=False)
     task.add_arguments(parser)
     args = parser.parse_args(argv[1:])
     if threading.current_thread() is threading.main_thread():
@@ -134,6 +138,13 @@ def visible(text: str) -> str:
 def exit_code(failed: int, on_failure: str) -> int:
     """The exit code of a task that ran to its end with `failed` failed records."""
     return 1 if failed and on_failure == "error" else 0
+
+
+def number_of_shards(text: str) -> int:
+    """The number of shards that an argument gives."""
+    if not re.fullmatch("[0-9]{1,6}", text) or not 0 < int(text) <= MOST_SHARDS:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number from 1 to {MOST_SHARDS:,}")
+    return int(text)
 
 
 def require_file(path: str) -> str:

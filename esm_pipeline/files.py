@@ -12,7 +12,7 @@ import re
 import socket
 import stat
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -123,6 +123,21 @@ def require_regular(target: Path) -> None:
         raise InputError(f"{target}: not a regular file; choose another place for the output")
 
 
+def is_same(path: Path, other: Path) -> bool:
+    """Whether two paths, of files that need not exist, lead to the same place."""
+    if path.exists() and other.exists():
+        return path.samefile(other)
+    return os.path.realpath(path) == os.path.realpath(other)
+
+
+def require_apart(outputs: Sequence[Path], inputs: Iterable[Path]) -> None:
+    """Raise InputError if an output would replace an input, or another output."""
+    for place, output in enumerate(outputs):
+        for other in (*inputs, *outputs[:place]):
+            if is_same(output, other):
+                raise InputError(f"{output}: stands for two files here; name another file for one")
+
+
 def remove_leftovers(folder: Path, name: str | None = None) -> None:
     """Remove the temporary files in `folder` of processes of this host that are no more.
 
@@ -146,7 +161,7 @@ def _stem(name: str) -> str:
     """What of a target's name stands in a temporary file's, one of a temporary file's included."""
     while found := _temporary(name):
         name = found["stem"]
-    return os.fsencode(name)[:STEM_BYTES].decode(errors="ignore")
+    return os.fsdecode(os.fsencode(name)[:STEM_BYTES])
 
 
 def _host() -> str:

@@ -1,5 +1,5 @@
 """The command line in processes forked from one that has imported everything, a tenth of a second
-each; with accidents: killed at a point of choice, as another user, on a disk of its own.
+each; with accidents: killed at a point of choice, as another user, with limits.
 
 Run as a program this file is that process: it reads requests as JSON lines, and answers each when
 the process that it forked, or the command that it ran, has ended.
@@ -157,6 +157,8 @@ def fork(arguments: list[str], accident: dict[str, int], said: int) -> int:
 
     It ends as Python does, but for taking a thousand modules apart.
     """
+    for module in MODULES:
+        importlib.import_module(module)
     from esm_pipeline.cli import main
 
     if child := os.fork():
@@ -181,8 +183,6 @@ def fork(arguments: list[str], accident: dict[str, int], said: int) -> int:
 
 def serve() -> None:
     """Answer requests until there are no more."""
-    for name in MODULES:
-        importlib.import_module(name)
     for line in sys.stdin:
         request = json.loads(line)
         with tempfile.TemporaryFile() as said:

@@ -31,7 +31,14 @@ ALLOWED = {
 }
 """Rooms of the package (its `__init__` is '') and those that each may import from."""
 
-HELPERS_OF_CLI = {"add_common", "add_flags", "exit_code", "require_file", "section_from"}
+HELPERS_OF_CLI = {
+    "number_of_shards",
+    "add_common",
+    "add_flags",
+    "exit_code",
+    "require_file",
+    "section_from",
+}
 """What tasks take from `cli`: parsing helpers, never its entry point."""
 
 

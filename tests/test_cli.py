@@ -133,3 +133,13 @@ def test_a_bad_value_names_the_command_line():
     args.include = "mean,colour"
     with pytest.raises(InputError, match=r"command line: 'include\.1' = 'colour'"):
         cli.section_from(EmbedSettings, args)
+
+
+def test_a_value_that_begins_with_a_dash_and_a_flag_cut_short(capsys):
+    for flags, told in (
+        (["--layers", "-1,0"], "where a value begins with '-', write --flag=VALUE"),
+        (["--mod", "demo"], "arguments are required: --model"),
+    ):
+        with pytest.raises(SystemExit):
+            cli.main(["embed", *flags, "in.fasta", "out.h5"])
+        assert told in capsys.readouterr().err

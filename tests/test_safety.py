@@ -197,11 +197,12 @@ def check_page(folder: Path) -> None:
     assert MODEL in page.text
 
 
-def test_hostile_headers_stay_data(tmp_path: Path, model: Path) -> None:
+@pytest.mark.parametrize("headers", [HOSTILE, [b"007", b"1e5", b"-0"]], ids=["all", "numbers"])
+def test_hostile_headers_stay_data(tmp_path: Path, model: Path, headers: list[bytes]) -> None:
     bodies = itertools.cycle(["MKV", "MKVL", "M<script>V", "GAV&", "WYM"])
-    records = list(zip(HOSTILE, bodies, strict=False))
+    records = list(zip(headers, bodies, strict=False))
     to_the_end(tmp_path, model, fasta_of(records))
-    check_results(tmp_path, HOSTILE)
+    check_results(tmp_path, headers)
     page = Page((tmp_path / "report.html").read_text())
     assert "character '<' at residue # is no amino acid" in page.text
 
@@ -300,6 +301,16 @@ def values(name: str, content: object, kind: object = None) -> Callable[..., Non
     return replaced(name, lambda file, folder: np.array(content, kind))
 
 
+def lengths(content: list[int], kind: str) -> Callable[..., None]:
+    """Lengths, and offsets that follow from them."""
+
+    def change(file: h5py.File, folder: Path) -> None:
+        values("length", content, kind)(file, folder)
+        values("offset", np.cumsum([0, *content]), "<i8")(file, folder)
+
+    return change
+
+
 def per(value: object) -> Callable[..., None]:
     return lambda file, folder: file["mean/2"].attrs.__setitem__("per", value)
 
@@ -317,9 +328,10 @@ ELSEWHERE = {
     "link to itself": replaced("mean/2", lambda file, folder: h5py.SoftLink("/mean/2")),
 }
 ODD = {
-    "objects": replaced("mean/2", dataset((3, 16), h5py.string_dtype())),
+    "objects": values("mean/2", [["x"] * 16] * 3, h5py.string_dtype()),
     "references": replaced("mean/2", dataset((3, 16), h5py.ref_dtype)),
-    "bytes": replaced("mean/2", dataset((3, 16), "V4")),
+    "bytes": values("mean/2", np.zeros((3, 16)), "V4"),
+    "whole numbers": values("mean/2", np.zeros((3, 16)), "<i4"),
     "no values": replaced("mean/2", dataset((3, 10**12), "<f4", chunks=(1, 1024))),
     "few rows": values("mean/2", np.zeros((2, 16)), "<f4"),
     "no shape": values("mean/2", 1, "<f4"),
@@ -330,6 +342,8 @@ ODD = {
     "negative id": values("id", ["-1", "1", "2"], h5py.string_dtype()),
     "numbers for ids": values("id", [0, 1, 2]),
     "negative length": values("length", [-4, 3, 2], "<i4"),
+    "negative lengths that add up": lengths([-4, 3, 2], "<i4"),
+    "lengths of another kind": lengths([4, 3, 2], "<f8"),
     "large length": values("length", [2**31 - 1, 3, 2], "<i4"),
     "halves for lengths": values("length", [0.5, 3, 2]),
     "rows twice": values("row", [0, 1, 1], "<i8"),
@@ -338,6 +352,13 @@ ODD = {
     "a group for values": lambda file, folder: file.create_group("mean/a"),
     "a name that leads up": another("../../x"),
     "a name that is no UTF-8": another(b"mean/\xff"),
+}
+OTHER_WORDS = {
+    "large id": "Python int too large",
+    "path for an id": "invalid literal for int",
+    "negative id": "its rows are not those of its records.tsv",
+    "numbers for ids": "an HDF5 string datatype",
+    "a name that is no UTF-8": "not the result of a shard",
 }
 
 
@@ -364,6 +385,7 @@ def test_a_shard_that_no_task_wrote_is_refused(embedded: Path, case: str) -> Non
         code, said = gather(folder, shards=1)
         assert (code, said.count("\n")) == (2, 1), said
         assert f"{folder}/embed/00000.h5: " in said
+        assert OTHER_WORDS.get(case, "is not as a task writes it") in said
         assert not (folder / SAMPLE / "embeddings.h5").exists()
         assert not (folder / "embed" / "status.tsv").exists()
 
@@ -409,12 +431,12 @@ def test_digests_of_other_files_are_refused(embedded: Path, name: str) -> None:
 
 @pytest.mark.parametrize(
     "content",
-    [b">a\n" + b"M" * 997 + b"\n", b"\n", b" ", b";"],
-    ids=["records", "blank lines", "a blank line", "a comment"],
+    [b">a\n" + b"M" * 997 + b"\n", b"\n", b" ", b";", b";\n"],
+    ids=["records", "blank lines", "a blank line", "a comment", "comments"],
 )
 def test_memory_stays_flat_whatever_a_packed_file_holds(tmp_path: Path, content: bytes) -> None:
-    """64 MiB behind 64 KiB: what is read is given on, or dropped, block by block."""
-    size = 1 << 26
+    """32 MiB behind some KiB: what is read is given on, or dropped, block by block."""
+    size = 1 << 25
     packed = tmp_path / "bomb.gz"
     with gzip.open(packed, "wb", compresslevel=1) as file:
         block = content * (2**20 // len(content))

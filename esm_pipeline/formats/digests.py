@@ -23,9 +23,14 @@ def write_digests(path: Path, files: Mapping[str, Path]) -> None:
 
     `sha256sum --check`, run there, accepts the list.
     """
-    lines = [f"{sha256(file)}  {name}\n" for name, file in files.items()]
+    lines = [line(sha256(file), name) for name, file in files.items()]
     with blaming(path):
         path.write_text("".join(lines), encoding="utf-8", errors="surrogateescape")
+
+
+def line(digest: str, name: str) -> str:
+    """A line of such a list."""
+    return f"{digest}  {name}\n"
 
 
 def check_digests(digests: Path, files: Sequence[Path]) -> None:

@@ -147,7 +147,10 @@ class Embeddings:
     @cached_property
     def row(self) -> NDArray[np.int64]:
         """(N,) the row of each record; records with the same sequence share one."""
-        return np.asarray(self.file["row"][...], np.int64)
+        rows = np.asarray(self.file["row"][...], np.int64)
+        if rows.size and not 0 <= rows.min() <= rows.max() < len(self.length):
+            raise InputError(f"{self.path}: its rows are not those of its records; make it again")
+        return rows
 
     @cached_property
     def length(self) -> NDArray[np.int32]:

@@ -18,9 +18,9 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from esm_pipeline.cli import require_file
+from esm_pipeline.cli import number_of_shards, require_file
 from esm_pipeline.errors import InputError
-from esm_pipeline.files import atomic_paths, blaming
+from esm_pipeline.files import atomic_paths, blaming, require_apart
 from esm_pipeline.formats.records import (
     FAILED,
     OK,
@@ -32,7 +32,7 @@ from esm_pipeline.formats.records import (
     write_records,
 )
 from esm_pipeline.tasks import TASKS
-from esm_pipeline.tasks.gathering import Gathering
+from esm_pipeline.tasks.gathering import CODES, PLACE, Gathering
 
 RECORDS = "records"
 NO_ROW = (-1, Outcome(""))
@@ -54,7 +54,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     gathered = [commands.add_parser(task, help=f"results of {task}") for task in gathered_tasks()]
     for task in gathered:
         task.add_argument("--shards-dir", required=True, type=Path, help="folder of the shards")
-        task.add_argument("--shards", required=True, type=int, help="their number")
+        task.add_argument("--shards", required=True, type=number_of_shards, help="their number")
         task.add_argument("--status", required=True, type=Path, help="status table to write")
     for command in (records, *gathered):
         command.add_argument("--records", required=True, type=Path, help="records.tsv of `shard`")
@@ -81,10 +81,15 @@ def run(args: argparse.Namespace) -> int:
     started = time.perf_counter()
     if args.what == RECORDS:
         statuses = dict(args.status)
+        if len(statuses) < len(args.status):
+            raise InputError("--status: a task is given twice; drop one")
+        require_apart([args.out], [args.records, *statuses.values()])
         write_records(args.out, with_outcomes(args.records, statuses), list(statuses))
         return 0
     module = importlib.import_module(f"esm_pipeline.tasks.{args.what}")
+    require_apart([args.out, args.status], [args.records])
     gathering = Gathering(args.what, module.SUFFIX, args.records, args.shards_dir, args.shards)
+    require_apart([args.out, args.status], gathering.results)
     with atomic_paths(args.out, args.status) as (output, status):
         counts = write_status(status, gathering)
         module.aggregate(gathering, counts[OK], output)
@@ -113,13 +118,18 @@ def write_status(target: Path, gathering: Gathering) -> Counter[str]:
 def read_status(path: Path, task: str) -> Iterator[tuple[int, Outcome]]:
     """Stream a status table: index of each record, and what the task made of it."""
     with open(require_file(str(path)), encoding="utf-8", newline="") as handle:
-        rows = csv.reader(handle, delimiter="\t")
-        if next(rows, None) != status_columns(task):
-            raise InputError(f"{path}:1: not the status table of '{task}'; check the path")
-        for row in rows:
-            if len(row) != 3 or not row[0].isdecimal():
-                raise InputError(f"{path}:{rows.line_num}: not a row of a status table; {AGAIN}")
-            yield int(row[0]), Outcome(*row[1:])
+        rows = csv.reader(handle, delimiter="\t", strict=True)
+        try:
+            if next(rows, None) != status_columns(task):
+                raise InputError(f"{path}:1: not the status table of '{task}'; check the path")
+            for row in rows:
+                if len(row) != 3 or not PLACE.fullmatch(row[0]) or row[1] not in CODES:
+                    raise ValueError("its cells are others")
+                yield int(row[0]), Outcome(*row[1:])
+        except (csv.Error, ValueError) as error:
+            raise InputError(
+                f"{path}:{max(rows.line_num, 1)}: not a row of a status table ({error}); {AGAIN}"
+            ) from None
 
 
 def status_columns(task: str) -> list[str]:

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from esm_pipeline.cli import add_common, add_flags, exit_code, section_from
 from esm_pipeline.errors import InputError
-from esm_pipeline.files import atomic_path, atomic_paths, require_regular
+from esm_pipeline.files import atomic_path, atomic_paths, is_same, require_regular
 from esm_pipeline.formats.digests import write_digests
 from esm_pipeline.formats.fasta import STANDARD_INPUT
 from esm_pipeline.formats.hdf5 import Entry, RaggedWriter
@@ -77,7 +77,8 @@ def run(args: argparse.Namespace) -> int:
                 write_digests(digests[0], dict(zip(names, (path, told), strict=True)))
     if not args.quiet:
         line = summary(counts, plan, encoder, time.perf_counter() - started)
-        print(line + (f"; see {table}" if counts[FAILED] else ""), file=sys.stderr)
+        see = f"; see {table}" if counts[FAILED] and args.on_failure == "error" else ""
+        print(line + see, file=sys.stderr)
     return exit_code(counts[FAILED], args.on_failure)
 
 
@@ -90,7 +91,7 @@ def check_output(output: Path, fasta: str, digests: Path | None = None) -> Path:
     if not output.name:
         raise InputError(f"{output}: a folder; name a file for the output")
     table = output.with_name(output.name.removesuffix(SUFFIX) + ".records.tsv")
-    taken = {} if fasta == STANDARD_INPUT else {"the input itself": Path(fasta)}
+    taken = {"the input itself": Path("/dev/stdin" if fasta == STANDARD_INPUT else fasta)}
     places = {"the output itself": output, "the table of records": table}
     for what, path in (*places.items(), *([("", digests)] if digests else ())):
         if path.is_dir():
@@ -104,13 +105,6 @@ def check_output(output: Path, fasta: str, digests: Path | None = None) -> Path:
                 raise InputError(f"{path}: {other}; name another file for the output")
         taken[what] = path
     return table
-
-
-def is_same(path: Path, other: Path) -> bool:
-    """Whether two paths, of files that need not exist, lead to the same place."""
-    if path.exists() and other.exists():
-        return path.samefile(other)
-    return os.path.realpath(path) == os.path.realpath(other)
 
 
 class Plan:

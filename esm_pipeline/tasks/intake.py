@@ -66,11 +66,14 @@ def open_intake(
         ) from None
     with blaming(spool_dir), ExitStack() as files:
         spool = Spool(*(files.enter_context(_spool_file(spool_dir)) for _ in range(2)))
-        for path in paths:
-            for batch in read_batches(path, allow_empty=allow_empty):
+        digests = [sha256() for _ in paths]
+        for path, digest in zip(paths, digests, strict=True):
+            for batch in read_batches(path, allow_empty=allow_empty, digest=digest):
                 spool.add(batch, cleaning)
         spool.flush()
-        return Intake(spool, files.pop_all(), complexes=complexes)
+        intake = Intake(spool, files.pop_all(), complexes=complexes)
+        intake.digests = [digest.hexdigest() for digest in digests]
+        return intake
 
 
 def _spool_file(folder: Path) -> IO[bytes]:
@@ -148,6 +151,8 @@ class Intake:
     bytes a record, and up to 90 while it is opened; rows and sequences are read when asked for.
     """
 
+    digests: list[str]
+    """SHA-256 of each file as it was read, in hexadecimal."""
     count: int
     """N, the records of all files."""
     lengths: NDArray[np.int32]

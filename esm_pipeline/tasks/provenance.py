@@ -21,11 +21,13 @@ import h5py
 import esm_pipeline
 from esm_pipeline.errors import InputError
 from esm_pipeline.files import atomic_path
-from esm_pipeline.formats.digests import sha256
+from esm_pipeline.formats.digests import line, sha256
 from esm_pipeline.settings import Settings, load_settings
 from esm_pipeline.tasks.verdict import count
 
 FORMAT_VERSION = 1
+INPUTS = "inputs.sha256"
+"""In a sample's folder: what its FASTA files were when they were read."""
 PACKAGES = ("h5py", "huggingface_hub", "numpy", "safetensors", "snakemake", "torch")
 HOME = Path(esm_pipeline.__file__).resolve().parents[1]
 
@@ -99,11 +101,32 @@ def git(folder: Path, *arguments: str) -> str:
 def sample(folder: Path, files: list[str], shards: int) -> dict[str, Any]:
     """Inputs, records and results of one sample."""
     return {
-        "fasta": [fasta(file) for file in files],
+        "fasta": inputs(files, folder / INPUTS),
         "shards": shards,
         "records": counts(folder / "records.tsv"),
         "results": {path.name: attributes(path) for path in sorted(folder.glob("*.h5"))},
     }
+
+
+def inputs(files: list[str], listing: Path) -> list[dict[str, Any]]:
+    """Path, size and digest of each input, as `listing` has it from when it was read.
+
+    Raises InputError for one that has changed since, or is not there any more.
+    """
+    found = [fasta(file) for file in files]
+    try:
+        lines = os.fsdecode(listing.read_bytes()).splitlines(keepends=True)
+    except OSError as error:
+        raise InputError(
+            f"{listing}: cannot be read ({error.strerror}); run the workflow again to make it"
+        ) from None
+    for one in found:
+        if line(one["sha256"], one["path"]) not in lines:
+            raise InputError(
+                f"{one['path']}: has changed since the workflow read it; remove {listing} and run "
+                "the workflow again"
+            )
+    return found
 
 
 def fasta(file: str) -> dict[str, Any]:
@@ -130,8 +153,14 @@ def counts(path: Path) -> dict[str, Any]:
 
 def attributes(path: Path) -> dict[str, Any]:
     """What an HDF5 result says of itself: model, revision, digest of the weights, versions."""
-    with h5py.File(path) as file:
-        values = {name: plain(value) for name, value in file.attrs.items()}
+    try:
+        with h5py.File(path) as file:
+            values = {name: plain(value) for name, value in file.attrs.items()}
+    except (OSError, ValueError) as error:
+        why = str(error).splitlines()[0]
+        raise InputError(
+            f"{path}: not a whole HDF5 result ({why}); remove it and run the workflow again"
+        ) from None
     return {"bytes": path.stat().st_size, **values}
 
 

@@ -188,7 +188,9 @@ def test_the_input_is_not_overwritten(
     path = tmp_path / "00003.fasta"
     path.write_text(MIXED)
     monkeypatch.chdir(tmp_path)
-    for given_path in (path, Path("00003.fasta")):
+    elsewhere = tmp_path.parent / f"{tmp_path.name}.link"
+    elsewhere.symlink_to(path)
+    for given_path in (path, Path("00003.fasta"), elsewhere, tmp_path / "records.tsv"):
         assert shard(tmp_path, 1, given_path) == 2
         assert capsys.readouterr().err == (
             f"esm-pipeline shard: {given_path}: a shard would replace it; choose another --out\n"

@@ -57,13 +57,15 @@ def test_only_results_stay(whole_run):
     assert kept == {
         f"{SAMPLE}/records.tsv",
         f"{SAMPLE}/embeddings.h5",
+        f"{SAMPLE}/inputs.sha256",
+        ".accepted",
         "provenance.json",
         "report.html",
         "verdict.txt",
     }
-    jobs = {f"shard/{SAMPLE}", *(f"embed/{SAMPLE}/{n:05d}" for n in range(2)), "verdict"}
+    jobs = {f"shard/{SAMPLE}", *(f"embed/{SAMPLE}/{n:05d}" for n in range(2)), "counts"}
     jobs |= {f"gather_embed/{SAMPLE}", f"records/{SAMPLE}", "provenance", "report"}
-    assert files - kept == {f"logs/{job}.log" for job in jobs} | {
+    assert files - kept == {f"logs/{job}.log" for job in [*jobs, "verdict"]} | {
         f"benchmarks/{job}.tsv" for job in jobs
     }
 
@@ -97,7 +99,7 @@ def jobs(run) -> set[str]:
 
 
 EVERYTHING = {f"shard_{SAMPLE}", "embed", "gather_embed", "records"}
-EVERYTHING |= {"provenance", "report", "verdict"}
+EVERYTHING |= {"provenance", "report", "counts", "verdict"}
 
 
 @pytest.mark.parametrize(
@@ -117,10 +119,10 @@ def test_a_change_reruns_what_it_changes(whole_run, model, change, rerun):
 
 def test_a_moved_clone_reruns_nothing(whole_run, model, tmp_path):
     clone = copy_of_the_project(tmp_path / "clone")
-    arguments = ["-n", "--printshellcmds", "--forcerun", "verdict", *config(model)]
+    arguments = ["-n", "--printshellcmds", "--forcerun", "counts", *config(model)]
     run = snakemake(whole_run.folder, *arguments, snakefile=clone / "Snakefile")
     assert f"PYTHONPATH={clone} " in run.said
-    assert jobs(run) == {"verdict"}
+    assert jobs(run) == {"counts", "verdict"}
 
 
 def copy_of_the_project(target):
@@ -128,6 +130,31 @@ def copy_of_the_project(target):
         shutil.copytree(ROOT / name, target / name, ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copy(ROOT / "Snakefile", target)
     return target
+
+
+def test_inputs_are_told_as_they_were_read(whole_run):
+    fasta = whole_run.folder / "my proteins.fasta"
+    listed = (whole_run.results / SAMPLE / "inputs.sha256").read_text()
+    assert listed == f"{sha256(fasta)}  {fasta.name}\n"
+
+
+def test_the_order_of_files_counts(tmp_path, model):
+    """And an input that changes while the workflow runs is noticed, and mended by the next run."""
+    one, other = (write_fasta(tmp_path / name, {name.encode(): b"MKV"}) for name in ("a", "b"))
+    table = tmp_path / "table.tsv"
+    arguments = config(model, "samples=table.tsv", "shards=1", fasta=None)
+    for files in ((one, other), (other, one)):
+        table.write_text("sample\tfasta\n" + "".join(f"S\t{file.name}\n" for file in files))
+        run = snakemake(tmp_path, *arguments)
+        assert run.code == 0, run.said
+        records = read_records(run.results / "S" / "records.tsv")
+        assert [record.id for record in records] == [file.name for file in files]
+    run = snakemake(tmp_path, *arguments, "--until", "records", "--forcerun", "shard_S")
+    assert run.code == 0, run.said
+    write_fasta(one, {b"a": b"MKV", b"late": b"MKI"})
+    run = snakemake(tmp_path, *arguments)
+    assert run.code == 0, run.said
+    assert len(list(read_records(run.results / "S" / "records.tsv"))) == 3
 
 
 def test_a_killed_job_is_tried_again_with_a_smaller_budget(tmp_path, model):
@@ -157,6 +184,7 @@ def test_a_failed_record_ends_in_an_error_after_everything_is_written(tmp_path):
     assert statuses.count("failed") == 6
     assert (tmp_path / "results/a/embeddings.h5").exists()
     assert (tmp_path / "results/provenance.json").exists()
+    assert "6 failed" in (tmp_path / "results/verdict.txt").read_text()
     again = snakemake(tmp_path, *config(model, "shards=1", "on_failure=keep", fasta="a.fasta"))
     assert again.code == 0, again.said
     assert "rule embed" not in again.said

@@ -12,14 +12,16 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
+from typing import Any
 
 import h5py
 import yaml
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
-from esm_pipeline.settings import CleaningSettings, EmbedSettings, flags
 from tests.workflow.tools import EMBED, RECORDS, ROOT, SAMPLE, snakemake, write_fasta
 
 HOSTILE = [
@@ -57,21 +59,24 @@ HOSTILE = [
 ]
 """Names of files or folders: shell, patterns, options, YAML, no ASCII."""
 
-NAMES = st.sampled_from(HOSTILE) | st.text(
+OTHERS = st.text(
     st.characters(codec="utf-8", exclude_categories=["C", "Zl", "Zp"], exclude_characters="/{}<>"),
     min_size=1,
     max_size=40,
-).filter(lambda name: name.strip() == name and name.strip(".") and len(name.encode()) < 120)
-SAMPLES = st.from_regex(r"[A-Za-z0-9][A-Za-z0-9._-]{0,20}", fullmatch=True)
+).filter(lambda name: name.strip() == name and name.strip(".") and name not in HOSTILE)
+DENSE = (st.sampled_from(HOSTILE) | OTHERS).map(lambda name: f"{name} '$(touch pwned)\";*#&")
 RECORDER = """
-cd "$1"; shift
-record() { printf '%s\\0' "$@" >&3; printf '\\1\\0' >&3; }
-tee() { cat > /dev/null; record tee "$@"; }
+command_not_found_handle() {
+    while read -r; do :; done
+    printf '%s\\0' "$@" >&3
+    printf '\\1\\0' >&3
+}
 set -euo pipefail
+cd "$1"
+shift
 for command in "$@"; do eval "$command"; done
 """
-"""Runs commands with `record` and `tee` in the place of programs: they tell their arguments."""
-
+"""Runs commands where there are no programs: each tells its name and arguments instead."""
 
 MODEL = "-m $(touch pwned) {b} <i> *"
 
@@ -90,106 +95,97 @@ def write_table(path: Path, samples: dict[str, list[str]]) -> str:
 
 
 def commands(said: str) -> list[str]:
-    """Shell commands that Snakemake prints, with `record` in the place of the interpreter."""
-    start = f"PYTHONPATH={shlex.quote(str(ROOT))} {shlex.quote(sys.executable)} -P -m esm_pipeline "
+    """Shell commands that Snakemake prints, with a word in the place of the interpreter."""
+    start = f"PYTHONPATH={shlex.quote(str(ROOT))} {shlex.quote(sys.executable)} -P -m"
     lines = re.findall(r"^ *Shell command: (?!None$)(.*)$", said, re.MULTILINE)
-    assert all(line.startswith(start) for line in lines), lines
-    return ["record " + line.removeprefix(start) for line in lines]
+    assert sum(line.startswith(start) for line in lines) > 8
+    return [line.replace(start, "python", 1) for line in lines]
 
 
-def words_of(lines: list[str], decoys: list[str]) -> list[list[str]]:
-    """The arguments of each program, as bash gives them, in a folder where patterns would match."""
+def programs(lines: list[str], decoys: list[str]) -> list[list[str]]:
+    """Name and arguments of each program, as bash gives them, where patterns would match files."""
     with tempfile.TemporaryDirectory() as place, tempfile.TemporaryFile() as told:
         for name in decoys:
             (Path(place) / name).touch()
         before = sorted(os.listdir(place))
-        environment = {"PATH": "/usr/bin:/bin", "HOME": "/home/wrong"}
         subprocess.run(
-            ["bash", "-c", f"exec 3>&{told.fileno()}\n{RECORDER}", "bash", place, *lines],
+            ["/bin/bash", "-c", f"exec 3>&{told.fileno()}\n{RECORDER}", "bash", place, *lines],
             pass_fds=[told.fileno()],
-            env=environment,
+            env={"PATH": "/nowhere", "HOME": "/home/wrong"},
+            stdin=subprocess.DEVNULL,
             check=True,
         )
         assert sorted(os.listdir(place)) == before
         told.seek(0)
-        programs = told.read().decode().split("\1\0")
-    return [program.split("\0")[:-1] for program in programs if program]
+        records = told.read().decode().split("\1\0")[:-1]
+    return sorted(record.split("\0")[:-1] for record in records)
 
 
-def expected_words(
-    out: str, samples: dict[str, list[str]], model: list[str], settings: str
-) -> list[list[str]]:
-    """What each program of the workflow should be given, one shard a sample."""
-    cleaning = shlex.split(flags(CleaningSettings()))
-    embed = shlex.split(flags(EmbedSettings()))
-    execution = "--device auto --token-budget 16384 --threads 1 --allow-empty --on-failure keep"
-    tables = [f"{out}/{sample}/records.tsv" for sample in samples]
-    folders = [f"{out}/{sample}" for sample in samples]
-    jobs = {
-        "provenance": ["provenance", f"--settings={settings}", f"--out={out}/provenance.json"],
-        "report": ["report", f"--out={out}/report.html", "--", *folders],
-        "verdict": ["verdict", "--on-failure", "error", f"--out={out}/verdict.txt", "--", *tables],
-    }
-    for sample, files in samples.items():
-        own = f"{out}/{sample}"
-        shards = f"--out={own}/shards"
-        jobs[f"shard/{sample}"] = ["shard", "--shards", "1", *cleaning, shards, "--", *files]
-        jobs[f"embed/{sample}/00000"] = [
-            *("embed", *model, *embed, *execution.split(), f"--sha256={own}/embed/00000.sha256"),
-            *("--", f"{own}/shards/00000.fasta", f"{own}/embed/00000.h5"),
-        ]
-        jobs[f"gather_embed/{sample}"] = [
-            *("aggregate", "embed", f"--records={own}/shards/records.tsv"),
-            *(f"--shards-dir={own}/embed", "--shards", "1", f"--out={own}/embeddings.h5"),
-            f"--status={own}/embed/status.tsv",
-        ]
-        jobs[f"records/{sample}"] = [
-            *("aggregate", "records", f"--records={own}/shards/records.tsv"),
-            *(f"--status=embed={own}/embed/status.tsv", f"--out={own}/records.tsv"),
-        ]
-    logs = [["tee", "--", f"{out}/logs/{job}.log"] for job in jobs]
-    return [*jobs.values(), *logs]
-
-
-@settings(max_examples=2, phases=[Phase.generate])  # an example takes seconds
-@given(
-    st.lists(NAMES, min_size=40, max_size=60, unique_by=str.lower),
-    st.lists(NAMES, min_size=1, max_size=3),
-    st.lists(SAMPLES, min_size=1, max_size=5, unique_by=str.lower),
-    NAMES,
-    st.none() | NAMES,
-)
-def test_every_program_is_given_the_words_meant(names, folders, samples, model, revision):
-    out = "/".join(folders)
-    names = [name for name in names if name.lower() != folders[0].lower()]
+def dry_run(files: list[str], outdir: str, model: str, revision: str) -> list[list[str]]:
+    """What the workflow would start for two samples of these files."""
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
-        for name in names:
+        for name in files:
             (folder / name).write_text(">a\nMKV\n")
-        files = {sample: names[place :: len(samples)] for place, sample in enumerate(samples)}
-        chosen = {"outdir": out, "model": model, "shards": 1}
-        chosen |= {"samples": write_table(folder / "table .tsv", files)}
-        write_config(folder, **chosen, **({"revision": revision} if revision else {}))
+        table = write_table(folder / "-t able", {"a.-_1": files[::2], "B": files[1::2]})
+        chosen = {"samples": table, "outdir": outdir, "model": model, "revision": revision}
+        write_config(folder, **chosen, shards=1)
         run = snakemake(folder, "-n", "--printshellcmds", "--cores", "1")
         assert run.code == 0, run.said
-        assert sorted(os.listdir(folder)) == sorted({*names, "table .tsv", ".snakemake", "config"})
-    lines = commands(run.said)
-    words = words_of(lines, names)
-    (given,) = (word for program in words for word in program if word.startswith("--settings="))
-    assert json.loads(given.removeprefix("--settings=")).items() >= chosen.items()
-    flags = [f"--model={model}", *([f"--revision={revision}"] if revision else [])]
-    expected = expected_words(out, files, flags, given.removeprefix("--settings="))
-    assert sorted(words) == sorted(expected)
+        assert sorted(os.listdir(folder)) == sorted({*files, table, ".snakemake", "config"})
+    return programs(commands(run.said), files)
+
+
+def renamed(value: Any, names: Mapping[str, str]) -> Any:
+    """A word with plain names replaced; in settings, which are JSON, in every text of them."""
+    if isinstance(value, dict):
+        return {key: renamed(inner, names) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [renamed(inner, names) for inner in value]
+    if isinstance(value, str) and value.startswith("--settings="):
+        return json.dumps(renamed(json.loads(value.removeprefix("--settings=")), names))
+    for plain, name in names.items() if isinstance(value, str) else ():
+        value = value.replace(plain, name)
+    return value
+
+
+MORE = 10  # files with names that are drawn
+
+
+@cache
+def plain_run() -> tuple[list[str], list[list[str]]]:
+    """Plain names for all that is named, and what the workflow starts with them."""
+    files = [f"Q{number:03d}Q" for number in range(len(HOSTILE) + MORE)]
+    words = dry_run(files, "QoutQ", "QmodelQ", "QrevisionQ")
+    assert len(words) > 20
+    return [*files, "QoutQ", "QmodelQ", "QrevisionQ"], words
+
+
+@settings(max_examples=3, phases=[Phase.generate])  # an example takes seconds
+@given(
+    st.lists(OTHERS, min_size=MORE, max_size=MORE, unique=True),
+    st.lists(DENSE, min_size=1, max_size=3).map("/".join),
+    DENSE,
+    DENSE,
+)
+def test_every_program_is_given_the_words_meant(more, outdir, model, revision):
+    """The same words as with plain names, but for the names: the hostile ones and some drawn."""
+    files = [*HOSTILE, *more]
+    plain, words = plain_run()
+    names = dict(zip(plain, [*files, outdir, model, revision], strict=True))
+    expected = sorted([renamed(word, names) for word in program] for program in words)
+    found = dry_run(files, outdir, model, revision)
+    assert [[renamed(word, {}) for word in program] for program in found] == expected
 
 
 def test_words_that_are_not_quoted_would_be_seen():
     """The twin: bash takes apart, replaces or runs what is not quoted."""
-    for name in ("a b", "a*", "$HOME", "a;record b", "`record b`", "~", "#x", "a\\b", "a|record b"):
+    for name in ("a b", "a*", "$HOME", "a;say b", "`say b`", "~", "#x", "a\\b", "a|say b"):
         told = []
         with contextlib.suppress(subprocess.CalledProcessError):
-            told = words_of([f"record {name}"], ["a1", "a2"])
-        assert told != [["record", name][1:]], name
-        assert words_of([f"record {shlex.quote(name)}"], ["a1", "a2"]) == [[name]]
+            told = programs([f"say {name}"], ["a1", "a2"])
+        assert told != [["say", name]], name
+        assert programs([f"say {shlex.quote(name)}"], ["a1", "a2"]) == [["say", name]]
 
 
 def test_a_whole_run_on_hostile_names(whole_run, model, tmp_path):

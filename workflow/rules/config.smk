@@ -13,6 +13,8 @@ def require_yaml(path):
     try:
         text = Path(path).read_text(encoding="utf-8-sig")
         root = yaml.compose(text, Loader=yaml.SafeLoader)
+    except OSError as error:
+        raise WorkflowError(f"{path}: cannot be read ({error.strerror}); give a file") from None
     except UnicodeDecodeError:
         raise WorkflowError(f"{path}: not UTF-8 text; save it as UTF-8") from None
     except yaml.MarkedYAMLError as error:

@@ -8,6 +8,7 @@ for sample, files in SAMPLES.items():
         input:
             files,
         output:
+            inputs=f"{OUT}/{sample}/inputs.sha256",
             records=temp(f"{OUT}/{sample}/shards/records.tsv"),
             shards=temp(
                 [f"{OUT}/{sample}/shards/{name}.fasta" for name in shard_names(SHARDS[sample])]
@@ -24,10 +25,11 @@ for sample, files in SAMPLES.items():
         params:
             esm=esm,
             shards=SHARDS[sample],
+            files=files,  # in their order, which Snakemake does not compare
             cleaning=flags(settings.shard.cleaning()),
             folder=lambda wildcards, output: Path(output.records).parent,
         message:
             f"shard: {len(files)} file(s) of sample {sample} into {SHARDS[sample]} shard(s)"
         shell:
             "{params.esm} shard --shards {params.shards} {params.cleaning} --out={params.folder:q}"
-            " -- {input:q} 2>&1 | tee -- {log:q}"
+            " --inputs={output.inputs:q} -- {input:q} 2>&1 | tee -- {log:q}"
