@@ -14,14 +14,15 @@ from typing import Any, TypeVar
 
 import torch
 from torch import nn
+from torch.overrides import TorchFunctionMode
 
 from esm_pipeline.errors import InputError, WeightsError
 from esm_pipeline.model.config import EsmConfig
 from esm_pipeline.model.hub import HUB_OPTIONS, resolve_checkpoint
+from esm_pipeline.model.loading import initialise, load_weights
 from esm_pipeline.model.pruning import impossible, prune_layer, union
 from esm_pipeline.model.saving import save_checkpoint
 from esm_pipeline.model.vocabulary import resized_rows, target_count
-from esm_pipeline.model.weights import initialise, load_weights
 
 M = TypeVar("M", bound="EsmPreTrainedModel")
 
@@ -177,7 +178,7 @@ class EsmPreTrainedModel(nn.Module):
             config = cls.config_class.from_pretrained(checkpoint.source, **options)
         elif options:
             raise InputError(f"from_pretrained: with a config, leave out {', '.join(options)}")
-        with torch.device("meta"):
+        with torch.device("meta"), Unfilled():
             model = cls(config, **arguments)
         info = load_weights(
             model,
@@ -210,6 +211,21 @@ class EsmPreTrainedModel(nn.Module):
         self.config.architectures = [type(self).__name__]
         self.config.torch_dtype = str(self.dtype).removeprefix("torch.")
         save_checkpoint(self, save_directory, max_shard_size)
+
+
+class Unfilled(TorchFunctionMode):
+    """Modules made within draw no random weights: they get a checkpoint's, or theirs later.
+
+    Drawing on the meta device would load PyTorch's compiler, a second for nothing.
+    """
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: Any = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if getattr(func, "__module__", "") == nn.init.__name__:
+            return kwargs["tensor"] if "tensor" in kwargs else args[0]
+        return func(*args, **kwargs)
 
 
 def refuse_misspelt(options: dict[str, Any]) -> None:
