@@ -19,10 +19,10 @@ from torch.overrides import TorchFunctionMode
 from esm_pipeline.errors import InputError, WeightsError
 from esm_pipeline.model.config import EsmConfig
 from esm_pipeline.model.hub import HUB_OPTIONS, resolve_checkpoint
+from esm_pipeline.model.loading import initialise, load_weights
 from esm_pipeline.model.pruning import impossible, prune_layer, union
 from esm_pipeline.model.saving import save_checkpoint
 from esm_pipeline.model.vocabulary import resized_rows, target_count
-from esm_pipeline.model.weights import initialise, load_weights
 
 M = TypeVar("M", bound="EsmPreTrainedModel")
 
@@ -214,15 +214,18 @@ class EsmPreTrainedModel(nn.Module):
 
 
 class Unfilled(TorchFunctionMode):
-    """Leaves new weights as they are: on the meta device random ones load SymPy, in two seconds."""
+    """Modules made within draw no random weights: they get a checkpoint's, or theirs later.
+
+    Drawing on the meta device would load PyTorch's compiler, a second for nothing.
+    """
 
     def __torch_function__(
-        self, function: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+        self, func: Any, types: Any, args: Any = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
-        if getattr(function, "__module__", None) == nn.init.__name__:
-            return args[0] if args else kwargs["tensor"]
-        return function(*args, **kwargs)
+        if getattr(func, "__module__", "") == nn.init.__name__:
+            return kwargs["tensor"] if "tensor" in kwargs else args[0]
+        return func(*args, **kwargs)
 
 
 def refuse_misspelt(options: dict[str, Any]) -> None:

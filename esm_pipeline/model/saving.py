@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from esm_pipeline.model.base import EsmPreTrainedModel
 
 UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
-SIZE = re.compile(r"(\d+)([KMG]I?B)", re.IGNORECASE)
+SIZE = re.compile(r"(\d+) ?([KMGkmg][Ii]?B)")
 SHARD = re.compile(r"model-\d{5}-of-\d{5}\.safetensors")
 
 

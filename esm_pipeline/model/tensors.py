@@ -1,35 +1,30 @@
-"""Weight files: what their headers say, and their tensors, mapped or read where they are wanted.
+"""Weight files: what their headers say, and their tensors, mapped or copied where they are wanted.
 
 A tensor that is wanted as the file has it is mapped: it costs no memory of its own, and its pages
-are read when they are first used. All others are read piece by piece into memory that is there, by
-several threads, so that loading never holds a tensor twice. Only safetensors and `weights_only`
-pickles are read.
+are read when they are first used. All others are copied into memory that is there, and the pages
+they came from are let go at once. Loading thereby never holds a tensor twice. Only safetensors and
+`weights_only` pickles are read.
 """
 
 from __future__ import annotations
 
 import json
-import os
+import mmap
 import pickle
 import struct
 import zipfile
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from esm_pipeline.errors import WeightsError
-
-PIECE = 1 << 24
-"""Bytes that one thread reads at a time where the precision or the device changes."""
-
-MOST_READERS = 8
 
 DTYPES = {
     "F64": torch.float64,
@@ -62,11 +57,11 @@ class Entry:
 
     def mapped(self) -> Tensor:
         """The tensor as it lies in the file, mapped; changing it leaves the file alone."""
-        return self.file.mapped(self.key)
+        return self.file.mapped(self)
 
-    def read_into(self, target: Tensor) -> None:
-        """Fill `target`, contiguous and of this shape, on any device and in any precision."""
-        self.file.read_into(self, target)
+    def copy_to(self, target: Tensor) -> None:
+        """Fill `target`, of this shape, on any device and in any precision."""
+        self.file.copy(self, target)
 
 
 class WeightFile(ABC):
@@ -74,19 +69,18 @@ class WeightFile(ABC):
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.entries: dict[str, Entry] = {}
 
     @abstractmethod
-    def mapped(self, key: str) -> Tensor:
-        """The tensor `key` as it lies in the file. Raises WeightsError."""
+    def entries(self) -> Iterator[Entry]:
+        """The tensors, as the header has them. They hold the file, which does not hold them."""
 
     @abstractmethod
-    def read_into(self, entry: Entry, target: Tensor) -> None:
-        """Fill `target` with a tensor of this file. Raises WeightsError."""
+    def mapped(self, entry: Entry) -> Tensor:
+        """A tensor as it lies in the file."""
 
     @abstractmethod
-    def close(self) -> None:
-        """Let go of the file. Tensors that were mapped stay so; the rest of it can go."""
+    def copy(self, entry: Entry, target: Tensor) -> None:
+        """Fill `target` with a tensor of this file."""
 
 
 class SafetensorsFile(WeightFile):
@@ -95,62 +89,46 @@ class SafetensorsFile(WeightFile):
     def __init__(self, path: Path) -> None:
         super().__init__(path)
         try:
-            self._opened: Any = safe_open(path, framework="pt")  # checks the whole header
+            with safe_open(path, framework="pt"):  # checks the whole header, and the file's length
+                pass
             with open(path, "rb") as handle:
                 (length,) = struct.unpack("<Q", handle.read(8))
                 header = json.loads(handle.read(length))
+                self._bytes = mmap.mmap(handle.fileno(), 0, access=mmap.ACCESS_COPY)
         except (SafetensorError, OSError, ValueError, struct.error) as error:
             raise WeightsError(
                 f"{path}: not a whole safetensors file ({error}); download or copy it again"
             ) from None
-        self._starts: dict[str, int] = {}
-        for key in header.keys() - {"__metadata__"}:
-            facts = header[key]
-            dtype = DTYPES.get(facts["dtype"], facts["dtype"])
-            self.entries[key] = Entry(self, key, dtype, tuple(facts["shape"]))
-            self._starts[key] = 8 + length + facts["data_offsets"][0]
+        header.pop("__metadata__", None)
+        self._header: dict[str, dict[str, Any]] = header
+        self._data: int = 8 + length
 
-    def mapped(self, key: str) -> Tensor:
+    def entries(self) -> Iterator[Entry]:
         """See the base class."""
-        try:
-            tensor: Tensor = self._opened.get_tensor(key)
-        except (SafetensorError, OSError) as error:
-            raise self._damaged(key, error) from None
-        return tensor
+        for key, facts in self._header.items():
+            dtype = DTYPES.get(facts["dtype"], facts["dtype"])
+            yield Entry(self, key, dtype, tuple(facts["shape"]))
 
-    def read_into(self, entry: Entry, target: Tensor) -> None:
+    def start(self, entry: Entry) -> int:
+        """Where a tensor begins in the file."""
+        return self._data + int(self._header[entry.key]["data_offsets"][0])
+
+    def mapped(self, entry: Entry) -> Tensor:
         """See the base class."""
         assert isinstance(entry.dtype, torch.dtype), "is_weight is asked first"
-        flat = target.view(-1)
-        as_it_is = target.device.type == "cpu" and target.dtype == entry.dtype
-        step = max(1, flat.numel() if as_it_is else PIECE // entry.dtype.itemsize)
-        try:
-            with open(self.path, "rb", buffering=0) as handle:
-                handle.seek(self._starts[entry.key])
-                for piece in flat.split(step):
-                    read = piece if as_it_is else torch.empty(len(piece), dtype=entry.dtype)
-                    read_exactly(handle, read)
-                    if read is not piece:
-                        piece.copy_(read)
-        except (OSError, EOFError) as error:
-            raise self._damaged(entry.key, error) from None
-
-    def close(self) -> None:
-        """See the base class."""
-        self._opened = None
-
-    def _damaged(self, key: str, error: Exception) -> WeightsError:
-        return WeightsError(f"{self.path}: tensor '{key}' cannot be read ({error}); copy it again")
-
-
-def read_exactly(handle: BinaryIO, target: Tensor) -> None:
-    """Fill a tensor of the CPU, (n,), with the bytes that follow. Raises EOFError if they end."""
-    rest = memoryview(target.view(torch.uint8).numpy())  # type: ignore[arg-type]
-    while rest:
-        count = handle.readinto(rest)  # type: ignore[attr-defined]
+        count, start = prod(entry.shape), self.start(entry)
         if not count:
-            raise EOFError("the file ends early")
-        rest = rest[count:]
+            return torch.empty(entry.shape, dtype=entry.dtype)
+        flat = torch.frombuffer(self._bytes, dtype=entry.dtype, count=count, offset=start)
+        return flat.view(entry.shape)
+
+    def copy(self, entry: Entry, target: Tensor) -> None:
+        """See the base class."""
+        source = self.mapped(entry)
+        target.copy_(source)
+        start = self.start(entry)
+        page = start // mmap.PAGESIZE * mmap.PAGESIZE
+        self._bytes.madvise(mmap.MADV_DONTNEED, page, start + source.nbytes - page)
 
 
 class PickledFile(WeightFile):
@@ -159,20 +137,19 @@ class PickledFile(WeightFile):
     def __init__(self, path: Path, tensors: Mapping[str, Tensor]) -> None:
         super().__init__(path)
         self._tensors = dict(tensors)
-        for key, tensor in tensors.items():
-            self.entries[key] = Entry(self, key, tensor.dtype, tuple(tensor.shape))
 
-    def mapped(self, key: str) -> Tensor:
+    def entries(self) -> Iterator[Entry]:
         """See the base class."""
-        return self._tensors.pop(key)
+        for key, tensor in self._tensors.items():
+            yield Entry(self, key, tensor.dtype, tuple(tensor.shape))
 
-    def read_into(self, entry: Entry, target: Tensor) -> None:
-        """See the base class."""
+    def mapped(self, entry: Entry) -> Tensor:
+        """See the base class; of each tensor once."""
+        return self._tensors.pop(entry.key)
+
+    def copy(self, entry: Entry, target: Tensor) -> None:
+        """See the base class; of each tensor once."""
         target.copy_(self._tensors.pop(entry.key))
-
-    def close(self) -> None:
-        """See the base class."""
-        self._tensors.clear()  # of which a mapping keeps all
 
 
 def open_pickle(path: Path) -> PickledFile:
@@ -200,20 +177,3 @@ def load_pickle(path: Path, *allowed: type) -> Any:
     except Exception as error:  # which a damaged pickle may raise any of
         why = (str(error).splitlines() or ["it ends early"])[0]
         raise WeightsError(f"{path}: not a whole weight file ({why}); copy it again") from None
-
-
-def read_all(jobs: Iterable[tuple[Entry, Tensor]]) -> None:
-    """Fill each tensor with its entry, file after file; of one file, several at a time."""
-    by_file: dict[WeightFile, list[tuple[Entry, Tensor]]] = {}
-    for entry, target in jobs:
-        by_file.setdefault(entry.file, []).append((entry, target))
-    with ThreadPoolExecutor(readers()) as pool:
-        for file, own in by_file.items():
-            for _ in pool.map(lambda job: job[0].read_into(job[1]), own):
-                pass
-            file.close()
-
-
-def readers() -> int:
-    """Threads to read with: the CPU's that PyTorch may use, but a disk is not made of many."""
-    return max(1, min(MOST_READERS, torch.get_num_threads(), os.cpu_count() or 1))

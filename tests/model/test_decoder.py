@@ -415,6 +415,16 @@ REFUSED: dict[str, tuple[dict[str, Any], Callable[[EsmModel], dict[str, Any]], s
         lambda m: {"past_key_values": cache(m), "attention_mask": torch.ones(2, 5)},
         r"shape \(2, 5\), the input \(2, 4\) after a past of 4 tokens; give \(2, 8\)",
     ),
+    "positions of another length": (
+        {},
+        lambda m: {"position_ids": torch.arange(5)},
+        r"position_ids have shape \(5,\), the input \(2, 4\); give one number for each token",
+    ),
+    "a head mask of other heads": (
+        {},
+        lambda m: {"head_mask": torch.ones(2, 4)},
+        r"head_mask has shape \(2, 4\); give \(3,\) or \(2, 3\)",
+    ),
     "a mask for each token": (
         {},
         lambda m: {"attention_mask": torch.ones(2, 4, 4)},
@@ -431,6 +441,11 @@ def test_what_cannot_be_is_refused_in_one_line(name: str) -> None:
     with pytest.raises(InputError, match=message) as caught:
         model(IDS, **given)
     assert "\n" not in str(caught.value)
+
+
+def test_embeddings_of_another_width_are_refused() -> None:
+    with pytest.raises(InputError, match=r"shape \(2, 4, 8\); give \(B, L, 12\)"):
+        build("absolute")(inputs_embeds=torch.ones(2, 4, 8))
 
 
 def test_decoder_of_an_encoder_has_no_packed_door() -> None:

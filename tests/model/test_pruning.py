@@ -184,7 +184,8 @@ def test_frozen_weights_stay_frozen() -> None:
         ({-1: [0]}, "there is no layer -1"),
         ({0: [3]}, "layer 0 has no head 3; they are 0 to 2"),
         ({0: [-1]}, "layer 0 has no head -1"),
-        ({0: [0.5]}, "layer 0 has no head 0.5"),
+        ({0: [1.0]}, r"layer 0 has no head 1\.0"),
+        ({0: [True]}, "layer 0 has no head True"),
     ],
 )
 def test_heads_that_are_not_there(heads: dict[int, list[int]], message: str) -> None:

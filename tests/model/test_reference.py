@@ -44,7 +44,7 @@ def test_the_file_tells_where_it_is_from() -> None:
     assert list(facts()["models"]) == list(MODELS)
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", [name for name, model in MODELS.items() if model["calls"]])
 def test_answers(name: str) -> None:
     found = differences(pruned(name), name)
     assert {key: worst for key, worst in found.items() if not worst <= TOLERANCE} == {}
@@ -90,7 +90,10 @@ def test_checkpoints_have_the_keys_of_the_reference_and_come_back(
     assert saved["pruned_heads"] == recorded["pruned_heads"]
     pooler = {"add_pooling_layer": False} if not MODELS[name].get("pooler", True) else {}
     again = type(model).from_pretrained(tmp_path, dtype=torch.float64, **pooler)
-    assert max(differences(again, name).values()) <= TOLERANCE
+    for (key, one), (_, other) in zip(
+        model.state_dict().items(), again.state_dict().items(), strict=True
+    ):
+        assert torch.equal(one, other), key
 
 
 # Twins: one deliberate mistake each, through the same comparison.

@@ -132,6 +132,9 @@ def decoders() -> dict[str, Model]:
         call(tokens(), encoder_hidden_states=states, **TUPLE, **ALL),
     ]
     found["cross attention"] = {"config": CROSS, "calls": calls}
+    for kind in TYPES[1:]:  # only to be saved and loaded: the reference's answers are none
+        config = {**CROSS, "position_embedding_type": kind}
+        found[f"cross attention {kind}"] = {"config": config, "calls": []}
     found["steps"] = {"config": DECODER, "calls": steps()}
     with_states = {"encoder_hidden_states": states, "encoder_attention_mask": flat}
     found["steps with cross attention"] = {"config": CROSS, "calls": steps(**with_states)}
