@@ -132,7 +132,11 @@ def refusal(esm, folder: Path, model: object, *options: object) -> str:
         ("../a/b", (), "../a/b: no such folder or file, and no hub id of the form owner/model"),
         ("~none/x", (), "~none/x: no such folder or file, and no hub id of the form owner/model"),
         ("-rf", (), "-rf: no such folder, and not a hub id"),
-        ("a\x1b[2Jb", (), r"a\x1b[2Jb: no such folder or file, and no hub id of the form owner/model"),
+        (
+            "a\x1b[2Jb",
+            (),
+            r"a\x1b[2Jb: no such folder or file, and no hub id of the form owner/model",
+        ),
         ("x" * 300, (), f"{'x' * 300}: "),
         (
             "a\udcff",
@@ -140,7 +144,11 @@ def refusal(esm, folder: Path, model: object, *options: object) -> str:
             r"a\udcff: safetensors reads only paths of UTF-8; rename it, or link to it",
         ),
         (__file__, (), f"{__file__}: a file; give the folder that holds config.json and weights"),
-        ("demo", ("--revision", "main"), "demo: a revision is of a hub model, this lies on the disk;"),
+        (
+            "demo",
+            ("--revision", "main"),
+            "demo: a revision is of a hub model, this lies on the disk;",
+        ),
         ("lab/none", ("--revision", "../../x"), "lab/none: revision '../../x' is no commit, tag"),
         ("lab/none", ("--revision=-x",), "lab/none: revision '-x' is no commit, tag or branch"),
         ("lab/none", ("--revision", "a b"), "lab/none: revision 'a b' is no commit, tag or branch"),
@@ -158,8 +166,8 @@ def test_a_model_that_the_hub_does_not_have(esm, tmp_path, monkeypatch):
         point_at(address, monkeypatch)
         told = refusal(esm, tmp_path, "lab/esm2_t33")
         assert told == (
-            "lab/esm2_t33: no such folder, and no such public model on the hub; check the spelling, "
-            "or if it is private `hf auth login`, or a token in HF_TOKEN"
+            "lab/esm2_t33: no such folder, and no such public model on the hub; check the "
+            "spelling, or if it is private `hf auth login`, or a token in HF_TOKEN"
         )
         assert requests
 

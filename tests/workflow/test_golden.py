@@ -14,7 +14,9 @@ from tests.workflow.tools import GOLDEN, SAMPLE
 MADE_ELSEWHERE = {"model", "software", "bytes"}  # where the checkpoint lies, versions
 
 
-@pytest.mark.parametrize("name", [f"{SAMPLE}/records.tsv", f"{SAMPLE}/inputs.sha256", "verdict.txt"])
+@pytest.mark.parametrize(
+    "name", [f"{SAMPLE}/records.tsv", f"{SAMPLE}/inputs.sha256", "verdict.txt"]
+)
 def test_text_is_the_same(whole_run, name):
     assert (whole_run.results / name).read_text() == (GOLDEN / "results" / name).read_text()
 
