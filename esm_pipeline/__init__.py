@@ -12,6 +12,8 @@ _EXPORTS = {
     "EsmTokenizer": "esm_pipeline.model",
     "EsmModel": "esm_pipeline.model",
     "EsmForMaskedLM": "esm_pipeline.model",
+    "EsmForSequenceClassification": "esm_pipeline.model",
+    "EsmForTokenClassification": "esm_pipeline.model",
     "optimize_for_inference": "esm_pipeline.model",
     "demo_model": "esm_pipeline.model",
     "iter_packed": "esm_pipeline.tasks.batching",

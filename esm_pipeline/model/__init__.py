@@ -7,7 +7,11 @@ end, R residues, D width, H heads, K head width, F feed-forward width, V vocabul
 
 from esm_pipeline.model.config import EsmConfig
 from esm_pipeline.model.esm import EsmModel, Represented
-from esm_pipeline.model.heads import EsmForMaskedLM
+from esm_pipeline.model.heads import (
+    EsmForMaskedLM,
+    EsmForSequenceClassification,
+    EsmForTokenClassification,
+)
 from esm_pipeline.model.hub import Checkpoint, demo_model, resolve_checkpoint
 from esm_pipeline.model.layout import PackedLayout
 from esm_pipeline.model.optimize import optimize_for_inference
@@ -17,6 +21,8 @@ __all__ = [
     "Checkpoint",
     "EsmConfig",
     "EsmForMaskedLM",
+    "EsmForSequenceClassification",
+    "EsmForTokenClassification",
     "EsmModel",
     "EsmTokenizer",
     "PackedLayout",

@@ -8,6 +8,7 @@ from __future__ import annotations
 import difflib
 import inspect
 import os
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -17,8 +18,11 @@ from torch.overrides import TorchFunctionMode
 
 from esm_pipeline.errors import InputError, WeightsError
 from esm_pipeline.model.config import EsmConfig
-from esm_pipeline.model.hub import CONFIG_FILE, HUB_OPTIONS, resolve_checkpoint
-from esm_pipeline.model.weights import initialise, load_weights, save_weights
+from esm_pipeline.model.hub import HUB_OPTIONS, resolve_checkpoint
+from esm_pipeline.model.loading import initialise, load_weights
+from esm_pipeline.model.pruning import impossible, prune_layer, union
+from esm_pipeline.model.saving import save_checkpoint
+from esm_pipeline.model.vocabulary import resized_rows, target_count
 
 M = TypeVar("M", bound="EsmPreTrainedModel")
 
@@ -27,9 +31,10 @@ class EsmPreTrainedModel(nn.Module):
     """Base of the ESM models."""
 
     config_class = EsmConfig
+    base_model_prefix = "esm"
     name_or_path: str = ""
-    folder: Path | None = None
-    """Where the checkpoint lies that the weights are from."""
+    source: Path | None = None
+    """The folder, or the fair-esm file, that the weights are from."""
 
     optimized = False
     """Whether `optimize_for_inference` made this model, which then cannot be saved or trained."""
@@ -54,9 +59,91 @@ class EsmPreTrainedModel(nn.Module):
         """Where the weights lie."""
         return next(self.parameters()).device
 
-    def num_parameters(self) -> int:
-        """Number of weights."""
-        return sum(parameter.numel() for parameter in self.parameters())
+    def num_parameters(self, only_trainable: bool = False) -> int:
+        """Number of weights; with `only_trainable`, of those that are not frozen."""
+        own = (p for p in self.parameters() if p.requires_grad or not only_trainable)
+        return sum(parameter.numel() for parameter in own)
+
+    @property
+    def base_model(self) -> Any:
+        """The `EsmModel` within a model with a head, or this itself."""
+        return getattr(self, self.base_model_prefix, self)
+
+    def get_input_embeddings(self) -> nn.Embedding:
+        """The token embedding, (V, D)."""
+        embedding: nn.Embedding = self.base_model.embeddings.word_embeddings
+        return embedding
+
+    def set_input_embeddings(self, value: nn.Embedding) -> None:
+        """Put another token embedding in its place; a head tied to it follows."""
+        self.base_model.embeddings.word_embeddings = value
+        self.tie_weights()
+
+    def get_output_embeddings(self) -> nn.Linear | None:
+        """The last layer of a head that predicts tokens, None for others."""
+        return None
+
+    def tie_weights(self) -> None:
+        """Let a head that predicts tokens share the token embedding, if the config says so."""
+
+    def resize_token_embeddings(
+        self, new_num_tokens: int | None = None, pad_to_multiple_of: int | None = None
+    ) -> nn.Embedding:
+        """Cut the vocabulary, or add tokens with random weights; returns the token embedding.
+
+        A head that predicts tokens follows, its new biases zero, and so does `config.vocab_size`.
+        Optimizers should be made afterwards. Raises InputError for a number that leaves out the
+        padding or mask token.
+        """
+        count = target_count(new_num_tokens, pad_to_multiple_of, self.config)
+        embedding = self.get_input_embeddings()
+        embedding.weight = resized_rows(embedding.weight, count, self.config.initializer_range)
+        embedding.num_embeddings = self.config.vocab_size = count
+        self.resize_output(count)
+        self.tie_weights()
+        return embedding
+
+    def resize_output(self, count: int) -> None:
+        """Give a head that predicts tokens `count` of them."""
+
+    def prune_heads(self, heads_to_prune: Mapping[int, Iterable[int]]) -> None:
+        """Cut heads out of layers for good: layer, from 0, to numbers of its heads.
+
+        A head keeps its number when others go. The states are those of a head mask with zeros
+        there; `config.pruned_heads` tells it to whoever loads the saved model. Optimizers should be
+        made afterwards. Raises InputError for heads that the model lacks, and for what
+        `optimize_for_inference` made.
+        """
+        pruned = union(self.config.pruned_heads, heads_to_prune)
+        wrong = impossible(pruned, self.config)
+        if wrong:
+            raise InputError(f"prune_heads: {wrong}")
+        if self.optimized:
+            raise InputError("prune_heads: a model optimized for inference stays as it is")
+        for number in heads_to_prune:
+            prune_layer(self.base_model.encoder.layers[number], pruned[number])
+        self.config.pruned_heads = pruned
+
+    def gradient_checkpointing_enable(
+        self, gradient_checkpointing_kwargs: dict[str, Any] | None = None
+    ) -> None:
+        """In training, keep what enters each layer alone and compute the rest again backwards.
+
+        Less memory for a third more time; gradients are the same. The keywords are those of
+        `torch.utils.checkpoint.checkpoint`, but `use_reentrant`, which would lose the gradients
+        above frozen embeddings, is always False.
+        """
+        keywords = gradient_checkpointing_kwargs or {}
+        self.base_model.encoder.checkpointing = {**keywords, "use_reentrant": False}
+
+    def gradient_checkpointing_disable(self) -> None:
+        """Keep all that gradients need, as at first."""
+        self.base_model.encoder.checkpointing = None
+
+    @property
+    def is_gradient_checkpointing(self) -> bool:
+        """Whether layers are computed again for gradients."""
+        return self.base_model.encoder.checkpointing is not None
 
     @classmethod
     def from_pretrained(
@@ -64,20 +151,23 @@ class EsmPreTrainedModel(nn.Module):
         path_or_hub_id: str | os.PathLike[str],
         *,
         config: EsmConfig | None = None,
+        ignore_mismatched_sizes: bool = False,
         dtype: torch.dtype | str | None = None,
         torch_dtype: torch.dtype | str | None = None,
         device: torch.device | str = "cpu",
         output_loading_info: bool = False,
         **options: Any,
     ) -> Any:
-        """Load a checkpoint of a folder, a hub id or "demo"; the model is in evaluation mode.
+        """Load a folder, a fair-esm file, a hub id or "demo"; the model is in evaluation mode.
 
         `revision`, `cache_dir`, `local_files_only` and `token` say where from; `dtype` (also spelt
         `torch_dtype`) is the precision, float32 unless told, "auto" for the file's; other keywords
         go to the class (`add_pooling_layer`) or replace settings of the config. With
         `output_loading_info`, returns (model, dict): the keys that were missing and left out. A
-        missing pooler or classifier is initialised with a warning. Raises WeightsError for any
-        other missing or unexpected key, and for a checkpoint that cannot be read.
+        missing pooler or classifier is initialised with a warning, and with
+        `ignore_mismatched_sizes` so is every weight of another shape than the config's. Raises
+        WeightsError for any other missing or unexpected key, and for a checkpoint that cannot be
+        read. With `device="meta"` only the files' headers are read and judged.
         """
         where = {name: options.pop(name) for name in HUB_OPTIONS if name in options}
         checkpoint = resolve_checkpoint(os.fspath(path_or_hub_id), **where)
@@ -85,42 +175,63 @@ class EsmPreTrainedModel(nn.Module):
         arguments = {name: options.pop(name) for name in known if name in options}
         refuse_misspelt(options)
         if config is None:
-            config = cls.config_class.from_file(checkpoint.folder / CONFIG_FILE, **options)
+            config = cls.config_class.from_pretrained(checkpoint.source, **options)
+        elif options:
+            raise InputError(f"from_pretrained: with a config, leave out {', '.join(options)}")
         with torch.device("meta"), Unfilled():
             model = cls(config, **arguments)
         info = load_weights(
-            model, checkpoint, read_dtype(dtype if dtype is not None else torch_dtype), device
+            model,
+            checkpoint,
+            read_dtype(dtype if dtype is not None else torch_dtype),
+            device,
+            ignore_mismatched_sizes=ignore_mismatched_sizes,
         )
-        model.name_or_path, model.folder = checkpoint.name, checkpoint.folder
+        model.name_or_path, model.source = checkpoint.name, checkpoint.source
         model.eval()
         return (model, info) if output_loading_info else model
 
-    def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
-        """Write `config.json` and `model.safetensors` in the layout of transformers 4.37.2.
+    def save_pretrained(
+        self,
+        save_directory: str | os.PathLike[str],
+        *,
+        max_shard_size: int | str = "5GB",
+        safe_serialization: bool = True,
+    ) -> None:
+        """Write config and weights into a folder, in the layout of transformers 4.37.2.
 
-        Raises InputError for what `optimize_for_inference` made.
+        Weights of more than `max_shard_size` (bytes, or text such as "500MB") come in shards with
+        an index. An error leaves the folder as it was. Raises InputError for a model that
+        `optimize_for_inference` made, and for the pickled layout, which is read but not written.
         """
         if self.optimized:
             raise InputError("a model optimized for inference cannot be saved; save the original")
-        self.config.save_pretrained(folder)
-        save_weights(self, folder)
+        if not safe_serialization:
+            raise InputError("save_pretrained: pickles are not written; leave safe_serialization")
+        self.config.architectures = [type(self).__name__]
+        self.config.torch_dtype = str(self.dtype).removeprefix("torch.")
+        save_checkpoint(self, save_directory, max_shard_size)
 
 
 class Unfilled(TorchFunctionMode):
-    """Leaves new weights as they are: on the meta device random ones load SymPy, in two seconds."""
+    """Modules made within draw no random weights: they get a checkpoint's, or theirs later.
+
+    Drawing on the meta device would load PyTorch's compiler, a second for nothing.
+    """
 
     def __torch_function__(
-        self, function: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+        self, func: Any, types: Any, args: Any = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
-        if getattr(function, "__module__", None) == nn.init.__name__:
-            return args[0] if args else kwargs["tensor"]
-        return function(*args, **kwargs)
+        if getattr(func, "__module__", "") == nn.init.__name__:
+            return kwargs["tensor"] if "tensor" in kwargs else args[0]
+        return func(*args, **kwargs)
 
 
 def refuse_misspelt(options: dict[str, Any]) -> None:
     """Raise InputError for a keyword that is nearly one of `from_pretrained`, but for a letter."""
-    known = [*HUB_OPTIONS, "config", "dtype", "device", "add_pooling_layer", "output_loading_info"]
+    named = inspect.signature(EsmPreTrainedModel.from_pretrained).parameters
+    known = [*HUB_OPTIONS, *named, "add_pooling_layer"]
     for name in options:
         near = difflib.get_close_matches(name, known, n=1, cutoff=0.85)
         if near:

@@ -10,7 +10,9 @@ from typing import Any
 
 from esm_pipeline.errors import WeightsError
 from esm_pipeline.files import atomic_path
-from esm_pipeline.model.hub import CONFIG_FILE, HUB_OPTIONS, resolve_file
+from esm_pipeline.model import fair_esm
+from esm_pipeline.model.hub import CONFIG_FILE, FAIR_SUFFIX, HUB_OPTIONS, find_config
+from esm_pipeline.model.pruning import impossible, read_pruned
 
 WHOLE_NUMBERS = {
     "vocab_size": 1,
@@ -22,17 +24,22 @@ WHOLE_NUMBERS = {
 }
 """Settings that a model is built from, and the least of each."""
 
-POSITION_TYPES = ("absolute", "rotary")
+PROBLEM_TYPES = ("regression", "single_label_classification", "multi_label_classification")
+
+POSITION_TYPES = ("absolute", "rotary", "relative_key", "relative_key_query")
 
 
 class EsmConfig:
     """What a checkpoint's `config.json` says; unknown keys are kept and written back.
 
-    Arguments and defaults are the reference's. Here the position embeddings `absolute` (ESM-1b,
-    ESM-1v) and `rotary` (ESM-2) exist; a decoder does not.
+    Arguments and defaults are the reference's. Positions are `absolute` (ESM-1b, ESM-1v), `rotary`
+    (ESM-2), `relative_key` or `relative_key_query`.
     """
 
     model_type = "esm"
+    architectures: list[str]
+    torch_dtype: str
+    """Class and precision of the model that was saved with it; set if it was."""
 
     def __init__(
         self,
@@ -77,12 +84,30 @@ class EsmConfig:
         self.esmfold_config = esmfold_config
         self.vocab_list = vocab_list
         self.is_decoder: bool = kwargs.pop("is_decoder", False)
+        self.add_cross_attention: bool = kwargs.pop("add_cross_attention", False)
+        self.pruned_heads = read_pruned(kwargs.pop("pruned_heads", None))
         self.output_attentions: bool = kwargs.pop("output_attentions", False)
         self.output_hidden_states: bool = kwargs.pop("output_hidden_states", False)
         self.return_dict: bool = kwargs.pop("return_dict", True)
         self.tie_word_embeddings: bool = kwargs.pop("tie_word_embeddings", True)
+        self.problem_type: str | None = kwargs.pop("problem_type", None)
+        self.id2label, self.label2id = read_labels(
+            kwargs.pop("id2label", None),
+            kwargs.pop("label2id", None),
+            kwargs.pop("num_labels", None),
+        )
         for name, value in kwargs.items():
             setattr(self, name, value)
+
+    @property
+    def num_labels(self) -> int:
+        """Number of classes, labels or values a classifier predicts."""
+        return len(self.id2label)
+
+    @num_labels.setter
+    def num_labels(self, count: int) -> None:
+        if count != self.num_labels:
+            self.id2label, self.label2id = read_labels(None, None, count)
 
     def require_supported(self) -> None:
         """Raise WeightsError, naming the setting, if no model here can be built from this."""
@@ -110,15 +135,28 @@ class EsmConfig:
                 f"config: position_embedding_type '{self.position_embedding_type}' is not one of "
                 f"{', '.join(POSITION_TYPES)}"
             )
-        if self.is_decoder:
-            raise WeightsError("config: is_decoder is set; only encoders can be built")
+        if not self.id2label:
+            raise WeightsError("config: num_labels is 0; a classifier needs at least one")
+        if self.problem_type not in (None, *PROBLEM_TYPES):
+            raise WeightsError(
+                f"config: problem_type '{self.problem_type}' is not one of "
+                f"{', '.join(PROBLEM_TYPES)}"
+            )
+        if self.add_cross_attention and not self.is_decoder:
+            raise WeightsError(
+                "config: add_cross_attention is set; set is_decoder as well, or leave both out"
+            )
+        wrong = impossible(self.pruned_heads, self)
+        if wrong:
+            raise WeightsError(f"config: pruned_heads: {wrong}")
 
     @property
     def max_residues(self) -> int | None:
         """Most residues between BOS and EOS that the position table holds; None without a table."""
-        if self.position_embedding_type != "absolute" or self.pad_token_id is None:
+        if self.position_embedding_type == "rotary" or self.pad_token_id is None:
             return None
-        return self.max_position_embeddings - self.pad_token_id - 3
+        counted_from = self.pad_token_id + 1 if self.position_embedding_type == "absolute" else 0
+        return self.max_position_embeddings - counted_from - 2
 
     def to_dict(self) -> dict[str, Any]:
         """All settings, as `config.json` holds them."""
@@ -126,8 +164,18 @@ class EsmConfig:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any], **overrides: Any) -> EsmConfig:
-        """The config of a parsed `config.json`. Raises WeightsError if it is of another family."""
-        merged = {**copy.deepcopy(values), **overrides}
+        """The config of a parsed `config.json`, with `overrides` in place of what it says.
+
+        Another `num_labels` replaces the names of the labels. Raises WeightsError if it is of
+        another family, and for values that cannot be.
+        """
+        stale: tuple[str, ...] = ()
+        if "id2label" in overrides:
+            stale = ("label2id", "num_labels")
+        elif overrides.get("num_labels") not in (None, len(values.get("id2label") or ())):
+            stale = ("id2label", "label2id")
+        kept = {name: value for name, value in values.items() if name not in stale}
+        merged = {**copy.deepcopy(kept), **overrides}
         model_type = merged.pop("model_type", cls.model_type)
         if model_type != cls.model_type:
             raise WeightsError(
@@ -141,20 +189,23 @@ class EsmConfig:
 
     @classmethod
     def from_pretrained(cls, path_or_hub_id: str | os.PathLike[str], **options: Any) -> EsmConfig:
-        """Read `config.json` of a folder, a hub id or "demo".
+        """Read the settings of a folder, a fair-esm file, a hub id or "demo".
 
         `revision`, `cache_dir`, `local_files_only` and `token` say where from; other keywords
         replace settings. Raises WeightsError.
         """
         where = {name: options.pop(name) for name in HUB_OPTIONS if name in options}
-        return cls.from_file(
-            resolve_file(os.fspath(path_or_hub_id), CONFIG_FILE, **where), **options
-        )
+        return cls.from_file(find_config(os.fspath(path_or_hub_id), **where), **options)
 
     @classmethod
     def from_file(cls, path: Path, **overrides: Any) -> EsmConfig:
-        """Read one `config.json`. Raises WeightsError, naming it."""
+        """Read one `config.json`, or what a fair-esm file has instead.
+
+        Raises WeightsError, naming it.
+        """
         try:
+            if path.suffix == FAIR_SUFFIX:
+                return cls.from_dict(fair_esm.read_settings(path), **overrides)
             values = json.loads(path.read_text(encoding="utf-8"))
         except (OSError, UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
             raise WeightsError(f"{path}: not a readable config ({error})") from None
@@ -165,10 +216,17 @@ class EsmConfig:
         except WeightsError as error:
             raise WeightsError(f"{path}: {error}") from None
 
-    def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
-        """Write `config.json` into `folder`."""
-        with atomic_path(Path(folder) / CONFIG_FILE) as path:
-            path.write_text(json.dumps(self.to_dict(), indent=2, sort_keys=True) + "\n")
+    def save_pretrained(self, save_directory: str | os.PathLike[str]) -> None:
+        """Write `config.json` into a folder."""
+        with atomic_path(Path(save_directory) / CONFIG_FILE) as path:
+            path.write_text(self.to_json_string(), encoding="utf-8")
+
+    def to_json_string(self) -> str:
+        """The text of `config.json`; names of labels only where they say anything."""
+        values = self.to_dict()
+        if (self.id2label, self.label2id) == read_labels(None, None, None):
+            del values["id2label"], values["label2id"]
+        return json.dumps(values, indent=2, sort_keys=True) + "\n"
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, EsmConfig) and self.to_dict() == other.to_dict()
@@ -178,3 +236,31 @@ class EsmConfig:
 
     def __repr__(self) -> str:
         return f"EsmConfig {json.dumps(self.to_dict(), indent=2, sort_keys=True)}"
+
+
+def read_labels(
+    names: Any, numbers: Any, count: int | None
+) -> tuple[dict[int, str], dict[str, int]]:
+    """`id2label` and `label2id` from what of them, and of `num_labels`, is given; two by default.
+
+    Numbers may be text, as JSON has them. Raises WeightsError for what is no mapping, and for
+    names of another number than `count`.
+    """
+    if names is None:
+        if type(count) is not int and count is not None:
+            raise WeightsError(f"config: num_labels is {count!r}; it should be a whole number")
+        names = {number: f"LABEL_{number}" for number in range(2 if count is None else count)}
+        numbers = None
+    elif count is not None and len(names) != count:
+        raise WeightsError(
+            f"config: num_labels is {count}, but id2label names {len(names)}; leave out one"
+        )
+    try:
+        id2label = {int(number): name for number, name in names.items()}
+        label2id = {name: number for number, name in id2label.items()}
+        return id2label, label2id if numbers is None else dict(numbers.items())
+    except (AttributeError, TypeError, ValueError):
+        raise WeightsError(
+            "config: id2label should map numbers to names and label2id names to numbers; they are "
+            f"{names!r} and {numbers!r}"
+        ) from None

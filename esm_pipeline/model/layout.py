@@ -72,6 +72,17 @@ class PackedLayout:
         return runs
 
     @cached_property
+    def group_sequences(self) -> list[slice]:
+        """The sequences of each group, as slices of the batch."""
+        slices, first = [], 0
+        for length, run in groupby(self.lengths):
+            count = len(list(run))
+            if length:
+                slices.append(slice(first, first + count))
+            first += count
+        return slices
+
+    @cached_property
     def sequence(self) -> Tensor:
         """(T,) int64: the sequence each token belongs to."""
         device = self.positions.device
@@ -88,6 +99,15 @@ class PackedLayout:
     def firsts(self) -> Tensor:
         """(B,) int64: the first token of each sequence."""
         return self.cumulative[:-1].long()
+
+    def first(self, packed: Tensor) -> Tensor:
+        """(T, …) → (B, …): the first token of each sequence, zeros for one without any."""
+        if all(self.lengths):
+            return packed.index_select(0, self.firsts)
+        device = packed.device
+        present = torch.tensor([length > 0 for length in self.lengths], device=device)
+        found = packed.new_zeros(len(self.lengths), *packed.shape[1:])
+        return found.index_copy(0, present.nonzero()[:, 0], packed[self.firsts[present]])
 
     def pack(self, padded: Tensor) -> Tensor:
         """(B, L, …) → (T, …): the attended tokens of a padded batch."""

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from esm_pipeline.errors import InputError
 from esm_pipeline.model.base import EsmPreTrainedModel
-from esm_pipeline.model.encoder import EsmLayer
+from esm_pipeline.model.layer import EsmLayer
 
 M = TypeVar("M", bound=EsmPreTrainedModel)
 T = TypeVar("T", bound=nn.Module)
@@ -111,5 +111,6 @@ def pack_layers(model: nn.Module) -> None:
         if isinstance(layer, EsmLayer):
             layer.up = PackedLinear(layer.up, "gelu")  # type: ignore[assignment]
             layer.activation = nn.Identity()
-            for name in ("qkv", "attention_out", "down"):
+            attention = ("qkv", "attention_out") if layer.heads else ()  # all may be pruned
+            for name in (*attention, "down"):
                 setattr(layer, name, PackedLinear(getattr(layer, name)))

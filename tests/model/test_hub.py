@@ -89,7 +89,7 @@ def test_what_the_hub_does_not_have(requests: list[str], tmp_path: Path) -> None
 def test_unreachable_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("time.sleep", lambda seconds: None)  # the client waits between its tries
     point_at("http://127.0.0.1:9", monkeypatch)
-    with pytest.raises(WeightsError, match="the hub was not reached; check the network"):
+    with pytest.raises(WeightsError, match=r"the hub was not reached .*; check the network"):
         resolve_checkpoint(NAME, cache_dir=tmp_path)
 
 
@@ -121,5 +121,5 @@ def test_index_may_name_only_its_neighbours(tmp_path: Path) -> None:
         with pytest.raises(WeightsError, match="not a readable index"):
             resolve_checkpoint(str(tmp_path))
     index.write_text(json.dumps({"weight_map": {"a": "absent.safetensors"}}))
-    with pytest.raises(WeightsError, match=r"no absent\.safetensors in it"):
+    with pytest.raises(WeightsError, match=r"lists absent\.safetensors, which is not there"):
         resolve_checkpoint(str(tmp_path))

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from esm_pipeline import EsmForMaskedLM
 from esm_pipeline.errors import InputError
-from esm_pipeline.model import PackedLayout, attention, contacts, encoder
+from esm_pipeline.model import PackedLayout, arguments, attention, contacts, encoder, esm
+from esm_pipeline.model import layer as one_layer
 from esm_pipeline.model.outputs import MaskedLMOutput
 from tests.oracles.peers import (
     ESM1B,
@@ -288,26 +289,26 @@ def attend_across_sequences(ours: EsmForMaskedLM, patch: pytest.MonkeyPatch) -> 
     def across(q: Tensor, k: Tensor, v: Tensor, layout: PackedLayout, *rest: object) -> Tensor:
         return attention.attend(q, k, v, PackedLayout.from_lengths([layout.tokens]))
 
-    patch.setattr(encoder, "attend", across)
+    patch.setattr(one_layer, "attend", across)
 
 
 def swapped_query_and_key(ours: EsmForMaskedLM, patch: pytest.MonkeyPatch) -> None:
     def swapped(q: Tensor, k: Tensor, v: Tensor, *rest: object) -> Tensor:
         return attention.attend(k, q, v, *rest)
 
-    patch.setattr(encoder, "attend", swapped)
+    patch.setattr(one_layer, "attend", swapped)
 
 
 def wrong_positions(ours: EsmForMaskedLM, patch: pytest.MonkeyPatch) -> None:
     if ours.esm.encoder.rotary:
-        patch.setattr(encoder, "rotate", interleaved)
+        patch.setattr(one_layer, "rotate", interleaved)
     else:
-        table = ours.esm.table_positions
-        ours.esm.table_positions = lambda ids: table(ids) - 1
+        rows = arguments.table_rows
+        patch.setattr(esm, "table_rows", lambda *given: rows(*given) - 1)
 
 
 def interleaved(x: Tensor, tables: tuple[Tensor, Tensor]) -> Tensor:
-    cos, sin = tables
+    cos, sin, _ = tables
     first, second = x[..., ::2], x[..., 1::2]
     return torch.stack((first * cos - second * sin, second * cos + first * sin), -1).flatten(-2)
 

@@ -83,7 +83,7 @@ NORM = "esm__encoder__emb_layer_norm_after__weight"
         (write(WEIGHTS, "<html>"), "{m}/model.safetensors: not a whole safetensors file ("),
         (tensors(**{NORM: None}), "{m}: no 'encoder.emb_layer_norm_after.weight' among its w"),
         (tensors(esm__surprise=torch.ones(1)), "{m}: 'surprise' among its weights is not part"),
-        (tensors(**{NORM: torch.ones(3)}), "is torch.float32 of shape (3,), the config asks for"),
+        (tensors(**{NORM: torch.ones(3)}), "has the shape (3,), the config asks for"),
         (config(hidden_size=32), "weights and config.json do not belong together"),
         (config(num_hidden_layers="two"), "{m}: config: num_hidden_layers is 'two'"),
         (config(model_type="bert"), "{m}/config.json: config: model_type is 'bert', not 'esm'"),
@@ -91,11 +91,11 @@ NORM = "esm__encoder__emb_layer_norm_after__weight"
         (write("config.json", b"\xff"), "{m}/config.json: not a readable config ("),
         (write("config.json", "[" * 99_999), "{m}/config.json: not a readable config ("),
         (write("config.json", "[]"), "{m}/config.json: not a config; it should hold a JSON object"),
-        (write("vocab.txt", "<cls>\n"), "vocab.txt: no '<unk>' in it"),
+        (write("vocab.txt", "<cls>\n"), "{m}: the vocabulary has no token for residue A; is"),
         (index("../outside.safetensors"), "'../outside.safetensors' is not the name of a file"),
         (index("/etc/passwd"), "'/etc/passwd' is not the name of a file beside it"),
-        (index("absent.safetensors"), "{m}: no absent.safetensors in it"),
-        (index(".."), "{m}: no .. in it"),
+        (index("absent.safetensors"), "index.json: lists absent.safetensors, which is not there"),
+        (index(".."), "index.json: lists .., which is not there"),
     ],
 )
 def test_a_folder_that_is_no_whole_checkpoint(esm, rotary, tmp_path, change, told):
@@ -128,11 +128,15 @@ def refusal(esm, folder: Path, model: object, *options: object) -> str:
     [
         ("lab/none", (), "lab/none: no such folder, and not in the cache of hub models, and this "),
         ("none", (), "none: no such folder, and not in the cache of hub models, and this is off"),
-        ("./none", (), "./none: no such folder, and not a hub id of the form owner/model"),
-        ("../a/b", (), "../a/b: no such folder, and not a hub id of the form owner/model"),
-        ("~none/x", (), "~none/x: no such folder, and not a hub id of the form owner/model"),
+        ("./none", (), "./none: no such folder or file, and no hub id of the form owner/model"),
+        ("../a/b", (), "../a/b: no such folder or file, and no hub id of the form owner/model"),
+        ("~none/x", (), "~none/x: no such folder or file, and no hub id of the form owner/model"),
         ("-rf", (), "-rf: no such folder, and not a hub id"),
-        ("a\x1b[2Jb", (), r"a\x1b[2Jb: no such folder, and not a hub id of the form owner/model"),
+        (
+            "a\x1b[2Jb",
+            (),
+            r"a\x1b[2Jb: no such folder or file, and no hub id of the form owner/model",
+        ),
         ("x" * 300, (), f"{'x' * 300}: "),
         (
             "a\udcff",
@@ -140,7 +144,11 @@ def refusal(esm, folder: Path, model: object, *options: object) -> str:
             r"a\udcff: safetensors reads only paths of UTF-8; rename it, or link to it",
         ),
         (__file__, (), f"{__file__}: a file; give the folder that holds config.json and weights"),
-        ("demo", ("--revision", "main"), "demo: a revision is of a hub model, this is a folder;"),
+        (
+            "demo",
+            ("--revision", "main"),
+            "demo: a revision is of a hub model, this lies on the disk;",
+        ),
         ("lab/none", ("--revision", "../../x"), "lab/none: revision '../../x' is no commit, tag"),
         ("lab/none", ("--revision=-x",), "lab/none: revision '-x' is no commit, tag or branch"),
         ("lab/none", ("--revision", "a b"), "lab/none: revision 'a b' is no commit, tag or branch"),
@@ -158,7 +166,8 @@ def test_a_model_that_the_hub_does_not_have(esm, tmp_path, monkeypatch):
         point_at(address, monkeypatch)
         told = refusal(esm, tmp_path, "lab/esm2_t33")
         assert told == (
-            "lab/esm2_t33: no such folder, and no such public model on the hub; check the spelling"
+            "lab/esm2_t33: no such folder, and no such public model on the hub; check the "
+            "spelling, or if it is private `hf auth login`, or a token in HF_TOKEN"
         )
         assert requests
 
