@@ -21,6 +21,7 @@ wildcard_constraints:
 
 
 include: "workflow/rules/shard.smk"
+include: "workflow/rules/model.smk"
 
 
 for task in settings.tasks:
@@ -33,6 +34,7 @@ include: "workflow/rules/gather.smk"
 
 localrules:
     all,
+    model,
     records,
     provenance,
     report,

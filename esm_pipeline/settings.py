@@ -15,7 +15,7 @@ import os
 import re
 import shlex
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -27,12 +27,20 @@ EXECUTION: dict[str, Any] = {"execution": True}
 """Marks a field that changes how a result is computed, never the result: it reruns nothing."""
 
 SAMPLE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
-RESERVED_NAMES = {"logs", "benchmarks", "provenance.json", "report.html", "verdict.txt"}
+RESERVED_NAMES = {
+    *("logs", "benchmarks", "model.json", "provenance.json", "report.html", "verdict.txt"),
+}
 """What lies beside the samples' folders in the output folder, in lower case."""
 
 FASTA_SUFFIX = re.compile(r"(\.(fasta|fa|faa|fas|pep|txt))?(\.gz)?$", re.IGNORECASE)
 GZIP_MAGIC = b"\x1f\x8b"
 GZIP_EXPANSION = 2  # bytes of protein FASTA behind one compressed byte, about
+
+MODEL_FILES = re.compile(
+    r"config\.json|vocab\.txt|tokenizer_config\.json|special_tokens_map\.json|added_tokens\.json"
+    r"|.+\.safetensors(\.index\.json)?|pytorch_model.*\.bin(\.index\.json)?"
+)
+"""Names of the files in a folder that make up a model."""
 
 MOST_SHARDS = 100_000
 """As many as five digits can name."""
@@ -138,7 +146,9 @@ class Settings(Section):
     outdir: str = Field("results", min_length=1, description="folder that receives all results")
     tasks: list[Literal["embed"]] = Field(["embed"], min_length=1, description="tasks to run")
     model: str = Field(
-        "demo", min_length=1, description="a hub id, a folder with a checkpoint, or demo"
+        "demo",
+        min_length=1,
+        description="a hub id, a folder with a checkpoint, a fair-esm file (.pt), or demo",
     )
     revision: str | None = Field(None, description="commit, tag or branch of a hub model")
     shards: Literal["auto"] | Annotated[int, Field(gt=0, le=MOST_SHARDS)] = Field(
@@ -165,13 +175,22 @@ class Settings(Section):
         else:
             assert self.fasta is not None
             samples = {sample_name(self.fasta): [self.fasta]}
-        for path in (self.outdir, *(file for files in samples.values() for file in files)):
-            if "{" in path or "}" in path:
-                raise InputError(
-                    f"{path}: braces in a path would be taken for a wildcard; rename it, or make "
-                    "a link to it without them"
-                )
+        require_plain([self.outdir, *(file for files in samples.values() for file in files)])
         return samples
+
+    def model_files(self) -> list[str]:
+        """The files of a model that lies on this machine; none of the hub's and of the demo."""
+        path = Path(self.model).expanduser()
+        if self.model == "demo" or not path.exists():
+            return []
+        if path.is_file():
+            beside = path.with_name(f"{path.stem}-contact-regression{path.suffix}")
+            found = [file for file in (path, beside) if file.is_file()]
+        else:
+            found = [file for file in path.iterdir() if MODEL_FILES.fullmatch(file.name)]
+        files = sorted(str(file) for file in found)
+        require_plain(files)
+        return files
 
     def shard_count(self, files: list[str]) -> int:
         """Shards of a sample: as set, or from the size of its files in bytes."""
@@ -179,6 +198,16 @@ class Settings(Section):
             return self.shards
         total = sum(expanded_size(file) for file in files)
         return max(1, math.ceil(total / self.shard.residues))
+
+
+def require_plain(paths: Iterable[str]) -> None:
+    """Raise InputError for a path that cannot stand in a rule."""
+    for path in paths:
+        if "{" in path or "}" in path:
+            raise InputError(
+                f"{path}: braces in a path would be taken for a wildcard; rename it, or make "
+                "a link to it without them"
+            )
 
 
 def sample_name(fasta: str) -> str:
@@ -193,6 +222,15 @@ def sample_name(fasta: str) -> str:
 def shard_names(count: int) -> list[str]:
     """Names of a sample's shards, `00000` to `count` - 1: their files add a suffix."""
     return [f"{number:05d}" for number in range(count)]
+
+
+def file_state(file: str) -> tuple[str, int, int]:
+    """Name, bytes and time of the last change (ns): what tells a file from another in its place.
+
+    Being newer does not, for the one that takes the place may be the older of the two.
+    """
+    facts = os.stat(file)
+    return Path(file).name, facts.st_size, facts.st_mtime_ns
 
 
 def expanded_size(file: str) -> int:
