@@ -24,6 +24,7 @@ wildcard_constraints:
 
 
 include: "workflow/rules/shard.smk"
+include: "workflow/rules/model.smk"
 
 
 for task in settings.tasks:
@@ -36,6 +37,7 @@ include: "workflow/rules/gather.smk"
 
 localrules:
     all,
+    model,
     records,
     provenance,
     report,

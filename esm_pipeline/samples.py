@@ -18,7 +18,10 @@ from esm_pipeline.errors import InputError
 
 COLUMNS = ("sample", "fasta")
 SAMPLE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
-RESERVED_NAMES = {"logs", "benchmarks", "provenance.json", "report.html", "verdict.txt"}
+RESERVED_NAMES = {
+    *("logs", "benchmarks", ".accepted"),
+    *("model.json", "provenance.json", "report.html", "verdict.txt"),
+}
 """What lies beside the samples' folders in the output folder, in lower case."""
 
 RESULT_SUFFIXES = (".h5", ".tsv")

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import re
 import shlex
 from collections.abc import Iterator, Mapping
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 from typing import Annotated, Any, Literal, TypeAlias, TypeVar
 
 from pydantic import (
@@ -38,6 +39,12 @@ from esm_pipeline.samples import (
 
 EXECUTION: dict[str, Any] = {"execution": True}
 """Marks a field that changes how a result is computed, never the result: it reruns nothing."""
+
+MODEL_FILES = re.compile(
+    r"config\.json|vocab\.txt|tokenizer_config\.json|special_tokens_map\.json|added_tokens\.json"
+    r"|.+\.safetensors(\.index\.json)?|pytorch_model.*\.bin(\.index\.json)?"
+)
+"""Names of the files in a folder that make up a model."""
 
 MOST_SHARDS = 100_000
 """As many as five digits can name."""
@@ -163,7 +170,9 @@ class Settings(Section):
     )
     outdir: Name = Field("results", description="folder that receives all results")
     tasks: list[Literal["embed"]] = Field(["embed"], min_length=1, description="tasks to run")
-    model: Name = Field("demo", description="a hub id, a folder with a checkpoint, or demo")
+    model: Name = Field(
+        "demo", description="a hub id, a folder with a checkpoint, a fair-esm file (.pt), or demo"
+    )
     revision: Name | None = Field(None, description="commit, tag or branch of a hub model")
     shards: Literal["auto"] | Shards = Field(
         "auto", description="shards of each sample; auto follows from the input's size"
@@ -204,6 +213,21 @@ class Settings(Section):
         require_apart(samples, self.outdir, self.tasks)
         return samples
 
+    def model_files(self) -> list[str]:
+        """The files of a model that lies on this machine; none of the hub's and of the demo."""
+        path = Path(os.path.expanduser(self.model))
+        if self.model == "demo" or not path.exists():
+            return []
+        if path.is_file():
+            beside = path.with_name(f"{path.stem}-contact-regression{path.suffix}")
+            found = [file for file in (path, beside) if file.is_file()]
+        else:
+            found = [file for file in path.iterdir() if MODEL_FILES.fullmatch(file.name)]
+        files = sorted(str(file) for file in found)
+        for file in files:
+            require_usable(file, "model")
+        return files
+
     def shard_count(self, files: list[str]) -> int:
         """Shards of a sample: as set, or from the size of its files in bytes."""
         if self.shards != "auto":
@@ -215,6 +239,15 @@ class Settings(Section):
 def shard_names(count: int) -> list[str]:
     """Names of a sample's shards, `00000` to `count` - 1: their files add a suffix."""
     return [f"{number:05d}" for number in range(count)]
+
+
+def file_state(file: str) -> tuple[str, int, int]:
+    """Name, bytes and time of the last change (ns): what tells a file from another in its place.
+
+    Being newer does not, for the one that takes the place may be the older of the two.
+    """
+    facts = os.stat(file)
+    return Path(file).name, facts.st_size, facts.st_mtime_ns
 
 
 def load_settings(config: Mapping[str, Any], source: str = "config") -> Settings:

@@ -8,6 +8,7 @@ import os
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -67,10 +68,17 @@ class Checkpoint:
 
 
 def file_digest(path: Path) -> str:
-    """SHA-256 of a file, as hex."""
+    """SHA-256 of a file, as hex; it is read once, unless it changes."""
     target = path.resolve()
     if path.is_symlink() and target.parent.name == "blobs" and DIGEST.fullmatch(target.name):
         return target.name
+    facts = target.stat()
+    return computed_digest(target, facts.st_size, facts.st_mtime_ns)
+
+
+@lru_cache
+def computed_digest(path: Path, size: int, changed: int) -> str:
+    """SHA-256 of a file of this size, last changed then."""
     with open(path, "rb") as handle:
         return hashlib.file_digest(handle, "sha256").hexdigest()
 

@@ -67,9 +67,10 @@ def fetch_first(name: str, file: str, **options: Any) -> Path | None:
     found = cached(name, file, **options)
     if is_offline(options):
         if found is None:
+            revision = f" --revision {options['revision']}" if options.get("revision") else ""
             raise WeightsError(
-                f"{name}: no such folder, and not in the cache of hub models, and this is offline; "
-                f"fetch it once with network: esm-pipeline download --model {name}"
+                f"{name}: no such folder, and not in the cache {cache_folder(options)}; this is "
+                f"offline: fetch it once by esm-pipeline download --model {name}{revision}"
             )
         return found
     if found is not None and COMMIT.fullmatch(options.get("revision") or ""):
@@ -193,15 +194,20 @@ def explained(
     return WeightsError(f"{name}: {told}")
 
 
-def disk_error(name: str, file: str, error: OSError, options: dict[str, Any]) -> EsmPipelineError:
-    """What to say of a cache that cannot be written."""
+def cache_folder(options: dict[str, Any]) -> str:
+    """Where the cache lies."""
     from huggingface_hub import constants
 
-    cache = options.get("cache_dir") or constants.HF_HUB_CACHE
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+    return os.fspath(options.get("cache_dir") or constants.HF_HUB_CACHE)
+
+
+def disk_error(name: str, file: str, error: OSError, options: dict[str, Any]) -> EsmPipelineError:
+    """What to say of a cache that cannot be written."""
+    cache = cache_folder(options)
+    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
         return CapacityError(
-            f"{name}: no space left for {file} in the cache {cache}; free some, or set HF_HOME to "
-            "a folder on a larger disk"
+            f"{name}: no space for {file} in the cache {cache} ({error.strerror}); free some, or "
+            "set HF_HOME to a folder on a larger disk"
         )
     return WeightsError(
         f"{name}: the cache {cache} cannot be used ({error.strerror}); set HF_HOME to a folder "
@@ -220,12 +226,14 @@ def refusal(name: str, error: BaseException) -> str:
         return f"the proxy does not let the hub be reached ({why}); check HTTPS_PROXY"
     if "Consistency check failed" in why:
         return f"the download is not whole; {AGAIN}"
-    if kind in ("RemoteProtocolError", "ReadError", "ReadTimeout"):
+    if kind == "ReadTimeout":
+        return f"the hub does not answer in time; check the network, and {AGAIN}"
+    if kind in ("RemoteProtocolError", "ReadError"):
         return f"the connection to the hub broke ({why}); check the network, and {AGAIN}"
     if kind in ("RuntimeError", "ValueError"):
         return f"the download failed ({why}); {AGAIN}"
     return (
-        f"the hub was not reached ({why}); check the network, or fetch it where there is one: "
+        f"the hub was not reached ({why}); check network and proxy, or fetch it elsewhere: "
         f"esm-pipeline download --model {name}"
     )
 

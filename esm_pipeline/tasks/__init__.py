@@ -6,6 +6,7 @@ is imported only when its task runs, so that light tasks load no torch.
 
 TASKS = {
     "embed": "representations of every sequence of a FASTA file, into HDF5",
+    "download": "fetch a model once, say where it lies and which it is, and check it",
     "shard": "validate FASTA files, remove duplicates, cut them into shards",
     "aggregate": "gather the shards of a task into one result, with every record in it",
     "provenance": "write down versions, model, settings and inputs of the results",

@@ -45,7 +45,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the flags of `embed`."""
     parser.add_argument("fasta", metavar="IN.fasta", help="FASTA, plain or gzip; - reads stdin")
     parser.add_argument("output", metavar="OUT.h5", type=Path, help="HDF5 file to write")
-    parser.add_argument("--model", required=True, help="hub id, folder with a checkpoint, or demo")
+    parser.add_argument(
+        "--model",
+        required=True,
+        help="hub id, folder with a checkpoint, fair-esm file, demo, or a file of `download --out`",
+    )
     parser.add_argument("--revision", help="commit, tag or branch of a hub model")
     parser.add_argument("--allow-empty", action="store_true", help="accept a FASTA with no record")
     parser.add_argument("--sha256", type=Path, metavar="FILE", help="write digests of the outputs")
@@ -82,6 +86,24 @@ def run(args: argparse.Namespace) -> int:
     return exit_code(counts[FAILED], args.on_failure)
 
 
+def check_model(args: argparse.Namespace) -> None:
+    """Raise now what every job with these settings would fail at, without loading the weights."""
+    from esm_pipeline.tasks.representations import Encoder
+
+    encoder = Encoder(args.model, args.revision, section_from(EmbedSettings, args))
+    check_policy(encoder.config.max_residues, encoder.settings.long)
+    encoder.check()
+
+
+def check_policy(limit: int | None, policy: str) -> None:
+    """Raise InputError for `full` where the model has positions for `limit` residues only."""
+    if limit is not None and policy == "full":
+        raise InputError(
+            f"embed.long is 'full', but the model has positions for {limit} residues only; "
+            "set it to skip or truncate"
+        )
+
+
 def check_output(output: Path, fasta: str, digests: Path | None = None) -> Path:
     """Where the table of records goes, beside `output`.
 
@@ -115,11 +137,7 @@ class Plan:
     """
 
     def __init__(self, intake: Intake, limit: int | None, policy: str) -> None:
-        if limit is not None and policy == "full":
-            raise InputError(
-                f"embed.long is 'full', but the model has positions for {limit} residues only; "
-                "set it to skip or truncate"
-            )
+        check_policy(limit, policy)
         self.intake, self.limit, self.truncate = intake, limit, policy == "truncate"
         lengths = intake.lengths
         self.lengths = lengths if limit is None else np.minimum(lengths, limit)

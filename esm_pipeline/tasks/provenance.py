@@ -23,6 +23,7 @@ from esm_pipeline.errors import InputError
 from esm_pipeline.files import atomic_path
 from esm_pipeline.formats.digests import line, sha256
 from esm_pipeline.settings import Settings, load_settings
+from esm_pipeline.tasks.model_file import read_model_file
 from esm_pipeline.tasks.verdict import count
 
 FORMAT_VERSION = 1
@@ -36,6 +37,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the flags of `provenance`."""
     parser.add_argument("--settings", required=True, help="the workflow's settings, as JSON")
     parser.add_argument(
+        "--model", type=Path, metavar="FILE.json", help="what `download --out` wrote of the model"
+    )
+    parser.add_argument(
         "--out", required=True, type=Path, help="file to write, in the folder with the results"
     )
 
@@ -47,14 +51,14 @@ def run(args: argparse.Namespace) -> int:
     except (json.JSONDecodeError, RecursionError) as error:
         raise InputError(f"--settings: not JSON ({error})") from None
     settings = load_settings(values, "--settings")
-    facts = provenance(settings, args.out.parent)
+    facts = provenance(settings, args.out.parent, args.model)
     with atomic_path(args.out) as path:
         path.write_text(json.dumps(facts, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     return 0
 
 
-def provenance(settings: Settings, folder: Path) -> dict[str, Any]:
-    """All there is to tell of the results in `folder`."""
+def provenance(settings: Settings, folder: Path, model: Path | None) -> dict[str, Any]:
+    """All there is to tell of the results in `folder`, which the model of the file `model` made."""
     return {
         "format": "esm-pipeline/provenance",
         "format_version": FORMAT_VERSION,
@@ -62,11 +66,18 @@ def provenance(settings: Settings, folder: Path) -> dict[str, Any]:
         "software": software(),
         "source": source(HOME),
         "settings": settings.model_dump(),
+        "model": model_facts(model) if model else None,
         "samples": {
             name: sample(folder / name, files, settings.shard_count(files))
             for name, files in settings.inputs().items()
         },
     }
+
+
+def model_facts(path: Path) -> dict[str, Any]:
+    """What a model file tells: name, commit, digest of the weights, and shape."""
+    facts = read_model_file(path)
+    return {name: facts[name] for name in facts if name not in ("format", "format_version")}
 
 
 def software() -> dict[str, str]:

@@ -6,6 +6,7 @@ import json
 import math
 import platform
 import time
+import warnings
 from collections.abc import Sequence
 from functools import cached_property
 from importlib.metadata import version
@@ -25,11 +26,11 @@ from esm_pipeline.model import (
     EsmTokenizer,
     PackedLayout,
     optimize_for_inference,
-    resolve_checkpoint,
 )
 from esm_pipeline.settings import EmbedSettings
 from esm_pipeline.tasks.batching import SPECIAL_TOKENS, check_layer, is_out_of_memory, pack
 from esm_pipeline.tasks.device import resolve_device
+from esm_pipeline.tasks.model_file import find_checkpoint
 
 Values = NDArray[np.float16] | NDArray[np.float32]
 
@@ -49,8 +50,8 @@ class Encoder:
     def __init__(self, name: str, revision: str | None, settings: EmbedSettings) -> None:
         self.settings = settings
         self.device = resolve_device(settings.device)
-        self.checkpoint = resolve_checkpoint(name, revision=revision)
-        self.config = EsmConfig.from_pretrained(self.checkpoint.folder)
+        self.checkpoint = find_checkpoint(name, revision)
+        self.config = EsmConfig.from_pretrained(self.checkpoint.source)
         try:
             self.config.require_supported()
         except WeightsError as error:
@@ -61,10 +62,26 @@ class Encoder:
         self.seconds = 0.0  # spent in the model
         self.layers = sorted({layer % (count + 1) for layer in settings.layers})
 
+    def check(self) -> None:
+        """Judge tokenizer and weights, these by their files' headers. Raises WeightsError."""
+        _ = self.tokenizer
+        _, info = EsmModel.from_pretrained(
+            self.checkpoint.source,
+            add_pooling_layer=False,
+            device="meta",
+            output_loading_info=True,
+        )
+        if info["missing_keys"] and "contacts" in self.settings.include:
+            raise WeightsError(
+                f"{self.checkpoint.name}: no '{info['missing_keys'][0]}', and without it contacts "
+                "mean nothing; put its contact regression beside it, or leave contacts out"
+            )
+
     def load(self) -> None:
         """Load the weights now. Raises CapacityError if the device has no room for them."""
         try:
-            _ = self.tokenizer, self.model
+            self.check()
+            _ = self.model
         except (MemoryError, RuntimeError) as error:
             if not is_out_of_memory(error):
                 raise
@@ -77,15 +94,17 @@ class Encoder:
     def model(self) -> EsmModel:
         """The model, ready for inference."""
         dtype = getattr(torch, self.settings.dtype)
-        loaded: EsmModel = EsmModel.from_pretrained(
-            self.checkpoint.folder, add_pooling_layer=False, dtype=dtype, device=self.device
-        )
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # that contacts mean nothing: `check` has seen to it
+            loaded: EsmModel = EsmModel.from_pretrained(
+                self.checkpoint.source, add_pooling_layer=False, dtype=dtype, device=self.device
+            )
         return optimize_for_inference(loaded, dtype)
 
     @cached_property
     def tokenizer(self) -> EsmTokenizer:
         """The checkpoint's tokenizer."""
-        found = EsmTokenizer.from_pretrained(self.checkpoint.folder)
+        found = EsmTokenizer.from_pretrained(self.checkpoint.source)
         try:
             found.require_fit(self.config.vocab_size)
         except WeightsError as error:

@@ -16,10 +16,12 @@ from esm_pipeline.formats.digests import sha256
 from esm_pipeline.formats.records import read_records
 from tests.workflow.tools import (
     EMBED,
+    EVERYTHING,
     RECORDS,
     ROOT,
     SAMPLE,
     config,
+    jobs,
     save_model,
     snakemake,
     write_fasta,
@@ -59,11 +61,12 @@ def test_only_results_stay(whole_run):
         f"{SAMPLE}/embeddings.h5",
         f"{SAMPLE}/inputs.sha256",
         ".accepted",
+        "model.json",
         "provenance.json",
         "report.html",
         "verdict.txt",
     }
-    jobs = {f"shard/{SAMPLE}", *(f"embed/{SAMPLE}/{n:05d}" for n in range(2)), "counts"}
+    jobs = {f"shard/{SAMPLE}", *(f"embed/{SAMPLE}/{n:05d}" for n in range(2)), "counts", "model"}
     jobs |= {f"gather_embed/{SAMPLE}", f"records/{SAMPLE}", "provenance", "report"}
     assert files - kept == {f"logs/{job}.log" for job in [*jobs, "verdict"]} | {
         f"benchmarks/{job}.tsv" for job in jobs
@@ -82,7 +85,11 @@ def test_provenance_tells_where_results_came_from(whole_run, model):
     ]
     assert sample["shards"] == 2
     assert sample["records"]["embed"] == {"records": 10, "ok": 6, "skipped": 4, "duplicates": 1}
-    assert len(sample["results"]["embeddings.h5"]["weights_sha256"]) == 64
+    digest = sha256(model / "model.safetensors")
+    assert sample["results"]["embeddings.h5"]["weights_sha256"] == digest
+    assert facts["model"]["name"] == str(model)
+    assert facts["model"]["weights_sha256"] == digest
+    assert facts["model"]["config"]["num_hidden_layers"] == 2
 
 
 def test_verdict_counts(whole_run):
@@ -91,23 +98,12 @@ def test_verdict_counts(whole_run):
     assert text in whole_run.said
 
 
-def jobs(run) -> set[str]:
-    """Rules that a dry run would run, but `all`."""
-    assert run.code == 0, run.said
-    table = re.search(r"Job stats:\n.*\n-.*\n((?:.+\n)*?)total ", run.said)
-    return {line.split()[0] for line in table[1].splitlines()} - {"all"} if table else set()
-
-
-EVERYTHING = {f"shard_{SAMPLE}", "embed", "gather_embed", "records"}
-EVERYTHING |= {"provenance", "report", "counts", "verdict"}
-
-
 @pytest.mark.parametrize(
     ("change", "rerun"),
     [
         (f"embed={{{EMBED}, token_budget: 99, threads: 1, device: cpu}}", set()),
-        ("embed={include: [mean]}", EVERYTHING),
-        (f"embed={{{EMBED}, residue_dtype: float32}}", EVERYTHING),
+        ("embed={include: [mean]}", {*EVERYTHING, "model"}),
+        (f"embed={{{EMBED}, residue_dtype: float32}}", {*EVERYTHING, "model"}),
         ("on_failure=keep", {"verdict"}),
         ("shards=3", EVERYTHING),
         ("shard={gaps: remove}", EVERYTHING),

@@ -78,7 +78,7 @@ for command in "$@"; do eval "$command"; done
 """
 """Runs commands where there are no programs: each tells its name and arguments instead."""
 
-MODEL = "-m $(touch pwned) {b} <i> *"
+MODEL = "-m $(touch pwned) [b] 'i' *"
 
 
 def write_config(folder: Path, **settings: object) -> None:

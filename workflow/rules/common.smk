@@ -12,7 +12,7 @@ HOME = Path(str(workflow.current_basedir)).resolve().parents[1]
 sys.path.insert(0, str(HOME))
 
 from esm_pipeline.errors import InputError
-from esm_pipeline.settings import flags, load_settings, shard_names
+from esm_pipeline.settings import file_state, flags, load_settings, shard_names
 
 
 def esm(wildcards, resources):
@@ -44,14 +44,15 @@ def chosen_config():
 
 
 def read_config():
-    """The checked settings, the FASTA files of each sample, and its number of shards."""
+    """The checked settings, each sample's FASTA files and number of shards, the model's files."""
     try:
         settings = load_settings(chosen_config(), "config")
         samples = settings.inputs()
         counts = {sample: settings.shard_count(files) for sample, files in samples.items()}
+        model_files = settings.model_files()
     except InputError as error:
         raise WorkflowError(str(error)) from None
-    return settings, samples, counts
+    return settings, samples, counts, model_files
 
 
 def shards_of(pattern):
@@ -86,6 +87,6 @@ def status_flags(wildcards, input):
     return shlex.join(f"--status={task}={file}" for task, file in pairs)
 
 
-settings, SAMPLES, SHARDS = read_config()
+settings, SAMPLES, SHARDS, MODEL_FILES = read_config()
 OUT = settings.outdir
 RESULTS = []  # the files in a sample's folder that each task's rules add

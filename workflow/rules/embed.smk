@@ -4,7 +4,8 @@ RESULTS.append("embeddings.h5")
 
 rule embed:
     input:
-        f"{OUT}/{{sample}}/shards/{{shard}}.fasta",
+        fasta=f"{OUT}/{{sample}}/shards/{{shard}}.fasta",
+        model=f"{OUT}/model.json",
     output:
         h5=temp(f"{OUT}/{{sample}}/embed/{{shard}}.h5"),
         records=temp(f"{OUT}/{{sample}}/embed/{{shard}}.records.tsv"),
@@ -25,14 +26,13 @@ rule embed:
         token_budget=lambda wildcards, attempt: max(1, settings.embed.token_budget // attempt),
     params:
         esm=esm,
-        model=model_flags,
         flags=flags(settings.embed),
     message:
         "embed: shard {wildcards.shard} of sample {wildcards.sample}"
     shell:
-        "{params.esm} embed {params.model} {params.flags} --device {resources.device}"
-        " --token-budget {resources.token_budget} --threads {threads}"
-        " --allow-empty --on-failure keep --sha256={output.digests:q} -- {input:q} {output.h5:q}"
+        "{params.esm} embed --model={input.model:q} {params.flags} --device {resources.device}"
+        " --token-budget {resources.token_budget} --threads {threads} --allow-empty"
+        " --on-failure keep --sha256={output.digests:q} -- {input.fasta:q} {output.h5:q}"
         " 2>&1 | tee -- {log:q}"
 
 

@@ -26,6 +26,7 @@ rule provenance:
     input:
         fasta=list(SAMPLES.values()),
         inputs=expand(f"{OUT}/{{sample}}/inputs.sha256", sample=SAMPLES),
+        model=f"{OUT}/model.json",
         records=expand(f"{OUT}/{{sample}}/records.tsv", sample=SAMPLES),
         results=expand(f"{OUT}/{{sample}}/{{result}}", sample=SAMPLES, result=RESULTS),
     output:
@@ -42,8 +43,8 @@ rule provenance:
     message:
         "provenance: versions, model, settings and digests of the inputs"
     shell:
-        "{params.esm} provenance --settings={params.settings:q} --out={output:q}"
-        " 2>&1 | tee -- {log:q}"
+        "{params.esm} provenance --settings={params.settings:q} --model={input.model:q}"
+        " --out={output:q} 2>&1 | tee -- {log:q}"
 
 
 rule report:
