@@ -126,8 +126,8 @@ def refusal(esm, folder: Path, model: object, *options: object) -> str:
 @pytest.mark.parametrize(
     ("model", "options", "told"),
     [
-        ("lab/none", (), "lab/none: no such folder, and not in the cache of hub models, and this "),
-        ("none", (), "none: no such folder, and not in the cache of hub models, and this is off"),
+        ("lab/none", (), "lab/none: no such folder, and not in the cache "),
+        ("none", (), "none: no such folder, and not in the cache "),
         ("./none", (), "./none: no such folder or file, and no hub id of the form owner/model"),
         ("../a/b", (), "../a/b: no such folder or file, and no hub id of the form owner/model"),
         ("~none/x", (), "~none/x: no such folder or file, and no hub id of the form owner/model"),
@@ -162,14 +162,14 @@ def test_a_name_that_leads_to_no_model(esm, tmp_path, monkeypatch, model, option
 
 def test_a_model_that_the_hub_does_not_have(esm, tmp_path, monkeypatch):
     (tmp_path / "hub").mkdir()
-    with serve(tmp_path / "hub") as (address, requests):
-        point_at(address, monkeypatch)
+    with serve(tmp_path / "hub") as hub:
+        point_at(hub.address, monkeypatch)
         told = refusal(esm, tmp_path, "lab/esm2_t33")
         assert told == (
             "lab/esm2_t33: no such folder, and no such public model on the hub; check the "
             "spelling, or if it is private `hf auth login`, or a token in HF_TOKEN"
         )
-        assert requests
+        assert hub.requests
 
 
 class Payload:

@@ -35,10 +35,14 @@ def hub(tmp_path: Path) -> Iterator[Hub]:
         yield hub
 
 
+ROOT = Path(__file__).resolve().parents[2]
+
+
 def run(folder: Path, hub: Hub | None, *arguments: object, **variables: str) -> Any:
     """The command line in a process of its own, as a user has it: with a cache and a hub."""
     address = "http://127.0.0.1:9" if hub is None else hub.address
     own = {"HF_HOME": str(folder / "hf"), "HF_ENDPOINT": address, "HF_HUB_OFFLINE": "0"}
+    own["PYTHONPATH"] = str(ROOT)
     return subprocess.run(
         [sys.executable, "-m", "esm_pipeline", *map(str, arguments)],
         cwd=folder,
