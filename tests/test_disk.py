@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+from esm_pipeline.formats.digests import line, sha256
 from tests.commands import (
     COMMANDS,
     Command,
@@ -191,6 +192,8 @@ def put_results(sample: Sample, folder: Path) -> None:
     (folder / "in").mkdir(parents=True)
     for name in ("records.tsv", "embeddings.h5"):
         shutil.copy(sample.folder / name, folder / "in" / name)
+    listing = line(sha256(sample.fasta), str(sample.fasta))
+    (folder / "in" / "inputs.sha256").write_text(listing)
 
 
 def written(folder: Path) -> str:
@@ -216,7 +219,7 @@ def test_a_disk_that_takes_nothing(forked, samples, disk, tmp_path, make, bad, g
         put_results(sample, folder)
     command = make(sample, disk.path)
     used = sum(-(-path.stat().st_size // 4096) * 4 for path in (disk.seen / "in").iterdir())
-    disk.set(bad.format(used=used, inodes=4))
+    disk.set(bad.format(used=used, inodes=5))
     assert told(forked.main(*command), remedy, disk.path) in FIRST[make]
     assert [path.name for path in disk.seen.iterdir()] == ["in"]
     disk.set(good)
@@ -233,10 +236,11 @@ def public(samples: dict[str, Sample]) -> Iterator[Sample]:
         folder.chmod(0o755)
         shutil.copytree(samples["new"].folder, folder / "sample")
         shutil.copytree(samples["new"].model, folder / "model")
-        put_results(samples["new"], folder / "out")
+        sample = Sample(folder / "sample", samples["new"].shards, folder / "model")
+        put_results(sample, folder / "out")
         for path in folder.rglob("*"):
             path.chmod(path.stat().st_mode | (0o555 if path.is_dir() else 0o444))
-        yield Sample(folder / "sample", samples["new"].shards, folder / "model")
+        yield sample
 
 
 @every_command

@@ -56,7 +56,7 @@ def test_what_is_not_on_this_machine(
 def test_braces(tmp_path: Path) -> None:
     (tmp_path / "{m}").mkdir()
     (tmp_path / "{m}" / "config.json").touch()
-    with pytest.raises(InputError, match="braces in a path"):
+    with pytest.raises(InputError, match="braces and angle brackets in a path"):
         files_of(tmp_path / "{m}")
 
 
