@@ -23,6 +23,13 @@ from esm_pipeline.model.loading import initialise, load_weights
 from esm_pipeline.model.pruning import impossible, prune_layer, union
 from esm_pipeline.model.saving import save_checkpoint
 from esm_pipeline.model.vocabulary import resized_rows, target_count
+from esm_pipeline.model.weights import accept_reference_keys
+
+LOADERS = {
+    *("device_map", "max_memory", "offload_folder", "load_in_8bit", "load_in_4bit"),
+    "quantization_config",
+}
+"""Keywords of the reference that place or quantise a model while it is loaded."""
 
 M = TypeVar("M", bound="EsmPreTrainedModel")
 
@@ -43,6 +50,7 @@ class EsmPreTrainedModel(nn.Module):
         super().__init__()
         config.require_supported()
         self.config = config
+        self.register_load_state_dict_pre_hook(accept_reference_keys)  # type: ignore[no-untyped-call]
 
     def post_init(self) -> None:
         """Random weights as the reference starts from: normal, norms at one, biases at zero."""
@@ -230,6 +238,11 @@ class Unfilled(TorchFunctionMode):
 
 def refuse_misspelt(options: dict[str, Any]) -> None:
     """Raise InputError for a keyword that is nearly one of `from_pretrained`, but for a letter."""
+    for name in LOADERS & options.keys():
+        raise InputError(
+            f"from_pretrained: '{name}' is not here; choose `device` and `dtype`, and see "
+            "optimize_for_inference"
+        )
     named = inspect.signature(EsmPreTrainedModel.from_pretrained).parameters
     known = [*HUB_OPTIONS, *named, "add_pooling_layer"]
     for name in options:

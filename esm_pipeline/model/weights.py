@@ -10,7 +10,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 if TYPE_CHECKING:
     from esm_pipeline.model.base import EsmPreTrainedModel
@@ -54,6 +54,25 @@ def reference_keys(name: str) -> tuple[str, ...]:
 def modern_key(key: str) -> str:
     """`key` with the LayerNorm spellings of old checkpoints (gamma, beta) renewed."""
     return re.sub(r"\.gamma$", ".weight", re.sub(r"\.beta$", ".bias", key))
+
+
+def accept_reference_keys(
+    model: nn.Module, state: dict[str, Tensor], prefix: str, *_: object
+) -> None:
+    """Before `load_state_dict`: give a state with the reference's keys our names, in place.
+
+    Without it, `strict=False` would leave the layers as they were and say nothing.
+    """
+    own = {f"{prefix}{name}" for name, _ in model.named_parameters(remove_duplicate=False)}
+    for name in own - state.keys():
+        keys = [f"{prefix}{key}" for key in reference_keys(name.removeprefix(prefix))]
+        if all(key in state for key in keys):
+            parts = [state.pop(key) for key in keys]
+            state[name] = torch.cat(parts) if len(parts) > 1 else parts[0]
+    for key in state.keys() - own:
+        table = IGNORED.fullmatch(key) or key.endswith(POSITIONS)
+        if key.startswith(prefix) and table:
+            del state[key]
 
 
 def reference_state(model: EsmPreTrainedModel) -> dict[str, Tensor]:
