@@ -307,13 +307,15 @@ def test_unreachable_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
         resolve_checkpoint(NAME, cache_dir=tmp_path)
 
 
-@pytest.mark.parametrize("status", [0, 429, 503])
+@pytest.mark.parametrize(
+    ("status", "code"), [(0, ""), (429, ""), (503, ""), (401, "GatedRepo"), (404, "RepoNotFound")]
+)
 def test_a_cached_branch_serves_where_the_hub_does_not(
-    status: int, hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    status: int, code: str, hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first = resolve_checkpoint(NAME, cache_dir=tmp_path)
     if status:
-        hub.troubles = [Trouble("", "ANY", status=status)]
+        hub.troubles = [Trouble("", "ANY", status=status, code=code)]
     else:
         point_at("http://127.0.0.1:9", monkeypatch)
     assert resolve_checkpoint(NAME, cache_dir=tmp_path) == first

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import struct
 import subprocess
 import sys
 import warnings
@@ -137,6 +138,22 @@ def test_pages_of_what_was_copied_are_let_go_of(tmp_path: Path) -> None:
     assert resident(path) < size // 8
     assert float(entries["b"].mapped().sum()) == size // 4
     assert resident(path) >= size  # what is seen where they are not
+
+
+@pytest.mark.parametrize("padding", range(4))
+def test_data_at_odd_places(padding: int, tmp_path: Path) -> None:
+    """A header of any length is allowed; processors want numbers at multiples of their size."""
+    tensor = torch.randn(7, 3)
+    header = {"a": {"dtype": "F32", "shape": [7, 3], "data_offsets": [0, tensor.nbytes]}}
+    text = json.dumps(header).encode() + b" " * padding
+    path = tmp_path / "odd.safetensors"
+    path.write_bytes(struct.pack("<Q", len(text)) + text + tensor.numpy().tobytes())
+    entry = open_entries([path])["a"]
+    assert torch.equal(entry.mapped(), tensor)
+    assert entry.mapped().data_ptr() % 4 == 0
+    target = torch.empty(7, 3, dtype=torch.float64)
+    entry.copy_to(target)
+    assert torch.equal(target.float(), tensor)
 
 
 def test_headers_alone(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
