@@ -62,7 +62,8 @@ def look_up(name: str, file: str, options: dict[str, Any]) -> Any:
 def fetch_first(name: str, file: str, **options: Any) -> Path | None:
     """As `fetch`, for the first file of a model: the hub is asked once, and fails fast.
 
-    Where it cannot be reached, a cached file will do. Raises WeightsError if there is none.
+    Where it is out of reach, or no longer has the model, a cached file will do. Raises WeightsError
+    if there is none.
     """
     found = cached(name, file, **options)
     if is_offline(options):
@@ -82,17 +83,9 @@ def fetch_first(name: str, file: str, **options: Any) -> Path | None:
 
 
 def ask(name: str, file: str, options: dict[str, Any]) -> Exception | None:
-    """What keeps the hub from telling about a file; None if nothing, or if there is no such file.
-
-    Raises WeightsError where a cached file would not do either: the model is not the hub's, or the
-    revision is not the model's.
-    """
+    """What keeps the hub from telling about a file; None if nothing, or if it has no such file."""
     from huggingface_hub import get_hf_file_metadata, hf_hub_url
-    from huggingface_hub.errors import (
-        EntryNotFoundError,
-        RepositoryNotFoundError,
-        RevisionNotFoundError,
-    )
+    from huggingface_hub.errors import EntryNotFoundError
 
     try:
         with quiet():
@@ -100,8 +93,6 @@ def ask(name: str, file: str, options: dict[str, Any]) -> Exception | None:
             get_hf_file_metadata(url, token=options.get("token"), timeout=PATIENCE)
     except EntryNotFoundError:
         return None
-    except (RepositoryNotFoundError, RevisionNotFoundError) as error:
-        raise explained(name, file, error, options) from None
     except client_errors() as error:
         return error
     return None

@@ -120,7 +120,8 @@ class SafetensorsFile(WeightFile):
         if not count:
             return torch.empty(entry.shape, dtype=entry.dtype)
         flat = torch.frombuffer(self._bytes, dtype=entry.dtype, count=count, offset=start)
-        return flat.view(entry.shape)
+        aligned = start % entry.dtype.itemsize == 0  # as its writers do, but nothing demands
+        return (flat if aligned else flat.clone()).view(entry.shape)
 
     def copy(self, entry: Entry, target: Tensor) -> None:
         """See the base class."""

@@ -5,7 +5,9 @@ from __future__ import annotations
 import argparse
 import hashlib
 import pickle
+import random
 import warnings
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,6 +20,7 @@ from torch import Tensor, nn
 from esm_pipeline import EsmConfig, EsmForMaskedLM, EsmModel, EsmTokenizer
 from esm_pipeline.errors import WeightsError
 from esm_pipeline.model import resolve_checkpoint
+from esm_pipeline.model.fair_esm import open_checkpoint
 from tests.oracles.peers import MASK, TOLERANCE, batch, enliven, fair_esm1b, fair_esm2, max_abs
 
 Content = dict[str, Any]
@@ -347,6 +350,27 @@ def test_damaged_files(tmp_path: Path) -> None:
         path.write_bytes(damaged)
         with pytest.raises(WeightsError, match=str(path)):
             ours(path)
+
+
+def test_a_pickle_damaged_anywhere_is_told_of_in_one_line(tmp_path: Path) -> None:
+    """PyTorch's reader raises whatever a damaged pickle leads to."""
+    path = write(tmp_path, "ESM-1b")
+    whole = path.read_bytes()
+    with zipfile.ZipFile(path) as archive:
+        (pickled,) = [info for info in archive.infolist() if info.filename.endswith("data.pkl")]
+    begin, size = pickled.header_offset + 60, pickled.file_size - 60
+    chance, told = random.Random(0), []
+    for _ in range(150):
+        damaged = bytearray(whole)
+        damaged[begin + chance.randrange(size)] = chance.randrange(256)
+        path.write_bytes(damaged)
+        try:
+            open_checkpoint(path)
+            EsmConfig.from_pretrained(path)
+        except WeightsError as error:
+            told.append(str(error))
+    assert 30 < len(told) < 150
+    assert all(str(path) in line and "\n" not in line for line in told)
 
 
 def test_a_revision_is_not_of_a_file(tmp_path: Path) -> None:

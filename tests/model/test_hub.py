@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 import time
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -257,6 +258,19 @@ def test_a_disk_that_does_not_take_it(
     require_whole(tmp_path, models)
 
 
+def test_the_client_warns_nobody_who_does_not_watch(
+    hub: Hub, models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a disk that looks too small, say; if it is, there is an error to tell it."""
+    usage = shutil.disk_usage(tmp_path)._replace(free=0)
+    monkeypatch.setattr(file_download.shutil, "disk_usage", lambda path: usage)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        require_whole(tmp_path, models)
+    with pytest.warns(UserWarning, match="Not enough free disk space"):
+        file_download._check_disk_space(1, tmp_path)
+
+
 def test_what_answers_is_not_the_hub(
     tmp_path: Path, models: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -293,13 +307,15 @@ def test_unreachable_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
         resolve_checkpoint(NAME, cache_dir=tmp_path)
 
 
-@pytest.mark.parametrize("status", [0, 429, 503])
+@pytest.mark.parametrize(
+    ("status", "code"), [(0, ""), (429, ""), (503, ""), (401, "GatedRepo"), (404, "RepoNotFound")]
+)
 def test_a_cached_branch_serves_where_the_hub_does_not(
-    status: int, hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    status: int, code: str, hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first = resolve_checkpoint(NAME, cache_dir=tmp_path)
     if status:
-        hub.troubles = [Trouble("", "ANY", status=status)]
+        hub.troubles = [Trouble("", "ANY", status=status, code=code)]
     else:
         point_at("http://127.0.0.1:9", monkeypatch)
     assert resolve_checkpoint(NAME, cache_dir=tmp_path) == first

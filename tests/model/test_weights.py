@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -13,8 +11,7 @@ import safetensors.torch
 import torch
 import transformers
 
-import esm_pipeline
-from esm_pipeline import EsmConfig, EsmForMaskedLM, EsmForSequenceClassification, EsmModel
+from esm_pipeline import EsmConfig, EsmForMaskedLM, EsmModel
 from esm_pipeline.errors import InputError, WeightsError
 from esm_pipeline.model.weights import reference_state
 from tests.oracles.peers import (
@@ -189,6 +186,7 @@ QUERY = "esm.encoder.layer.1.attention.self.query.weight"
 BAD = {
     "missing": ("esm.encoder.layer.1.output.dense.bias", None, "no 'esm.encoder.layer.1.output"),
     "unexpected": ("esm.encoder.layer.9.output.dense.bias", torch.ones(48), "layer.9.output"),
+    "contacts": ("esm.contact_head.regression.bias", None, "no 'esm.contact_head.regression.bias'"),
     "own head": ("lm_head.extra", torch.ones(1), "'lm_head.extra' among its weights is not part"),
     "shape": ("lm_head.bias", torch.ones(7), r"shape \(7,\), the config asks .* \(33,\)"),
     "one of three": (
@@ -216,6 +214,38 @@ def test_damaged_safetensors(folder: Path) -> None:
         (folder / "model.safetensors").write_bytes(damaged)
         with pytest.raises(WeightsError, match="not a whole safetensors file"):
             EsmForMaskedLM.from_pretrained(folder)
+
+
+SIZES = {
+    "8M": (6, 320, 20),
+    "35M": (12, 480, 20),
+    "150M": (30, 640, 20),
+    "650M": (33, 1280, 20),
+    "3B": (36, 2560, 40),
+    "15B": (48, 5120, 40),
+}
+"""Layers, width and heads of the published ESM-2; ESM-1b and ESM-1v are as its 650M."""
+
+
+@pytest.mark.parametrize(
+    ("kind", "size"), [*(("ESM-2", size) for size in SIZES), ("ESM-1b", "650M"), ("ESM-1v", "650M")]
+)
+def test_keys_and_shapes_of_every_published_model(kind: str, size: str) -> None:
+    layers, width, heads = SIZES[size]
+    settings = {**SMALL, **KINDS[kind], "hidden_size": width, "intermediate_size": 4 * width}
+    settings |= {"num_hidden_layers": layers, "num_attention_heads": heads}
+    with torch.device("meta"):
+        ours = reference_state(EsmForMaskedLM(EsmConfig(**settings)))
+        theirs = transformers.EsmForMaskedLM(transformers.EsmConfig(**settings)).state_dict()
+    apart = re.compile(
+        r".*inv_freq|esm\.embeddings\.position_embeddings\.weight|lm_head\.decoder\..*"
+    )
+    shapes = [
+        {key: tuple(tensor.shape) for key, tensor in state.items() if not apart.fullmatch(key)}
+        for state in (ours, theirs)
+    ]
+    assert len(shapes[0]) > 16 * layers
+    assert shapes[0] == shapes[1]
 
 
 class Pickled:
@@ -259,127 +289,6 @@ def test_a_key_in_two_spellings(model: EsmForMaskedLM, folder: Path) -> None:
     rewrite(folder, {"lm_head.layer_norm.gamma": copy_of(model.lm_head.layer_norm.weight)})
     with pytest.raises(WeightsError, match=r"also in model\.safetensors as 'lm_head\.layer_norm\."):
         EsmForMaskedLM.from_pretrained(folder)
-
-
-@pytest.mark.parametrize("where", ["each layer", "a star", "the model"])
-def test_frequencies_are_those_of_the_checkpoint(where: str, tmp_path: Path) -> None:
-    """As transformers and fair-esm take them. ESM-2's were rounded to float16 in training."""
-    peer = transformers_peer(torch.float32, **ESM2)
-    own = peer.esm.rotary_embeddings.inv_freq
-    rounded = own.half().float()
-    assert not torch.equal(own, rounded)
-    peer.save_pretrained(tmp_path)
-    stem, rest = "esm.encoder.layer", "attention.self.rotary_embeddings.inv_freq"
-    (saved,) = [key for key in keys_of(tmp_path) if key.endswith("inv_freq")]
-    new = {
-        "each layer": [f"{stem}.{layer}.{rest}" for layer in range(3)],
-        "a star": [f"{stem}.*.{rest}"],
-        "the model": ["esm.rotary_embeddings.inv_freq"],
-    }[where]
-    rewrite(tmp_path, {saved: None, **{key: rounded.clone().half() for key in new}})
-    ours = EsmForMaskedLM.from_pretrained(tmp_path)
-    theirs = transformers.EsmForMaskedLM.from_pretrained(tmp_path, attn_implementation="eager")
-    tokens, mask = batch([5, 300])
-    if where != "the model":  # a spelling that it never writes
-        assert torch.equal(theirs.esm.rotary_embeddings.inv_freq.float(), rounded)
-        expected = theirs(tokens, attention_mask=mask).logits
-        assert max_abs(ours(tokens).logits, expected, mask) <= 1e-5
-    unrounded = peer(tokens, attention_mask=mask).logits
-    assert max_abs(ours(tokens).logits, unrounded, mask) > 1e-4  # leaving them out would be seen
-    for precise in (torch.bfloat16, torch.float64):
-        model = EsmForMaskedLM.from_pretrained(tmp_path, dtype=precise)
-        assert torch.equal(model.esm.encoder.frequencies, rounded)
-    ours.save_pretrained(tmp_path / "again")
-    again = EsmForMaskedLM.from_pretrained(tmp_path / "again")
-    assert torch.equal(again(tokens).logits, ours(tokens).logits)
-
-
-def keys_of(folder: Path) -> set[str]:
-    return set(safetensors.torch.load_file(folder / "model.safetensors"))
-
-
-def test_frequencies_that_cannot_be(folder: Path) -> None:
-    key = "esm.encoder.layer.1.attention.self.rotary_embeddings.inv_freq"
-    rewrite(folder, {key: torch.ones(6)})
-    with pytest.raises(WeightsError, match=r"layer\.1.*differs from the frequencies of other lay"):
-        EsmForMaskedLM.from_pretrained(folder)
-    rewrite(folder, {key: torch.ones(5)})
-    with pytest.raises(WeightsError, match=r"inv_freq' is torch\.float32 of shape \(5,\), the con"):
-        EsmForMaskedLM.from_pretrained(folder)
-
-
-def mappings(folder: Path) -> list[str]:
-    """Lines of this process's memory map that are of a file in `folder`."""
-    return [
-        line for line in Path("/proc/self/maps").read_text().splitlines() if str(folder) in line
-    ]
-
-
-@pytest.mark.parametrize("layout", ["safetensors", "bin"])
-def test_files_are_let_go_of_and_never_changed(
-    layout: str, model: EsmForMaskedLM, tmp_path: Path
-) -> None:
-    name = "model.safetensors" if layout == "safetensors" else "pytorch_model.bin"
-    if layout == "bin":
-        model.config.save_pretrained(tmp_path)
-        torch.save(reference_state(model), tmp_path / name)
-    else:
-        model.save_pretrained(tmp_path)
-    before = (tmp_path / name).read_bytes()
-    converted = EsmForMaskedLM.from_pretrained(tmp_path, dtype=torch.float64)
-    assert mappings(tmp_path) == []  # though the garbage collector has not run
-    mapped = EsmForMaskedLM.from_pretrained(tmp_path)
-    assert mappings(tmp_path) != []
-    with torch.no_grad():
-        for parameter in mapped.parameters():
-            parameter.zero_()
-    assert (tmp_path / name).read_bytes() == before
-    assert max_abs(converted.lm_head.dense.weight, model.lm_head.dense.weight) == 0
-
-
-def test_headers_alone(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With the meta device everything is judged and nothing read."""
-    model, info = EsmModel.from_pretrained(folder, device="meta", output_loading_info=True)
-    assert all(parameter.is_meta for parameter in model.parameters())
-    assert sorted(info["missing_keys"]) == ["pooler.dense.bias", "pooler.dense.weight"]
-    rewrite(folder, {"esm.encoder.layer.1.output.dense.bias": None})
-    with pytest.raises(WeightsError, match=r"layer\.1\.output\.dense\.bias"):
-        EsmModel.from_pretrained(folder, device="meta")
-
-
-def test_loading_draws_nothing_and_compiles_nothing(folder: Path) -> None:
-    """What is replaced at once is not drawn first; nor is the stream of random numbers moved."""
-    code = (
-        "import sys, torch; from esm_pipeline import EsmForMaskedLM;"
-        "before = torch.get_rng_state();"
-        f"EsmForMaskedLM.from_pretrained({str(folder)!r});"
-        "assert torch.equal(before, torch.get_rng_state());"
-        "print('torch._dynamo' in sys.modules)"
-    )
-    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert said.stdout == "False\n"
-
-
-HEADS = {
-    "EsmForMaskedLM": ("lm_head", "EsmForSequenceClassification"),
-    "EsmForTokenClassification": ("classifier", "EsmForSequenceClassification"),
-}
-
-
-@pytest.mark.parametrize("asked", HEADS)
-def test_a_head_that_the_checkpoint_lacks(asked: str, tmp_path: Path) -> None:
-    """The error names the head, and the class to load it with instead."""
-    head, instead = HEADS[asked]
-    saved = EsmForSequenceClassification(EsmConfig(**SMALL, **ESM2, num_labels=3))
-    saved.save_pretrained(tmp_path)
-    config = json.loads((tmp_path / "config.json").read_text())
-    for known in (True, False):
-        if not known:
-            del config["architectures"]
-            (tmp_path / "config.json").write_text(json.dumps(config))
-        with pytest.raises(WeightsError, match=rf"{head}.*load it with .*{instead}") as caught:
-            getattr(esm_pipeline, asked).from_pretrained(tmp_path)
-        assert "\n" not in str(caught.value)
 
 
 CONFIGS = {

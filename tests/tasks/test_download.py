@@ -7,6 +7,7 @@ import os
 import resource
 import subprocess
 import sys
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from esm_pipeline.formats.digests import sha256
 from esm_pipeline.model import EsmForMaskedLM, EsmTokenizer, demo_model
 from esm_pipeline.tasks.model_file import read_model_file
 from tests.model.test_fair_esm import NAMES, write
-from tests.oracles.hub_server import COMMIT, Hub, serve
+from tests.oracles.hub_server import COMMIT, Hub, Trouble, serve
 from tests.tasks.conftest import save_model
 
 NAME = "lab/tiny"
@@ -61,6 +62,7 @@ def fasta(folder: Path) -> Path:
 
 def test_a_hub_model_from_nothing_to_embeddings_without_network(tmp_path: Path, hub: Hub) -> None:
     """What `download` says and writes; then `embed` from its file, with the hub gone."""
+    hub.troubles = [Trouble("model.safetensors", cut=1000, times=1)]  # of which the client tells
     done = run(tmp_path, hub, "download", "--model", NAME, "--out", "model.json", "embed")
     assert (done.returncode, done.stderr) == (0, "")
     lines = dict(line.split("\t") for line in done.stdout.splitlines())
@@ -75,6 +77,13 @@ def test_a_hub_model_from_nothing_to_embeddings_without_network(tmp_path: Path, 
     assert attributes["model"] == NAME
     assert attributes["revision"] == COMMIT
     assert attributes["weights_sha256"] == lines["weights_sha256"]
+    hub.requests.clear()
+    (Path(lines["path"]) / "vocab.txt").unlink()  # nor is what is missing fetched by a job
+    (Path(lines["path"]) / "model.safetensors").unlink()
+    last = run(tmp_path, hub, "embed", "--model=model.json", "in.fasta", "o.h5")
+    assert last.returncode == 2
+    assert f"{NAME}: no weights in it" in last.stderr
+    assert hub.requests == []
 
 
 def test_the_file(tmp_path: Path, rotary: Path, esm: Esm) -> None:
@@ -215,13 +224,16 @@ def test_fair_esm_files_embed(kind: str, tmp_path: Path, esm: Esm) -> None:
     """As the same weights in a folder; name and digest go into the result."""
     path = write(tmp_path, kind)
     include = "mean" if kind == "ESM-1v" else "mean,contacts"
-    with pytest.warns(UserWarning, match="contacts?") if kind == "ESM-1v" else no_warning():
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that ESM-1v has no contact regression
         model = EsmForMaskedLM.from_pretrained(path)
     model.save_pretrained(tmp_path / "folder")
     outputs = tmp_path / "pt.h5", tmp_path / "folder.h5"
     for source, output in zip((path, tmp_path / "folder"), outputs, strict=True):
         arguments = ("--model", source, "--include", include, fasta(tmp_path), output)
-        code, lines = esm("embed", *arguments)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")  # nothing is asked of what is missing
+            code, lines = esm("embed", *arguments)
         assert (code, len(lines)) == (0, 1), lines
     with open_results(outputs[0]) as ours, open_results(outputs[1]) as theirs:
         assert ours.attributes["model"] == str(path)
@@ -229,12 +241,6 @@ def test_fair_esm_files_embed(kind: str, tmp_path: Path, esm: Esm) -> None:
         for one, other in zip(ours, theirs, strict=True):
             assert np.abs(one.mean[3] - other.mean[3]).max() == 0
             assert np.abs(one.mean[3]).max() > 0.1
-
-
-def no_warning() -> Any:
-    import contextlib
-
-    return contextlib.nullcontext()
 
 
 def test_contacts_without_their_regression(tmp_path: Path, esm: Esm) -> None:
