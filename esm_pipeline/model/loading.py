@@ -222,8 +222,8 @@ def read_frequencies(own: Tensor, entries: Mapping[str, Entry], checkpoint: Chec
     """The rotary frequencies (K / 2,) of a checkpoint, or those the model has of its `own`.
 
     ESM-2 was trained in float16, and its published files hold the frequencies as rounded then:
-    they are part of the weights, far along a sequence their angles differ by half a radian. Every
-    layer's are the same. Raises WeightsError if they are not, or do not fit.
+    they are part of the weights; at position 1,000 angles differ by up to 0.16. Every layer's are
+    the same. Raises WeightsError if they are not, or do not fit.
     """
     found: Tensor | None = None
     for key, entry in entries.items():
