@@ -14,10 +14,11 @@ ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "esm_pipeline"
 LINES = 500
 
-FLOOR = {"errors", "files"}
+FLOOR = {"errors", "files", "residues"}
 ALLOWED = {
     "errors": set(),
     "files": {"errors"},
+    "residues": set(),
     "data": set(),
     "problems": set(),
     "samples": {"errors"},
