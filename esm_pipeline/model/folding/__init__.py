@@ -1,0 +1,1 @@
+"""ESMFold: folding trunk, structure module, confidences."""

@@ -1,0 +1,26 @@
+"""Linear layers that start as AlphaFold's do. Peer: transformers modeling_esmfold.py."""
+
+from __future__ import annotations
+
+import math
+
+from torch import nn
+
+RELU = math.sqrt(2.0)
+"""Gain of a layer before a ReLU."""
+
+FINAL = 0.0
+"""Gain of a layer whose output is added to a residual: it starts without effect."""
+
+
+class Linear(nn.Linear):
+    """A linear layer that starts normal with deviation `gain` / √inputs, its bias at zero."""
+
+    def __init__(self, inputs: int, outputs: int, gain: float = 1.0) -> None:
+        self.gain = gain
+        super().__init__(inputs, outputs)
+
+    def reset_parameters(self) -> None:
+        """Random weights as at first."""
+        nn.init.normal_(self.weight, std=self.gain / math.sqrt(self.in_features))
+        nn.init.zeros_(self.bias)
