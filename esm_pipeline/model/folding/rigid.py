@@ -49,10 +49,6 @@ class Frames:
         back = self.rotation.transpose(-1, -2)
         return Frames(back, -rotate(back, self.translation))
 
-    def scaled(self, factor: float) -> Frames:
-        """The same rotations, translations in a unit `factor` times smaller."""
-        return Frames(self.rotation, self.translation * factor)
-
     def matrices(self) -> Tensor:
         """(*, 4, 4), homogeneous."""
         top = torch.cat([self.rotation, self.translation.unsqueeze(-1)], dim=-1)  # (*, 3, 4)
