@@ -77,6 +77,7 @@ def inputs(
         "pair": normal(batch, longest, longest, sizes["pairwise_dim"]),
     }
     aatype = torch.randint(0, 21, (batch, longest), generator=generator)
+    aatype[:, 0] = 0  # one at least has atoms
     mask = (torch.arange(longest) < torch.tensor(lengths).unsqueeze(1)).to(dtype)
     return representations, aatype, mask
 

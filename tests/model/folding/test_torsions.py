@@ -60,7 +60,7 @@ CYS CB-SG
 """
 """Bonds of the side chains beyond those that several share: N-CA, CA-C, C-O, CA-CB and CB-CG."""
 
-LENGTHS = {"CC": (1.34, 1.56), "CN": (1.29, 1.52), "CO": (1.20, 1.45), "CS": (1.77, 1.83)}
+LENGTHS = {"CC": (1.34, 1.56), "CN": (1.29, 1.52), "CO": (1.20, 1.45), "CS": (1.77, 1.84)}
 """Å, shortest and longest bond between two elements in the amino acids (Engh and Huber 2001)."""
 
 BACKBONE = {
