@@ -76,6 +76,6 @@ def test_frames_turn_and_do_not_mirror():
 
 def test_letters_and_numbers():
     assert residues.encode("ARNX").tolist() == [0, 1, 2, 20]
-    assert residues.encode("BZUOx-").tolist() == [20] * 6
+    assert residues.encode("BZUOxa-").tolist() == [20] * 7
     assert residues.encode("").shape == (0,)
     assert residues.decode(residues.encode(residues.LETTERS)) == residues.LETTERS

@@ -86,7 +86,7 @@ def turned(quaternions: Tensor, vectors: Tensor) -> Tensor:
         a * z + b * y - c * x,
     ]
     moved = quaternions + torch.stack(product, dim=-1)
-    return moved / torch.linalg.vector_norm(moved, dim=-1, keepdim=True)
+    return torch.nn.functional.normalize(moved, dim=-1)
 
 
 def from_three_points(

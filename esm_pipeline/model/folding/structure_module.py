@@ -15,18 +15,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from esm_pipeline.model.folding.config import StructureModuleConfig
 from esm_pipeline.model.folding.linear import FINAL, RELU, Linear
 from esm_pipeline.model.folding.rigid import Frames, from_quaternions, turned
 from esm_pipeline.model.folding.torsions import AngleResnet, atom14_positions, group_frames
-
-if TYPE_CHECKING:
-    from esm_pipeline.model.folding.config import StructureModuleConfig
 
 SOFTPLUS_OF_ONE = math.log(math.e - 1)
 """What softplus takes to 1."""
@@ -56,7 +53,7 @@ class InvariantPointAttention(nn.Module):
 
         It depends on neither frames nor single representation, so that all blocks share it.
         """
-        pair = at_least_float32(self.linear_b(z)).permute(0, 3, 1, 2) * math.sqrt(1 / 3)
+        pair: Tensor = self.linear_b(z).permute(0, 3, 1, 2) * math.sqrt(1 / 3)
         hidden = mask.unsqueeze(-1) * mask.unsqueeze(-2) - 1  # (B, R, R), -1 where one is hidden
         return pair + self.inf * hidden.unsqueeze(1)
 
@@ -73,7 +70,10 @@ class InvariantPointAttention(nn.Module):
         lengths = torch.sqrt((points * points).sum(-1) + self.epsilon)  # (B, R, H, P)
         pair = weights.to(z.dtype).transpose(1, 2) @ z  # (B, R, H, Z)
         parts = [scalars, *points.unbind(-1), lengths, pair]
-        return self.linear_out(torch.cat([part.flatten(2).to(z.dtype) for part in parts], dim=-1))
+        update: Tensor = self.linear_out(
+            torch.cat([part.flatten(2).to(z.dtype) for part in parts], dim=-1)
+        )
+        return update
 
     def queries_keys_values(self, s: Tensor, frames: Frames) -> tuple[Tensor, Tensor, Tensor]:
         """(B, H, R, ·) such that query · key is the score but for `bias` and what no softmax sees.
@@ -81,14 +81,14 @@ class InvariantPointAttention(nn.Module):
         Numbers and points lie side by side; a last column has 1 in the query and in the key
         what its points are away from the origin.
         """
-        q = at_least_float32(self.linear_q(s)).unflatten(-1, (self.heads, -1))
-        kv = at_least_float32(self.linear_kv(s)).unflatten(-1, (self.heads, -1))
+        q = self.linear_q(s).unflatten(-1, (self.heads, -1))
+        kv = self.linear_kv(s).unflatten(-1, (self.heads, -1))
         k, v = kv.chunk(2, dim=-1)  # (B, R, H, K)
         q_points = self.place(self.linear_q_points(s), frames)
         kv_points = self.place(self.linear_kv_points(s), frames)
         k_points, v_points = kv_points.split([self.qk_points, self.v_points], dim=-2)
         # softplus(weight) · w_C · w_L of the supplement
-        scale = F.softplus(self.head_weights).to(q.dtype) * math.sqrt(2 / (27 * self.qk_points))
+        scale = F.softplus(self.head_weights) * math.sqrt(2 / (27 * self.qk_points))
         scale = scale.unsqueeze(-1)
         far = k_points.square().sum((-1, -2)).unsqueeze(-1) * scale * -0.5  # (B, R, H, 1)
         query = [q * math.sqrt(1 / (3 * self.width)), q_points.flatten(-2) * scale]
@@ -101,7 +101,7 @@ class InvariantPointAttention(nn.Module):
 
     def place(self, flat: Tensor, frames: Frames) -> Tensor:
         """(B, R, 3 H P), all x, then y, then z, inside the frames → (B, R, H, P, 3) outside."""
-        inside = at_least_float32(flat).unflatten(-1, (3, self.heads, -1)).movedim(2, -1)
+        inside = flat.unflatten(-1, (3, self.heads, -1)).movedim(2, -1)
         return frames[..., None, None].apply(inside)
 
 
@@ -116,7 +116,8 @@ class TransitionLayer(nn.Module):
 
     def forward(self, s: Tensor) -> Tensor:
         """(*, S) → (*, S)."""
-        return s + self.linear_3(F.relu(self.linear_2(F.relu(self.linear_1(s)))))
+        moved: Tensor = s + self.linear_3(F.relu(self.linear_2(F.relu(self.linear_1(s)))))
+        return moved
 
 
 class Transition(nn.Module):
@@ -148,14 +149,15 @@ class BackboneUpdate(nn.Module):
 
     def forward(self, s: Tensor) -> tuple[Tensor, Tensor]:
         """(*, S) → turn (*, 3), imaginary part of a quaternion, and shift (*, 3), in the frame."""
-        turn, shift = at_least_float32(self.linear(s)).chunk(2, dim=-1)
+        turn, shift = self.linear(s).chunk(2, dim=-1)
         return turn, shift
 
 
 class StructureModule(nn.Module):
     """From single and pair representation to the positions of all heavy atoms. Algorithm 20.
 
-    The blocks share their weights. Frames are in float32 at least, in whatever the rest is.
+    The blocks share their weights. Frames, and whatever meets them, are in float32 at least: in 16
+    bits, atoms would be off by tenths of an Å.
     """
 
     def __init__(self, config: StructureModuleConfig) -> None:
@@ -194,7 +196,7 @@ class StructureModule(nn.Module):
         places = translations * self.config.trans_scale_factor  # Å
         raw, angles = self.angle_resnet(states, initial)
         backbone = from_quaternions(quaternions, places)
-        groups = group_frames(backbone, at_least_float32(angles), aatype)
+        groups = group_frames(backbone, angles, aatype)
         return {
             "frames": torch.cat([quaternions, places], dim=-1),
             "sidechain_frames": groups.matrices(),
@@ -229,8 +231,3 @@ class StructureModule(nn.Module):
             quaternions.append(quaternion)
             translations.append(translation)
         return torch.stack(states), torch.stack(quaternions), torch.stack(translations)
-
-
-def at_least_float32(x: Tensor) -> Tensor:
-    """Geometry in half precision is off by tenths of an Å."""
-    return x.to(torch.promote_types(x.dtype, torch.float32))

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cache
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -16,11 +16,9 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from esm_pipeline import residues
+from esm_pipeline.model.folding.config import StructureModuleConfig
 from esm_pipeline.model.folding.linear import FINAL, RELU, Linear
 from esm_pipeline.model.folding.rigid import Frames, stack
-
-if TYPE_CHECKING:
-    from esm_pipeline.model.folding.config import StructureModuleConfig
 
 
 @dataclass(frozen=True)
@@ -43,16 +41,15 @@ def tables(device: torch.device, dtype: torch.dtype) -> Tables:
     def tensor(table: NDArray[Any], kind: torch.dtype) -> Tensor:
         return torch.tensor(table, dtype=kind, device=device)
 
-    with torch.inference_mode(False):  # else training could not use them after a prediction
-        return Tables(
-            tensor(residues.DEFAULT_FRAMES, dtype),
-            tensor(residues.ATOM14_GROUP, torch.int64),
-            tensor(residues.ATOM14_POSITION, dtype),
-            tensor(residues.ATOM14_MASK, dtype),
-            tensor(residues.ATOM37_MASK, dtype),
-            tensor(residues.ATOM14_TO_ATOM37, torch.int64),
-            tensor(residues.ATOM37_TO_ATOM14, torch.int64),
-        )
+    return Tables(
+        tensor(residues.DEFAULT_FRAMES, dtype),
+        tensor(residues.ATOM14_GROUP, torch.int64),
+        tensor(residues.ATOM14_POSITION, dtype),
+        tensor(residues.ATOM14_MASK, dtype),
+        tensor(residues.ATOM37_MASK, dtype),
+        tensor(residues.ATOM14_TO_ATOM37, torch.int64),
+        tensor(residues.ATOM37_TO_ATOM14, torch.int64),
+    )
 
 
 class AngleResnetBlock(nn.Module):
@@ -65,7 +62,8 @@ class AngleResnetBlock(nn.Module):
 
     def forward(self, a: Tensor) -> Tensor:
         """(*, width) → (*, width)."""
-        return a + self.linear_2(F.relu(self.linear_1(F.relu(a))))
+        moved: Tensor = a + self.linear_2(F.relu(self.linear_1(F.relu(a))))
+        return moved
 
 
 class AngleResnet(nn.Module):
