@@ -152,8 +152,8 @@ def close_pairs(points: Floats, reach: float) -> Iterator[tuple[Integers, Intege
     """
     if not len(points):
         return
-    cube = np.floor((points - points.min(axis=0)) / reach).astype(np.int64) + 1
-    size = cube.max(axis=0) + 2
+    cube = np.floor((points - points.min(axis=0)) / reach).astype(np.int64)
+    size = cube.max(axis=0) + 2  # an empty layer, so that no cube has one across as a neighbour
     key = (cube[:, 0] * size[1] + cube[:, 1]) * size[2] + cube[:, 2]
     order = np.argsort(key, kind="stable")
     key = key[order]

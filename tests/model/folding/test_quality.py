@@ -104,6 +104,19 @@ def test_disulphides_and_peptide_bonds_are_no_clashes_but_others_as_short_are():
         assert count_clashes(near, aatype, np.array([0, 1]), 1.5) == clash + (pair == (2, 0))
 
 
+def test_the_largest_atoms_clash_at_their_full_reach():
+    """Two sulphurs of methionines, 2.1 Å, wherever they lie among the cubes that are searched."""
+    place = residues.RESIDUES[residues.LETTERS.index("M")].atoms.index("SD")
+    aatype = residues.encode("GMM")
+    for offset in np.linspace(0, 4.2, 43):
+        positions = np.zeros((3, 14, 3)) + np.arange(14)[:, None] * [100.0, 0, 0]
+        positions[1:, :, 1] = [[40.0], [80.0]]
+        positions[1, place] = [50.0 + offset, 0, 0]
+        for apart, clash in [(2.09, 1), (2.11, 0)]:
+            positions[2, place] = positions[1, place] + [apart, 0, 0]
+            assert count_clashes(positions, aatype, np.zeros(3), 1.5) == clash, offset
+
+
 def brute_force(positions: NDArray, aatype: NDArray, chains: NDArray, overlap: float) -> int:
     """The definition, atom by atom."""
     atoms = [

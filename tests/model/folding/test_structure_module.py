@@ -292,7 +292,7 @@ def test_dropout_is_the_peers_and_acts_in_training_alone():
 
 
 def test_a_fresh_module_starts_as_the_peers():
-    """Residual branches and updates without effect, so that all frames lie unturned in one place."""
+    """Residual branches and updates without effect: all frames lie unturned in one place."""
     torch.manual_seed(0)
     peer, _ = structure_modules()
     fresh = StructureModule(StructureModuleConfig(**SMALL)).double()
