@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 import torch.nn.functional as F
@@ -157,7 +158,8 @@ class StructureModule(nn.Module):
     """From single and pair representation to the positions of all heavy atoms. Algorithm 20.
 
     The blocks share their weights. Frames, and whatever meets them, are in float32 at least: in 16
-    bits, atoms would be off by tenths of an Å.
+    bits, atoms would be off by tenths of an Å. Autocast has no say within, and inputs are taken to
+    the precision of the weights.
     """
 
     def __init__(self, config: StructureModuleConfig) -> None:
@@ -188,9 +190,17 @@ class StructureModule(nn.Module):
         `positions` (n, B, R, 14, 3) in Å, zeros where there is no atom; `states` (n, B, R, S);
         and `single` (B, R, S), the last of the states.
         """
-        single, pair = evoformer_output_dict["single"], evoformer_output_dict["pair"]
+        dtype = self.layer_norm_s.weight.dtype
+        single, pair = (evoformer_output_dict[name].to(dtype) for name in ("single", "pair"))
         if mask is None:
             mask = single.new_ones(single.shape[:-1])
+        with full_precision(single.device.type):
+            return self.structure(single, pair, aatype, mask)
+
+    def structure(
+        self, single: Tensor, pair: Tensor, aatype: Tensor, mask: Tensor
+    ) -> dict[str, Tensor]:
+        """As `forward`."""
         initial = self.layer_norm_s(single)
         states, quaternions, translations = self.blocks(initial, self.layer_norm_z(pair), mask)
         places = translations * self.config.trans_scale_factor  # Å
@@ -231,3 +241,9 @@ class StructureModule(nn.Module):
             quaternions.append(quaternion)
             translations.append(translation)
         return torch.stack(states), torch.stack(quaternions), torch.stack(translations)
+
+
+def full_precision(device: str) -> AbstractContextManager[object]:
+    """Within, no autocast: it would take the products of points to 16 bits."""
+    available = torch.amp.is_autocast_available(device)
+    return torch.autocast(device, enabled=False) if available else nullcontext()

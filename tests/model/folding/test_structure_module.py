@@ -275,6 +275,31 @@ def test_frames_stay_in_float32_in_a_module_of_16_bits(dtype: torch.dtype):
     assert (lengths - 1).abs().max() < 1e-6
 
 
+def test_autocast_has_no_say():
+    _, ours = structure_modules(torch.float32)
+    representations, aatype, mask = inputs([20, 9], dtype=torch.float32)
+    halves = {name: value.bfloat16() for name, value in representations.items()}
+    with torch.no_grad():
+        for given in (representations, halves):
+            wanted = ours({name: x.float() for name, x in given.items()}, aatype, mask)
+            with torch.autocast("cpu", dtype=torch.bfloat16):
+                found = ours(given, aatype, mask)
+            for name, value in wanted.items():
+                assert torch.equal(found[name], value), name
+
+
+def test_all_is_made_where_the_inputs_are():
+    """A tensor left on the CPU would meet those of another device, and fail."""
+    _, ours = structure_modules(torch.float32)
+    representations, aatype, mask = inputs([20, 9], dtype=torch.float32)
+    wanted = ours(representations, aatype, mask)
+    elsewhere = {name: value.to("meta") for name, value in representations.items()}
+    found = ours.to("meta")(elsewhere, aatype.to("meta"), mask.to("meta"))
+    for name, value in found.items():
+        assert value.is_meta, name
+        assert value.shape == wanted[name].shape, name
+
+
 def test_dropout_is_the_peers_and_acts_in_training_alone():
     """One seed gives both the same draws, as long as they come in the same order."""
     peer, ours = structure_modules(dropout_rate=0.5)
