@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import os
 import re
+import shutil
 import socket
 import stat
 import tempfile
@@ -68,6 +69,30 @@ def atomic_paths(*targets: str | os.PathLike[str], sweep: bool = True) -> Iterat
         if isinstance(error, OSError):
             _name_targets(error, paths, places)
         raise
+
+
+@contextmanager
+def atomic_folder(target: Path) -> Iterator[Path]:
+    """The same for a folder: yield an empty one beside the target, which it replaces when done.
+
+    What the target held is removed: the caller sees to it that this is its own.
+    """
+    target.parent.mkdir(parents=True, exist_ok=True)
+    remove_leftovers(target.parent, target.name)
+    prefix = f".{_stem(target.name)}.{_host()}-{os.getpid()}."
+    made = [Path(tempfile.mkdtemp(prefix=prefix, dir=target.parent)) for _ in range(2)]
+    folder, old = made
+    try:
+        yield folder
+        if hasattr(os, "sync"):
+            os.sync()  # one call for all files
+        folder.chmod(0o777 & ~_umask())
+        if target.exists():
+            os.replace(target, old)
+        os.replace(folder, target)
+    finally:
+        for path in made:
+            shutil.rmtree(path, ignore_errors=True)
 
 
 @contextmanager
@@ -139,7 +164,7 @@ def require_apart(outputs: Sequence[Path], inputs: Iterable[Path]) -> None:
 
 
 def remove_leftovers(folder: Path, name: str | None = None) -> None:
-    """Remove the temporary files in `folder` of processes of this host that are no more.
+    """Remove the temporary files and folders in `folder` of this host's processes that are no more.
 
     Those of the target `name` only, if it is given. Others' files are left where they are.
     """
@@ -148,7 +173,15 @@ def remove_leftovers(folder: Path, name: str | None = None) -> None:
         for entry in (name for name in os.listdir(folder) if name.startswith(".")):
             found = _temporary(entry)
             if found and stem in (None, _stem(entry)) and not _is_alive(int(found["pid"])):
-                (folder / entry).unlink(missing_ok=True)
+                _remove(folder / entry)
+
+
+def _remove(path: Path) -> None:
+    """Remove a file, or a folder with all that is in it, if it is there."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def _temporary(name: str) -> re.Match[str] | None:
