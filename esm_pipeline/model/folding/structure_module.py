@@ -60,6 +60,9 @@ class InvariantPointAttention(nn.Module):
 
     def forward(self, s: Tensor, z: Tensor, bias: Tensor, frames: Frames) -> Tensor:
         """s (B, R, S), normed z (B, R, R, Z), `bias` and frames (B, R) → update (B, R, S)."""
+        # only distances matter, and squares of coordinates round least about their middle
+        middle = frames.translation.mean(1, keepdim=True)
+        frames = Frames(frames.rotation, frames.translation - middle)
         query, key, value = self.queries_keys_values(s, frames)
         scores = torch.baddbmm(
             bias.flatten(0, 1), query.flatten(0, 1), key.flatten(0, 1).transpose(1, 2)

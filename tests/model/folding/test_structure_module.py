@@ -208,6 +208,20 @@ def test_attention_does_not_see_where_the_whole_stands():
     assert (attended(ours, frames[:, [1, 0, *range(2, 11)]]) - still).abs().max() > 1e-3
 
 
+def test_rounding_does_not_grow_with_the_distance_from_the_origin():
+    """In float32, 2,560 Å away: squares of such coordinates would round by tenths."""
+    _, ours = structure_modules(torch.float32)
+    representations, _, mask = inputs([11], dtype=torch.float32)
+    bias = ours.ipa.bias(representations["pair"], mask)
+    spread = torch.randn(1, 11, 3, generator=torch.Generator().manual_seed(0))
+    turn = torch.eye(3).expand(1, 11, 3, 3)
+    near, far = (
+        ours.ipa(*representations.values(), bias, Frames(turn, spread + shift))
+        for shift in (0.0, 256.0)
+    )
+    assert (near - far).abs().max() <= 2e-5 * near.abs().max()
+
+
 def test_residues_may_come_in_any_order():
     _, ours = structure_modules()
     representations, aatype, mask = inputs([9, 6])
