@@ -64,7 +64,8 @@ def section_from(section: type[S], args: argparse.Namespace) -> S:
         text = getattr(args, name)
         if text is not None:
             is_list = isinstance(field.get_default(call_default_factory=True), list)
-            values[name] = [part.strip() for part in text.split(",")] if is_list else text
+            parts = [part.strip() for part in text.split(",")] if text else []
+            values[name] = parts if is_list else text
     return check(section, values, "command line")
 
 

@@ -78,13 +78,21 @@ Layer: TypeAlias = Annotated[int, Field(strict=True, ge=-1), BeforeValidator(dig
 Shards: TypeAlias = Annotated[
     int, Field(strict=True, gt=0, le=MOST_SHARDS), BeforeValidator(digits)
 ]
+ChunkSize: TypeAlias = Annotated[int, Field(strict=True, gt=0), BeforeValidator(digits)]
 Name: TypeAlias = Annotated[str, Field(min_length=1), AfterValidator(printable)]
+
+
+S = TypeVar("S", bound="Section")
 
 
 class Section(BaseModel):
     """A group of settings; an unknown key in it is an error."""
 
     model_config = ConfigDict(extra="forbid", validate_default=True)
+
+    def part(self, kind: type[S]) -> S:
+        """The settings that are of `kind`, a base of this section."""
+        return kind.model_validate(self.model_dump(include=set(kind.model_fields)))
 
 
 class CleaningSettings(Section):
@@ -110,9 +118,7 @@ class ShardSettings(CleaningSettings):
 
     def cleaning(self) -> CleaningSettings:
         """The part that changes results."""
-        return CleaningSettings.model_validate(
-            self.model_dump(include=set(CleaningSettings.model_fields))
-        )
+        return self.part(CleaningSettings)
 
 
 class ComputeSettings(Section):
@@ -161,6 +167,74 @@ class EmbedSettings(ComputeSettings):
     _each_once = field_validator("layers", "include")(each_once)
 
 
+class FoldSettings(ComputeSettings):
+    """What `fold` computes."""
+
+    dtype: Literal["float32", "bfloat16"] = Field(
+        "float32",
+        description="precision of the language model; the folding trunk computes in float32",
+    )
+    token_budget: Whole = Field(
+        1024,
+        gt=0,
+        description="most residues in one batch, padding counted; batches of long sequences are "
+        "smaller",
+        json_schema_extra=EXECUTION,
+    )
+    num_recycles: Whole = Field(
+        3, ge=0, le=100, description="times the trunk is run again on its own result"
+    )
+    chunk_size: Literal["auto", "none"] | ChunkSize = Field(
+        "auto",
+        description="rows of the pair representation at once: fewer take less memory and more "
+        "time; auto takes as many as fit, none all",
+        json_schema_extra=EXECUTION,
+    )
+    memory: float = Field(
+        0,
+        ge=0,
+        allow_inf_nan=False,
+        description="GB that one job may take for a batch; 0 takes what is free",
+        json_schema_extra=EXECUTION,
+    )
+    max_residues: Whole = Field(
+        0, ge=0, description="longest sequence or complex to fold; 0 sets no limit"
+    )
+    long: Literal["auto", "skip", "truncate", "full"] = Field(
+        "auto",
+        description="sequences longer than max_residues or the position table; auto: skip them; "
+        "full: there must be no limit; complexes are never truncated",
+    )
+
+
+class StructureSettings(Section):
+    """Which files are written of each structure."""
+
+    formats: list[Literal["pdb", "cif"]] = Field(
+        ["pdb"], min_length=1, description="files of each structure; the table names the first"
+    )
+    pae: list[Literal["json", "npz"]] = Field(
+        ["json"],
+        description="files of predicted aligned errors: json as the AlphaFold database's, npz",
+    )
+    archive: bool = Field(
+        False, description="zip archives, each of 1,000 records, in place of folders"
+    )
+
+    _each_once = field_validator("formats", "pae")(each_once)
+
+
+class FoldTaskSettings(FoldSettings, StructureSettings):
+    """All that concerns folding."""
+
+    model: Name | None = Field(
+        None, description="the folding model; null takes the `model` of all tasks"
+    )
+    revision: Name | None = Field(
+        None, description="commit, tag or branch of it, where fold.model is a hub model"
+    )
+
+
 class Settings(Section):
     """The whole configuration of the workflow."""
 
@@ -169,7 +243,9 @@ class Settings(Section):
         None, description="a table (TSV) with columns sample and fasta, for several inputs"
     )
     outdir: Name = Field("results", description="folder that receives all results")
-    tasks: list[Literal["embed"]] = Field(["embed"], min_length=1, description="tasks to run")
+    tasks: list[Literal["embed", "fold"]] = Field(
+        ["embed"], min_length=1, description="tasks to run"
+    )
     model: Name = Field(
         "demo", description="a hub id, a folder with a checkpoint, a fair-esm file (.pt), or demo"
     )
@@ -182,6 +258,7 @@ class Settings(Section):
     )
     shard: ShardSettings = Field(default_factory=ShardSettings, description="validation and shards")
     embed: EmbedSettings = Field(default_factory=EmbedSettings, description="embeddings")
+    fold: FoldTaskSettings = Field(default_factory=FoldTaskSettings, description="structures")
 
     _each_once = field_validator("tasks")(each_once)
 
@@ -213,10 +290,21 @@ class Settings(Section):
         require_apart(samples, self.outdir, self.tasks)
         return samples
 
-    def model_files(self) -> list[str]:
-        """The files of a model that lies on this machine; none of the hub's and of the demo."""
-        path = Path(os.path.expanduser(self.model))
-        if self.model == "demo" or not path.exists():
+    @property
+    def folding_model(self) -> tuple[str, str | None]:
+        """Name and revision of the model that folds."""
+        if self.fold.model is None:
+            return self.model, self.fold.revision or self.revision
+        return self.fold.model, self.fold.revision
+
+    def model_files(self, name: str | None = None) -> list[str]:
+        """The files of a model that lies on this machine; none of the hub's and of the demo.
+
+        `name` is that of the model, None stands for the one of all tasks.
+        """
+        name = name or self.model
+        path = Path(os.path.expanduser(name))
+        if name == "demo" or not path.exists():
             return []
         if path.is_file():
             beside = path.with_name(f"{path.stem}-contact-regression{path.suffix}")
@@ -253,9 +341,6 @@ def file_state(file: str) -> tuple[str, int, int]:
 def load_settings(config: Mapping[str, Any], source: str = "config") -> Settings:
     """Check a parsed config file. Raises InputError with every problem on a line of its own."""
     return check(Settings, config, source)
-
-
-S = TypeVar("S", bound=Section)
 
 
 def check(section: type[S], values: Mapping[str, Any], source: str) -> S:

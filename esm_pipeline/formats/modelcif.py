@@ -7,12 +7,15 @@ Peer: the AlphaFold database, whose files have the same categories (Vallat et al
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
-from biotite.structure.io.pdbx import CIFBlock, CIFCategory, CIFColumn, CIFFile, set_structure
 
 from esm_pipeline import residues
 from esm_pipeline.formats.structures import Structure, atom_array, chain_name, plain
+
+if TYPE_CHECKING:
+    from biotite.structure.io.pdbx import CIFBlock
 
 DICTIONARY = ("mmcif_ma.dic", "1.4.6")
 CA = residues.BACKBONE.index("CA")
@@ -24,6 +27,8 @@ def cif_text(structure: Structure, name: str, title: str, facts: Mapping[str, st
 
     Raises InputError for a structure without atoms.
     """
+    from biotite.structure.io.pdbx import CIFBlock, CIFCategory, CIFColumn, CIFFile
+
     entities = entities_of(structure)
     block = CIFBlock()
     described: dict[str, dict[str, object]] = {
@@ -205,6 +210,8 @@ def quality_categories(structure: Structure) -> dict[str, dict[str, object]]:
 
 def set_atoms(block: CIFBlock, structure: Structure, entities: Sequence[int]) -> None:
     """Write the atoms, with as many digits as a PDB file has."""
+    from biotite.structure.io.pdbx import set_structure
+
     array = atom_array(structure)
     residue, _ = structure.atoms
     array.set_annotation("label_entity_id", np.array(entities)[structure.chains[residue]])

@@ -122,9 +122,9 @@ class StructureArrays:
             iptm=None if np.isnan(iptm) else iptm,
         )
 
-    def chunk_size(self, row: int) -> int:
-        """The chunk size a row was computed with, 0 for none."""
-        return int(self.file["chunk_size"][row])
+    def chain_count(self, row: int) -> int:
+        """The chains of the structure in a row."""
+        return int(self.file["chain"][self._residues[row + 1] - 1]) + 1
 
     def flags(self, row: int) -> list[str]:
         """What is wrong with the structure in a row."""

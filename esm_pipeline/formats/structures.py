@@ -12,14 +12,16 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
+from typing import TYPE_CHECKING
 
 import numpy as np
-from biotite.structure import AtomArray
-from biotite.structure.io.pdb import PDBFile
 from numpy.typing import NDArray
 
 from esm_pipeline import residues
 from esm_pipeline.errors import InputError
+
+if TYPE_CHECKING:
+    from biotite.structure import AtomArray
 
 CHAIN_LETTERS = string.ascii_uppercase + string.ascii_lowercase + string.digits
 """Chain names of one letter, as many as a PDB file can tell apart."""
@@ -115,6 +117,8 @@ def pdb_problem(structure: Structure) -> str | None:
 
 def atom_array(structure: Structure) -> AtomArray:
     """The atoms that are there, with B-factors. Raises InputError if there is none."""
+    from biotite.structure import AtomArray
+
     residue, place = structure.atoms
     if not len(residue):
         raise InputError(
@@ -138,6 +142,8 @@ def pdb_text(structure: Structure, title: str, facts: Mapping[str, str]) -> str:
 
     Raises InputError for a structure that does not fit.
     """
+    from biotite.structure.io.pdb import PDBFile
+
     problem = pdb_problem(structure)
     if problem:
         raise InputError(f"{title}: {problem}; write it as mmCIF")

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Iterator
+from pathlib import Path
 
 import torch
 
@@ -11,6 +13,18 @@ from esm_pipeline.errors import InputError
 
 THREAD_LIMITS = ("SLURM_CPUS_PER_TASK", "OMP_NUM_THREADS")
 """Environment variables by which a scheduler or a user says how many cores are ours."""
+
+
+MEMINFO, CGROUP = Path("/proc/meminfo"), Path("/proc/self/cgroup")
+CGROUP_FILES = {
+    "": (Path("/sys/fs/cgroup"), "memory.max", "memory.current"),
+    "memory": (
+        Path("/sys/fs/cgroup/memory"),
+        "memory.limit_in_bytes",
+        "memory.usage_in_bytes",
+    ),
+}
+"""Of either version of cgroups: where they are, and the files with limit and use."""
 
 
 def resolve_device(name: str) -> torch.device:
@@ -70,3 +84,38 @@ def set_threads(threads: int) -> int:
     count = thread_count(threads)
     torch.set_num_threads(count)
     return count
+
+
+def free_memory(device: torch.device) -> int:
+    """Bytes that are free on a device; on the CPU, those that this process may take."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    return min([available_memory(), *(limit - used for limit, used in cgroup_memory())])
+
+
+def available_memory() -> int:
+    """Bytes of the machine's memory that are free or can be freed."""
+    try:
+        found = re.search(r"MemAvailable: *(\d+) kB", MEMINFO.read_text())
+    except OSError:
+        found = None  # not Linux
+    if found:
+        return int(found[1]) * 1024
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def cgroup_memory() -> Iterator[tuple[int, int]]:
+    """Limit and use, in bytes, of each group with a limit that a scheduler put this process in."""
+    try:
+        lines = CGROUP.read_text().splitlines()
+    except OSError:
+        return
+    for line in lines:
+        _, kind, path = line.split(":", 2)
+        root, limit, used = CGROUP_FILES.get(kind, (None, "", ""))
+        group = Path(path.lstrip("/"))
+        for folder in [] if root is None else [root / group, *(root / p for p in group.parents)]:
+            try:
+                yield int((folder / limit).read_text()), int((folder / used).read_text())
+            except (OSError, ValueError):  # not there, or "max"
+                continue

@@ -1,0 +1,198 @@
+"""Fold protein sequences: FASTA in, a structure of every sequence out, with its confidences.
+
+OUTDIR gets structures.tsv, structures/ and pae/; beside it stands OUTDIR.records.tsv, with the fate
+of every record. An OUT that ends in .h5 gets all structures as arrays instead, from which
+`esm-pipeline structures` writes the files. Chains of a complex are parted by `:`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from esm_pipeline.cli import add_common, add_flags, exit_code, section_from
+from esm_pipeline.errors import InputError
+from esm_pipeline.files import atomic_paths, require_regular
+from esm_pipeline.formats.digests import write_digests
+from esm_pipeline.formats.hdf5 import Int64, RaggedWriter
+from esm_pipeline.formats.records import FAILED, OK, SKIPPED, read_records
+from esm_pipeline.formats.structure_arrays import write_structures
+from esm_pipeline.formats.structure_files import require_ours
+from esm_pipeline.settings import CleaningSettings, FoldSettings, StructureSettings
+from esm_pipeline.tasks.embed import check_output
+from esm_pipeline.tasks.fold_plan import FoldPlan, leave_out_failures, open_writer
+from esm_pipeline.tasks.gathering import gather_ragged
+from esm_pipeline.tasks.intake import open_intake
+from esm_pipeline.tasks.progress import progress
+from esm_pipeline.tasks.structures import PAE, STRUCTURES, TABLE, write_files
+
+if TYPE_CHECKING:
+    from esm_pipeline.tasks.fold_batches import Rung
+    from esm_pipeline.tasks.predictor import Prediction, Predictor
+
+SUFFIX = ".h5"
+ARRAYS = "structures.h5"
+aggregate = gather_ragged
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the flags of `fold`."""
+    parser.add_argument("fasta", metavar="IN.fasta", help="FASTA, plain or gzip; - reads stdin")
+    parser.add_argument(
+        "output", metavar="OUTDIR", type=Path, help="folder for the structures, or an HDF5 file"
+    )
+    parser.add_argument(
+        "--model",
+        required=True,
+        help="hub id, folder with a folding checkpoint, a file of `download --out`, or demo: "
+        "random weights made on the spot, whose structures are meaningless",
+    )
+    parser.add_argument("--revision", help="commit, tag or branch of a hub model")
+    parser.add_argument("--allow-empty", action="store_true", help="accept a FASTA with no record")
+    parser.add_argument("--sha256", type=Path, metavar="FILE", help="write digests of the outputs")
+    for section in (FoldSettings, StructureSettings, CleaningSettings):
+        add_flags(parser, section)
+    add_common(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Fold `args.fasta`; returns the exit code."""
+    started = time.perf_counter()
+    settings = section_from(FoldSettings, args)
+    written = section_from(StructureSettings, args)
+    cleaning = section_from(CleaningSettings, args)
+    arrays, table = check_places(args.output, args.fasta, args.sha256)
+    options = {"allow_empty": args.allow_empty, "complexes": True}
+    with open_intake([args.fasta], cleaning, arrays.parent, **options) as intake:
+        from esm_pipeline.tasks.device import set_threads
+        from esm_pipeline.tasks.predictor import Predictor
+
+        threads = set_threads(settings.threads)
+        predictor = Predictor(args.model, args.revision, settings)
+        plan = FoldPlan(intake, predictor.config.max_residues, settings)
+        listing = [args.sha256] if args.sha256 else []
+        with atomic_paths(arrays, table, *listing) as (path, told, *digests):
+            fold(predictor, plan, path, quiet=args.quiet)
+            counts = plan.write_outcomes(told)
+            if args.sha256:
+                names = (os.path.relpath(file, args.sha256.parent) for file in (arrays, table))
+                write_digests(digests[0], dict(zip(names, (path, told), strict=True)))
+            if arrays != args.output:
+                (args.output / TABLE).unlink(missing_ok=True)  # it is of the former arrays
+    if arrays != args.output:
+        records = read_records(table)
+        write_files(arrays, args.output, records, written, processes=threads, quiet=args.quiet)
+    if not args.quiet:
+        line = summary(counts, plan, predictor, time.perf_counter() - started)
+        see = f"; see {table}" if counts[FAILED] and args.on_failure == "error" else ""
+        print(line + see, file=sys.stderr)
+    return exit_code(counts[FAILED], args.on_failure)
+
+
+def check_model(args: argparse.Namespace) -> None:
+    """Raise now what every job with these settings would fail at, without loading the weights."""
+    from esm_pipeline.tasks.predictor import Predictor
+
+    predictor = Predictor(args.model, args.revision, section_from(FoldSettings, args))
+    FoldPlan.limit_of(predictor.config.max_residues, predictor.settings)
+    predictor.check()
+
+
+def check_places(output: Path, fasta: str, digests: Path | None) -> tuple[Path, Path]:
+    """Where the arrays and the table of records go.
+
+    Raises InputError if they, the files of structures or `digests` cannot be written, or would
+    replace another or the input.
+    """
+    if output.suffix == SUFFIX and not output.is_dir():
+        return output, check_output(output, fasta, digests)
+    if not output.name:
+        raise InputError(f"{output}: name a folder for the structures")
+    if output.exists() and not output.is_dir():
+        raise InputError(f"{output}: not a folder; name a folder for the structures, or a .h5 file")
+    table = output.with_name(f"{output.name}.records.tsv")
+    if table.is_dir():
+        raise InputError(f"{table}: a folder, but the table of records goes there; rename it")
+    require_regular(table)
+    check_output(output / ARRAYS, fasta, digests)
+    for folder in (STRUCTURES, PAE):
+        require_ours(output / folder)
+    return output / ARRAYS, table
+
+
+def fold(predictor: Predictor, plan: FoldPlan, path: Path, *, quiet: bool = False) -> None:
+    """Fold what `plan` says into a new file at `path`; notes in the plan what failed."""
+    rows = plan.rows()
+    with open_writer(plan, rows, path, predictor.attributes) as writer:
+        compute(predictor, plan, np.flatnonzero(rows >= 0), writer, quiet=quiet)
+    if plan.failures:
+        leave_out_failures(plan, rows, path, predictor.attributes)
+
+
+def compute(
+    predictor: Predictor, plan: FoldPlan, unique: Int64, writer: RaggedWriter, *, quiet: bool
+) -> None:
+    """Fold the `unique` sequences, (rows,) of them, batch by batch into the rows of `writer`."""
+    from esm_pipeline.tasks.fold_batches import fold_batches, run_with_rungs
+
+    def predict(part: Int64, rung: Rung) -> list[Prediction]:
+        return predictor(plan.sequences(unique[part]), rung)
+
+    if len(unique):
+        predictor.load()
+    lengths = plan.lengths[unique]
+    batches = fold_batches(lengths, predictor.settings.token_budget, predictor.fits)
+    with progress("fold", int(lengths.sum()), "residues", quiet=quiet) as advance:
+        for batch in batches:
+            ways = predictor.ways(len(batch), int(lengths[batch[0]]))
+            for part, predictions, rung in run_with_rungs(batch, ways, predict):
+                if predictions is None:
+                    one = int(part[0])
+                    plan.failures[int(unique[one])] = does_not_fit(int(lengths[one]), rung)
+                else:
+                    keep(plan, writer, unique, part, predictions, rung.chunk_size or 0)
+                advance(int(lengths[part].sum()))
+
+
+def does_not_fit(residues: int, last: Rung) -> str:
+    """Why a sequence could not be folded, `last` being the last way that was tried."""
+    where = ", nor on the CPU" if last.cpu else ""
+    return (
+        f"{residues} residues do not fit into memory, even alone and {last.chunk_size} rows at a "
+        f"time{where}; use a machine with more, or set fold.max_residues"
+    )
+
+
+def keep(
+    plan: FoldPlan,
+    writer: RaggedWriter,
+    unique: Int64,
+    part: Int64,
+    predictions: list[Prediction],
+    chunk_size: int,
+) -> None:
+    """Write what was predicted for the sequences of `part`; note what failed."""
+    for place, found in zip(part.tolist(), predictions, strict=True):
+        if found.structure is None:
+            plan.failures[int(unique[place])] = found.problem
+        else:
+            row = np.array([place])
+            write_structures(writer, row, [found.structure], [chunk_size], [found.flags])
+
+
+def summary(counts: Counter[str], plan: FoldPlan, predictor: Predictor, seconds: float) -> str:
+    """One line on a finished run."""
+    residues = int(plan.lengths[plan.rows() >= 0].sum())
+    told = ", ".join(f"{counts[status]:,} {status}" for status in (OK, SKIPPED, FAILED))
+    warning = "; random weights: the structures are meaningless" if predictor.random else ""
+    return (
+        f"fold: {counts.total():,} records: {told}; {residues:,} residues in {seconds:.1f} s, "
+        f"{predictor.seconds:.1f} s of it in the model{warning}"
+    )

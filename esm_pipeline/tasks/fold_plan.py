@@ -1,0 +1,135 @@
+"""Which unique sequences and complexes are folded, and what became of every record."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+
+import h5py
+import numpy as np
+
+from esm_pipeline.errors import InputError
+from esm_pipeline.files import atomic_path
+from esm_pipeline.formats.hdf5 import Int64, RaggedWriter
+from esm_pipeline.formats.records import FAILED, OK, SKIPPED, Outcome, Record, write_records
+from esm_pipeline.formats.structure_arrays import ARRAYS
+from esm_pipeline.residues import LETTERS, UNKNOWN
+from esm_pipeline.settings import FoldSettings
+from esm_pipeline.tasks.cleaning import CHAIN_BREAK
+from esm_pipeline.tasks.embed import Plan
+from esm_pipeline.tasks.intake import Intake
+
+TASK = "fold"
+AMINO_ACIDS = LETTERS[:UNKNOWN].encode()
+
+
+class FoldPlan(Plan):
+    """The unique sequences of `intake`, complexes among them; `failures` are noted as they happen.
+
+    `positions` is the most residues that the model has positions for, None without a limit. Raises
+    InputError if it contradicts the settings.
+    """
+
+    def __init__(self, intake: Intake, positions: int | None, settings: FoldSettings) -> None:
+        self.intake, self.positions = intake, positions
+        self.limit = self.limit_of(positions, settings)
+        truncate = settings.long == "truncate"
+        lengths = intake.lengths
+        texts = intake.sequences(np.arange(len(lengths)))
+        kinds = [
+            (CHAIN_BREAK in text, len(text.translate(None, AMINO_ACIDS)) < len(text))
+            for text in texts
+        ]
+        self.complexes, self.placed = np.array(kinds, bool).reshape(-1, 2).T  # (U,) each
+        self.too_long = lengths > (lengths if self.limit is None else self.limit)
+        self.cut = self.too_long & ~self.complexes & truncate
+        self.lengths = np.where(self.cut, self.limit or 0, lengths)
+        self.failures = {}
+
+    @staticmethod
+    def limit_of(positions: int | None, settings: FoldSettings) -> int | None:
+        """The most residues to fold. Raises InputError for `full` where there is a limit."""
+        limits = [limit for limit in (positions, settings.max_residues) if limit]
+        if limits and settings.long == "full":
+            raise InputError(
+                f"fold.long is 'full', but there is a limit of {min(limits)} residues; set it to "
+                "skip or truncate"
+            )
+        return min(limits, default=None)
+
+    def rows(self) -> Int64:
+        """(U,) row of each unique sequence; -1 if it is skipped or has failed."""
+        kept = self.placed & (~self.too_long | self.cut)
+        kept[list(self.failures)] = False
+        return np.where(kept, np.cumsum(kept) - 1, -1)
+
+    def sequences(self, unique: Int64) -> list[str]:
+        """The residues to fold of some unique sequences, `:` between chains."""
+        texts = self.intake.sequences(unique)
+        return [
+            text[: self.limit].decode() if cut else text.decode()
+            for text, cut in zip(texts, self.cut[unique].tolist(), strict=True)
+        ]
+
+    def outcome(self, record: Record) -> Outcome:
+        """What became of a record."""
+        if record.status != OK:
+            return Outcome(SKIPPED, record.reason)
+        unique = int(self.intake.unique[record.index])
+        if unique in self.failures:
+            return Outcome(FAILED, self.failures[unique])
+        if not self.placed[unique]:
+            return Outcome(SKIPPED, "none of the 20 amino acids in it: no atom to place")
+        if self.cut[unique]:
+            return Outcome(OK, f"truncated to the first {self.limit} residues")
+        if self.too_long[unique]:
+            return Outcome(SKIPPED, self.why_too_long(unique))
+        return Outcome(OK)
+
+    def why_too_long(self, unique: int) -> str:
+        """Why a sequence is skipped for its length."""
+        what = f"{self.intake.lengths[unique]} residues, but "
+        if self.limit == self.positions:
+            what += f"the model has positions for {self.limit}"
+        else:
+            what += f"fold.max_residues is {self.limit}"
+        if self.complexes[unique]:
+            return f"{what}; fold its chains apart, or raise the limit"
+        return f"{what}; set fold.long to truncate, or raise the limit"
+
+    def write_outcomes(self, table: Path) -> Counter[str]:
+        """Write the table of records; returns the number of each status."""
+        counts: Counter[str] = Counter()
+
+        def told(record: Record) -> Record:
+            outcome = self.outcome(record)
+            counts[outcome.status] += 1
+            return record.with_outcome(TASK, *outcome)
+
+        write_records(table, map(told, self.intake.records()), [TASK])
+        return counts
+
+
+def open_writer(
+    plan: FoldPlan, rows: Int64, path: Path, attributes: dict[str, str]
+) -> RaggedWriter:
+    """A new file at `path` for the sequences that have `rows`."""
+    return RaggedWriter(
+        path,
+        ARRAYS,
+        plan.lengths[rows >= 0],
+        plan.entry_count(rows),
+        plan.entries(rows),
+        attributes,
+    )
+
+
+def leave_out_failures(plan: FoldPlan, rows: Int64, path: Path, attributes: dict[str, str]) -> None:
+    """Write the file at `path` anew without the rows of what failed."""
+    kept = plan.rows()
+    with (
+        atomic_path(path) as smaller,
+        h5py.File(path) as source,
+        open_writer(plan, kept, smaller, attributes) as writer,
+    ):
+        writer.copy(source, kept[rows >= 0])
