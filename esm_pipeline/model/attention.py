@@ -202,7 +202,12 @@ def mix(
 
 
 def unpack_maps(maps: list[Tensor], layout: PackedLayout, width: int) -> Tensor:
-    """Maps by group, at least one → (B, H, width, width), zeros where a token was masked."""
+    """Maps by group, at least one → (B, H, width, width), zeros where a token was masked.
+
+    Without any padding they are the maps themselves.
+    """
+    if maps[0].shape[0] == len(layout.lengths) and maps[0].shape[2] == width:
+        return maps[0]
     padded = maps[0].new_zeros(len(layout.lengths), maps[0].shape[1], width, width)
     for place, columns, single in by_sequence(maps, layout):
         padded[place, :, columns[:, None], columns] = single

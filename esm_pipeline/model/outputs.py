@@ -36,6 +36,15 @@ class ModelOutput:
     def __getitem__(self, key: str | int | slice) -> Any:
         return dict(self.items())[key] if isinstance(key, str) else self.to_tuple()[key]
 
+    def get(self, name: str, default: Any = None) -> Any:
+        """A field that is set, else `default`."""
+        return dict(self.items()).get(name, default)
+
+    def __setitem__(self, name: str, value: Any) -> None:
+        if name not in {field.name for field in fields(self)}:  # type: ignore[arg-type]
+            raise KeyError(name)
+        setattr(self, name, value)
+
     def __iter__(self) -> Iterator[Any]:
         return iter(self.keys())
 
