@@ -216,3 +216,9 @@ def _umask() -> int:
     mask = os.umask(0)
     os.umask(mask)
     return mask
+
+
+def require_folder(path: str | os.PathLike[str]) -> None:
+    """Raise InputError for a folder to write into that is something else."""
+    if os.path.exists(path) and not os.path.isdir(path):
+        raise InputError(f"{os.fspath(path)}: not a folder; give one to write into")

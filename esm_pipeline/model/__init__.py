@@ -5,6 +5,7 @@ B batch (sequences), L tokens of a sequence with BOS and EOS, T packed tokens of
 end, R residues, D width, H heads, K head width, F feed-forward width, V vocabulary, n layers.
 """
 
+from esm_pipeline.model.base import EsmPreTrainedModel
 from esm_pipeline.model.config import EsmConfig
 from esm_pipeline.model.esm import EsmModel, Represented
 from esm_pipeline.model.heads import (
@@ -24,6 +25,7 @@ __all__ = [
     "EsmForSequenceClassification",
     "EsmForTokenClassification",
     "EsmModel",
+    "EsmPreTrainedModel",
     "EsmTokenizer",
     "PackedLayout",
     "Represented",

@@ -29,6 +29,8 @@ def batch_shape(
         return inputs_embeds.shape[0], inputs_embeds.shape[1]
     if not isinstance(input_ids, Tensor) or input_ids.ndim != 2:
         raise InputError("input_ids should be a tensor (B, L); for one sequence, (1, L)")
+    if not input_ids.numel():
+        raise InputError(f"input_ids have shape {tuple(input_ids.shape)}; give at least one token")
     return input_ids.shape[0], input_ids.shape[1]
 
 
@@ -41,6 +43,8 @@ def token_mask(
     """(B, L): the mask as given, or from the padding; of embeddings, all. Raises InputError."""
     shape = batch_shape(config, input_ids, inputs_embeds)
     if attention_mask is not None:
+        if not isinstance(attention_mask, Tensor):
+            raise InputError("attention_mask should be a tensor (B, L)")
         if attention_mask.shape != shape:
             raise InputError(
                 f"attention_mask has shape {tuple(attention_mask.shape)}, the input {shape}; give "

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import json
 import os
 from pathlib import Path
 from typing import Any
 
 from esm_pipeline.errors import WeightsError
-from esm_pipeline.files import atomic_path
+from esm_pipeline.files import atomic_path, require_folder
 from esm_pipeline.model import fair_esm
-from esm_pipeline.model.hub import CONFIG_FILE, FAIR_SUFFIX, HUB_OPTIONS, find_config
+from esm_pipeline.model.hub import CONFIG_FILE, FAIR_SUFFIX, find_config
+from esm_pipeline.model.keywords import hub_options, refuse, refuse_unknown, settle
+from esm_pipeline.model.labels import read_labels
 from esm_pipeline.model.pruning import impossible, read_pruned
 
 WHOLE_NUMBERS = {
@@ -37,9 +40,30 @@ class EsmConfig:
     """
 
     model_type = "esm"
-    architectures: list[str]
-    torch_dtype: str
+    architectures: list[str] | None = None
+    torch_dtype: str | None = None
     """Class and precision of the model that was saved with it; set if it was."""
+
+    # what scripts ask every config of the reference for; not written to config.json unless set
+    is_encoder_decoder = False
+    tie_encoder_decoder = False
+    torchscript = False
+    use_bfloat16 = False
+    chunk_size_feed_forward = 0
+    bos_token_id: int | None = None
+    eos_token_id: int | None = None
+    sep_token_id: int | None = None
+    decoder_start_token_id: int | None = None
+    cross_attention_hidden_size: int | None = None
+    classifier_dropout: float | None = None
+    finetuning_task: str | None = None
+    task_specific_params: dict[str, Any] | None = None
+    tokenizer_class: str | None = None
+    prefix: str | None = None
+    name_or_path = ""
+    _name_or_path = ""
+    _commit_hash: str | None = None
+    transformers_version: str | None = None
 
     def __init__(
         self,
@@ -98,6 +122,11 @@ class EsmConfig:
         )
         for name, value in kwargs.items():
             setattr(self, name, value)
+
+    @property
+    def use_return_dict(self) -> bool:
+        """The reference's name for what `forward` does unless told."""
+        return self.return_dict
 
     @property
     def num_labels(self) -> int:
@@ -188,38 +217,92 @@ class EsmConfig:
             raise WeightsError(f"config: a key that cannot be ({error})") from None
 
     @classmethod
-    def from_pretrained(cls, path_or_hub_id: str | os.PathLike[str], **options: Any) -> EsmConfig:
-        """Read the settings of a folder, a fair-esm file, a hub id or "demo".
+    def from_pretrained(
+        cls, path_or_hub_id: str | os.PathLike[str] | None = None, **options: Any
+    ) -> Any:
+        """Read the settings of a folder, a config or fair-esm file, a hub id or "demo".
 
         `revision`, `cache_dir`, `local_files_only` and `token` say where from; other keywords
-        replace settings. Raises WeightsError.
+        replace settings. One that is no setting is an error; with `return_unused_kwargs`, it is
+        returned beside the config. Raises WeightsError, InputError.
         """
-        where = {name: options.pop(name) for name in HUB_OPTIONS if name in options}
-        return cls.from_file(find_config(os.fspath(path_or_hub_id), **where), **options)
+        with_unused = options.pop("return_unused_kwargs", False)
+        name, options = settle("EsmConfig.from_pretrained", path_or_hub_id, options)
+        file = find_config(name, **hub_options(options))
+        values = cls.read_file(file)
+        unused: dict[str, Any] = {}
+        if with_unused:
+            known = cls.from_dict(values)
+            unused = {key: value for key, value in options.items() if not hasattr(known, key)}
+            options = {key: value for key, value in options.items() if key not in unused}
+        config = cls.from_values(file, values, **options)
+        return (config, unused) if with_unused else config
 
     @classmethod
     def from_file(cls, path: Path, **overrides: Any) -> EsmConfig:
         """Read one `config.json`, or what a fair-esm file has instead.
 
-        Raises WeightsError, naming it.
+        Raises WeightsError, naming it, and InputError for an override that is no setting.
         """
+        return cls.from_values(path, cls.read_file(path), **overrides)
+
+    from_json_file = from_file
+
+    @classmethod
+    def get_config_dict(
+        cls, path_or_hub_id: str | os.PathLike[str] | None = None, **options: Any
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
+        """What the file says that `from_pretrained` would read, and the keywords left over."""
+        name, options = settle("EsmConfig.get_config_dict", path_or_hub_id, options)
+        return cls.read_file(find_config(name, **hub_options(options))), options
+
+    @classmethod
+    def read_file(cls, path: Path) -> dict[str, Any]:
+        """What one `config.json`, or a fair-esm file, says. Raises WeightsError, naming it."""
+        path = Path(path)
         try:
             if path.suffix == FAIR_SUFFIX:
-                return cls.from_dict(fair_esm.read_settings(path), **overrides)
+                return fair_esm.read_settings(path)
             values = json.loads(path.read_text(encoding="utf-8"))
         except (OSError, UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
             raise WeightsError(f"{path}: not a readable config ({error})") from None
         if not isinstance(values, dict):
             raise WeightsError(f"{path}: not a config; it should hold a JSON object")
+        return values
+
+    @classmethod
+    def from_values(cls, path: Path, values: dict[str, Any], **overrides: Any) -> EsmConfig:
+        """The config of what was read from `path`; errors name it."""
         try:
-            return cls.from_dict(values, **overrides)
+            plain = cls.from_dict(values)
+            known = {*dir(plain), *inspect.signature(cls).parameters}
+            refuse_unknown(f"{path}", overrides, known)
+            return cls.from_dict(values, **overrides) if overrides else plain
         except WeightsError as error:
             raise WeightsError(f"{path}: {error}") from None
 
-    def save_pretrained(self, save_directory: str | os.PathLike[str]) -> None:
-        """Write `config.json` into a folder."""
-        with atomic_path(Path(save_directory) / CONFIG_FILE) as path:
-            path.write_text(self.to_json_string(), encoding="utf-8")
+    def update(self, values: dict[str, Any]) -> None:
+        """Replace settings."""
+        for name, value in values.items():
+            setattr(self, name, value)
+
+    def save_pretrained(self, save_directory: str | os.PathLike[str], **options: Any) -> None:
+        """Write `config.json` into a folder. Raises InputError for what is no folder."""
+        refuse("EsmConfig.save_pretrained", options)
+        require_folder(save_directory)
+        self.to_json_file(Path(save_directory) / CONFIG_FILE)
+
+    def to_json_file(self, path: str | os.PathLike[str]) -> None:
+        """Write the text of `config.json`."""
+        with atomic_path(Path(path)) as temporary:
+            temporary.write_text(self.to_json_string(), encoding="utf-8")
+
+    def to_diff_dict(self) -> dict[str, Any]:
+        """The settings that are not the class's own."""
+        own = type(self)().to_dict()
+        values = self.to_dict()
+        changed = {key: value for key, value in values.items() if own.get(key, ...) != value}
+        return {**changed, "model_type": self.model_type}
 
     def to_json_string(self) -> str:
         """The text of `config.json`; names of labels only where they say anything."""
@@ -236,31 +319,3 @@ class EsmConfig:
 
     def __repr__(self) -> str:
         return f"EsmConfig {json.dumps(self.to_dict(), indent=2, sort_keys=True)}"
-
-
-def read_labels(
-    names: Any, numbers: Any, count: int | None
-) -> tuple[dict[int, str], dict[str, int]]:
-    """`id2label` and `label2id` from what of them, and of `num_labels`, is given; two by default.
-
-    Numbers may be text, as JSON has them. Raises WeightsError for what is no mapping, and for
-    names of another number than `count`.
-    """
-    if names is None:
-        if type(count) is not int and count is not None:
-            raise WeightsError(f"config: num_labels is {count!r}; it should be a whole number")
-        names = {number: f"LABEL_{number}" for number in range(2 if count is None else count)}
-        numbers = None
-    elif count is not None and len(names) != count:
-        raise WeightsError(
-            f"config: num_labels is {count}, but id2label names {len(names)}; leave out one"
-        )
-    try:
-        id2label = {int(number): name for number, name in names.items()}
-        label2id = {name: number for number, name in id2label.items()}
-        return id2label, label2id if numbers is None else dict(numbers.items())
-    except (AttributeError, TypeError, ValueError):
-        raise WeightsError(
-            "config: id2label should map numbers to names and label2id names to numbers; they are "
-            f"{names!r} and {numbers!r}"
-        ) from None

@@ -23,7 +23,15 @@ from torch import Tensor, nn
 
 from esm_pipeline.model.attention import attend_to_padded
 from esm_pipeline.model.config import EsmConfig
-from esm_pipeline.model.layer import Ask, EsmLayer, Seen
+from esm_pipeline.model.layer import (
+    Ask,
+    EsmAttention,
+    EsmLayer,
+    EsmOutput,
+    EsmSelfAttention,
+    Seen,
+    active,
+)
 from esm_pipeline.model.layout import PackedLayout
 from esm_pipeline.model.memory import Memory
 from esm_pipeline.model.rotary import Tables, rotary_tables, rotate
@@ -32,16 +40,32 @@ from esm_pipeline.model.rotary import Tables, rotary_tables, rotate
 class EsmDecoderLayer(EsmLayer):
     """A layer whose tokens see none after them, and an encoder's if the config says so."""
 
-    causal = True
-
     def __init__(self, config: EsmConfig) -> None:
         super().__init__(config)
-        self.cross = CrossAttention(config) if config.add_cross_attention else None
+        self.attention = EsmAttention(config, EsmCausalAttention(config))
+        self.crossattention = EsmCrossAttention(config) if config.add_cross_attention else None
 
     def forward(
         self, x: Tensor, layout: PackedLayout, tables: Tables | None, ask: Ask
     ) -> tuple[Tensor, Seen]:
         """(T, D) → (T, D), the maps if asked for, and the cache."""
+        x, seen = self.attention(x, layout, tables, ask)
+        if self.crossattention is not None:
+            x, other = self.crossattention(x, layout, ask)
+            cache = None if seen.cache is None else seen.cache + other.cache
+            seen = Seen(seen.maps, other.cross_maps, cache)
+        return self.feed(x), seen
+
+
+class EsmCausalAttention(EsmSelfAttention):
+    """Attention to the tokens up to each, those of earlier passes among them."""
+
+    causal = True
+
+    def forward(
+        self, x: Tensor, layout: PackedLayout, tables: Tables | None, ask: Ask
+    ) -> tuple[Tensor, Seen]:
+        """Normed states (T, D) → (T, H * K), the maps if asked for, and the cache."""
         q, k, v = self.project(x)
         memory = ask.memory
         cache: tuple[Tensor, ...] = ()
@@ -51,15 +75,8 @@ class EsmDecoderLayer(EsmLayer):
             mixed, maps = self.look_back(q, cache, layout, tables, ask, memory)
         else:
             mixed, maps = self.attend(q, k, v, layout, tables, ask)
-        x = self.add(x, self.attention_out(mixed.flatten(1)))
-        cross_maps = None
-        if self.cross is not None:
-            assert memory is not None, "EsmEncoder.steps asks for it"
-            states = self.cross.look(memory, ask.past)
-            branch, cross_maps = self.cross(x, states, memory, layout, self.dropout, ask)
-            x, cache = self.add(x, branch), cache + states
         kept = cache if memory is not None and memory.with_cache else None
-        return self.feed(x), Seen(maps, cross_maps, kept)
+        return mixed.flatten(1), Seen(maps, cache=kept)
 
     def look_back(
         self,
@@ -85,48 +102,65 @@ class EsmDecoderLayer(EsmLayer):
             values,
             memory.visible,
             layout,
-            self.dropout,
+            active(self.dropout),
             self.own(ask.head_mask),
             places=memory.past.places(layout),
-            distances=self.distances,
+            distances=self.distance_embedding,
             with_maps=ask.maps,
         )
 
 
-class CrossAttention(nn.Module):
+class EsmCrossAttention(nn.Module):
+    """Attention to an encoder's states behind a norm, added to the decoder's."""
+
+    def __init__(self, config: EsmConfig) -> None:
+        super().__init__()
+        self.LayerNorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.self = EsmEncoderAttention(config)
+        self.output = EsmOutput(config, config.hidden_size)
+
+    def forward(self, x: Tensor, layout: PackedLayout, ask: Ask) -> tuple[Tensor, Seen]:
+        """(T, D) → (T, D), the maps if asked for, and the encoder's keys and values."""
+        mixed, seen = self.self(self.LayerNorm(x), layout, ask)
+        return self.output(mixed, x), seen
+
+
+class EsmEncoderAttention(nn.Module):
     """Attention to an encoder's states, without positions; its heads are never pruned."""
 
     def __init__(self, config: EsmConfig) -> None:
         super().__init__()
         width = config.hidden_size
         self.heads = config.num_attention_heads
-        self.norm = nn.LayerNorm(width, eps=config.layer_norm_eps)
         self.query = nn.Linear(width, width)
-        self.kv = nn.Linear(width, 2 * width)
-        self.out = nn.Linear(width, width)
+        self.key = nn.Linear(width, width)
+        self.value = nn.Linear(width, width)
+        self.dropout = nn.Dropout(config.attention_probs_dropout_prob)
+
+    def forward(self, x: Tensor, layout: PackedLayout, ask: Ask) -> tuple[Tensor, Seen]:
+        """Normed states (T, D) → (T, H * K), the maps if asked for, and keys and values."""
+        assert ask.memory is not None, "EsmEncoder.steps asks for it"
+        assert ask.memory.states_visible is not None, "build_memory makes it"
+        states = self.look(ask.memory, ask.past)
+        mixed, maps = attend_to_padded(
+            self.query(x).unflatten(-1, (self.heads, -1)),  # (T, H, K)
+            *states,
+            ask.memory.states_visible,
+            layout,
+            active(self.dropout),
+            ask.head_mask,
+            with_maps=ask.maps,
+        )
+        return mixed.flatten(1), Seen(cross_maps=maps, cache=states)
 
     def look(self, memory: Memory, past: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
         """Keys and values (B, H, S, K) of the encoder's states, cached ones if there are."""
         if len(past) == 4:
             return past[2], past[3]
         assert memory.states is not None, "build_memory asks for it"
-        kv = self.kv(memory.states.to(self.kv.weight.dtype)).unflatten(-1, (2, self.heads, -1))
-        k, v = kv.transpose(1, 3).unbind(2)  # (B, H, S, K) each
-        return k, v
-
-    def forward(
-        self,
-        x: Tensor,
-        states: tuple[Tensor, Tensor],
-        memory: Memory,
-        layout: PackedLayout,
-        dropout: float,
-        ask: Ask,
-    ) -> tuple[Tensor, list[Tensor] | None]:
-        """(T, D) → (T, D) to be added, and the maps if asked for."""
-        assert memory.states_visible is not None, "build_memory makes it"
-        q = self.query(self.norm(x)).unflatten(-1, (self.heads, -1))  # (T, H, K)
-        mixed, maps = attend_to_padded(
-            q, *states, memory.states_visible, layout, dropout, ask.head_mask, with_maps=ask.maps
+        states = memory.states.to(self.query.weight.dtype)
+        k, v = (
+            project(states).unflatten(-1, (self.heads, -1)).transpose(1, 2)
+            for project in (self.key, self.value)
         )
-        return self.out(mixed.flatten(1)), maps
+        return k, v

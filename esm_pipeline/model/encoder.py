@@ -5,7 +5,7 @@ Peers: fair-esm esm2.py and esm1.py (ESM-1b), transformers modeling_esm.py.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -131,20 +131,24 @@ class EsmEncoder(nn.Module):
         with_maps: bool = False,
         head_masks: Sequence[Tensor] | None = None,
         memory: Memory | None = None,
+        through: Callable[[Tensor], Tensor] | None = None,
     ) -> Iterator[Step]:
         """Walk through the layers: n + 1 steps, of which a caller keeps what it needs.
 
         `x` (T, D) is the embedding; `head_masks` has one (H,) for each layer; `memory` is a
-        decoder's. Nothing but the current layer's state is held here. Raises InputError for a
-        decoder that needs an encoder's states and is not given any.
+        decoder's; each state goes `through` a function, and the walk goes on from what it returns.
+        Nothing but the current layer's state is held here. Raises InputError for a decoder that
+        needs an encoder's states and is not given any.
         """
+        through = through or nn.Identity()
         if self.needs_states and memory is None:
             raise InputError("this decoder looks at an encoder: call it with encoder_hidden_states")
         past = None if memory is None else memory.past
         places = layout.positions if past is None else past.places(layout)
         tables = rotary_tables(places, self.frequencies, x.dtype) if self.rotary else None
         last = len(self.layer)
-        yield Step(0, x if last else self.emb_layer_norm_after(x))
+        x = through(x if last else self.emb_layer_norm_after(x))
+        yield Step(0, x)
         for number, layer in enumerate(self.layer, start=1):
             ask = Ask(
                 with_maps,
@@ -155,4 +159,5 @@ class EsmEncoder(nn.Module):
             if self.checkpointing is not None and self.training:
                 layer = partial(checkpoint, layer, **self.checkpointing)  # type: ignore[assignment]
             x, seen = layer(x, layout, tables, ask)
-            yield Step(number, self.emb_layer_norm_after(x) if number == last else x, seen)
+            x = through(self.emb_layer_norm_after(x) if number == last else x)
+            yield Step(number, x, seen)

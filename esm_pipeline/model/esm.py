@@ -7,7 +7,7 @@ zeros: a masked token is never computed. Decoders go through the same doors; see
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -44,10 +44,17 @@ class Encoded:
     x: Tensor
     layout: PackedLayout
     width: int
-    hidden: tuple[Tensor, ...] | None
-    attentions: tuple[Tensor, ...] | None
+    hidden: tuple[Tensor, ...] | None = None
+    attentions: tuple[Tensor, ...] | None = None
     past_key_values: Cache | None = None
     cross_attentions: tuple[Tensor, ...] | None = None
+
+    @property
+    def last(self) -> Tensor:
+        """The last states, padded (B, L, D)."""
+        if self.hidden is not None:
+            return self.hidden[-1]
+        return self.layout.unpack(self.x, self.width)
 
     def behind(self, *first: Tensor | None) -> tuple[Any, ...]:
         """The reference's tuple: `first`, then what was asked for; without those that are None."""
@@ -124,7 +131,7 @@ class EsmModel(EsmPreTrainedModel):
             output_attentions=output_attentions,
             output_hidden_states=output_hidden_states,
         )
-        last = encoded.layout.unpack(encoded.x, encoded.width)
+        last = encoded.last
         first = encoded.layout.first(encoded.x)
         pooled = None if self.pooler is None else self.pooler(first)
         if not self.chosen(return_dict, "return_dict"):
@@ -177,14 +184,25 @@ class EsmModel(EsmPreTrainedModel):
             None if rows is None else layout.pack(rows),
             None if inputs_embeds is None else layout.pack(inputs_embeds),
         )
+        hidden: list[Tensor] = []
+
+        def keep(x: Tensor) -> Tensor:
+            """A state as it is returned, padded; gradients by it are those of what follows."""
+            hidden.append(layout.unpack(x, width))
+            return layout.pack(hidden[-1]) if hidden[-1].requires_grad else x
+
+        with_maps = self.chosen(output_attentions, "output_attentions")
+        with_hidden = self.chosen(output_hidden_states, "output_hidden_states")
         steps = self.encoder.steps(
             x,
             layout,
-            with_maps=self.chosen(output_attentions, "output_attentions"),
+            with_maps=with_maps,
             head_masks=head_masks(self.config, head_mask),
             memory=memory,
+            through=keep if with_hidden else None,
         )
-        return self.collect(steps, layout, width, past, output_attentions, output_hidden_states)
+        encoded = self.collect(steps, layout, width, past, with_maps)
+        return replace(encoded, hidden=tuple(hidden) if with_hidden else None)
 
     def collect(
         self,
@@ -192,20 +210,14 @@ class EsmModel(EsmPreTrainedModel):
         layout: PackedLayout,
         width: int,
         past: Past | None,
-        output_attentions: bool | None,
-        output_hidden_states: bool | None,
+        with_maps: bool,
     ) -> Encoded:
         """Walk through the layers and keep what was asked for, padded."""
-        with_hidden = self.chosen(output_hidden_states, "output_hidden_states")
-        with_maps = self.chosen(output_attentions, "output_attentions")
-        hidden: list[Tensor] = []
         maps: list[Tensor] = []
         cross: list[Tensor] = []
         caches: list[tuple[Tensor, ...]] = []
         for step in steps:
             x, seen = step.x, step.seen
-            if with_hidden:
-                hidden.append(layout.unpack(x, width))
             if seen.maps is not None:
                 unpacked = unpack_maps if past is None else unpack_rows
                 maps.append(unpacked(seen.maps, layout, width))
@@ -217,7 +229,6 @@ class EsmModel(EsmPreTrainedModel):
             x,
             layout,
             width,
-            hidden=tuple(hidden) if with_hidden else None,
             attentions=tuple(maps) if with_maps else None,
             past_key_values=tuple(caches) or None,
             cross_attentions=tuple(cross) if with_maps and self.encoder.needs_states else None,
@@ -252,7 +263,7 @@ class EsmModel(EsmPreTrainedModel):
         for step in self.encoder.steps(x, layout, with_maps=contacts):
             hidden.update({name: step.x for name in layers if name % (count + 1) == step.layer})
             if step.seen.maps is not None:
-                heads = self.encoder.layers[step.layer - 1].heads
+                heads = self.encoder.layers[step.layer - 1].attention.self.heads
                 head = self.contact_head
                 added = [head.layer_logits(maps, step.layer, heads) for maps in step.seen.maps]
                 logits = [a + b for a, b in zip(logits, added, strict=True)] if logits else added

@@ -1,7 +1,8 @@
 """Models with a head on the encoder: masked language model, classifiers. Peer: transformers 4.37.2.
 
 A head sees packed states alone, padding never; the sequence classifier sees one token of each
-sequence, the first that the mask attends to.
+sequence, the first that the mask attends to. A module that a script puts in a head's place sees
+what the reference would give it: padded states (B, L, D).
 """
 
 from __future__ import annotations
@@ -42,6 +43,14 @@ class EsmLMHead(nn.Module):
         """Last states (…, D) → logits (…, V)."""
         x = self.layer_norm(F.gelu(self.dense(x)))
         return F.linear(x, self.decoder.weight, self.bias)
+
+
+def by_token(head: nn.Module, states: Tensor, layout: PackedLayout) -> Tensor:
+    """(T, D) → (T, …) by a head of ours, which looks at tokens one by one, or by another."""
+    if isinstance(head, (EsmLMHead, nn.Linear)):
+        logits: Tensor = head(states)
+        return logits
+    return layout.pack(head(layout.unpack(states, layout.width)))
 
 
 class EsmForMaskedLM(EsmPreTrainedModel):
@@ -85,7 +94,7 @@ class EsmForMaskedLM(EsmPreTrainedModel):
             output_hidden_states=output_hidden_states,
         )
         layout, width = encoded.layout, encoded.width
-        logits = self.logits(encoded.x)  # (T, V)
+        logits = self.logits(encoded.x, layout)  # (T, V)
         loss = None if labels is None else token_loss(logits, labels, layout, width)
         padded = layout.unpack(logits, width)
         output = MaskedLMOutput(loss, padded, encoded.hidden, encoded.attentions)
@@ -93,14 +102,13 @@ class EsmForMaskedLM(EsmPreTrainedModel):
             output if self.esm.chosen(return_dict, "return_dict") else encoded.behind(loss, padded)
         )
 
-    def logits(self, hidden: Tensor) -> Tensor:
-        """(…, D) last states → (…, V)."""
-        logits: Tensor = self.lm_head(hidden)
-        return logits
+    def logits(self, hidden: Tensor, layout: PackedLayout) -> Tensor:
+        """(T, D) last states → (T, V)."""
+        return by_token(self.lm_head, hidden, layout)
 
     def packed_logits(self, tokens: Tensor, layout: PackedLayout) -> Tensor:
         """The packed door: token ids (T,) → logits (T, V)."""
-        return self.logits(self.esm.represent(tokens, layout).hidden[-1])
+        return self.logits(self.esm.represent(tokens, layout).hidden[-1], layout)
 
     def predict_contacts(self, tokens: Tensor, attention_mask: Tensor | None = None) -> Tensor:
         """As `EsmModel.predict_contacts`."""
@@ -209,7 +217,9 @@ class EsmForSequenceClassification(EsmPreTrainedModel):
 
     def logits(self, hidden: Tensor, layout: PackedLayout) -> Tensor:
         """(T, D) last states → (B, num_labels)."""
-        logits: Tensor = self.classifier(layout.first(hidden))
+        own = isinstance(self.classifier, EsmClassificationHead)
+        states = layout.first(hidden) if own else layout.unpack(hidden, layout.width)
+        logits: Tensor = self.classifier(states)
         return logits
 
     def packed_logits(self, tokens: Tensor, layout: PackedLayout) -> Tensor:
@@ -255,7 +265,7 @@ class EsmForTokenClassification(EsmPreTrainedModel):
             output_hidden_states=output_hidden_states,
         )
         layout, width = encoded.layout, encoded.width
-        logits = self.logits(encoded.x)  # (T, num_labels)
+        logits = self.logits(encoded.x, layout)  # (T, num_labels)
         loss = None if labels is None else token_loss(logits, labels, layout, width)
         padded = layout.unpack(logits, width)
         output = TokenClassifierOutput(loss, padded, encoded.hidden, encoded.attentions)
@@ -263,11 +273,10 @@ class EsmForTokenClassification(EsmPreTrainedModel):
             output if self.esm.chosen(return_dict, "return_dict") else encoded.behind(loss, padded)
         )
 
-    def logits(self, hidden: Tensor) -> Tensor:
-        """(…, D) last states → (…, num_labels)."""
-        logits: Tensor = self.classifier(self.dropout(hidden))
-        return logits
+    def logits(self, hidden: Tensor, layout: PackedLayout) -> Tensor:
+        """(T, D) last states → (T, num_labels)."""
+        return by_token(self.classifier, self.dropout(hidden), layout)
 
     def packed_logits(self, tokens: Tensor, layout: PackedLayout) -> Tensor:
         """The packed door: token ids (T,) → logits (T, num_labels)."""
-        return self.logits(self.esm.represent(tokens, layout).hidden[-1])
+        return self.logits(self.esm.represent(tokens, layout).hidden[-1], layout)

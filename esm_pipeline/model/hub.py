@@ -49,7 +49,7 @@ class Checkpoint:
     @property
     def is_fair_esm(self) -> bool:
         """Whether it is an original fair-esm file and not a folder."""
-        return self.weight_files[0].suffix == FAIR_SUFFIX
+        return any(path.suffix == FAIR_SUFFIX for path in self.weight_files[:1])
 
     @property
     def source(self) -> Path:
@@ -88,11 +88,12 @@ def demo_model() -> Path:
     return Path(__file__).parent.parent / "data" / "demo_model"
 
 
-def resolve_checkpoint(name: str, **options: Any) -> Checkpoint:
+def resolve_checkpoint(name: str, *, needs_config: bool = True, **options: Any) -> Checkpoint:
     """Find the checkpoint `name`: "demo", a folder, a fair-esm file, or a hub id.
 
-    What a hub model lacks in the cache is downloaded. `options`: revision, cache_dir,
-    local_files_only, token. Raises WeightsError, or CapacityError where the disk is full.
+    What a hub model lacks in the cache is downloaded. A folder that only has weights will do
+    without `needs_config`. `options`: revision, cache_dir, local_files_only, token. Raises
+    WeightsError, or CapacityError where the disk is full.
     """
     path = local_path(name)
     if path is not None and options.get("revision"):
@@ -101,8 +102,10 @@ def resolve_checkpoint(name: str, **options: Any) -> Checkpoint:
         )
     if path is not None and path.is_file():
         return Checkpoint(name, path.parent, fair_esm.files_of(path))
-    config = find_config(name, **options)
-    folder, commit = config.parent, None
+    needs_config = needs_config or path is None
+    folder = find_config(name, **options).parent if needs_config else path
+    assert folder is not None, "a name without a path has its config in the cache"
+    commit = None
     if path is None:  # what the revision means now holds for all the rest
         commit = folder.name
         options = {**options, "revision": commit}
@@ -115,13 +118,21 @@ def resolve_checkpoint(name: str, **options: Any) -> Checkpoint:
 
 
 def find_config(name: str, **options: Any) -> Path:
-    """Where the settings of the checkpoint `name` stand. Raises WeightsError if nowhere."""
+    """Where the settings of the checkpoint `name` stand, itself if it is a file of settings.
+
+    Raises WeightsError if they are nowhere.
+    """
+    if name.endswith(".json") and os.path.isfile(name):
+        return Path(name)
     path = local_path(name)
     if path is not None and path.is_file():
         return path
     found = fetch_first(name, CONFIG_FILE, **options) if path is None else path / CONFIG_FILE
     if found is None or not found.is_file():
-        raise WeightsError(f"{name}: no {CONFIG_FILE} in it; is this an ESM checkpoint?")
+        raise WeightsError(
+            f"{name}: no {CONFIG_FILE} in it; is this an ESM checkpoint? (of a bare state, as a "
+            "Trainer writes it, load with config=)"
+        )
     return found
 
 

@@ -17,14 +17,19 @@ from torch import Tensor, nn
 from esm_pipeline.errors import WeightsError
 from esm_pipeline.model import fair_esm
 from esm_pipeline.model.hub import FAIR_SUFFIX, Checkpoint
-from esm_pipeline.model.tensors import Entry, SafetensorsFile, WeightFile, open_pickle
+from esm_pipeline.model.tensors import (
+    Entry,
+    PickledFile,
+    SafetensorsFile,
+    WeightFile,
+    open_pickle,
+)
 from esm_pipeline.model.weights import (
     BASE_PREFIX,
     FREQUENCIES,
     IGNORED,
     POSITIONS,
     modern_key,
-    reference_keys,
 )
 
 if TYPE_CHECKING:
@@ -74,12 +79,19 @@ def open_entries(files: Iterable[Path]) -> dict[str, Entry]:
     return entries
 
 
+def entries_of(state: Mapping[str, Tensor]) -> dict[str, Entry]:
+    """The same of weights that a caller gave; they are copied, as those of a file would be."""
+    held = {key: tensor.detach().clone() for key, tensor in state.items()}
+    file = PickledFile(Path("state_dict"), held)
+    return {modern_key(entry.key): entry for entry in file.entries()}
+
+
 @dataclass
 class Plan:
     """Where each part of a checkpoint goes in a model, known from the files' headers alone."""
 
-    sources: dict[str, list[Entry]] = field(default_factory=dict)
-    """Our parameter → what it is made of, in stacking order."""
+    sources: dict[str, Entry] = field(default_factory=dict)
+    """Parameter → what it is filled with."""
 
     missing: list[str] = field(default_factory=list)
     mismatched: list[Misfit] = field(default_factory=list)
@@ -92,6 +104,7 @@ class Plan:
             "missing_keys": self.missing,
             "unexpected_keys": self.unexpected,
             "mismatched_keys": self.mismatched,
+            "error_msgs": [],
         }
 
     @property
@@ -106,32 +119,36 @@ class Plan:
 def load_weights(
     model: EsmPreTrainedModel,
     checkpoint: Checkpoint,
+    entries: dict[str, Entry],
     dtype: torch.dtype | None,
     device: torch.device | str,
     *,
     ignore_mismatched_sizes: bool = False,
 ) -> dict[str, list[Any]]:
-    """Fill `model`, built on the meta device, from `checkpoint`, strictly.
+    """Fill `model`, built on the meta device, from `checkpoint` and its `entries`, strictly.
 
     Returns `missing_keys` and `mismatched_keys` (both initialised anew; the latter with the shapes
     found and wanted) and `unexpected_keys` (of heads the class lacks). With the meta device, the
     files' headers are read and nothing else. Raises WeightsError for any other difference.
     """
-    entries = open_entries(checkpoint.weight_files)
     plan = plan_weights(model, checkpoint, entries, ignore_mismatched_sizes)
     encoder = model.base_model.encoder
     if encoder.rotary:
         encoder.frequencies = read_frequencies(encoder.frequencies, entries, checkpoint)
     if torch.device(device).type == "meta":
         return plan.info
-    state = read_state(model, plan, dtype, device)
-    for module in fresh_modules(model, state.keys()):
-        module.to_empty(device=device, recurse=False).to(dtype or next(iter(state.values())).dtype)
-        for own in module.parameters(recurse=False):
-            nn.init.zeros_(own)
-        initialise(module, model.config.initializer_range)
+    state = read_state(plan, dtype, device)
+    precision = dtype or next(iter(state.values())).dtype
+    if not model.is_foreign():
+        for module in fresh_modules(model, state.keys()):
+            module.to_empty(device=device, recurse=False).to(precision)
+            for own in module.parameters(recurse=False):
+                nn.init.zeros_(own)
+            initialise(module, model.config.initializer_range)
     model.load_state_dict(state, strict=False, assign=True)
     model.tie_weights()
+    if model.is_foreign():
+        model.to(device, precision)
     if plan.causes:
         remedy = "train before use"
         if checkpoint.is_fair_esm:
@@ -152,24 +169,37 @@ def plan_weights(
     """What of `entries` makes up which parameter. Raises WeightsError for what does not fit."""
     plan = Plan()
     keys = match_prefix(model, entries)
-    fresh = FRESH + FAIR_FRESH if checkpoint.is_fair_esm else FRESH
-    for name, parameter in model.named_parameters():
-        wanted = reference_keys(name)
-        absent = [key for key in wanted if key not in keys]
-        if absent and name.startswith(fresh):
-            plan.missing += absent
+    for name, parameter in wanted_of(model).items():
+        if name not in keys:
+            if not may_be_new(name, model, checkpoint):
+                raise lacking(model, name, keys, checkpoint)
+            plan.missing.append(name)
             continue
-        if absent:
-            raise lacking(model, absent[0], keys, checkpoint)
-        parts = [entries[keys.pop(key)] for key in wanted]
-        wrong = misfits(parts, parameter, name)
-        if wrong and ignore_mismatched_sizes:
-            plan.mismatched += wrong
+        entry = entries[keys.pop(name)]
+        asked = tuple(parameter.shape)
+        if entry.shape != asked and ignore_mismatched_sizes:
+            plan.mismatched.append((name, entry.shape, asked))
             continue
-        require_fit(parts, wrong, name, checkpoint)
-        plan.sources[name] = parts
+        require_fit(entry, parameter, name, checkpoint)
+        plan.sources[name] = entry
     plan.unexpected = surplus(model, keys, checkpoint)
     return plan
+
+
+def wanted_of(model: EsmPreTrainedModel) -> dict[str, Tensor]:
+    """What a checkpoint should have: the parameters, and buffers of a script's own class."""
+    wanted: dict[str, Tensor] = dict(model.named_parameters())
+    if model.is_foreign():
+        kept = model.state_dict().keys()
+        wanted.update({name: own for name, own in model.named_buffers() if name in kept})
+    return wanted
+
+
+def may_be_new(name: str, model: EsmPreTrainedModel, checkpoint: Checkpoint) -> bool:
+    """Whether a parameter may be missing from a checkpoint: it is initialised, with a warning."""
+    if model.is_foreign() and not name.startswith(BASE_PREFIX):
+        return True
+    return name.startswith(FRESH) or (checkpoint.is_fair_esm and name.startswith(FAIR_FRESH))
 
 
 def lacking(
@@ -197,24 +227,21 @@ def class_of(keys: Iterable[str]) -> str:
 
 
 def read_state(
-    model: nn.Module, plan: Plan, dtype: torch.dtype | None, device: torch.device | str
+    plan: Plan, dtype: torch.dtype | None, device: torch.device | str
 ) -> dict[str, Tensor]:
-    """Our parameter → its weights, in `dtype` (None: the file's) on `device`.
+    """Parameter → its weights, in `dtype` (None: the file's) on `device`.
 
     What is wanted as it lies in its file is mapped, all else copied into place.
     """
     state: dict[str, Tensor] = {}
-    for name, parts in plan.sources.items():
-        own = parts[0].dtype
-        assert isinstance(own, torch.dtype), "require_fit has seen to it"
-        precision = dtype or own
-        if len(parts) == 1 and own == precision and torch.device(device).type == "cpu":
-            state[name] = parts[0].mapped()
-            continue
-        shape = model.get_parameter(name).shape
-        state[name] = torch.empty(shape, dtype=precision, device=device)
-        for part, place in zip(parts, state[name].chunk(len(parts)), strict=True):
-            part.copy_to(place)
+    for name, entry in plan.sources.items():
+        assert isinstance(entry.dtype, torch.dtype), "require_fit has seen to it"
+        precision = dtype if dtype and entry.is_weight else entry.dtype
+        if entry.dtype == precision and torch.device(device).type == "cpu":
+            state[name] = entry.mapped()
+        else:
+            state[name] = torch.empty(entry.shape, dtype=precision, device=device)
+            entry.copy_to(state[name])
     return state
 
 
@@ -287,26 +314,19 @@ def match_prefix(model: nn.Module, tensors: Iterable[str]) -> dict[str, str]:
     return keys
 
 
-def misfits(parts: list[Entry], parameter: Tensor, name: str) -> list[Misfit]:
-    """The keys, with the shapes found and asked for, of parts that do not fill `parameter`."""
-    asked = (parameter.shape[0] // len(parts), *parameter.shape[1:])
-    shapes = zip(reference_keys(name), (part.shape for part in parts), strict=True)
-    return [(key, found, asked) for key, found in shapes if found != asked]
-
-
-def require_fit(parts: list[Entry], wrong: list[Misfit], name: str, checkpoint: Checkpoint) -> None:
-    """Raise WeightsError for a part of another shape than asked for, and for one of no weights."""
-    for key, found, asked in wrong:
+def require_fit(entry: Entry, parameter: Tensor, name: str, checkpoint: Checkpoint) -> None:
+    """Raise WeightsError for what has not the shape of `parameter`, or no weights for it."""
+    asked = tuple(parameter.shape)
+    if entry.shape != asked:
         remedy = "weights and config.json do not belong together"
         if name.startswith(FRESH):
             remedy = "leave num_labels out, or start it anew with ignore_mismatched_sizes=True"
         raise WeightsError(
-            f"{checkpoint.name}: '{key}' has the shape {found}, the config asks for {asked}; "
-            f"{remedy}"
+            f"{checkpoint.name}: '{name}' has the shape {entry.shape}, the config asks for "
+            f"{asked}; {remedy}"
         )
-    for key, part in zip(reference_keys(name), parts, strict=True):
-        if not part.is_weight:
-            raise WeightsError(f"{checkpoint.name}: '{key}' is {part.dtype}, no type of weights")
+    if isinstance(parameter, nn.Parameter) and not entry.is_weight:
+        raise WeightsError(f"{checkpoint.name}: '{name}' is {entry.dtype}, no type of weights")
 
 
 def surplus(

@@ -55,14 +55,15 @@ def prune_layer(layer: EsmLayer, heads: Collection[int]) -> None:
 
     The weights are new parameters: an optimizer should be made afterwards.
     """
-    kept = [place for place, head in enumerate(layer.heads) if head not in heads]
-    device, width = layer.qkv.weight.device, layer.head_width
+    attention = layer.attention.self
+    kept = [place for place, head in enumerate(attention.heads) if head not in heads]
+    device, width = attention.query.weight.device, attention.head_width
     rows = torch.tensor(kept, dtype=torch.int64, device=device).unsqueeze(1) * width
-    rows = (rows + torch.arange(width, device=device)).flatten()  # of queries, keys, and values
-    whole = len(layer.heads) * width
-    cut(layer.qkv, torch.cat([rows, rows + whole, rows + 2 * whole]), dim=0)
-    cut(layer.attention_out, rows, dim=1)
-    layer.heads = [layer.heads[place] for place in kept]
+    rows = (rows + torch.arange(width, device=device)).flatten()
+    for linear in (attention.query, attention.key, attention.value):
+        cut(linear, rows, dim=0)
+    cut(layer.attention.output.dense, rows, dim=1)
+    attention.heads = [attention.heads[place] for place in kept]
 
 
 def cut(linear: nn.Linear, kept: Tensor, dim: int) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import re
+from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,15 +30,19 @@ SHARD = re.compile(r"model-\d{5}-of-\d{5}\.safetensors")
 
 
 def save_checkpoint(
-    model: EsmPreTrainedModel, folder: str | os.PathLike[str], max_shard_size: int | str
+    model: EsmPreTrainedModel,
+    folder: str | os.PathLike[str],
+    max_shard_size: int | str,
+    state: Mapping[str, Tensor] | None = None,
 ) -> None:
     """Write config and weights into `folder`, in shards if they are larger than `max_shard_size`.
 
-    Everything is written beside its place first: an error leaves the folder as it was. Then all of
-    it moves into place, the index last, and what is left of an earlier save is removed.
+    Weights are those of `state`, if given, in place of the model's own. Everything is written
+    beside its place first: an error leaves the folder as it was. Then all of it moves into place,
+    the index last, and what is left of an earlier save is removed.
     """
     folder = Path(folder)
-    shards = split(reference_state(model), read_size(max_shard_size))
+    shards = split(reference_state(model, state), read_size(max_shard_size))
     names = shard_names(len(shards))
     stale = earlier_files(folder) - set(names)
     with ExitStack() as moves:  # moved in the opposite order

@@ -22,10 +22,11 @@ from typing import Any
 import numpy as np
 
 from esm_pipeline.errors import InputError, WeightsError
-from esm_pipeline.files import atomic_path
+from esm_pipeline.files import atomic_path, require_folder
 from esm_pipeline.model.config import EsmConfig
 from esm_pipeline.model.encoding import SIDES
-from esm_pipeline.model.hub import HUB_OPTIONS, find_file
+from esm_pipeline.model.hub import find_file
+from esm_pipeline.model.keywords import hub_options, refuse, settle
 from esm_pipeline.model.special_tokens import ADDITIONAL
 from esm_pipeline.model.tokenizer_calls import ANY_LENGTH, TokenizerCalls
 from esm_pipeline.model.tokenizer_files import (
@@ -107,7 +108,7 @@ class EsmTokenizer(TokenizerCalls):
 
     @classmethod
     def from_pretrained(
-        cls, path_or_hub_id: str | os.PathLike[str], **options: Any
+        cls, path_or_hub_id: str | os.PathLike[str] | None = None, **options: Any
     ) -> EsmTokenizer:
         """The tokenizer of a folder, a fair-esm file, a hub id or "demo".
 
@@ -115,8 +116,8 @@ class EsmTokenizer(TokenizerCalls):
         the class. A checkpoint without `vocab.txt` whose config has the 33 standard tokens gets the
         standard alphabet. Raises WeightsError.
         """
-        name = os.fspath(path_or_hub_id)
-        where = {key: options.pop(key) for key in HUB_OPTIONS if key in options}
+        name, options = settle("EsmTokenizer.from_pretrained", path_or_hub_id, options)
+        where = hub_options(options)
         vocabulary = find_file(name, VOCABULARY_FILE, **where)
         if vocabulary is None and (
             EsmConfig.from_pretrained(name, **where).vocab_size != len(ALPHABET)
@@ -142,9 +143,18 @@ class EsmTokenizer(TokenizerCalls):
         return (str(target),)
 
     def save_pretrained(
-        self, save_directory: str | os.PathLike[str], filename_prefix: str | None = None
+        self,
+        save_directory: str | os.PathLike[str],
+        legacy_format: bool | None = None,
+        filename_prefix: str | None = None,
+        **options: Any,
     ) -> tuple[str, ...]:
-        """Write the vocabulary and the settings into a folder; returns the files' paths."""
+        """Write the vocabulary and the settings into a folder; returns the files' paths.
+
+        There is one format. Raises InputError for what is no folder.
+        """
+        refuse("EsmTokenizer.save_pretrained", options)
+        require_folder(save_directory)
         stem = f"{Path(save_directory)}/{filename_prefix + '-' if filename_prefix else ''}"
         settings = {**self.init_kwargs, **dict.fromkeys(USUAL_ROLES), **self.special_tokens_map}
         for name in {*SETTINGS, "model_max_length", "model_input_names"}:

@@ -1,37 +1,22 @@
-"""The one table between our names and the reference's, and a model's weights by it.
+"""What a model's state has beside its parameters, whose names are the reference's.
 
-`loading` reads checkpoints by the same table, `saving` writes them.
+Rotary frequencies belong to a state and are kept; tables that only the reference has are left out.
 """
 
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 if TYPE_CHECKING:
     from esm_pipeline.model.base import EsmPreTrainedModel
 
 BASE_PREFIX = "esm."
-LAYER = re.compile(r"(.*encoder\.layer\.\d+)\.([\w.]+)\.(weight|bias)")
-LAYER_NAMES = {
-    "attention_norm": ("attention.LayerNorm",),
-    "qkv": ("attention.self.query", "attention.self.key", "attention.self.value"),
-    "distances": ("attention.self.distance_embedding",),
-    "attention_out": ("attention.output.dense",),
-    "cross.norm": ("crossattention.LayerNorm",),
-    "cross.query": ("crossattention.self.query",),
-    "cross.kv": ("crossattention.self.key", "crossattention.self.value"),
-    "cross.out": ("crossattention.output.dense",),
-    "feed_norm": ("LayerNorm",),
-    "up": ("intermediate.dense",),
-    "down": ("output.dense",),
-}
-"""Modules of a layer here, and in the reference; several are stacked. All other names agree."""
-
 CROSS_DISTANCES = "crossattention.self.distance_embedding.weight"
 FREQUENCIES = re.compile(r".*rotary_embeddings\.inv_freq")
 """Keys of the rotary frequencies: of each layer, of `*` for all, or of the model."""
@@ -40,15 +25,8 @@ IGNORED = re.compile(rf".*position_ids|.*{re.escape(CROSS_DISTANCES)}|{FREQUENCI
 """Tables that checkpoints carry, and a model makes itself, has no use for, or keeps elsewhere."""
 
 POSITIONS = "embeddings.position_embeddings.weight"
-
-
-def reference_keys(name: str) -> tuple[str, ...]:
-    """Keys of the reference that make up our parameter `name`, in stacking order."""
-    match = LAYER.fullmatch(name)
-    if match is None:
-        return (name,)
-    layer, module, kind = match.groups()
-    return tuple(f"{layer}.{part}.{kind}" for part in LAYER_NAMES[module])
+TIED, EMBEDDING = "lm_head.decoder.weight", "esm.embeddings.word_embeddings.weight"
+"""The weight of a head that predicts tokens, and the one it shares unless the config says no."""
 
 
 def modern_key(key: str) -> str:
@@ -56,44 +34,72 @@ def modern_key(key: str) -> str:
     return re.sub(r"\.gamma$", ".weight", re.sub(r"\.beta$", ".bias", key))
 
 
-def accept_reference_keys(
-    model: nn.Module, state: dict[str, Tensor], prefix: str, *_: object
+def complete_state(
+    model: EsmPreTrainedModel, state: dict[str, Tensor], prefix: str, _: Any
 ) -> None:
-    """Before `load_state_dict`: give a state with the reference's keys our names, in place.
+    """After `state_dict`: add the rotary frequencies, and let no two entries share memory.
 
-    Without it, `strict=False` would leave the layers as they were and say nothing.
+    So that whoever writes a bare state, as a Trainer does, can write it and loses nothing.
+    """
+    if model.base_model is model:
+        state.update({f"{prefix}{key}": table for key, table in frequencies_of(model).items()})
+    shared, own = f"{prefix}{TIED}", state.get(f"{prefix}{EMBEDDING}")
+    if shared in state and own is not None:
+        same = state[shared].data_ptr() == own.data_ptr()
+        state[shared] = own.clone() if same and not own.requires_grad else state[shared]
+
+
+def accept_reference_state(
+    model: EsmPreTrainedModel, state: dict[str, Tensor], prefix: str, *_: object
+) -> None:
+    """Before `load_state_dict`: take the rotary frequencies out of a state, and drop other tables.
+
+    A tied head that the state lacks is its token embedding.
     """
     own = {f"{prefix}{name}" for name, _ in model.named_parameters(remove_duplicate=False)}
-    for name in own - state.keys():
-        keys = [f"{prefix}{key}" for key in reference_keys(name.removeprefix(prefix))]
-        if all(key in state for key in keys):
-            parts = [state.pop(key) for key in keys]
-            state[name] = torch.cat(parts) if len(parts) > 1 else parts[0]
-    for key in state.keys() - own:
-        table = IGNORED.fullmatch(key) or key.endswith(POSITIONS)
-        if key.startswith(prefix) and table:
+    for key in [key for key in state if key.startswith(prefix) and key not in own]:
+        table = state[key]
+        if FREQUENCIES.fullmatch(key) and model.base_model.encoder.rotary:
+            model.base_model.encoder.frequencies = table.detach().float().cpu().clone()
+        if IGNORED.fullmatch(key) or key.endswith(POSITIONS):
             del state[key]
+    shared, embedding = f"{prefix}{TIED}", f"{prefix}{EMBEDDING}"
+    tied = shared in own and model.config.tie_word_embeddings
+    if tied and shared not in state and embedding in state:
+        state[shared] = state[embedding]
 
 
-def reference_state(model: EsmPreTrainedModel) -> dict[str, Tensor]:
-    """The model's weights under the reference's keys, with the tables its loaders look for."""
-    state = reference_tables(model)
+def reference_state(
+    model: EsmPreTrainedModel, state: Mapping[str, Tensor] | None = None
+) -> dict[str, Tensor]:
+    """A model's weights with the tables that the reference's loaders look for, each once.
+
+    `state` may stand for the model's own.
+    """
     tied = {name for name, _ in model.named_parameters(remove_duplicate=False)}
     tied -= {name for name, _ in model.named_parameters()}
-    for name, tensor in model.state_dict().items():
-        if name in tied:
-            continue
-        keys = reference_keys(name)
-        for key, part in zip(keys, tensor.chunk(len(keys)), strict=True):
-            state[key] = part.contiguous()
-    return state
+    own = model.state_dict() if state is None else state
+    kept = {key: tensor.contiguous() for key, tensor in own.items() if key not in tied}
+    return {**reference_tables(model), **kept}
+
+
+def frequencies_of(model: EsmPreTrainedModel) -> dict[str, Tensor]:
+    """The rotary frequencies under the reference's keys, one for each attention."""
+    config, encoder = model.config, model.base_model.encoder
+    names = ["attention", *["crossattention"] * config.add_cross_attention] * encoder.rotary
+    key = "encoder.layer.{}.{}.self.rotary_embeddings.inv_freq"
+    return {
+        key.format(number, name): encoder.frequencies.clone()
+        for number in range(config.num_hidden_layers)
+        for name in names
+    }
 
 
 def reference_tables(model: EsmPreTrainedModel) -> dict[str, Tensor]:
-    """What the reference keeps in a checkpoint without learning it.
+    """What the reference keeps in a checkpoint, and neither learns nor uses.
 
-    Position tables of models that have other positions, the frequencies of rotary ones, distances
-    in cross attention. Without these, transformers 4 and 5 report missing keys.
+    Position tables of models that have other positions, distances in cross attention. Without
+    these, transformers 4 and 5 report missing keys.
     """
     config = model.config
     if config.position_embedding_type == "absolute":
@@ -103,13 +109,8 @@ def reference_tables(model: EsmPreTrainedModel) -> dict[str, Tensor]:
     head_width = config.hidden_size // config.num_attention_heads
     zeros = partial(torch.zeros, dtype=model.dtype)
     tables = {f"{prefix}{POSITIONS}": zeros(most, config.hidden_size)}
-    for number in range(config.num_hidden_layers):
-        layer = f"{prefix}encoder.layer.{number}"
-        attentions = ["attention", *["crossattention"] * config.add_cross_attention]
-        if config.position_embedding_type == "rotary":
-            for name in attentions:
-                key = f"{layer}.{name}.self.rotary_embeddings.inv_freq"
-                tables[key] = model.base_model.encoder.frequencies.clone()
-        elif config.add_cross_attention:
-            tables[f"{layer}.{CROSS_DISTANCES}"] = zeros(2 * most - 1, head_width)
+    if config.position_embedding_type != "rotary" and config.add_cross_attention:
+        for number in range(config.num_hidden_layers):
+            key = f"{prefix}encoder.layer.{number}.{CROSS_DISTANCES}"
+            tables[key] = zeros(2 * most - 1, head_width)
     return tables

@@ -204,7 +204,7 @@ def test_other_shapes_are_ignored_where_told(trunk: Path) -> None:
         narrow = EsmModel.from_pretrained(trunk, **half)
     assert "attention.self.key.weight" in str(warned[0].message)
     assert narrow(tokens).last_hidden_state.isfinite().all()
-    assert torch.equal(narrow.encoder.layer[0].attention_norm.weight, torch.ones(24))
+    assert torch.equal(narrow.encoder.layer[0].attention.LayerNorm.weight, torch.ones(24))
 
 
 def test_a_classifier_of_another_class(classifier: Path) -> None:

@@ -15,7 +15,7 @@ from torch import Tensor
 from esm_pipeline import EsmConfig, EsmForMaskedLM, EsmModel, optimize_for_inference
 from esm_pipeline.errors import InputError
 from esm_pipeline.model import PackedLayout
-from esm_pipeline.model.decoder import CrossAttention
+from esm_pipeline.model.decoder import EsmEncoderAttention
 from esm_pipeline.model.memory import Memory, Past
 from esm_pipeline.model.rotary import rotary_frequencies, rotary_tables, rotate
 from tests.oracles import plain
@@ -212,14 +212,14 @@ def test_encoder_tokens_have_no_places(kind: str) -> None:
 
 
 def test_twin_that_rotates_cross_keys_fails(monkeypatch: pytest.MonkeyPatch) -> None:
-    look = CrossAttention.look
+    look = EsmEncoderAttention.look
 
-    def rotated(self: CrossAttention, memory: Memory, past: Any) -> tuple[Tensor, Tensor]:
+    def rotated(self: EsmEncoderAttention, memory: Memory, past: Any) -> tuple[Tensor, Tensor]:
         k, v = look(self, memory, past)
         tables = rotary_tables(torch.arange(k.shape[2]), rotary_frequencies(k.shape[3]), k.dtype)
         return rotate(k.transpose(1, 2), tables).transpose(1, 2), v
 
-    monkeypatch.setattr(CrossAttention, "look", rotated)
+    monkeypatch.setattr(EsmEncoderAttention, "look", rotated)
     with pytest.raises(AssertionError):
         order_of_states_matters("rotary")
 
@@ -293,9 +293,9 @@ def test_dropout_in_training_and_not_otherwise(kind: str, dropped: str) -> None:
     model = build(kind, **CROSS, **rates)
     for layer in model.encoder.layers:
         if dropped == "self-attention":
-            layer.cross.out.weight.zero_()
+            layer.crossattention.output.dense.weight.zero_()
         if dropped == "cross attention":
-            layer.attention_out.weight.zero_()
+            layer.attention.output.dense.weight.zero_()
     given = {"encoder_hidden_states": numbers(7, 1, STATES, WIDTH), "return_dict": False}
     ids = torch.tensor([[0, 5, 6, 7, 2]])
     still = model(ids, **given)[0]
@@ -462,6 +462,6 @@ def test_language_model_passes_the_encoder_on() -> None:
     states = SHAPED["states"]
     plainly = model.esm(IDS, encoder_hidden_states=states).last_hidden_state
     found = model(IDS, encoder_hidden_states=states).logits
-    assert max_abs(found, model.logits(plainly), IDS != PAD) <= TOLERANCE
+    assert max_abs(found, model.lm_head(plainly), IDS != PAD) <= TOLERANCE
     masked = model(IDS, encoder_hidden_states=states, encoder_attention_mask=torch.eye(2, 5))
     assert max_abs(found, masked.logits) > 1e-4

@@ -52,14 +52,15 @@ LOAD = """
     done.set()
     watcher.join()
     layer = model.esm.encoder.layer[35]
+    inner = layer.attention.self
     facts = {
         "weights": sum(p.numel() * p.element_size() for p in model.parameters()) / 1e9,
         "before": before / 1e6,
         "peak": kilobytes("VmHWM") / 1e6,
         "anonymous": most[0] / 1e6,
         "seconds": seconds,
-        "qkv": [float(part[7, 9]) for part in layer.qkv.weight.detach().chunk(3)],
-        "down": float(layer.down.weight[2559, 10239]),
+        "qkv": [float(getattr(inner, name).weight[7, 9]) for name in ("query", "key", "value")],
+        "down": float(layer.output.dense.weight[2559, 10239]),
         "dtypes": sorted({str(p.dtype) for p in model.parameters()}),
     }
     print(json.dumps(facts))

@@ -94,11 +94,11 @@ def test_twin_that_cuts_keys_of_another_head_fails(monkeypatch: pytest.MonkeyPat
 
     def wrong(linear: Any, kept: torch.Tensor, dim: int) -> None:
         calls.append(dim)
-        cut(linear, kept.roll(len(kept) // 2) if dim == 0 else kept, dim)
+        cut(linear, kept.roll(len(kept) // 2) if len(calls) == 2 else kept, dim)
 
     monkeypatch.setattr(pruning, "cut", wrong)
     assert difference("absolute", {}, [{0: [1]}]) > 1e-4
-    assert calls == [0, 1]
+    assert calls == [0, 0, 0, 1]
 
 
 def test_decoder_with_cross_attention_loses_heads_of_its_own() -> None:
@@ -106,7 +106,8 @@ def test_decoder_with_cross_attention_loses_heads_of_its_own() -> None:
     cut, whole = build(**config), build(**config)
     cut.prune_heads({0: [1]})
     width = BASE["hidden_size"] // HEADS
-    whole.encoder.layers[0].attention_out.weight[:, width : 2 * width] = 0  # what the head says
+    said = whole.encoder.layers[0].attention.output.dense.weight
+    said[:, width : 2 * width] = 0  # by the head
     expected = whole(IDS, encoder_hidden_states=STATES).last_hidden_state
     out = cut(IDS[:, :4], encoder_hidden_states=STATES)
     assert [x.shape[1] for x in out.past_key_values[0]] == [2, 2, 3, 3]
@@ -166,9 +167,11 @@ def test_what_is_left_can_be_trained() -> None:
     model.prune_heads({0: [1], 1: [0, 1]})
     model(IDS, labels=IDS.masked_fill(IDS == PAD, -100)).loss.backward()
     for layer, width in zip(model.esm.encoder.layers, (8, 4), strict=True):
-        assert layer.qkv.weight.grad.shape == (3 * width, 12)
-        assert bool(layer.qkv.weight.grad.any())
-        assert bool(layer.attention_out.weight.grad.any())
+        attention = layer.attention
+        for linear in (attention.self.query, attention.self.key, attention.self.value):
+            assert linear.weight.grad.shape == (width, 12)
+            assert bool(linear.weight.grad.any())
+        assert bool(attention.output.dense.weight.grad.any())
 
 
 def test_frozen_weights_stay_frozen() -> None:
@@ -193,7 +196,7 @@ def test_heads_that_are_not_there(heads: dict[int, list[int]], message: str) -> 
     with pytest.raises(InputError, match=f"prune_heads: {message}"):
         model.prune_heads(heads)
     assert model.config.pruned_heads == {}
-    assert [one.heads for one in model.encoder.layers] == [[0, 1, 2]] * 2
+    assert [one.attention.self.heads for one in model.encoder.layers] == [[0, 1, 2]] * 2
     with pytest.raises(WeightsError, match=f"config: pruned_heads: {message}"):
         EsmModel(EsmConfig(**BASE, pruned_heads=heads))
 
@@ -219,11 +222,16 @@ def test_unpruned_checkpoint_does_not_fit_a_pruned_config(tmp_path: Path) -> Non
 
 def test_heads_of_a_layer() -> None:
     layer = EsmLayer(EsmConfig(**BASE))
-    weight = layer.qkv.weight.detach().clone()
+    attention = layer.attention.self
+    linears = (attention.query, attention.key, attention.value)
+    weights = [linear.weight.detach().clone() for linear in linears]
     pruning.prune_layer(layer, [1])
-    assert layer.heads == [0, 2]
-    assert (layer.qkv.out_features, layer.attention_out.in_features) == (24, 8)
-    assert torch.equal(layer.qkv.weight[4:8], weight[8:12])
+    assert attention.heads == [0, 2]
+    assert layer.attention.output.dense.in_features == 8
+    for linear, weight in zip(linears, weights, strict=True):
+        assert linear.out_features == 8
+        assert torch.equal(linear.weight, weight[[*range(4), *range(8, 12)]])
     pruning.prune_layer(layer, [1, 2])
-    assert layer.heads == [0]
-    assert torch.equal(layer.qkv.weight, weight[[*range(4), *range(12, 16), *range(24, 28)]])
+    assert attention.heads == [0]
+    for linear, weight in zip(linears, weights, strict=True):
+        assert torch.equal(linear.weight, weight[:4])

@@ -17,8 +17,8 @@ from esm_pipeline.model import base as model_base
 from esm_pipeline.model import esm as model_esm
 from esm_pipeline.model.arguments import table_rows
 from esm_pipeline.model.base import EsmPreTrainedModel
-from esm_pipeline.model.decoder import CrossAttention, EsmDecoderLayer
-from esm_pipeline.model.layer import EsmLayer
+from esm_pipeline.model.decoder import EsmCausalAttention, EsmEncoderAttention
+from esm_pipeline.model.layer import EsmLayer, EsmSelfAttention
 from esm_pipeline.model.layout import PackedLayout
 from esm_pipeline.model.memory import Memory, Past
 from esm_pipeline.model.positions import DistanceEmbedding
@@ -135,7 +135,7 @@ def one_token_ahead(patch: pytest.MonkeyPatch) -> None:
 
 
 def not_causal(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(EsmDecoderLayer, "causal", False)
+    patch.setattr(EsmCausalAttention, "causal", False)
 
 
 def rotated_cache(patch: pytest.MonkeyPatch) -> None:
@@ -163,8 +163,8 @@ def cache_rows_off_by_one(patch: pytest.MonkeyPatch) -> None:
 
 
 def swapped_cross_keys_and_values(patch: pytest.MonkeyPatch) -> None:
-    look = CrossAttention.look
-    patch.setattr(CrossAttention, "look", lambda self, *rest: look(self, *rest)[::-1])
+    look = EsmEncoderAttention.look
+    patch.setattr(EsmEncoderAttention, "look", lambda self, *rest: look(self, *rest)[::-1])
 
 
 def unseen_encoder_mask(patch: pytest.MonkeyPatch) -> None:
@@ -173,7 +173,7 @@ def unseen_encoder_mask(patch: pytest.MonkeyPatch) -> None:
 
 
 def unheard_head_mask(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(EsmLayer, "own", lambda self, head_mask: None)
+    patch.setattr(EsmSelfAttention, "own", lambda self, head_mask: None)
 
 
 def unheard_position_ids(patch: pytest.MonkeyPatch) -> None:
@@ -194,7 +194,8 @@ def heads_counted_anew(patch: pytest.MonkeyPatch) -> None:
     prune = pruning.prune_layer
 
     def anew(layer: EsmLayer, heads: list[int]) -> None:
-        layer.heads = list(range(len(layer.heads)))
+        attention = layer.attention.self
+        attention.heads = list(range(len(attention.heads)))
         prune(layer, heads)
 
     patch.setattr(model_base, "prune_layer", anew)

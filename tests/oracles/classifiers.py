@@ -12,7 +12,6 @@ from torch import Tensor, nn
 
 import esm_pipeline
 from esm_pipeline import EsmConfig
-from esm_pipeline.model.weights import reference_keys
 from tests.oracles.peers import SMALL, batch, enliven, max_abs
 
 LABELS = 3
@@ -65,7 +64,7 @@ def copy_weights(peer: nn.Module, ours: nn.Module) -> None:
     """Give `ours` the weights of `peer`."""
     theirs = dict(peer.named_parameters())
     for name, parameter in ours.named_parameters():
-        parameter.copy_(torch.cat([theirs[key] for key in reference_keys(name)]))
+        parameter.copy_(theirs[name])
 
 
 def gradients(model: nn.Module, **inputs: Tensor) -> dict[str, Tensor]:
@@ -84,12 +83,10 @@ def gradient_difference(peer: nn.Module, ours: nn.Module, **inputs: Tensor) -> f
     theirs, found = gradients(peer, **inputs), gradients(ours, **inputs)
     learned = {name for name, _ in ours.named_parameters() if "contact_head" not in name}
     assert set(found) == learned
-    keys = {name: reference_keys(name) for name in found}
-    assert set(theirs) == {key for own in keys.values() for key in own}
+    assert set(theirs) == set(found)
     return max(
-        max_abs(part, theirs[key]) / max(1e-3, float(theirs[key].abs().max()))
-        for name, own in keys.items()
-        for key, part in zip(own, found[name].chunk(len(own)), strict=True)
+        max_abs(found[name], theirs[name]) / max(1e-3, float(theirs[name].abs().max()))
+        for name in found
     )
 
 

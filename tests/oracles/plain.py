@@ -10,7 +10,7 @@ import cmath
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from esm_pipeline import EsmModel
 from esm_pipeline.model.layer import EsmLayer
@@ -22,15 +22,21 @@ def states(model: EsmModel, x: Tensor, places: list[int], encoder: Tensor | None
         x = x + attention(model, layer, x, places)
         if encoder is not None:
             x = x + cross_attention(model, layer, x, encoder)
-        fed = F.linear(layer.feed_norm(x), layer.up.weight, layer.up.bias)
+        fed = linear(layer.intermediate.dense, layer.LayerNorm(x))
         gelu = fed * 0.5 * (1 + torch.erf(fed / 2**0.5))
-        x = x + F.linear(gelu, layer.down.weight, layer.down.bias)
+        x = x + linear(layer.output.dense, gelu)
     return model.encoder.emb_layer_norm_after(x)
+
+
+def linear(layer: nn.Linear, x: Tensor) -> Tensor:
+    """A layer without its module."""
+    return F.linear(x, layer.weight, layer.bias)
 
 
 def attention(model: EsmModel, layer: EsmLayer, x: Tensor, places: list[int]) -> Tensor:
     """What self-attention adds, (L, D)."""
-    q, k, v = F.linear(layer.attention_norm(x), layer.qkv.weight, layer.qkv.bias).chunk(3, dim=-1)
+    normed, inner = layer.attention.LayerNorm(x), layer.attention.self
+    q, k, v = (linear(one, normed) for one in (inner.query, inner.key, inner.value))
     length, heads = len(places), model.config.num_attention_heads
     columns = []
     for qh, kh, vh in zip(q.chunk(heads, -1), k.chunk(heads, -1), v.chunk(heads, -1), strict=True):
@@ -40,7 +46,7 @@ def attention(model: EsmModel, layer: EsmLayer, x: Tensor, places: list[int]) ->
                 if j <= i or not model.config.is_decoder:
                     scores[i, j] = score(model, layer, qh[i], kh[j], places[i], places[j])
         columns.append(scores.softmax(-1) @ vh)
-    return F.linear(torch.cat(columns, -1), layer.attention_out.weight, layer.attention_out.bias)
+    return linear(layer.attention.output.dense, torch.cat(columns, -1))
 
 
 def score(model: EsmModel, layer: EsmLayer, q: Tensor, k: Tensor, at: int, of: int) -> Tensor:
@@ -50,7 +56,9 @@ def score(model: EsmModel, layer: EsmLayer, q: Tensor, k: Tensor, at: int, of: i
         return (turned(q, at) * turned(k, of).conj()).real.sum() * scale
     found = (q * k).sum() * scale
     if kind.startswith("relative"):
-        e = layer.distances.weight[at - of + model.config.max_position_embeddings - 1]
+        e = layer.attention.self.distance_embedding.weight[
+            at - of + model.config.max_position_embeddings - 1
+        ]
         found = found + (q * e).sum() * scale
         if kind == "relative_key_query":
             found = found + (k * e).sum()
@@ -67,13 +75,13 @@ def turned(vector: Tensor, place: int) -> Tensor:
 
 def cross_attention(model: EsmModel, layer: EsmLayer, x: Tensor, encoder: Tensor) -> Tensor:
     """What attention to an encoder's states adds, (L, D): no positions."""
-    cross, heads = layer.cross, model.config.num_attention_heads
-    q = F.linear(cross.norm(x), cross.query.weight, cross.query.bias)
-    k, v = F.linear(encoder, cross.kv.weight, cross.kv.bias).chunk(2, dim=-1)
+    cross, heads = layer.crossattention, model.config.num_attention_heads
+    q = linear(cross.self.query, cross.LayerNorm(x))
+    k, v = linear(cross.self.key, encoder), linear(cross.self.value, encoder)
     columns = [
         (qh @ kh.T * qh.shape[1] ** -0.5).softmax(-1) @ vh
         for qh, kh, vh in zip(
             q.chunk(heads, -1), k.chunk(heads, -1), v.chunk(heads, -1), strict=True
         )
     ]
-    return F.linear(torch.cat(columns, -1), cross.out.weight, cross.out.bias)
+    return linear(cross.output.dense, torch.cat(columns, -1))

@@ -14,7 +14,6 @@ from torch import Tensor
 import esm_pipeline
 from esm_pipeline import EsmConfig
 from esm_pipeline.model.base import EsmPreTrainedModel
-from esm_pipeline.model.weights import reference_keys
 from tests.oracles.peers import max_abs
 from tests.oracles.reference_cases import BASE, PAD, all_models
 from tests.oracles.seeded import weight
@@ -61,10 +60,8 @@ def build(name: str) -> EsmPreTrainedModel:
 def fill(model: EsmPreTrainedModel) -> EsmPreTrainedModel:
     """Give `model` the weights that the reference's keys and the recorded seed stand for."""
     for name, parameter in model.named_parameters():
-        keys = reference_keys(name)
-        shape = (parameter.shape[0] // len(keys), *parameter.shape[1:])
-        parts = [weight(key, shape, facts()["seed"]) for key in keys]
-        parameter.data.copy_(torch.from_numpy(np.concatenate(parts)))
+        own = weight(name, tuple(parameter.shape), facts()["seed"])
+        parameter.data.copy_(torch.from_numpy(own))
     return model
 
 
