@@ -1,25 +1,30 @@
 """Predicted structures as mmCIF with the categories of ModelCIF. Written by biotite.
 
 pLDDT is the local quality of each residue, that of its C-alpha, and as B-factor that of each atom.
-Peer: the AlphaFold database, whose files have the same categories (Vallat et al. 2023).
+Peers: the AlphaFold database; python-modelcif, which reads and writes the same items.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
+from numpy.typing import NDArray
 
 from esm_pipeline import residues
 from esm_pipeline.formats.structures import Structure, atom_array, chain_name, plain
 
 if TYPE_CHECKING:
+    from biotite.structure import AtomArray
     from biotite.structure.io.pdbx import CIFBlock
 
-DICTIONARY = ("mmcif_ma.dic", "1.4.6")
+DICTIONARY = ("mmcif_ma.dic", "1.4.9")
 CA = residues.BACKBONE.index("CA")
 LINE = 80
+RESERVED = re.compile(r"[$\[\]_#;]|(data|loop|save|stop|global)_|[?.]$", re.IGNORECASE)
+"""How a value may not begin, unless it is quoted, which biotite does where there is a space."""
 
 
 def cif_text(structure: Structure, name: str, title: str, facts: Mapping[str, str]) -> str:
@@ -30,18 +35,23 @@ def cif_text(structure: Structure, name: str, title: str, facts: Mapping[str, st
     from biotite.structure.io.pdbx import CIFBlock, CIFCategory, CIFColumn, CIFFile
 
     entities = entities_of(structure)
+    atoms = atom_array(structure)
     block = CIFBlock()
     described: dict[str, dict[str, object]] = {
         "entry": {"id": name},
         "audit_conform": dict(zip(("dict_name", "dict_version"), DICTIONARY, strict=True)),
-        "struct": {"entry_id": name, "title": plain(title)},
+        "struct": {
+            "entry_id": name,
+            "title": free(title),
+            "pdbx_structure_determination_methodology": "computational",
+        },
         **sequence_categories(structure, entities),
         **model_categories(facts),
         **quality_categories(structure),
     }
     for category, columns in described.items():
         block[category] = CIFCategory({key: CIFColumn(texts(v)) for key, v in columns.items()})
-    set_atoms(block, structure, entities)
+    set_atoms(block, atoms, np.array(entities)[structure.chains[structure.atoms[0]]])
     return str(CIFFile({name: block}).serialize())
 
 
@@ -49,6 +59,12 @@ def texts(values: object) -> list[str]:
     """One value or several as text; of an empty one, `?`."""
     several = values if isinstance(values, (list, tuple)) else [values]
     return [str(value) or "?" for value in several]
+
+
+def free(text: str) -> str:
+    """Text of any kind as a value; one that would mean something to CIF begins with a space."""
+    found = plain(text)
+    return f" {found}" if RESERVED.match(found) else found
 
 
 def entities_of(structure: Structure) -> list[int]:
@@ -77,11 +93,12 @@ def sequence_categories(
         "chem_comp": {
             "id": kinds,
             "type": ["peptide linking" if k == "GLY" else "L-peptide linking" for k in kinds],
+            "ma_provenance": ["CCD Core"] * len(kinds),
         },
         "entity": {
             "id": list(unique),
             "type": ["polymer"] * len(unique),
-            "src_method": ["syn"] * len(unique),
+            "src_method": ["man"] * len(unique),
             "pdbx_number_of_molecules": [entities.count(entity) for entity in unique],
         },
         "entity_poly": {
@@ -122,7 +139,7 @@ def folded(sequence: str) -> str:
 
 def model_categories(facts: Mapping[str, str]) -> dict[str, dict[str, object]]:
     """How the model was made."""
-    names = [plain(name) or "remark" for name in facts]
+    names = [free(name) if name else "remark" for name in facts]
     return {
         "ma_data": {
             "id": [1, 2],
@@ -141,7 +158,7 @@ def model_categories(facts: Mapping[str, str]) -> dict[str, dict[str, object]]:
             "group_id": [1] * len(names),
             "data_type": ["string"] * len(names),
             "name": names,
-            "value": [plain(value) for value in facts.values()],
+            "value": [free(value) for value in facts.values()],
         },
         "ma_software_group": {
             "ordinal_id": 1,
@@ -162,13 +179,12 @@ def model_categories(facts: Mapping[str, str]) -> dict[str, dict[str, object]]:
         "ma_data_group": {"ordinal_id": [1, 2], "group_id": [1, 2], "data_id": [1, 2]},
         "ma_model_list": {
             "ordinal_id": 1,
-            "model_id": 1,
-            "model_group_id": 1,
             "model_name": "predicted structure",
-            "model_group_name": "prediction",
             "data_id": 2,
             "model_type": "Ab initio model",
         },
+        "ma_model_group": {"id": 1, "name": "prediction"},
+        "ma_model_group_link": {"group_id": 1, "model_id": 1},
     }
 
 
@@ -208,16 +224,14 @@ def quality_categories(structure: Structure) -> dict[str, dict[str, object]]:
     }
 
 
-def set_atoms(block: CIFBlock, structure: Structure, entities: Sequence[int]) -> None:
-    """Write the atoms, with as many digits as a PDB file has."""
+def set_atoms(block: CIFBlock, atoms: AtomArray, entities: NDArray[np.int64]) -> None:
+    """Write the atoms, (N,) of `entities`, with as many digits as a PDB file has."""
     from biotite.structure.io.pdbx import set_structure
 
-    array = atom_array(structure)
-    residue, _ = structure.atoms
-    array.set_annotation("label_entity_id", np.array(entities)[structure.chains[residue]])
-    set_structure(block, array)
-    atoms = block["atom_site"]
+    atoms.set_annotation("label_entity_id", entities)
+    set_structure(block, atoms)
+    written = block["atom_site"]
     for axis, name in enumerate(("Cartn_x", "Cartn_y", "Cartn_z")):
-        atoms[name] = [f"{value:.3f}" for value in array.coord[:, axis].tolist()]
-    atoms["B_iso_or_equiv"] = [f"{value:.2f}" for value in array.b_factor.tolist()]
-    atoms["occupancy"] = ["1.00"] * len(residue)
+        written[name] = [f"{value:.3f}" for value in atoms.coord[:, axis].tolist()]
+    written["B_iso_or_equiv"] = [f"{value:.2f}" for value in atoms.b_factor.tolist()]
+    written["occupancy"] = ["1.00"] * len(entities)

@@ -1,0 +1,27 @@
+"""Structures made up for tests: atoms at random places, whatever the sequence."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from esm_pipeline import residues
+from esm_pipeline.formats.structures import Structure
+
+EVERY = residues.LETTERS[: residues.UNKNOWN]
+FACTS = {"software": "esm_pipeline 0.1", "model": "some/model", "num_recycles": "3"}
+
+
+def made_up(*chains: str, seed: int = 0, spread: float = 30.0) -> Structure:
+    """A structure of `chains`, sequences of letters."""
+    random = np.random.default_rng(seed)
+    size = sum(map(len, chains))
+    return Structure(
+        aatype=residues.encode("".join(chains)),
+        chains=np.repeat(np.arange(len(chains)), [*map(len, chains)]),
+        positions=(random.normal(size=(size, 14, 3)) * spread).astype(np.float32),
+        plddt=random.uniform(0, 100, size=(size, 14)).astype(np.float32),
+        pae=random.integers(2, 255, size=(size, size), dtype=np.uint8),
+        mean_plddt=float(random.uniform(0, 100)),
+        ptm=float(random.uniform()),
+        iptm=float(random.uniform()) if len(chains) > 1 else None,
+    )

@@ -1,0 +1,163 @@
+"""Names, folders, archives: safe whatever the id, whole or absent, the same bytes each time."""
+
+from __future__ import annotations
+
+import time
+import zipfile
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from esm_pipeline.errors import AmbiguousIdError, InputError
+from esm_pipeline.formats import structure_files
+from esm_pipeline.formats.records import format_row
+from esm_pipeline.formats.structure_files import (
+    COLUMNS,
+    Bundle,
+    file_stem,
+    folder_name,
+    read_structure,
+    read_table,
+    require_ours,
+)
+
+
+@pytest.mark.parametrize(
+    ("name", "stem"),
+    [
+        ("P12345", "7_P12345"),
+        ("sp|P12345|A_B.1", "7_sp_P12345_A_B.1"),
+        ("../../etc/passwd", "7_.._.._etc_passwd"),
+        ("a:b*c?\n", "7_a_b_c_"),
+        ("é", "7__"),
+        ("", "7"),
+        ("...", "7"),
+        ("con.", "7_con"),
+        ("x" * 500, "7_" + "x" * 80),
+    ],
+)
+def test_names(name, stem):
+    assert file_stem(7, name) == stem
+
+
+@given(st.text(), st.text(), st.integers(0, 10**9), st.integers(0, 10**9))
+def test_names_are_safe_and_differ(one, other, index, second):
+    stem = file_stem(index, one)
+    assert stem.isascii()
+    assert not set(stem) & set('/\\:*?"<>| \0\n')
+    assert stem[0].isdigit()
+    assert len(stem) < 100
+    if index != second:
+        assert stem.lower() != file_stem(second, other).lower()
+
+
+def test_folders_are_of_bounded_size():
+    names = [folder_name(index) for index in range(3_500)]
+    assert [names.count(name) for name in dict.fromkeys(names)] == [1000, 1000, 1000, 500]
+    assert sorted(names) == names
+    assert folder_name(123_456_789) == "123456"
+
+
+@pytest.mark.parametrize("archive", [False, True])
+def test_what_is_added_can_be_read(tmp_path, archive):
+    with Bundle(tmp_path, "00000", archive=archive) as bundle:
+        assert list(tmp_path.iterdir()) == []
+        bundle.add("0_a.pdb", b"one")
+        bundle.add("1_b.pdb", b"other")
+    place = tmp_path / bundle.name
+    assert place.is_dir() is not archive
+    assert structure_files.read_file(place / "1_b.pdb") == b"other"
+    with pytest.raises(InputError, match=r"2_c\.pdb: cannot be read"):
+        structure_files.read_file(place / "2_c.pdb")
+
+
+def test_an_archive_has_the_same_bytes_at_any_time(tmp_path, monkeypatch):
+    for name, now in (("0", 1e9), ("1", 1.7e9)):
+        monkeypatch.setattr(time, "time", lambda now=now: now)
+        monkeypatch.setattr(time, "localtime", lambda *_, now=now: time.gmtime(now))
+        with Bundle(tmp_path, name, archive=True) as bundle:
+            bundle.add("0_a.pdb", b"ATOM" * 1000)
+    one, other = (path.read_bytes() for path in sorted(tmp_path.iterdir()))
+    assert one == other
+    assert len(one) < 500
+    with zipfile.ZipFile(tmp_path / "0.zip") as archive:
+        (member,) = archive.infolist()
+        assert member.date_time[0] == 1980
+        assert member.external_attr >> 16 == 0o644
+
+
+def test_folders_of_others_are_left_alone(tmp_path):
+    require_ours(tmp_path / "missing")
+    require_ours(tmp_path)
+    (tmp_path / "00012").mkdir()
+    (tmp_path / "00013.zip").touch()
+    require_ours(tmp_path)
+    (tmp_path / "thesis.doc").touch()
+    with pytest.raises(InputError, match=r"holds 'thesis\.doc', which is not of `fold`"):
+        require_ours(tmp_path)
+    with pytest.raises(InputError, match="not a folder"):
+        require_ours(tmp_path / "thesis.doc")
+
+
+def write_table(folder, rows):
+    path = folder / "structures.tsv"
+    lines = [dict.fromkeys(COLUMNS, "") | row for row in rows]
+    texts = [format_row(COLUMNS), *(format_row([line[name] for name in COLUMNS]) for line in lines)]
+    path.write_text("".join(texts))
+    return path
+
+
+@pytest.fixture
+def table(tmp_path):
+    with Bundle(tmp_path, "00000", archive=True) as bundle:
+        for stem in ("0_a", "1_b", "3_a"):
+            bundle.add(f"{stem}.pdb", stem.encode())
+    return write_table(
+        tmp_path,
+        [
+            {"index": "0", "id": "a", "status": "ok", "file": "00000.zip/0_a.pdb"},
+            {"index": "1", "id": "b", "status": "ok", "file": "00000.zip/1_b.pdb"},
+            {"index": "2", "id": "b", "status": "ok", "file": "00000.zip/1_b.pdb"},
+            {"index": "3", "id": "a", "status": "ok", "file": "00000.zip/3_a.pdb"},
+            {"index": "4", "id": "4", "status": "failed", "reason": "too much"},
+        ],
+    )
+
+
+@pytest.mark.parametrize(("key", "found"), [(0, b"0_a"), (3, b"3_a"), ("b", b"1_b"), (2, b"1_b")])
+def test_one_structure_is_read_by_id_or_index(table, key, found):
+    assert read_structure(table, key) == found
+
+
+def test_what_cannot_be_read_is_told(table):
+    with pytest.raises(AmbiguousIdError, match="id 'a' names 2 structures; use the index"):
+        read_structure(table, "a")
+    for key in (4, "4"):
+        with pytest.raises(InputError, match=r"no structure of '?4'? \(too much\)"):
+            read_structure(table, key)
+    for key in (5, "5", "0"):
+        with pytest.raises(InputError, match="no such record"):
+            read_structure(table, key)
+
+
+@pytest.mark.parametrize(
+    ("change", "why"),
+    [
+        (lambda text: "x" + text, "its columns are others"),
+        (lambda text: "", "its columns are others"),
+        (lambda text: text + "5\n", "line 7 has another number of cells"),
+        (lambda text: text.rstrip("\n") + "\tmore\n", "line 6 has another number of cells"),
+        (lambda text: text + '5"\t"x', "unexpected end of data"),
+    ],
+)
+def test_what_is_no_table_is_told(table, change, why):
+    table.write_text(change(table.read_text()))
+    with pytest.raises(InputError) as error:
+        list(read_table(table))
+    assert str(error.value) == f"{table}: not a structures.tsv ({why}); check the path"
+
+
+def test_a_table_that_is_not_there(tmp_path):
+    with pytest.raises(InputError, match="No such file"):
+        list(read_table(tmp_path / "structures.tsv"))
