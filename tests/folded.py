@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 import numpy as np
 
 from esm_pipeline import residues
+from esm_pipeline.formats.hdf5 import Entry, RaggedWriter
+from esm_pipeline.formats.structure_arrays import ARRAYS, FORMAT, write_structures
 from esm_pipeline.formats.structures import Structure
 
 EVERY = residues.LETTERS[: residues.UNKNOWN]
@@ -25,3 +30,31 @@ def made_up(*chains: str, seed: int = 0, spread: float = 30.0) -> Structure:
         ptm=float(random.uniform()),
         iptm=float(random.uniform()) if len(chains) > 1 else None,
     )
+
+
+def write_arrays(
+    path: Path,
+    structures: list[Structure],
+    entries: list[Entry],
+    bits: list[int] | None = None,
+    **attributes: str,
+) -> Path:
+    """A `structures.h5` with one row a structure."""
+    told = {
+        "format": FORMAT,
+        "model": "some/model",
+        "revision": "",
+        "weights_sha256": "ab" * 32,
+        "dtype": "float32",
+        "num_recycles": "3",
+        "random_weights": "false",
+        "flags": json.dumps(["clashes", "long"]),
+        "software": json.dumps({"esm_pipeline": "0.1"}),
+        **attributes,
+    }
+    lengths = np.array([len(one.aatype) for one in structures])
+    with RaggedWriter(path, ARRAYS, lengths, len(entries), entries, told) as writer:
+        for row, one in enumerate(structures):
+            one_bits = bits[row] if bits else 0
+            write_structures(writer, np.array([row]), [one], [64 * row], [one_bits])
+    return path

@@ -100,7 +100,7 @@ def refusal(function, *arguments) -> str:
         (FASTA | {"embed": {"layers": ["x"]}}, "'embed.layers.0' = 'x': should be a whole number"),
         (FASTA | {"embed": {"layers": [3, 3]}}, "'embed.layers' = [3, 3]: names something twice;"),
         (FASTA | {"tasks": ["embed", "embed"]}, "'tasks' = ['embed', 'embed']: names something tw"),
-        (FASTA | {"tasks": ["fold"]}, "'tasks.0' = 'fold': should be 'embed'"),
+        (FASTA | {"tasks": ["folds"]}, "'tasks.0' = 'folds': should be 'embed' or 'fold'"),
         (
             FASTA | {"embed": {"include": ["means"]}},
             f"'embed.include.0' = 'means': should be {INCLUDE}",

@@ -32,6 +32,9 @@ PDB_LEAST, PDB_MOST = -999.999, 9999.999  # Å
 REMARK = 220
 """The PDB's remark for how a theoretical model was made."""
 
+RANDOM = "random_weights"
+"""In a model's config, and flag of a structure: the weights are random, structures meaningless."""
+
 MEANINGLESS = "RANDOM WEIGHTS: this structure is meaningless, made to try the software"
 
 Int64 = NDArray[np.int64]

@@ -6,6 +6,8 @@ is imported only when its task runs, so that light tasks load no torch.
 
 TASKS = {
     "embed": "representations of every sequence of a FASTA file, into HDF5",
+    "fold": "a structure of every sequence of a FASTA file, with its confidences",
+    "structures": "write what `fold` computed as PDB or mmCIF files, with their table",
     "download": "fetch a model once, say where it lies and which it is, and check it",
     "shard": "validate FASTA files, remove duplicates, cut them into shards",
     "aggregate": "gather the shards of a task into one result, with every record in it",

@@ -12,10 +12,10 @@ import importlib
 from pathlib import Path
 
 from esm_pipeline.cli import add_flags
-from esm_pipeline.settings import EmbedSettings
+from esm_pipeline.settings import EmbedSettings, FoldSettings
 from esm_pipeline.tasks.model_file import describe, find_checkpoint, write_model_file
 
-CHECKED = {"embed": EmbedSettings}
+CHECKED = {"embed": EmbedSettings, "fold": FoldSettings}
 """Tasks that run a model, each with `check_model(args)`, and their settings."""
 
 
@@ -38,7 +38,7 @@ def run(args: argparse.Namespace) -> int:
     """Fetch, check and tell; returns 0."""
     from esm_pipeline.model import EsmConfig
 
-    checkpoint = find_checkpoint(args.model, args.revision)
+    checkpoint = find_checkpoint(args.model, args.revision, folding=args.task == "fold")
     facts = describe(checkpoint, EsmConfig.from_pretrained(checkpoint.source))
     if args.task:
         importlib.import_module(f"esm_pipeline.tasks.{args.task}").check_model(args)

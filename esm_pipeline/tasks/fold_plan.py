@@ -36,11 +36,12 @@ class FoldPlan(Plan):
         truncate = settings.long == "truncate"
         lengths = intake.lengths
         texts = intake.sequences(np.arange(len(lengths)))
-        kinds = [
-            (CHAIN_BREAK in text, len(text.translate(None, AMINO_ACIDS)) < len(text))
+        facts = [
+            (text.count(CHAIN_BREAK), len(text.translate(None, AMINO_ACIDS)) < len(text))
             for text in texts
         ]
-        self.complexes, self.placed = np.array(kinds, bool).reshape(-1, 2).T  # (U,) each
+        self.breaks, placed = np.array(facts, np.int64).reshape(-1, 2).T  # (U,) each
+        self.placed, self.complexes = placed.astype(bool), self.breaks > 0
         self.too_long = lengths > (lengths if self.limit is None else self.limit)
         self.cut = self.too_long & ~self.complexes & truncate
         self.lengths = np.where(self.cut, self.limit or 0, lengths)

@@ -61,22 +61,27 @@ def read_model_file(path: Path) -> dict[str, Any]:
     return facts
 
 
-def find_checkpoint(name: str, revision: str | None) -> Checkpoint:
+def find_checkpoint(name: str, revision: str | None, *, folding: bool = False) -> Checkpoint:
     """The checkpoint `name`, or the one that the model file `name` tells of, without network.
 
+    `folding`: "demo" is a folding model with random weights, and not the packaged one.
     Raises WeightsError if it cannot be found, or its weights are not those told of; InputError for
     a revision beside a model file.
     """
     from esm_pipeline.model import resolve_checkpoint
+    from esm_pipeline.tasks.demo_fold import DEMO, demo_checkpoint
 
     path = Path(name)
     if path.suffix != SUFFIX or not path.is_file():
+        if folding and name == DEMO:
+            return demo_checkpoint()
         return resolve_checkpoint(name, revision=revision)
     if revision:
         raise InputError(f"{name}: it names a revision; leave --revision out")
     facts = read_model_file(path)
     pinned = {"revision": facts["revision"], "local_files_only": True}
-    checkpoint = resolve_checkpoint(facts["name"], **pinned)
+    demo = folding and facts["name"] == DEMO
+    checkpoint = demo_checkpoint() if demo else resolve_checkpoint(facts["name"], **pinned)
     if checkpoint.weights_sha256() != facts["weights_sha256"]:
         raise WeightsError(
             f"{name}: the weights of {facts['name']} are no longer those it tells of; remove it, "

@@ -29,7 +29,7 @@ from esm_pipeline.tasks.verdict import count
 FORMAT_VERSION = 1
 INPUTS = "inputs.sha256"
 """In a sample's folder: what its FASTA files were when they were read."""
-PACKAGES = ("h5py", "huggingface_hub", "numpy", "safetensors", "snakemake", "torch")
+PACKAGES = ("biotite", "h5py", "huggingface_hub", "numpy", "safetensors", "snakemake", "torch")
 HOME = Path(esm_pipeline.__file__).resolve().parents[1]
 
 
@@ -38,6 +38,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--settings", required=True, help="the workflow's settings, as JSON")
     parser.add_argument(
         "--model", type=Path, metavar="FILE.json", help="what `download --out` wrote of the model"
+    )
+    parser.add_argument(
+        "--fold-model", type=Path, metavar="FILE.json", help="the same of the folding model"
     )
     parser.add_argument(
         "--out", required=True, type=Path, help="file to write, in the folder with the results"
@@ -52,6 +55,8 @@ def run(args: argparse.Namespace) -> int:
         raise InputError(f"--settings: not JSON ({error})") from None
     settings = load_settings(values, "--settings")
     facts = provenance(settings, args.out.parent, args.model)
+    if args.fold_model:
+        facts["fold_model"] = model_facts(args.fold_model)
     with atomic_path(args.out) as path:
         path.write_text(json.dumps(facts, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     return 0

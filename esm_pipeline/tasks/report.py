@@ -7,11 +7,10 @@ from __future__ import annotations
 
 import argparse
 import html
-import io
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from string import Template
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +18,8 @@ from numpy.typing import NDArray
 from esm_pipeline.files import atomic_path
 from esm_pipeline.formats.fasta import shown
 from esm_pipeline.formats.results import Embeddings, open_results
+from esm_pipeline.tasks.pictures import BLUE, svg, table
+from esm_pipeline.tasks.report_structures import structures_section
 from esm_pipeline.tasks.verdict import COLUMNS, COMMONEST, Tally, count
 
 if TYPE_CHECKING:
@@ -26,22 +27,6 @@ if TYPE_CHECKING:
 
 POINTS = 2_000  # sequences in the picture of embeddings, at most
 PICTURES = 20  # samples that get pictures, at most
-BLUE, GREY = "#30638e", "#555555"
-STYLE = {
-    "svg.fonttype": "none",
-    "svg.hashsalt": "esm-pipeline",
-    "font.family": "sans-serif",
-    "font.sans-serif": ["Helvetica", "Arial", "DejaVu Sans"],
-    "font.size": 10,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.edgecolor": GREY,
-    "axes.labelcolor": GREY,
-    "axes.titlecolor": "#222222",
-    "axes.titlesize": 11,
-    "xtick.color": GREY,
-    "ytick.color": GREY,
-}
 PAGE = Template("""<!DOCTYPE html>
 <html lang="en">
 <meta charset="utf-8">
@@ -110,28 +95,24 @@ def reasons_table(tallies: Sequence[Tally]) -> str:
     return heading + table(("sample", "step", "records", "status", "reason"), rows, numbers=(2,))
 
 
-def table(columns: Sequence[str], rows: Iterable[Sequence[str]], numbers: Iterable[int]) -> str:
-    """An HTML table; the columns at the places `numbers` are aligned to the right."""
-    right = set(numbers)
-
-    def line(cells: Sequence[str], tag: str) -> str:
-        marks = (' class="number"' if place in right else "" for place in range(len(cells)))
-        texts = map(html.escape, cells)
-        return "".join(f"<{tag}{m}>{t}</{tag}>" for m, t in zip(marks, texts, strict=True))
-
-    lines = [line(columns, "th"), *(line(row, "td") for row in rows)]
-    return "<table>\n" + "\n".join(f"<tr>{cells}</tr>" for cells in lines) + "\n</table>"
-
-
 def sample_section(folder: Path) -> str:
+    """What the results of one sample are, and how they look."""
+    parts = [part for part in (embeddings_section(folder), structures_section(folder)) if part]
+    if not parts:
+        return ""
+    heading = f"<h2>Sample {html.escape(shown(folder.absolute().name))}</h2>\n"
+    return heading + "\n".join(parts)
+
+
+def embeddings_section(folder: Path) -> str:
     """What the embeddings of one sample are, and how they look."""
     if not (folder / "embeddings.h5").exists():
         return ""
     with open_results(folder / "embeddings.h5") as results:
         facts = embedding_facts(results)
         pictures = [length_histogram(results), embedding_map(results)]
-    heading = f"<h2>Sample {html.escape(shown(folder.absolute().name))}</h2>\n<p>{facts}</p>\n"
-    return heading + '<div class="pictures">\n' + "\n".join(filter(None, pictures)) + "\n</div>"
+    shown_pictures = "\n".join(filter(None, pictures))
+    return f'<p>{facts}</p>\n<div class="pictures">\n{shown_pictures}\n</div>'
 
 
 def embedding_facts(results: Embeddings) -> str:
@@ -220,17 +201,3 @@ def principal_components(
     points = left[:, :2] * scale[:2]
     points *= np.sign(points[np.abs(points).argmax(0), range(points.shape[1])])
     return points, scale[:2] ** 2 / max((scale**2).sum(), np.finfo(float).tiny)
-
-
-def svg(draw: Any) -> str:
-    """A picture of one pair of axes, as SVG text to put into a page."""
-    import matplotlib
-    from matplotlib.backends.backend_svg import FigureCanvasSVG
-    from matplotlib.figure import Figure
-
-    with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(4.8, 3.4), layout="constrained", dpi=150)
-        draw(figure.add_subplot())
-        text = io.StringIO()
-        FigureCanvasSVG(figure).print_svg(text, metadata={"Date": None})
-    return text.getvalue()[text.getvalue().index("<svg") :]

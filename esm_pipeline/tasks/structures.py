@@ -35,7 +35,7 @@ from esm_pipeline.formats.structure_files import (
     folder_name,
     require_ours,
 )
-from esm_pipeline.formats.structures import MEANINGLESS, Structure, pdb_problem, pdb_text
+from esm_pipeline.formats.structures import MEANINGLESS, RANDOM, Structure, pdb_problem, pdb_text
 from esm_pipeline.settings import StructureSettings
 from esm_pipeline.tasks.aggregate import with_outcomes
 from esm_pipeline.tasks.progress import progress
@@ -45,7 +45,6 @@ TABLE, STRUCTURES, PAE = "structures.tsv", "structures", "pae"
 NOT_PDB = "not_pdb"
 """Flag of a structure that does not fit into a PDB file, and is written as mmCIF."""
 
-RANDOM = "random_weights"
 PAE_BYTES = {"json": json_bytes, "npz": npz_bytes}
 
 Int64 = NDArray[np.int64]

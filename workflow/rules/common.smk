@@ -44,15 +44,15 @@ def chosen_config():
 
 
 def read_config():
-    """The checked settings, each sample's FASTA files and number of shards, the model's files."""
+    """The checked settings, each sample's FASTA files and number of shards, the models' files."""
     try:
         settings = load_settings(chosen_config(), "config")
         samples = settings.inputs()
         counts = {sample: settings.shard_count(files) for sample, files in samples.items()}
-        model_files = settings.model_files()
+        model_files = settings.model_files(), settings.model_files(settings.folding_model[0])
     except InputError as error:
         raise WorkflowError(str(error)) from None
-    return settings, samples, counts, model_files
+    return settings, samples, counts, *model_files
 
 
 def shards_of(pattern):
@@ -76,6 +76,11 @@ def model_flags(wildcards):
     return shlex.join([f"--model={settings.model}", *revision])
 
 
+def model_file_flags(wildcards):
+    """A parameter: which models the tasks ran, as command-line flags."""
+    return shlex.join(f"{flag}={file}" for flag, file in MODELS.items())
+
+
 def sample_folders(wildcards, input):
     """A parameter: the folder of each sample's results."""
     return [str(Path(file).parent) for file in input.records]
@@ -87,6 +92,9 @@ def status_flags(wildcards, input):
     return shlex.join(f"--status={task}={file}" for task, file in pairs)
 
 
-settings, SAMPLES, SHARDS, MODEL_FILES = read_config()
+settings, SAMPLES, SHARDS, MODEL_FILES, FOLD_MODEL_FILES = read_config()
 OUT = settings.outdir
+MODEL, FOLD_MODEL = f"{OUT}/model.json", f"{OUT}/fold_model.json"
+MODELS = {"--model": MODEL} if {*settings.tasks} - {"fold"} else {}
+MODELS |= {"--fold-model": FOLD_MODEL} if "fold" in settings.tasks else {}
 RESULTS = []  # the files in a sample's folder that each task's rules add

@@ -26,7 +26,7 @@ rule provenance:
     input:
         fasta=list(SAMPLES.values()),
         inputs=expand(f"{OUT}/{{sample}}/inputs.sha256", sample=SAMPLES),
-        model=f"{OUT}/model.json",
+        models=list(MODELS.values()),
         records=expand(f"{OUT}/{{sample}}/records.tsv", sample=SAMPLES),
         results=expand(f"{OUT}/{{sample}}/{{result}}", sample=SAMPLES, result=RESULTS),
     output:
@@ -40,10 +40,11 @@ rule provenance:
     params:
         esm=esm,
         settings=all_settings,
+        models=model_file_flags,
     message:
         "provenance: versions, model, settings and digests of the inputs"
     shell:
-        "{params.esm} provenance --settings={params.settings:q} --model={input.model:q}"
+        "{params.esm} provenance --settings={params.settings:q} {params.models}"
         " --out={output:q} 2>&1 | tee -- {log:q}"
 
 

@@ -5,7 +5,7 @@ rule model:
     input:
         MODEL_FILES,
     output:
-        f"{OUT}/model.json",
+        MODEL,
     log:
         f"{OUT}/logs/model.log",
     benchmark:

@@ -1,0 +1,80 @@
+"""The demonstration's folding model: tiny, with random weights, made on the spot.
+
+It lets everything run without a download of gigabytes. Its config says `random_weights`, and so
+does every file made with it: the structures are meaningless.
+"""
+
+from __future__ import annotations
+
+import atexit
+import shutil
+import tempfile
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from esm_pipeline.model import Checkpoint
+
+DEMO = "demo"
+SEED = 0
+STEM = {
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "intermediate_size": 64,
+    "position_embedding_type": "rotary",
+    "token_dropout": True,
+    "vocab_size": 33,
+    "mask_token_id": 32,
+    "pad_token_id": 1,
+}
+TRUNK = {
+    "num_blocks": 2,
+    "sequence_state_dim": 32,
+    "pairwise_state_dim": 16,
+    "sequence_head_width": 8,
+    "pairwise_head_width": 8,
+    "structure_module": {
+        "sequence_dim": 32,
+        "pairwise_dim": 16,
+        "ipa_dim": 8,
+        "resnet_dim": 16,
+        "num_heads_ipa": 2,
+        "num_qk_points": 2,
+        "num_v_points": 2,
+        "num_blocks": 2,
+    },
+}
+
+
+def write_demo(folder: Path, **changes: Any) -> Path:
+    """Write such a checkpoint, the same each time, into `folder`; `changes` go into its config."""
+    import torch
+
+    from esm_pipeline.model import EsmConfig, EsmForProteinFolding, EsmTokenizer
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(SEED)
+        folding = {"lddt_head_hid_dim": 16, "trunk": TRUNK}
+        settings = {**STEM, "random_weights": True, **changes}
+        config = EsmConfig(is_folding_model=True, esmfold_config=folding, **settings)
+        model = EsmForProteinFolding(config)
+        with torch.no_grad():
+            for parameter in model.parameters():
+                if parameter.dim() > 1:  # those that begin as zeros too, so that something moves
+                    parameter.normal_(0, parameter.shape[-1] ** -0.5)
+    model.save_pretrained(folder)
+    EsmTokenizer.standard().save_pretrained(folder)
+    return folder
+
+
+@cache
+def demo_checkpoint() -> Checkpoint:
+    """The model in a temporary folder of this process."""
+    from esm_pipeline.model import Checkpoint, resolve_checkpoint
+
+    folder = Path(tempfile.mkdtemp(prefix="esm-pipeline-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    found = resolve_checkpoint(str(write_demo(folder)))
+    return Checkpoint(DEMO, found.folder, found.weight_files)

@@ -1,0 +1,61 @@
+"""The structures of a sample on the report's page: how sure they are, what is wrong with them."""
+
+from __future__ import annotations
+
+import html
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from esm_pipeline.formats.structure_files import read_table
+from esm_pipeline.formats.structures import MEANINGLESS, RANDOM
+from esm_pipeline.tasks.pictures import BLUE, GREY, svg, table
+from esm_pipeline.tasks.structures import TABLE
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+LEVELS = (50, 70, 90)
+"""pLDDT at which the AlphaFold database changes the word: low, confident, very high."""
+
+
+def structures_section(folder: Path) -> str:
+    """What the structures of one sample are, and how good they are held to be."""
+    if not (folder / TABLE).exists():
+        return ""
+    plddt, ptm, flags = [], [], Counter[str]()
+    for row in read_table(folder / TABLE):
+        if row["plddt"]:
+            plddt.append(float(row["plddt"]))
+            ptm.append(float(row["ptm"]))
+            flags.update(filter(None, row["flags"].split(";")))
+    parts = [f"<p>{len(plddt):,} records with a structure.</p>"]
+    if flags.pop(RANDOM, 0):
+        parts.append(f"<p><strong>{html.escape(MEANINGLESS)}.</strong></p>")
+    if plddt:
+        pictures = [
+            histogram(plddt, np.linspace(0, 100, 41), "mean pLDDT"),
+            histogram(ptm, np.linspace(0, 1, 41), "pTM"),
+        ]
+        parts.append('<div class="pictures">\n' + "\n".join(pictures) + "\n</div>")
+    if flags:
+        rows = [[name, f"{number:,}"] for name, number in flags.most_common()]
+        parts.append(table(("flag", "structures"), rows, numbers=(1,)))
+    return "\n".join(parts)
+
+
+def histogram(values: Sequence[float], edges: NDArray[np.float64], label: str) -> str:
+    """How many structures have which value, as SVG; dotted lines at levels of pLDDT."""
+
+    def draw(axes: Axes) -> None:
+        axes.hist(values, bins=list(edges), color=BLUE, edgecolor="white", linewidth=0.5)
+        for level in LEVELS if edges[-1] > 1 else ():
+            axes.axvline(level, color=GREY, linewidth=0.8, linestyle=":")
+        axes.set(xlabel=label, ylabel="structures", xlim=(0, edges[-1]), title=label)
+        axes.yaxis.get_major_locator().set_params(integer=True)
+
+    return svg(draw)

@@ -1,0 +1,141 @@
+# A shard's sequences -> their structures as arrays; a sample's shards -> structures.h5, and from it
+# the files that people open. What only changes those files folds nothing again.
+from esm_pipeline.settings import FoldSettings, StructureSettings
+
+RESULTS += ["structures.h5", "structures.tsv"]
+FOLDS = settings.fold.part(FoldSettings)
+
+
+def folding_model_flags(wildcards):
+    """A parameter: the folding model, as command-line flags."""
+    name, revision = settings.folding_model
+    return shlex.join([f"--model={name}", *([f"--revision={revision}"] if revision else [])])
+
+
+localrules:
+    fold_model,
+
+
+# The folding model, once, before any job that runs it: see the rule `model`.
+rule fold_model:
+    input:
+        FOLD_MODEL_FILES,
+    output:
+        FOLD_MODEL,
+    log:
+        f"{OUT}/logs/fold_model.log",
+    benchmark:
+        f"{OUT}/benchmarks/fold_model.tsv"
+    conda:
+        "../../envs/esm.yaml"
+    resources:
+        mem_mb=4000,
+        runtime=240,
+    params:
+        esm=esm,
+        model=folding_model_flags,
+        fold=flags(FOLDS),
+        files=[list(file_state(file)) for file in FOLD_MODEL_FILES],
+    message:
+        "fold_model: {params.model}, found once for all jobs"
+    shell:
+        "{params.esm} download {params.model} --out={output:q} fold {params.fold}"
+        " 2>&1 | tee -- {log:q}"
+
+
+rule fold:
+    input:
+        fasta=f"{OUT}/{{sample}}/shards/{{shard}}.fasta",
+        model=FOLD_MODEL,
+    output:
+        h5=temp(f"{OUT}/{{sample}}/fold/{{shard}}.h5"),
+        records=temp(f"{OUT}/{{sample}}/fold/{{shard}}.records.tsv"),
+        digests=temp(f"{OUT}/{{sample}}/fold/{{shard}}.sha256"),
+    log:
+        f"{OUT}/logs/fold/{{sample}}/{{shard}}.log",
+    benchmark:
+        f"{OUT}/benchmarks/fold/{{sample}}/{{shard}}.tsv"
+    retries: 2
+    conda:
+        "../../envs/esm.yaml"
+    threads: job_threads(settings.fold)
+    resources:
+        mem_mb=lambda wildcards, attempt: 32000 * attempt,
+        runtime=lambda wildcards, attempt: 1440 * attempt,
+        device=settings.fold.device,
+        gpu=int(settings.fold.device.startswith("cuda")),
+        token_budget=lambda wildcards, attempt: max(1, settings.fold.token_budget // attempt),
+        chunk_size=str(settings.fold.chunk_size),
+        memory=str(settings.fold.memory),
+    params:
+        esm=esm,
+        flags=flags(FOLDS),
+    message:
+        "fold: shard {wildcards.shard} of sample {wildcards.sample}"
+    shell:
+        "{params.esm} fold --model={input.model:q} {params.flags} --device {resources.device}"
+        " --token-budget {resources.token_budget} --chunk-size {resources.chunk_size}"
+        " --memory {resources.memory} --threads {threads} --allow-empty --on-failure keep"
+        " --sha256={output.digests:q} -- {input.fasta:q} {output.h5:q} 2>&1 | tee -- {log:q}"
+
+
+rule gather_fold:
+    input:
+        records=f"{OUT}/{{sample}}/shards/records.tsv",
+        h5=shards_of(f"{OUT}/{{sample}}/fold/{{shard}}.h5"),
+        statuses=shards_of(f"{OUT}/{{sample}}/fold/{{shard}}.records.tsv"),
+        digests=shards_of(f"{OUT}/{{sample}}/fold/{{shard}}.sha256"),
+    output:
+        h5=f"{OUT}/{{sample}}/structures.h5",
+        status=temp(f"{OUT}/{{sample}}/fold/status.tsv"),
+    log:
+        f"{OUT}/logs/gather_fold/{{sample}}.log",
+    benchmark:
+        f"{OUT}/benchmarks/gather_fold/{{sample}}.tsv"
+    conda:
+        "../../envs/esm.yaml"
+    resources:
+        mem_mb=4000,
+        runtime=240,
+    params:
+        esm=esm,
+        shards=lambda wildcards: SHARDS[wildcards.sample],
+        folder=lambda wildcards, output: Path(output.status).parent,
+    message:
+        "gather_fold: structures of sample {wildcards.sample} into one file"
+    shell:
+        "{params.esm} aggregate fold --records={input.records:q}"
+        " --shards-dir={params.folder:q} --shards {params.shards} --out={output.h5:q}"
+        " --status={output.status:q} 2>&1 | tee -- {log:q}"
+
+
+# Takes the final table of records, which stays: a change of formats needs nothing else.
+rule structures:
+    input:
+        h5=f"{OUT}/{{sample}}/structures.h5",
+        records=f"{OUT}/{{sample}}/records.tsv",
+    output:
+        table=f"{OUT}/{{sample}}/structures.tsv",
+        folders=[
+            directory(f"{OUT}/{{sample}}/{name}")
+            for name in ("structures", *(["pae"] if settings.fold.pae else []))
+        ],
+    log:
+        f"{OUT}/logs/structures/{{sample}}.log",
+    benchmark:
+        f"{OUT}/benchmarks/structures/{{sample}}.tsv"
+    conda:
+        "../../envs/esm.yaml"
+    threads: job_threads(settings.fold)
+    resources:
+        mem_mb=4000,
+        runtime=480,
+    params:
+        esm=esm,
+        flags=flags(settings.fold.part(StructureSettings)),
+        folder=lambda wildcards, output: Path(output.table).parent,
+    message:
+        "structures: files of the structures of sample {wildcards.sample}"
+    shell:
+        "{params.esm} structures --records={input.records:q} {params.flags} --threads {threads}"
+        " -- {input.h5:q} {params.folder:q} 2>&1 | tee -- {log:q}"
