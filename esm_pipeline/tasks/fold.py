@@ -140,6 +140,7 @@ def compute(
     predictor: Predictor, plan: FoldPlan, unique: Int64, writer: RaggedWriter, *, quiet: bool
 ) -> None:
     """Fold the `unique` sequences, (rows,) of them, batch by batch into the rows of `writer`."""
+    from esm_pipeline.model.folding.complexes import LINKER
     from esm_pipeline.tasks.fold_batches import fold_batches, run_with_rungs
 
     def predict(part: Int64, rung: Rung) -> list[Prediction]:
@@ -148,10 +149,11 @@ def compute(
     if len(unique):
         predictor.load()
     lengths = plan.lengths[unique]
-    batches = fold_batches(lengths, predictor.settings.token_budget, predictor.fits)
+    sizes = lengths + len(LINKER) * plan.breaks[unique]  # as the model sees them
+    batches = fold_batches(sizes, predictor.settings.token_budget, predictor.fits)
     with progress("fold", int(lengths.sum()), "residues", quiet=quiet) as advance:
         for batch in batches:
-            ways = predictor.ways(len(batch), int(lengths[batch[0]]))
+            ways = predictor.ways(len(batch), int(sizes[batch[0]]))
             for part, predictions, rung in run_with_rungs(batch, ways, predict):
                 if predictions is None:
                     one = int(part[0])

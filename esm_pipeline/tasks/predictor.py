@@ -20,11 +20,12 @@ from esm_pipeline.formats.pae import to_steps
 from esm_pipeline.formats.structure_arrays import FORMAT
 from esm_pipeline.formats.structures import RANDOM, Structure
 from esm_pipeline.model import EsmConfig, EsmForProteinFolding
+from esm_pipeline.model.outputs import ModelOutput
 from esm_pipeline.model.folding.quality import FLAGS, examine
 from esm_pipeline.settings import FoldSettings
 from esm_pipeline.tasks.batching import is_out_of_memory
 from esm_pipeline.tasks.device import free_memory, resolve_device
-from esm_pipeline.tasks.fold_batches import Rung, rungs
+from esm_pipeline.tasks.fold_batches import CHUNKS, Rung, rungs
 from esm_pipeline.tasks.model_file import find_checkpoint
 
 FLAG_NAMES = (*FLAGS, RANDOM)
@@ -80,9 +81,9 @@ class Predictor:
     @cached_property
     def model(self) -> EsmForProteinFolding:
         """The model, ready to fold."""
-        found = EsmForProteinFolding.from_pretrained(self.checkpoint.source, device=self.device)
+        found: EsmForProteinFolding = EsmForProteinFolding.from_pretrained(self.checkpoint.source)
         found.esm.to(getattr(torch, self.settings.dtype))
-        return found.eval()
+        return found.to(self.device).eval()
 
     @cached_property
     def memory(self) -> int:
@@ -109,6 +110,23 @@ class Predictor:
             "flags": json.dumps(FLAG_NAMES),
             "software": json.dumps(software),
         }
+
+    def chunk_size(self, count: int, longest: int) -> int | None:
+        """Rows at once for a batch of `count` sequences padded to `longest`, None for all."""
+        if self.settings.chunk_size == "none":
+            return None
+        if self.settings.chunk_size != "auto":
+            return self.settings.chunk_size
+        sizes = (None, *CHUNKS)
+        return next((size for size in sizes if self.has_room(count, longest, size)), CHUNKS[-1])
+
+    def fits(self, count: int, longest: int) -> bool:
+        """Whether a batch of `count` sequences padded to `longest` fits into memory."""
+        return self.has_room(count, longest, self.chunk_size(count, longest))
+
+    def has_room(self, count: int, longest: int, chunk_size: int | None) -> bool:
+        """Whether a batch computed so fits into memory, as far as can be told before."""
+        return True
 
     def ways(self, count: int, longest: int) -> list[Rung]:
         """The ways to fold a batch of `count` sequences padded to `longest` residues."""
