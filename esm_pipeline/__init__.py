@@ -15,6 +15,7 @@ _EXPORTS = {
     "EsmForMaskedLM": "esm_pipeline.model",
     "EsmForSequenceClassification": "esm_pipeline.model",
     "EsmForTokenClassification": "esm_pipeline.model",
+    "EsmForProteinFolding": "esm_pipeline.model",
     "PackedLayout": "esm_pipeline.model",
     "optimize_for_inference": "esm_pipeline.model",
     "demo_model": "esm_pipeline.model",

@@ -8,6 +8,7 @@ end, R residues, D width, H heads, K head width, F feed-forward width, V vocabul
 from esm_pipeline.model.base import EsmPreTrainedModel
 from esm_pipeline.model.config import EsmConfig
 from esm_pipeline.model.esm import EsmModel, Represented
+from esm_pipeline.model.folding.esmfold import EsmForProteinFolding
 from esm_pipeline.model.heads import (
     EsmForMaskedLM,
     EsmForSequenceClassification,
@@ -22,6 +23,7 @@ __all__ = [
     "Checkpoint",
     "EsmConfig",
     "EsmForMaskedLM",
+    "EsmForProteinFolding",
     "EsmForSequenceClassification",
     "EsmForTokenClassification",
     "EsmModel",

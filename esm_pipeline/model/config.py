@@ -12,10 +12,12 @@ from typing import Any
 from esm_pipeline.errors import WeightsError
 from esm_pipeline.files import atomic_path, require_folder
 from esm_pipeline.model import fair_esm
+from esm_pipeline.model.folding.config import EsmFoldConfig
 from esm_pipeline.model.hub import CONFIG_FILE, FAIR_SUFFIX, find_config
 from esm_pipeline.model.keywords import hub_options, refuse, refuse_unknown, settle
 from esm_pipeline.model.labels import read_labels
 from esm_pipeline.model.pruning import impossible, read_pruned
+from esm_pipeline.model.special_tokens import ALPHABET
 
 WHOLE_NUMBERS = {
     "vocab_size": 1,
@@ -84,7 +86,7 @@ class EsmConfig:
         emb_layer_norm_before: bool | None = None,
         token_dropout: bool = False,
         is_folding_model: bool = False,
-        esmfold_config: dict[str, Any] | None = None,
+        esmfold_config: EsmFoldConfig | dict[str, Any] | None = None,
         vocab_list: list[str] | None = None,
         **kwargs: Any,
     ) -> None:
@@ -105,8 +107,10 @@ class EsmConfig:
         self.emb_layer_norm_before = emb_layer_norm_before
         self.token_dropout = token_dropout
         self.is_folding_model = is_folding_model
-        self.esmfold_config = esmfold_config
+        self.esmfold_config = EsmFoldConfig.read(esmfold_config) if is_folding_model else None
         self.vocab_list = vocab_list
+        if is_folding_model and vocab_list is None:
+            self.vocab_list = list(ALPHABET)
         self.is_decoder: bool = kwargs.pop("is_decoder", False)
         self.add_cross_attention: bool = kwargs.pop("add_cross_attention", False)
         self.pruned_heads = read_pruned(kwargs.pop("pruned_heads", None))
@@ -189,7 +193,10 @@ class EsmConfig:
 
     def to_dict(self) -> dict[str, Any]:
         """All settings, as `config.json` holds them."""
-        return {**copy.deepcopy(vars(self)), "model_type": self.model_type}
+        values = {**copy.deepcopy(vars(self)), "model_type": self.model_type}
+        if isinstance(self.esmfold_config, EsmFoldConfig):
+            values["esmfold_config"] = self.esmfold_config.to_dict()
+        return values
 
     @classmethod
     def from_dict(cls, values: dict[str, Any], **overrides: Any) -> EsmConfig:

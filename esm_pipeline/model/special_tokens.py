@@ -17,6 +17,13 @@ ROLES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_t
 """What special tokens are for, in the order in which those not in the vocabulary get ids."""
 
 
+ALPHABET = (
+    *("<cls>", "<pad>", "<eos>", "<unk>"),
+    *"LAGVSERTIDPKQNFYMHWCXBUZO.-",
+    *("<null_1>", "<mask>"),
+)
+"""The 33 tokens of ESM-1b, ESM-1v and ESM-2, in the order of their ids."""
+
 FLAGS = ("special", "lstrip", "rstrip", "normalized", "single_word")
 
 

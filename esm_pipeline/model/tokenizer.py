@@ -27,7 +27,7 @@ from esm_pipeline.model.config import EsmConfig
 from esm_pipeline.model.encoding import SIDES
 from esm_pipeline.model.hub import find_file
 from esm_pipeline.model.keywords import hub_options, refuse, settle
-from esm_pipeline.model.special_tokens import ADDITIONAL
+from esm_pipeline.model.special_tokens import ADDITIONAL, ALPHABET
 from esm_pipeline.model.tokenizer_calls import ANY_LENGTH, TokenizerCalls
 from esm_pipeline.model.tokenizer_files import (
     ADDED_FILE,
@@ -40,13 +40,6 @@ from esm_pipeline.model.tokenizer_files import (
     read_vocabulary,
     write_object,
 )
-
-ALPHABET = (
-    *("<cls>", "<pad>", "<eos>", "<unk>"),
-    *"LAGVSERTIDPKQNFYMHWCXBUZO.-",
-    *("<null_1>", "<mask>"),
-)
-"""The 33 tokens of ESM-1b, ESM-1v and ESM-2, in the order of their ids."""
 
 MODEL_INPUTS = ("input_ids", "attention_mask")
 USUAL_ROLES = ("unk_token", "cls_token", "pad_token", "mask_token", "eos_token")

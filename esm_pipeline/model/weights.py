@@ -21,7 +21,12 @@ CROSS_DISTANCES = "crossattention.self.distance_embedding.weight"
 FREQUENCIES = re.compile(r".*rotary_embeddings\.inv_freq")
 """Keys of the rotary frequencies: of each layer, of `*` for all, or of the model."""
 
-IGNORED = re.compile(rf".*position_ids|.*{re.escape(CROSS_DISTANCES)}|{FREQUENCIES.pattern}")
+RESIDUE_TABLES = (
+    r"af2_to_esm|trunk\.structure_module\.(default_frames|group_idx|atom_mask|lit_positions)"
+)
+IGNORED = re.compile(
+    rf".*position_ids|.*{re.escape(CROSS_DISTANCES)}|{FREQUENCIES.pattern}|{RESIDUE_TABLES}"
+)
 """Tables that checkpoints carry, and a model makes itself, has no use for, or keeps elsewhere."""
 
 POSITIONS = "embeddings.position_embeddings.weight"
@@ -102,13 +107,16 @@ def reference_tables(model: EsmPreTrainedModel) -> dict[str, Tensor]:
     these, transformers 4 and 5 report missing keys.
     """
     config = model.config
+    tables: dict[str, Tensor] = {}
+    if hasattr(model, "af2_to_esm"):
+        tables["af2_to_esm"] = model.af2_to_esm  # type: ignore[assignment]
     if config.position_embedding_type == "absolute":
-        return {}
+        return tables
     prefix = BASE_PREFIX if hasattr(model, "esm") else ""
     most = config.max_position_embeddings
     head_width = config.hidden_size // config.num_attention_heads
     zeros = partial(torch.zeros, dtype=model.dtype)
-    tables = {f"{prefix}{POSITIONS}": zeros(most, config.hidden_size)}
+    tables[f"{prefix}{POSITIONS}"] = zeros(most, config.hidden_size)
     if config.position_embedding_type != "rotary" and config.add_cross_attention:
         for number in range(config.num_hidden_layers):
             key = f"{prefix}encoder.layer.{number}.{CROSS_DISTANCES}"

@@ -13,8 +13,7 @@ import transformers
 from esm_pipeline import EsmConfig, EsmTokenizer
 from esm_pipeline.errors import WeightsError
 from esm_pipeline.model.hub import TOKENIZER_FILES
-from esm_pipeline.model.special_tokens import AddedToken
-from esm_pipeline.model.tokenizer import ALPHABET
+from esm_pipeline.model.special_tokens import ALPHABET, AddedToken
 from esm_pipeline.model.tokenizer_files import (
     ADDED_FILE,
     ROLES_FILE,

@@ -1,12 +1,71 @@
-"""Configuration of the folding part of a model. Peer: transformers configuration_esm.py."""
+"""The folding part of a config. Peer: transformers configuration_esm.py.
+
+Nested as in `config.json`: `EsmConfig.esmfold_config` is an `EsmFoldConfig`, its `trunk` a
+`TrunkConfig`, whose `structure_module` is a `StructureModuleConfig`. Each also takes a dict in
+place of what is nested, and raises WeightsError for values that cannot be. Needs no torch.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from difflib import get_close_matches
+from typing import Any, TypeVar
+
+from esm_pipeline import residues
+from esm_pipeline.errors import WeightsError
+
+MARKS = ("<cls>", "<pad>", "<eos>", "<mask>")
+MOST_DROPOUT = 0.4
+ANGLES = 7
+"""ω, φ, ψ and χ1–χ4: what rigid groups turn by."""
+
+C = TypeVar("C", bound="FoldingConfig")
+
+
+class FoldingConfig:
+    """Base of the three: dicts both ways, and checks that name the place."""
+
+    @classmethod
+    def read(cls: type[C], given: C | Mapping[str, Any] | None) -> C:
+        """A config from a dict, a config, or none: the defaults.
+
+        Keys of others are left out, as transformers 5 writes some into every config and 4.37.2
+        takes none; one that is nearly ours, but for a letter, raises WeightsError.
+        """
+        if isinstance(given, cls):
+            return given
+        if given is not None and not isinstance(given, Mapping):
+            raise WeightsError(f"config: {cls.__name__} from {given!r}; it should be a JSON object")
+        known = [one.name for one in fields(cls)]  # type: ignore[arg-type]
+        values = dict(given or {})
+        for name in values.keys() - set(known):
+            near = get_close_matches(name, known, n=1, cutoff=0.85)
+            if near:
+                raise WeightsError(f"config: {cls.__name__} has no '{name}'; use '{near[0]}'")
+        return cls(**{name: values[name] for name in known if name in values})
+
+    def to_dict(self) -> dict[str, Any]:
+        """All settings, nested, as `config.json` holds them."""
+        return asdict(self)  # type: ignore[call-overload, no-any-return]
+
+    def require_whole(self, *names: str, least: int = 1) -> None:
+        """Raise WeightsError for a setting among `names` that is no whole number from `least`."""
+        for name in names:
+            value = getattr(self, name)
+            if type(value) is not int or value < least:
+                raise self.wrong(name, f"a whole number from {least}")
+
+    def wrong(self, name: str, wanted: str) -> WeightsError:
+        """The error that a setting is not what is wanted."""
+        return WeightsError(
+            f"config: {name} of the {type(self).__name__} is {getattr(self, name)!r}; it should be "
+            f"{wanted}"
+        )
 
 
 @dataclass
-class StructureModuleConfig:
+class StructureModuleConfig(FoldingConfig):
     """Sizes of the structure module, with the reference's names and defaults."""
 
     sequence_dim: int = 384
@@ -24,3 +83,90 @@ class StructureModuleConfig:
     trans_scale_factor: float = 10
     epsilon: float = 1e-8
     inf: float = 1e5
+
+    def __post_init__(self) -> None:
+        self.require_whole("sequence_dim", "pairwise_dim", "ipa_dim", "resnet_dim", "num_blocks")
+        self.require_whole("num_heads_ipa", "num_qk_points", "num_v_points")
+        self.require_whole("num_transition_layers", "num_resnet_blocks", least=0)
+        if self.num_angles != ANGLES:
+            raise self.wrong("num_angles", f"{ANGLES}, the angles that residues have")
+
+
+@dataclass
+class TrunkConfig(FoldingConfig):
+    """Sizes of the folding trunk, with the reference's names and defaults.
+
+    max_recycles: passes through the trunk when `num_recycles` is left out, the first one counted.
+    chunk_size: rows of the pair representation that wide intermediates hold at once; None for all.
+    layer_drop and cpu_grad_checkpoint are kept and have no effect, as in the reference.
+    """
+
+    num_blocks: int = 48
+    sequence_state_dim: int = 1024
+    pairwise_state_dim: int = 128
+    sequence_head_width: int = 32
+    pairwise_head_width: int = 32
+    position_bins: int = 32
+    dropout: float = 0
+    layer_drop: float = 0
+    cpu_grad_checkpoint: bool = False
+    max_recycles: int = 4
+    chunk_size: int | None = 128
+    structure_module: StructureModuleConfig = field(default_factory=StructureModuleConfig)
+
+    def __post_init__(self) -> None:
+        self.structure_module = StructureModuleConfig.read(self.structure_module)
+        self.require_whole("num_blocks", least=0)
+        self.require_whole("sequence_state_dim", "pairwise_state_dim", "position_bins")
+        self.require_whole("sequence_head_width", "pairwise_head_width", "max_recycles")
+        if self.chunk_size is not None:
+            self.require_whole("chunk_size")
+        for state in ("sequence", "pairwise"):
+            width = getattr(self, f"{state}_head_width")
+            if getattr(self, f"{state}_state_dim") % width:
+                raise self.wrong(f"{state}_state_dim", f"a multiple of the head width, {width}")
+        if self.pairwise_state_dim % 2:
+            raise self.wrong("pairwise_state_dim", "even")
+        if not 0 <= self.dropout < MOST_DROPOUT:
+            raise self.wrong("dropout", f"from 0 and less than {MOST_DROPOUT}")
+
+
+@dataclass
+class EsmFoldConfig(FoldingConfig):
+    """How the language model feeds the trunk, with the reference's names and defaults.
+
+    fp16_esm: whether the language model was used in float16; here weights have the precision they
+    are loaded in. use_esm_attn_map: its attention maps start the pair
+    representation. esm_ablate_sequence, esm_ablate_pairwise: zeros in place of its states, of its
+    maps. bypass_lm: it is not run at all. embed_aa: residues are embedded too. esm_type and
+    esm_input_dropout are kept and have no effect, as in the reference.
+    """
+
+    esm_type: str | None = None
+    fp16_esm: bool = True
+    use_esm_attn_map: bool = False
+    esm_ablate_pairwise: bool = False
+    esm_ablate_sequence: bool = False
+    esm_input_dropout: float = 0
+    embed_aa: bool = True
+    bypass_lm: bool = False
+    lddt_head_hid_dim: int = 128
+    trunk: TrunkConfig = field(default_factory=TrunkConfig)
+
+    def __post_init__(self) -> None:
+        self.trunk = TrunkConfig.read(self.trunk)
+        self.require_whole("lddt_head_hid_dim")
+
+
+def residue_tokens(vocabulary: list[str] | tuple[str, ...]) -> list[int]:
+    """Ids of the residues 0–20 of `residues.LETTERS` in a language model's vocabulary.
+
+    Raises WeightsError for a vocabulary without one of them, or without the marks around them.
+    """
+    for token in (*MARKS, *residues.LETTERS):
+        if token not in vocabulary:
+            raise WeightsError(
+                f"config: vocab_list has no '{token}', which a folding model needs; leave it out "
+                "for the vocabulary of the published models"
+            )
+    return [list(vocabulary).index(letter) for letter in residues.LETTERS]

@@ -14,13 +14,21 @@ FINAL = 0.0
 
 
 class Linear(nn.Linear):
-    """A linear layer that starts normal with deviation `gain` / √inputs, its bias at zero."""
+    """A linear layer that starts normal with deviation `gain` / √inputs, its bias at `start`."""
 
-    def __init__(self, inputs: int, outputs: int, gain: float = 1.0) -> None:
-        self.gain = gain
-        super().__init__(inputs, outputs)
+    def __init__(
+        self, inputs: int, outputs: int, gain: float = 1.0, *, bias: bool = True, start: float = 0.0
+    ) -> None:
+        self.gain, self.start = gain, start
+        super().__init__(inputs, outputs, bias=bias)
 
     def reset_parameters(self) -> None:
         """Random weights as at first."""
         nn.init.normal_(self.weight, std=self.gain / math.sqrt(self.in_features))
-        nn.init.zeros_(self.bias)
+        if self.bias is not None:
+            nn.init.constant_(self.bias, self.start)
+
+
+def gate(inputs: int, outputs: int) -> Linear:
+    """A layer before a sigmoid, that starts with its gates open for all inputs."""
+    return Linear(inputs, outputs, FINAL, start=1.0)

@@ -1,0 +1,90 @@
+"""Complexes: several chains as one sequence, with a flexible linker between them.
+
+Peer: fair-esm esmfold `encode_sequence`: the linker is folded with the chains and left out of what
+is returned, and residue numbers jump from chain to chain. Here the linker is out of every output
+and every confidence, and each chain is numbered from 0.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+
+import torch
+from torch import Tensor
+
+from esm_pipeline import residues
+from esm_pipeline.errors import InputError
+
+BREAK = ":"
+LINKER = "G" * 25
+CHAIN_GAP = 512
+"""What residue numbers jump by from chain to chain, for the model's sense of distance."""
+
+
+@dataclass
+class Encoded:
+    """Sequences as the model takes them, padded to R, linkers included.
+
+    aatype, position_ids (with the jumps), residue_index (from 0 in each chain), chain_index,
+    attention_mask (1 for residues and linkers), own (1 for residues of chains): (B, R) each.
+    """
+
+    aatype: Tensor
+    position_ids: Tensor
+    residue_index: Tensor
+    chain_index: Tensor
+    attention_mask: Tensor
+    own: Tensor
+
+    @property
+    def has_linkers(self) -> bool:
+        """Whether any sequence is of several chains."""
+        return bool((self.own != self.attention_mask).any())
+
+    def kept(self) -> tuple[Tensor, Tensor]:
+        """Places (B, R') of the residues of chains, and which of them there are."""
+        counts = self.own.sum(1)
+        order = torch.argsort(1 - self.own, dim=1, stable=True)
+        width = int(counts.max())
+        present = torch.arange(width, device=order.device) < counts.unsqueeze(1)
+        return order[:, :width], present
+
+
+def encode(
+    sequences: Sequence[str],
+    linker: str = LINKER,
+    gap: int = CHAIN_GAP,
+    device: torch.device | str = "cpu",
+) -> Encoded:
+    """Sequences, chains parted by ":", as the model takes them; letters it does not know are X.
+
+    Raises InputError for no sequence, and for an empty chain.
+    """
+    if not sequences:
+        raise InputError("infer: no sequences; give at least one")
+    rows = [encode_one(sequence, linker, gap) for sequence in sequences]
+    width = max(row.shape[1] for row in rows)
+    padded = torch.zeros(len(rows), len(fields(Encoded)), width, dtype=torch.int64)
+    for place, row in zip(padded, rows, strict=True):
+        place[:, : row.shape[1]] = row
+    return Encoded(*padded.to(device).unbind(1))
+
+
+def encode_one(sequence: str, linker: str, gap: int) -> Tensor:
+    """(6, R): what `Encoded` says of one sequence."""
+    chains = sequence.upper().split(BREAK)
+    if not all(chains):
+        raise InputError(f"infer: {sequence[:40]!r} has a chain without residues")
+    columns: list[Tensor] = []
+    start = 0
+    for number, chain in enumerate(chains):
+        text = chain + (linker if number < len(chains) - 1 else "")
+        inside = torch.arange(len(text))
+        aatype = torch.from_numpy(residues.encode(text))
+        chain_index, one = torch.full_like(inside, number), torch.ones_like(inside)
+        own = (inside < len(chain)).long()
+        places = start + inside + number * gap
+        columns.append(torch.stack([aatype, places, inside, chain_index, one, own]))
+        start += len(text)
+    return torch.cat(columns, dim=1)

@@ -1,0 +1,307 @@
+"""`EsmForProteinFolding`: from sequences to structures. Peers: transformers 4.37.2, fair-esm.
+
+Where both are wrong or vague, this is right or told: pLDDT is from 0 to 100; pTM, aligned errors
+and mean pLDDT are of each sequence and unchanged by padding; residues numbered −1 are padding where
+no mask is given; chains are parted by ":".
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from esm_pipeline import residues
+from esm_pipeline.errors import InputError, WeightsError
+from esm_pipeline.model.base import EsmPreTrainedModel
+from esm_pipeline.model.config import EsmConfig
+from esm_pipeline.model.esm import EsmModel
+from esm_pipeline.model.folding import confidence, stem
+from esm_pipeline.model.folding.complexes import CHAIN_GAP, LINKER, encode
+from esm_pipeline.model.folding.config import EsmFoldConfig, residue_tokens
+from esm_pipeline.model.folding.linear import Linear
+from esm_pipeline.model.folding.output import EsmForProteinFoldingOutput
+from esm_pipeline.model.folding.torsions import atom_maps
+from esm_pipeline.model.folding.trunk import FoldingTrunk
+
+RESIDUE_TOKENS = len(residues.LETTERS) + 2
+"""Of the trunk's own alphabet: residues from 0, one that is never used, and the mask."""
+
+MASKED = RESIDUE_TOKENS - 1
+LDDT_BINS, DISTOGRAM_BINS, ATOMS = 50, 64, 37
+
+KEEP = -1
+"""Stands for the chunk size that the trunk has."""
+
+
+class EsmForProteinFolding(EsmPreTrainedModel):
+    """A language model, the folding trunk, the structure module and heads for confidence."""
+
+    offloads = False
+    """Whether the language model is on the device only while it runs."""
+
+    def __init__(self, config: EsmConfig) -> None:
+        super().__init__(config)
+        if config.esmfold_config is None:
+            raise WeightsError("config: is_folding_model is not set; this is no folding model")
+        self.fold_config: EsmFoldConfig = config.esmfold_config
+        _ = self.af2_to_esm  # a vocabulary without residues is told now
+        trunk = self.fold_config.trunk
+        width, pair = trunk.sequence_state_dim, trunk.pairwise_state_dim
+        self.esm = EsmModel(config, add_pooling_layer=False)
+        self.esm.requires_grad_(False)
+        self.esm_s_combine = nn.Parameter(torch.zeros(config.num_hidden_layers + 1))
+        self.esm_s_mlp = mixer(config.hidden_size, width)
+        if self.fold_config.use_esm_attn_map:
+            self.esm_z_mlp = mixer(config.num_hidden_layers * config.num_attention_heads, pair)
+        if self.fold_config.embed_aa:
+            self.embedding = nn.Embedding(RESIDUE_TOKENS, width, padding_idx=0)
+        self.trunk = FoldingTrunk(trunk)
+        self.distogram_head = nn.Linear(pair, DISTOGRAM_BINS)
+        self.ptm_head = nn.Linear(pair, confidence.BINS)
+        self.lm_head = nn.Linear(width, RESIDUE_TOKENS)
+        hidden = self.fold_config.lddt_head_hid_dim
+        self.lddt_head = nn.Sequential(
+            nn.LayerNorm(trunk.structure_module.sequence_dim),
+            nn.Linear(trunk.structure_module.sequence_dim, hidden),
+            nn.Linear(hidden, hidden),
+            nn.Linear(hidden, ATOMS * LDDT_BINS),
+        )
+        self.post_init()
+
+    def _init_weights(self, module: nn.Module) -> None:
+        """As the reference's: layers of the trunk start as AlphaFold's."""
+        if isinstance(module, Linear):
+            module.reset_parameters()
+        else:
+            super()._init_weights(module)
+        if isinstance(module, FoldingTrunk):
+            with torch.no_grad():
+                module.recycle_disto.weight[0].zero_()
+
+    @property
+    def af2_to_esm(self) -> Tensor:
+        """(22,) token ids of padding and of each residue, in the order of `residues.LETTERS`."""
+        assert self.config.vocab_list is not None, "the config of a folding model has one"
+        return torch.tensor([self.config.pad_token_id, *residue_tokens(self.config.vocab_list)])
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        masking_pattern: Tensor | None = None,
+        num_recycles: int | None = None,
+        *,
+        chain_index: Tensor | None = None,
+        own: Tensor | None = None,
+        compact: bool = False,
+    ) -> EsmForProteinFoldingOutput:
+        """Residue numbers (B, R), in the order of `residues.LETTERS`, to structures.
+
+        attention_mask (B, R) is 1 for residues; left out, residues of −1 are padding, which has to
+        be behind the sequences. position_ids (B, R): numbers of the residues, from 0 if left out.
+        masking_pattern (B, R): 1 where the model is not shown the residue. num_recycles: passes
+        after the first; left out, `config.esmfold_config.trunk.max_recycles` passes in all.
+        chain_index (B, R), from 0, and own (B, R), 0 for linkers, which no confidence counts.
+        compact: leave out what holds dozens of numbers for each pair of residues, and the states of
+        earlier blocks. Raises InputError for shapes and numbers that do not fit.
+        """
+        aatype, mask = read_residues(input_ids, attention_mask)
+        if position_ids is None:
+            position_ids = torch.arange(aatype.shape[1], device=aatype.device)
+        position_ids = position_ids.expand_as(aatype)
+        own = mask if own is None else own
+        chain_index = torch.zeros_like(aatype) if chain_index is None else chain_index
+        s_0, z_0 = self.start(aatype, mask, masking_pattern)
+        padded = None if bool(mask.all()) else mask
+        structure = self.trunk(s_0, z_0, aatype, position_ids, padded, num_recycles)
+        structure.pop("single")
+        return EsmForProteinFoldingOutput(
+            **self.represented(structure, compact),
+            **self.confidences(structure, own, chain_index, compact),
+            **atom_maps(aatype, own),
+            aatype=aatype,
+            residue_index=position_ids,
+            chain_index=chain_index,
+            attention_mask=own,
+        )
+
+    def start(
+        self, aatype: Tensor, mask: Tensor, masking_pattern: Tensor | None
+    ) -> tuple[Tensor, Tensor | None]:
+        """What the trunk starts from: s (B, R, S), and z (B, R, R, Z) if it is not zeros."""
+        settings = self.fold_config
+        ids = self.af2_to_esm.to(aatype.device)[(aatype + 1) * mask]
+        shown = aatype
+        if masking_pattern is not None:
+            hidden = torch.eq(masking_pattern, 1)
+            assert self.config.mask_token_id is not None, "the alphabet has a mask"
+            ids = ids.masked_fill(hidden, self.config.mask_token_id)
+            shown = aatype.masked_fill(hidden, MASKED)
+        states, maps = self.language(ids)
+        if settings.esm_ablate_sequence:
+            states = torch.zeros_like(states)
+        s: Tensor = self.esm_s_mlp(states)
+        if settings.embed_aa:
+            s = s + self.embedding(shown)
+        if maps is None or settings.esm_ablate_pairwise:
+            return s, None
+        return s, self.esm_z_mlp(maps)
+
+    def language(self, ids: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Token ids (B, R) → states (B, R, D), and attention maps if the model was trained so."""
+        shares = self.esm_s_combine.softmax(0)
+        with_maps = self.fold_config.use_esm_attn_map
+        if self.fold_config.bypass_lm:
+            return shares.new_zeros(*ids.shape, self.config.hidden_size), None
+        if not self.offloads:
+            return stem.represent(self.esm, ids, shares, with_maps=with_maps)
+        self.esm.to(shares.device)
+        try:
+            return stem.represent(self.esm, ids, shares, with_maps=with_maps)
+        finally:
+            self.esm.cpu()
+
+    def represented(self, structure: dict[str, Tensor], compact: bool) -> dict[str, Any]:
+        """The structure and the trunk's representations, with their heads."""
+        if compact:
+            blocks = ("frames", "angles", "positions")
+            return {name: structure[name][-1:] for name in blocks}
+        distances = self.distogram_head(structure["s_z"])
+        return {
+            **structure,
+            "distogram_logits": (distances + distances.transpose(1, 2)) / 2,
+            "lm_logits": self.lm_head(structure["s_s"]),
+        }
+
+    def confidences(
+        self, structure: dict[str, Tensor], own: Tensor, chain_index: Tensor, compact: bool
+    ) -> dict[str, Any]:
+        """How sure the model is, of residues of which `own` (B, R) is 1."""
+        states = structure["states"][-1:] if compact else structure["states"]
+        by_bin = self.lddt_head(states).unflatten(-1, (ATOMS, LDDT_BINS))
+        by_atom = confidence.plddt(by_bin[-1])
+        pairs = confidence.pair_confidences(structure["s_z"], self.ptm_head, own)
+        told: dict[str, Any] = {
+            "plddt": by_atom,
+            "mean_plddt": confidence.mean_plddt(by_atom, own),
+            "ptm": confidence.ptm(pairs.tm, own),
+            "iptm": confidence.iptm(pairs.tm, own, chain_index),
+            "interchain_error": confidence.interchain_error(pairs.error, own, chain_index),
+            "predicted_aligned_error": pairs.error,
+            "max_predicted_aligned_error": pairs.error.new_tensor(confidence.MAX_ALIGNED_ERROR),
+        }
+        if compact:
+            return told
+        logits = self.ptm_head(structure["s_z"])
+        return {
+            **told,
+            "lddt_head": by_bin,
+            "ptm_logits": logits,
+            **confidence.predicted_aligned_error(logits),
+        }
+
+    @torch.no_grad()
+    def infer(
+        self,
+        seqs: str | Sequence[str],
+        position_ids: Tensor | None = None,
+        *,
+        num_recycles: int | None = None,
+        chunk_size: int | None = KEEP,
+        compact: bool = False,
+        linker: str = LINKER,
+        chain_gap: int = CHAIN_GAP,
+        offload_stem: bool = False,
+    ) -> EsmForProteinFoldingOutput:
+        """Fold sequences, chains parted by ":"; letters that are no amino acid are X.
+
+        position_ids: (R,) or (B, R) in place of 0, 1, … chunk_size: as `trunk.set_chunk_size`, for
+        this call. linker: residues between chains, in none of the outputs; chain_gap: what residue
+        numbers jump by there. offload_stem: the language model's weights are on the device only
+        while it runs. Others as for `forward`. Raises InputError.
+        """
+        sequences = [seqs] if isinstance(seqs, str) else list(seqs)
+        encoded = encode(sequences, linker, chain_gap, self.trunk_device)
+        if position_ids is None:
+            position_ids = encoded.position_ids
+        with self.chunked(chunk_size), self.offloaded(offload_stem):
+            output = self.forward(
+                encoded.aatype,
+                encoded.attention_mask,
+                position_ids.to(encoded.aatype.device),
+                num_recycles=num_recycles,
+                chain_index=encoded.chain_index,
+                own=encoded.own,
+                compact=compact,
+            )
+        if not encoded.has_linkers:
+            return output
+        output.residue_index = encoded.residue_index
+        return output.select(*encoded.kept())
+
+    @property
+    def trunk_device(self) -> torch.device:
+        """Where the trunk's weights lie."""
+        return self.esm_s_combine.device
+
+    @contextmanager
+    def chunked(self, chunk_size: int | None) -> Iterator[None]:
+        """Within, the trunk has another chunk size."""
+        before = self.trunk.chunk_size
+        if chunk_size != KEEP:
+            self.trunk.set_chunk_size(chunk_size)
+        try:
+            yield
+        finally:
+            self.trunk.chunk_size = before
+
+    @contextmanager
+    def offloaded(self, wanted: bool) -> Iterator[None]:
+        """Within, if `wanted`, the language model is on the device only while it runs."""
+        if not wanted:
+            yield
+            return
+        self.offloads = True
+        self.esm.cpu()
+        try:
+            yield
+        finally:
+            self.offloads = False
+            self.esm.to(self.trunk_device)
+
+
+def mixer(inputs: int, width: int) -> nn.Sequential:
+    """Norm and two layers, from the language model's width to the trunk's."""
+    return nn.Sequential(
+        nn.LayerNorm(inputs), nn.Linear(inputs, width), nn.ReLU(), nn.Linear(width, width)
+    )
+
+
+def read_residues(input_ids: Tensor, attention_mask: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Residue numbers and mask (B, R), integers; padding is residue 0. Raises InputError."""
+    if not isinstance(input_ids, Tensor) or input_ids.ndim != 2 or input_ids.is_floating_point():
+        raise InputError("input_ids should be residue numbers (B, R); for one sequence, (1, R)")
+    if attention_mask is None:
+        attention_mask = input_ids >= 0
+    if attention_mask.shape != input_ids.shape:
+        raise InputError(
+            f"attention_mask has shape {tuple(attention_mask.shape)}, the input "
+            f"{tuple(input_ids.shape)}; give one number for each residue"
+        )
+    mask = attention_mask.bool()
+    if not bool(mask[:, 0].all()) or bool((mask[:, 1:] & ~mask[:, :-1]).any()):
+        raise InputError(
+            "attention_mask: padding should be behind each sequence, of a residue at least"
+        )
+    aatype = input_ids.masked_fill(~mask, 0)
+    if int(aatype.min()) < 0 or int(aatype.max()) >= len(residues.LETTERS):
+        raise InputError(
+            f"input_ids: residue numbers are 0 to {len(residues.LETTERS) - 1} (X), in the order "
+            f"{residues.LETTERS}"
+        )
+    return aatype.long(), mask.long()

@@ -1,0 +1,299 @@
+"""The folding trunk: blocks that update sequence and pair representation, and their recycling.
+
+Peer: transformers modeling_esmfold.py `EsmFoldingTrunk`, whose names of parameters these are.
+
+s is (B, R, S), z is (B, R, R, Z). Padding is marked by `mask` (B, R); None stands for none at all.
+Without gradients z is changed in place, and its rows are worked on some at a time: `chunk_size`, or
+as many as suit the processor's caches.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import nullcontext
+from functools import partial
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from esm_pipeline.errors import InputError
+from esm_pipeline.model.folding.config import TrunkConfig
+from esm_pipeline.model.folding.linear import FINAL, Linear, gate
+from esm_pipeline.model.folding.structure_module import StructureModule
+from esm_pipeline.model.folding.triangle import (
+    TriangleAttention,
+    TriangleMultiplication,
+    add_rows,
+    pair_mask,
+)
+
+RECYCLE_BINS = 15
+FIRST_EDGE, LAST_EDGE = 3.375, 21.375
+"""Å between pseudo beta carbons: the first and last of the edges between the bins of recycling."""
+
+BETA = (-0.58273431, 0.56802827, -0.54067466)
+"""Where a beta carbon lies from the alpha carbon: shares of a × b, of b = CA − N, of c = C − CA."""
+
+NUMBERS_AT_ONCE = 2**20
+"""Numbers of z that are worked on at once where nothing else is asked for: 4 MiB in float32."""
+
+
+class SequenceAttention(nn.Module):
+    """Attention between residues, biased by the pair representation, with gates."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.proj = Linear(width, width * 3, bias=False)
+        self.o_proj = Linear(width, width, FINAL)
+        self.g_proj = gate(width, width)
+
+    def forward(self, x: Tensor, bias: Tensor) -> Tensor:
+        """x (B, R, S) and bias (B, H, R, R) → (B, R, S)."""
+        q, k, v = self.proj(x).unflatten(-1, (self.heads, -1)).transpose(1, 2).chunk(3, dim=-1)
+        mixed = F.scaled_dot_product_attention(q, k, v, bias).transpose(1, 2).flatten(2)
+        return self.o_proj(self.g_proj(x).sigmoid() * mixed)  # type: ignore[no-any-return]
+
+
+class SequenceToPair(nn.Module):
+    """What two residues say together: the products and differences of projections.
+
+    A linear layer of [q_j · k_i, q_j − k_i] is, for each row i, another one of q_j: nothing as wide
+    as its input needs to exist for all pairs.
+    """
+
+    def __init__(self, config: TrunkConfig) -> None:
+        super().__init__()
+        width, pair = config.sequence_state_dim, config.pairwise_state_dim
+        self.layernorm = nn.LayerNorm(width)
+        self.proj = Linear(width, pair)
+        self.o_proj = Linear(pair, pair, FINAL)
+
+    def forward(self, s: Tensor, z: Tensor, rows: int) -> Tensor:
+        """s (B, R, S) and z (B, R, R, Z) → z, updated."""
+        q, k = self.proj(self.layernorm(s)).chunk(2, dim=-1)  # (B, R, Z / 2)
+        of_product, of_difference = self.o_proj.weight.chunk(2, dim=1)  # (Z, Z / 2)
+        shift = self.o_proj.bias - k @ of_difference.T  # (B, R, Z)
+        start = 0
+
+        def update(some: Tensor) -> Tensor:
+            nonlocal start
+            own = slice(start, start + some.shape[1])
+            start += some.shape[1]
+            weight = k[:, own, None] * of_product + of_difference  # (B, rows, Z, Z / 2)
+            return q.unsqueeze(1) @ weight.transpose(-1, -2) + shift[:, own, None]
+
+        return add_rows(z, update, rows)
+
+
+class PairToSequence(nn.Module):
+    """The bias of the sequence attention."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.layernorm = nn.LayerNorm(width)
+        self.linear = Linear(width, heads, FINAL, bias=False)
+
+    def forward(self, z: Tensor, rows: int) -> Tensor:
+        """z (B, R, R, Z) → (B, H, R, R)."""
+        parts = [self.linear(self.layernorm(some)) for some in z.split(rows, dim=1)]
+        return torch.cat(parts, dim=1).permute(0, 3, 1, 2)
+
+
+class ResidueMLP(nn.Module):
+    """A feed-forward behind its norm; what it gives is added by the caller."""
+
+    def __init__(self, width: int, dropout: float) -> None:
+        super().__init__()
+        self.mlp = nn.Sequential(
+            nn.LayerNorm(width),
+            Linear(width, 4 * width),
+            nn.ReLU(),
+            Linear(4 * width, width, FINAL),
+            nn.Dropout(dropout),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(*, width) → (*, width)."""
+        added: Tensor = self.mlp(x)
+        return added
+
+
+class TrunkBlock(nn.Module):
+    """One update of sequence and pair representation."""
+
+    def __init__(self, config: TrunkConfig) -> None:
+        super().__init__()
+        width, pair = config.sequence_state_dim, config.pairwise_state_dim
+        heads = width // config.sequence_head_width
+        self.dropout = config.dropout
+        self.layernorm_1 = nn.LayerNorm(width)
+        self.sequence_to_pair = SequenceToPair(config)
+        self.pair_to_sequence = PairToSequence(pair, heads)
+        self.seq_attention = SequenceAttention(width, heads)
+        self.tri_mul_out = TriangleMultiplication(config, outgoing=True)
+        self.tri_mul_in = TriangleMultiplication(config, outgoing=False)
+        self.tri_att_start = TriangleAttention(config, starting=True)
+        self.tri_att_end = TriangleAttention(config, starting=False)
+        self.mlp_seq = ResidueMLP(width, config.dropout)
+        self.mlp_pair = ResidueMLP(pair, config.dropout)
+
+    def forward(
+        self, s: Tensor, z: Tensor, mask: Tensor | None, rows: int
+    ) -> tuple[Tensor, Tensor]:
+        """s (B, R, S), z (B, R, R, Z) and the mask (B, R) → s and z, updated."""
+        bias = self.pair_to_sequence(z, rows)
+        if mask is not None:
+            bias = bias.masked_fill(~mask.bool()[:, None, None], -torch.inf)
+        y = self.seq_attention(self.layernorm_1(s), bias)
+        s = s + F.dropout(y, self.dropout, self.training)
+        s = s + self.mlp_seq(s)
+        z = self.sequence_to_pair(s, z, rows)
+        z = self.tri_mul_out(z, mask, rows, self.shared(2))
+        z = self.tri_mul_in(z, mask, rows, self.shared(1))
+        z = self.tri_att_start(z, mask, rows, self.shared(2))
+        z = self.tri_att_end(z, mask, rows, self.shared(2))  # of z transposed: dimension 1
+        return s, add_rows(z, self.mlp_pair, rows)
+
+    def shared(self, dimension: int) -> Callable[[Tensor], Tensor] | None:
+        """Dropout of an update of z at twice the rate, the same along a dimension."""
+        if not self.training or not self.dropout:
+            return None
+        return partial(drop_shared, rate=2 * self.dropout, dimension=dimension)
+
+
+def drop_shared(x: Tensor, rate: float, dimension: int) -> Tensor:
+    """Dropout whose choice is the same along one dimension."""
+    shape = [1 if place == dimension else size for place, size in enumerate(x.shape)]
+    return x * F.dropout(x.new_ones(shape), rate)
+
+
+class RelativePosition(nn.Module):
+    """An embedding of how far two residues are from each other in the chain."""
+
+    def __init__(self, config: TrunkConfig) -> None:
+        super().__init__()
+        self.bins = config.position_bins
+        self.embedding = nn.Embedding(2 * self.bins + 2, config.pairwise_state_dim)
+
+    def forward(self, position_ids: Tensor, mask: Tensor | None, rows: slice) -> Tensor:
+        """Numbers of residues (B, R) → those rows of (B, R, R, Z); pairs with padding have row 0."""
+        apart = position_ids[:, None, :] - position_ids[:, rows, None]
+        places = apart.clamp(-self.bins, self.bins) + self.bins + 1
+        if mask is not None:
+            places = places * pair_mask(mask.long())[:, rows]
+        found: Tensor = self.embedding(places)
+        return found
+
+
+class FoldingTrunk(nn.Module):
+    """The blocks and the structure module, passed several times: what comes out goes in again."""
+
+    def __init__(self, config: TrunkConfig) -> None:
+        super().__init__()
+        width, pair = config.sequence_state_dim, config.pairwise_state_dim
+        self.config = config
+        self.chunk_size = config.chunk_size
+        self.pairwise_positional_embedding = RelativePosition(config)
+        self.blocks = nn.ModuleList(TrunkBlock(config) for _ in range(config.num_blocks))
+        self.recycle_s_norm = nn.LayerNorm(width)
+        self.recycle_z_norm = nn.LayerNorm(pair)
+        self.recycle_disto = nn.Embedding(RECYCLE_BINS, pair)
+        self.structure_module = StructureModule(config.structure_module)
+        self.trunk2sm_s = nn.Linear(width, config.structure_module.sequence_dim)
+        self.trunk2sm_z = nn.Linear(pair, config.structure_module.pairwise_dim)
+
+    def set_chunk_size(self, chunk_size: int | None) -> None:
+        """Rows of the pair representation at once: less memory, or None for what is fastest.
+
+        Raises InputError for what is no whole number.
+        """
+        if chunk_size is not None and (type(chunk_size) is not int or chunk_size < 1):
+            raise InputError(f"set_chunk_size: {chunk_size!r}; give a whole number from 1, or None")
+        self.chunk_size = chunk_size
+
+    def rows(self, z: Tensor) -> int:
+        """How many rows of z (B, R, R, Z) are worked on at once; all in training, for dropout."""
+        if self.training:
+            return z.shape[1]
+        if self.chunk_size is not None:
+            return self.chunk_size
+        return max(1, NUMBERS_AT_ONCE * z.shape[1] // z.numel())
+
+    def forward(
+        self,
+        s_0: Tensor,
+        z_0: Tensor | None,
+        aatype: Tensor,
+        position_ids: Tensor,
+        mask: Tensor | None,
+        num_recycles: int | None = None,
+    ) -> dict[str, Tensor]:
+        """What the structure module gives after the last pass, with `s_s` and `s_z`.
+
+        s_0: (B, R, S). z_0: (B, R, R, Z), None for zeros. aatype, position_ids: (B, R).
+        num_recycles: passes after the first; None stands for `max_recycles` passes in all. Only the
+        last one has gradients. Raises InputError for a negative number.
+        """
+        passes = self.config.max_recycles if num_recycles is None else num_recycles + 1
+        if passes < 1:
+            raise InputError(f"num_recycles is {num_recycles}; give 0 or more")
+        batch, length = aatype.shape
+        s = torch.zeros_like(s_0)
+        z = s_0.new_zeros(batch, length, length, self.config.pairwise_state_dim)
+        bins = torch.zeros(batch, length, length, dtype=torch.int64, device=s_0.device)
+        for number in range(passes):
+            with nullcontext() if number == passes - 1 else torch.no_grad():
+                s, z = s.detach(), z.detach()
+                s = s_0 + self.recycle_s_norm(s)
+                z = self.recycled(z, z_0, bins, position_ids, mask)
+                s, z = self.run_blocks(s, z, mask)
+                structure = self.structure_module(
+                    {"single": self.trunk2sm_s(s), "pair": self.trunk2sm_z(z)}, aatype, mask
+                )
+                if number < passes - 1:
+                    bins = distance_bins(structure["positions"][-1, :, :, :3])
+        return {**structure, "s_s": s, "s_z": z}
+
+    def recycled(
+        self,
+        z: Tensor,
+        z_0: Tensor | None,
+        bins: Tensor,
+        position_ids: Tensor,
+        mask: Tensor | None,
+    ) -> Tensor:
+        """What the blocks start from: the last pass's z and distances, positions, and z_0."""
+        start = 0
+
+        def update(some: Tensor) -> Tensor:
+            nonlocal start
+            own = slice(start, start + some.shape[1])
+            start += some.shape[1]
+            near: Tensor = self.pairwise_positional_embedding(position_ids, mask, own)
+            added = near + self.recycle_disto(bins[:, own])
+            return added if z_0 is None else added + z_0[:, own]
+
+        return add_rows(self.recycle_z_norm(z), update, self.rows(z))
+
+    def run_blocks(self, s: Tensor, z: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
+        """s (B, R, S) and z (B, R, R, Z) → s and z after all blocks."""
+        rows = self.rows(z)
+        for block in self.blocks:
+            s, z = block(s, z, mask, rows)
+        return s, z
+
+
+def distance_bins(backbone: Tensor) -> Tensor:
+    """N, CA and C (B, R, 3, 3) in Å → (B, R, R) bins, 0 to 14, of the beta carbons' distances."""
+    n, alpha, c = backbone.unbind(-2)
+    b, onward = alpha - n, c - alpha
+    normal = torch.linalg.cross(b, onward)
+    beta = BETA[0] * normal + BETA[1] * b + BETA[2] * onward + alpha
+    squares = (beta[:, None] - beta[:, :, None]).square().sum(-1)
+    edges = torch.linspace(
+        FIRST_EDGE, LAST_EDGE, RECYCLE_BINS - 1, device=beta.device, dtype=beta.dtype
+    )
+    # an edge itself belongs to the bin below
+    return torch.bucketize(squares, edges.square())
