@@ -1,0 +1,183 @@
+"""A whole run with structures: what comes out and stays, what a change reruns, after a SIGKILL."""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+import shutil
+import zipfile
+from pathlib import Path
+
+import gemmi
+import pytest
+
+from esm_pipeline.formats.records import read_records
+from esm_pipeline.formats.structure_arrays import StructureArrays
+from esm_pipeline.formats.structure_files import read_structure
+from esm_pipeline.formats.structures import MEANINGLESS
+from tests.workflow.test_interruption import Killed, clone  # noqa: F401
+from tests.workflow.tools import GOLDEN, RECORDS, SAMPLE, Run, config, jobs, snakemake
+
+FOLD = "threads: 1, num_recycles: 1, formats: [pdb, cif], pae: [json, npz]"
+OUTPUTS = {"provenance", "report", "counts", "verdict"}
+
+
+def arguments(*more: str) -> list[str]:
+    """Arguments of the run below, but for `more`."""
+    chosen = ["tasks=[fold]", f"fold={{{FOLD}}}"]
+    keys = {item.partition("=")[0] for item in more}
+    return config(
+        Path("demo"), *(one for one in chosen if one.partition("=")[0] not in keys), *more
+    )
+
+
+@pytest.fixture(scope="module")
+def folded(tmp_path_factory) -> Run:
+    """Two shards of one file, in a folder whose name needs quoting."""
+    folder = tmp_path_factory.mktemp("it's folded")
+    shutil.copy(GOLDEN / "my proteins.fasta", folder)
+    run = snakemake(folder, *arguments())
+    assert run.code == 0, run.said
+    return run
+
+
+def rows(run: Run) -> list[dict[str, str]]:
+    with open(run.results / SAMPLE / "structures.tsv", newline="") as handle:
+        return list(csv.DictReader(handle, delimiter="\t"))
+
+
+def test_every_record_has_its_row_and_every_ok_one_its_structure(folded):
+    records = list(read_records(folded.results / SAMPLE / "records.tsv"))
+    assert len(records) == len(RECORDS)
+    found = rows(folded)
+    for record, row in zip(records, found, strict=True):
+        assert (int(row["index"]), row["id"]) == (record.index, record.id)
+        assert (row["status"], row["reason"]) == record.outcomes["fold"]
+        assert bool(row["file"]) == (row["status"] == "ok")
+        assert ("random_weights" in row["flags"]) == (row["status"] == "ok")
+    assert found[2]["file"] == found[0]["file"]
+    complexes = [row for row in found if row["id"] == "complex"]
+    assert [(row["chains"], row["status"]) for row in complexes] == [("2", "ok")]
+    assert len({row["file"] for row in found if row["file"]}) == 6
+
+
+def test_what_stays(folded):
+    sample = folded.results / SAMPLE
+    files = {row["file"] for row in rows(folded) if row["file"]}
+    wanted = {"records.tsv", "inputs.sha256", "structures.h5", "structures.tsv", *files}
+    stems = {Path(file).with_suffix("") for file in files}
+    wanted |= {f"{stem}.cif" for stem in stems}
+    wanted |= {
+        f"pae/{stem.relative_to('structures')}.{kind}" for stem in stems for kind in ("json", "npz")
+    }
+    found = {str(path.relative_to(sample)) for path in sample.rglob("*") if path.is_file()}
+    assert {name for name in found if not name.endswith(".snakemake_timestamp")} == wanted
+    others = {path.name for path in folded.results.iterdir() if path.is_file()}
+    assert others == {
+        *(".accepted", "fold_model.json", "provenance.json", "report.html", "verdict.txt"),
+    }
+
+
+def test_every_file_says_that_it_is_meaningless(folded):
+    texts = list((folded.results / SAMPLE / "structures").rglob("*.*f"))
+    texts += (folded.results / SAMPLE / "structures").rglob("*.pdb")
+    assert len(texts) == 12
+    for path in texts:
+        assert MEANINGLESS in " ".join(path.read_text().replace("REMARK 220", "").split())
+        assert len(gemmi.read_structure(str(path))) == 1
+    assert MEANINGLESS in (folded.results / "report.html").read_text()
+    assert "random weights: the structures are meaningless" in folded.said
+
+
+def test_provenance_tells_the_folding_model(folded):
+    facts = json.loads((folded.results / "provenance.json").read_text())
+    assert facts["model"] is None
+    assert facts["fold_model"]["name"] == "demo"
+    told = facts["samples"][SAMPLE]["results"]["structures.h5"]
+    assert told["weights_sha256"] == facts["fold_model"]["weights_sha256"]
+    assert told["random_weights"] == "true"
+    assert facts["software"]["biotite"]
+    assert facts["samples"][SAMPLE]["records"]["fold"]["ok"] == 7
+
+
+def test_the_report_shows_confidence(folded):
+    page = (folded.results / "report.html").read_text()
+    assert "7 records with a structure" in page
+    assert re.search(r"mean pLDDT.*pTM", page, re.DOTALL)
+    assert "<td>low_ptm</td>" in page
+
+
+@pytest.mark.parametrize(
+    ("change", "rerun"),
+    [
+        (
+            f"fold={{{FOLD}, chunk_size: 8, memory: 2, token_budget: 99, device: cpu}}",
+            set(),
+        ),
+        ("fold={num_recycles: 1, formats: [cif]}", {"structures", *OUTPUTS} - {"counts"}),
+        (
+            f"fold={{{FOLD}, max_residues: 50}}",
+            {
+                *(f"shard_{SAMPLE}", "fold_model", "fold", "gather_fold", "records", "structures"),
+                *OUTPUTS,
+            },
+        ),
+    ],
+)
+def test_a_change_reruns_what_it_changes(folded, change, rerun):
+    assert jobs(snakemake(folded.folder, "-n", *arguments(change))) == rerun
+
+
+@pytest.mark.long
+def test_archives_instead(folded, tmp_path):
+    shutil.copytree(folded.folder, tmp_path / "copy", copy_function=shutil.copy2)
+    run = snakemake(tmp_path / "copy", *arguments("fold={num_recycles: 1, archive: true}"))
+    assert run.code == 0, run.said
+    sample = run.results / SAMPLE
+    archives = sorted(str(path.relative_to(sample)) for path in sample.rglob("*.zip"))
+    assert archives == ["pae/00000.zip", "structures/00000.zip"]
+    with zipfile.ZipFile(sample / archives[1]) as archive:
+        members = {f"{archives[1]}/{name}" for name in archive.namelist()}
+    assert members == {row["file"] for row in rows(run) if row["file"]}
+    loose = folded.results / SAMPLE
+    for row in rows(folded):
+        if row["file"]:
+            found = read_structure(sample / "structures.tsv", int(row["index"]))
+            assert found == (loose / row["file"]).read_bytes()
+
+
+@pytest.mark.long
+def test_a_model_that_does_not_fold_is_told_before_any_job(tmp_path, model):
+    shutil.copy(GOLDEN / "my proteins.fasta", tmp_path)
+    run = snakemake(tmp_path, *config(model, "tasks=[fold]", "shards=1"))
+    assert run.code == 1
+    assert f"{model}: has no folding part; set fold.model to a folding model" in run.said
+    assert "fold: shard" not in run.said
+    assert "Traceback" not in run.said
+
+
+def assert_same(run: Run, whole: Run) -> None:
+    """All results are the same, byte for byte, but for the times in one."""
+    assert run.code == 0, run.said
+    found, wanted = (
+        {path.relative_to(one.results / SAMPLE): path for path in (one.results / SAMPLE).rglob("*")}
+        for one in (run, whole)
+    )
+    assert found.keys() == wanted.keys()
+    for name, path in found.items():
+        if path.is_file():
+            assert path.read_bytes() == wanted[name].read_bytes()
+
+
+@pytest.mark.long
+def test_killed_again_and_again(folded, tmp_path, clone):  # noqa: F811
+    """At work on the second shard, between gathered files, and while the files are written."""
+    shutil.copy(GOLDEN / "my proteins.fasta", tmp_path)
+    _, _, *given = arguments()
+    killed = Killed(tmp_path, clone, ["--cores", "1", *given])
+    for pause in ("fold:1:0", "aggregate:2:0", "structures:1:0", "structures:3:0"):
+        killed.kill(pause, "--rerun-incomplete")
+    assert_same(killed.run("--rerun-incomplete"), folded)
+    with StructureArrays(folded.results / SAMPLE / "structures.h5") as arrays:
+        assert len(arrays.lengths) == 6
