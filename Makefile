@@ -24,8 +24,8 @@ COMPILE = $(VENV)/lock/bin/uv pip compile --quiet --universal --python-version 3
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*  ## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*  ## /  make \1\t/' | expand -t 18
 
-demo: $(VENV)/.workflow  ## embed the packaged proteins with the packaged model, into results/
-	@$(RUN) snakemake --cores $(CORES) --quiet rules host reason
+demo: $(VENV)/.workflow  ## embed and fold the packaged proteins with demo models, into results/
+	@$(RUN) snakemake --cores $(CORES) --quiet rules host reason --config "tasks=[embed, fold]"
 	@$(RUN) python workflow/scripts/show_results.py results
 
 test: lint  ## lint, then every test but the long ones

@@ -1,4 +1,4 @@
-"""A page to look at: what became of the records, how long they are, how their embeddings lie.
+"""A page to look at: what became of the records, how embeddings lie, how sure structures are.
 
 One self-contained HTML file, with pictures as inline SVG; the same results give the same bytes.
 """
@@ -68,7 +68,7 @@ def run(args: argparse.Namespace) -> int:
     ]
     if len(args.samples) > PICTURES:
         parts.append(f"<p>Pictures of the first {PICTURES} samples of {len(args.samples):,}.</p>")
-    page = PAGE.substitute(title="Protein embeddings", body="\n".join(filter(None, parts)))
+    page = PAGE.substitute(title="Results", body="\n".join(filter(None, parts)))
     with atomic_path(args.out) as path:
         path.write_text(page, encoding="utf-8")
     return 0

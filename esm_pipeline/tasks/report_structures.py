@@ -38,8 +38,8 @@ def structures_section(folder: Path) -> str:
         parts.append(f"<p><strong>{html.escape(MEANINGLESS)}.</strong></p>")
     if plddt:
         pictures = [
-            histogram(plddt, np.linspace(0, 100, 41), "mean pLDDT"),
-            histogram(ptm, np.linspace(0, 1, 41), "pTM"),
+            histogram(plddt, np.linspace(0, 100, 41), "mean pLDDT", "Local confidence"),
+            histogram(ptm, np.linspace(0, 1, 41), "pTM", "Global confidence"),
         ]
         parts.append('<div class="pictures">\n' + "\n".join(pictures) + "\n</div>")
     if flags:
@@ -48,14 +48,14 @@ def structures_section(folder: Path) -> str:
     return "\n".join(parts)
 
 
-def histogram(values: Sequence[float], edges: NDArray[np.float64], label: str) -> str:
+def histogram(values: Sequence[float], edges: NDArray[np.float64], label: str, title: str) -> str:
     """How many structures have which value, as SVG; dotted lines at levels of pLDDT."""
 
     def draw(axes: Axes) -> None:
         axes.hist(values, bins=list(edges), color=BLUE, edgecolor="white", linewidth=0.5)
         for level in LEVELS if edges[-1] > 1 else ():
             axes.axvline(level, color=GREY, linewidth=0.8, linestyle=":")
-        axes.set(xlabel=label, ylabel="structures", xlim=(0, edges[-1]), title=label)
+        axes.set(xlabel=label, ylabel="structures", xlim=(0, edges[-1]), title=title)
         axes.yaxis.get_major_locator().set_params(integer=True)
 
     return svg(draw)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import sys
 from pathlib import Path
 
@@ -11,8 +12,9 @@ ROWS = 6
 NUMBERS = 5
 FILES = {
     "*/embeddings.h5": "the embeddings, one file a sample",
+    "*/structures.tsv": "a structure of every protein: its file and confidence",
     "*/records.tsv": "what became of every record, and why",
-    "report.html": "counts, lengths, and a map of the embeddings",
+    "report.html": "counts, a map of the embeddings, confidence of structures",
     "verdict.txt": "counts and the commonest reasons",
     "provenance.json": "versions, settings, model and digests of the inputs",
 }
@@ -33,10 +35,27 @@ def show_embeddings(path: Path) -> None:
             print(f"  {item.id[:26]:<26} {item.length:>8}   {numbers} …")
 
 
+def show_structures(path: Path) -> None:
+    """The first rows of one table, and what the structures are worth."""
+    with open(path, encoding="utf-8", newline="") as handle:
+        rows = [row for row in csv.DictReader(handle, delimiter="\t") if row["file"]]
+    print(f"\n{path}: {len(rows)} proteins have a structure\n")
+    print(f"  {'id':<26} {'pLDDT':>6} {'pTM':>6}   file")
+    for row in rows[:ROWS]:
+        print(f"  {row['id'][:26]:<26} {row['plddt']:>6} {row['ptm']:>6}   {row['file']}")
+    if any("random_weights" in row["flags"] for row in rows):
+        print(
+            "\n  The folding model of the demo has random weights, made on the spot: its\n"
+            "  structures are meaningless. For real ones: tasks='[fold]' model=facebook/esmfold_v1"
+        )
+
+
 def main(folder: Path) -> None:
     """Show every sample's embeddings, then where everything lies."""
     for path in sorted(folder.glob("*/embeddings.h5")):
         show_embeddings(path)
+    for path in sorted(folder.glob("*/structures.tsv")):
+        show_structures(path)
     print()
     for pattern, what in FILES.items():
         for path in sorted(folder.glob(pattern)):
