@@ -26,7 +26,7 @@ class Step(NamedTuple):
     """The state after `layer` layers; layer 0 is the embedding."""
 
     layer: int
-    x: Tensor  # (T, D); after the final norm for the last layer
+    x: Tensor  # (T, D); after the final norm for the last layer, and there only the wanted rows
     maps: list[Tensor] | None  # one (sequences, H, L, L) for each group of the layout
 
 
@@ -124,8 +124,12 @@ class EsmLayer(nn.Module):
         tables: tuple[Tensor, Tensor] | None,
         with_maps: bool,
         head_mask: Tensor | None,
+        rows: Tensor | None = None,
     ) -> tuple[Tensor, list[Tensor] | None]:
-        """(T, D) → (T, D), and the attention maps if asked for."""
+        """(T, D) → (T, D), and the attention maps if asked for.
+
+        With `rows` (M,) → (M, D): behind the attention, only these tokens are computed.
+        """
         qkv = self.qkv(self.attention_norm(x)).unflatten(-1, (3, self.heads, -1))
         q, k, v = qkv.unbind(1)  # (T, H, K) each
         if tables is not None:
@@ -136,6 +140,8 @@ class EsmLayer(nn.Module):
             mixed, maps = attend_with_maps(q, k, v, layout, dropout, head_mask)
         else:
             mixed = attend(q, k, v, layout, dropout)
+        if rows is not None:
+            x, mixed = x.index_select(0, rows), mixed.index_select(0, rows)
         x = x + self.drop(self.attention_out(mixed.flatten(1)))
         fed = self.down(self.activation(self.up(self.feed_norm(x))))
         return x + self.drop(fed), maps
@@ -162,16 +168,21 @@ class EsmEncoder(nn.Module):
         *,
         with_maps: bool = False,
         head_masks: Sequence[Tensor] | None = None,
+        rows: Tensor | None = None,
     ) -> Iterator[Step]:
         """Walk through the layers: n + 1 steps, of which a caller keeps what it needs.
 
-        `x` (T, D) is the embedding; `head_masks` has one (H,) for each layer. Nothing but the
-        current layer's state is held here.
+        `x` (T, D) is the embedding; `head_masks` has one (H,) for each layer; `rows` (M,) are the
+        tokens wanted of the last layer, all of them by default. Nothing but the current layer's
+        state is held here.
         """
         tables = rotary_tables(layout.positions, self.head_width, x.dtype) if self.rotary else None
         last = len(self.layer)
-        yield Step(0, x if last else self.emb_layer_norm_after(x), None)
+        if not last:
+            x = self.emb_layer_norm_after(x if rows is None else x.index_select(0, rows))
+        yield Step(0, x, None)
         for number, layer in enumerate(self.layer, start=1):
             head_mask = None if head_masks is None else head_masks[number - 1]
-            x, maps = layer(x, layout, tables, with_maps, head_mask)
+            wanted = rows if number == last else None
+            x, maps = layer(x, layout, tables, with_maps, head_mask, wanted)
             yield Step(number, self.emb_layer_norm_after(x) if number == last else x, maps)

@@ -171,12 +171,14 @@ class EsmModel(EsmPreTrainedModel):
         layers: Sequence[int] = (-1,),
         *,
         contacts: bool = False,
+        rows: Tensor | None = None,
     ) -> Represented:
         """The packed door: token ids (T,) to the states of the chosen layers.
 
         Layers are 0 (embedding) to n (after the final norm); −1 means n, and is the key under which
         it comes back. With `contacts`, also the contact probabilities of each sequence. Layers
-        beyond the deepest wanted one are not computed. Raises InputError for other layers.
+        beyond the deepest wanted one are not computed, and of the last layer only the tokens `rows`
+        (M,), if they are given. Raises InputError for other layers.
         """
         count = self.config.num_hidden_layers
         for layer in layers:
@@ -188,7 +190,7 @@ class EsmModel(EsmPreTrainedModel):
         hidden: dict[int, Tensor] = {}
         logits: list[Tensor] = []  # one (sequences, R, R) for each group
         x = self.embeddings(tokens, layout)
-        for step in self.encoder.steps(x, layout, with_maps=contacts):
+        for step in self.encoder.steps(x, layout, with_maps=contacts, rows=rows):
             hidden.update({name: step.x for name in layers if name % (count + 1) == step.layer})
             if contacts and step.maps is not None:
                 added = [self.contact_head.layer_logits(maps, step.layer) for maps in step.maps]

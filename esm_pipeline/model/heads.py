@@ -84,9 +84,11 @@ class EsmForMaskedLM(EsmPreTrainedModel):
         logits: Tensor = self.lm_head(hidden, self.esm.get_input_embeddings().weight)
         return logits
 
-    def packed_logits(self, tokens: Tensor, layout: PackedLayout) -> Tensor:
-        """The packed door: token ids (T,) → logits (T, V)."""
-        return self.logits(self.esm.represent(tokens, layout).hidden[-1])
+    def packed_logits(
+        self, tokens: Tensor, layout: PackedLayout, rows: Tensor | None = None
+    ) -> Tensor:
+        """The packed door: token ids (T,) → logits (T, V), or (M, V) of the tokens `rows` (M,)."""
+        return self.logits(self.esm.represent(tokens, layout, rows=rows).hidden[-1])
 
     def predict_contacts(self, tokens: Tensor, attention_mask: Tensor | None = None) -> Tensor:
         """As `EsmModel.predict_contacts`."""

@@ -17,8 +17,8 @@ from torch import Tensor
 
 from esm_pipeline.errors import CapacityError, InputError
 from esm_pipeline.model import EsmForMaskedLM, EsmModel, EsmTokenizer, PackedLayout
+from esm_pipeline.tasks.windows import SPECIAL_TOKENS
 
-SPECIAL_TOKENS = 2  # BOS and EOS
 OUT_OF_MEMORY = (
     "can't allocate memory",  # PyTorch's CPU allocator
     "MPS backend out of memory",

@@ -1,0 +1,53 @@
+"""Where a task's results go, checked before anything is computed."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
+from esm_pipeline.errors import InputError
+from esm_pipeline.files import require_regular
+from esm_pipeline.formats.digests import write_digests
+from esm_pipeline.formats.fasta import STANDARD_INPUT
+
+
+def check_output(
+    output: Path, inputs: Iterable[str], digests: Path | None = None, suffixes: Sequence[str] = ()
+) -> Path:
+    """Where the table of records goes, beside `output`, whose suffix is one of `suffixes`.
+
+    Raises InputError if it, `output` or `digests` cannot be written, or would replace another or
+    one of the `inputs`.
+    """
+    if not output.name:
+        raise InputError(f"{output}: a folder; name a file for the output")
+    stem = output.stem if output.suffix.lower() in suffixes else output.name
+    table = output.with_name(f"{stem}.records.tsv")
+    places = {"the output itself": output, "the table of records": table}
+    taken = [("the input itself", Path(path)) for path in inputs if path != STANDARD_INPUT]
+    for what, path in (*places.items(), *([("", digests)] if digests else ())):
+        if path.is_dir():
+            raise InputError(f"{path}: a folder; name a file for the output")
+        require_regular(path)
+        parent = next(parent for parent in path.parents if parent.exists())
+        if not parent.is_dir():
+            raise InputError(f"{parent}: not a folder; choose another one for the output")
+        for other, file in taken:
+            if is_same(path, file):
+                raise InputError(f"{path}: {other}; name another file for the output")
+        taken.append((what, path))
+    return table
+
+
+def is_same(path: Path, other: Path) -> bool:
+    """Whether two paths, of files that need not exist, lead to the same place."""
+    if path.exists() and other.exists():
+        return path.samefile(other)
+    return os.path.realpath(path) == os.path.realpath(other)
+
+
+def vouch(path: Path, digests: Path, files: Mapping[Path, Path]) -> None:
+    """Write to `path` what will be the list `digests`: those of `files`, by where they will be."""
+    folder = digests.parent
+    write_digests(path, {os.path.relpath(to, folder): file for to, file in files.items()})
