@@ -128,6 +128,53 @@ class EmbedSettings(ComputeSettings):
     _each_once = field_validator("layers", "include")(each_once)
 
 
+class VariantSettings(Section):
+    """How a table of variants is read."""
+
+    mutation_col: str = Field(
+        "mutant", min_length=1, description="column of mutations, such as A42G or A42G:T50K"
+    )
+    offset: int = Field(
+        0,
+        ge=-1_000_000,
+        le=1_000_000,
+        description="what is added to residue numbers in the mutations: residue 1 + offset is the "
+        "first of the protein",
+    )
+    mutated_sequence_col: str | None = Field(
+        None, description="column of mutated sequences, read in place of mutations"
+    )
+    protein_col: str | None = Field(
+        None,
+        description="column that names the protein of each row, by its id in the FASTA; by default "
+        "'protein', unless there is but one",
+    )
+    protein: str | None = Field(None, description="the one protein that all rows are of, by its id")
+    sequence_col: str | None = Field(
+        None, description="column of wild types, read in place of a FASTA"
+    )
+
+
+class ScoreSettings(VariantSettings, ComputeSettings):
+    """What `score` computes."""
+
+    strategy: Literal[
+        "masked_marginal", "masked_marginal_joint", "wt_marginal", "pseudo_log_likelihood"
+    ] = Field(
+        "masked_marginal",
+        description="how variants are scored: with each mutated residue masked alone, with all "
+        "masked at once, with nothing masked, or by the likelihoods of whole sequences",
+    )
+    long: Literal["auto", "skip", "truncate", "window", "full"] = Field(
+        "auto",
+        description="proteins longer than the position table; auto: skip them (ESM-1b, ESM-1v), "
+        "or full for rotary models (ESM-2); window: as ProteinGym does",
+    )
+    window: int = Field(
+        1024, ge=8, description="tokens in a window, where `long` is window; at most the table's"
+    )
+
+
 class Settings(Section):
     """The whole configuration of the workflow."""
 
@@ -149,6 +196,7 @@ class Settings(Section):
     )
     shard: ShardSettings = Field(default_factory=ShardSettings, description="validation and shards")
     embed: EmbedSettings = Field(default_factory=EmbedSettings, description="embeddings")
+    score: ScoreSettings = Field(default_factory=ScoreSettings, description="variant scores")
 
     _each_once = field_validator("tasks")(each_once)
 

@@ -50,12 +50,6 @@ class ParquetWriter(Writer):
 
     def __init__(self, path: Path, suffix: str, like: Table | None, added: Sequence[Column]):
         names = [] if like is None else like.columns
-        for name in names:
-            if names.count(name) > 1 and like is not None:
-                raise InputError(
-                    f"{shown(like.path)}: has two columns {name!a}, which Parquet has no room for; "
-                    "rename one, or write .tsv"
-                )
         old = [pyarrow.field(unicode(name), TYPES["text"]) for name in names]
         if isinstance(like, ParquetTable):
             old = list(like.schema)

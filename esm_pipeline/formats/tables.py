@@ -80,13 +80,19 @@ class Table(ABC):
         names = ", ".join(f"{name!a}" for name in self.columns[:LISTED])
         return f"{names} and {more} more" if more > 0 else names
 
-    def refuse(self, added: Iterable[Column]) -> None:
-        """Raise InputError if the table has one of the columns to be added already."""
+    def refuse(self, added: Iterable[Column], suffix: str) -> None:
+        """Raise InputError if `create_table` cannot put `added` behind the table's own columns."""
         for column in added:
             if column.name in self.columns:
                 raise InputError(
                     f"{shown(self.path)}: has a column '{column.name}', which is to be added; "
                     "rename it, or leave it out"
+                )
+        for name in self.columns if suffix == PARQUET else []:
+            if self.columns.count(name) > 1:
+                raise InputError(
+                    f"{shown(self.path)}: has two columns {name!a}, which Parquet has no room for; "
+                    "rename one, or write .tsv"
                 )
 
 
@@ -134,8 +140,7 @@ def create_table(
 ) -> Iterator[Writer]:
     """A writer of a new table at `path`, of the kind that `suffix` names.
 
-    It has the columns of `like`, and behind them `added`. Raises InputError for what the kind
-    cannot hold.
+    It has the columns of `like`, and behind them `added`; `like.refuse` tells whether it can.
     """
     from esm_pipeline.formats import parquet_tables, text_tables
 

@@ -47,6 +47,10 @@ WILD_TYPES = frozenset(("", "=", "wt", "_wt", "wildtype", "wild-type", "wild_typ
 CACHED = 1 << 16
 
 
+class MisfitError(InputError):
+    """A mutation of a residue that the wild type does not have."""
+
+
 class Edit(NamedTuple):
     """Residues from `start` up to `stop`, not with it, give way to `inserted`.
 
@@ -177,7 +181,7 @@ def place(variant: Variant, wild_type: str, offset: int = 0) -> Variant:
     """The same edits in the order of their places, checked, with duplications written out.
 
     Messages count residues as the text does. Raises InputError for a residue that does not exist or
-    is another one, and for edits that meet.
+    is another one (a MisfitError), and for edits that meet.
     """
     length, shift = len(wild_type), offset + 1
     edits = []
@@ -185,9 +189,9 @@ def place(variant: Variant, wild_type: str, offset: int = 0) -> Variant:
         for at, letter in edit.named:
             if not 0 <= at < length:
                 ends = f"{shift} to {length + offset}" if offset else f"{length} residues"
-                raise InputError(f"residue {at + shift} does not exist: the protein has {ends}")
+                raise MisfitError(f"residue {at + shift} does not exist: the protein has {ends}")
             if wild_type[at] != letter:
-                raise InputError(f"residue {at + shift} is {wild_type[at]}, not {letter}")
+                raise MisfitError(f"residue {at + shift} is {wild_type[at]}, not {letter}")
         if edit.duplicates:
             copied = wild_type[edit.start : edit.stop]
             edit = edit._replace(start=edit.stop, inserted=copied, duplicates=False)

@@ -6,6 +6,8 @@ is imported only when its task runs, so that light tasks load no torch.
 
 TASKS = {
     "embed": "representations of every sequence of a FASTA file, into HDF5",
+    "score": "how likely variants are: tables of mutations, or every substitution",
+    "heatmaps": "pictures of all substitutions of proteins, from a saturation.h5",
     "shard": "validate FASTA files, remove duplicates, cut them into shards",
     "aggregate": "gather the shards of a task into one result, with every record in it",
     "provenance": "write down versions, model, settings and inputs of the results",

@@ -10,7 +10,7 @@ import os
 import tempfile
 from array import array
 from binascii import hexlify
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from hashlib import sha256
 from pathlib import Path
@@ -55,6 +55,18 @@ def open_intake(
     """
     if list(paths).count(STANDARD_INPUT) > 1:
         raise InputError(f"{shown(STANDARD_INPUT)}: given twice, but can be read once; drop one")
+    batches = (batch for path in paths for batch in read_batches(path, allow_empty=allow_empty))
+    return take_in(batches, cleaning, spool_dir, complexes=complexes)
+
+
+def take_in(
+    batches: Iterable[list[Entry]],
+    cleaning: CleaningSettings,
+    spool_dir: Path,
+    *,
+    complexes: bool = False,
+) -> Intake:
+    """The same for records that come from elsewhere, as `read_batches` gives them."""
     try:
         spool_dir.mkdir(parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError):
@@ -65,9 +77,8 @@ def open_intake(
         rows = files.enter_context(tempfile.TemporaryFile(dir=spool_dir))
         sequences = files.enter_context(tempfile.TemporaryFile(dir=spool_dir))
         spool = Spool(rows, sequences)
-        for path in paths:
-            for batch in read_batches(path, allow_empty=allow_empty):
-                spool.add(batch, cleaning)
+        for batch in batches:
+            spool.add(batch, cleaning)
         spool.flush()
         return Intake(spool, files.pop_all(), complexes=complexes)
 

@@ -57,32 +57,33 @@ class Passes:
     def __len__(self) -> int:
         return len(self.sequence)
 
+    def asked(self, part: Int64) -> tuple[Int64, Int64]:
+        """Indices of the places of some passes, and how many each has."""
+        counts = self.ends[part + 1] - self.ends[part]
+        return ranges(self.ends[part], counts), counts
+
 
 class Answers(NamedTuple):
-    """What passes tell of M places: slots (M,), weights (M,), the tokens there (M,), log p (M, V).
+    """What some passes tell of M places: numbers of their sequences, slots and weights, (M,) each.
 
-    Natural logarithms, over the whole vocabulary.
+    `wild_type` (M,) are the tokens there, `log_p` (M, V) natural logarithms over the whole
+    vocabulary; NaN where the one pass did not fit into memory. `tokens` were shown in all.
     """
 
+    sequence: Int64
     slot: Int64
     weight: NDArray[np.float64]
     wild_type: Ids
     log_p: NDArray[np.float32]
-
-
-class Part(NamedTuple):
-    """Passes that were computed together; `answers` is None where one did not fit into memory."""
-
-    sequence: Int64
-    answers: Answers | None
+    tokens: int
+    fits: bool = True
 
 
 class LanguageModel(Runner[EsmForMaskedLM]):
-    """A checkpoint that predicts masked residues. `passes` and `tokens` count what it was shown."""
+    """A checkpoint that predicts residues; `passes` counts those that were run."""
 
     model_class = EsmForMaskedLM
     passes = 0
-    tokens = 0
 
     def __init__(self, name: str, revision: str | None, settings: ComputeSettings) -> None:
         super().__init__(name, revision, settings)
@@ -104,7 +105,7 @@ class LanguageModel(Runner[EsmForMaskedLM]):
         """(20,) tokens of the amino acids, in alphabetical order of their letters."""
         return self.letters()[np.frombuffer(AMINO_ACIDS.encode(), np.uint8)]
 
-    def ask(self, passes: Passes, read: Read, token_budget: int) -> Iterator[Part]:
+    def ask(self, passes: Passes, read: Read, token_budget: int) -> Iterator[Answers]:
         """Run all `passes`, batch by batch."""
 
         def compute(part: Int64) -> Answers:
@@ -113,7 +114,7 @@ class LanguageModel(Runner[EsmForMaskedLM]):
         lengths = passes.stop - passes.start - SPECIAL_TOKENS
         for batch in token_batches(lengths, token_budget):
             for part, answers in run_with_ladder(batch, compute):
-                yield Part(passes.sequence[part], answers)
+                yield self._none(passes, part) if answers is None else answers
 
     @torch.inference_mode()
     def _answers(self, passes: Passes, part: Int64, read: Read) -> Answers:
@@ -125,14 +126,12 @@ class LanguageModel(Runner[EsmForMaskedLM]):
         tokens = np.concatenate([ids[one][start:stop] for one, start, stop in spans])
         lengths = stops - starts
         firsts = np.cumsum(lengths) - lengths
-        counts = passes.ends[part + 1] - passes.ends[part]
-        asked = ranges(passes.ends[part], counts)
+        asked, counts = passes.asked(part)
         rows = passes.place[asked] + np.repeat(firsts - starts, counts)
         wild_type = tokens[rows]
         if passes.masked:
             tokens[rows] = self.tokenizer.mask_token_id
         layout = PackedLayout.from_lengths(lengths.tolist(), self.device)
-        self.passes, self.tokens = self.passes + len(part), self.tokens + len(tokens)
         with self.timed():
             logits = self.model.packed_logits(
                 torch.from_numpy(tokens).to(self.device),
@@ -140,7 +139,22 @@ class LanguageModel(Runner[EsmForMaskedLM]):
                 torch.from_numpy(rows).to(self.device),
             )
             log_p = logits.float().log_softmax(-1).cpu().numpy()  # (M, V)
-        return Answers(passes.slot[asked], passes.weight[asked], wild_type, log_p)
+        self.passes += len(part)
+        sequence, count = np.repeat(passes.sequence[part], counts), len(tokens)
+        return Answers(sequence, passes.slot[asked], passes.weight[asked], wild_type, log_p, count)
+
+    def _none(self, passes: Passes, part: Int64) -> Answers:
+        """In place of answers that memory had no room for."""
+        asked, counts = passes.asked(part)
+        log_p = np.full((len(asked), len(self.tokenizer)), np.nan, np.float32)
+        unknown, count = (
+            np.zeros(len(asked), np.int64),
+            int(passes.stop[part[0]] - passes.start[part[0]]),
+        )
+        sequence = np.repeat(passes.sequence[part], counts)
+        return Answers(
+            sequence, passes.slot[asked], passes.weight[asked], unknown, log_p, count, fits=False
+        )
 
 
 def one_masked(sequence: Int64, place: Int64, slot: Int64, tokens: Int64, window: int) -> Passes:

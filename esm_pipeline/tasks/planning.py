@@ -21,6 +21,7 @@ from esm_pipeline.tasks.windows import SPECIAL_TOKENS
 Int64 = NDArray[np.int64]
 
 DOES_NOT_FIT = "{} residues do not fit into memory, even alone; use a machine with more"
+NOT_FINITE = "the model gave values that are not finite numbers"
 
 
 @dataclass(frozen=True)

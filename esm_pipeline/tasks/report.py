@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from esm_pipeline.files import atomic_path
-from esm_pipeline.formats.results import Embeddings, open_results
+from esm_pipeline.formats.results import Embeddings
 from esm_pipeline.tasks.verdict import COLUMNS, COMMONEST, Tally, count
 
 if TYPE_CHECKING:
@@ -126,7 +126,7 @@ def sample_section(folder: Path) -> str:
     """What the embeddings of one sample are, and how they look."""
     if not (folder / "embeddings.h5").exists():
         return ""
-    with open_results(folder / "embeddings.h5") as results:
+    with Embeddings.open(folder / "embeddings.h5") as results:
         facts = embedding_facts(results)
         pictures = [length_histogram(results), embedding_map(results)]
     heading = f"<h2>Sample {html.escape(folder.name)}</h2>\n<p>{facts}</p>\n"

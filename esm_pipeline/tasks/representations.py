@@ -17,11 +17,11 @@ from esm_pipeline.model import EsmModel, PackedLayout
 from esm_pipeline.settings import EmbedSettings
 from esm_pipeline.tasks.batching import check_layer, pack
 from esm_pipeline.tasks.checkpoints import Runner, software
+from esm_pipeline.tasks.planning import NOT_FINITE
 from esm_pipeline.tasks.windows import SPECIAL_TOKENS
 
 Values = NDArray[np.float16] | NDArray[np.float32]
 
-NOT_FINITE = "the model gave values that are not finite numbers"
 TOO_LARGE = (
     f"a value beyond ±{torch.finfo(torch.float16).max:.0f} does not fit into float16; set "
     "embed.residue_dtype to float32"
