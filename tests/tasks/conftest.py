@@ -23,9 +23,9 @@ TABLE = 30
 """Residues that the position table of the absolute checkpoint holds."""
 
 
-def save_model(folder: Path, **config: object) -> Path:
+def save_model(folder: Path, seed: int = 0, **config: object) -> Path:
     """Write a checkpoint with random weights into `folder`, the same each time."""
-    torch.manual_seed(0)
+    torch.manual_seed(seed)
     model = EsmForMaskedLM(EsmConfig(**SHAPE, **config))
     with torch.no_grad():
         for parameter in model.parameters():
