@@ -27,6 +27,7 @@ MOST_LINES = 10_000
 DELIMITERS = {".csv": ",", ".tsv": "\t", ".txt": "\t", ".tab": "\t"}
 OTHERS = ",\t;"
 MARK = "\ufeff"  # byte order mark
+END = "\r\n"  # of a line; csv.writer quotes cells with these characters in them
 
 csv.field_size_limit(2**31 - 1)
 
@@ -204,8 +205,8 @@ def join(cells: Sequence[str], delimiter: str) -> str:
     if not special and line:
         return line
     text = io.StringIO()
-    csv.writer(text, delimiter=delimiter, lineterminator="").writerow(cells)
-    return text.getvalue()
+    csv.writer(text, delimiter=delimiter, lineterminator=END).writerow(cells)
+    return text.getvalue().removesuffix(END)
 
 
 def as_text(values: Values, kind: str) -> list[str]:

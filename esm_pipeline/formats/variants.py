@@ -45,6 +45,7 @@ SEPARATOR = re.compile(r"[\s:;,+]+")
 REFERENCE = re.compile(r"(?P<name>[^\s:]+):(?=p\.)")
 WILD_TYPES = frozenset(("", "=", "wt", "_wt", "wildtype", "wild-type", "wild_type"))
 CACHED = 1 << 16
+TOLD = 30  # characters of a mutation that a message shows
 
 
 class MisfitError(InputError):
@@ -106,14 +107,18 @@ def _edit(text: str, offset: int) -> Edit:
     """One mutation."""
     match = EDIT.fullmatch(text)
     if match is None:
-        raise InputError(f"mutation {text!a} cannot be read; write it as A42G or p.Ala42Gly")
+        raise InputError(f"mutation {_told(text)} cannot be read; write it as A42G or p.Ala42Gly")
     if match["shift"] or match["longer"]:
         what = "a frame shift" if match["shift"] else "an extension"
-        raise InputError(f"mutation {text!a} is {what}; give the protein it makes as a sequence")
+        raise InputError(
+            f"mutation {_told(text)} is {what}; give the protein it makes as a sequence"
+        )
     start, first = int(match["start"]) - 1 - offset, _code(match["first"])
     if match["to"] or match["same"]:
         if match["last"]:
-            raise InputError(f"mutation {text!a} cannot be read; write ranges as K23_V25delinsQS")
+            raise InputError(
+                f"mutation {_told(text)} cannot be read; write ranges as K23_V25delinsQS"
+            )
         return _substitution(start, first, _code(match["to"] or match["first"]), text)
     stop = start + 1
     named: tuple[tuple[int, str], ...] = ((start, first),)
@@ -123,14 +128,18 @@ def _edit(text: str, offset: int) -> Edit:
     three = len(match["first"]) == 3
     if match["between"]:
         if stop - start != 2:
-            raise InputError(f"mutation {text!a} should name two neighbours, as K23_L24insQS does")
+            raise InputError(
+                f"mutation {_told(text)} should name two neighbours, as K23_L24insQS does"
+            )
         return Edit(start + 1, start + 1, _residues(match["between"], three, text), named)
     if stop <= start:
-        raise InputError(f"mutation {text!a} ends before it begins; put the smaller place first")
+        raise InputError(
+            f"mutation {_told(text)} ends before it begins; put the smaller place first"
+        )
     told = _codes(match["gone"] or match["copied"] or "", three)
     if told and len(told) != stop - start:
         raise InputError(
-            f"mutation {text!a} names {len(told)} residues in the place of {stop - start}; "
+            f"mutation {_told(text)} names {len(told)} residues in the place of {stop - start}; "
             "correct one of the two"
         )
     named += tuple(enumerate(told, start))
@@ -144,6 +153,11 @@ def _substitution(at: int, wild_type: str, mutant: str, text: str) -> Edit:
     if mutant != wild_type:
         _require_residues(mutant, text)
     return Edit(at, at + 1, mutant, ((at, wild_type),))
+
+
+def _told(text: str) -> str:
+    """A mutation for a message of one line."""
+    return ascii(text) if len(text) <= TOLD else f"{text[:TOLD]!a}…"
 
 
 def _code(text: str) -> str:
@@ -167,12 +181,12 @@ def _require_residues(letters: str, mutation: str) -> None:
     """Raise InputError if a mutation leads to something that is no residue."""
     if "*" in letters:
         raise InputError(
-            f"mutation {mutation!a} is a stop; give the protein it makes as a sequence"
+            f"mutation {_told(mutation)} is a stop; give the protein it makes as a sequence"
         )
     for letter in letters:
         if letter not in RESIDUES:
             raise InputError(
-                f"mutation {mutation!a} leads to {letter}, which is no single amino acid; "
+                f"mutation {_told(mutation)} leads to {letter}, which is no single amino acid; "
                 "name one of the 20, U or O"
             )
 
