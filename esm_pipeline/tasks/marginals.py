@@ -186,8 +186,8 @@ def together_masked(
 
 
 def set_windows(ends: Int64, place: Int64, tokens: Int64, window: int) -> tuple[Int64, Int64]:
-    """Starts and stops of the windows around the middles of sets of places."""
-    middle = (place[ends[:-1]] + place[ends[1:] - 1]) // 2
+    """Starts and stops of the windows around the middles of sets of places, rounded up."""
+    middle = (place[ends[:-1]] + place[ends[1:] - 1] + 1) // 2
     return windows.optimal(middle, tokens, window)
 
 

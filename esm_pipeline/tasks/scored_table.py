@@ -41,7 +41,7 @@ class Scores:
         self.values = [sum(column) / len(column) for column in columns]
         if len(by_model) > 1:
             self.values += [value for column in columns for value in column]
-        self.failed = strategy.ready & np.isnan(self.values[0])
+        self.failed = strategy.ready & np.isnan(sum(self.values))
 
     def write(self, writer: Writer, table: Table, reader: Reader) -> Counter[str]:
         """Write every row of `table`; returns the number of each status."""

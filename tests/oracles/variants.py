@@ -77,7 +77,7 @@ class Oracle:
         if not mutations:
             return 0.0
         residues = tuple(sorted(residue for residue, _ in mutations))
-        middle = (residues[0] + 1 + residues[-1] + 1) // 2
+        middle = (residues[0] + 1 + residues[-1] + 1 + 1) // 2
         found = dict(zip(residues, self.masked(wild_type, residues, middle), strict=True))
         return sum(
             float(found[residue][token(letter)] - found[residue][token(wild_type[residue])])
