@@ -6,40 +6,30 @@ follow from the classes here. No torch: the workflow imports this module at ever
 
 from __future__ import annotations
 
-import csv
 import difflib
-import gzip
 import json
 import math
-import os
 import re
 import shlex
-import zlib
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from esm_pipeline.errors import InputError
+from esm_pipeline.samples import Sample, expanded_size, read_samples, sample_name
 
 EXECUTION: dict[str, Any] = {"execution": True}
 """Marks a field that changes how a result is computed, never the result: it reruns nothing."""
 
-SAMPLE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
-RESERVED_NAMES = {"logs", "benchmarks", "provenance.json", "report.html", "verdict.txt"}
-"""What lies beside the samples' folders in the output folder, in lower case."""
-
-FASTA_SUFFIX = re.compile(r"(\.(fasta|fa|faa|fas|pep|txt))?(\.gz)?$", re.IGNORECASE)
-GZIP_MAGIC = b"\x1f\x8b"
-GZIP_EXPANSION = 2  # bytes of protein FASTA behind one compressed byte, about
-
+LABEL = re.compile(r"[A-Za-z0-9._-]+")
 MOST_SHARDS = 100_000
 """As many as five digits can name."""
 
 MOST_THREADS = 1024
 
 Layer = Annotated[int, Field(ge=-1)]
+S = TypeVar("S", bound="Section")
 
 
 def each_once(value: list[Any]) -> list[Any]:
@@ -49,10 +39,22 @@ def each_once(value: list[Any]) -> list[Any]:
     return value
 
 
+def labels_that_name_columns(value: dict[str, str]) -> dict[str, str]:
+    """`value`, or ValueError if a key cannot be a part of a column's name."""
+    for label in value:
+        if not LABEL.fullmatch(label):
+            raise ValueError(f"label {label!r} should have letters, digits, '.', '_' and '-' only")
+    return value
+
+
 class Section(BaseModel):
     """A group of settings; an unknown key in it is an error."""
 
     model_config = ConfigDict(extra="forbid", validate_default=True)
+
+    def part(self, kind: type[S]) -> S:
+        """The settings that are of `kind`, a base of this section."""
+        return kind.model_validate(self.model_dump(include=set(kind.model_fields)))
 
 
 class CleaningSettings(Section):
@@ -75,12 +77,6 @@ class ShardSettings(CleaningSettings):
     residues: int = Field(
         2_000_000, gt=0, description="residues in one shard, about, where `shards` is auto"
     )
-
-    def cleaning(self) -> CleaningSettings:
-        """The part that changes results."""
-        return CleaningSettings.model_validate(
-            self.model_dump(include=set(CleaningSettings.model_fields))
-        )
 
 
 class ComputeSettings(Section):
@@ -149,21 +145,23 @@ class VariantSettings(Section):
         description="column that names the protein of each row, by its id in the FASTA; by default "
         "'protein', unless there is but one",
     )
-    protein: str | None = Field(None, description="the one protein that all rows are of, by its id")
+    protein: str | None = Field(
+        None, description="the one protein that all rows are of, by its id in the FASTA"
+    )
     sequence_col: str | None = Field(
         None, description="column of wild types, read in place of a FASTA"
     )
 
 
-class ScoreSettings(VariantSettings, ComputeSettings):
-    """What `score` computes."""
+class StrategySettings(ComputeSettings):
+    """How variants are scored."""
 
     strategy: Literal[
         "masked_marginal", "masked_marginal_joint", "wt_marginal", "pseudo_log_likelihood"
     ] = Field(
         "masked_marginal",
-        description="how variants are scored: with each mutated residue masked alone, with all "
-        "masked at once, with nothing masked, or by the likelihoods of whole sequences",
+        description="each mutated residue masked alone, all of a variant at once, none, or the "
+        "likelihoods of whole sequences",
     )
     long: Literal["auto", "skip", "truncate", "window", "full"] = Field(
         "auto",
@@ -175,15 +173,57 @@ class ScoreSettings(VariantSettings, ComputeSettings):
     )
 
 
+class ScoreSettings(VariantSettings, StrategySettings):
+    """What `score` does."""
+
+
+class ScoreSection(ScoreSettings):
+    """What the workflow scores, and by which models."""
+
+    models: dict[str, str] = Field(
+        {},
+        description="an ensemble: label and model of each, a hub id (with @revision if need be) or "
+        "a folder; by default the one `model` of all tasks",
+    )
+    saturation: bool = Field(
+        False, description="score every substitution of every protein, into saturation.h5"
+    )
+    plots: bool = Field(False, description="a picture of each saturated protein, into heatmaps")
+    table_bytes: int = Field(
+        1_000_000,
+        gt=0,
+        description="bytes of a table of variants in one shard, about, where `shards` is auto",
+    )
+
+    _labels = field_validator("models")(labels_that_name_columns)
+
+    def model_flags(self, model: str, revision: str | None) -> list[str]:
+        """Command-line flags of the models; without an ensemble, those of the one `model`."""
+        if not self.models:
+            return [f"--model={model}", *([f"--revision={revision}"] if revision else [])]
+        found = []
+        for label, name in self.models.items():
+            model, _, version = name.rpartition("@") if "@" in name else (name, "", "")
+            found += [f"--label={label}", f"--model={model}", f"--revision={version}"]
+        return found
+
+
 class Settings(Section):
     """The whole configuration of the workflow."""
 
     fasta: str | None = Field(None, description="a single FASTA input, plain or gzip")
     samples: str | None = Field(
-        None, description="a table (TSV) with columns sample and fasta, for several inputs"
+        None,
+        description="a table (TSV) with columns sample, fasta and, to score them, variants, for "
+        "several inputs",
+    )
+    variants: str | None = Field(
+        None, description="with `fasta`: a table of variants to score, CSV, TSV or Parquet"
     )
     outdir: str = Field("results", min_length=1, description="folder that receives all results")
-    tasks: list[Literal["embed"]] = Field(["embed"], min_length=1, description="tasks to run")
+    tasks: list[Literal["embed", "score"]] = Field(
+        ["embed"], min_length=1, description="tasks to run"
+    )
     model: str = Field(
         "demo", min_length=1, description="a hub id, a folder with a checkpoint, or demo"
     )
@@ -196,7 +236,7 @@ class Settings(Section):
     )
     shard: ShardSettings = Field(default_factory=ShardSettings, description="validation and shards")
     embed: EmbedSettings = Field(default_factory=EmbedSettings, description="embeddings")
-    score: ScoreSettings = Field(default_factory=ScoreSettings, description="variant scores")
+    score: ScoreSection = Field(default_factory=ScoreSection, description="variant scores")
 
     _each_once = field_validator("tasks")(each_once)
 
@@ -204,16 +244,41 @@ class Settings(Section):
     def _one_input(self) -> Settings:
         if (self.fasta is None) == (self.samples is None):
             raise ValueError("give one of 'fasta' (a single input) and 'samples' (a table of them)")
+        if self.variants is not None and self.samples is not None:
+            raise ValueError("'variants' goes with 'fasta'; with 'samples' it is a column of them")
+        if self.variants is not None and "score" not in self.tasks:
+            raise ValueError("'variants' are given, but no task scores them; add score to 'tasks'")
         return self
 
     def inputs(self) -> dict[str, list[str]]:
         """FASTA files of each sample, in the order of the table."""
+        return {name: sample.fasta for name, sample in self._samples().items()}
+
+    def tables(self) -> dict[str, str]:
+        """The tables of variants that are to be scored, by sample.
+
+        Raises InputError for a sample of which nothing is to be scored, though `score` is a task.
+        """
+        if "score" not in self.tasks:
+            return {}
+        samples = self._samples()
+        for name, sample in samples.items():
+            if sample.variants is None and not self.score.saturation:
+                raise InputError(
+                    f"{self.samples or self.fasta}: sample '{name}' has no variants to score; name "
+                    "a table of them, or set score.saturation to score every substitution"
+                )
+        found = {name: sample.variants for name, sample in samples.items()}
+        return {name: table for name, table in found.items() if table is not None}
+
+    def _samples(self) -> dict[str, Sample]:
         if self.samples is not None:
             samples = read_samples(self.samples)
         else:
             assert self.fasta is not None
-            samples = {sample_name(self.fasta): [self.fasta]}
-        for path in (self.outdir, *(file for files in samples.values() for file in files)):
+            samples = {sample_name(self.fasta): Sample([self.fasta], self.variants)}
+        files = [file for sample in samples.values() for file in (*sample.fasta, sample.variants)]
+        for path in (self.outdir, *filter(None, files)):
             if "{" in path or "}" in path:
                 raise InputError(
                     f"{path}: braces in a path would be taken for a wildcard; rename it, or make "
@@ -223,19 +288,16 @@ class Settings(Section):
 
     def shard_count(self, files: list[str]) -> int:
         """Shards of a sample: as set, or from the size of its files in bytes."""
+        return self._shards(files, self.shard.residues)
+
+    def table_shard_count(self, table: str) -> int:
+        """Shards of a table of variants."""
+        return self._shards([table], self.score.table_bytes)
+
+    def _shards(self, files: list[str], size: int) -> int:
         if self.shards != "auto":
             return self.shards
-        total = sum(expanded_size(file) for file in files)
-        return max(1, math.ceil(total / self.shard.residues))
-
-
-def sample_name(fasta: str) -> str:
-    """The name of a single input's sample: its file name, without the suffix."""
-    name = FASTA_SUFFIX.sub("", Path(fasta).name)
-    cleaned = re.sub(r"[^A-Za-z0-9._-]+", "_", name).strip("._-")[:100]
-    if not cleaned or cleaned.lower() in RESERVED_NAMES:
-        return f"sample_{cleaned}".rstrip("_")
-    return cleaned
+        return max(1, math.ceil(sum(map(expanded_size, files)) / size))
 
 
 def shard_names(count: int) -> list[str]:
@@ -243,81 +305,9 @@ def shard_names(count: int) -> list[str]:
     return [f"{number:05d}" for number in range(count)]
 
 
-def expanded_size(file: str) -> int:
-    """Bytes of `file`, or about as many as it has behind its compression."""
-    try:
-        size = os.stat(file).st_size
-        with open(file, "rb") as handle:
-            packed = handle.read(2) == GZIP_MAGIC
-    except FileNotFoundError:
-        raise InputError(
-            f"{file}: no such file; check the path, or set 'shards' to a number if another "
-            "rule makes this input"
-        ) from None
-    except OSError as error:
-        raise InputError(f"{file}: cannot be read ({error.strerror}); check the path") from None
-    return size * GZIP_EXPANSION if packed else size
-
-
-def read_samples(table: str) -> dict[str, list[str]]:
-    """Read the sample table: columns `sample` and `fasta`; several rows of a sample add files.
-
-    Raises InputError with the line for anything unusable in it.
-    """
-    try:
-        text = Path(table).read_bytes()
-        if text.startswith(GZIP_MAGIC):
-            text = gzip.decompress(text)
-        lines = text.decode("utf-8-sig").splitlines()
-    except (OSError, UnicodeDecodeError, EOFError, zlib.error) as error:
-        why = getattr(error, "strerror", None) or "not UTF-8 text"
-        raise InputError(f"{table}: the sample table cannot be read ({why})") from None
-    rows = csv.DictReader(lines, delimiter="\t")
-    missing = [name for name in ("sample", "fasta") if name not in (rows.fieldnames or [])]
-    if missing:
-        raise InputError(
-            f"{table}:1: no column '{missing[0]}'; the table is tab-separated, "
-            "with the columns sample and fasta"
-        )
-    samples: dict[str, list[str]] = {}
-    for row in rows:
-        place = f"{table}:{rows.line_num}"
-        sample, fasta = (row["sample"] or "").strip(), (row["fasta"] or "").strip()
-        if not SAMPLE_NAME.fullmatch(sample):
-            raise InputError(
-                f"{place}: sample name {sample!r} cannot name a folder; use letters, digits, "
-                "'.', '_' and '-', beginning with a letter or digit"
-            )
-        if sample.lower() in RESERVED_NAMES:
-            raise InputError(
-                f"{place}: '{sample}' is a name of the workflow's own in the output folder; "
-                "rename the sample"
-            )
-        if not fasta:
-            raise InputError(f"{place}: sample '{sample}' has no fasta; name its file")
-        files = samples.setdefault(sample, [])
-        if fasta in files:
-            raise InputError(f"{place}: sample '{sample}' lists {fasta} twice; remove one row")
-        files.append(fasta)
-    if not samples:
-        raise InputError(f"{table}: no samples; add a row below the column names")
-    folded: dict[str, str] = {}
-    for sample in samples:
-        other = folded.setdefault(sample.lower(), sample)
-        if other != sample:
-            raise InputError(
-                f"{table}: samples '{other}' and '{sample}' differ only in case and would share "
-                "a folder on some systems; rename one"
-            )
-    return samples
-
-
 def load_settings(config: Mapping[str, Any], source: str = "config") -> Settings:
     """Check a parsed config file. Raises InputError with every problem on a line of its own."""
     return check(Settings, config, source)
-
-
-S = TypeVar("S", bound=Section)
 
 
 def check(section: type[S], values: Mapping[str, Any], source: str) -> S:

@@ -10,16 +10,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from esm_pipeline.errors import InputError
+from esm_pipeline.samples import expanded_size, sample_name
 from esm_pipeline.settings import (
     CleaningSettings,
     EmbedSettings,
     ShardSettings,
     check,
-    expanded_size,
     flags,
     is_execution,
     load_settings,
-    sample_name,
     shard_names,
 )
 
@@ -36,7 +35,7 @@ def refusal(function, *arguments) -> str:
         ({}, "config: give one of 'fasta' (a single input) and 'samples' (a table of them)"),
         ({"fasta": "a", "samples": "b"}, "config: give one of 'fasta'"),
         ({"fasta": "a", "shard": {"gap": "skip"}}, "unknown key 'shard.gap'; did you mean 'gaps'?"),
-        ({"fasta": "a", "zzz": 1}, "unknown key 'zzz'; known keys: fasta, samples, outdir"),
+        ({"fasta": "a", "zzz": 1}, "unknown key 'zzz'; known keys: fasta, samples, variants"),
         ({"fasta": "a", "shards": "many"}, "'shards' = 'many': "),
         ({"fasta": "a", "embed": {"layers": [-2]}}, "'embed.layers.0' = -2: "),
         ({"fasta": "a", "embed": {"layers": [3, 3]}}, "'embed.layers' = [3, 3]: names something"),
@@ -170,7 +169,7 @@ def test_flags_tell_results_and_execution_apart():
 
 
 def test_cleaning_is_what_changes_results_of_shard():
-    chosen = ShardSettings(gaps="remove", residues=5).cleaning()
+    chosen = ShardSettings(gaps="remove", residues=5).part(CleaningSettings)
     assert type(chosen) is CleaningSettings
     assert chosen == CleaningSettings(gaps="remove")
 

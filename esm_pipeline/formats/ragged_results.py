@@ -44,7 +44,7 @@ class RaggedResults(ABC, Generic[Item]):
         file = open_file(path)
         if file.attrs["format"] != cls.format:
             file.close()
-            raise InputError(f"{path}: of another kind; give an {FORMATS[cls.format]}")
+            raise InputError(f"{path}: not of the kind of {FORMATS[cls.format]}; check the path")
         return cls(path, file)
 
     @abstractmethod

@@ -15,7 +15,10 @@ from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import matplotlib
 import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from esm_pipeline.errors import InputError
@@ -25,7 +28,6 @@ from esm_pipeline.tasks.progress import progress
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
     from matplotlib.image import AxesImage
 
 ORDER = "GAVLIMPFWYCSTNQHKRDE"
@@ -33,11 +35,13 @@ ORDER = "GAVLIMPFWYCSTNQHKRDE"
 
 WIDE, NARROW = 100, 30  # residues in a row, and as many as it has room for at least
 ROWS = 10  # in a picture; a longer protein has several
-CELL = 0.115  # inches
+CELL = 0.115  # inches, as all that follow
+LEFT, RIGHT, TOP, GAP, BAR = 0.25, 0.95, 0.5, 0.45, 0.12
+DPI = 120
 LEAST = 1e-6  # log-odds at the ends of the scale
 FOREIGN = re.compile(r"[^A-Za-z0-9._-]+")
 NAME_LENGTH = 60
-GREY = "#555555"
+GREY, UNKNOWN = "#555555", "#cccccc"
 STYLE = {"font.size": 8, "axes.linewidth": 0.5, "font.family": "DejaVu Sans"}
 
 
@@ -76,7 +80,7 @@ def draw_all(
         for item in wanted:
             for page, figure in enumerate(figures(item, results.alphabet, results.strategy), 1):
                 with atomic_path(folder / file_name(item, page), sweep=False) as path:
-                    figure.savefig(path, format="png", metadata={"Software": None})
+                    figure.canvas.print_png(path, metadata={"Software": None})
                 count += 1
             advance(1)
     return count
@@ -90,8 +94,6 @@ def file_name(item: Saturation, page: int) -> str:
 
 def figures(item: Saturation, alphabet: str, strategy: str) -> Iterator[Figure]:
     """The pictures of a record, 1,000 residues each, all in the same colours."""
-    import matplotlib
-
     values = item.log_odds[:, [alphabet.index(letter) for letter in ORDER]].T  # (20, R)
     values[:, [letter not in ORDER for letter in item.sequence]] = np.nan
     known = np.abs(values[np.isfinite(values)])
@@ -115,46 +117,44 @@ def picture(
     strategy: str,
 ) -> Figure:
     """One picture: a panel for each row of residues, and the scale of the colours."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     widest = max(NARROW, *(stop - start for start, stop in rows))
-    height = len(rows) * (len(ORDER) * CELL + 0.45) + 0.3
-    figure = Figure(figsize=(widest * CELL + 1.3, height), dpi=120, layout="constrained")
+    wide, high = widest * CELL, len(ORDER) * CELL
+    width, height = LEFT + wide + RIGHT, len(rows) * (high + GAP) + TOP
+    figure = Figure(figsize=(width, height), dpi=DPI)
     FigureCanvasAgg(figure)
-    panels = figure.subplots(len(rows), 1, squeeze=False)[:, 0]
-    sequence = item.sequence
-    for panel, (start, stop) in zip(panels, rows, strict=True):
-        image = draw_row(panel, values[:, start:stop], sequence[start:stop], start, widest, limit)
-    figure.suptitle(title, fontsize=9, parse_math=False)
-    bar = figure.colorbar(image, ax=panels.tolist(), aspect=40, fraction=0.02, pad=0.01)
+
+    def box(left: float, top: float, across: float, down: float) -> tuple[float, ...]:
+        return left / width, 1 - (top + down) / height, across / width, down / height
+
+    for number, (start, stop) in enumerate(rows):
+        panel = figure.add_axes(box(LEFT, TOP + number * (high + GAP), wide, high))
+        image = draw_row(panel, values[:, start:stop], item.sequence[start:stop], start, limit)
+        panel.set_xlim(-0.5, widest - 0.5)
+    figure.text(LEFT / width, 1 - 0.15 / height, title, fontsize=9, va="center", parse_math=False)
+    scale = figure.add_axes(box(LEFT + wide + GAP / 2, TOP, BAR, height - TOP - GAP))
+    bar = figure.colorbar(image, cax=scale)
     bar.set_label(f"{strategy}, log-odds", color=GREY)
     bar.outline.set_visible(False)
     return figure
 
 
 def draw_row(
-    axes: Axes,
-    values: NDArray[np.float32],
-    sequence: str,
-    start: int,
-    widest: int,
-    limit: float,
+    axes: Axes, values: NDArray[np.float32], sequence: str, start: int, limit: float
 ) -> AxesImage:
     """Residues from `start` on, (20, R) of them, with the wild type above and dotted."""
-    count = len(sequence)
-    axes.set_facecolor("#cccccc")
-    image = axes.imshow(values, cmap="RdBu", vmin=-limit, vmax=limit, interpolation="nearest")
+    colours = matplotlib.colormaps["RdBu"].with_extremes(bad=UNKNOWN)
+    image = axes.imshow(
+        values, cmap=colours, vmin=-limit, vmax=limit, interpolation="nearest", aspect="auto"
+    )
     known = [place for place, letter in enumerate(sequence) if letter in ORDER]
     axes.plot(known, [ORDER.index(sequence[place]) for place in known], "k.", markersize=2.5)
-    axes.set_xlim(-0.5, widest - 0.5)
-    axes.fill_between([count - 0.5, widest - 0.5], -0.5, len(ORDER) - 0.5, color="white", lw=0)
     axes.set_yticks(range(len(ORDER)), list(ORDER), fontsize=6)
+    count = len(sequence)
     numbers = [place for place in range(count) if (start + place + 1) % 10 == 0 or place == 0]
     axes.set_xticks(numbers, [f"{start + place + 1}" for place in numbers], fontsize=6)
     axes.tick_params(length=1.5, width=0.5, pad=1, colors=GREY)
     for place, letter in enumerate(sequence):
-        axes.text(place, -1.1, letter, ha="center", va="center", fontsize=5.5, family="monospace")
+        axes.text(place, -1.1, letter, ha="center", va="center", fontsize=5.5)
     for side in axes.spines.values():
         side.set_visible(False)
     return image

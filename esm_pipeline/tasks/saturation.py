@@ -101,7 +101,6 @@ class Saturation:
             "alphabet": AMINO_ACIDS,
             "strategy": self.settings.strategy,
             "models": json.dumps(origins),
-            "dtype": self.settings.dtype,
             "software": software(),
         }
         return Layout([*arrays, Array(WILD_TYPE, "residue", (), "|S1")], attributes)

@@ -3,6 +3,7 @@
 import os
 from pathlib import Path
 
+import pandas as pd
 import pytest
 import torch
 
@@ -67,3 +68,16 @@ def esm(capsys):
         return code, capsys.readouterr().err.splitlines()
 
     return run
+
+
+@pytest.fixture
+def files(tmp_path):
+    """Write FASTA records and a table of rows; gives their paths and that of the output."""
+
+    def write(records: dict[str, str], rows: list[dict[str, str]], suffix: str = "csv"):
+        fasta, table = tmp_path / "wt.fasta", tmp_path / f"in.{suffix}"
+        fasta.write_text("".join(f">{name}\n{one}\n" for name, one in records.items()))
+        pd.DataFrame(rows).to_csv(table, sep="\t" if suffix == "tsv" else ",", index=False)
+        return fasta, table, tmp_path / f"out.{suffix}"
+
+    return write

@@ -12,7 +12,7 @@ HOME = Path(str(workflow.current_basedir)).resolve().parents[1]
 sys.path.insert(0, str(HOME))
 
 from esm_pipeline.errors import InputError
-from esm_pipeline.settings import flags, load_settings, shard_names
+from esm_pipeline.settings import CleaningSettings, flags, load_settings, shard_names
 
 
 def esm(wildcards, resources):

@@ -24,7 +24,7 @@ for sample, files in SAMPLES.items():
         params:
             esm=esm,
             shards=SHARDS[sample],
-            cleaning=flags(settings.shard.cleaning()),
+            cleaning=flags(settings.shard.part(CleaningSettings)),
             folder=lambda wildcards, output: Path(output.records).parent,
         message:
             f"shard: {len(files)} file(s) of sample {sample} into {SHARDS[sample]} shard(s)"
