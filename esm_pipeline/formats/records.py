@@ -31,6 +31,7 @@ COLUMNS = (
 )
 OK, SKIPPED, FAILED = "ok", "skipped", "failed"
 REMEDY = "make it again with the command that wrote it"
+ANEW = "make it again with `esm-pipeline aggregate`"
 
 csv.field_size_limit(2**31 - 1)  # a header may be longer than the module's 128 KiB
 
@@ -131,6 +132,23 @@ def format_row(fields: Sequence[str]) -> str:
 def parse_lines(lines: Iterable[str]) -> Iterator[Record]:
     """Records of the lines of a `records.tsv` without tasks, its header line left out."""
     return (_record(row, ()) for row in csv.reader(lines, delimiter="\t", strict=True))
+
+
+def read_status(path: str | os.PathLike[str], task: str) -> Iterator[tuple[int, Outcome]]:
+    """Stream a status table: index of each record, and what the task made of it."""
+    with _open(path) as handle:
+        rows = csv.reader(handle, delimiter="\t")
+        if next(rows, None) != status_columns(task):
+            raise InputError(f"{path}:1: not the status table of '{task}'; check the path")
+        for row in rows:
+            if len(row) != 3 or not row[0].isdecimal():
+                raise InputError(f"{path}:{rows.line_num}: not a row of a status table; {ANEW}")
+            yield int(row[0]), Outcome(*row[1:])
+
+
+def status_columns(task: str) -> list[str]:
+    """Column names of a task's status table."""
+    return ["index", f"{task}_status", f"{task}_reason"]
 
 
 def _line(record: Record, tasks: Sequence[str]) -> str:

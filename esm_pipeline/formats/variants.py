@@ -44,6 +44,7 @@ EACH = re.compile(RESIDUE, re.ASCII | re.IGNORECASE)
 SEPARATOR = re.compile(r"[\s:;,+]+")
 REFERENCE = re.compile(r"(?P<name>[^\s:]+):(?=p\.)")
 WILD_TYPES = frozenset(("", "=", "wt", "_wt", "wildtype", "wild-type", "wild_type"))
+NO_RESIDUE = "which is no single amino acid; name one of the 20, U or O"
 CACHED = 1 << 16
 TOLD = 30  # characters of a mutation that a message shows
 
@@ -151,7 +152,7 @@ def _edit(text: str, offset: int) -> Edit:
 def _substitution(at: int, wild_type: str, mutant: str, text: str) -> Edit:
     """`mutant` in the place of `wild_type`."""
     if mutant != wild_type:
-        _require_residues(mutant, text)
+        _require_letters(mutant, text)
     return Edit(at, at + 1, mutant, ((at, wild_type),))
 
 
@@ -173,11 +174,11 @@ def _codes(text: str, three: bool) -> str:
 def _residues(text: str, three: bool, mutation: str) -> str:
     """The same of what a mutation puts in, checked."""
     letters = _codes(text, three)
-    _require_residues(letters, mutation)
+    _require_letters(letters, mutation)
     return letters
 
 
-def _require_residues(letters: str, mutation: str) -> None:
+def _require_letters(letters: str, mutation: str) -> None:
     """Raise InputError if a mutation leads to something that is no residue."""
     if "*" in letters:
         raise InputError(
@@ -185,10 +186,7 @@ def _require_residues(letters: str, mutation: str) -> None:
         )
     for letter in letters:
         if letter not in RESIDUES:
-            raise InputError(
-                f"mutation {_told(mutation)} leads to {letter}, which is no single amino acid; "
-                "name one of the 20, U or O"
-            )
+            raise InputError(f"mutation {_told(mutation)} leads to {letter}, {NO_RESIDUE}")
 
 
 def place(variant: Variant, wild_type: str, offset: int = 0) -> Variant:
@@ -260,6 +258,14 @@ def compare(wild_type: str, mutant: str) -> Variant:
     return (Edit(start, len(wild_type) - tail, mutant[start : len(mutant) - tail]),)
 
 
+def require_residues(variant: Variant) -> None:
+    """Raise InputError if a variant leads to a letter that stands for no single amino acid."""
+    for edit in variant:
+        for at, letter in enumerate(edit.inserted, edit.start + 1):
+            if letter not in RESIDUES:
+                raise InputError(f"residue {at} becomes {letter}, {NO_RESIDUE}")
+
+
 def spell(variant: Variant, wild_type: str) -> str:
     """A placed variant as text that `parse` reads: `A42G:T50K`, `K23_V25del`; `=` if nothing is."""
     changes = substitutions(variant, wild_type)
@@ -269,8 +275,10 @@ def spell(variant: Variant, wild_type: str) -> str:
     if start == stop:  # HGVS names the neighbours of an insertion; at the ends there is but one
         if 0 < start < len(wild_type):
             return f"{wild_type[start - 1]}{start}_{wild_type[start]}{start + 1}ins{inserted}"
-        start, stop = (0, 1) if start == 0 else (start - 1, stop)
-        inserted = inserted + wild_type[0] if start == 0 else wild_type[start] + inserted
+        if start == 0:
+            stop, inserted = 1, inserted + wild_type[0]
+        else:
+            start, inserted = start - 1, wild_type[-1] + inserted
     stretch = f"{wild_type[start]}{start + 1}"
     if stop - start > 1:
         stretch += f"_{wild_type[stop - 1]}{stop}"

@@ -10,7 +10,6 @@ takes its place last: where it stands, the result beside it is its own.
 from __future__ import annotations
 
 import argparse
-import csv
 import importlib
 import sys
 import time
@@ -18,10 +17,10 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from esm_pipeline.cli import require_file
 from esm_pipeline.errors import InputError
 from esm_pipeline.files import atomic_paths
 from esm_pipeline.formats.records import (
+    ANEW,
     FAILED,
     OK,
     SKIPPED,
@@ -29,6 +28,8 @@ from esm_pipeline.formats.records import (
     Record,
     format_row,
     read_records,
+    read_status,
+    status_columns,
     write_records,
 )
 from esm_pipeline.tasks import TASKS
@@ -36,7 +37,6 @@ from esm_pipeline.tasks.gathering import Gathering
 
 RECORDS = "records"
 NO_ROW = (-1, Outcome(""))
-AGAIN = "make it again with `esm-pipeline aggregate`"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -110,23 +110,6 @@ def write_status(target: Path, gathering: Gathering) -> Counter[str]:
     return counts
 
 
-def read_status(path: Path, task: str) -> Iterator[tuple[int, Outcome]]:
-    """Stream a status table: index of each record, and what the task made of it."""
-    with open(require_file(str(path)), encoding="utf-8", newline="") as handle:
-        rows = csv.reader(handle, delimiter="\t")
-        if next(rows, None) != status_columns(task):
-            raise InputError(f"{path}:1: not the status table of '{task}'; check the path")
-        for row in rows:
-            if len(row) != 3 or not row[0].isdecimal():
-                raise InputError(f"{path}:{rows.line_num}: not a row of a status table; {AGAIN}")
-            yield int(row[0]), Outcome(*row[1:])
-
-
-def status_columns(task: str) -> list[str]:
-    """Column names of a task's status table."""
-    return ["index", f"{task}_status", f"{task}_reason"]
-
-
 def with_outcomes(records: Path, statuses: Mapping[str, Path]) -> Iterator[Record]:
     """The records of `records`, each with its row of every status table.
 
@@ -138,10 +121,10 @@ def with_outcomes(records: Path, statuses: Mapping[str, Path]) -> Iterator[Recor
             index, outcome = next(table, NO_ROW)
             if index != record.index:
                 raise InputError(
-                    f"{statuses[task]}: no row for record {record.index} of {records}; {AGAIN}"
+                    f"{statuses[task]}: no row for record {record.index} of {records}; {ANEW}"
                 )
             record = record.with_outcome(task, *outcome)
         yield record
     for task, table in tables.items():
         if next(table, None) is not None:
-            raise InputError(f"{statuses[task]}: has more records than {records}; {AGAIN}")
+            raise InputError(f"{statuses[task]}: has more records than {records}; {ANEW}")

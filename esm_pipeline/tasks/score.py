@@ -53,12 +53,12 @@ class Named(NamedTuple):
 
 
 class Request(NamedTuple):
-    """What is to be done, checked: `inputs` are the wild types, if given, and `output` the file."""
+    """What is to be done, checked: files of wild types, if given, the output, its records."""
 
     settings: ScoreSettings
     cleaning: CleaningSettings
     models: list[Named]
-    wild_types: str | None
+    wild_types: list[str]
     output: Path
     table: Path
     args: argparse.Namespace
@@ -122,8 +122,7 @@ def read_request(args: argparse.Namespace) -> Request:
         raise InputError(f"{output}: cannot be written; let its name end in {', '.join(kinds)}")
     table = check_output(Path(output), [*inputs, *others], args.sha256, kinds)
     models = name_models(args.model, args.label, args.revision)
-    wild_types = inputs[0] if inputs else None
-    return Request(settings, cleaning, models, wild_types, Path(output), table, args)
+    return Request(settings, cleaning, models, inputs, Path(output), table, args)
 
 
 def name_models(names: list[str], labels: list[str], revisions: list[str]) -> list[Named]:
@@ -155,9 +154,10 @@ def score_table(request: Request) -> tuple[str, int]:
                 request.wild_types, table, settings, cleaning, folder, allow_empty=args.allow_empty
             )
         )
-        reader = Reader(settings, cleaning, wild_types)
+        marginal = settings.strategy != LIKELIHOOD
+        reader = Reader(settings, cleaning, wild_types, marginal=marginal)
         rows, sequences = Rows(sets=settings.strategy.endswith("joint")), None
-        if settings.strategy == LIKELIHOOD:
+        if not marginal:
             mutants = rows.read_sequences(table, reader)
             sequences = stack.enter_context(take_in(mutants, cleaning, folder))
         else:
@@ -184,8 +184,7 @@ def saturate(request: Request) -> tuple[str, int]:
     """Score every substitution; returns what to tell, and how many records failed."""
     settings, args = request.settings, request.args
     folder, empty = request.output.parent, args.allow_empty
-    assert request.wild_types is not None
-    with open_intake([request.wild_types], request.cleaning, folder, allow_empty=empty) as intake:
+    with open_intake(request.wild_types, request.cleaning, folder, allow_empty=empty) as intake:
         from esm_pipeline.tasks.heatmaps import draw_all
         from esm_pipeline.tasks.saturation import Saturation, write_long
 

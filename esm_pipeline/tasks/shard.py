@@ -36,7 +36,7 @@ TABLE = "records.tsv"
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's arguments."""
     parser.add_argument("fasta", nargs="+", help="FASTA files, plain or gzip; - is standard input")
-    parser.add_argument("--shards", type=_shards, required=True, help="number of shards")
+    parser.add_argument("--shards", type=shard_number, required=True, help="number of shards")
     parser.add_argument("--out", type=Path, required=True, help="folder for the shards")
     parser.add_argument("--quiet", action="store_true", help="no summary")
     add_flags(parser, CleaningSettings)
@@ -118,7 +118,8 @@ def _summary(intake: Intake, shards: int, seconds: float) -> str:
     )
 
 
-def _shards(text: str) -> int:
+def shard_number(text: str) -> int:
+    """Parse a number of shards."""
     if not re.fullmatch("[0-9]{1,6}", text) or not 0 < int(text) <= MOST_SHARDS:
         raise argparse.ArgumentTypeError(f"{text!r} is no number from 1 to {MOST_SHARDS:,}")
     return int(text)

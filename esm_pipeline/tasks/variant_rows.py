@@ -24,9 +24,10 @@ from esm_pipeline.formats.variants import (
     mutate,
     parse,
     place,
+    require_residues,
     substitutions,
 )
-from esm_pipeline.settings import CleaningSettings, ScoreSettings
+from esm_pipeline.settings import CleaningSettings, VariantSettings
 from esm_pipeline.tasks.cleaning import clean
 from esm_pipeline.tasks.wild_types import WildTypes, residues
 
@@ -54,10 +55,15 @@ class Reader:
     """Reads the cells of `columns` of a row. `marginal` tells whether lengths must stay."""
 
     def __init__(
-        self, settings: ScoreSettings, cleaning: CleaningSettings, wild_types: WildTypes
+        self,
+        settings: VariantSettings,
+        cleaning: CleaningSettings,
+        wild_types: WildTypes,
+        *,
+        marginal: bool,
     ) -> None:
         self.wild_types, self.cleaning, self.offset = wild_types, cleaning, settings.offset
-        self.marginal = settings.strategy != LIKELIHOOD
+        self.marginal = marginal
         self.whole = settings.mutated_sequence_col is not None
         column = settings.mutated_sequence_col or settings.mutation_col
         self.columns = [column, *([wild_types.column] if wild_types.column else [])]
@@ -73,6 +79,7 @@ class Reader:
         wild_type = self.wild_types.sequence(protein)
         if self.whole:
             variant = compare(wild_type, self._sequence(cells[0]))
+            require_residues(variant)
         else:
             try:
                 variant = place(parse(cells[0], self.offset), wild_type, self.offset)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from hashlib import blake2b
 from pathlib import Path
@@ -11,7 +11,7 @@ from esm_pipeline.errors import InputError
 from esm_pipeline.formats.fasta import UPPER, WHITESPACE, Entry
 from esm_pipeline.formats.records import OK
 from esm_pipeline.formats.tables import Table, open_table
-from esm_pipeline.settings import CleaningSettings, ScoreSettings
+from esm_pipeline.settings import CleaningSettings, VariantSettings
 from esm_pipeline.tasks.intake import Intake, open_intake, take_in
 
 TABLES = (".csv", ".tsv", ".parquet")
@@ -92,24 +92,25 @@ class WildTypes:
 
 
 def open_wild_types(
-    path: str | None,
+    paths: Sequence[str],
     table: Table,
-    settings: ScoreSettings,
+    settings: VariantSettings,
     cleaning: CleaningSettings,
     spool_dir: Path,
     *,
     allow_empty: bool = False,
 ) -> WildTypes:
-    """The wild types of the rows of `table`, from the FASTA or table at `path`, or its own column.
+    """The wild types of the rows of `table`, from FASTA files or one table, or its own column.
 
     Several proteins need a column that tells which one each row is of. Raises InputError.
     """
-    if path is None:
+    if not paths:
         return from_column(table, settings, cleaning, spool_dir)
-    if Path(path).suffix.lower() in TABLES:
+    path = paths[0]
+    if len(paths) == 1 and Path(path).suffix.lower() in TABLES:
         intake = take_in(reference_entries(path, settings), cleaning, spool_dir)
     else:
-        intake = open_intake([path], cleaning, spool_dir, allow_empty=allow_empty)
+        intake = open_intake(paths, cleaning, spool_dir, allow_empty=allow_empty)
     if settings.protein is not None:
         wild_types = WildTypes(intake, "", None)
         wild_types.choose(settings.protein)
@@ -117,16 +118,16 @@ def open_wild_types(
     column = settings.protein_col
     if column is None and intake.count != 1:
         column = "protein"
-        if column not in table.columns and len(table.columns):
+        if column not in table.columns:
             raise InputError(
-                f"{table.path}: no column 'protein', but {path} has {intake.count:,} proteins; "
+                f"{table.path}: no column 'protein', but there are {intake.count:,} proteins; "
                 f"set score.protein_col to one of {table.listed()}"
             )
     return WildTypes(intake, column, None)
 
 
 def from_column(
-    table: Table, settings: ScoreSettings, cleaning: CleaningSettings, spool_dir: Path
+    table: Table, settings: VariantSettings, cleaning: CleaningSettings, spool_dir: Path
 ) -> WildTypes:
     """The different sequences in a column of the table itself."""
     column = settings.sequence_col
@@ -150,7 +151,7 @@ def from_column(
     return WildTypes(take_in(entries(), cleaning, spool_dir), column, names)
 
 
-def reference_entries(path: str, settings: ScoreSettings) -> Iterator[list[Entry]]:
+def reference_entries(path: str, settings: VariantSettings) -> Iterator[list[Entry]]:
     """The records of a table of wild types, such as ProteinGym's reference files."""
     if settings.protein_col is None or settings.sequence_col is None:
         raise InputError(
