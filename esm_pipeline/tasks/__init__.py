@@ -10,6 +10,7 @@ TASKS = {
     "heatmaps": "pictures of all substitutions of proteins, from a saturation.h5",
     "shard": "validate FASTA files, remove duplicates, cut them into shards",
     "split": "validate a table of variants, cut it into shards",
+    "join": "put the scores of the shards behind the table of variants",
     "aggregate": "gather the shards of a task into one result, with every record in it",
     "provenance": "write down versions, model, settings and inputs of the results",
     "report": "a page with counts, reasons, lengths and a map of the embeddings",

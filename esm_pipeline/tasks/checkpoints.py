@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import platform
 import time
 from collections.abc import Iterator, Mapping
@@ -97,12 +96,11 @@ class Runner(Generic[M]):
         self.seconds += time.perf_counter() - started
 
 
-def software() -> str:
-    """Versions of what made a result, as JSON."""
-    versions = {
+def software() -> dict[str, str]:
+    """Versions of what made a result."""
+    return {
         "esm_pipeline": __version__,
         "torch": torch.__version__,
         "h5py": version("h5py"),
         "python": platform.python_version(),
     }
-    return json.dumps(versions)

@@ -55,7 +55,7 @@ def run(args: argparse.Namespace) -> int:
     started = time.perf_counter()
     settings = section_from(EmbedSettings, args)
     cleaning = section_from(CleaningSettings, args)
-    table = check_output(args.output, [args.fasta], args.sha256, [SUFFIX])
+    table = check_output(args.output, [args.fasta], [args.sha256], [SUFFIX])
     folder = args.output.parent
     with open_intake([args.fasta], cleaning, folder, allow_empty=args.allow_empty) as intake:
         from esm_pipeline.tasks.device import set_threads

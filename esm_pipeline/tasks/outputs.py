@@ -13,12 +13,12 @@ from esm_pipeline.formats.fasta import STANDARD_INPUT
 
 
 def check_output(
-    output: Path, inputs: Iterable[str], digests: Path | None = None, suffixes: Sequence[str] = ()
+    output: Path, inputs: Iterable[str], others: Iterable[Path | None], suffixes: Sequence[str]
 ) -> Path:
     """Where the table of records goes, beside `output`, whose suffix is one of `suffixes`.
 
-    Raises InputError if it, `output` or `digests` cannot be written, or would replace another or
-    one of the `inputs`.
+    Raises InputError if it, `output` or one of the `others` cannot be written, or would replace
+    another or one of the `inputs`.
     """
     if not output.name:
         raise InputError(f"{output}: a folder; name a file for the output")
@@ -26,7 +26,8 @@ def check_output(
     table = output.with_name(f"{stem}.records.tsv")
     places = {"the output itself": output, "the table of records": table}
     taken = [("the input itself", Path(path)) for path in inputs if path != STANDARD_INPUT]
-    for what, path in (*places.items(), *([("", digests)] if digests else ())):
+    more = [("another output", path) for path in others if path is not None]
+    for what, path in (*places.items(), *more):
         if path.is_dir():
             raise InputError(f"{path}: a folder; name a file for the output")
         require_regular(path)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Sequence
 from typing import ClassVar
@@ -63,7 +64,7 @@ class Encoder(Runner[EsmModel]):
     @property
     def attributes(self) -> dict[str, str]:
         """How the results were made: what the file says of itself."""
-        return {"format": FORMAT, **self.origin, "software": software()}
+        return {"format": FORMAT, **self.origin, "software": json.dumps(software())}
 
     @torch.inference_mode()
     def __call__(self, sequences: Sequence[str]) -> Embedded:

@@ -101,7 +101,7 @@ class Saturation:
             "alphabet": AMINO_ACIDS,
             "strategy": self.settings.strategy,
             "models": json.dumps(origins),
-            "software": software(),
+            "software": json.dumps(software()),
         }
         return Layout([*arrays, Array(WILD_TYPE, "residue", (), "|S1")], attributes)
 

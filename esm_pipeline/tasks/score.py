@@ -8,13 +8,14 @@ of every protein. Several models make an ensemble: the mean, and each.
 from __future__ import annotations
 
 import argparse
+import json
 import re
 import sys
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 from esm_pipeline.cli import add_common, add_flags, exit_code, section_from
 from esm_pipeline.errors import InputError
@@ -40,6 +41,9 @@ if TYPE_CHECKING:
 TASK = "score"
 SUFFIX = ".h5"
 aggregate = gather_ragged
+Models: TypeAlias = "dict[str, LanguageModel]"
+"""Models by their labels."""
+
 FOREIGN = re.compile(r"[^A-Za-z0-9._-]+")
 """What a label of a model has not."""
 
@@ -92,6 +96,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--plots", type=Path, metavar="DIR", help="folder for a picture of each saturated protein"
     )
     parser.add_argument("--allow-empty", action="store_true", help="accept a FASTA with no record")
+    parser.add_argument(
+        "--provenance", type=Path, metavar="FILE", help="write models and versions, as JSON"
+    )
     parser.add_argument("--sha256", type=Path, metavar="FILE", help="write digests of the outputs")
     add_flags(parser, ScoreSettings)
     add_flags(parser, CleaningSettings)
@@ -120,7 +127,8 @@ def read_request(args: argparse.Namespace) -> Request:
     kinds = SUFFIXES if args.variants else (SUFFIX, *SUFFIXES)
     if Path(output).suffix.lower() not in kinds:
         raise InputError(f"{output}: cannot be written; let its name end in {', '.join(kinds)}")
-    table = check_output(Path(output), [*inputs, *others], args.sha256, kinds)
+    extra = [args.provenance, args.sha256]
+    table = check_output(Path(output), [*inputs, *others], extra, kinds)
     models = name_models(args.model, args.label, args.revision)
     return Request(settings, cleaning, models, inputs, Path(output), table, args)
 
@@ -166,7 +174,7 @@ def score_table(request: Request) -> tuple[str, int]:
         models = find_models(request)
         plan = plan_for(request, wild_types.intake, models)
         strategy = choose_strategy(settings, rows, plan, sequences)
-        with outputs(request) as (path, records):
+        with outputs(request, models) as (path, records):
             by_model = []
             with progress("score", strategy.work * len(models), "tokens", quiet=args.quiet) as step:
                 for model in models.values():
@@ -191,7 +199,7 @@ def saturate(request: Request) -> tuple[str, int]:
         models = find_models(request)
         plan = plan_for(request, intake, models)
         saturation = Saturation(settings, plan)
-        with outputs(request) as (path, records), ExitStack() as stack:
+        with outputs(request, models) as (path, records), ExitStack() as stack:
             as_table = request.output.suffix.lower() != SUFFIX
             ragged = stack.enter_context(scratch_path(request.output)) if as_table else path
             total = saturation.work * len(models)
@@ -208,17 +216,35 @@ def saturate(request: Request) -> tuple[str, int]:
 
 
 @contextmanager
-def outputs(request: Request) -> Iterator[tuple[Path, Path]]:
-    """Temporary paths of the output and the table of records, and in the end their digests."""
-    digests = request.args.sha256
-    targets = [request.output, request.table, *([digests] if digests else [])]
-    with atomic_paths(*targets) as (path, records, *listing):
-        yield path, records
+def outputs(request: Request, models: Models) -> Iterator[tuple[Path, Path]]:
+    """Temporary paths of the output and the table of records; what is asked for beside follows."""
+    provenance, digests = request.args.provenance, request.args.sha256
+    targets = [request.output, request.table, *filter(None, [provenance, digests])]
+    with atomic_paths(*targets) as paths:
+        yield paths[0], paths[1]
+        if provenance:
+            facts = describe(request.settings, models)
+            paths[2].write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
         if digests:
-            vouch(listing[0], digests, {request.output: path, request.table: records})
+            vouch(paths[-1], digests, dict(zip(targets[:-1], paths, strict=False)))
 
 
-def find_models(request: Request) -> dict[str, LanguageModel]:
+def describe(settings: ScoreSettings, models: Models) -> dict[str, Any]:
+    """How scores are made."""
+    from esm_pipeline.tasks.checkpoints import software
+
+    return {
+        "format": "esm-pipeline/scores",
+        "format_version": 1,
+        "strategy": settings.strategy,
+        "long": settings.long,
+        "window": settings.window,
+        "models": {label: model.origin for label, model in models.items()},
+        "software": software(),
+    }
+
+
+def find_models(request: Request) -> Models:
     """The models by their labels, not loaded yet. PyTorch is, from here on."""
     from esm_pipeline.tasks.device import set_threads
     from esm_pipeline.tasks.marginals import LanguageModel
@@ -230,7 +256,7 @@ def find_models(request: Request) -> dict[str, LanguageModel]:
     }
 
 
-def plan_for(request: Request, intake: Intake, models: dict[str, LanguageModel]) -> Plan:
+def plan_for(request: Request, intake: Intake, models: Models) -> Plan:
     """What becomes of long proteins, under the shortest position table of the models."""
     limits = [model.config.max_residues for model in models.values()]
     settings = request.settings
@@ -248,7 +274,7 @@ def choose_strategy(
     return Likelihoods(settings, rows, plan, sequences)
 
 
-def passes(models: dict[str, LanguageModel]) -> str:
+def passes(models: Models) -> str:
     """How often the models ran, for a summary."""
     count = sum(model.passes for model in models.values())
     seconds = sum(model.seconds for model in models.values())
