@@ -53,6 +53,7 @@ def run(args: argparse.Namespace) -> int:
 
 def provenance(settings: Settings, folder: Path) -> dict[str, Any]:
     """All there is to tell of the results in `folder`."""
+    tables = settings.tables()
     return {
         "format": "esm-pipeline/provenance",
         "format_version": FORMAT_VERSION,
@@ -61,7 +62,7 @@ def provenance(settings: Settings, folder: Path) -> dict[str, Any]:
         "source": source(HOME),
         "settings": settings.model_dump(),
         "samples": {
-            name: sample(folder / name, files, settings.shard_count(files))
+            name: sample(folder / name, files, settings.shard_count(files), tables.get(name))
             for name, files in settings.inputs().items()
         },
     }
@@ -96,17 +97,21 @@ def git(folder: Path, *arguments: str) -> str:
     return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
 
 
-def sample(folder: Path, files: list[str], shards: int) -> dict[str, Any]:
+def sample(folder: Path, files: list[str], shards: int, variants: str | None) -> dict[str, Any]:
     """Inputs, records and results of one sample."""
-    return {
-        "fasta": [
-            {"path": file, "bytes": os.path.getsize(file), "sha256": sha256(Path(file))}
-            for file in files
-        ],
-        "shards": shards,
-        "records": counts(folder / "records.tsv"),
-        "results": {path.name: attributes(path) for path in sorted(folder.glob("*.h5"))},
-    }
+    inputs: dict[str, Any] = {"fasta": list(map(origin, files)), "shards": shards}
+    if variants is not None:
+        inputs["variants"] = origin(variants)
+    results = {path.name: attributes(path) for path in sorted(folder.glob("*.h5"))}
+    if variants is not None:
+        told = json.loads((folder / "scores.json").read_text(encoding="utf-8"))
+        results["scores.tsv"] = {"bytes": (folder / "scores.tsv").stat().st_size, **told}
+    return {**inputs, "records": counts(folder / "records.tsv"), "results": results}
+
+
+def origin(file: str) -> dict[str, Any]:
+    """An input, so that it can be known again."""
+    return {"path": file, "bytes": os.path.getsize(file), "sha256": sha256(Path(file))}
 
 
 def counts(path: Path) -> dict[str, Any]:

@@ -17,8 +17,10 @@ from esm_pipeline.cli import exit_code
 from esm_pipeline.errors import InputError
 from esm_pipeline.files import atomic_path
 from esm_pipeline.formats.records import FAILED, OK, SKIPPED, Outcome, read_records, read_tasks
+from esm_pipeline.formats.tables import open_table
 
 VALIDATION = "validation"
+SCORES = "scores.tsv"
 COLUMNS = ("sample", "step", "records", OK, SKIPPED, FAILED, "duplicates")
 COMMONEST = 3
 NUMBER = re.compile(r"\d+")
@@ -76,7 +78,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def count(path: Path) -> list[Tally]:
-    """Tallies of validation and of each task of one `records.tsv`.
+    """Tallies of validation and of each task of one `records.tsv`, and of the variants beside it.
 
     The sample is named after the folder. Raises InputError for a task without an outcome.
     """
@@ -94,7 +96,18 @@ def count(path: Path) -> list[Tally]:
                     "the table again with `esm-pipeline aggregate records`"
                 )
             tally.add(outcome, duplicate=duplicate, new=record.status == OK)
-    return [validation, *tasks.values()]
+    scores = path.with_name(SCORES)
+    scored = [count_variants(scores, sample)] if "score" in tasks and scores.exists() else []
+    return [validation, *tasks.values(), *scored]
+
+
+def count_variants(path: Path, sample: str) -> Tally:
+    """What became of the rows of a `scores.tsv`."""
+    tally = Tally(sample, "variants")
+    for block in open_table(path).blocks(["status", "reason"]):
+        for status, reason in block.cells:
+            tally.add(Outcome(status, reason), duplicate=False)
+    return tally
 
 
 def report(tallies: Sequence[Tally]) -> str:

@@ -12,7 +12,14 @@ HOME = Path(str(workflow.current_basedir)).resolve().parents[1]
 sys.path.insert(0, str(HOME))
 
 from esm_pipeline.errors import InputError
-from esm_pipeline.settings import CleaningSettings, flags, load_settings, shard_names
+from esm_pipeline.settings import (
+    CleaningSettings,
+    StrategySettings,
+    VariantSettings,
+    flags,
+    load_settings,
+    shard_names,
+)
 
 
 def esm(wildcards, resources):
@@ -44,24 +51,33 @@ def chosen_config():
 
 
 def read_config():
-    """The checked settings, the FASTA files of each sample, and its number of shards."""
+    """The checked settings, the FASTA files of each sample, and its table of variants, if any.
+
+    And how many shards there are of each.
+    """
     try:
         settings = load_settings(chosen_config(), "config")
-        samples = settings.inputs()
+        samples, tables = settings.inputs(), settings.tables()
         counts = {sample: settings.shard_count(files) for sample, files in samples.items()}
+        parts = {sample: settings.table_shard_count(table) for sample, table in tables.items()}
     except InputError as error:
         raise WorkflowError(str(error)) from None
-    return settings, samples, counts
+    return settings, samples, counts, tables, parts
 
 
 def shards_of(pattern):
     """An input function: `pattern` for every shard of the sample."""
+    return lambda wildcards: for_shards(pattern, wildcards.sample, SHARDS)
 
-    def paths(wildcards):
-        shards = shard_names(SHARDS[wildcards.sample])
-        return expand(pattern, sample=wildcards.sample, shard=shards)
 
-    return paths
+def table_shards_of(pattern):
+    """An input function: `pattern` for every shard of the sample's table of variants."""
+    return lambda wildcards: for_shards(pattern, wildcards.sample, TABLE_SHARDS)
+
+
+def for_shards(pattern, sample, counts):
+    """`pattern` for every shard of the sample, of which there are so many."""
+    return expand(pattern, sample=sample, shard=shard_names(counts[sample]))
 
 
 def job_threads(section):
@@ -86,6 +102,6 @@ def status_flags(wildcards, input):
     return shlex.join(f"--status={task}={file}" for task, file in pairs)
 
 
-settings, SAMPLES, SHARDS = read_config()
+settings, SAMPLES, SHARDS, TABLES, TABLE_SHARDS = read_config()
 OUT = settings.outdir.rstrip("/")
-RESULTS = []  # the files in a sample's folder that each task's rules add
+RESULTS = []  # the files that each task's rules leave

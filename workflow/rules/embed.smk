@@ -1,5 +1,5 @@
 # A shard's sequences -> their representations; a sample's shards -> embeddings.h5.
-RESULTS.append("embeddings.h5")
+RESULTS += expand(f"{OUT}/{{sample}}/embeddings.h5", sample=SAMPLES)
 
 
 rule embed:

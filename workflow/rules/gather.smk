@@ -25,8 +25,9 @@ rule records:
 rule provenance:
     input:
         fasta=list(SAMPLES.values()),
+        variants=list(TABLES.values()),
         records=expand(f"{OUT}/{{sample}}/records.tsv", sample=SAMPLES),
-        results=expand(f"{OUT}/{{sample}}/{{result}}", sample=SAMPLES, result=RESULTS),
+        results=RESULTS,
     output:
         f"{OUT}/provenance.json",
     log:
@@ -47,7 +48,7 @@ rule provenance:
 rule report:
     input:
         records=expand(f"{OUT}/{{sample}}/records.tsv", sample=SAMPLES),
-        results=expand(f"{OUT}/{{sample}}/{{result}}", sample=SAMPLES, result=RESULTS),
+        results=RESULTS,
     output:
         report(f"{OUT}/report.html", caption="../report/results.rst", category="Results"),
     log:
