@@ -21,6 +21,7 @@ class ParquetBlock(Block):
 
     def __init__(self, batch: pyarrow.RecordBatch, wanted: list[int]) -> None:
         self.columns: list[pyarrow.Array] = batch.columns
+        self.count = int(batch.num_rows)
         columns = [texts(self.columns[place]) for place in wanted]
         self.cells = [list(row) for row in zip(*columns, strict=True)]
 
@@ -42,7 +43,8 @@ class ParquetTable(Table):
         places = self.places(wanted)
         with opened(self.path) as file:
             for batch in file.iter_batches(BLOCK):
-                yield ParquetBlock(batch, places)
+                if batch.num_rows:
+                    yield ParquetBlock(batch, places)
 
 
 class ParquetWriter(Writer):

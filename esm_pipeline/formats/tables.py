@@ -41,8 +41,9 @@ class Column(NamedTuple):
 
 
 class Block(ABC):
-    """Some rows in turn. `cells` are the texts of the columns that were asked for, row by row."""
+    """`count` rows in turn. `cells` are the texts of the columns asked for, row by row."""
 
+    count: int
     cells: list[list[str]]
 
     @abstractmethod

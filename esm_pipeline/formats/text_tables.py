@@ -36,7 +36,7 @@ class TextBlock(Block):
     """Rows as lines, and as cells."""
 
     def __init__(self, rows: list[tuple[str, list[str]]], wanted: list[int]) -> None:
-        self._rows = rows
+        self._rows, self.count = rows, len(rows)
         self.cells = [[row[place] for place in wanted] for _, row in rows]
 
     def rows(self) -> Iterator[list[str]]:

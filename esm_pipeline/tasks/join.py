@@ -15,6 +15,7 @@ from array import array
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack
+from itertools import islice
 from pathlib import Path
 from typing import IO, Any
 
@@ -123,9 +124,6 @@ class Cells:
             self._places.append(place)
             self._ends.append(self._ends[-1] + len(line))
 
-    def __len__(self) -> int:
-        return len(self._places)
-
     def in_order(self) -> Iterator[list[str]]:
         """The cells of rows 0, 1, … Raises InputError if one is missing, or there twice."""
         self._spool.flush()
@@ -168,11 +166,13 @@ def write_rows(path: Path, table: Table, columns: list[str], cells: Cells) -> Co
     rows = cells.in_order()
     with create_table(path, SUFFIX, table, added) as writer:
         for block in table.blocks([]):
-            found = [row for row, _ in zip(rows, block.rows(), strict=False)]
+            found = list(islice(rows, block.count))
+            if len(found) < block.count:
+                raise InputError(f"{table.path}: has more rows than the shards; {AGAIN}")
             counts.update(row[0] for row in found)
             writer.write(block, list(zip(*found, strict=True)))
-    if counts.total() != len(cells):
-        raise InputError(f"{table.path}: has {counts.total():,} rows, the shards {len(cells):,}")
+    if next(rows, None) is not None:
+        raise InputError(f"{table.path}: has fewer rows than the shards; {AGAIN}")
     return counts
 
 

@@ -16,6 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from esm_pipeline.cli import main
+from esm_pipeline.formats import text_tables
 from esm_pipeline.formats.records import read_records
 from esm_pipeline.model import EsmForMaskedLM
 from tests.tasks.conftest import TABLE
@@ -24,7 +25,8 @@ from tests.tasks.scoring import MARGINAL, OTHER, WILD_TYPE, mutants, passes, run
 LIKELIHOOD = "pseudo_log_likelihood"
 
 
-def test_every_row_keeps_its_place(esm, rotary, files):
+def test_every_row_keeps_its_place(esm, rotary, files, monkeypatch):
+    monkeypatch.setattr(text_tables, "BLOCK", 3)
     texts = ["K2L", "L2K", "K2*", "nonsense", "K2del", "WT", "K99A", "K2L", "p.Lys2Leu:T3S", ""]
     fasta, table, out = files({"a": WILD_TYPE}, mutants(*texts, note="kept"))
     code, told, rows = run(esm, rotary, fasta, table, out)

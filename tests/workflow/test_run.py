@@ -57,6 +57,8 @@ def test_only_results_stay(whole_run):
     assert kept == {
         f"{SAMPLE}/records.tsv",
         f"{SAMPLE}/embeddings.h5",
+        f"{SAMPLE}/embed/status.tsv",
+        *(f"{SAMPLE}/shards/{name}" for name in ("records.tsv", "00000.fasta", "00001.fasta")),
         "provenance.json",
         "report.html",
         "verdict.txt",
@@ -104,8 +106,8 @@ EVERYTHING |= {"provenance", "report", "verdict"}
     ("change", "rerun"),
     [
         (f"embed={{{EMBED}, token_budget: 99, threads: 1, device: cpu}}", set()),
-        ("embed={include: [mean]}", EVERYTHING),
-        (f"embed={{{EMBED}, residue_dtype: float32}}", EVERYTHING),
+        ("embed={include: [mean]}", EVERYTHING - {f"shard_{SAMPLE}"}),
+        (f"embed={{{EMBED}, residue_dtype: float32}}", EVERYTHING - {f"shard_{SAMPLE}"}),
         ("on_failure=keep", {"verdict"}),
         ("shards=3", EVERYTHING),
         ("shard={gaps: remove}", EVERYTHING),

@@ -44,7 +44,7 @@ rule gather_embed:
         digests=shards_of(f"{OUT}/{{sample}}/embed/{{shard}}.sha256"),
     output:
         h5=f"{OUT}/{{sample}}/embeddings.h5",
-        status=temp(f"{OUT}/{{sample}}/embed/status.tsv"),
+        status=f"{OUT}/{{sample}}/embed/status.tsv",
     log:
         f"{OUT}/logs/gather_embed/{{sample}}.log",
     benchmark:

@@ -2,6 +2,11 @@
 # sequences -> saturation.h5, every substitution, and pictures of it.
 strategy = settings.score.part(StrategySettings)
 reading = settings.score.part(VariantSettings)
+# What became of each record: of the saturation, if there is one.
+VARIANTS_STATUS = f"{OUT}/{{sample}}/score/status.tsv"
+if settings.score.saturation:
+    VARIANTS_STATUS = temp(f"{OUT}/{{sample}}/variants/status.tsv")
+
 SCORE_COMMAND = (
     "{params.esm} score {params.model} {params.flags} --device {resources.device}"
     " --token-budget {resources.token_budget} --threads {threads}"
@@ -55,7 +60,7 @@ if settings.score.saturation:
             digests=shards_of(f"{OUT}/{{sample}}/score/{{shard}}.sha256"),
         output:
             h5=f"{OUT}/{{sample}}/saturation.h5",
-            status=temp(f"{OUT}/{{sample}}/score/status.tsv"),
+            status=f"{OUT}/{{sample}}/score/status.tsv",
         log:
             f"{OUT}/logs/gather_score/{{sample}}.log",
         benchmark:
@@ -192,9 +197,7 @@ if TABLES:
         output:
             scores=f"{OUT}/{{sample}}/scores.tsv",
             provenance=f"{OUT}/{{sample}}/scores.json",
-            status=temp(
-                f"{OUT}/{{sample}}/{'variants' if settings.score.saturation else 'score'}/status.tsv"
-            ),
+            status=VARIANTS_STATUS,
         log:
             f"{OUT}/logs/join/{{sample}}.log",
         benchmark:

@@ -1,5 +1,6 @@
 # FASTA files of a sample -> records.tsv, and its unique sequences in shards of equal cost.
-# One rule for each sample: samples differ in their number of shards.
+# One rule for each sample: samples differ in their number of shards. The shards stay: made
+# again for one task, they would have all other tasks done again too.
 for sample, files in SAMPLES.items():
 
     rule:
@@ -8,10 +9,8 @@ for sample, files in SAMPLES.items():
         input:
             files,
         output:
-            records=temp(f"{OUT}/{sample}/shards/records.tsv"),
-            shards=temp(
-                [f"{OUT}/{sample}/shards/{name}.fasta" for name in shard_names(SHARDS[sample])]
-            ),
+            records=f"{OUT}/{sample}/shards/records.tsv",
+            shards=[f"{OUT}/{sample}/shards/{name}.fasta" for name in shard_names(SHARDS[sample])],
         log:
             f"{OUT}/logs/shard/{sample}.log",
         benchmark:
