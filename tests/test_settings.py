@@ -14,7 +14,11 @@ from esm_pipeline.samples import expanded_size, sample_name
 from esm_pipeline.settings import (
     CleaningSettings,
     EmbedSettings,
+    ScoreSection,
+    ScoreSettings,
     ShardSettings,
+    StrategySettings,
+    VariantSettings,
     check,
     flags,
     is_execution,
@@ -44,6 +48,10 @@ def refusal(function, *arguments) -> str:
         ({"fasta": "a", "embed": {"threads": 1025}}, "'embed.threads' = 1025: "),
         ({"fasta": "a", "tasks": ["embed", "embed"]}, "'tasks' = ['embed', 'embed']: names some"),
         ({"fasta": "a", "embed": {"token_budget": 0}}, "'embed.token_budget' = 0: "),
+        ({"fasta": "a", "score": {"strategy": "x"}}, "'score.strategy' = 'x': "),
+        ({"fasta": "a", "score": {"models": {"a/b": "demo"}}}, "label 'a/b' should have letters"),
+        ({"samples": "a", "variants": "b"}, "'variants' goes with 'fasta'; with 'samples' it is a"),
+        ({"fasta": "a", "variants": "b"}, "no task scores them; add score to 'tasks'"),
     ],
 )
 def test_bad_config_is_told_with_its_key(config, told):
@@ -70,6 +78,11 @@ def test_every_problem_has_its_line():
         ("sample\tfasta\na\tx\na\tx\n", "t.tsv:3: sample 'a' lists x twice"),
         ("sample\tfasta\na\tx\nA\ty\n", "samples 'a' and 'A' differ only in case"),
         ("sample\tfasta\na\tx{1}\n", "x{1}: braces in a path"),
+        ("sample\tfasta\tvariants\na\tx\tv{1}\n", "v{1}: braces in a path"),
+        (
+            "sample\tfasta\tvariants\na\tx\tv\na\ty\tw\n",
+            "t.tsv:3: sample 'a' has two tables of variants; join them, or make it two samples",
+        ),
     ],
 )
 def test_bad_table_is_told_with_its_line(tmp_path, text, told):
@@ -87,6 +100,34 @@ def test_table_may_come_from_a_spreadsheet(tmp_path):
         inputs = load_settings({"samples": str(table)}).inputs()
         assert inputs == expected
         assert list(inputs) == list(expected)
+
+
+def test_tables_of_variants(tmp_path):
+    table = tmp_path / "t.tsv"
+    table.write_text("sample\tfasta\tvariants\na\tx\t\na\ty\tv.csv\na\tz\tv.csv\nb\tw\t\n")
+    config = {"samples": str(table), "tasks": ["score"], "score": {"saturation": True}}
+    chosen = load_settings(config)
+    assert chosen.inputs() == {"a": ["x", "y", "z"], "b": ["w"]}
+    assert chosen.tables() == {"a": "v.csv"}
+    assert load_settings({**config, "tasks": ["embed"]}).tables() == {}
+    told = refusal(load_settings({**config, "score": {}}).tables)
+    assert f"{table}: sample 'b' has no variants to score; name a table of them, or set" in told
+    single = load_settings({"fasta": "p.fa", "variants": "v.csv", "tasks": ["score"]})
+    assert single.tables() == {"p": "v.csv"}
+    (tmp_path / "v.csv").write_text("x" * 25)
+    sized = load_settings({"fasta": "p.fa", "score": {"table_bytes": 10}})
+    assert sized.table_shard_count(str(tmp_path / "v.csv")) == 3
+    assert load_settings({"fasta": "p.fa", "shards": 7}).table_shard_count("none") == 7
+
+
+def test_models_of_an_ensemble_as_flags():
+    section = ScoreSection(models={"one": "owner/name@abc", "two": "my folder"})
+    assert section.model_flags("demo", "v1") == [
+        *("--label=one", "--model=owner/name", "--revision=abc"),
+        *("--label=two", "--model=my folder", "--revision="),
+    ]
+    assert ScoreSection().model_flags("demo", "v1") == ["--model=demo", "--revision=v1"]
+    assert ScoreSection().model_flags("demo", None) == ["--model=demo"]
 
 
 PACKED = gzip.compress(b"sample\tfasta\na\tx\n")
@@ -172,6 +213,21 @@ def test_cleaning_is_what_changes_results_of_shard():
     chosen = ShardSettings(gaps="remove", residues=5).part(CleaningSettings)
     assert type(chosen) is CleaningSettings
     assert chosen == CleaningSettings(gaps="remove")
+
+
+def test_score_is_what_it_reads_and_how_it_scores():
+    section = ScoreSection(offset=3, strategy="wt_marginal", saturation=True, protein_col="id")
+    reading, scoring = section.part(VariantSettings), section.part(StrategySettings)
+    assert shlex.split(flags(reading)) == [
+        "--mutation-col=mutant",
+        "--offset=3",
+        "--protein-col=id",
+    ]
+    assert shlex.split(flags(scoring)) == [
+        *("--dtype=float32", "--strategy=wt_marginal", "--long=auto", "--window=1024")
+    ]
+    both = {*VariantSettings.model_fields, *StrategySettings.model_fields}
+    assert both == set(ScoreSettings.model_fields)
 
 
 @pytest.mark.parametrize("name", EmbedSettings.model_fields)

@@ -102,10 +102,12 @@ def count(path: Path) -> list[Tally]:
 
 
 def count_variants(path: Path, sample: str) -> Tally:
-    """What became of the rows of a `scores.tsv`."""
+    """What became of the rows of a `scores.tsv`. Raises InputError for one without an outcome."""
     tally = Tally(sample, "variants")
     for block in open_table(path).blocks(["status", "reason"]):
         for status, reason in block.cells:
+            if status not in (OK, SKIPPED, FAILED):
+                raise InputError(f"{path}: a row has status {status!a}; make it again with `join`")
             tally.add(Outcome(status, reason), duplicate=False)
     return tally
 
