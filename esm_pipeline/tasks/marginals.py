@@ -29,6 +29,9 @@ from esm_pipeline.tasks.windows import SPECIAL_TOKENS
 LETTERS = AMINO_ACIDS + "BUZOX"
 """What a cleaned sequence is made of."""
 
+CPU_TOKENS = 2560
+"""Most tokens of a batch on the CPU: what fits its caches is computed a sixth faster."""
+
 Int64 = NDArray[np.int64]
 Ids = NDArray[np.int64]
 Read = Callable[[Int64], Sequence[str]]
@@ -111,6 +114,8 @@ class LanguageModel(Runner[EsmForMaskedLM]):
         def compute(part: Int64) -> Answers:
             return self._answers(passes, part, read)
 
+        if self.device.type == "cpu":
+            token_budget = min(token_budget, CPU_TOKENS)
         lengths = passes.stop - passes.start - SPECIAL_TOKENS
         for batch in token_batches(lengths, token_budget):
             for part, answers in run_with_ladder(batch, compute):

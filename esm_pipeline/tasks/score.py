@@ -123,6 +123,8 @@ def read_request(args: argparse.Namespace) -> Request:
     *inputs, output = args.paths
     if len(inputs) > 1 or not (inputs or args.variants):
         raise InputError(f"{' '.join(args.paths)}: give the wild types and the file to write")
+    if args.plots and not args.saturation:
+        raise InputError("--plots: pictures are of a saturation; leave it out")
     others = [args.variants] if args.variants else []
     kinds = SUFFIXES if args.variants else (SUFFIX, *SUFFIXES)
     if Path(output).suffix.lower() not in kinds:
