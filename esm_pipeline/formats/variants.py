@@ -8,7 +8,6 @@ module converts. Spellings: those of deep mutational scans and of HGVS for prote
 from __future__ import annotations
 
 import re
-from functools import lru_cache
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -45,7 +44,6 @@ SEPARATOR = re.compile(r"[\s:;,+]+")
 REFERENCE = re.compile(r"(?P<name>[^\s:]+):(?=p\.)")
 WILD_TYPES = frozenset(("", "=", "wt", "_wt", "wildtype", "wild-type", "wild_type"))
 NO_RESIDUE = "which is no single amino acid; name one of the 20, U or O"
-CACHED = 1 << 16
 TOLD = 30  # characters of a mutation that a message shows
 
 
@@ -76,7 +74,6 @@ Variant = tuple[Edit, ...]
 """The edits of a variant; none for the wild type."""
 
 
-@lru_cache(CACHED)
 def parse(text: str, offset: int = 0) -> Variant:
     """The edits that `text` tells of.
 

@@ -18,7 +18,7 @@ from array import array
 from collections.abc import Iterator
 from hashlib import blake2b
 from pathlib import Path
-from typing import IO, get_args
+from typing import IO, Any, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -107,7 +107,7 @@ def run(args: argparse.Namespace) -> int:
 class Split:
     """The rows of a table, their lines for the shards in the file `spool`.
 
-    In memory some 60 bytes a row.
+    `keys` holds, for likelihoods, what tells mutated sequences apart. In memory some 80 bytes a row.
     """
 
     def __init__(self, spool: IO[bytes]) -> None:
@@ -140,8 +140,9 @@ class Split:
             self._length.append(length)
             self._sites.append(sites)
             self._ends.append(self._ends[-1] + len(line))
-            self._keys += (protein + 1).to_bytes(4, "big")
-            self._keys += blake2b(key, digest_size=KEY_BYTES).digest()
+            if not reader.marginal:
+                self._keys += (protein + 1).to_bytes(4, "big")
+                self._keys += blake2b(key, digest_size=KEY_BYTES).digest()
         self._spool.flush()
 
     @property
@@ -156,8 +157,10 @@ class Split:
         parts: no shard exceeds its part by more than the cost of what stays together.
         """
         usable = np.flatnonzero(self.proteins >= 0)
-        keys = np.frombuffer(self._keys, f"V{4 + KEY_BYTES}")[usable]
-        _, first, group = np.unique(keys, return_index=True, return_inverse=True)
+        keys: NDArray[Any] = self.proteins
+        if self._keys:
+            keys = np.frombuffer(self._keys, f"V{4 + KEY_BYTES}")
+        _, first, group = np.unique(keys[usable], return_index=True, return_inverse=True)
         length = np.frombuffer(self._length, np.int32)[usable[first]].astype(np.int64)
         sites = np.bincount(group, np.frombuffer(self._sites, np.int32)[usable])
         passes = np.where(sites > 0, np.minimum(sites, length), length)
