@@ -107,7 +107,7 @@ def run(args: argparse.Namespace) -> int:
 class Split:
     """The rows of a table, their lines for the shards in the file `spool`.
 
-    `keys` holds, for likelihoods, what tells mutated sequences apart. In memory some 80 bytes a row.
+    In memory some 80 bytes a row.
     """
 
     def __init__(self, spool: IO[bytes]) -> None:
