@@ -79,7 +79,8 @@ def build_parser() -> Parser:
     from esm_pipeline import __version__
 
     parser = Parser(
-        prog="esm-pipeline", description="Embeddings of protein sequences with the ESM models."
+        prog="esm-pipeline",
+        description="Embeddings of proteins and scores of their variants with the ESM models.",
     )
     parser.add_argument("--version", action="version", version=f"esm-pipeline {__version__}")
     commands = parser.add_subparsers(dest="task", metavar="TASK", required=True, title="tasks")

@@ -197,6 +197,17 @@ class ScoreSection(ScoreSettings):
 
     _labels = field_validator("models")(labels_that_name_columns)
 
+    @model_validator(mode="after")
+    def _saturation(self) -> ScoreSection:
+        if self.saturation and self.strategy == "pseudo_log_likelihood":
+            raise ValueError(
+                "a saturation by pseudo_log_likelihood takes 19 L² passes a protein; choose "
+                "masked_marginal"
+            )
+        if self.plots and not self.saturation:
+            raise ValueError("'plots' are of a saturation; set 'saturation' too")
+        return self
+
     def model_flags(self, model: str, revision: str | None) -> list[str]:
         """Command-line flags of the models; without an ensemble, those of the one `model`."""
         if not self.models:

@@ -50,6 +50,11 @@ def refusal(function, *arguments) -> str:
         ({"fasta": "a", "embed": {"token_budget": 0}}, "'embed.token_budget' = 0: "),
         ({"fasta": "a", "score": {"strategy": "x"}}, "'score.strategy' = 'x': "),
         ({"fasta": "a", "score": {"models": {"a/b": "demo"}}}, "label 'a/b' should have letters"),
+        ({"fasta": "a", "score": {"plots": True}}, "'plots' are of a saturation; set 'saturation'"),
+        (
+            {"fasta": "a", "score": {"saturation": True, "strategy": "pseudo_log_likelihood"}},
+            "a saturation by pseudo_log_likelihood takes 19 L² passes a protein; choose masked_",
+        ),
         ({"samples": "a", "variants": "b"}, "'variants' goes with 'fasta'; with 'samples' it is a"),
         ({"fasta": "a", "variants": "b"}, "no task scores them; add score to 'tasks'"),
     ],

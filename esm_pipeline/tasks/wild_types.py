@@ -109,6 +109,10 @@ def open_wild_types(
     path = paths[0]
     if len(paths) == 1 and Path(path).suffix.lower() in TABLES:
         intake = take_in(reference_entries(path, settings), cleaning, spool_dir)
+    elif settings.sequence_col is not None:
+        raise InputError(
+            f"{path}: wild types in a FASTA, and in a column by score.sequence_col; leave out one"
+        )
     else:
         intake = open_intake(paths, cleaning, spool_dir, allow_empty=allow_empty)
     if settings.protein is not None:

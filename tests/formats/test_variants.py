@@ -171,7 +171,7 @@ def test_a_notation_is_read_in_no_time_however_long():
             parse(text)
 
 
-PROTEINS = st.text(AMINO_ACIDS, min_size=1, max_size=15)
+PROTEINS = st.text("AC", min_size=1, max_size=6) | st.text(AMINO_ACIDS, min_size=1, max_size=15)
 THREE = {letter: code.capitalize() for code, letter in THREE_LETTERS.items()}
 
 

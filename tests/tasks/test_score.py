@@ -274,6 +274,8 @@ def test_what_does_not_fit_alone_fails_alone(esm, rotary, files, monkeypatch, tm
     assert code == 1
     assert [row["status"] for row in found] == ["ok", "failed"]
     assert found[1]["reason"].startswith("22 residues do not fit"), "that of the wild type"
+    records = list(read_records(tmp_path / "out.records.tsv"))
+    assert [record.outcomes["score"].status for record in records] == ["failed", "ok"]
 
 
 def test_values_that_are_not_finite_fail(esm, rotary, files, monkeypatch):

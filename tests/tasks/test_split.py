@@ -168,6 +168,8 @@ def test_shards_have_every_row_once_and_like_cost(tmp_path_factory, strategy, da
     for place, part in enumerate(found):
         text = (folder / "split" / f"{place:05d}.fasta").read_text()
         assert set(text.split("\n")[1::2]) == {proteins[rows[row][0]] for row in part}
+    homes = sum(len({rows[row][0] for row in part}) for part in found)
+    assert homes <= len({number for number, _ in rows}) + shards - 1, "by protein, then cut"
     if rows:
         costs = costs_of(rows, lengths, together, strategy)
         loads = [sum(costs[key] for key in {together[row] for row in part}) for part in found]

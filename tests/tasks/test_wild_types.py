@@ -100,6 +100,11 @@ def test_wild_types_in_a_column(esm, rotary, files, tmp_path):
     code, lines = esm("score", "--model", rotary, "--variants", table, out)
     assert code == 2
     assert "where are the wild types? give a FASTA file, or set score.sequence_col" in lines[0]
+    (tmp_path / "wt.fasta").write_text(">a\nMKV\n")
+    both = (*arguments[:4], tmp_path / "wt.fasta", out)
+    code, lines = esm("score", "--model", rotary, *both)
+    assert code == 2
+    assert "wild types in a FASTA, and in a column by score.sequence_col; leave out one" in lines[0]
 
 
 def test_proteingyms_files(esm, rotary, files, tmp_path):
