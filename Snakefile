@@ -1,10 +1,14 @@
-# Protein sequences in, embeddings and scores of variants out: `snakemake --cores all --config fasta=my.fasta`.
+# Protein sequences in, embeddings and scores of variants out:
+# `snakemake --cores all --config fasta=my.fasta`.
 # Every setting is explained in config/README.md, every result in README.md.
 import os
 
 from snakemake.utils import min_version
 
 min_version("9.5")
+
+
+include: "workflow/rules/config.smk"
 
 
 if os.path.exists("config/config.yaml"):
@@ -21,6 +25,7 @@ wildcard_constraints:
 
 
 include: "workflow/rules/shard.smk"
+include: "workflow/rules/model.smk"
 
 
 for task in settings.tasks:
@@ -36,12 +41,14 @@ localrules:
     records,
     provenance,
     report,
+    counts,
     verdict,
 
 
 rule all:
     default_target: True
     input:
+        f"{OUT}/.accepted",
         f"{OUT}/verdict.txt",
         f"{OUT}/provenance.json",
         f"{OUT}/report.html",

@@ -10,8 +10,12 @@ __version__ = "0.1.0"
 _EXPORTS = {
     "EsmConfig": "esm_pipeline.model",
     "EsmTokenizer": "esm_pipeline.model",
+    "EsmPreTrainedModel": "esm_pipeline.model",
     "EsmModel": "esm_pipeline.model",
     "EsmForMaskedLM": "esm_pipeline.model",
+    "EsmForSequenceClassification": "esm_pipeline.model",
+    "EsmForTokenClassification": "esm_pipeline.model",
+    "PackedLayout": "esm_pipeline.model",
     "optimize_for_inference": "esm_pipeline.model",
     "demo_model": "esm_pipeline.model",
     "iter_packed": "esm_pipeline.tasks.batching",

@@ -10,6 +10,7 @@ import argparse
 import errno
 import importlib
 import os
+import re
 import signal
 import sys
 import threading
@@ -17,7 +18,8 @@ from collections.abc import Sequence
 from typing import Any, NoReturn, TypeVar
 
 from esm_pipeline.errors import EsmPipelineError, InputError
-from esm_pipeline.settings import Section, check
+from esm_pipeline.sections import Section, check
+from esm_pipeline.settings import MOST_SHARDS
 from esm_pipeline.tasks import TASKS
 
 S = TypeVar("S", bound=Section)
@@ -25,6 +27,8 @@ S = TypeVar("S", bound=Section)
 DISK_ERRORS = {
     errno.ENOSPC: "no space left on the disk; free some and run the same command again",
     errno.EDQUOT: "the disk quota is used up; free some space and run the same command again",
+    errno.EFBIG: "larger than a file may be; raise the limit (ulimit -f) or choose another place",
+    errno.EMFILE: "too many open files; raise the limit (ulimit -n)",
     errno.EROFS: "the file system is read-only; choose another place for the output",
     errno.EACCES: "permission denied; choose another place or change its permissions",
 }
@@ -35,7 +39,9 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Exit with 2 and one line that says where help is."""
-        self.exit(2, f"{self.prog}: {message} (see {self.prog} --help)\n")
+        if message.endswith("expected one argument"):
+            message += "; where a value begins with '-', write --flag=VALUE"
+        self.exit(2, f"{self.prog}: {visible(message)} (see {self.prog} --help)\n")
 
 
 def add_flags(parser: argparse.ArgumentParser, section: type[Section]) -> None:
@@ -94,7 +100,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     argv = list(sys.argv[1:] if argv is None else argv)
     name, _ = build_parser().parse_known_args(argv[:1])
     task = importlib.import_module(f"esm_pipeline.tasks.{name.task}")
-    parser = Parser(prog=f"esm-pipeline {name.task}", description=str(task.__doc__).splitlines()[0])
+    about = str(task.__doc__).splitlines()[0]
+    parser = Parser(prog=f"esm-pipeline {name.task}", description=about, allow_abbrev=False)
     task.add_arguments(parser)
     args = parser.parse_args(argv[1:])
     if threading.current_thread() is threading.main_thread():
@@ -117,14 +124,29 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def fail(program: str, message: str) -> int:
     """Say on standard error, a line for each problem, why nothing was done."""
-    for line in message.splitlines():
-        print(f"{program}: {line}", file=sys.stderr)
+    for line in message.split("\n"):
+        print(f"{program}: {visible(line)}", file=sys.stderr)
     return 2
+
+
+def visible(text: str) -> str:
+    """`text` with what a terminal would obey, or a reader not see, written as escapes."""
+    return "".join(
+        letter if letter.isprintable() else letter.encode("unicode_escape").decode()
+        for letter in text
+    )
 
 
 def exit_code(failed: int, on_failure: str) -> int:
     """The exit code of a task that ran to its end with `failed` failed records."""
     return 1 if failed and on_failure == "error" else 0
+
+
+def number_of_shards(text: str) -> int:
+    """The number of shards that an argument gives."""
+    if not re.fullmatch("[0-9]{1,6}", text) or not 0 < int(text) <= MOST_SHARDS:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number from 1 to {MOST_SHARDS:,}")
+    return int(text)
 
 
 def require_file(path: str) -> str:

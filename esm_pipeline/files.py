@@ -12,7 +12,7 @@ import re
 import socket
 import stat
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -134,6 +134,21 @@ def require_regular(target: Path) -> None:
         raise InputError(f"{target}: not a regular file; choose another place for the output")
 
 
+def is_same(path: Path, other: Path) -> bool:
+    """Whether two paths, of files that need not exist, lead to the same place."""
+    if path.exists() and other.exists():
+        return path.samefile(other)
+    return os.path.realpath(path) == os.path.realpath(other)
+
+
+def require_apart(outputs: Sequence[Path], inputs: Iterable[Path]) -> None:
+    """Raise InputError if an output would replace an input, or another output."""
+    for place, output in enumerate(outputs):
+        for other in (*inputs, *outputs[:place]):
+            if is_same(output, other):
+                raise InputError(f"{output}: stands for two files here; name another file for one")
+
+
 def remove_leftovers(folder: Path, name: str | None = None) -> None:
     """Remove the temporary files in `folder` of processes of this host that are no more.
 
@@ -157,7 +172,7 @@ def _stem(name: str) -> str:
     """What of a target's name stands in a temporary file's, one of a temporary file's included."""
     while found := _temporary(name):
         name = found["stem"]
-    return os.fsencode(name)[:STEM_BYTES].decode(errors="ignore")
+    return os.fsdecode(os.fsencode(name)[:STEM_BYTES])
 
 
 def _host() -> str:
@@ -179,3 +194,9 @@ def _umask() -> int:
     mask = os.umask(0)
     os.umask(mask)
     return mask
+
+
+def require_folder(path: str | os.PathLike[str]) -> None:
+    """Raise InputError for a folder to write into that is something else."""
+    if os.path.exists(path) and not os.path.isdir(path):
+        raise InputError(f"{os.fspath(path)}: not a folder; give one to write into")

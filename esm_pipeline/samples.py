@@ -1,6 +1,6 @@
-"""The samples of a run: their names, their files, and about how large those are.
+"""The input of the workflow: the table of samples, and which paths it can work with.
 
-No torch: the workflow reads this at every parse.
+No torch: the workflow imports this through the settings at every parse.
 """
 
 from __future__ import annotations
@@ -9,19 +9,44 @@ import csv
 import gzip
 import os
 import re
+import stat
 import zlib
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
 from esm_pipeline.errors import InputError
 
+COLUMNS = ("sample", "fasta")
+OPTIONAL = "variants"
 SAMPLE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
-RESERVED_NAMES = {"logs", "benchmarks", "provenance.json", "report.html", "verdict.txt"}
+RESERVED_NAMES = {
+    *("logs", "benchmarks", "models", ".accepted"),
+    *("model.json", "provenance.json", "report.html", "verdict.txt"),
+}
 """What lies beside the samples' folders in the output folder, in lower case."""
+
+RESULT_SUFFIXES = (".h5", ".tsv", ".json")
+"""Ends of the names of what lies in a sample's folder, beside its folders."""
+
+RESULT_FOLDERS = {"shards", "split", "variants", "heatmaps"}
+"""Folders in a sample's folder, beside those of its tasks."""
 
 FASTA_SUFFIX = re.compile(r"(\.(fasta|fa|faa|fas|pep|txt))?(\.gz)?$", re.IGNORECASE)
 GZIP_MAGIC = b"\x1f\x8b"
 GZIP_EXPANSION = 2  # bytes of protein FASTA behind one compressed byte, about
+
+NO_TABLE = (
+    (b"\xff\xfe", "UTF-16 text, as spreadsheets write it; save it as UTF-8"),
+    (b"\xfe\xff", "UTF-16 text, as spreadsheets write it; save it as UTF-8"),
+    (b"PK\x03\x04", "a spreadsheet or an archive; export it as tab-separated text"),
+)
+"""How a file that is no table may begin, and what that is."""
+
+REFUSED = re.compile(
+    "(?P<brace>[{}<>])|(?P<control>[\0-\x1f\x7f-\x9f\u2028\u2029])|[\ud800-\udfff]"
+)
+"""Characters that cannot stand in a path of the workflow."""
 
 
 class Sample(NamedTuple):
@@ -29,72 +54,6 @@ class Sample(NamedTuple):
 
     fasta: list[str]
     variants: str | None = None
-
-
-def read_samples(table: str) -> dict[str, Sample]:
-    """Read the sample table: columns `sample`, `fasta` and perhaps `variants`.
-
-    Several rows of a sample add FASTA files. Raises InputError with the line for anything unusable.
-    """
-    try:
-        text = Path(table).read_bytes()
-        if text.startswith(GZIP_MAGIC):
-            text = gzip.decompress(text)
-        lines = text.decode("utf-8-sig").splitlines()
-    except (OSError, UnicodeDecodeError, EOFError, zlib.error) as error:
-        why = getattr(error, "strerror", None) or "not UTF-8 text"
-        raise InputError(f"{table}: the sample table cannot be read ({why})") from None
-    rows: csv.DictReader[str] = csv.DictReader(lines, delimiter="\t")
-    missing = [name for name in ("sample", "fasta") if name not in (rows.fieldnames or [])]
-    if missing:
-        raise InputError(
-            f"{table}:1: no column '{missing[0]}'; the table is tab-separated, "
-            "with the columns sample and fasta"
-        )
-    samples: dict[str, Sample] = {}
-    for row in rows:
-        place = f"{table}:{rows.line_num}"
-        name, fasta, variants = (
-            (row.get(key) or "").strip() for key in ("sample", "fasta", "variants")
-        )
-        require_sample(place, name, fasta)
-        sample = samples.setdefault(name, Sample([], variants or None))
-        if fasta in sample.fasta:
-            raise InputError(f"{place}: sample '{name}' lists {fasta} twice; remove one row")
-        if variants and sample.variants not in (None, variants):
-            raise InputError(
-                f"{place}: sample '{name}' has two tables of variants; join them, or make it two "
-                "samples"
-            )
-        sample.fasta.append(fasta)
-        samples[name] = sample._replace(variants=variants or sample.variants)
-    if not samples:
-        raise InputError(f"{table}: no samples; add a row below the column names")
-    folded: dict[str, str] = {}
-    for name in samples:
-        other = folded.setdefault(name.lower(), name)
-        if other != name:
-            raise InputError(
-                f"{table}: samples '{other}' and '{name}' differ only in case and would share "
-                "a folder on some systems; rename one"
-            )
-    return samples
-
-
-def require_sample(place: str, name: str, fasta: str) -> None:
-    """Raise InputError unless a row of the table names a sample and a file."""
-    if not SAMPLE_NAME.fullmatch(name):
-        raise InputError(
-            f"{place}: sample name {name!r} cannot name a folder; use letters, digits, "
-            "'.', '_' and '-', beginning with a letter or digit"
-        )
-    if name.lower() in RESERVED_NAMES:
-        raise InputError(
-            f"{place}: '{name}' is a name of the workflow's own in the output folder; "
-            "rename the sample"
-        )
-    if not fasta:
-        raise InputError(f"{place}: sample '{name}' has no fasta; name its file")
 
 
 def sample_name(fasta: str) -> str:
@@ -106,10 +65,168 @@ def sample_name(fasta: str) -> str:
     return cleaned
 
 
-def expanded_size(file: str) -> int:
-    """Bytes of `file`, or about as many as it has behind its compression."""
+def read_samples(table: str) -> dict[str, Sample]:
+    """Read the sample table: columns `sample`, `fasta` and perhaps `variants`.
+
+    Several rows of a sample add FASTA files. Raises InputError with the line for anything unusable.
+    """
+    samples: dict[str, Sample] = {}
+    folded: dict[str, str] = {}
+    places: dict[tuple[str, str], int] = {}
+    for number, sample, fasta, variants in read_rows(table):
+        place = f"{table}:{number}"
+        require_sample_name(sample, place)
+        other = folded.setdefault(sample.lower(), sample)
+        if other != sample:
+            raise InputError(
+                f"{place}: samples '{other}' and '{sample}' differ only in case and would share "
+                "a folder on some systems; rename one"
+            )
+        if not fasta:
+            raise InputError(f"{place}: sample '{sample}' has no fasta; name its file")
+        require_usable(fasta, place)
+        first = places.setdefault((sample, os.path.realpath(fasta)), number)
+        if first != number:
+            raise InputError(
+                f"{place}: sample '{sample}' lists {fasta} twice, in line {first} as well; remove "
+                "one row"
+            )
+        known = samples.setdefault(sample, Sample([]))
+        known.fasta.append(fasta)
+        if variants:
+            samples[sample] = known._replace(variants=variants)
+            require_usable(variants, place)
+        if variants and known.variants not in (None, variants):
+            raise InputError(
+                f"{place}: sample '{sample}' has two tables of variants; join them, or make it two "
+                "samples"
+            )
+    if not samples:
+        raise InputError(f"{table}: no samples; add a row below the column names")
+    return samples
+
+
+def require_sample_name(sample: str, place: str) -> None:
+    """Raise InputError unless `sample` can name a folder in the output folder."""
+    if not SAMPLE_NAME.fullmatch(sample):
+        raise InputError(
+            f"{place}: sample name {sample[:120]!a} cannot name a folder; use up to 100 letters, "
+            "digits, '.', '_' and '-', beginning with a letter or digit"
+        )
+    if sample.lower() in RESERVED_NAMES:
+        raise InputError(
+            f"{place}: '{sample}' is a name of the workflow's own in the output folder; "
+            "rename the sample"
+        )
+
+
+def read_rows(table: str) -> Iterator[tuple[int, str, str, str]]:
+    """Line number, sample, FASTA file and variants of each row of the table that is not blank."""
+    lines = re.split("\r\n|\r|\n", read_text(table))
+    columns = cells_of(lines[0], f"{table}:1")
+    require_columns(columns, f"{table}:1")
+    sample, fasta = map(columns.index, COLUMNS)
+    variants = columns.index(OPTIONAL) if OPTIONAL in columns else -1
+    for number, line in enumerate(lines[1:], 2):
+        cells = cells_of(line, f"{table}:{number}")
+        if not any(cells):
+            continue
+        if any(cells[len(columns) :]):
+            raise InputError(
+                f"{table}:{number}: {len(cells)} cells, but {len(columns)} columns; remove a tab, "
+                "or name the column"
+            )
+        cells += [""] * (len(columns) + 1)  # the last one stands for a column that is not there
+        yield number, cells[sample], cells[fasta], cells[variants]
+
+
+def read_text(table: str) -> str:
+    """The text of the table, plain or gzip. Raises InputError if it is none."""
     try:
-        size = os.stat(file).st_size
+        content = Path(table).read_bytes()
+        if content.startswith(GZIP_MAGIC):
+            content = gzip.decompress(content)
+    except (OSError, EOFError, zlib.error, ValueError) as error:
+        why = getattr(error, "strerror", None) or "a damaged gzip file"
+        raise InputError(f"{table}: the sample table cannot be read ({why}); check it") from None
+    for beginning, what in NO_TABLE:
+        if content.startswith(beginning):
+            raise InputError(f"{table}: not a sample table but {what}")
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        number = content.count(b"\n", 0, error.start) + 1
+        raise InputError(f"{table}:{number}: not UTF-8 text; save the table as UTF-8") from None
+
+
+def cells_of(line: str, place: str) -> list[str]:
+    """The cells of one line, white space around them dropped. Raises InputError for odd quotes."""
+    try:
+        return [cell.strip() for cell in next(csv.reader([line], "excel-tab", strict=True), [])]
+    except csv.Error:
+        raise InputError(
+            f"{place}: a cell begins with '\"' and does not end with one; a cell in quotes ends on "
+            "its line, and a '\"' within it is written twice"
+        ) from None
+
+
+def require_columns(columns: list[str], place: str) -> None:
+    """Raise InputError unless the columns that the table needs are among `columns`, once each."""
+    wanted = "the table is tab-separated, with the columns sample and fasta"
+    for name in (*COLUMNS, OPTIONAL):
+        if columns.count(name) > 1:
+            raise InputError(f"{place}: two columns '{name}'; remove one")
+        if name not in columns and name != OPTIONAL:
+            others = ", ".join(f"'{column[:40]}'" for column in columns[:6]) or "nothing"
+            raise InputError(f"{place}: no column '{name}', only {others}; {wanted}")
+
+
+def require_usable(path: str, place: str) -> None:
+    """Raise InputError, telling `place`, if the workflow cannot work with `path`."""
+    if found := REFUSED.search(path):
+        remedy = "rename it, or make a link to it without them"
+        what = {
+            "brace": "braces and angle brackets in a path would be taken for a wildcard",
+            "control": "line breaks and control characters cannot stand in a path",
+        }.get(found.lastgroup or "", "a path has to be UTF-8")
+        raise InputError(f"{place}: {path!a}: {what}; {remedy}")
+
+
+def require_apart(samples: Mapping[str, Sample], outdir: str, tasks: Collection[str]) -> None:
+    """Raise InputError for an input where the workflow writes or removes files itself."""
+    root = Path(os.path.realpath(outdir))
+    inputs = [file for sample in samples.values() for file in (*sample.fasta, sample.variants)]
+    for file in filter(None, inputs):
+        path = Path(os.path.realpath(file))
+        if not path.is_relative_to(root):
+            continue
+        folder, *rest = path.relative_to(root).parts
+        result = len(rest) == 1 and path.suffix in RESULT_SUFFIXES
+        own = not rest or rest[0] in {*RESULT_FOLDERS, *tasks} or result
+        if folder in RESERVED_NAMES or (folder in samples and own):
+            raise InputError(
+                f"{file}: lies where the workflow writes results, in {outdir}; move it, or choose "
+                "another outdir"
+            )
+
+
+def require_folder(outdir: str) -> None:
+    """Raise InputError if `outdir` is no folder of its own, and cannot become one."""
+    for taken, what in (("/", "the root of the file system"), (".", "where Snakemake runs")):
+        if os.path.normpath(outdir).replace("//", "/") == taken:
+            raise InputError(f"outdir '{outdir}': {what}; name a folder in it, such as results")
+    path = Path(outdir)
+    there = next(folder for folder in (path, *path.parents) if os.path.lexists(folder))
+    if not there.is_dir():
+        raise InputError(f"outdir '{outdir}': {there} is not a folder; choose another one")
+
+
+def expanded_size(file: str) -> int:
+    """Bytes of `file`, or about as many as it has behind its compression. Raises InputError."""
+    try:
+        status = os.stat(file)
+        if not stat.S_ISREG(status.st_mode) and not stat.S_ISDIR(status.st_mode):
+            raise InputError(f"{file}: not a regular file; the workflow reads its input twice")
         with open(file, "rb") as handle:
             packed = handle.read(2) == GZIP_MAGIC
     except FileNotFoundError:
@@ -117,6 +234,10 @@ def expanded_size(file: str) -> int:
             f"{file}: no such file; check the path, or set 'shards' to a number if another "
             "rule makes this input"
         ) from None
+    except IsADirectoryError:
+        raise InputError(f"{file}: a folder, not a file; name the FASTA file in it") from None
     except OSError as error:
-        raise InputError(f"{file}: cannot be read ({error.strerror}); check the path") from None
-    return size * GZIP_EXPANSION if packed else size
+        raise InputError(
+            f"{file}: cannot be read ({error.strerror}); check the path and its permissions"
+        ) from None
+    return status.st_size * GZIP_EXPANSION if packed else status.st_size

@@ -14,7 +14,7 @@ import pytest
 from esm_pipeline import cli
 from esm_pipeline.errors import InputError
 from esm_pipeline.formats.records import write_records
-from esm_pipeline.settings import EmbedSettings
+from esm_pipeline.sections import EmbedSettings
 from esm_pipeline.tasks import TASKS, verdict
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -40,6 +40,15 @@ def test_errors_of_the_input_are_told_a_line_each(ending, capsys):
         "esm-pipeline verdict: a: wrong",
         "esm-pipeline verdict: b: wrong too",
     ]
+
+
+def test_a_terminal_gets_nothing_to_obey(ending, capsys):
+    assert ending(InputError("é\x1b[2J\x85\u202e\udcff.fasta: wrong")) == 2
+    told = r"é\x1b[2J\x85\u202e\udcff.fasta: wrong"
+    assert capsys.readouterr().err == f"esm-pipeline verdict: {told}\n"
+    with pytest.raises(SystemExit):
+        cli.main(["verdict", "a", "--out=x", "--b\n\x1bc"])
+    assert r"unrecognized arguments: --b\n\x1bc (see" in capsys.readouterr().err
 
 
 def test_a_full_disk_is_told_with_its_place(ending, capsys):
@@ -124,3 +133,13 @@ def test_a_bad_value_names_the_command_line():
     args.include = "mean,colour"
     with pytest.raises(InputError, match=r"command line: 'include\.1' = 'colour'"):
         cli.section_from(EmbedSettings, args)
+
+
+def test_a_value_that_begins_with_a_dash_and_a_flag_cut_short(capsys):
+    for flags, told in (
+        (["--layers", "-1,0"], "where a value begins with '-', write --flag=VALUE"),
+        (["--mod", "demo"], "arguments are required: --model"),
+    ):
+        with pytest.raises(SystemExit):
+            cli.main(["embed", *flags, "in.fasta", "out.h5"])
+        assert told in capsys.readouterr().err

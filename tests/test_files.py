@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
 import subprocess
@@ -11,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from esm_pipeline.errors import InputError
-from esm_pipeline.files import atomic_path, remove_leftovers
+from esm_pipeline.files import atomic_path, atomic_paths, blaming, remove_leftovers
 
 KILLED = """
 import os, signal, sys
@@ -56,6 +57,70 @@ def test_what_is_no_regular_file_is_refused(tmp_path):
             write(tmp_path / name)
     assert names(tmp_path) == before
     assert (tmp_path / "fifo").is_fifo()
+
+
+def test_files_that_belong_together_are_replaced_together(tmp_path):
+    targets = [tmp_path / name for name in ("a", "b", "c")]
+    for content in ("old", "new"):
+        with atomic_paths(*targets) as paths:
+            for path in paths:
+                path.write_text(content)
+                assert [target.exists() for target in targets] == [content == "new"] * 3
+        assert [target.read_text() for target in targets] == [content] * 3
+    with pytest.raises(TypeError), atomic_paths(*targets) as paths:
+        paths[0].write_text(1)
+    assert [target.read_text() for target in targets] == ["new"] * 3
+    assert names(tmp_path) == ["a", "b", "c"]
+
+
+def test_what_vouches_for_others_goes_first_and_comes_last(tmp_path, monkeypatch):
+    targets = [tmp_path / name for name in ("a", "b", "c")]
+    steps = []
+    for name in ("unlink", "replace"):
+        whole = getattr(os, name)
+
+        def step(*paths, name=name, whole=whole):
+            steps.append((name, os.path.basename(paths[-1])))
+            whole(*paths)
+
+        monkeypatch.setattr(os, name, step)
+    with atomic_paths(*targets):
+        pass
+    removed = [("unlink", "c"), ("unlink", "b")]
+    assert steps == [*removed, ("replace", "a"), ("replace", "b"), ("replace", "c")]
+
+
+@pytest.mark.parametrize(
+    ("error", "named"),
+    [
+        (lambda paths: OSError(errno.ENOSPC, "full"), "a"),
+        (lambda paths: OSError(errno.ENOSPC, "full", os.fspath(paths[1])), "b"),
+        (lambda paths: OSError(errno.ENOSPC, "full", "elsewhere"), "elsewhere"),
+        (lambda paths: OSError(errno.ECONNREFUSED, "not of a disk"), None),
+    ],
+)
+def test_an_error_names_what_was_to_be_written(tmp_path, error, named):
+    with (
+        pytest.raises(OSError, match=r"full|disk") as raised,
+        atomic_paths(tmp_path / "a", tmp_path / "b") as paths,
+    ):
+        raise error(paths)
+    place = raised.value.filename
+    assert (place and os.path.basename(place)) == named
+    assert names(tmp_path) == []
+
+
+def test_a_write_that_fails_names_the_place_it_was_for(tmp_path):
+    with pytest.raises(OSError, match="full") as raised, blaming(tmp_path):
+        raise OSError(errno.ENOSPC, "full")
+    assert raised.value.filename == str(tmp_path)
+
+
+def test_a_target_that_became_a_folder_is_named(tmp_path):
+    with pytest.raises(IsADirectoryError) as raised, atomic_path(tmp_path / "a"):
+        (tmp_path / "a").mkdir()
+    assert raised.value.filename2 == str(tmp_path / "a") == raised.value.filename
+    assert names(tmp_path) == ["a"]
 
 
 @pytest.mark.parametrize("there", [True, False])

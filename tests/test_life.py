@@ -69,6 +69,13 @@ LIVES = {
     "gap .": Life(b"h", b"MKG.", "", f"gap '.' at residue 4{GAP}"),
     "digit": Life(b"i", b"MK1", "", f"character '1' at residue 3{FOREIGN}"),
     "question mark": Life(b"j", b"?MK", "", f"character '?' at residue 1{FOREIGN}"),
+    "joined without a line end": Life(
+        b"ja",
+        b"MKV>jb",
+        "",
+        "character '>' at residue 4 begins a record inside a line, which is lost in this one; "
+        "were files joined without a line end between them? part them",
+    ),
     "NUL": Life(b"k", b"M\0K", "", f"character '\\x00' at residue 2{FOREIGN}"),
     "not UTF-8": Life(b"l", b"MK\xe9", "", f"character '\\ufffd' at residue 3{FOREIGN}"),
     "accent": Life(b"m", "MKÉ".encode(), "", f"character '\\xc9' at residue 3{FOREIGN}"),
@@ -79,11 +86,11 @@ LIVES = {
         b"q", b"MK:", "", "no residues in chain 2; put ':' between chains only"
     ),
     "same sequence": Life(b"r", b"mkvla*", "MKVLA", "", "'*' at the end removed", duplicate_of=2),
-    "same complex": Life(b"s", b"MK:VL", "MK:VL", embed=COMPLEX, duplicate_of=15),
+    "same complex": Life(b"s", b"MK:VL", "MK:VL", embed=COMPLEX, duplicate_of=16),
     "same id": Life(b"a of another", b"MKVV", "MKVV"),
-    "no id": Life(b"", b"MKI", "MKI", "", "no id: named record_20", id="record_20"),
+    "no id": Life(b"", b"MKI", "MKI", "", "no id: named record_21", id="record_21"),
     "only white space": Life(
-        b" \t", b"MKII", "MKII", "", "no id: named record_21", id="record_21", text=" \t"
+        b" \t", b"MKII", "MKII", "", "no id: named record_22", id="record_22", text=" \t"
     ),
     "Latin-1 in the header": Life(
         b"v caf\xe9",
@@ -111,8 +118,8 @@ LIVES = {
         b"J-*1:",
         "",
         f"gap '-' at residue 2 of chain 1{GAP}",
-        "no id: named record_30",
-        id="record_30",
+        "no id: named record_31",
+        id="record_31",
     ),
 }
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from esm_pipeline.errors import InputError
+from esm_pipeline.files import blaming
 
 REMEDY = "remove it and run the workflow again"
 
@@ -22,12 +23,18 @@ def write_digests(path: Path, files: Mapping[str, Path]) -> None:
 
     `sha256sum --check`, run there, accepts the list.
     """
-    lines = [f"{sha256(file)}  {name}\n" for name, file in files.items()]
-    path.write_text("".join(lines), encoding="utf-8")
+    lines = [line(sha256(file), name) for name, file in files.items()]
+    with blaming(path):
+        path.write_text("".join(lines), encoding="utf-8", errors="surrogateescape")
 
 
-def check_digests(digests: Path, required: Iterable[Path] = ()) -> None:
-    """Check every file listed in `digests`, among them the `required` ones.
+def line(digest: str, name: str) -> str:
+    """A line of such a list."""
+    return f"{digest}  {name}\n"
+
+
+def check_digests(digests: Path, files: Sequence[Path]) -> None:
+    """Check `files`, which `digests` lists, and no others.
 
     Raises InputError that names the file that is missing, damaged or not listed.
     """
@@ -43,6 +50,8 @@ def check_digests(digests: Path, required: Iterable[Path] = ()) -> None:
         if len(digest) != 64 or not name:
             raise InputError(f"{digests}:{number}: not a digest and a file name; {REMEDY}")
         listed.append(file := digests.parent / name)
+        if file not in files:
+            raise InputError(f"{digests}:{number}: {name!a} is no file of this shard; {REMEDY}")
         if not file.is_file():
             raise InputError(
                 f"{file}: no such file, but {digests.name} lists it; remove {digests} and run the "
@@ -50,6 +59,6 @@ def check_digests(digests: Path, required: Iterable[Path] = ()) -> None:
             )
         if sha256(file) != digest:
             raise InputError(f"{file}: damaged, its digest is not that in {digests.name}; {REMEDY}")
-    for file in required:
+    for file in files:
         if file not in listed:
             raise InputError(f"{digests}: does not list {file.name}; {REMEDY}")

@@ -13,9 +13,12 @@ import sys
 import zlib
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
-from typing import BinaryIO, TypeAlias
+from typing import TYPE_CHECKING, BinaryIO, TypeAlias
 
 from esm_pipeline.errors import InputError
+
+if TYPE_CHECKING:
+    import hashlib
 
 Entry: TypeAlias = tuple[int, bytes, bytes]
 """A record as it stands in the file: line number of its header, from 1; the header without `>` and
@@ -30,8 +33,11 @@ UPPER = bytes(range(256)).upper()
 CONTROL = re.compile("[\x00-\x08\x0a-\x1f\x7f-\x9f]")
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
-PREAMBLE = re.compile(rb"(?:(?:\xef\xbb\xbf)?(?:[ \t\v\f]*\n|;[^\n]*\n))*(?:\xef\xbb\xbf)?")
-"""Blank and comment lines before the first record."""
+PREAMBLE = re.compile(
+    rb"(?:[ \t\v\f\n]*\n|;[^\n]*\n|\xef\xbb\xbf(?=[ \t\v\f]*\n|;))*+(?:\xef\xbb\xbf)?"
+)
+"""Blank and comment lines before the first record. `*+` remembers no way back: a block of nothing
+else would take 80 MB."""
 
 PENDING = re.compile(rb"[ \t\v\f]*|;[^\n]*|\xef\xbb?")
 """What may yet become one of them."""
@@ -56,9 +62,14 @@ def read_fasta(path: str, *, allow_empty: bool = False) -> Iterator[Entry]:
     return itertools.chain.from_iterable(read_batches(path, allow_empty=allow_empty))
 
 
-def read_batches(path: str, *, allow_empty: bool = False) -> Iterator[list[Entry]]:
-    """The same as `read_fasta`, in lists of as many records as a block of the file has."""
-    for line, chunk in _chunks(path, allow_empty):
+def read_batches(
+    path: str, *, allow_empty: bool = False, digest: hashlib._Hash | None = None
+) -> Iterator[list[Entry]]:
+    """The same as `read_fasta`, in lists of as many records as a block of the file has.
+
+    `digest` is fed the bytes of the file as they are read.
+    """
+    for line, chunk in _chunks(path, allow_empty, digest):
         batch = []
         for text in chunk[1:].split(b"\n>"):
             header, _, body = text.partition(b"\n")
@@ -96,12 +107,14 @@ def shown(path: str) -> str:
     return path if path.isprintable() else ascii(path)
 
 
-def _chunks(path: str, allow_empty: bool) -> Iterator[tuple[int, bytes]]:
+def _chunks(
+    path: str, allow_empty: bool, digest: hashlib._Hash | None
+) -> Iterator[tuple[int, bytes]]:
     """Whole records of a file, some at a time, with the line number of the first."""
     name, buffer, line, begun = shown(path), bytearray(), 1, False
     try:
         with _open(path) as file:
-            for block in _unix_lines(_unpacked(file)):
+            for block in _unix_lines(_unpacked(_blocks(file, digest))):
                 fresh = max(len(buffer) - 1, 0)
                 buffer += block
                 if not begun:
@@ -133,8 +146,13 @@ def _drop_preamble(buffer: bytearray) -> int:
 
 
 def _begins(text: bytearray, name: str, line: int) -> bool:
-    """Whether the text begins with a record; False as long as it is open. Raises InputError."""
+    """Whether the text begins with a record; False as long as it is open. Raises InputError.
+
+    Of an endless comment or blank line only the first character is kept.
+    """
     if PENDING.fullmatch(text):
+        if not BYTE_ORDER_MARK.startswith(text):
+            del text[1:]
         return False
     for pattern, what, remedy in LOOKS:
         if re.match(pattern, text):
@@ -163,9 +181,16 @@ def _unix_lines(blocks: Iterable[bytes]) -> Iterator[bytes]:
         yield b"\n"
 
 
-def _unpacked(file: BinaryIO) -> Iterator[bytes]:
-    """Blocks of the file, decompressed if its first bytes are those of gzip."""
-    blocks = iter(lambda: file.read(BLOCK), b"")
+def _blocks(file: BinaryIO, digest: hashlib._Hash | None) -> Iterator[bytes]:
+    """The file as it is."""
+    while block := file.read(BLOCK):
+        if digest is not None:
+            digest.update(block)
+        yield block
+
+
+def _unpacked(blocks: Iterator[bytes]) -> Iterator[bytes]:
+    """The same, decompressed if its first bytes are those of gzip."""
     first = next(blocks, b"")
     blocks = itertools.chain([first], blocks)
     return _inflated(blocks) if first.startswith(GZIP_MAGIC) else blocks

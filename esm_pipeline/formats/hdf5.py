@@ -35,6 +35,7 @@ Per = Literal["sequence", "residue", "pair"]
 
 Int64 = NDArray[np.int64]
 
+FLOATS = ("<f2", "<f4")
 FORMAT_VERSION = 1
 BLOCK = 4 << 20  # bytes read at a time when rows are copied
 ENTRIES = 1 << 14  # records written at a time
@@ -218,12 +219,48 @@ def blocks(starts: Int64, keep: NDArray[np.bool_], units: int) -> Iterator[tuple
 
 
 def arrays_of(file: h5py.File) -> list[Array]:
-    """The arrays that a `RaggedWriter` put into `file`, by name."""
-    found: list[Array] = []
+    """The arrays that a `RaggedWriter` put into `file`, by name.
 
-    def visit(name: str, item: Any) -> None:
-        if isinstance(item, h5py.Dataset) and "per" in item.attrs:
-            found.append(Array(name, item.attrs["per"], item.shape[1:], item.dtype.str))
+    Raises ValueError, KeyError or TypeError for a file that is not as one writes it: whatever is
+    copied from it lies in it.
+    """
+    found = dict(datasets(file))
+    for name in ("id", "index", "row", "length", "offset"):
+        require(found[name].ndim == 1, name)
+    lengths, rows = found["length"][...], found["row"][...]
+    require(lengths.dtype == "<i4" and (lengths > 0).all(), "length")
+    require(np.array_equal(found["offset"][...], unit_starts(lengths, "residue")), "offset")
+    require(np.array_equal(np.unique(rows), np.arange(len(lengths))), "row")
+    require(found["id"].shape == found["index"].shape == rows.shape, "id")
+    arrays = []
+    for name, item in found.items():
+        if "per" in item.attrs:
+            per, kind = item.attrs["per"], item.dtype.str
+            require(isinstance(per, str) and per in get_args(Per) and kind in FLOATS, name)
+            require(not item.size or item.id.get_offset() is not None, name)
+            require(item.shape[:1] == (unit_starts(lengths, per)[-1],), name)
+            arrays.append(Array(name, per, item.shape[1:], kind))
+    return arrays
 
-    file.visititems(visit)
-    return found
+
+def datasets(group: h5py.Group, prefix: str = "") -> Iterator[tuple[str, h5py.Dataset]]:
+    """Name and dataset of all in a file, which lie in it or in a group of it, no deeper.
+
+    Raises ValueError for a link, and for data in another file: nothing else is opened.
+    """
+    for name in group:
+        path = prefix + name
+        require(isinstance(group.get(name, getlink=True), h5py.HardLink), path)
+        item = group[name]
+        if isinstance(item, h5py.Group) and not prefix:
+            yield from datasets(item, f"{name}/")
+        else:
+            require(isinstance(item, h5py.Dataset), path)
+            require(not item.external and not item.is_virtual, path)
+            yield path, item
+
+
+def require(holds: Any, name: str) -> None:
+    """Raise ValueError, naming a dataset, unless it `holds` that it is as it is written here."""
+    if not holds:
+        raise ValueError(f"{name!r} is not as a task writes it")

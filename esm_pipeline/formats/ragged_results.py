@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from esm_pipeline.errors import AmbiguousIdError, InputError
-from esm_pipeline.formats.hdf5 import FORMAT_VERSION
+from esm_pipeline.formats.hdf5 import FORMAT_VERSION, datasets
 
 FORMATS = {
     "esm-pipeline/embeddings": "embeddings.h5",
@@ -23,6 +23,7 @@ FORMATS = {
 }
 """What files say of themselves, and what they are called."""
 
+A_RESULT = "an embeddings.h5 or a saturation.h5"
 Item = TypeVar("Item")
 
 
@@ -114,7 +115,10 @@ class RaggedResults(ABC, Generic[Item]):
     @cached_property
     def row(self) -> NDArray[np.int64]:
         """(N,) the row of each record; records with the same sequence share one."""
-        return np.asarray(self.file["row"][...], np.int64)
+        rows = np.asarray(self.file["row"][...], np.int64)
+        if rows.size and not 0 <= rows.min() <= rows.max() < len(self.length):
+            raise InputError(f"{self.path}: its rows are not those of its records; make it again")
+        return rows
 
     @cached_property
     def length(self) -> NDArray[np.int32]:
@@ -174,7 +178,7 @@ def open_file(path: str | os.PathLike[str]) -> h5py.File:
     version.
     """
     if os.path.exists(path) and not os.path.isfile(path):
-        raise InputError(f"{path}: not a file; give an embeddings.h5")
+        raise InputError(f"{path}: not a file; give {A_RESULT}")
     try:
         file = h5py.File(path, "r")
     except FileNotFoundError:
@@ -182,10 +186,24 @@ def open_file(path: str | os.PathLike[str]) -> h5py.File:
     except OSError as error:
         why = os.strerror(error.errno) if error.errno else " ".join(str(error).split())
         raise InputError(f"{path}: cannot be read as HDF5 ({why}); check the file") from None
+    try:
+        require_ours(path, file)
+    except InputError:
+        file.close()
+        raise
+    return file
+
+
+def require_ours(path: str | os.PathLike[str], file: h5py.File) -> None:
+    """Raise InputError unless `file` is of one of the formats, and all of it in one file."""
     found, version = file.attrs.get("format"), file.attrs.get("format_version", 0)
-    if found in FORMATS and version <= FORMAT_VERSION:
-        return file
-    file.close()
-    if found not in FORMATS:
-        raise InputError(f"{path}: an HDF5 file, but not of esm-pipeline; give an embeddings.h5")
-    raise InputError(f"{path}: format version {version}, newer than this esm-pipeline; update it")
+    if not isinstance(found, str) or found not in FORMATS:
+        raise InputError(f"{path}: an HDF5 file, but not of esm-pipeline; give {A_RESULT}")
+    if version > FORMAT_VERSION:
+        raise InputError(
+            f"{path}: format version {version}, newer than this esm-pipeline; update it"
+        )
+    try:
+        _ = dict(datasets(file))
+    except (ValueError, TypeError, KeyError) as error:
+        raise InputError(f"{path}: {error}; give {A_RESULT} as it was written") from None

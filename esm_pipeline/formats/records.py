@@ -1,9 +1,9 @@
 """`records.tsv`: what became of every record of the input, one row each, in input order.
 
 Tab-separated with a header line, UTF-8, quoted as Python's csv module does by default, so that
-headers with tabs and quotes come back as they were: `pandas.read_csv(path, sep="\\t")` reads it.
-Columns: those of `COLUMNS`, then `{task}_status` and `{task}_reason` of each task that ran. A
-missing value is empty.
+headers with tabs and quotes come back as they were. Ids are any text, `NA` and `007` included; the
+README says how pandas reads them so. Columns: those of `COLUMNS`, then `{task}_status` and
+`{task}_reason` of each task that ran. A missing value is empty.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from __future__ import annotations
 import csv
 import io
 import os
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from types import MappingProxyType
 from typing import NamedTuple
@@ -29,7 +30,10 @@ COLUMNS = (
     "notes",
     "duplicate_of",
 )
-OK, SKIPPED, FAILED = "ok", "skipped", "failed"
+STATUSES = OK, SKIPPED, FAILED = "ok", "skipped", "failed"
+PLACE = re.compile("[0-9]{1,9}|1[0-9]{9}")
+"""An index as text."""
+
 REMEDY = "make it again with the command that wrote it"
 ANEW = "make it again with `esm-pipeline aggregate`"
 
@@ -137,13 +141,18 @@ def parse_lines(lines: Iterable[str]) -> Iterator[Record]:
 def read_status(path: str | os.PathLike[str], task: str) -> Iterator[tuple[int, Outcome]]:
     """Stream a status table: index of each record, and what the task made of it."""
     with _open(path) as handle:
-        rows = csv.reader(handle, delimiter="\t")
-        if next(rows, None) != status_columns(task):
-            raise InputError(f"{path}:1: not the status table of '{task}'; check the path")
-        for row in rows:
-            if len(row) != 3 or not row[0].isdecimal():
-                raise InputError(f"{path}:{rows.line_num}: not a row of a status table; {ANEW}")
-            yield int(row[0]), Outcome(*row[1:])
+        rows = csv.reader(handle, delimiter="\t", strict=True)
+        try:
+            if next(rows, None) != status_columns(task):
+                raise InputError(f"{path}:1: not the status table of '{task}'; check the path")
+            for row in rows:
+                if len(row) != 3 or not PLACE.fullmatch(row[0]) or row[1] not in STATUSES:
+                    raise ValueError("its cells are others")
+                yield int(row[0]), Outcome(*row[1:])
+        except (csv.Error, ValueError) as error:
+            raise InputError(
+                f"{path}:{max(rows.line_num, 1)}: not a row of a status table ({error}); {ANEW}"
+            ) from None
 
 
 def status_columns(task: str) -> list[str]:

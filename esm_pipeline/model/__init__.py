@@ -5,9 +5,14 @@ B batch (sequences), L tokens of a sequence with BOS and EOS, T packed tokens of
 end, R residues, D width, H heads, K head width, F feed-forward width, V vocabulary, n layers.
 """
 
+from esm_pipeline.model.base import EsmPreTrainedModel
 from esm_pipeline.model.config import EsmConfig
 from esm_pipeline.model.esm import EsmModel, Represented
-from esm_pipeline.model.heads import EsmForMaskedLM
+from esm_pipeline.model.heads import (
+    EsmForMaskedLM,
+    EsmForSequenceClassification,
+    EsmForTokenClassification,
+)
 from esm_pipeline.model.hub import Checkpoint, demo_model, resolve_checkpoint
 from esm_pipeline.model.layout import PackedLayout
 from esm_pipeline.model.optimize import optimize_for_inference
@@ -17,7 +22,10 @@ __all__ = [
     "Checkpoint",
     "EsmConfig",
     "EsmForMaskedLM",
+    "EsmForSequenceClassification",
+    "EsmForTokenClassification",
     "EsmModel",
+    "EsmPreTrainedModel",
     "EsmTokenizer",
     "PackedLayout",
     "Represented",

@@ -1,7 +1,9 @@
 """Attention over packed sequences: one function, several backends.
 
-`attend` never holds attention maps; `attend_with_maps` is the explicit path, for attention outputs,
-contacts and head masks. Peer: transformers modeling_esm.py `EsmSelfAttention`.
+`attend` never holds attention maps. The explicit path does, for what `attend` cannot do: attention
+outputs, contacts, head masks, relative positions, and decoders. With `attend_explicitly` sequences
+look at themselves, with `attend_to_padded` at keys that lie padded: a cache, an encoder's states.
+Peer: transformers modeling_esm.py `EsmSelfAttention`.
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from esm_pipeline.model.layout import PackedLayout
+from esm_pipeline.model.positions import DistanceEmbedding
 
 VARLEN = "torch.nn.attention.varlen"
 """PyTorch's attention over packed sequences, from 2.10 on; its import takes over a second."""
@@ -55,8 +58,7 @@ def by_group(
 
     By `split`, whose gradient is one concatenation; slices would each fill a whole (T, H, K).
     """
-    sizes = [count * length for _, count, length in layout.groups]
-    return zip(q.split(sizes), k.split(sizes), v.split(sizes), strict=True)
+    return zip(split(q, layout), split(k, layout), split(v, layout), strict=True)
 
 
 def attend_variable_length(
@@ -90,37 +92,140 @@ def attend_padded(q: Tensor, k: Tensor, v: Tensor, layout: PackedLayout, dropout
     return out.transpose(1, 2).flatten(0, 1).index_select(0, places)
 
 
-def attend_with_maps(
+def attend_explicitly(
     q: Tensor,
     k: Tensor,
     v: Tensor,
     layout: PackedLayout,
     dropout: float = 0.0,
     head_mask: Tensor | None = None,
-) -> tuple[Tensor, list[Tensor]]:
-    """As `attend`, and the attention maps: one (sequences, H, L, L) for each group of the layout.
+    *,
+    causal: bool = False,
+    distances: DistanceEmbedding | None = None,
+    with_maps: bool = False,
+) -> tuple[Tensor, list[Tensor] | None]:
+    """As `attend`, and, if asked for, the maps: one (sequences, H, L, L) a group of the layout.
 
+    With `causal`, no token attends to those after it; `distances` adds relative positions.
     `head_mask` (H,) scales the heads; the maps returned are after dropout and head mask, as the
     reference's.
     """
     parts, maps = [], []
-    for (_, count, length), group in zip(layout.groups, by_group(q, k, v, layout), strict=True):
+    for (_, count, length), group, at in zip(
+        layout.groups, by_group(q, k, v, layout), split(layout.positions, layout), strict=True
+    ):
         qg, kg, vg = (x.unflatten(0, (count, length)).transpose(1, 2) for x in group)
-        scores = (qg * q.shape[-1] ** -0.5) @ kg.transpose(-1, -2)  # (count, H, length, length)
-        weights = F.dropout(scores.softmax(-1), dropout, training=dropout > 0)
-        if head_mask is not None:
-            weights = weights * head_mask.to(weights.dtype)[:, None, None]
-        maps.append(weights)
-        parts.append((weights @ vg).transpose(1, 2).flatten(0, 1))
-    return torch.cat(parts), maps
+        places = at.view(count, length)
+        scores = attention_scores(qg, kg, places, places, distances)  # (count, H, length, length)
+        hidden = places.unsqueeze(-2) > places.unsqueeze(-1) if causal else None
+        mixed, weights = mix(scores, vg, hidden, dropout, head_mask)
+        parts.append(mixed)
+        if with_maps:
+            maps.append(weights)
+    return torch.cat(parts), maps if with_maps else None
+
+
+def attend_to_padded(
+    q: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    visible: Tensor,
+    layout: PackedLayout,
+    dropout: float = 0.0,
+    head_mask: Tensor | None = None,
+    *,
+    places: Tensor | None = None,
+    distances: DistanceEmbedding | None = None,
+    with_maps: bool = False,
+) -> tuple[Tensor, list[Tensor] | None]:
+    """Queries (T, H, K) over padded keys and values (B, H, S, K) → (T, H, K), and maps.
+
+    `visible` (T, S) is true where a token may look, at one place at least. With `distances`, keys
+    stand at 0 … S − 1 and queries at `places` (T,). Maps are one (sequences, H, L, S) for each
+    group of the layout, if asked for.
+    """
+    own = layout.positions if places is None else places
+    key_places = torch.arange(keys.shape[2], device=keys.device).unsqueeze(0)  # (1, S)
+    parts, maps = [], []
+    for (_, count, length), rows, qg, at, seen in zip(
+        layout.groups,
+        layout.group_sequences,
+        split(q, layout),
+        split(own, layout),
+        split(visible, layout),
+        strict=True,
+    ):
+        qg = qg.unflatten(0, (count, length)).transpose(1, 2)
+        scores = attention_scores(qg, keys[rows], at.view(count, length), key_places, distances)
+        hidden = ~seen.view(count, length, -1)
+        mixed, weights = mix(scores, values[rows], hidden, dropout, head_mask)
+        parts.append(mixed)
+        if with_maps:
+            maps.append(weights)
+    return torch.cat(parts), maps if with_maps else None
+
+
+def split(packed: Tensor, layout: PackedLayout) -> tuple[Tensor, ...]:
+    """(T, …) by the groups of the layout."""
+    sizes = [count * length for _, count, length in layout.groups]
+    return torch.split(packed, sizes)
+
+
+def attention_scores(
+    q: Tensor,
+    k: Tensor,
+    query_places: Tensor,
+    key_places: Tensor,
+    distances: DistanceEmbedding | None,
+) -> Tensor:
+    """(N, H, L, K) and (N, H, S, K) → (N, H, L, S), before the softmax."""
+    q = q * q.shape[-1] ** -0.5
+    scores = q @ k.transpose(-1, -2)
+    if distances is None:
+        return scores
+    return scores + distances.scores(q, k, query_places, key_places)
+
+
+def mix(
+    scores: Tensor, v: Tensor, hidden: Tensor | None, dropout: float, head_mask: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """Scores (N, H, L, S) and values (N, H, S, K) → (N * L, H, K), and the weights.
+
+    `hidden` (N, L, S) is true where nothing may be seen; `head_mask` (H,) scales the heads.
+    """
+    if hidden is not None:
+        scores = scores.masked_fill(hidden.unsqueeze(1), -torch.inf)
+    weights = F.dropout(scores.softmax(-1), dropout, training=dropout > 0)
+    if head_mask is not None:
+        weights = weights * head_mask.to(weights.dtype)[:, None, None]
+    return (weights @ v).transpose(1, 2).flatten(0, 1), weights
 
 
 def unpack_maps(maps: list[Tensor], layout: PackedLayout, width: int) -> Tensor:
-    """Maps by group, at least one → (B, H, width, width), zeros where a token was masked."""
+    """Maps by group, at least one → (B, H, width, width), zeros where a token was masked.
+
+    Without any padding they are the maps themselves.
+    """
+    if maps[0].shape[0] == len(layout.lengths) and maps[0].shape[2] == width:
+        return maps[0]
     padded = maps[0].new_zeros(len(layout.lengths), maps[0].shape[1], width, width)
-    single = iter([one for group in maps for one in group])  # each (H, L, L)
+    for place, columns, single in by_sequence(maps, layout):
+        padded[place, :, columns[:, None], columns] = single
+    return padded
+
+
+def unpack_rows(maps: list[Tensor], layout: PackedLayout, width: int) -> Tensor:
+    """Maps over padded keys by group → (B, H, width, S), zeros where a token was masked."""
+    heads, keys = maps[0].shape[1], maps[0].shape[3]
+    padded = maps[0].new_zeros(len(layout.lengths), heads, width, keys)
+    for place, columns, single in by_sequence(maps, layout):
+        padded[place][:, columns] = single
+    return padded
+
+
+def by_sequence(maps: list[Tensor], layout: PackedLayout) -> Iterator[tuple[int, Tensor, Tensor]]:
+    """Place in the batch, columns (L,), and map (H, L, S) of each sequence that has tokens."""
+    single = iter([one for group in maps for one in group])
     for place, (start, length) in enumerate(zip(layout.offsets, layout.lengths, strict=False)):
         if length:
-            columns = layout.positions[start : start + length]
-            padded[place, :, columns[:, None], columns] = next(single)
-    return padded
+            yield place, layout.positions[start : start + length], next(single)

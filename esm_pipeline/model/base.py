@@ -5,43 +5,68 @@ Peer: transformers `PreTrainedModel`, cut down to what its users call on ESM mod
 
 from __future__ import annotations
 
-import difflib
 import inspect
 import os
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+from torch.utils.hooks import RemovableHandle
 
 from esm_pipeline.errors import InputError, WeightsError
+from esm_pipeline.files import require_folder
 from esm_pipeline.model.config import EsmConfig
-from esm_pipeline.model.hub import CONFIG_FILE, HUB_OPTIONS, resolve_checkpoint
-from esm_pipeline.model.weights import initialise, load_weights, save_weights
+from esm_pipeline.model.hub import Checkpoint, resolve_checkpoint
+from esm_pipeline.model.keywords import hub_options, refuse, settle
+from esm_pipeline.model.loading import entries_of, initialise, load_weights, open_entries
+from esm_pipeline.model.pruning import impossible, prune_layer, union
+from esm_pipeline.model.saving import save_checkpoint
+from esm_pipeline.model.vocabulary import resized_rows, target_count
+from esm_pipeline.model.weights import accept_reference_state, complete_state
 
 M = TypeVar("M", bound="EsmPreTrainedModel")
+STATE_DICT = "state_dict"
+"""Name of a checkpoint that is none but the weights a caller gave."""
 
 
 class EsmPreTrainedModel(nn.Module):
     """Base of the ESM models."""
 
     config_class = EsmConfig
+    base_model_prefix = "esm"
+    main_input_name = "input_ids"
+    framework = "pt"
+    supports_gradient_checkpointing = True
     name_or_path: str = ""
-    folder: Path | None = None
-    """Where the checkpoint lies that the weights are from."""
+    source: Path | None = None
+    """The folder, or the fair-esm file, that the weights are from."""
 
     optimized = False
     """Whether `optimize_for_inference` made this model, which then cannot be saved or trained."""
+
+    _requiring: RemovableHandle | None = None
 
     def __init__(self, config: EsmConfig) -> None:
         super().__init__()
         config.require_supported()
         self.config = config
+        self.register_load_state_dict_pre_hook(accept_reference_state)  # type: ignore[no-untyped-call]
+        self.register_state_dict_post_hook(complete_state)  # type: ignore[no-untyped-call]
 
     def post_init(self) -> None:
         """Random weights as the reference starts from: normal, norms at one, biases at zero."""
         for module in self.modules():
-            initialise(module, self.config.initializer_range)
+            self._init_weights(module)
+
+    init_weights = post_init
+
+    def _init_weights(self, module: nn.Module) -> None:
+        """Random weights for one module; a script's own class may have others."""
+        initialise(module, self.config.initializer_range)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -53,65 +78,233 @@ class EsmPreTrainedModel(nn.Module):
         """Where the weights lie."""
         return next(self.parameters()).device
 
-    def num_parameters(self) -> int:
-        """Number of weights."""
-        return sum(parameter.numel() for parameter in self.parameters())
+    def num_parameters(self, only_trainable: bool = False, exclude_embeddings: bool = False) -> int:
+        """Number of weights; of those that are not frozen, and without tables of embeddings."""
+        tables = [m.weight for m in self.modules() if isinstance(m, nn.Embedding)]
+        left_out = {id(table) for table in tables if exclude_embeddings}
+        own = (p for p in self.parameters() if p.requires_grad or not only_trainable)
+        return sum(parameter.numel() for parameter in own if id(parameter) not in left_out)
+
+    def get_memory_footprint(self, return_buffers: bool = True) -> int:
+        """Bytes of the weights, and of buffers."""
+        held = [*self.parameters(), *(self.buffers() if return_buffers else ())]
+        return sum(tensor.nbytes for tensor in held)
+
+    def can_generate(self) -> bool:
+        """No model here generates text."""
+        return False
+
+    def enable_input_require_grads(self) -> None:
+        """Let gradients reach what leaves the token embedding, for adapters on frozen weights."""
+        self.disable_input_require_grads()
+        embedding = self.get_input_embeddings()
+        self._requiring = embedding.register_forward_hook(
+            lambda *call: call[2].requires_grad_(True)
+        )
+
+    def disable_input_require_grads(self) -> None:
+        """Undo `enable_input_require_grads`."""
+        if self._requiring is not None:
+            self._requiring.remove()
+            self._requiring = None
+
+    @property
+    def base_model(self) -> Any:
+        """The `EsmModel` within a model with a head, or this itself."""
+        return getattr(self, self.base_model_prefix, self)
+
+    def get_input_embeddings(self) -> nn.Embedding:
+        """The token embedding, (V, D)."""
+        embedding: nn.Embedding = self.base_model.embeddings.word_embeddings
+        return embedding
+
+    def set_input_embeddings(self, value: nn.Embedding) -> None:
+        """Put another token embedding in its place; a head tied to it follows."""
+        self.base_model.embeddings.word_embeddings = value
+        self.tie_weights()
+
+    def get_output_embeddings(self) -> nn.Linear | None:
+        """The last layer of a head that predicts tokens, None for others."""
+        return None
+
+    def tie_weights(self) -> None:
+        """Let a head that predicts tokens share the token embedding, if the config says so."""
+
+    def resize_token_embeddings(
+        self, new_num_tokens: int | None = None, pad_to_multiple_of: int | None = None
+    ) -> nn.Embedding:
+        """Cut the vocabulary, or add tokens with random weights; returns the token embedding.
+
+        A head that predicts tokens follows, its new biases zero, and so does `config.vocab_size`.
+        Optimizers should be made afterwards. Raises InputError for a number that leaves out the
+        padding or mask token.
+        """
+        count = target_count(new_num_tokens, pad_to_multiple_of, self.config)
+        embedding = self.get_input_embeddings()
+        embedding.weight = resized_rows(embedding.weight, count, self.config.initializer_range)
+        embedding.num_embeddings = self.config.vocab_size = count
+        self.resize_output(count)
+        self.tie_weights()
+        return embedding
+
+    def resize_output(self, count: int) -> None:
+        """Give a head that predicts tokens `count` of them."""
+
+    def prune_heads(self, heads_to_prune: Mapping[int, Iterable[int]]) -> None:
+        """Cut heads out of layers for good: layer, from 0, to numbers of its heads.
+
+        A head keeps its number when others go. The states are those of a head mask with zeros
+        there; `config.pruned_heads` tells it to whoever loads the saved model. Optimizers should be
+        made afterwards. Raises InputError for heads that the model lacks, and for what
+        `optimize_for_inference` made.
+        """
+        pruned = union(self.config.pruned_heads, heads_to_prune)
+        wrong = impossible(pruned, self.config)
+        if wrong:
+            raise InputError(f"prune_heads: {wrong}")
+        if self.optimized:
+            raise InputError("prune_heads: a model optimized for inference stays as it is")
+        for number in heads_to_prune:
+            prune_layer(self.base_model.encoder.layers[number], pruned[number])
+        self.config.pruned_heads = pruned
+
+    def gradient_checkpointing_enable(
+        self, gradient_checkpointing_kwargs: dict[str, Any] | None = None
+    ) -> None:
+        """In training, keep what enters each layer alone and compute the rest again backwards.
+
+        Less memory for a third more time; gradients are the same. The keywords are those of
+        `torch.utils.checkpoint.checkpoint`, but `use_reentrant`, which would lose the gradients
+        above frozen embeddings, is always False.
+        """
+        keywords = gradient_checkpointing_kwargs or {}
+        self.base_model.encoder.checkpointing = {**keywords, "use_reentrant": False}
+
+    def gradient_checkpointing_disable(self) -> None:
+        """Keep all that gradients need, as at first."""
+        self.base_model.encoder.checkpointing = None
+
+    @property
+    def is_gradient_checkpointing(self) -> bool:
+        """Whether layers are computed again for gradients."""
+        return self.base_model.encoder.checkpointing is not None
 
     @classmethod
     def from_pretrained(
         cls: type[M],
-        path_or_hub_id: str | os.PathLike[str],
+        path_or_hub_id: str | os.PathLike[str] | None = None,
         *,
-        config: EsmConfig | None = None,
+        config: EsmConfig | str | os.PathLike[str] | None = None,
+        state_dict: Mapping[str, Tensor] | None = None,
+        ignore_mismatched_sizes: bool = False,
         dtype: torch.dtype | str | None = None,
         torch_dtype: torch.dtype | str | None = None,
         device: torch.device | str = "cpu",
         output_loading_info: bool = False,
         **options: Any,
     ) -> Any:
-        """Load a checkpoint of a folder, a hub id or "demo"; the model is in evaluation mode.
+        """Load a folder, a fair-esm file, a hub id or "demo"; the model is in evaluation mode.
 
         `revision`, `cache_dir`, `local_files_only` and `token` say where from; `dtype` (also spelt
         `torch_dtype`) is the precision, float32 unless told, "auto" for the file's; other keywords
-        go to the class (`add_pooling_layer`) or replace settings of the config. With
-        `output_loading_info`, returns (model, dict): the keys that were missing and left out. A
-        missing pooler or classifier is initialised with a warning. Raises WeightsError for any
-        other missing or unexpected key, and for a checkpoint that cannot be read.
+        go to the class (`add_pooling_layer`) or replace settings of the config. `config` stands for
+        the checkpoint's own, and `state_dict` for its weights; with both, no checkpoint is needed.
+        With `output_loading_info`, returns (model, dict): the keys that were missing and left out.
+        A missing pooler or classifier is initialised with a warning, so is what a script's own
+        class adds to the encoder, and with `ignore_mismatched_sizes` every weight of another shape
+        than the config's. Raises WeightsError for any other missing or unexpected key, and for a
+        checkpoint that cannot be read. With `device="meta"` only the files' headers are read and
+        judged.
         """
-        where = {name: options.pop(name) for name in HUB_OPTIONS if name in options}
-        checkpoint = resolve_checkpoint(os.fspath(path_or_hub_id), **where)
+        caller = f"{cls.__name__}.from_pretrained"
+        if path_or_hub_id is None and state_dict is not None and config is not None:
+            path_or_hub_id = STATE_DICT
+        name, options = settle(caller, path_or_hub_id, options)
+        where = hub_options(options)
         known = inspect.signature(cls).parameters.keys() - {"config"}
-        arguments = {name: options.pop(name) for name in known if name in options}
-        refuse_misspelt(options)
-        if config is None:
-            config = cls.config_class.from_file(checkpoint.folder / CONFIG_FILE, **options)
-        with torch.device("meta"):
-            model = cls(config, **arguments)
+        arguments = {key: options.pop(key) for key in known if key in options}
+        checkpoint = Checkpoint(name, Path(name), ())
+        if state_dict is None:
+            checkpoint = resolve_checkpoint(name, needs_config=config is None, **where)
+        if config is None or isinstance(config, (str, os.PathLike)):
+            source = checkpoint.source if config is None else config
+            settings: EsmConfig = cls.config_class.from_pretrained(source, **options)
+        elif options:
+            raise InputError(f"{caller}: with a config, leave out {', '.join(options)}")
+        else:
+            settings = config
+        with nullcontext() if cls.is_foreign() else without_weights():
+            model = cls(settings, **arguments)
         info = load_weights(
-            model, checkpoint, read_dtype(dtype if dtype is not None else torch_dtype), device
+            model,
+            checkpoint,
+            open_entries(checkpoint.weight_files) if state_dict is None else entries_of(state_dict),
+            read_dtype(dtype if dtype is not None else torch_dtype),
+            device,
+            ignore_mismatched_sizes=ignore_mismatched_sizes,
         )
-        model.name_or_path, model.folder = checkpoint.name, checkpoint.folder
+        model.name_or_path = checkpoint.name
+        model.source = checkpoint.source
         model.eval()
         return (model, info) if output_loading_info else model
 
-    def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
-        """Write `config.json` and `model.safetensors` in the layout of transformers 4.37.2.
+    @classmethod
+    def is_foreign(cls) -> bool:
+        """Whether the class is a script's own, of whose weights nothing is known here."""
+        return cls.__module__.split(".")[0] != __name__.split(".")[0]
 
-        Raises InputError for what `optimize_for_inference` made.
+    def save_pretrained(
+        self,
+        save_directory: str | os.PathLike[str],
+        is_main_process: bool = True,
+        state_dict: Mapping[str, Tensor] | None = None,
+        save_function: Any = None,
+        *,
+        max_shard_size: int | str = "5GB",
+        safe_serialization: bool = True,
+        **options: Any,
+    ) -> None:
+        """Write config and weights into a folder, in the layout of transformers 4.37.2.
+
+        Weights of more than `max_shard_size` (bytes, or text such as "500MB") come in shards with
+        an index. `state_dict` stands for the model's own weights; processes that are not
+        `is_main_process` write nothing. An error leaves the folder as it was. Raises InputError for
+        a model that `optimize_for_inference` made, and for the pickled layout, which is read but
+        not written, so that `save_function` is never called.
         """
+        refuse("save_pretrained", options)
+        require_folder(save_directory)
         if self.optimized:
             raise InputError("a model optimized for inference cannot be saved; save the original")
-        self.config.save_pretrained(folder)
-        save_weights(self, folder)
+        if not safe_serialization:
+            raise InputError("save_pretrained: pickles are not written; leave safe_serialization")
+        if not is_main_process:
+            return
+        self.config.architectures = [type(self).__name__]
+        self.config.torch_dtype = str(self.dtype).removeprefix("torch.")
+        save_checkpoint(self, save_directory, max_shard_size, state_dict)
 
 
-def refuse_misspelt(options: dict[str, Any]) -> None:
-    """Raise InputError for a keyword that is nearly one of `from_pretrained`, but for a letter."""
-    known = [*HUB_OPTIONS, "config", "dtype", "device", "add_pooling_layer", "output_loading_info"]
-    for name in options:
-        near = difflib.get_close_matches(name, known, n=1, cutoff=0.85)
-        if near:
-            raise InputError(f"from_pretrained: no argument '{name}'; did you mean '{near[0]}'?")
+class Unfilled(TorchFunctionMode):
+    """Modules made within draw no random weights: they get a checkpoint's, or theirs later.
+
+    Drawing on the meta device would load PyTorch's compiler, a second for nothing.
+    """
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: Any = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if getattr(func, "__module__", "") == nn.init.__name__:
+            return kwargs["tensor"] if "tensor" in kwargs else args[0]
+        return func(*args, **kwargs)
+
+
+@contextmanager
+def without_weights() -> Iterator[None]:
+    """Modules made within have no memory yet."""
+    with torch.device("meta"), Unfilled():
+        yield
 
 
 def read_dtype(given: torch.dtype | str | None) -> torch.dtype | None:

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import json
 import os
 from pathlib import Path
 from typing import Any
 
 from esm_pipeline.errors import WeightsError
-from esm_pipeline.files import atomic_path
-from esm_pipeline.model.hub import CONFIG_FILE, HUB_OPTIONS, resolve_file
+from esm_pipeline.files import atomic_path, require_folder
+from esm_pipeline.model import fair_esm
+from esm_pipeline.model.hub import CONFIG_FILE, FAIR_SUFFIX, find_config
+from esm_pipeline.model.keywords import hub_options, refuse, refuse_unknown, settle
+from esm_pipeline.model.labels import read_labels
+from esm_pipeline.model.pruning import impossible, read_pruned
 
 WHOLE_NUMBERS = {
     "vocab_size": 1,
@@ -22,17 +27,43 @@ WHOLE_NUMBERS = {
 }
 """Settings that a model is built from, and the least of each."""
 
-POSITION_TYPES = ("absolute", "rotary")
+PROBLEM_TYPES = ("regression", "single_label_classification", "multi_label_classification")
+
+POSITION_TYPES = ("absolute", "rotary", "relative_key", "relative_key_query")
 
 
 class EsmConfig:
     """What a checkpoint's `config.json` says; unknown keys are kept and written back.
 
-    Arguments and defaults are the reference's. Here the position embeddings `absolute` (ESM-1b,
-    ESM-1v) and `rotary` (ESM-2) exist; a decoder does not.
+    Arguments and defaults are the reference's. Positions are `absolute` (ESM-1b, ESM-1v), `rotary`
+    (ESM-2), `relative_key` or `relative_key_query`.
     """
 
     model_type = "esm"
+    architectures: list[str] | None = None
+    torch_dtype: str | None = None
+    """Class and precision of the model that was saved with it; set if it was."""
+
+    # what scripts ask every config of the reference for; not written to config.json unless set
+    is_encoder_decoder = False
+    tie_encoder_decoder = False
+    torchscript = False
+    use_bfloat16 = False
+    chunk_size_feed_forward = 0
+    bos_token_id: int | None = None
+    eos_token_id: int | None = None
+    sep_token_id: int | None = None
+    decoder_start_token_id: int | None = None
+    cross_attention_hidden_size: int | None = None
+    classifier_dropout: float | None = None
+    finetuning_task: str | None = None
+    task_specific_params: dict[str, Any] | None = None
+    tokenizer_class: str | None = None
+    prefix: str | None = None
+    name_or_path = ""
+    _name_or_path = ""
+    _commit_hash: str | None = None
+    transformers_version: str | None = None
 
     def __init__(
         self,
@@ -77,12 +108,35 @@ class EsmConfig:
         self.esmfold_config = esmfold_config
         self.vocab_list = vocab_list
         self.is_decoder: bool = kwargs.pop("is_decoder", False)
+        self.add_cross_attention: bool = kwargs.pop("add_cross_attention", False)
+        self.pruned_heads = read_pruned(kwargs.pop("pruned_heads", None))
         self.output_attentions: bool = kwargs.pop("output_attentions", False)
         self.output_hidden_states: bool = kwargs.pop("output_hidden_states", False)
         self.return_dict: bool = kwargs.pop("return_dict", True)
         self.tie_word_embeddings: bool = kwargs.pop("tie_word_embeddings", True)
+        self.problem_type: str | None = kwargs.pop("problem_type", None)
+        self.id2label, self.label2id = read_labels(
+            kwargs.pop("id2label", None),
+            kwargs.pop("label2id", None),
+            kwargs.pop("num_labels", None),
+        )
         for name, value in kwargs.items():
             setattr(self, name, value)
+
+    @property
+    def use_return_dict(self) -> bool:
+        """The reference's name for what `forward` does unless told."""
+        return self.return_dict
+
+    @property
+    def num_labels(self) -> int:
+        """Number of classes, labels or values a classifier predicts."""
+        return len(self.id2label)
+
+    @num_labels.setter
+    def num_labels(self, count: int) -> None:
+        if count != self.num_labels:
+            self.id2label, self.label2id = read_labels(None, None, count)
 
     def require_supported(self) -> None:
         """Raise WeightsError, naming the setting, if no model here can be built from this."""
@@ -110,15 +164,28 @@ class EsmConfig:
                 f"config: position_embedding_type '{self.position_embedding_type}' is not one of "
                 f"{', '.join(POSITION_TYPES)}"
             )
-        if self.is_decoder:
-            raise WeightsError("config: is_decoder is set; only encoders can be built")
+        if not self.id2label:
+            raise WeightsError("config: num_labels is 0; a classifier needs at least one")
+        if self.problem_type not in (None, *PROBLEM_TYPES):
+            raise WeightsError(
+                f"config: problem_type '{self.problem_type}' is not one of "
+                f"{', '.join(PROBLEM_TYPES)}"
+            )
+        if self.add_cross_attention and not self.is_decoder:
+            raise WeightsError(
+                "config: add_cross_attention is set; set is_decoder as well, or leave both out"
+            )
+        wrong = impossible(self.pruned_heads, self)
+        if wrong:
+            raise WeightsError(f"config: pruned_heads: {wrong}")
 
     @property
     def max_residues(self) -> int | None:
         """Most residues between BOS and EOS that the position table holds; None without a table."""
-        if self.position_embedding_type != "absolute" or self.pad_token_id is None:
+        if self.position_embedding_type == "rotary" or self.pad_token_id is None:
             return None
-        return self.max_position_embeddings - self.pad_token_id - 3
+        counted_from = self.pad_token_id + 1 if self.position_embedding_type == "absolute" else 0
+        return self.max_position_embeddings - counted_from - 2
 
     def to_dict(self) -> dict[str, Any]:
         """All settings, as `config.json` holds them."""
@@ -126,8 +193,18 @@ class EsmConfig:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any], **overrides: Any) -> EsmConfig:
-        """The config of a parsed `config.json`. Raises WeightsError if it is of another family."""
-        merged = {**copy.deepcopy(values), **overrides}
+        """The config of a parsed `config.json`, with `overrides` in place of what it says.
+
+        Another `num_labels` replaces the names of the labels. Raises WeightsError if it is of
+        another family, and for values that cannot be.
+        """
+        stale: tuple[str, ...] = ()
+        if "id2label" in overrides:
+            stale = ("label2id", "num_labels")
+        elif overrides.get("num_labels") not in (None, len(values.get("id2label") or ())):
+            stale = ("id2label", "label2id")
+        kept = {name: value for name, value in values.items() if name not in stale}
+        merged = {**copy.deepcopy(kept), **overrides}
         model_type = merged.pop("model_type", cls.model_type)
         if model_type != cls.model_type:
             raise WeightsError(
@@ -140,35 +217,99 @@ class EsmConfig:
             raise WeightsError(f"config: a key that cannot be ({error})") from None
 
     @classmethod
-    def from_pretrained(cls, path_or_hub_id: str | os.PathLike[str], **options: Any) -> EsmConfig:
-        """Read `config.json` of a folder, a hub id or "demo".
+    def from_pretrained(
+        cls, path_or_hub_id: str | os.PathLike[str] | None = None, **options: Any
+    ) -> Any:
+        """Read the settings of a folder, a config or fair-esm file, a hub id or "demo".
 
         `revision`, `cache_dir`, `local_files_only` and `token` say where from; other keywords
-        replace settings. Raises WeightsError.
+        replace settings. One that is no setting is an error; with `return_unused_kwargs`, it is
+        returned beside the config. Raises WeightsError, InputError.
         """
-        where = {name: options.pop(name) for name in HUB_OPTIONS if name in options}
-        return cls.from_file(
-            resolve_file(os.fspath(path_or_hub_id), CONFIG_FILE, **where), **options
-        )
+        with_unused = options.pop("return_unused_kwargs", False)
+        name, options = settle("EsmConfig.from_pretrained", path_or_hub_id, options)
+        file = find_config(name, **hub_options(options))
+        values = cls.read_file(file)
+        unused: dict[str, Any] = {}
+        if with_unused:
+            known = cls.from_dict(values)
+            unused = {key: value for key, value in options.items() if not hasattr(known, key)}
+            options = {key: value for key, value in options.items() if key not in unused}
+        config = cls.from_values(file, values, **options)
+        return (config, unused) if with_unused else config
 
     @classmethod
     def from_file(cls, path: Path, **overrides: Any) -> EsmConfig:
-        """Read one `config.json`. Raises WeightsError, naming it."""
+        """Read one `config.json`, or what a fair-esm file has instead.
+
+        Raises WeightsError, naming it, and InputError for an override that is no setting.
+        """
+        return cls.from_values(path, cls.read_file(path), **overrides)
+
+    from_json_file = from_file
+
+    @classmethod
+    def get_config_dict(
+        cls, path_or_hub_id: str | os.PathLike[str] | None = None, **options: Any
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
+        """What the file says that `from_pretrained` would read, and the keywords left over."""
+        name, options = settle("EsmConfig.get_config_dict", path_or_hub_id, options)
+        return cls.read_file(find_config(name, **hub_options(options))), options
+
+    @classmethod
+    def read_file(cls, path: Path) -> dict[str, Any]:
+        """What one `config.json`, or a fair-esm file, says. Raises WeightsError, naming it."""
+        path = Path(path)
         try:
+            if path.suffix == FAIR_SUFFIX:
+                return fair_esm.read_settings(path)
             values = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        except (OSError, UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
             raise WeightsError(f"{path}: not a readable config ({error})") from None
         if not isinstance(values, dict):
             raise WeightsError(f"{path}: not a config; it should hold a JSON object")
+        return values
+
+    @classmethod
+    def from_values(cls, path: Path, values: dict[str, Any], **overrides: Any) -> EsmConfig:
+        """The config of what was read from `path`; errors name it."""
         try:
-            return cls.from_dict(values, **overrides)
+            plain = cls.from_dict(values)
+            known = {*dir(plain), *inspect.signature(cls).parameters}
+            refuse_unknown(f"{path}", overrides, known)
+            return cls.from_dict(values, **overrides) if overrides else plain
         except WeightsError as error:
             raise WeightsError(f"{path}: {error}") from None
 
-    def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
-        """Write `config.json` into `folder`."""
-        with atomic_path(Path(folder) / CONFIG_FILE) as path:
-            path.write_text(json.dumps(self.to_dict(), indent=2, sort_keys=True) + "\n")
+    def update(self, values: dict[str, Any]) -> None:
+        """Replace settings."""
+        for name, value in values.items():
+            setattr(self, name, value)
+
+    def save_pretrained(self, save_directory: str | os.PathLike[str], **options: Any) -> None:
+        """Write `config.json` into a folder. Raises InputError for what is no folder."""
+        refuse("EsmConfig.save_pretrained", options)
+        require_folder(save_directory)
+        self.to_json_file(Path(save_directory) / CONFIG_FILE)
+
+    def to_json_file(self, path: str | os.PathLike[str]) -> None:
+        """Write the text of `config.json`."""
+        with atomic_path(Path(path)) as temporary:
+            temporary.write_text(self.to_json_string(), encoding="utf-8")
+
+    def to_diff_dict(self) -> dict[str, Any]:
+        """The settings that are not the class's own."""
+        own = type(self)().to_dict()
+        values = self.to_dict()
+        changed = {key: value for key, value in values.items() if own.get(key, ...) != value}
+        return {**changed, "model_type": self.model_type}
+
+    def to_json_string(self) -> str:
+        """The text of `config.json`; names of labels only where they say anything."""
+        values = self.to_dict()
+        if (self.id2label, self.label2id) == read_labels(None, None, None):
+            del values["id2label"], values["label2id"]
+        return json.dumps(values, indent=2, sort_keys=True) + "\n"
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, EsmConfig) and self.to_dict() == other.to_dict()

@@ -1,7 +1,9 @@
 """Contact prediction from attention maps, accumulated layer by layer (Rao et al. 2021).
 
-Nothing of size layers × heads × L² ever exists: the maps of one layer are enough. Peers: fair-esm
-modules.py `ContactPredictionHead`, transformers `EsmContactPredictionHead`.
+Nothing of size layers × heads × L² ever exists: the maps of one layer are enough. A pruned head
+adds nothing and the others keep their weights, so that contacts of a pruned model are approximate
+until the regression is trained again. Peers: fair-esm modules.py `ContactPredictionHead`,
+transformers `EsmContactPredictionHead`, which fails for pruned models.
 """
 
 from __future__ import annotations
@@ -20,11 +22,11 @@ class EsmContactPredictionHead(nn.Module):
         self.heads = config.num_attention_heads
         self.regression = nn.Linear(config.num_hidden_layers * self.heads, 1)
 
-    def layer_logits(self, maps: Tensor, layer: int) -> Tensor:
-        """What layer `layer` (from 1) adds: (sequences, H, L, L) → (sequences, R, R)."""
+    def layer_logits(self, maps: Tensor, layer: int, heads: list[int]) -> Tensor:
+        """What layer `layer` (from 1) adds: maps (sequences, H, L, L) of `heads` → (…, R, R)."""
         residues = maps[..., 1:-1, 1:-1]  # without BOS and EOS
         corrected = average_product_corrected(residues + residues.transpose(-1, -2))
-        weights = self.regression.weight[0, (layer - 1) * self.heads : layer * self.heads]
+        weights = self.regression.weight.view(-1, self.heads)[layer - 1, heads]
         return torch.einsum("nhij,h->nij", corrected, weights)
 
     def forward(self, logits: Tensor) -> Tensor:

@@ -5,18 +5,21 @@ Peers: fair-esm esm2.py and esm1.py (ESM-1b), transformers modeling_esm.py.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from typing import Any, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
-from esm_pipeline.errors import CapacityError
-from esm_pipeline.model.attention import attend, attend_with_maps
+from esm_pipeline.errors import CapacityError, InputError
 from esm_pipeline.model.config import EsmConfig
+from esm_pipeline.model.decoder import EsmDecoderLayer
+from esm_pipeline.model.layer import Ask, EsmLayer, Seen
 from esm_pipeline.model.layout import PackedLayout
-from esm_pipeline.model.rotary import rotary_tables, rotate
+from esm_pipeline.model.memory import Memory
+from esm_pipeline.model.rotary import rotary_frequencies, rotary_tables
 
 MASKED_IN_TRAINING = 0.15 * 0.8
 """Share of tokens shown as <mask> when the published models were trained."""
@@ -27,7 +30,7 @@ class Step(NamedTuple):
 
     layer: int
     x: Tensor  # (T, D); after the final norm for the last layer, and there only the wanted rows
-    maps: list[Tensor] | None  # one (sequences, H, L, L) for each group of the layout
+    seen: Seen = Seen()
 
 
 class EsmEmbeddings(nn.Module):
@@ -74,7 +77,8 @@ class EsmEmbeddings(nn.Module):
     def drop_masked(self, x: Tensor, tokens: Tensor, layout: PackedLayout) -> Tensor:
         """Zero the masked tokens and scale the rest to the magnitude of training.
 
-        The factor is 0.88 even with nothing masked. Peer: esm2.py.
+        The factor is 0.88 even with nothing masked. Of masks alone, zeros are left (the peers
+        divide by zero). Peer: esm2.py.
         """
         masked: Tensor = torch.eq(tokens, self.mask_token_id)  # (T,)
         x = x.masked_fill(masked.unsqueeze(1), 0.0)
@@ -85,7 +89,7 @@ class EsmEmbeddings(nn.Module):
         counts = counts.index_add(0, layout.sequence, masked.float())
         lengths = torch.tensor(layout.lengths, device=x.device, dtype=torch.float32)
         seen = (1 - counts / lengths).index_select(0, layout.sequence).unsqueeze(1)  # (T, 1)
-        return (x * kept / seen).to(x.dtype)
+        return (x * kept / seen.clamp_min(torch.finfo(seen.dtype).tiny)).to(x.dtype)
 
     @staticmethod
     def look_up(position_ids: Tensor, table: nn.Embedding) -> Tensor:
@@ -100,66 +104,24 @@ class EsmEmbeddings(nn.Module):
         return found
 
 
-class EsmLayer(nn.Module):
-    """Self-attention and feed-forward, each behind its norm and added to what came in."""
-
-    def __init__(self, config: EsmConfig) -> None:
-        super().__init__()
-        width, eps = config.hidden_size, config.layer_norm_eps
-        self.heads = config.num_attention_heads
-        self.attention_dropout = config.attention_probs_dropout_prob
-        self.hidden_dropout = config.hidden_dropout_prob
-        self.attention_norm = nn.LayerNorm(width, eps=eps)
-        self.qkv = nn.Linear(width, 3 * width)
-        self.attention_out = nn.Linear(width, width)
-        self.feed_norm = nn.LayerNorm(width, eps=eps)
-        self.up = nn.Linear(width, config.intermediate_size)
-        self.activation: nn.Module = nn.GELU()  # by erf, not tanh
-        self.down = nn.Linear(config.intermediate_size, width)
-
-    def forward(
-        self,
-        x: Tensor,
-        layout: PackedLayout,
-        tables: tuple[Tensor, Tensor] | None,
-        with_maps: bool,
-        head_mask: Tensor | None,
-        rows: Tensor | None = None,
-    ) -> tuple[Tensor, list[Tensor] | None]:
-        """(T, D) → (T, D), and the attention maps if asked for.
-
-        With `rows` (M,) → (M, D): behind the attention, only these tokens are computed.
-        """
-        qkv = self.qkv(self.attention_norm(x)).unflatten(-1, (3, self.heads, -1))
-        q, k, v = qkv.unbind(1)  # (T, H, K) each
-        if tables is not None:
-            q, k = rotate(q, tables), rotate(k, tables)
-        dropout = self.attention_dropout if self.training else 0.0
-        maps = None
-        if with_maps or head_mask is not None:
-            mixed, maps = attend_with_maps(q, k, v, layout, dropout, head_mask)
-        else:
-            mixed = attend(q, k, v, layout, dropout)
-        if rows is not None:
-            x, mixed = x.index_select(0, rows), mixed.index_select(0, rows)
-        x = x + self.drop(self.attention_out(mixed.flatten(1)))
-        fed = self.down(self.activation(self.up(self.feed_norm(x))))
-        return x + self.drop(fed), maps
-
-    def drop(self, x: Tensor) -> Tensor:
-        """Dropout of a branch, in training."""
-        return F.dropout(x, self.hidden_dropout, training=self.training)
-
-
 class EsmEncoder(nn.Module):
     """The layers and the final norm."""
 
     def __init__(self, config: EsmConfig) -> None:
         super().__init__()
         self.rotary = config.position_embedding_type == "rotary"
+        self.needs_states = config.add_cross_attention
         self.head_width = config.hidden_size // config.num_attention_heads
-        self.layer = nn.ModuleList(EsmLayer(config) for _ in range(config.num_hidden_layers))
+        self.frequencies = rotary_frequencies(self.head_width)  # (K / 2,), or a checkpoint's own
+        kind = EsmDecoderLayer if config.is_decoder else EsmLayer
+        self.layer = nn.ModuleList(kind(config) for _ in range(config.num_hidden_layers))
         self.emb_layer_norm_after = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.checkpointing: dict[str, Any] | None = None  # see gradient_checkpointing_enable
+
+    @property
+    def layers(self) -> list[EsmLayer]:
+        """The layers, in order."""
+        return [one for one in self.layer if isinstance(one, EsmLayer)]
 
     def steps(
         self,
@@ -169,20 +131,38 @@ class EsmEncoder(nn.Module):
         with_maps: bool = False,
         head_masks: Sequence[Tensor] | None = None,
         rows: Tensor | None = None,
+        memory: Memory | None = None,
+        through: Callable[[Tensor], Tensor] | None = None,
     ) -> Iterator[Step]:
         """Walk through the layers: n + 1 steps, of which a caller keeps what it needs.
 
         `x` (T, D) is the embedding; `head_masks` has one (H,) for each layer; `rows` (M,) are the
-        tokens wanted of the last layer, all of them by default. Nothing but the current layer's
-        state is held here.
+        tokens wanted of the last layer, all by default; `memory` is a decoder's; each state goes
+        `through` a function, and the walk goes on from what it returns. Nothing but the current
+        layer's state is held here. Raises InputError for a decoder that needs an encoder's states
+        and is not given any.
         """
-        tables = rotary_tables(layout.positions, self.head_width, x.dtype) if self.rotary else None
+        through = through or nn.Identity()
+        if self.needs_states and memory is None:
+            raise InputError("this decoder looks at an encoder: call it with encoder_hidden_states")
+        past = None if memory is None else memory.past
+        places = layout.positions if past is None else past.places(layout)
+        tables = rotary_tables(places, self.frequencies, x.dtype) if self.rotary else None
         last = len(self.layer)
         if not last:
             x = self.emb_layer_norm_after(x if rows is None else x.index_select(0, rows))
-        yield Step(0, x, None)
+        x = through(x)
+        yield Step(0, x)
         for number, layer in enumerate(self.layer, start=1):
-            head_mask = None if head_masks is None else head_masks[number - 1]
-            wanted = rows if number == last else None
-            x, maps = layer(x, layout, tables, with_maps, head_mask, wanted)
-            yield Step(number, self.emb_layer_norm_after(x) if number == last else x, maps)
+            ask = Ask(
+                with_maps,
+                None if head_masks is None else head_masks[number - 1],
+                memory,
+                () if past is None else past.cache[number - 1],
+                rows if number == last else None,
+            )
+            if self.checkpointing is not None and self.training:
+                layer = partial(checkpoint, layer, **self.checkpointing)  # type: ignore[assignment]
+            x, seen = layer(x, layout, tables, ask)
+            x = through(self.emb_layer_norm_after(x) if number == last else x)
+            yield Step(number, x, seen)

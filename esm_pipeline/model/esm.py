@@ -1,26 +1,29 @@
 """`EsmModel`: the encoder with its two doors, padded (`forward`) and packed (`represent`).
 
 Peer: transformers 4.37.2 `EsmModel`. Where that computes states for masked tokens, here they are
-zeros: a masked token is never computed.
+zeros: a masked token is never computed. Decoders go through the same doors; see decoder.py.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from esm_pipeline.errors import InputError
-from esm_pipeline.model.attention import unpack_maps
+from esm_pipeline.model.arguments import batch_shape, head_masks, table_rows, token_mask
+from esm_pipeline.model.attention import unpack_maps, unpack_rows
 from esm_pipeline.model.base import EsmPreTrainedModel
 from esm_pipeline.model.config import EsmConfig
 from esm_pipeline.model.contacts import EsmContactPredictionHead
-from esm_pipeline.model.encoder import EsmEmbeddings, EsmEncoder
+from esm_pipeline.model.encoder import EsmEmbeddings, EsmEncoder, Step
 from esm_pipeline.model.layout import PackedLayout
+from esm_pipeline.model.memory import Cache, Past, build_memory, read_past, split_mask
 from esm_pipeline.model.outputs import EncoderOutput
+from esm_pipeline.model.pruning import prune_layer
 
 
 @dataclass
@@ -35,14 +38,28 @@ class Represented:
 class Encoded:
     """Of `EsmModel.encode`: the last states (T, D), still packed, and what else was asked for.
 
-    `width` is L of the padded batch; hidden and attentions are padded, as in `EncoderOutput`.
+    `width` is L of the padded batch; the rest is padded, as in `EncoderOutput`.
     """
 
     x: Tensor
     layout: PackedLayout
     width: int
-    hidden: tuple[Tensor, ...] | None
-    attentions: tuple[Tensor, ...] | None
+    hidden: tuple[Tensor, ...] | None = None
+    attentions: tuple[Tensor, ...] | None = None
+    past_key_values: Cache | None = None
+    cross_attentions: tuple[Tensor, ...] | None = None
+
+    @property
+    def last(self) -> Tensor:
+        """The last states, padded (B, L, D)."""
+        if self.hidden is not None:
+            return self.hidden[-1]
+        return self.layout.unpack(self.x, self.width)
+
+    def behind(self, *first: Tensor | None) -> tuple[Any, ...]:
+        """The reference's tuple: `first`, then what was asked for; without those that are None."""
+        asked = (self.past_key_values, self.hidden, self.attentions, self.cross_attentions)
+        return tuple(one for one in (*first, *asked) if one is not None)
 
 
 class EsmPooler(nn.Module):
@@ -53,8 +70,8 @@ class EsmPooler(nn.Module):
         self.dense = nn.Linear(config.hidden_size, config.hidden_size)
 
     def forward(self, hidden: Tensor) -> Tensor:
-        """(B, L, D) → (B, D)."""
-        return torch.tanh(self.dense(hidden[:, 0]))
+        """States of first tokens (B, D), or padded states (B, L, D) → (B, D)."""
+        return torch.tanh(self.dense(hidden if hidden.ndim == 2 else hidden[:, 0]))
 
 
 class EsmModel(EsmPreTrainedModel):
@@ -67,14 +84,8 @@ class EsmModel(EsmPreTrainedModel):
         self.pooler = EsmPooler(config) if add_pooling_layer else None
         self.contact_head = EsmContactPredictionHead(config)
         self.post_init()
-
-    def get_input_embeddings(self) -> nn.Embedding:
-        """The token embedding, (V, D)."""
-        return self.embeddings.word_embeddings
-
-    def set_input_embeddings(self, value: nn.Embedding) -> None:
-        """Put another token embedding in its place."""
-        self.embeddings.word_embeddings = value
+        for number, heads in config.pruned_heads.items():
+            prune_layer(self.encoder.layers[number], heads)
 
     @property
     def max_residues(self) -> int | None:
@@ -88,6 +99,10 @@ class EsmModel(EsmPreTrainedModel):
         position_ids: Tensor | None = None,
         head_mask: Tensor | None = None,
         inputs_embeds: Tensor | None = None,
+        encoder_hidden_states: Tensor | None = None,
+        encoder_attention_mask: Tensor | None = None,
+        past_key_values: Sequence[Sequence[Tensor]] | None = None,
+        use_cache: bool | None = None,
         output_attentions: bool | None = None,
         output_hidden_states: bool | None = None,
         return_dict: bool | None = None,
@@ -96,8 +111,12 @@ class EsmModel(EsmPreTrainedModel):
 
         `attention_mask` (B, L) is 1 at tokens to attend to; left out, it is derived from the
         padding. `position_ids` (B, L) are for position tables; rotary models take the column.
-        `head_mask` is (H,) or (n, H). Raises InputError for shapes that do not fit, CapacityError
-        for sequences longer than the position table.
+        `head_mask` is (H,) or (n, H), with numbers of pruned heads still counted. For decoders:
+        `encoder_hidden_states` (B, S, D) with `encoder_attention_mask` (B, S) or (B, L, S), and
+        `past_key_values`, what a pass with `use_cache` returned; the mask is then (B, P + L).
+        Without `return_dict`, a tuple: states, pooled states or None, then what was asked for.
+        Raises InputError for shapes that do not fit, CapacityError for sequences longer than the
+        position table.
         """
         encoded = self.encode(
             input_ids,
@@ -105,17 +124,26 @@ class EsmModel(EsmPreTrainedModel):
             position_ids=position_ids,
             head_mask=head_mask,
             inputs_embeds=inputs_embeds,
+            encoder_hidden_states=encoder_hidden_states,
+            encoder_attention_mask=encoder_attention_mask,
+            past_key_values=past_key_values,
+            use_cache=use_cache,
             output_attentions=output_attentions,
             output_hidden_states=output_hidden_states,
         )
-        last = encoded.layout.unpack(encoded.x, encoded.width)
-        output = EncoderOutput(
+        last = encoded.last
+        first = encoded.layout.first(encoded.x)
+        pooled = None if self.pooler is None else self.pooler(first)
+        if not self.chosen(return_dict, "return_dict"):
+            return (last, pooled, *encoded.behind())
+        return EncoderOutput(
             last_hidden_state=last,
-            pooler_output=None if self.pooler is None else self.pooler(last),
+            pooler_output=pooled,
             hidden_states=encoded.hidden,
+            past_key_values=encoded.past_key_values,
             attentions=encoded.attentions,
+            cross_attentions=encoded.cross_attentions,
         )
-        return output if self.chosen(return_dict, "return_dict") else output.to_tuple()
 
     def encode(
         self,
@@ -127,41 +155,83 @@ class EsmModel(EsmPreTrainedModel):
         inputs_embeds: Tensor | None,
         output_attentions: bool | None,
         output_hidden_states: bool | None,
+        encoder_hidden_states: Tensor | None = None,
+        encoder_attention_mask: Tensor | None = None,
+        past_key_values: Sequence[Sequence[Tensor]] | None = None,
+        use_cache: bool | None = None,
     ) -> Encoded:
         """What `forward` does, up to the packed states, on which a head can go on."""
-        given = input_ids if inputs_embeds is None else inputs_embeds
-        if given is None or (input_ids is not None and inputs_embeds is not None):
-            raise InputError("give one of input_ids and inputs_embeds")
-        mask = self.resolve_mask(given, input_ids, attention_mask)
+        batch, width = batch_shape(self.config, input_ids, inputs_embeds)
+        past = None
+        if past_key_values:
+            past = read_past(self.config, past_key_values, batch)
+            past, attention_mask = split_mask(past, attention_mask, width)
+        mask = token_mask(self.config, input_ids, inputs_embeds, attention_mask)
         layout = PackedLayout.from_mask(mask)
-        if position_ids is None and input_ids is not None:
-            position_ids = self.table_positions(input_ids)
+        memory = build_memory(
+            self.config,
+            layout,
+            width,
+            past=past,
+            with_cache=self.chosen(use_cache, "use_cache"),
+            states=encoder_hidden_states,
+            states_mask=encoder_attention_mask,
+        )
+        rows = table_rows(self.config, input_ids, mask, position_ids, past)
         x = self.embeddings(
             None if input_ids is None else layout.pack(input_ids),
             layout,
-            None if position_ids is None else layout.pack(position_ids.expand(mask.shape)),
+            None if rows is None else layout.pack(rows),
             None if inputs_embeds is None else layout.pack(inputs_embeds),
         )
-        with_hidden = self.chosen(output_hidden_states, "output_hidden_states")
-        with_maps = self.chosen(output_attentions, "output_attentions")
         hidden: list[Tensor] = []
-        attentions: list[Tensor] = []
+
+        def keep(x: Tensor) -> Tensor:
+            """A state as it is returned, padded; gradients by it are those of what follows."""
+            hidden.append(layout.unpack(x, width))
+            return layout.pack(hidden[-1]) if hidden[-1].requires_grad else x
+
+        with_maps = self.chosen(output_attentions, "output_attentions")
+        with_hidden = self.chosen(output_hidden_states, "output_hidden_states")
         steps = self.encoder.steps(
-            x, layout, with_maps=with_maps, head_masks=self.resolve_head_mask(head_mask)
+            x,
+            layout,
+            with_maps=with_maps,
+            head_masks=head_masks(self.config, head_mask),
+            memory=memory,
+            through=keep if with_hidden else None,
         )
-        width = mask.shape[1]
+        encoded = self.collect(steps, layout, width, past, with_maps)
+        return replace(encoded, hidden=tuple(hidden) if with_hidden else None)
+
+    def collect(
+        self,
+        steps: Iterable[Step],
+        layout: PackedLayout,
+        width: int,
+        past: Past | None,
+        with_maps: bool,
+    ) -> Encoded:
+        """Walk through the layers and keep what was asked for, padded."""
+        maps: list[Tensor] = []
+        cross: list[Tensor] = []
+        caches: list[tuple[Tensor, ...]] = []
         for step in steps:
-            x = step.x
-            if with_hidden:
-                hidden.append(layout.unpack(x, width))
-            if with_maps and step.maps is not None:
-                attentions.append(unpack_maps(step.maps, layout, width))
+            x, seen = step.x, step.seen
+            if seen.maps is not None:
+                unpacked = unpack_maps if past is None else unpack_rows
+                maps.append(unpacked(seen.maps, layout, width))
+            if seen.cross_maps is not None:
+                cross.append(unpack_rows(seen.cross_maps, layout, width))
+            if seen.cache is not None:
+                caches.append(seen.cache)
         return Encoded(
             x,
             layout,
             width,
-            hidden=tuple(hidden) if with_hidden else None,
-            attentions=tuple(attentions) if with_maps else None,
+            attentions=tuple(maps) if with_maps else None,
+            past_key_values=tuple(caches) or None,
+            cross_attentions=tuple(cross) if with_maps and self.encoder.needs_states else None,
         )
 
     def represent(
@@ -172,13 +242,15 @@ class EsmModel(EsmPreTrainedModel):
         *,
         contacts: bool = False,
         rows: Tensor | None = None,
+        position_ids: Tensor | None = None,
     ) -> Represented:
         """The packed door: token ids (T,) to the states of the chosen layers.
 
         Layers are 0 (embedding) to n (after the final norm); −1 means n, and is the key under which
         it comes back. With `contacts`, also the contact probabilities of each sequence. Layers
         beyond the deepest wanted one are not computed, and of the last layer only the tokens `rows`
-        (M,), if they are given. Raises InputError for other layers.
+        (M,), if they are given. `position_ids` (T,) are for position tables. Raises InputError for
+        other layers.
         """
         count = self.config.num_hidden_layers
         for layer in layers:
@@ -189,11 +261,13 @@ class EsmModel(EsmPreTrainedModel):
         deepest = count if contacts else max((layer % (count + 1) for layer in layers), default=0)
         hidden: dict[int, Tensor] = {}
         logits: list[Tensor] = []  # one (sequences, R, R) for each group
-        x = self.embeddings(tokens, layout)
+        x = self.embeddings(tokens, layout, position_ids)
         for step in self.encoder.steps(x, layout, with_maps=contacts, rows=rows):
             hidden.update({name: step.x for name in layers if name % (count + 1) == step.layer})
-            if contacts and step.maps is not None:
-                added = [self.contact_head.layer_logits(maps, step.layer) for maps in step.maps]
+            if step.seen.maps is not None:
+                heads = self.encoder.layers[step.layer - 1].attention.self.heads
+                head = self.contact_head
+                added = [head.layer_logits(maps, step.layer, heads) for maps in step.seen.maps]
                 logits = [a + b for a, b in zip(logits, added, strict=True)] if logits else added
             if step.layer == deepest:
                 break
@@ -206,50 +280,22 @@ class EsmModel(EsmPreTrainedModel):
 
         Pairs beyond a shorter sequence get the regression's bias alone, as in the reference.
         """
-        mask = self.resolve_mask(tokens, tokens, attention_mask)
+        mask = token_mask(self.config, tokens, None, attention_mask)
         layout = PackedLayout.from_mask(mask)
-        represented = self.represent(layout.pack(tokens), layout, (), contacts=True)
+        rows = table_rows(self.config, tokens, mask)
+        represented = self.represent(
+            layout.pack(tokens),
+            layout,
+            (),
+            contacts=True,
+            position_ids=None if rows is None else layout.pack(rows),
+        )
         residues = max(0, tokens.shape[1] - 2)
         background = torch.sigmoid(self.contact_head.regression.bias)
         padded = background.repeat(len(layout.lengths), residues, residues)
         for place, single in enumerate(represented.contacts or ()):
             padded[place, : single.shape[0], : single.shape[1]] = single
         return padded
-
-    def resolve_mask(
-        self, given: Tensor, input_ids: Tensor | None, attention_mask: Tensor | None
-    ) -> Tensor:
-        """The mask as given, or from the padding; (B, L)."""
-        if input_ids is not None and (not isinstance(input_ids, Tensor) or input_ids.ndim != 2):
-            raise InputError("input_ids should be a tensor (B, L); for one sequence, (1, L)")
-        if attention_mask is not None:
-            if attention_mask.shape != given.shape[:2]:
-                raise InputError(
-                    f"attention_mask has shape {tuple(attention_mask.shape)}, the input "
-                    f"{tuple(given.shape[:2])}; give one number for each token"
-                )
-            return attention_mask
-        if input_ids is None:
-            return torch.ones(given.shape[:2], dtype=torch.bool, device=given.device)
-        return input_ids != self.embeddings.padding_idx
-
-    def table_positions(self, input_ids: Tensor) -> Tensor | None:
-        """(B, L) rows of the position table: tokens counted from padding + 1, padding left out."""
-        if self.embeddings.position_embeddings is None:
-            return None
-        real = (input_ids != self.embeddings.padding_idx).long()
-        return real.cumsum(1) * real + self.embeddings.padding_idx
-
-    def resolve_head_mask(self, head_mask: Tensor | None) -> list[Tensor] | None:
-        """One (H,) for each layer, from (H,) or (n, H)."""
-        if head_mask is None:
-            return None
-        shape = (self.config.num_hidden_layers, self.config.num_attention_heads)
-        if head_mask.shape not in (shape, shape[1:]):
-            raise InputError(
-                f"head_mask has shape {tuple(head_mask.shape)}; give {shape[1:]} or {shape}"
-            )
-        return list(head_mask.expand(shape).unbind(0))
 
     def chosen(self, given: bool | None, name: str) -> bool:
         """An option of `forward`, or the config's choice."""

@@ -1,4 +1,9 @@
-"""Models with a head on the encoder. Peer: transformers 4.37.2 `EsmForMaskedLM`."""
+"""Models with a head on the encoder: masked language model, classifiers. Peer: transformers 4.37.2.
+
+A head sees packed states alone, padding never; the sequence classifier sees one token of each
+sequence, the first that the mask attends to. A module that a script puts in a head's place sees
+what the reference would give it: padded states (B, L, D).
+"""
 
 from __future__ import annotations
 
@@ -8,15 +13,22 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from esm_pipeline.errors import InputError
 from esm_pipeline.model.base import EsmPreTrainedModel
 from esm_pipeline.model.config import EsmConfig
 from esm_pipeline.model.esm import EsmModel
 from esm_pipeline.model.layout import PackedLayout
-from esm_pipeline.model.outputs import MaskedLMOutput
+from esm_pipeline.model.losses import sequence_loss, token_loss
+from esm_pipeline.model.outputs import (
+    MaskedLMOutput,
+    SequenceClassifierOutput,
+    TokenClassifierOutput,
+)
+from esm_pipeline.model.vocabulary import resized_rows
 
 
 class EsmLMHead(nn.Module):
-    """Dense, GELU, norm, vocabulary; this tied to the token embedding unless the config says no."""
+    """Dense, GELU, norm, vocabulary. Its model ties `decoder` to the token embedding."""
 
     def __init__(self, config: EsmConfig) -> None:
         super().__init__()
@@ -24,16 +36,26 @@ class EsmLMHead(nn.Module):
         width = config.hidden_size
         self.dense = nn.Linear(width, width)
         self.layer_norm = nn.LayerNorm(width, eps=config.layer_norm_eps)
-        self.decoder = (
-            None if config.tie_word_embeddings else nn.Linear(width, config.vocab_size, bias=False)
-        )
+        self.decoder = nn.Linear(width, config.vocab_size, bias=False)
         self.bias = nn.Parameter(torch.zeros(config.vocab_size))
 
-    def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
-        """(…, D) and the token embedding (V, D) → logits (…, V)."""
+    def forward(self, x: Tensor) -> Tensor:
+        """Last states (…, D) → logits (…, V)."""
         x = self.layer_norm(F.gelu(self.dense(x)))
-        weight = embedding if self.decoder is None else self.decoder.weight
-        return F.linear(x, weight, self.bias)
+        return F.linear(x, self.decoder.weight, self.bias)
+
+
+def looks_at_tokens(head: nn.Module) -> bool:
+    """Whether a head is one of ours, which look at tokens one by one."""
+    return isinstance(head, (EsmLMHead, nn.Linear))
+
+
+def by_token(head: nn.Module, states: Tensor, layout: PackedLayout) -> Tensor:
+    """(T, D) → (T, …) by a head of ours, which looks at tokens one by one, or by another."""
+    if looks_at_tokens(head):
+        logits: Tensor = head(states)
+        return logits
+    return layout.pack(head(layout.unpack(states, layout.width)))
 
 
 class EsmForMaskedLM(EsmPreTrainedModel):
@@ -44,6 +66,7 @@ class EsmForMaskedLM(EsmPreTrainedModel):
         self.esm = EsmModel(config, add_pooling_layer=False)
         self.lm_head = EsmLMHead(config)
         self.post_init()
+        self.tie_weights()
 
     def forward(
         self,
@@ -52,6 +75,8 @@ class EsmForMaskedLM(EsmPreTrainedModel):
         position_ids: Tensor | None = None,
         head_mask: Tensor | None = None,
         inputs_embeds: Tensor | None = None,
+        encoder_hidden_states: Tensor | None = None,
+        encoder_attention_mask: Tensor | None = None,
         labels: Tensor | None = None,
         output_attentions: bool | None = None,
         output_hidden_states: bool | None = None,
@@ -68,28 +93,199 @@ class EsmForMaskedLM(EsmPreTrainedModel):
             position_ids=position_ids,
             head_mask=head_mask,
             inputs_embeds=inputs_embeds,
+            encoder_hidden_states=encoder_hidden_states,
+            encoder_attention_mask=encoder_attention_mask,
             output_attentions=output_attentions,
             output_hidden_states=output_hidden_states,
         )
-        logits = self.logits(encoded.x)  # (T, V): the head never sees padding
-        loss = None
-        if labels is not None:
-            loss = F.cross_entropy(logits, encoded.layout.pack(labels.to(logits.device)))
-        padded = encoded.layout.unpack(logits, encoded.width)
+        layout, width = encoded.layout, encoded.width
+        logits = self.logits(encoded.x, layout)  # (T, V)
+        loss = None if labels is None else token_loss(logits, labels, layout, width)
+        padded = layout.unpack(logits, width)
         output = MaskedLMOutput(loss, padded, encoded.hidden, encoded.attentions)
-        return output if self.esm.chosen(return_dict, "return_dict") else output.to_tuple()
+        return (
+            output if self.esm.chosen(return_dict, "return_dict") else encoded.behind(loss, padded)
+        )
 
-    def logits(self, hidden: Tensor) -> Tensor:
-        """(…, D) last states → (…, V)."""
-        logits: Tensor = self.lm_head(hidden, self.esm.get_input_embeddings().weight)
-        return logits
+    def logits(self, hidden: Tensor, layout: PackedLayout) -> Tensor:
+        """(T, D) last states → (T, V)."""
+        return by_token(self.lm_head, hidden, layout)
 
     def packed_logits(
         self, tokens: Tensor, layout: PackedLayout, rows: Tensor | None = None
     ) -> Tensor:
         """The packed door: token ids (T,) → logits (T, V), or (M, V) of the tokens `rows` (M,)."""
-        return self.logits(self.esm.represent(tokens, layout, rows=rows).hidden[-1])
+        alone = rows if looks_at_tokens(self.lm_head) else None
+        logits = self.logits(self.esm.represent(tokens, layout, rows=alone).hidden[-1], layout)
+        return logits if rows is alone else logits[rows]
 
     def predict_contacts(self, tokens: Tensor, attention_mask: Tensor | None = None) -> Tensor:
         """As `EsmModel.predict_contacts`."""
         return self.esm.predict_contacts(tokens, attention_mask)
+
+    def tie_weights(self) -> None:
+        """Let the head share the token embedding, unless the config says no."""
+        if self.config.tie_word_embeddings:
+            self.lm_head.decoder.weight = self.get_input_embeddings().weight
+
+    def get_output_embeddings(self) -> nn.Linear:
+        """The head's last layer, D to V; its weight is the token embedding if tied."""
+        return self.lm_head.decoder
+
+    def set_output_embeddings(self, new_embeddings: nn.Linear) -> None:
+        """Put another last layer in its place; with a weight of its own, it is tied no more.
+
+        The config then says so. Raises InputError for another width, and for a bias: the head has
+        one of its own.
+        """
+        width = self.config.hidden_size
+        if new_embeddings.weight.shape[1] != width or new_embeddings.bias is not None:
+            raise InputError(f"output embeddings should be a layer from {width}, with bias=False")
+        self.lm_head.decoder = new_embeddings
+        tied = new_embeddings.weight is self.get_input_embeddings().weight
+        self.config.tie_word_embeddings = self.config.tie_word_embeddings and tied
+        self.resize_output(new_embeddings.weight.shape[0])
+
+    def resize_output(self, count: int) -> None:
+        """Give the head `count` tokens; the biases of new ones are zero."""
+        spread = self.config.initializer_range
+        decoder = self.lm_head.decoder
+        decoder.weight = resized_rows(decoder.weight, count, spread)
+        decoder.out_features = count
+        self.lm_head.bias = resized_rows(self.lm_head.bias, count, 0.0)
+
+
+class EsmClassificationHead(nn.Module):
+    """Dense layer and tanh over the first token, then the labels, dropout before each layer."""
+
+    def __init__(self, config: EsmConfig) -> None:
+        super().__init__()
+        width = config.hidden_size
+        self.dense = nn.Linear(width, width)
+        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+        self.out_proj = nn.Linear(width, config.num_labels)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """States of first tokens (B, D), or padded states (B, L, D) → logits (B, num_labels)."""
+        first = features if features.ndim == 2 else features[:, 0]
+        x = torch.tanh(self.dense(self.dropout(first)))
+        logits: Tensor = self.out_proj(self.dropout(x))
+        return logits
+
+
+class EsmForSequenceClassification(EsmPreTrainedModel):
+    """The encoder with a head for classes, labels or values of whole sequences.
+
+    The head sees the first token that the mask attends to, BOS. The reference takes column 0, which
+    under padding on the left holds the state of a padding token; everywhere else it is the same.
+    """
+
+    def __init__(self, config: EsmConfig) -> None:
+        super().__init__(config)
+        self.num_labels = config.num_labels
+        self.esm = EsmModel(config, add_pooling_layer=False)
+        self.classifier = EsmClassificationHead(config)
+        self.post_init()
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        head_mask: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        labels: Tensor | None = None,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
+        return_dict: bool | None = None,
+    ) -> SequenceClassifierOutput | tuple[Any, ...]:
+        """As `EsmModel.forward`, with `logits` (B, num_labels).
+
+        `labels` are read by `config.problem_type`: "regression" takes numbers, (B,) for one label
+        or (B, num_labels), and the mean square error; "single_label_classification" a class for
+        each sequence (B,), and the cross entropy; "multi_label_classification" a number from 0 to 1
+        for each label (B, num_labels), and the binary cross entropy. Unset, it is chosen and
+        written to the config: regression for one label, single for whole numbers, else multi.
+        Raises InputError for labels that do not fit.
+        """
+        encoded = self.esm.encode(
+            input_ids,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            head_mask=head_mask,
+            inputs_embeds=inputs_embeds,
+            output_attentions=output_attentions,
+            output_hidden_states=output_hidden_states,
+        )
+        logits = self.logits(encoded.x, encoded.layout)
+        loss = None if labels is None else sequence_loss(logits, labels, self.config)
+        output = SequenceClassifierOutput(loss, logits, encoded.hidden, encoded.attentions)
+        return (
+            output if self.esm.chosen(return_dict, "return_dict") else encoded.behind(loss, logits)
+        )
+
+    def logits(self, hidden: Tensor, layout: PackedLayout) -> Tensor:
+        """(T, D) last states → (B, num_labels)."""
+        own = isinstance(self.classifier, EsmClassificationHead)
+        states = layout.first(hidden) if own else layout.unpack(hidden, layout.width)
+        logits: Tensor = self.classifier(states)
+        return logits
+
+    def packed_logits(self, tokens: Tensor, layout: PackedLayout) -> Tensor:
+        """The packed door: token ids (T,) → logits (B, num_labels)."""
+        return self.logits(self.esm.represent(tokens, layout).hidden[-1], layout)
+
+
+class EsmForTokenClassification(EsmPreTrainedModel):
+    """The encoder with a linear layer for classes of tokens."""
+
+    def __init__(self, config: EsmConfig) -> None:
+        super().__init__(config)
+        self.num_labels = config.num_labels
+        self.esm = EsmModel(config, add_pooling_layer=False)
+        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+        self.classifier = nn.Linear(config.hidden_size, config.num_labels)
+        self.post_init()
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        head_mask: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        labels: Tensor | None = None,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
+        return_dict: bool | None = None,
+    ) -> TokenClassifierOutput | tuple[Any, ...]:
+        """As `EsmModel.forward`, with `logits` (B, L, num_labels), zeros at masked tokens.
+
+        `labels` (B, L) are classes, −100 where no loss is taken; `loss` is the mean cross entropy
+        over the others, masked tokens left out. Raises InputError for labels that do not fit.
+        """
+        encoded = self.esm.encode(
+            input_ids,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            head_mask=head_mask,
+            inputs_embeds=inputs_embeds,
+            output_attentions=output_attentions,
+            output_hidden_states=output_hidden_states,
+        )
+        layout, width = encoded.layout, encoded.width
+        logits = self.logits(encoded.x, layout)  # (T, num_labels)
+        loss = None if labels is None else token_loss(logits, labels, layout, width)
+        padded = layout.unpack(logits, width)
+        output = TokenClassifierOutput(loss, padded, encoded.hidden, encoded.attentions)
+        return (
+            output if self.esm.chosen(return_dict, "return_dict") else encoded.behind(loss, padded)
+        )
+
+    def logits(self, hidden: Tensor, layout: PackedLayout) -> Tensor:
+        """(T, D) last states → (T, num_labels)."""
+        return by_token(self.classifier, self.dropout(hidden), layout)
+
+    def packed_logits(self, tokens: Tensor, layout: PackedLayout) -> Tensor:
+        """The packed door: token ids (T,) → logits (T, num_labels)."""
+        return self.logits(self.esm.represent(tokens, layout).hidden[-1], layout)

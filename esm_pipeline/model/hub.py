@@ -1,29 +1,37 @@
-"""Where a checkpoint lies: the packaged model, a folder, or the Hugging Face hub and its cache."""
+"""Where a checkpoint lies: the packaged model, a folder, a fair-esm file, or the hub's cache."""
 
 from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
-from contextlib import suppress
+from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from esm_pipeline.errors import WeightsError
+from esm_pipeline.model import fair_esm
+from esm_pipeline.model.hub_client import cached, fetch, fetch_first
 
 DEMO = "demo"
 CONFIG_FILE = "config.json"
 SAFETENSORS_FILE = "model.safetensors"
+SAFETENSORS_INDEX = "model.safetensors.index.json"
 WEIGHT_FILES = (
     SAFETENSORS_FILE,
-    "model.safetensors.index.json",
+    SAFETENSORS_INDEX,
     "pytorch_model.bin",
     "pytorch_model.bin.index.json",
 )
 """Names a checkpoint's weights may have, in the order of preference; an index names shards."""
 
-TOKENIZER_FILES = ("vocab.txt", "tokenizer_config.json", "special_tokens_map.json")
+FAIR_SUFFIX = ".pt"
+TOKENIZER_FILES = (
+    *("vocab.txt", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
+)
 HUB_OPTIONS = ("revision", "cache_dir", "local_files_only", "token")
 HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 DIGEST = re.compile(r"[0-9a-f]{64}")
@@ -31,15 +39,25 @@ DIGEST = re.compile(r"[0-9a-f]{64}")
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A checkpoint on this machine. `revision` is the commit on the hub, None for a folder."""
+    """A checkpoint on this machine. `revision` is the commit on the hub, None for what is local."""
 
     name: str
     folder: Path
     weight_files: tuple[Path, ...]
     revision: str | None = None
 
+    @property
+    def is_fair_esm(self) -> bool:
+        """Whether it is an original fair-esm file and not a folder."""
+        return any(path.suffix == FAIR_SUFFIX for path in self.weight_files[:1])
+
+    @property
+    def source(self) -> Path:
+        """What `from_pretrained` takes: the folder, or the fair-esm file."""
+        return self.weight_files[0] if self.is_fair_esm else self.folder
+
     def weights_sha256(self) -> str:
-        """Digest of the weights: of the file, or of the shards' digests in the order of names.
+        """Digest of the weights: of the file, or of the files' digests in the order of names.
 
         The hub's cache names large files by their digest, which is then taken from there.
         """
@@ -50,10 +68,17 @@ class Checkpoint:
 
 
 def file_digest(path: Path) -> str:
-    """SHA-256 of a file, as hex."""
+    """SHA-256 of a file, as hex; it is read once, unless it changes."""
     target = path.resolve()
     if path.is_symlink() and target.parent.name == "blobs" and DIGEST.fullmatch(target.name):
         return target.name
+    facts = target.stat()
+    return computed_digest(target, facts.st_size, facts.st_mtime_ns)
+
+
+@lru_cache
+def computed_digest(path: Path, size: int, changed: int) -> str:
+    """SHA-256 of a file of this size, last changed then."""
     with open(path, "rb") as handle:
         return hashlib.file_digest(handle, "sha256").hexdigest()
 
@@ -63,36 +88,58 @@ def demo_model() -> Path:
     return Path(__file__).parent.parent / "data" / "demo_model"
 
 
-def resolve_checkpoint(name: str, **options: Any) -> Checkpoint:
-    """Find the checkpoint `name`: "demo", a folder, or a hub id, which is downloaded if need be.
+def resolve_checkpoint(name: str, *, needs_config: bool = True, **options: Any) -> Checkpoint:
+    """Find the checkpoint `name`: "demo", a folder, a fair-esm file, or a hub id.
 
-    `options`: revision, cache_dir, local_files_only, token. Raises WeightsError.
+    What a hub model lacks in the cache is downloaded. A folder that only has weights will do
+    without `needs_config`. `options`: revision, cache_dir, local_files_only, token. Raises
+    WeightsError, or CapacityError where the disk is full.
     """
-    config = resolve_file(name, CONFIG_FILE, **options)
-    folder = config.parent
-    on_hub = local_folder(name) is None
-    if options.get("revision") and not on_hub:
-        raise WeightsError(f"{name}: a revision is of a hub model, this is a folder; leave it out")
-    commit = folder.name if on_hub else None
-    if on_hub:
+    path = local_path(name)
+    if path is not None and options.get("revision"):
+        raise WeightsError(
+            f"{name}: a revision is of a hub model, this lies on the disk; leave it out"
+        )
+    if path is not None and path.is_file():
+        return Checkpoint(name, path.parent, fair_esm.files_of(path))
+    needs_config = needs_config or path is None
+    folder = find_config(name, **options).parent if needs_config else path
+    assert folder is not None, "a name without a path has its config in the cache"
+    commit = None
+    if path is None:  # what the revision means now holds for all the rest
+        commit = folder.name
         options = {**options, "revision": commit}
-    found = find_weights(name, commit, **options)
-    files = [found]
-    if found.name.endswith(".index.json"):
-        files = [resolve_file(name, shard, **options) for shard in shards_of(found)]
-    for extra in TOKENIZER_FILES:
-        with suppress(WeightsError):
+    found = find_weights(name, **options)
+    files = tuple(weight_files(name, found, **options))
+    if path is None:
+        for extra in TOKENIZER_FILES:
             find_file(name, extra, **options)
-    return Checkpoint(name, folder, tuple(files), commit)
+    return Checkpoint(name, folder, files, commit)
 
 
-def find_weights(name: str, commit: str | None, **options: Any) -> Path:
+def find_config(name: str, **options: Any) -> Path:
+    """Where the settings of the checkpoint `name` stand, itself if it is a file of settings.
+
+    Raises WeightsError if they are nowhere.
+    """
+    if name.endswith(".json") and os.path.isfile(name):
+        return Path(name)
+    path = local_path(name)
+    if path is not None and path.is_file():
+        return path
+    found = fetch_first(name, CONFIG_FILE, **options) if path is None else path / CONFIG_FILE
+    if found is None or not found.is_file():
+        raise WeightsError(f"{name}: no {CONFIG_FILE} in it; is this an ESM checkpoint?")
+    return found
+
+
+def find_weights(name: str, **options: Any) -> Path:
     """The preferred weight file or index of the checkpoint; a cached one needs no network."""
-    if commit is not None:
+    if local_path(name) is None:
         for weights in WEIGHT_FILES:
-            cached = find_cached(name, weights, commit, options.get("cache_dir"))
-            if cached is not None:
-                return cached
+            found = cached(name, weights, **options)
+            if found is not None:
+                return found
     for weights in WEIGHT_FILES:
         found = find_file(name, weights, **options)
         if found is not None:
@@ -102,93 +149,65 @@ def find_weights(name: str, commit: str | None, **options: Any) -> Path:
     )
 
 
-def find_cached(name: str, file: str, commit: str, cache_dir: Any) -> Path | None:
-    """A file of a hub model in the cache, None if it is not there."""
-    from huggingface_hub import try_to_load_from_cache
+def weight_files(name: str, found: Path, **options: Any) -> Iterator[Path]:
+    """The files that hold the weights: `found` itself, or the shards that it lists.
 
-    found = try_to_load_from_cache(name, file, cache_dir=cache_dir, revision=commit)
-    return Path(found) if isinstance(found, str) else None
+    Raises WeightsError for a shard that is not there.
+    """
+    if not found.name.endswith(".index.json"):
+        yield found
+        return
+    for shard in shards_of(found):
+        path = find_file(name, shard, **options)
+        if path is None:
+            raise WeightsError(
+                f"{found}: lists {shard}, which is not there; copy or download it, all the shards "
+                "are needed"
+            )
+        yield path
 
 
 def shards_of(index: Path) -> list[str]:
     """Names of the shards that an index file lists. Raises WeightsError."""
     try:
         names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
-    except (OSError, ValueError, KeyError, AttributeError, TypeError):
+    except (OSError, ValueError, KeyError, AttributeError, TypeError, RecursionError):
         raise WeightsError(f"{index}: not a readable index of weight files") from None
     for shard in names:
         if not isinstance(shard, str) or Path(shard).name != shard:
             raise WeightsError(f"{index}: {shard!r} is not the name of a file beside it")
+    if not names:
+        raise WeightsError(f"{index}: lists no weight files")
     return names
 
 
-def local_folder(name: str) -> Path | None:
-    """The folder `name` stands for, None for a hub id. Raises WeightsError if it is neither."""
+def local_path(name: str) -> Path | None:
+    """The folder or fair-esm file `name` stands for, None for a hub id.
+
+    Raises WeightsError if it is none of them.
+    """
     if name == DEMO:
         return demo_model()
-    path = Path(name).expanduser()
-    if path.is_dir():
+    if not name.isascii() and name != name.encode(errors="replace").decode():
+        raise WeightsError(
+            f"{name}: safetensors reads only paths of UTF-8; rename it, or link to it"
+        )
+    path = Path(os.path.expanduser(name))
+    if path.is_dir() or (path.suffix == FAIR_SUFFIX and path.is_file()):
         return path
     if path.exists():
-        raise WeightsError(f"{name}: a file; give the folder that holds config.json and weights")
-    if not HUB_ID.fullmatch(name) or name.startswith("."):
-        raise WeightsError(f"{name}: no such folder, and not a hub id of the form owner/model")
+        raise WeightsError(
+            f"{name}: a file; give the folder that holds {CONFIG_FILE} and weights, or an original "
+            "fair-esm file (.pt)"
+        )
+    if not HUB_ID.fullmatch(name) or name.startswith(".") or path.suffix == FAIR_SUFFIX:
+        raise WeightsError(f"{name}: no such folder or file, and no hub id of the form owner/model")
     return None
-
-
-def resolve_file(name: str, file: str, **options: Any) -> Path:
-    """One file of the checkpoint `name`. Raises WeightsError if there is none."""
-    found = find_file(name, file, **options)
-    if found is None:
-        raise WeightsError(f"{name}: no {file} in it; is this an ESM checkpoint?")
-    return found
 
 
 def find_file(name: str, file: str, **options: Any) -> Path | None:
     """One file of the checkpoint `name`, None if it has none of that name. Raises WeightsError."""
-    folder = local_folder(name)
-    if folder is not None:
-        return folder / file if (folder / file).is_file() else None
-    return download(name, file, **options)
-
-
-def download(name: str, file: str, **options: Any) -> Path | None:
-    """One file of a hub model, from the cache or the hub; None if the model has no such file."""
-    from huggingface_hub import hf_hub_download
-    from huggingface_hub.constants import HF_HUB_OFFLINE
-    from huggingface_hub.errors import (
-        EntryNotFoundError,
-        GatedRepoError,
-        HfHubHTTPError,
-        HFValidationError,
-        LocalEntryNotFoundError,
-        RepositoryNotFoundError,
-        RevisionNotFoundError,
-    )
-
-    offline = options.get("local_files_only", False) or HF_HUB_OFFLINE
-    try:
-        return Path(hf_hub_download(name, file, **options))
-    except LocalEntryNotFoundError:
-        if offline and file != CONFIG_FILE:
-            return None
-        remedy = "fetch it once with network" if offline else "check the network"
-        raise WeightsError(
-            f"{name}: {file} is not in the cache, and the hub was not reached; {remedy}"
-        ) from None
-    except EntryNotFoundError:
-        return None
-    except GatedRepoError:
-        raise WeightsError(
-            f"{name}: access is restricted; accept its terms and give a token"
-        ) from None
-    except RevisionNotFoundError:
-        raise WeightsError(f"{name}: no revision '{options.get('revision')}' on the hub") from None
-    except RepositoryNotFoundError:
-        raise WeightsError(
-            f"{name}: no such folder, and no such public model on the hub; check the spelling"
-        ) from None
-    except HFValidationError:
-        raise WeightsError(f"{name}: no such folder, and not a hub id") from None
-    except HfHubHTTPError as error:
-        raise WeightsError(f"{name}: {file}: {str(error).splitlines()[0]}") from None
+    path = local_path(name)
+    if path is None:
+        return fetch(name, file, **options)
+    return path / file if (path / file).is_file() else None

@@ -19,14 +19,18 @@ class PackedLayout:
     """The tokens of B sequences laid end to end: (B, L, …) with holes becomes (T, …) without.
 
     Attributes: `lengths`, B ints with BOS and EOS counted; `offsets`, B + 1 ints, the first token
-    of each; `positions` (T,) int64, the place of each token in its sequence, from 0.
+    of each; `positions` (T,) int64, the place of each token in its sequence, from 0; `width`, the L
+    of the padded batch.
     """
 
-    def __init__(self, lengths: Sequence[int], positions: Tensor, columns: Tensor | None) -> None:
+    def __init__(
+        self, lengths: Sequence[int], positions: Tensor, width: int, columns: Tensor | None = None
+    ) -> None:
         self.lengths = list(lengths)
         self.offsets = [0, *accumulate(self.lengths)]
         self.positions = positions
-        self._columns = columns  # (T,) places in the flattened padded batch (B * L)
+        self.width = width
+        self._columns = columns
 
     @classmethod
     def from_lengths(
@@ -35,7 +39,7 @@ class PackedLayout:
         """The layout of sequences that are packed already; `lengths` with BOS and EOS."""
         places = [torch.arange(length, device=device) for length in lengths]
         positions = torch.cat(places) if places else torch.empty(0, dtype=torch.int64)
-        return cls(lengths, positions, None)
+        return cls(lengths, positions, max(lengths, default=0))
 
     @classmethod
     def from_mask(cls, mask: Tensor) -> PackedLayout:
@@ -48,7 +52,7 @@ class PackedLayout:
         columns = keep.flatten().nonzero().squeeze(1)
         if not len(columns):
             raise InputError("the attention mask is zero everywhere; give at least one token")
-        return cls(keep.sum(1).tolist(), columns % mask.shape[1], columns)
+        return cls(keep.sum(1).tolist(), columns % mask.shape[1], mask.shape[1], columns)
 
     @property
     def tokens(self) -> int:
@@ -72,6 +76,17 @@ class PackedLayout:
         return runs
 
     @cached_property
+    def group_sequences(self) -> list[slice]:
+        """The sequences of each group, as slices of the batch."""
+        slices, first = [], 0
+        for length, run in groupby(self.lengths):
+            count = len(list(run))
+            if length:
+                slices.append(slice(first, first + count))
+            first += count
+        return slices
+
+    @cached_property
     def sequence(self) -> Tensor:
         """(T,) int64: the sequence each token belongs to."""
         device = self.positions.device
@@ -89,14 +104,31 @@ class PackedLayout:
         """(B,) int64: the first token of each sequence."""
         return self.cumulative[:-1].long()
 
+    @property
+    def columns(self) -> Tensor:
+        """(T,) int64: the place of each token in the flattened padded batch (B * width)."""
+        if self._columns is None:
+            self._columns = self.sequence * self.width + self.positions
+        return self._columns
+
+    def first(self, packed: Tensor) -> Tensor:
+        """(T, …) → (B, …): the first token of each sequence, zeros for one without any."""
+        if all(self.lengths):
+            return packed.index_select(0, self.firsts)
+        device = packed.device
+        present = torch.tensor([length > 0 for length in self.lengths], device=device)
+        found = packed.new_zeros(len(self.lengths), *packed.shape[1:])
+        return found.index_copy(0, present.nonzero()[:, 0], packed[self.firsts[present]])
+
     def pack(self, padded: Tensor) -> Tensor:
         """(B, L, …) → (T, …): the attended tokens of a padded batch."""
         flat = padded.flatten(0, 1)
-        return flat if self._columns is None else flat.index_select(0, self._columns)
+        return flat if len(flat) == self.tokens else flat.index_select(0, self.columns)
 
     def unpack(self, packed: Tensor, width: int) -> Tensor:
-        """(T, …) → (B, width, …): zeros where the mask was zero."""
-        padded = packed.new_zeros(len(self.lengths) * width, *packed.shape[1:])
-        assert self._columns is not None, "a layout made from lengths has no padded form"
-        padded = padded.index_copy(0, self._columns, packed)
-        return padded.view(len(self.lengths), width, *packed.shape[1:])
+        """(T, …) → (B, width, …): zeros where the mask was zero; a view where it was nowhere."""
+        shape = (len(self.lengths), width, *packed.shape[1:])
+        if self.tokens == shape[0] * width:
+            return packed.view(shape)
+        padded = packed.new_zeros(shape[0] * width, *packed.shape[1:])
+        return padded.index_copy(0, self.columns, packed).view(shape)

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from esm_pipeline.errors import InputError
 from esm_pipeline.model.base import EsmPreTrainedModel
-from esm_pipeline.model.encoder import EsmLayer
+from esm_pipeline.model.layer import EsmLayer, EsmSelfAttention
 
 M = TypeVar("M", bound=EsmPreTrainedModel)
 T = TypeVar("T", bound=nn.Module)
@@ -74,9 +74,9 @@ def optimize_for_inference(model: M, dtype: torch.dtype = torch.float32) -> M:
     """A model of the same class and call for inference in `dtype` (float32 or bfloat16).
 
     It has no gradients and cannot be saved. The original is untouched and not needed afterwards;
-    weights that need no change are shared with it. On the CPU its linear layers are packed by
-    oneDNN where that works. Raises InputError for another dtype, and
-    for a model that is optimized already.
+    weights that need no change are shared with it. Queries, keys and values come of one product,
+    and on the CPU linear layers are packed by oneDNN where that works. Raises InputError for
+    another dtype, and for a model that is optimized already.
     """
     if dtype not in (torch.float32, torch.bfloat16):
         raise InputError(f"optimize_for_inference: dtype {dtype} is not float32 or bfloat16")
@@ -86,8 +86,10 @@ def optimize_for_inference(model: M, dtype: torch.dtype = torch.float32) -> M:
         os.environ.setdefault(name, KERNELS_KEPT)
     fast = twin(model, dtype).eval()
     fast.optimized = True
-    if fast.device.type == "cpu" and can_pack(dtype):
-        pack_layers(fast)
+    packs = fast.device.type == "cpu" and can_pack(dtype)
+    for module in fast.modules():
+        if isinstance(module, EsmLayer):
+            optimize_layer(module, packs)
     return fast
 
 
@@ -95,7 +97,7 @@ def twin(module: T, dtype: torch.dtype) -> T:
     """The same modules with frozen parameters in `dtype`; storage is shared where it fits."""
     other = copy.copy(module)
     other._parameters = {
-        name: None if own is None else nn.Parameter(own.detach().to(dtype), requires_grad=False)
+        name: None if own is None else frozen(own.detach().to(dtype))
         for name, own in module._parameters.items()
     }
     other._modules = {
@@ -105,11 +107,37 @@ def twin(module: T, dtype: torch.dtype) -> T:
     return other
 
 
-def pack_layers(model: nn.Module) -> None:
-    """Put packed layers in place of the encoder's linear ones."""
-    for layer in model.modules():
-        if isinstance(layer, EsmLayer):
-            layer.up = PackedLinear(layer.up, "gelu")  # type: ignore[assignment]
-            layer.activation = nn.Identity()
-            for name in ("qkv", "attention_out", "down"):
-                setattr(layer, name, PackedLinear(getattr(layer, name)))
+def fuse(attention: EsmSelfAttention) -> None:
+    """Let one layer compute queries, keys and values."""
+    three = (attention.query, attention.key, attention.value)
+    joined = nn.Linear(0, 0, device="meta")
+    joined.weight = frozen(torch.cat([one.weight for one in three]))
+    joined.bias = frozen(torch.cat([one.bias for one in three]))
+    joined.out_features, joined.in_features = joined.weight.shape
+    attention.fused = joined
+    del attention.query, attention.key, attention.value
+
+
+def pack(module: nn.Module, name: str, activation: str = "none") -> None:
+    """Put a packed layer in place of the linear one that `module` has under `name`."""
+    setattr(module, name, PackedLinear(getattr(module, name), activation))
+
+
+def optimize_layer(layer: EsmLayer, packs: bool) -> None:
+    """Fuse what one layer can fuse, and pack it if `packs`."""
+    attention, wide = layer.attention, layer.intermediate
+    if attention.self.heads:  # all may be pruned
+        fuse(attention.self)
+    if not packs:
+        return
+    if attention.self.heads:
+        pack(attention.self, "fused")
+        pack(attention.output, "dense")
+    pack(wide, "dense", "gelu")
+    wide.activation = nn.Identity()
+    pack(layer.output, "dense")
+
+
+def frozen(weight: Tensor) -> nn.Parameter:
+    """A parameter without gradient."""
+    return nn.Parameter(weight, requires_grad=False)

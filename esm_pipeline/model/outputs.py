@@ -36,6 +36,15 @@ class ModelOutput:
     def __getitem__(self, key: str | int | slice) -> Any:
         return dict(self.items())[key] if isinstance(key, str) else self.to_tuple()[key]
 
+    def get(self, name: str, default: Any = None) -> Any:
+        """A field that is set, else `default`."""
+        return dict(self.items()).get(name, default)
+
+    def __setitem__(self, name: str, value: Any) -> None:
+        if name not in {field.name for field in fields(self)}:  # type: ignore[arg-type]
+            raise KeyError(name)
+        setattr(self, name, value)
+
     def __iter__(self) -> Iterator[Any]:
         return iter(self.keys())
 
@@ -51,19 +60,47 @@ class EncoderOutput(ModelOutput):
     """Of `EsmModel`.
 
     last_hidden_state: (B, L, D); pooler_output: (B, D); hidden_states: n + 1 of (B, L, D), the
-    embedding first, the last after the final norm; attentions: n of (B, H, L, L). Zeros at masked
-    tokens.
+    embedding first, the last after the final norm; attentions: n of (B, H, L, L). Of a decoder too,
+    past_key_values: for each layer keys and values (B, H, P + L, K), then those of the encoder's
+    states (B, H, S, K) if it looks at them; attentions (B, H, L, P + L); cross_attentions: n of
+    (B, H, L, S). Zeros at masked tokens.
     """
 
     last_hidden_state: Tensor
     pooler_output: Tensor | None = None
     hidden_states: tuple[Tensor, ...] | None = None
+    past_key_values: tuple[tuple[Tensor, ...], ...] | None = None
     attentions: tuple[Tensor, ...] | None = None
+    cross_attentions: tuple[Tensor, ...] | None = None
 
 
 @dataclass
 class MaskedLMOutput(ModelOutput):
     """Of `EsmForMaskedLM`. loss: () mean over the labels that are not -100; logits: (B, L, V)."""
+
+    loss: Tensor | None = None
+    logits: Tensor | None = None
+    hidden_states: tuple[Tensor, ...] | None = None
+    attentions: tuple[Tensor, ...] | None = None
+
+
+@dataclass
+class SequenceClassifierOutput(ModelOutput):
+    """Of `EsmForSequenceClassification`. loss: (); logits: (B, num_labels)."""
+
+    loss: Tensor | None = None
+    logits: Tensor | None = None
+    hidden_states: tuple[Tensor, ...] | None = None
+    attentions: tuple[Tensor, ...] | None = None
+
+
+@dataclass
+class TokenClassifierOutput(ModelOutput):
+    """Of `EsmForTokenClassification`.
+
+    loss: () mean over the labels that are not -100; logits: (B, L, num_labels), zeros at masked
+    tokens.
+    """
 
     loss: Tensor | None = None
     logits: Tensor | None = None

@@ -6,32 +6,45 @@ The angles are computed in float32, as the peers do, whatever the model's precis
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
 BASE = 10_000.0
 
 
-def rotary_frequencies(width: int, device: torch.device | str = "cpu") -> Tensor:
-    """(K / 2,) radians a position; float32 even for a float64 model: the peers' rounding."""
-    exponents = torch.arange(0, width, 2, device=device).float() / width
+class Tables(NamedTuple):
+    """Cosine and sine of each token's angles, and the frequencies (K / 2,) they are of."""
+
+    cos: Tensor  # (T, 1, K / 2)
+    sin: Tensor  # (T, 1, K / 2)
+    frequencies: Tensor
+
+
+def rotary_frequencies(width: int) -> Tensor:
+    """(K / 2,) radians a position; float32 even for a float64 model: the peers' rounding.
+
+    A checkpoint may have others: ESM-2's were rounded to float16 in training.
+    """
+    exponents = torch.arange(0, width, 2, device="cpu").float() / width
     return 1.0 / BASE**exponents
 
 
-def rotary_tables(positions: Tensor, width: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """Cosine and sine, (T, 1, K / 2) each, for `positions` (T,) and head width K.
+def rotary_tables(positions: Tensor, frequencies: Tensor, dtype: torch.dtype) -> Tables:
+    """Cosine and sine for `positions` (T,) and `frequencies` (K / 2,).
 
     In float64 for a float64 model, else in float32.
     """
-    frequencies = rotary_frequencies(width, positions.device)
+    frequencies = frequencies.to(positions.device)
     precise = torch.float64 if dtype == torch.float64 else torch.float32
     angles = torch.outer(positions.to(precise), frequencies.to(precise))
-    return angles.cos().unsqueeze(1), angles.sin().unsqueeze(1)
+    return Tables(angles.cos().unsqueeze(1), angles.sin().unsqueeze(1), frequencies)
 
 
-def rotate(x: Tensor, tables: tuple[Tensor, Tensor]) -> Tensor:
-    """Turn each pair (i, i + K/2) of `x` (T, H, K) by its token's angles."""
-    cos, sin = tables
+def rotate(x: Tensor, tables: Tables) -> Tensor:
+    """Turn each pair (i, i + K/2) of `x` (…, T, H, K) by its token's angles."""
+    cos, sin, _ = tables
     first, second = x.to(cos.dtype).chunk(2, dim=-1)
     turned = torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)
     return turned.to(x.dtype)

@@ -1,64 +1,32 @@
-"""Checkpoint files and the one table between our names and the reference's, both ways.
+"""What a model's state has beside its parameters, whose names are the reference's.
 
-Loading builds the model without memory, maps the files, and assigns each tensor: the peak is the
-weights in their new precision. Only safetensors and `weights_only` pickles are read.
+Rotary frequencies belong to a state and are kept; tables that only the reference has are left out.
 """
 
 from __future__ import annotations
 
-import os
-import pickle
 import re
-import warnings
-import zipfile
-from collections.abc import Iterable, Iterator, Mapping
-from pathlib import Path
+from collections.abc import Mapping
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
-from torch import Tensor, nn
-
-from esm_pipeline.errors import WeightsError
-from esm_pipeline.files import atomic_path
-from esm_pipeline.model.hub import SAFETENSORS_FILE, Checkpoint
-from esm_pipeline.model.rotary import rotary_frequencies
+from torch import Tensor
 
 if TYPE_CHECKING:
     from esm_pipeline.model.base import EsmPreTrainedModel
 
 BASE_PREFIX = "esm."
-LAYER = re.compile(r"(.*encoder\.layer\.\d+)\.(\w+)\.(weight|bias)")
-LAYER_NAMES = {
-    "attention_norm": ("attention.LayerNorm",),
-    "qkv": ("attention.self.query", "attention.self.key", "attention.self.value"),
-    "attention_out": ("attention.output.dense",),
-    "feed_norm": ("LayerNorm",),
-    "up": ("intermediate.dense",),
-    "down": ("output.dense",),
-}
-"""Modules of a layer here, and in the reference; several are stacked. All other names agree."""
+CROSS_DISTANCES = "crossattention.self.distance_embedding.weight"
+FREQUENCIES = re.compile(r".*rotary_embeddings\.inv_freq")
+"""Keys of the rotary frequencies: of each layer, of `*` for all, or of the model."""
 
-HEADS = ("lm_head.", "classifier.", "pooler.")
-"""Heads that a checkpoint may have and the class being loaded may lack."""
-
-FRESH = ("pooler.", "classifier.")
-"""Heads that may be missing from a checkpoint: they are initialised, with a warning."""
-
-IGNORED = re.compile(r".*(position_ids|inv_freq)")
-"""Tables that checkpoints carry and every model makes itself."""
+IGNORED = re.compile(rf".*position_ids|.*{re.escape(CROSS_DISTANCES)}|{FREQUENCIES.pattern}")
+"""Tables that checkpoints carry, and a model makes itself, has no use for, or keeps elsewhere."""
 
 POSITIONS = "embeddings.position_embeddings.weight"
-
-
-def reference_keys(name: str) -> tuple[str, ...]:
-    """Keys of the reference that make up our parameter `name`, in stacking order."""
-    match = LAYER.fullmatch(name)
-    if match is None:
-        return (name,)
-    layer, module, kind = match.groups()
-    return tuple(f"{layer}.{part}.{kind}" for part in LAYER_NAMES[module])
+TIED, EMBEDDING = "lm_head.decoder.weight", "esm.embeddings.word_embeddings.weight"
+"""The weight of a head that predicts tokens, and the one it shares unless the config says no."""
 
 
 def modern_key(key: str) -> str:
@@ -66,221 +34,83 @@ def modern_key(key: str) -> str:
     return re.sub(r"\.gamma$", ".weight", re.sub(r"\.beta$", ".bias", key))
 
 
-class TensorFiles(Mapping[str, Tensor]):
-    """The tensors of a checkpoint's files by key, read when they are asked for."""
+def complete_state(
+    model: EsmPreTrainedModel, state: dict[str, Tensor], prefix: str, _: Any
+) -> None:
+    """After `state_dict`: add the rotary frequencies, and let no two entries share memory.
 
-    def __init__(self, files: Iterable[Path]) -> None:
-        self._open: dict[str, tuple[Any, str]] = {}  # our key: (opened file, key in it)
-        self._places: dict[str, Path] = {}
-        for path in files:
-            opened = open_tensors(path)
-            for key in opened.keys():  # noqa: SIM118 - safe_open is no mapping
-                self._open[modern_key(key)] = (opened, key)
-                self._places[modern_key(key)] = path
-
-    def __getitem__(self, key: str) -> Tensor:
-        opened, name = self._open[key]
-        try:
-            tensor: Tensor = opened.get_tensor(name)
-        except SafetensorError as error:
-            raise WeightsError(
-                f"{self._places[key]}: tensor '{name}' is damaged ({error})"
-            ) from None
-        return tensor
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._open)
-
-    def __len__(self) -> int:
-        return len(self._open)
-
-
-class PickledTensors:
-    """A legacy `.bin` file with the interface of `safe_open`."""
-
-    def __init__(self, tensors: dict[str, Tensor]) -> None:
-        self._tensors = tensors
-        self.keys = tensors.keys
-
-    def get_tensor(self, key: str) -> Tensor:
-        """The tensor of `key`, mapped from the file."""
-        return self._tensors[key]
-
-
-def open_tensors(path: Path) -> Any:
-    """Open one weight file. Raises WeightsError if it is damaged or holds anything but tensors."""
-    if path.suffix == ".safetensors":
-        try:
-            return safe_open(path, framework="pt")
-        except (SafetensorError, OSError) as error:
-            raise WeightsError(
-                f"{path}: not a whole safetensors file ({error}); download or copy it again"
-            ) from None
-    try:
-        mapped = zipfile.is_zipfile(path)  # files of PyTorch before 1.6 are not
-        tensors = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
-    except pickle.UnpicklingError:
-        raise WeightsError(
-            f"{path}: holds pickled code, not only tensors, and is refused; convert it to "
-            "safetensors where you trust it"
-        ) from None
-    except (RuntimeError, OSError, EOFError) as error:
-        why = str(error).splitlines()[0]
-        raise WeightsError(f"{path}: not a whole weight file ({why}); copy it again") from None
-    if not isinstance(tensors, dict) or not all(isinstance(t, Tensor) for t in tensors.values()):
-        raise WeightsError(f"{path}: holds more than named tensors; this is not a checkpoint")
-    return PickledTensors(tensors)
-
-
-def load_weights(
-    model: EsmPreTrainedModel,
-    checkpoint: Checkpoint,
-    dtype: torch.dtype | None,
-    device: torch.device | str,
-) -> dict[str, list[str]]:
-    """Fill `model`, built on the meta device, from `checkpoint`, strictly.
-
-    Returns `missing_keys` (initialised anew) and `unexpected_keys` (of heads the class lacks).
-    Raises WeightsError for any other difference, naming it.
+    So that whoever writes a bare state, as a Trainer does, can write it and loses nothing.
     """
-    tensors = TensorFiles(checkpoint.weight_files)
-    keys = match_prefix(model, tensors)
-    state: dict[str, Tensor] = {}
-    missing: list[str] = []
-    for name, parameter in model.named_parameters():
-        wanted = reference_keys(name)
-        absent = [key for key in wanted if key not in keys]
-        if absent and name.startswith(FRESH):
-            missing += absent
-            continue
-        if absent:
-            raise WeightsError(
-                f"{checkpoint.name}: no '{absent[0]}' among its weights; {type(model).__name__} "
-                "needs it"
-            )
-        parts = [tensors[keys.pop(key)] for key in wanted]
-        state[name] = fit(parts, parameter, name, checkpoint, dtype, device)
-    unexpected = surplus(model, keys, checkpoint)
-    precision = dtype or next(iter(state.values())).dtype
-    for module_name, module in model.named_modules():
-        if f"{module_name}.".startswith(FRESH) and any(p.is_meta for p in module.parameters(False)):
-            module.to_empty(device=device, recurse=False).to(precision)
-            initialise(module, model.config.initializer_range)
-    model.load_state_dict(state, strict=False, assign=True)
-    if missing:
-        warnings.warn(
-            f"{checkpoint.name}: no weights for {', '.join(sorted(missing))}; "
-            "initialised at random, train before use",
-            stacklevel=3,
-        )
-    return {"missing_keys": missing, "unexpected_keys": unexpected}
+    if model.base_model is model:
+        state.update({f"{prefix}{key}": table for key, table in frequencies_of(model).items()})
+    shared, own = f"{prefix}{TIED}", state.get(f"{prefix}{EMBEDDING}")
+    if shared in state and own is not None:
+        same = state[shared].data_ptr() == own.data_ptr()
+        state[shared] = own.clone() if same and not own.requires_grad else state[shared]
 
 
-def initialise(module: nn.Module, spread: float) -> None:
-    """Random weights for one module: normal of deviation `spread`; padding and biases zero."""
-    if isinstance(module, nn.Linear):
-        nn.init.normal_(module.weight, std=spread)
-        if module.bias is not None:
-            nn.init.zeros_(module.bias)
-    elif isinstance(module, nn.Embedding):
-        nn.init.normal_(module.weight, std=spread)
-        if module.padding_idx is not None:
-            with torch.no_grad():
-                module.weight[module.padding_idx].zero_()
+def accept_reference_state(
+    model: EsmPreTrainedModel, state: dict[str, Tensor], prefix: str, *_: object
+) -> None:
+    """Before `load_state_dict`: take the rotary frequencies out of a state, and drop other tables.
 
-
-def match_prefix(model: nn.Module, tensors: Mapping[str, Tensor]) -> dict[str, str]:
-    """Key as the model's class spells it → key in the files.
-
-    The encoder's keys begin with `esm.` in checkpoints of models with a head, and with nothing in
-    those of the bare model.
+    A tied head that the state lacks is its token embedding.
     """
-    has_head = hasattr(model, "esm")
-    saved_with_head = any(key.startswith(BASE_PREFIX) for key in tensors)
-    keys = {}
-    for key in tensors:
-        name = key
-        if saved_with_head and not has_head:
-            name = key.removeprefix(BASE_PREFIX)
-        elif has_head and not saved_with_head and not key.startswith(HEADS):
-            name = BASE_PREFIX + key
-        keys[name] = key
-    return keys
+    own = {f"{prefix}{name}" for name, _ in model.named_parameters(remove_duplicate=False)}
+    for key in [key for key in state if key.startswith(prefix) and key not in own]:
+        table = state[key]
+        if FREQUENCIES.fullmatch(key) and model.base_model.encoder.rotary:
+            model.base_model.encoder.frequencies = table.detach().float().cpu().clone()
+        if IGNORED.fullmatch(key) or key.endswith(POSITIONS):
+            del state[key]
+    shared, embedding = f"{prefix}{TIED}", f"{prefix}{EMBEDDING}"
+    tied = shared in own and model.config.tie_word_embeddings
+    if tied and shared not in state and embedding in state:
+        state[shared] = state[embedding]
 
 
-def fit(
-    parts: list[Tensor],
-    parameter: Tensor,
-    name: str,
-    checkpoint: Checkpoint,
-    dtype: torch.dtype | None,
-    device: torch.device | str,
-) -> Tensor:
-    """The tensors of one parameter stacked, in its shape, precision and place."""
-    shape = tuple(parameter.shape)
-    expected = (shape[0] // len(parts), *shape[1:])
-    for key, part in zip(reference_keys(name), parts, strict=True):
-        if tuple(part.shape) != expected or not part.is_floating_point():
-            raise WeightsError(
-                f"{checkpoint.name}: '{key}' is {part.dtype} of shape {tuple(part.shape)}, the "
-                f"config asks for numbers of shape {expected}; weights and config.json do not "
-                "belong together"
-            )
-    whole = torch.empty(shape, dtype=dtype or parts[0].dtype, device=device)
-    start = 0
-    for part in parts:
-        whole[start : start + part.shape[0]] = part
-        start += part.shape[0]
-    return whole
+def reference_state(
+    model: EsmPreTrainedModel, state: Mapping[str, Tensor] | None = None
+) -> dict[str, Tensor]:
+    """A model's weights with the tables that the reference's loaders look for, each once.
+
+    `state` may stand for the model's own.
+    """
+    tied = {name for name, _ in model.named_parameters(remove_duplicate=False)}
+    tied -= {name for name, _ in model.named_parameters()}
+    own = model.state_dict() if state is None else state
+    kept = {key: tensor.contiguous() for key, tensor in own.items() if key not in tied}
+    return {**reference_tables(model), **kept}
 
 
-def surplus(model: nn.Module, keys: Mapping[str, str], checkpoint: Checkpoint) -> list[str]:
-    """Keys left over that belong to heads the class lacks. Raises WeightsError for others."""
-    own = tuple(f"{name}." for name, _ in model.named_children())
-    heads = []
-    for key in keys:
-        bare = key.removeprefix(BASE_PREFIX)
-        tied = key == "lm_head.decoder.weight"
-        if IGNORED.fullmatch(bare) or bare == POSITIONS or tied:
-            continue
-        if not bare.startswith(HEADS) or (key.startswith(own) and not key.startswith(BASE_PREFIX)):
-            raise WeightsError(
-                f"{checkpoint.name}: '{key}' among its weights is not part of "
-                f"{type(model).__name__}; is config.json the one it was saved with?"
-            )
-        heads.append(key)
-    return heads
-
-
-def reference_state(model: EsmPreTrainedModel) -> dict[str, Tensor]:
-    """The model's weights under the reference's keys, with the tables its loaders look for."""
-    state = reference_tables(model)
-    for name, tensor in model.state_dict().items():
-        keys = reference_keys(name)
-        for key, part in zip(keys, tensor.chunk(len(keys)), strict=True):
-            state[key] = part.contiguous()
-    return state
+def frequencies_of(model: EsmPreTrainedModel) -> dict[str, Tensor]:
+    """The rotary frequencies under the reference's keys, one for each attention."""
+    config, encoder = model.config, model.base_model.encoder
+    names = ["attention", *["crossattention"] * config.add_cross_attention] * encoder.rotary
+    key = "encoder.layer.{}.{}.self.rotary_embeddings.inv_freq"
+    return {
+        key.format(number, name): encoder.frequencies.clone()
+        for number in range(config.num_hidden_layers)
+        for name in names
+    }
 
 
 def reference_tables(model: EsmPreTrainedModel) -> dict[str, Tensor]:
-    """What the reference keeps in a rotary model's checkpoint without learning or needing it.
+    """What the reference keeps in a checkpoint, and neither learns nor uses.
 
-    Without these, transformers 4 and 5 report missing keys.
+    Position tables of models that have other positions, distances in cross attention. Without
+    these, transformers 4 and 5 report missing keys.
     """
     config = model.config
-    if config.position_embedding_type != "rotary":
+    if config.position_embedding_type == "absolute":
         return {}
     prefix = BASE_PREFIX if hasattr(model, "esm") else ""
-    frequencies = rotary_frequencies(config.hidden_size // config.num_attention_heads)
-    shape = (config.max_position_embeddings, config.hidden_size)
-    tables = {f"{prefix}{POSITIONS}": torch.zeros(shape, dtype=model.dtype)}
-    for layer in range(config.num_hidden_layers):
-        place = f"{prefix}encoder.layer.{layer}.attention.self.rotary_embeddings"
-        tables[f"{place}.inv_freq"] = frequencies.clone()
+    most = config.max_position_embeddings
+    head_width = config.hidden_size // config.num_attention_heads
+    zeros = partial(torch.zeros, dtype=model.dtype)
+    tables = {f"{prefix}{POSITIONS}": zeros(most, config.hidden_size)}
+    if config.position_embedding_type != "rotary" and config.add_cross_attention:
+        for number in range(config.num_hidden_layers):
+            key = f"{prefix}encoder.layer.{number}.{CROSS_DISTANCES}"
+            tables[key] = zeros(2 * most - 1, head_width)
     return tables
-
-
-def save_weights(model: EsmPreTrainedModel, folder: str | os.PathLike[str]) -> None:
-    """Write `model.safetensors` into `folder`, under the reference's keys."""
-    with atomic_path(Path(folder) / SAFETENSORS_FILE) as path:
-        save_file(reference_state(model), path, metadata={"format": "pt"})

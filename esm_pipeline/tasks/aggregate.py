@@ -17,8 +17,9 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+from esm_pipeline.cli import number_of_shards
 from esm_pipeline.errors import InputError
-from esm_pipeline.files import atomic_paths
+from esm_pipeline.files import atomic_paths, blaming, require_apart
 from esm_pipeline.formats.records import (
     ANEW,
     FAILED,
@@ -32,7 +33,7 @@ from esm_pipeline.formats.records import (
     status_columns,
     write_records,
 )
-from esm_pipeline.tasks import TASKS
+from esm_pipeline.tasks import tasks_with
 from esm_pipeline.tasks.gathering import Gathering
 
 RECORDS = "records"
@@ -51,21 +52,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="TASK=FILE",
         help="status table of a task; may be repeated",
     )
-    gathered = [commands.add_parser(task, help=f"results of {task}") for task in gathered_tasks()]
+    tasks = tasks_with("SUFFIX")
+    gathered = [commands.add_parser(task, help=f"results of {task}") for task in tasks]
     for task in gathered:
         task.add_argument("--shards-dir", required=True, type=Path, help="folder of the shards")
-        task.add_argument("--shards", required=True, type=int, help="their number")
+        task.add_argument("--shards", required=True, type=number_of_shards, help="their number")
         task.add_argument("--status", required=True, type=Path, help="status table to write")
     for command in (records, *gathered):
         command.add_argument("--records", required=True, type=Path, help="records.tsv of `shard`")
         command.add_argument("--out", required=True, type=Path, help="file to write")
         command.add_argument("--quiet", action="store_true", help="no summary")
-
-
-def gathered_tasks() -> list[str]:
-    """The tasks that have shards."""
-    modules = {task: importlib.import_module(f"esm_pipeline.tasks.{task}") for task in TASKS}
-    return [task for task, module in modules.items() if hasattr(module, "SUFFIX")]
 
 
 def task_and_file(text: str) -> tuple[str, Path]:
@@ -81,10 +77,15 @@ def run(args: argparse.Namespace) -> int:
     started = time.perf_counter()
     if args.what == RECORDS:
         statuses = dict(args.status)
+        if len(statuses) < len(args.status):
+            raise InputError("--status: a task is given twice; drop one")
+        require_apart([args.out], [args.records, *statuses.values()])
         write_records(args.out, with_outcomes(args.records, statuses), list(statuses))
         return 0
     module = importlib.import_module(f"esm_pipeline.tasks.{args.what}")
+    require_apart([args.out, args.status], [args.records])
     gathering = Gathering(args.what, module.SUFFIX, args.records, args.shards_dir, args.shards)
+    require_apart([args.out, args.status], gathering.results)
     with atomic_paths(args.out, args.status) as (output, status):
         counts = write_status(status, gathering)
         module.aggregate(gathering, counts[OK], output)
@@ -102,7 +103,7 @@ def run(args: argparse.Namespace) -> int:
 def write_status(target: Path, gathering: Gathering) -> Counter[str]:
     """Write a task's status table, one row a record; returns the number of each status."""
     counts: Counter[str] = Counter()
-    with open(target, "w", encoding="utf-8", newline="") as handle:
+    with blaming(target), open(target, "w", encoding="utf-8", newline="") as handle:
         handle.write(format_row(status_columns(gathering.task)))
         for record, outcome in gathering.outcomes():
             counts[outcome.status] += 1

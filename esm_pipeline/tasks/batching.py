@@ -8,7 +8,7 @@ that does not fit alone.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Generic, Literal, NamedTuple, TypeVar, cast
+from typing import Any, Generic, Literal, NamedTuple, TypeAlias, TypeVar, cast
 
 import numpy as np
 import torch
@@ -16,7 +16,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from esm_pipeline.errors import CapacityError, InputError
-from esm_pipeline.model import EsmForMaskedLM, EsmModel, EsmTokenizer, PackedLayout
+from esm_pipeline.model import (
+    EsmForMaskedLM,
+    EsmForSequenceClassification,
+    EsmForTokenClassification,
+    EsmModel,
+    EsmTokenizer,
+    PackedLayout,
+)
 from esm_pipeline.tasks.windows import SPECIAL_TOKENS
 
 OUT_OF_MEMORY = (
@@ -26,6 +33,7 @@ OUT_OF_MEMORY = (
 )
 """What a RuntimeError says that means the same as torch.OutOfMemoryError."""
 
+WithLogits: TypeAlias = EsmForMaskedLM | EsmForSequenceClassification | EsmForTokenClassification
 Indices = NDArray[np.int64]
 R = TypeVar("R")
 
@@ -101,7 +109,7 @@ def pack(
 
 
 def iter_packed(
-    model: EsmModel | EsmForMaskedLM,
+    model: EsmModel | WithLogits,
     sequences: Sequence[str],
     *,
     tokenizer: EsmTokenizer | None = None,
@@ -112,9 +120,9 @@ def iter_packed(
     """Run `model` over many sequences, packed; yield `(i, tensor)` for each, in the order computed.
 
     `i` indexes `sequences`, any Sequence of str: only those of one batch are held. An array or a
-    table's column is made a list. `output`
-    is "logits" (L, V) or the "representation" (L, D) of `layer` (0 to n, -1 is n), L with BOS and
-    EOS, on the model's device and without gradients; each tensor is a part of its batch's (clone it
+    table's column is made a list. `output` is "logits", (L, V), of classifiers (L, num_labels) or
+    (num_labels,), or the "representation" (L, D) of `layer` (0 to n, -1 is n), L with BOS and EOS,
+    on the model's device and without gradients; each tensor is a part of its batch's (clone it
     to keep one of many). The tokenizer is the checkpoint's, else the standard alphabet. Raises
     InputError for unusable arguments at once, CapacityError for a sequence that does not fit into
     memory alone.
@@ -145,7 +153,9 @@ def iter_packed(
     def compute(part: Indices) -> list[Tensor]:
         tokens, layout = pack([sequences[i] for i in part.tolist()], chosen, model.device)
         if output == "logits":
-            values = cast(EsmForMaskedLM, model).packed_logits(tokens, layout)
+            values = cast(WithLogits, model).packed_logits(tokens, layout)
+            if isinstance(model, EsmForSequenceClassification):
+                return list(values)  # one (num_labels,) a sequence
         else:
             values = encoder.represent(tokens, layout, [layer]).hidden[layer]
         return list(torch.split(values, layout.lengths))
@@ -199,8 +209,8 @@ def check_layer(layer: int, count: int) -> None:
         raise InputError(f"layer {layer} does not exist; the model has layers 0 to {count}")
 
 
-def default_tokenizer(model: EsmModel | EsmForMaskedLM) -> EsmTokenizer:
+def default_tokenizer(model: EsmModel | WithLogits) -> EsmTokenizer:
     """The tokenizer of the checkpoint that `model` was loaded from, else the standard one."""
-    if model.folder:
-        return EsmTokenizer.from_pretrained(model.folder)
+    if model.source:
+        return EsmTokenizer.from_pretrained(model.source)
     return EsmTokenizer.standard()

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import platform
 import time
-from collections.abc import Iterator, Mapping
+import warnings
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cached_property
 from importlib.metadata import version
@@ -14,11 +15,12 @@ import torch
 
 from esm_pipeline import __version__
 from esm_pipeline.errors import CapacityError, WeightsError
-from esm_pipeline.model import EsmConfig, EsmTokenizer, optimize_for_inference, resolve_checkpoint
+from esm_pipeline.model import EsmConfig, EsmTokenizer, optimize_for_inference
 from esm_pipeline.model.base import EsmPreTrainedModel
-from esm_pipeline.settings import ComputeSettings
+from esm_pipeline.sections import ComputeSettings
 from esm_pipeline.tasks.batching import is_out_of_memory, release_memory
 from esm_pipeline.tasks.device import resolve_device
+from esm_pipeline.tasks.model_file import find_checkpoint
 
 M = TypeVar("M", bound=EsmPreTrainedModel)
 
@@ -36,14 +38,33 @@ class Runner(Generic[M]):
     def __init__(self, name: str, revision: str | None, settings: ComputeSettings) -> None:
         self.settings = settings
         self.device = resolve_device(settings.device)
-        self.checkpoint = resolve_checkpoint(name, revision=revision)
-        self.config = EsmConfig.from_pretrained(self.checkpoint.folder)
+        self.checkpoint = find_checkpoint(name, revision)
+        self.config = EsmConfig.from_pretrained(self.checkpoint.source)
+        try:
+            self.config.require_supported()
+        except WeightsError as error:
+            raise WeightsError(f"{self.checkpoint.name}: {error}") from None
         self.seconds = 0.0
+
+    def check(self) -> None:
+        """Judge tokenizer and weights, these by their files' headers. Raises WeightsError."""
+        _ = self.tokenizer
+        _, info = self.model_class.from_pretrained(
+            self.checkpoint.source, **self.options, device="meta", output_loading_info=True
+        )
+        self.judge(info["missing_keys"])
+
+    def judge(self, missing: Collection[str]) -> None:
+        """Raise WeightsError if the task cannot do without a weight that the checkpoint lacks.
+
+        `missing` are those that a model of the class can be loaded without.
+        """
 
     def load(self) -> None:
         """Load the weights now. Raises CapacityError if the device has no room for them."""
         try:
-            _ = self.tokenizer, self.model
+            self.check()
+            _ = self.model
         except (MemoryError, RuntimeError) as error:
             if not is_out_of_memory(error):
                 raise
@@ -61,15 +82,17 @@ class Runner(Generic[M]):
     def model(self) -> M:
         """The model, ready for inference."""
         dtype = getattr(torch, self.settings.dtype)
-        loaded: M = self.model_class.from_pretrained(
-            self.checkpoint.folder, **self.options, dtype=dtype, device=self.device
-        )
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of what is missing: `check` has seen to it
+            loaded: M = self.model_class.from_pretrained(
+                self.checkpoint.source, **self.options, dtype=dtype, device=self.device
+            )
         return optimize_for_inference(loaded, dtype)
 
     @cached_property
     def tokenizer(self) -> EsmTokenizer:
         """The checkpoint's tokenizer."""
-        found = EsmTokenizer.from_pretrained(self.checkpoint.folder)
+        found = EsmTokenizer.from_pretrained(self.checkpoint.source)
         try:
             found.require_fit(self.config.vocab_size)
         except WeightsError as error:

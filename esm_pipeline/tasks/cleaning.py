@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import NamedTuple
 
-from esm_pipeline.settings import CleaningSettings
+from esm_pipeline.sections import CleaningSettings
 
 RESIDUES = b"ACDEFGHIKLMNPQRSTVWYBUZOX"
 """The letters every model knows: the 20 amino acids and B U Z O X."""
@@ -13,6 +13,12 @@ RESIDUES = b"ACDEFGHIKLMNPQRSTVWYBUZOX"
 CHAIN_BREAK = b":"
 END_STOP = "'*' at the end{} removed"
 FOREIGN = re.compile(rf"[^{RESIDUES.decode()}J*.\-]")
+NO_LETTER = {
+    ">": "begins a record inside a line, which is lost in this one; were files joined without a "
+    "line end between them? part them"
+}
+"""What a letter that cannot be may tell of."""
+
 REPLACEMENTS = str.maketrans("J*", "XX", "-.")
 
 
@@ -116,7 +122,8 @@ def _clean_chain(chain: str, where: str, cleaning: CleaningSettings) -> Cleaned:
             refused.append((match.start(), f"{what}{where}{policy.detail}; {remedy}"))
     if match := FOREIGN.search(chain):
         what = f"character {match[0]!a} at residue {match.start() + 1}{where}"
-        refused.append((match.start(), f"{what} is no amino acid; correct the sequence"))
+        why = NO_LETTER.get(match[0], "is no amino acid; correct the sequence")
+        refused.append((match.start(), f"{what} {why}"))
     if refused:
         return Cleaned(b"", min(refused)[1])
     if "*" in chain[len(body) :]:

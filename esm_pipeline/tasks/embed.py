@@ -20,9 +20,10 @@ from esm_pipeline.cli import add_common, add_flags, exit_code, section_from
 from esm_pipeline.files import atomic_paths
 from esm_pipeline.formats.hdf5 import RaggedWriter
 from esm_pipeline.formats.records import FAILED, OK, SKIPPED
-from esm_pipeline.settings import CleaningSettings, EmbedSettings
+from esm_pipeline.sections import CleaningSettings, EmbedSettings
 from esm_pipeline.tasks.gathering import gather_ragged
 from esm_pipeline.tasks.intake import open_intake
+from esm_pipeline.tasks.model_file import MODEL_HELP
 from esm_pipeline.tasks.outputs import check_output, vouch
 from esm_pipeline.tasks.planning import DOES_NOT_FIT, Layout, Plan, Reach
 from esm_pipeline.tasks.progress import progress
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 
 TASK = "embed"
 SUFFIX = ".h5"
+MODEL_SETTINGS = EmbedSettings
 aggregate = gather_ragged
 
 Int64 = NDArray[np.int64]
@@ -41,7 +43,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the flags of `embed`."""
     parser.add_argument("fasta", metavar="IN.fasta", help="FASTA, plain or gzip; - reads stdin")
     parser.add_argument("output", metavar="OUT.h5", type=Path, help="HDF5 file to write")
-    parser.add_argument("--model", required=True, help="hub id, folder with a checkpoint, or demo")
+    parser.add_argument("--model", required=True, help=MODEL_HELP)
     parser.add_argument("--revision", help="commit, tag or branch of a hub model")
     parser.add_argument("--allow-empty", action="store_true", help="accept a FASTA with no record")
     parser.add_argument("--sha256", type=Path, metavar="FILE", help="write digests of the outputs")
@@ -72,8 +74,18 @@ def run(args: argparse.Namespace) -> int:
                 vouch(digests[0], args.sha256, {args.output: path, table: told})
     if not args.quiet:
         line = summary(counts, plan, encoder, time.perf_counter() - started)
-        print(line + (f"; see {table}" if counts[FAILED] else ""), file=sys.stderr)
+        see = f"; see {table}" if counts[FAILED] and args.on_failure == "error" else ""
+        print(line + see, file=sys.stderr)
     return exit_code(counts[FAILED], args.on_failure)
+
+
+def check_model(args: argparse.Namespace) -> None:
+    """Raise now what every job with these settings would fail at, without loading the weights."""
+    from esm_pipeline.tasks.representations import Encoder
+
+    encoder = Encoder(args.model, args.revision, section_from(EmbedSettings, args))
+    Reach.choose(TASK, [encoder.config.max_residues], encoder.settings.long)
+    encoder.check()
 
 
 def embed(encoder: Encoder, plan: Plan, path: Path, *, quiet: bool = False) -> None:

@@ -7,6 +7,7 @@ shard are places in the sample's input: of each unique sequence, that of its fir
 from __future__ import annotations
 
 import os
+import re
 from array import array
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -21,7 +22,7 @@ from numpy.typing import NDArray
 from esm_pipeline.errors import InputError
 from esm_pipeline.formats.digests import check_digests
 from esm_pipeline.formats.hdf5 import Array, Entry, RaggedWriter, arrays_of
-from esm_pipeline.formats.records import FAILED, OK, SKIPPED, Outcome, Record, read_records
+from esm_pipeline.formats.records import FAILED, OK, PLACE, SKIPPED, Outcome, Record, read_records
 from esm_pipeline.settings import shard_names
 
 Int64 = NDArray[np.int64]
@@ -31,6 +32,8 @@ CODES = {OK: 1, SKIPPED: 2, FAILED: 3}
 
 MAY_DIFFER = {"software", "format_version"}
 """Attributes of a result in which shards need not agree."""
+
+DIGEST = re.compile("[0-9a-f]{64}")
 
 AGAIN = "remove the folder and run the workflow again"
 
@@ -46,30 +49,34 @@ class Gathering:
         self.task, self.records, self.folder = task, records, folder
         self.results = [folder / f"{name}{suffix}" for name in shard_names(shards)]
         self._reasons: dict[int, str] = {}
-        places, codes = array("q"), array("b")
+        places, codes, digests = array("q"), array("b"), array("Q")
         for name, result in zip(shard_names(shards), self.results, strict=True):
             table = folder / f"{name}.records.tsv"
             check_digests(folder / f"{name}.sha256", [result, table])
-            for place, outcome in self._read(table):
+            for place, digest, outcome in self._read(table):
                 places.append(place)
+                digests.append(digest)
                 codes.append(CODES[outcome.status])
                 if outcome.reason:
                     self._reasons[place] = outcome.reason
         self._sequences = len(places)
         self._codes = np.zeros(max(places, default=-1) + 1, np.int8)
         self._codes[np.frombuffer(places, np.int64)] = np.frombuffer(codes, np.int8)
+        self._digests = np.zeros(len(self._codes), np.uint64)
+        self._digests[np.frombuffer(places, np.int64)] = np.frombuffer(digests, np.uint64)
         if np.count_nonzero(self._codes) < self._sequences:
             raise InputError(f"{folder}: a sequence is in two shards; {AGAIN}")
 
-    def _read(self, table: Path) -> Iterator[tuple[int, Outcome]]:
-        """Place in the sample and outcome of each sequence of a shard."""
+    def _read(self, table: Path) -> Iterator[tuple[int, int, Outcome]]:
+        """Place in the sample, digest and outcome of each sequence of a shard."""
         for record in read_records(table):
-            outcome = record.outcomes.get(self.task)
-            if outcome is None or outcome.status not in CODES or not record.id.isdecimal():
+            outcome, digest = record.outcomes.get(self.task), short_digest(record)
+            known = outcome is not None and outcome.status in CODES
+            if outcome is None or digest is None or not (known and PLACE.fullmatch(record.id)):
                 raise InputError(
                     f"{table}: record {record.index} is not of a shard of '{self.task}'; {AGAIN}"
                 )
-            yield int(record.id), outcome
+            yield int(record.id), digest, outcome
 
     def outcomes(self) -> Iterator[tuple[Record, Outcome]]:
         """Every record of the sample, with what became of it.
@@ -89,6 +96,11 @@ class Gathering:
                 raise InputError(
                     f"{self.records}: record {record.index} ('{record.id}') is in no shard of "
                     f"{self.folder}; {AGAIN}"
+                )
+            if self._digests[first] != short_digest(record):
+                raise InputError(
+                    f"{self.records}: record {record.index} ('{record.id}') is another sequence "
+                    f"than that in the shards of {self.folder}; {AGAIN}"
                 )
             found += record.duplicate_of is None
             yield record, Outcome(statuses[code], self._reasons.get(first, ""))
@@ -122,6 +134,11 @@ class Gathering:
                 yield Entry(record.id, record.index, int(self.rows[first]))
 
 
+def short_digest(record: Record) -> int | None:
+    """The first 64 bits of the digest of a record's sequence; None if it has none."""
+    return int(record.sha256[:16], 16) if DIGEST.fullmatch(record.sha256) else None
+
+
 @dataclass
 class RaggedShard:
     """What a shard's file says of itself: `first` (U,) places in the sample, `lengths` (U,)."""
@@ -137,11 +154,13 @@ def read_shard(path: Path) -> RaggedShard:
     """Read the head of a shard's file. Raises InputError if it is not one."""
     try:
         with h5py.File(path) as file:
+            arrays = arrays_of(file)
             places = np.array([int(name) for name in file["id"].asstr()[...]], np.int64)
             first = np.empty(len(file["length"]), np.int64)
             first[file["row"][...]] = places
-            return RaggedShard(path, dict(file.attrs), arrays_of(file), first, file["length"][...])
-    except (OSError, KeyError, ValueError, IndexError) as error:
+            attributes = {name: str(value) for name, value in file.attrs.items()}
+            return RaggedShard(path, attributes, arrays, first, file["length"][...])
+    except (OSError, KeyError, ValueError, IndexError, TypeError, OverflowError) as error:
         raise InputError(f"{path}: not the result of a shard ({error}); {AGAIN}") from None
 
 

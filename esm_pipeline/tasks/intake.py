@@ -23,7 +23,7 @@ from esm_pipeline.errors import InputError
 from esm_pipeline.files import blaming
 from esm_pipeline.formats.fasta import STANDARD_INPUT, Entry, read_batches, read_header, shown
 from esm_pipeline.formats.records import OK, SKIPPED, Record, format_row, parse_lines
-from esm_pipeline.settings import CleaningSettings
+from esm_pipeline.sections import CleaningSettings
 from esm_pipeline.tasks.cleaning import CHAIN_BREAK, Cleaned, clean, is_clean
 
 DIGEST = 16
@@ -31,6 +31,9 @@ DIGEST = 16
 
 PLAIN = bytes(byte for byte in range(0x20, 0x7F) if byte != ord('"'))
 """Bytes of a header that need no second look."""
+
+MOST_LETTERS = 2_000_000_000
+"""In one sequence: lengths are int32, and Linux reads no more at once."""
 
 BLOCK = 1 << 20
 BATCH = 1 << 23
@@ -55,8 +58,15 @@ def open_intake(
     """
     if list(paths).count(STANDARD_INPUT) > 1:
         raise InputError(f"{shown(STANDARD_INPUT)}: given twice, but can be read once; drop one")
-    batches = (batch for path in paths for batch in read_batches(path, allow_empty=allow_empty))
-    return take_in(batches, cleaning, spool_dir, complexes=complexes)
+    digests = [sha256() for _ in paths]
+    batches = (
+        batch
+        for path, digest in zip(paths, digests, strict=True)
+        for batch in read_batches(path, allow_empty=allow_empty, digest=digest)
+    )
+    intake = take_in(batches, cleaning, spool_dir, complexes=complexes)
+    intake.digests = [digest.hexdigest() for digest in digests]
+    return intake
 
 
 def take_in(
@@ -74,13 +84,20 @@ def take_in(
             f"{shown(str(spool_dir))}: not a folder; choose another one for the output"
         ) from None
     with blaming(spool_dir), ExitStack() as files:
-        rows = files.enter_context(tempfile.TemporaryFile(dir=spool_dir))
-        sequences = files.enter_context(tempfile.TemporaryFile(dir=spool_dir))
-        spool = Spool(rows, sequences)
+        spool = Spool(*(files.enter_context(_spool_file(spool_dir)) for _ in range(2)))
         for batch in batches:
             spool.add(batch, cleaning)
         spool.flush()
         return Intake(spool, files.pop_all(), complexes=complexes)
+
+
+def _spool_file(folder: Path) -> IO[bytes]:
+    """A file without a name; an error names the folder."""
+    try:
+        return tempfile.TemporaryFile(dir=folder)
+    except OSError as error:
+        error.filename = os.fspath(folder)
+        raise
 
 
 class Spool:
@@ -98,13 +115,14 @@ class Spool:
         rows, sequences, digests, residues = [], [], [], []
         for index, (_, header, sequence) in enumerate(batch, start=len(self.sizes)):
             words = header.split(None, 1)
-            if words and is_clean(sequence) and not header.translate(None, PLAIN):
-                length = len(sequence)
+            length = len(sequence)
+            usual = words and length <= MOST_LETTERS and is_clean(sequence)
+            if usual and not header.translate(None, PLAIN):
                 digest = sha256(sequence).digest()
                 cells = index, words[0], header, length, hexlify(digest)
                 rows.append(b"%d\t%b\t%b\t%d\t%b\tok\t\t\t\n" % cells)
             else:
-                cleaned = clean(sequence, cleaning)
+                cleaned = _cleaned(sequence, cleaning)
                 sequence = cleaned.sequence
                 length = len(sequence) - sequence.count(CHAIN_BREAK)
                 digest = sha256(sequence).digest()
@@ -124,6 +142,13 @@ class Spool:
         self.sequences.flush()
 
 
+def _cleaned(sequence: bytes, cleaning: CleaningSettings) -> Cleaned:
+    """What `clean` makes of a sequence that is not longer than can be handled."""
+    if len(sequence) <= MOST_LETTERS:
+        return clean(sequence, cleaning)
+    return Cleaned(b"", f"{len(sequence):,} letters, the most is {MOST_LETTERS:,}; cut it in parts")
+
+
 def _row(index: int, header: bytes, residues: int, digest: bytes, cleaned: Cleaned) -> bytes:
     """The line of records.tsv, its last cell left empty."""
     name, text, notes = read_header(header, index)
@@ -141,6 +166,8 @@ class Intake:
     bytes a record, and up to 90 while it is opened; rows and sequences are read when asked for.
     """
 
+    digests: list[str]
+    """SHA-256 of each file as it was read, in hexadecimal; none of records from elsewhere."""
     count: int
     """N, the records of all files."""
     lengths: NDArray[np.int32]
@@ -152,6 +179,7 @@ class Intake:
 
     def __init__(self, spool: Spool, files: ExitStack, *, complexes: bool) -> None:
         self._rows, self._sequences, self._files = spool.rows, spool.sequences, files
+        self.digests = []
         self.count = len(spool.sizes)
         sizes, residues = np.frombuffer(spool.sizes, "i"), np.frombuffer(spool.residues, "i")
         own = np.arange(self.count)

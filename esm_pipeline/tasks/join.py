@@ -22,6 +22,7 @@ from typing import IO, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from esm_pipeline.cli import number_of_shards
 from esm_pipeline.errors import InputError
 from esm_pipeline.files import atomic_paths, blaming
 from esm_pipeline.formats.digests import check_digests
@@ -54,7 +55,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--records", required=True, type=Path, help="records.tsv of `shard`")
     parser.add_argument("--split", required=True, type=Path, help="folder that `split` wrote")
     parser.add_argument("--scores", required=True, type=Path, help="folder of the shards' scores")
-    parser.add_argument("--shards", required=True, type=int, help="their number")
+    parser.add_argument("--shards", required=True, type=number_of_shards, help="their number")
     parser.add_argument("--out", required=True, type=Path, help="table to write, TSV")
     parser.add_argument("--status", required=True, type=Path, help="status table to write")
     parser.add_argument("--provenance", required=True, type=Path, help="JSON file to write")

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from esm_pipeline.errors import WeightsError
 from esm_pipeline.formats.variants import AMINO_ACIDS
 from esm_pipeline.model import EsmForMaskedLM, PackedLayout
-from esm_pipeline.settings import ComputeSettings
+from esm_pipeline.sections import ComputeSettings
 from esm_pipeline.tasks import windows
 from esm_pipeline.tasks.batching import run_with_ladder, token_batches
 from esm_pipeline.tasks.checkpoints import Runner

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from esm_pipeline.errors import InputError
-from esm_pipeline.files import require_regular
+from esm_pipeline.files import is_same, require_regular
 from esm_pipeline.formats.digests import write_digests
 from esm_pipeline.formats.fasta import STANDARD_INPUT
 
@@ -25,7 +25,10 @@ def check_output(
     stem = output.stem if output.suffix.lower() in suffixes else output.name
     table = output.with_name(f"{stem}.records.tsv")
     places = {"the output itself": output, "the table of records": table}
-    taken = [("the input itself", Path(path)) for path in inputs if path != STANDARD_INPUT]
+    taken = [
+        ("the input itself", Path("/dev/stdin" if path == STANDARD_INPUT else path))
+        for path in inputs
+    ]
     more = [("another output", path) for path in others if path is not None]
     for what, path in (*places.items(), *more):
         if path.is_dir():
@@ -39,13 +42,6 @@ def check_output(
                 raise InputError(f"{path}: {other}; name another file for the output")
         taken.append((what, path))
     return table
-
-
-def is_same(path: Path, other: Path) -> bool:
-    """Whether two paths, of files that need not exist, lead to the same place."""
-    if path.exists() and other.exists():
-        return path.samefile(other)
-    return os.path.realpath(path) == os.path.realpath(other)
 
 
 def vouch(path: Path, digests: Path, files: Mapping[Path, Path]) -> None:

@@ -21,11 +21,15 @@ import h5py
 import esm_pipeline
 from esm_pipeline.errors import InputError
 from esm_pipeline.files import atomic_path
-from esm_pipeline.formats.digests import sha256
+from esm_pipeline.formats.digests import line, sha256
 from esm_pipeline.settings import Settings, load_settings
+from esm_pipeline.tasks.model_file import read_model_file
 from esm_pipeline.tasks.verdict import count
 
 FORMAT_VERSION = 1
+INPUTS = "inputs.sha256"
+VARIANTS = "variants.sha256"
+"""In a sample's folder: what its FASTA files were when they were read."""
 PACKAGES = ("h5py", "huggingface_hub", "numpy", "safetensors", "snakemake", "torch")
 HOME = Path(esm_pipeline.__file__).resolve().parents[1]
 
@@ -42,7 +46,7 @@ def run(args: argparse.Namespace) -> int:
     """Write the file; returns 0. Raises InputError for settings that are none."""
     try:
         values = json.loads(args.settings)
-    except json.JSONDecodeError as error:
+    except (json.JSONDecodeError, RecursionError) as error:
         raise InputError(f"--settings: not JSON ({error})") from None
     settings = load_settings(values, "--settings")
     facts = provenance(settings, args.out.parent)
@@ -52,7 +56,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def provenance(settings: Settings, folder: Path) -> dict[str, Any]:
-    """All there is to tell of the results in `folder`."""
+    """All there is to tell of the results in `folder`, where the files of the models lie too."""
     tables = settings.tables()
     return {
         "format": "esm-pipeline/provenance",
@@ -61,11 +65,22 @@ def provenance(settings: Settings, folder: Path) -> dict[str, Any]:
         "software": software(),
         "source": source(HOME),
         "settings": settings.model_dump(),
+        "models": {
+            name.removesuffix(".json"): {**model_facts(folder / name), "tasks": model.tasks}
+            for name, model in settings.models().items()
+            if (folder / name).exists()
+        },
         "samples": {
             name: sample(folder / name, files, settings.shard_count(files), tables.get(name))
             for name, files in settings.inputs().items()
         },
     }
+
+
+def model_facts(path: Path) -> dict[str, Any]:
+    """What a model file tells: name, commit, digest of the weights, and shape."""
+    facts = read_model_file(path)
+    return {name: facts[name] for name in facts if name not in ("format", "format_version")}
 
 
 def software() -> dict[str, str]:
@@ -99,19 +114,55 @@ def git(folder: Path, *arguments: str) -> str:
 
 def sample(folder: Path, files: list[str], shards: int, variants: str | None) -> dict[str, Any]:
     """Inputs, records and results of one sample."""
-    inputs: dict[str, Any] = {"fasta": list(map(origin, files)), "shards": shards}
-    if variants is not None:
-        inputs["variants"] = origin(variants)
+    told: dict[str, Any] = {"fasta": inputs(files, folder / INPUTS), "shards": shards}
     results = {path.name: attributes(path) for path in sorted(folder.glob("*.h5"))}
     if variants is not None:
+        told["variants"] = inputs([variants], folder / VARIANTS)[0]
+        results["scores.tsv"] = scores(folder)
+    return {**told, "records": counts(folder / "records.tsv"), "results": results}
+
+
+def scores(folder: Path) -> dict[str, Any]:
+    """What is told of a table of scores beside it."""
+    try:
         told = json.loads((folder / "scores.json").read_text(encoding="utf-8"))
-        results["scores.tsv"] = {"bytes": (folder / "scores.tsv").stat().st_size, **told}
-    return {**inputs, "records": counts(folder / "records.tsv"), "results": results}
+        return {"bytes": (folder / "scores.tsv").stat().st_size, **told}
+    except (OSError, ValueError, TypeError) as error:
+        raise InputError(
+            f"{folder / 'scores.json'}: cannot be read ({error}); remove it and run the workflow "
+            "again"
+        ) from None
+
+
+def inputs(files: list[str], listing: Path) -> list[dict[str, Any]]:
+    """Path, size and digest of each input, as `listing` has it from when it was read.
+
+    Raises InputError for one that has changed since, or is not there any more.
+    """
+    found = [origin(file) for file in files]
+    try:
+        lines = os.fsdecode(listing.read_bytes()).splitlines(keepends=True)
+    except OSError as error:
+        raise InputError(
+            f"{listing}: cannot be read ({error.strerror}); run the workflow again to make it"
+        ) from None
+    for one in found:
+        if line(one["sha256"], one["path"]) not in lines:
+            raise InputError(
+                f"{one['path']}: has changed since the workflow read it; remove {listing} and run "
+                "the workflow again"
+            )
+    return found
 
 
 def origin(file: str) -> dict[str, Any]:
-    """An input, so that it can be known again."""
-    return {"path": file, "bytes": os.path.getsize(file), "sha256": sha256(Path(file))}
+    """Size and digest of an input. Raises InputError if it is not there any more."""
+    try:
+        return {"path": file, "bytes": os.path.getsize(file), "sha256": sha256(Path(file))}
+    except OSError as error:
+        raise InputError(
+            f"{file}: cannot be read any more ({error.strerror}); put the input back"
+        ) from None
 
 
 def counts(path: Path) -> dict[str, Any]:
@@ -128,8 +179,14 @@ def counts(path: Path) -> dict[str, Any]:
 
 def attributes(path: Path) -> dict[str, Any]:
     """What an HDF5 result says of itself: model, revision, digest of the weights, versions."""
-    with h5py.File(path) as file:
-        values = {name: plain(value) for name, value in file.attrs.items()}
+    try:
+        with h5py.File(path) as file:
+            values = {name: plain(value) for name, value in file.attrs.items()}
+    except (OSError, ValueError) as error:
+        why = str(error).splitlines()[0]
+        raise InputError(
+            f"{path}: not a whole HDF5 result ({why}); remove it and run the workflow again"
+        ) from None
     return {"bytes": path.stat().st_size, **values}
 
 

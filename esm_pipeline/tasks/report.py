@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from esm_pipeline.files import atomic_path
+from esm_pipeline.formats.fasta import shown
 from esm_pipeline.formats.results import Embeddings
 from esm_pipeline.tasks.verdict import COLUMNS, COMMONEST, Tally, count
 
@@ -129,7 +130,7 @@ def sample_section(folder: Path) -> str:
     with Embeddings.open(folder / "embeddings.h5") as results:
         facts = embedding_facts(results)
         pictures = [length_histogram(results), embedding_map(results)]
-    heading = f"<h2>Sample {html.escape(folder.name)}</h2>\n<p>{facts}</p>\n"
+    heading = f"<h2>Sample {html.escape(shown(folder.absolute().name))}</h2>\n<p>{facts}</p>\n"
     return heading + '<div class="pictures">\n' + "\n".join(filter(None, pictures)) + "\n</div>"
 
 

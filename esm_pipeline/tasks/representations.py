@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import ClassVar
 
 import numpy as np
@@ -12,10 +12,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from esm_pipeline.errors import WeightsError
 from esm_pipeline.formats.hdf5 import Array
 from esm_pipeline.formats.results import FORMAT
 from esm_pipeline.model import EsmModel, PackedLayout
-from esm_pipeline.settings import EmbedSettings
+from esm_pipeline.sections import EmbedSettings
 from esm_pipeline.tasks.batching import check_layer, pack
 from esm_pipeline.tasks.checkpoints import Runner, software
 from esm_pipeline.tasks.planning import NOT_FINITE
@@ -45,6 +46,14 @@ class Encoder(Runner[EsmModel]):
         for layer in settings.layers:
             check_layer(layer, count)
         self.layers = sorted({layer % (count + 1) for layer in settings.layers})
+
+    def judge(self, missing: Collection[str]) -> None:
+        """Raise WeightsError for contacts without a regression of them."""
+        if missing and "contacts" in self.settings.include:
+            raise WeightsError(
+                f"{self.checkpoint.name}: no '{min(missing)}', and without it contacts mean "
+                "nothing; put its contact regression beside it, or leave contacts out"
+            )
 
     @property
     def arrays(self) -> list[Array]:

@@ -23,9 +23,10 @@ from esm_pipeline.files import atomic_paths, scratch_path
 from esm_pipeline.formats.records import FAILED
 from esm_pipeline.formats.saturation import Saturations
 from esm_pipeline.formats.tables import SUFFIXES, create_table, open_table, suffix_of
-from esm_pipeline.settings import CleaningSettings, ScoreSettings
+from esm_pipeline.sections import CleaningSettings, ScoreSettings, StrategySettings
 from esm_pipeline.tasks.gathering import gather_ragged
 from esm_pipeline.tasks.intake import Intake, open_intake, take_in
+from esm_pipeline.tasks.model_file import MODEL_HELP
 from esm_pipeline.tasks.offsets import add_hints
 from esm_pipeline.tasks.outputs import check_output, vouch
 from esm_pipeline.tasks.planning import Plan, Reach
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
 
 TASK = "score"
 SUFFIX = ".h5"
+MODEL_SETTINGS = StrategySettings
 aggregate = gather_ragged
 Models: TypeAlias = "dict[str, LanguageModel]"
 """Models by their labels."""
@@ -84,7 +86,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--model",
         action="append",
         required=True,
-        help="hub id, folder with a checkpoint, or demo; several make an ensemble",
+        help=f"{MODEL_HELP}; several make an ensemble",
     )
     parser.add_argument(
         "--label", action="append", default=[], help="name of each model in the output, in turn"
@@ -111,10 +113,20 @@ def run(args: argparse.Namespace) -> int:
     request = read_request(args)
     summary, failed = saturate(request) if args.saturation else score_table(request)
     if not args.quiet:
-        see = f"; see {request.table}" if failed else ""
+        see = f"; see {request.table}" if failed and args.on_failure == "error" else ""
         seconds = time.perf_counter() - started
         print(f"score: {summary}; {seconds:.1f} s{see}", file=sys.stderr)
     return exit_code(failed, args.on_failure)
+
+
+def check_model(args: argparse.Namespace) -> None:
+    """Raise now what every job with these settings would fail at, without loading the weights."""
+    from esm_pipeline.tasks.marginals import LanguageModel
+
+    settings = section_from(StrategySettings, args)
+    model = LanguageModel(args.model, args.revision, settings)
+    Reach.choose(TASK, [model.config.max_residues], settings.long, settings.window)
+    model.check()
 
 
 def read_request(args: argparse.Namespace) -> Request:

@@ -8,21 +8,24 @@ from __future__ import annotations
 
 import argparse
 import heapq
+import os
 import re
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from esm_pipeline.cli import add_flags, section_from
+from esm_pipeline.cli import add_flags, number_of_shards, section_from
 from esm_pipeline.errors import InputError
-from esm_pipeline.files import atomic_path, remove_leftovers
+from esm_pipeline.files import atomic_path, atomic_paths, blaming, remove_leftovers
+from esm_pipeline.formats.digests import line
 from esm_pipeline.formats.fasta import shown
 from esm_pipeline.formats.records import header_line
-from esm_pipeline.settings import MOST_SHARDS, CleaningSettings, shard_names
+from esm_pipeline.sections import CleaningSettings
+from esm_pipeline.settings import shard_names
 from esm_pipeline.tasks.intake import Intake, open_intake
 
 EVEN_LENGTH = 7680
@@ -36,8 +39,11 @@ TABLE = "records.tsv"
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's arguments."""
     parser.add_argument("fasta", nargs="+", help="FASTA files, plain or gzip; - is standard input")
-    parser.add_argument("--shards", type=shard_number, required=True, help="number of shards")
+    parser.add_argument("--shards", type=number_of_shards, required=True, help="number of shards")
     parser.add_argument("--out", type=Path, required=True, help="folder for the shards")
+    parser.add_argument(
+        "--inputs", type=Path, metavar="FILE", help="write digests of the FASTA files as read"
+    )
     parser.add_argument("--quiet", action="store_true", help="no summary")
     add_flags(parser, CleaningSettings)
 
@@ -46,11 +52,15 @@ def run(args: argparse.Namespace) -> int:
     """Shard the files; returns the exit code. Raises InputError for input that cannot be used."""
     began = time.monotonic()
     cleaning = section_from(CleaningSettings, args)
-    for path in map(Path, args.fasta):
-        if SHARD_FILE.fullmatch(path.name) and path.resolve().parent == args.out.resolve():
-            raise InputError(f"{shown(str(path))}: a shard would replace it; choose another --out")
+    for path in args.fasta:
+        place = Path(path).resolve()
+        ours = place.name == TABLE or SHARD_FILE.fullmatch(place.name)
+        if ours and place.parent == args.out.resolve():
+            raise InputError(f"{shown(path)}: a shard would replace it; choose another --out")
     with open_intake(args.fasta, cleaning, args.out, complexes=True) as intake:
         write_shards(intake, args.out, args.shards)
+        if args.inputs:
+            write_inputs(args.inputs, args.fasta, intake.digests)
         if not args.quiet:
             print(_summary(intake, args.shards, time.monotonic() - began), file=sys.stderr)
     return 0
@@ -59,23 +69,29 @@ def run(args: argparse.Namespace) -> int:
 def write_shards(intake: Intake, folder: Path, count: int) -> None:
     """Write `count` shards and `records.tsv` into `folder`, in place of those that are there.
 
-    `records.tsv` is removed first and written last: where it is, the shards are its own and whole.
+    They take their places together when all are written, `records.tsv` last: where it is, the
+    shards are its own and whole. Old shards beyond `count` are removed.
     """
     table = folder / TABLE
-    table.unlink(missing_ok=True)
-    for old in folder.iterdir():
-        if SHARD_FILE.fullmatch(old.name) and int(old.stem) >= count:
-            old.unlink()
+    shards = [folder / f"{name}.fasta" for name in shard_names(count)]
     remove_leftovers(folder)
-    for name, numbers in zip(shard_names(count), deal(intake.lengths, count), strict=True):
-        with (
-            atomic_path(folder / f"{name}.fasta", sweep=False) as path,
-            open(path, "wb") as file,
-        ):
-            file.writelines(_entries(intake, numbers))
-    with atomic_path(table) as path, open(path, "wb") as file:
-        file.write(header_line().encode())
-        file.writelines(intake.lines())
+    with atomic_paths(*shards, table, sweep=False) as (*paths, told):
+        for path, numbers in zip(paths, deal(intake.lengths, count), strict=True):
+            with blaming(path), open(path, "wb") as file:
+                file.writelines(_entries(intake, numbers))
+        with blaming(told), open(told, "wb") as file:
+            file.write(header_line().encode())
+            file.writelines(intake.lines())
+        table.unlink(missing_ok=True)
+        for old in folder.iterdir():
+            if SHARD_FILE.fullmatch(old.name) and int(old.stem) >= count:
+                old.unlink()
+
+
+def write_inputs(target: Path, files: Sequence[str], digests: Sequence[str]) -> None:
+    """Write the digests of the FASTA files, under their paths as given."""
+    with atomic_path(target) as path, open(path, "wb") as file:
+        file.writelines(os.fsencode(line(*pair)) for pair in zip(digests, files, strict=True))
 
 
 def _entries(intake: Intake, numbers: NDArray[np.int64]) -> Iterator[bytes]:
@@ -116,10 +132,3 @@ def _summary(intake: Intake, shards: int, seconds: float) -> str:
         f"{ok - unique:,} duplicates; {unique:,} sequences, {residues:,} residues "
         f"in {shards:,} shards; {seconds:.1f} s"
     )
-
-
-def shard_number(text: str) -> int:
-    """Parse a number of shards."""
-    if not re.fullmatch("[0-9]{1,6}", text) or not 0 < int(text) <= MOST_SHARDS:
-        raise argparse.ArgumentTypeError(f"{text!r} is no number from 1 to {MOST_SHARDS:,}")
-    return int(text)

@@ -23,24 +23,21 @@ from typing import IO, Any, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from esm_pipeline.cli import add_flags, section_from
+from esm_pipeline.cli import add_flags, number_of_shards, section_from
 from esm_pipeline.errors import InputError
 from esm_pipeline.files import atomic_path, blaming, remove_leftovers
+from esm_pipeline.formats.digests import sha256
 from esm_pipeline.formats.fasta import shown
 from esm_pipeline.formats.records import format_row, status_columns
 from esm_pipeline.formats.tables import Column, Table, create_table, open_table
 from esm_pipeline.formats.variants import MisfitError, mutate, spell
-from esm_pipeline.settings import (
-    CleaningSettings,
-    StrategySettings,
-    VariantSettings,
-    shard_names,
-)
+from esm_pipeline.sections import CleaningSettings, StrategySettings, VariantSettings
+from esm_pipeline.settings import shard_names
 from esm_pipeline.tasks.intake import Intake
 from esm_pipeline.tasks.offsets import add_hints
 from esm_pipeline.tasks.planning import Plan, Reach
 from esm_pipeline.tasks.scored_table import added_columns
-from esm_pipeline.tasks.shard import EVEN_LENGTH, shard_number
+from esm_pipeline.tasks.shard import EVEN_LENGTH, write_inputs
 from esm_pipeline.tasks.variant_rows import LIKELIHOOD, Reader, cells_of
 from esm_pipeline.tasks.wild_types import open_wild_types
 
@@ -59,8 +56,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's arguments."""
     parser.add_argument("fasta", nargs="*", help="FASTA files with the wild types")
     parser.add_argument("--variants", required=True, metavar="TABLE", help="CSV, TSV or Parquet")
-    parser.add_argument("--shards", type=shard_number, required=True, help="number of shards")
+    parser.add_argument("--shards", type=number_of_shards, required=True, help="number of shards")
     parser.add_argument("--out", type=Path, required=True, help="folder for the shards")
+    parser.add_argument(
+        "--inputs", type=Path, metavar="FILE", help="write the digest of the table as read"
+    )
     parser.add_argument(
         "--strategy",
         choices=get_args(StrategySettings.model_fields["strategy"].annotation),
@@ -83,6 +83,7 @@ def run(args: argparse.Namespace) -> int:
         SHARD_FILE.fullmatch(own.name) or own.name in (UNUSABLE, STATUS)
     ):
         raise InputError(f"{shown(str(own))}: a shard would replace it; choose another --out")
+    digest = sha256(Path(table.path))
     with (
         open_wild_types(args.fasta, table, settings, cleaning, args.out) as wild_types,
         blaming(args.out),
@@ -94,6 +95,8 @@ def run(args: argparse.Namespace) -> int:
         rows.read(table, reader)
         add_hints(table, reader, rows.misfits)
         write_shards(rows, table, reader, args.out, args.shards)
+    if args.inputs:
+        write_inputs(args.inputs, [args.variants], [digest])
     if not args.quiet:
         unusable = int((rows.proteins < 0).sum())
         print(

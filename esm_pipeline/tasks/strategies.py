@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from esm_pipeline.formats.hdf5 import unit_starts
 from esm_pipeline.formats.records import FAILED, OK, SKIPPED, Outcome
-from esm_pipeline.settings import ScoreSettings
+from esm_pipeline.sections import ScoreSettings
 from esm_pipeline.tasks.intake import Intake
 from esm_pipeline.tasks.marginals import (
     Answers,

@@ -27,7 +27,7 @@ from esm_pipeline.formats.variants import (
     require_residues,
     substitutions,
 )
-from esm_pipeline.settings import CleaningSettings, VariantSettings
+from esm_pipeline.sections import CleaningSettings, VariantSettings
 from esm_pipeline.tasks.cleaning import clean
 from esm_pipeline.tasks.wild_types import WildTypes, residues
 

@@ -15,7 +15,8 @@ from pathlib import Path
 
 from esm_pipeline.cli import exit_code
 from esm_pipeline.errors import InputError
-from esm_pipeline.files import atomic_path
+from esm_pipeline.files import atomic_path, require_apart
+from esm_pipeline.formats.fasta import shown
 from esm_pipeline.formats.records import FAILED, OK, SKIPPED, Outcome, read_records, read_tasks
 from esm_pipeline.formats.tables import open_table
 
@@ -23,7 +24,8 @@ VALIDATION = "validation"
 SCORES = "scores.tsv"
 COLUMNS = ("sample", "step", "records", OK, SKIPPED, FAILED, "duplicates")
 COMMONEST = 3
-NUMBER = re.compile(r"\d+")
+NUMBER = re.compile(r"(?<!')\d+")
+"""A number in a reason; not a digit between quotes, which stood in a sequence."""
 
 
 @dataclass
@@ -68,6 +70,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Write the verdict and print it to standard error; returns the exit code."""
+    require_apart([args.out], args.records)
     tallies = [tally for path in args.records for tally in count(path)]
     failed = sum(tally.statuses[FAILED] for tally in tallies)
     text = report(tallies)
@@ -82,7 +85,7 @@ def count(path: Path) -> list[Tally]:
 
     The sample is named after the folder. Raises InputError for a task without an outcome.
     """
-    sample = path.absolute().parent.name
+    sample = shown(path.absolute().parent.name)
     validation = Tally(sample, VALIDATION)
     tasks = {task: Tally(sample, task) for task in read_tasks(path)}
     for record in read_records(path):

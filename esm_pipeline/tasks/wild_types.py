@@ -11,7 +11,7 @@ from esm_pipeline.errors import InputError
 from esm_pipeline.formats.fasta import UPPER, WHITESPACE, Entry
 from esm_pipeline.formats.records import OK
 from esm_pipeline.formats.tables import Table, open_table
-from esm_pipeline.settings import CleaningSettings, VariantSettings
+from esm_pipeline.sections import CleaningSettings, VariantSettings
 from esm_pipeline.tasks.intake import Intake, open_intake, take_in
 
 TABLES = (".csv", ".tsv", ".parquet")

@@ -90,7 +90,8 @@ def main() -> None:
             cost, size = measure(fasta, out), fasta.stat().st_size
         print(
             f"shard: {records:,} records of about {median} residues ({size / 1e6:,.0f} MB) "
-            f"in {cost.seconds:.1f} s ({records / cost.seconds:,.0f} records/s; {cost.cpu:.1f} s of CPU), "
+            f"in {cost.seconds:.1f} s ({records / cost.seconds:,.0f} records/s; "
+            f"{cost.cpu:.1f} s of CPU), "
             f"{cost.memory / 1e6:.0f} MB of memory at most, "
             f"{(cost.memory - least) / records:.0f} bytes a record; "
             f"{cost.disk / 1e6:,.0f} MB of temporary disk"

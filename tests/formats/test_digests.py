@@ -49,10 +49,19 @@ def test_unusable_lists(files, tmp_path):
         check_digests(digests, files)
     digests.write_text("nonsense\n")
     with pytest.raises(InputError, match=r"00000\.sha256:1: not a digest"):
-        check_digests(digests)
+        check_digests(digests, files)
     digests.write_bytes(b"\xff\xfe")
     with pytest.raises(InputError, match="no list of digests"):
-        check_digests(digests)
+        check_digests(digests, files)
     digests.unlink()
     with pytest.raises(InputError, match=r"00000\.sha256: no such file; run the workflow"):
-        check_digests(digests)
+        check_digests(digests, files)
+
+
+@pytest.mark.parametrize("name", ["/etc/passwd", "../../etc/passwd", "../{}/00000.h5", "x", "\x1b"])
+def test_files_elsewhere_are_not_opened(files, tmp_path, name, monkeypatch):
+    monkeypatch.setattr("esm_pipeline.formats.digests.sha256", lambda path: "0" * 64)
+    digests = tmp_path / "00000.sha256"
+    digests.write_text(f"{'0' * 64}  {name.format(tmp_path.name)}\n")
+    with pytest.raises(InputError, match=r"00000\.sha256:1: '.*' is no file of this shard; remove"):
+        check_digests(digests, files)

@@ -52,7 +52,6 @@ def test_a_disk_that_fills_at_any_write(tmp_path, full_after, monkeypatch, count
     writes = len(tried)
     assert writes > 5
     expected = (tmp_path / "a.h5").read_bytes()
-    open_files = len(os.listdir("/proc/self/fd")) if os.path.isdir("/proc/self/fd") else 0
     for enough in range(writes):
         monkeypatch.undo()
         full_after(enough)
@@ -61,10 +60,23 @@ def test_a_disk_that_fills_at_any_write(tmp_path, full_after, monkeypatch, count
         assert error.value.errno == errno.ENOSPC
         del error
     monkeypatch.undo()
-    if open_files:
-        assert len(os.listdir("/proc/self/fd")) == open_files
     lay_out(tmp_path / "a.h5", count)
     assert (tmp_path / "a.h5").read_bytes() == expected
+
+
+@pytest.mark.skipif(not hasattr(os, "posix_fallocate"), reason="no reservations here")
+def test_a_disk_too_small_for_what_is_reserved_leaves_no_file_open(tmp_path, monkeypatch):
+    def full(file, offset, size):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    free = os.dup(0)
+    os.close(free)
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    with pytest.raises(OSError, match="No space left"):
+        lay_out(tmp_path / "a.h5", 3)
+    again = os.dup(0)
+    os.close(again)
+    assert again == free
 
 
 def test_what_hdf5_reads_again_is_what_it_wrote(tmp_path, full_after):
@@ -78,6 +90,13 @@ def test_what_hdf5_reads_again_is_what_it_wrote(tmp_path, full_after):
             found = bytearray(8)
             assert (file.readinto(found), bytes(found)) == (8, wanted)
     assert len(tried) == 1
+
+
+def test_a_size_that_cannot_be_is_told_at_the_end(tmp_path):
+    with disk.ForgivingFile(tmp_path / "a") as file:
+        file.truncate(-1)
+        with pytest.raises(OSError, match="Invalid argument"):
+            file.check()
 
 
 def test_a_full_disk_is_noticed_long_before_the_last_name(tmp_path, full_after):

@@ -202,3 +202,11 @@ def test_a_file_cut_short(tmp_path, values):
     (tmp_path / "a.h5").write_bytes(whole[: len(whole) // 2])
     with pytest.raises(InputError, match=r"a\.h5: cannot be read as HDF5 .*truncated"):
         open_results(tmp_path / "a.h5")
+
+
+def test_rows_that_are_not_there(tmp_path, values):
+    with h5py.File(tmp_path / "a.h5", "r+") as file:
+        file["row"][2] = 3
+    told = pytest.raises(InputError, match="its rows are not those of its records")
+    with open_results(tmp_path / "a.h5") as results, told:
+        _ = results.row

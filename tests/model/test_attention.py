@@ -47,7 +47,7 @@ def test_backend_equals_plain_loop(
 
 
 def test_explicit_maps_mix_to_the_same(projections: Projections, layout: PackedLayout) -> None:
-    found, maps = attention.attend_with_maps(*projections, layout)
+    found, maps = attention.attend_explicitly(*projections, layout, with_maps=True)
     assert float((found - plain(*projections, LENGTHS)).abs().max()) <= 1e-12
     assert [tuple(group.shape) for group in maps] == [
         (2, 2, 5, 5),

@@ -119,7 +119,7 @@ def test_bare_model_and_head_read_each_others_checkpoints(tmp_path: Path) -> Non
     with_head = EsmModel.from_pretrained(tmp_path / "head", add_pooling_layer=False)
     bare = EsmModel.from_pretrained(tmp_path / "bare", add_pooling_layer=False)
     assert same_weights(with_head, bare)
-    with pytest.raises(WeightsError, match=r"no 'lm_head\.bias' among its weights"):
+    with pytest.raises(WeightsError, match=r"has no lm_head .*; load it with EsmModel"):
         EsmForMaskedLM.from_pretrained(tmp_path / "bare")
 
 
@@ -139,8 +139,6 @@ def test_old_spellings_and_tables_are_read(model: EsmForMaskedLM, folder: Path) 
     assert rename(folder, r"(LayerNorm|layer_norm\w*)\.bias$", r"\1.beta") > 5
     extra = {
         "esm.embeddings.position_ids": torch.arange(4),
-        "esm.encoder.layer.0.attention.self.rotary_embeddings.inv_freq": torch.ones(2),
-        "esm.encoder.layer.*.attention.self.rotary_embeddings.inv_freq": torch.ones(2),
         "esm.embeddings.position_embeddings.weight": torch.ones(5, 48),
         "lm_head.decoder.weight": torch.ones(33, 48),
     }
@@ -188,6 +186,7 @@ QUERY = "esm.encoder.layer.1.attention.self.query.weight"
 BAD = {
     "missing": ("esm.encoder.layer.1.output.dense.bias", None, "no 'esm.encoder.layer.1.output"),
     "unexpected": ("esm.encoder.layer.9.output.dense.bias", torch.ones(48), "layer.9.output"),
+    "contacts": ("esm.contact_head.regression.bias", None, "no 'esm.contact_head.regression.bias'"),
     "own head": ("lm_head.extra", torch.ones(1), "'lm_head.extra' among its weights is not part"),
     "shape": ("lm_head.bias", torch.ones(7), r"shape \(7,\), the config asks .* \(33,\)"),
     "one of three": (
@@ -217,6 +216,38 @@ def test_damaged_safetensors(folder: Path) -> None:
             EsmForMaskedLM.from_pretrained(folder)
 
 
+SIZES = {
+    "8M": (6, 320, 20),
+    "35M": (12, 480, 20),
+    "150M": (30, 640, 20),
+    "650M": (33, 1280, 20),
+    "3B": (36, 2560, 40),
+    "15B": (48, 5120, 40),
+}
+"""Layers, width and heads of the published ESM-2; ESM-1b and ESM-1v are as its 650M."""
+
+
+@pytest.mark.parametrize(
+    ("kind", "size"), [*(("ESM-2", size) for size in SIZES), ("ESM-1b", "650M"), ("ESM-1v", "650M")]
+)
+def test_keys_and_shapes_of_every_published_model(kind: str, size: str) -> None:
+    layers, width, heads = SIZES[size]
+    settings = {**SMALL, **KINDS[kind], "hidden_size": width, "intermediate_size": 4 * width}
+    settings |= {"num_hidden_layers": layers, "num_attention_heads": heads}
+    with torch.device("meta"):
+        ours = reference_state(EsmForMaskedLM(EsmConfig(**settings)))
+        theirs = transformers.EsmForMaskedLM(transformers.EsmConfig(**settings)).state_dict()
+    apart = re.compile(
+        r".*inv_freq|esm\.embeddings\.position_embeddings\.weight|lm_head\.decoder\..*"
+    )
+    shapes = [
+        {key: tuple(tensor.shape) for key, tensor in state.items() if not apart.fullmatch(key)}
+        for state in (ours, theirs)
+    ]
+    assert len(shapes[0]) > 16 * layers
+    assert shapes[0] == shapes[1]
+
+
 class Pickled:
     """Would run code where it is unpickled."""
 
@@ -237,6 +268,27 @@ def test_bin_files_that_are_refused(model: EsmForMaskedLM, tmp_path: Path) -> No
     path.write_bytes(path.read_bytes()[:-2000])
     with pytest.raises(WeightsError, match="not a whole weight file"):
         EsmForMaskedLM.from_pretrained(tmp_path)
+
+
+def copy_of(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.detach().clone()
+
+
+def test_a_key_in_two_shards(model: EsmForMaskedLM, folder: Path) -> None:
+    """Files that do not agree on what holds: of two saves, say, or edited by hand."""
+    extra = {"lm_head.bias": copy_of(model.lm_head.bias) + 1}
+    safetensors.torch.save_file(extra, folder / "extra.safetensors", {"format": "pt"})
+    (folder / "model.safetensors").rename(folder / "first.safetensors")
+    places = {"lm_head.bias": "extra.safetensors", "all the rest": "first.safetensors"}
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": places}))
+    with pytest.raises(WeightsError, match=r"'lm_head\.bias' is also in extra\.safetensors"):
+        EsmForMaskedLM.from_pretrained(folder)
+
+
+def test_a_key_in_two_spellings(model: EsmForMaskedLM, folder: Path) -> None:
+    rewrite(folder, {"lm_head.layer_norm.gamma": copy_of(model.lm_head.layer_norm.weight)})
+    with pytest.raises(WeightsError, match=r"also in model\.safetensors as 'lm_head\.layer_norm\."):
+        EsmForMaskedLM.from_pretrained(folder)
 
 
 CONFIGS = {
@@ -260,7 +312,10 @@ CONFIGS = {
     "epsilon": ('{"vocab_size": 33, "pad_token_id": 1, "layer_norm_eps": null}', "layer_norm_eps"),
     "padding": ('{"vocab_size": 33, "pad_token_id": 99}', "pad_token_id is 99, not the id"),
     "a key of Python": ('{"self": 1}', "a key that cannot be"),
-    "decoder": ('{"vocab_size": 33, "pad_token_id": 1, "is_decoder": true}', "only encoders"),
+    "cross attention": (
+        '{"vocab_size": 33, "pad_token_id": 1, "add_cross_attention": true}',
+        "set is_decoder as well",
+    ),
 }
 
 

@@ -415,3 +415,50 @@ def test_unusable_flags(esm):
         with pytest.raises(SystemExit) as stop:
             esm("aggregate", *arguments)
         assert stop.value.code == 2
+
+
+def test_sequences_that_are_not_those_of_the_sample(rotary, tmp_path, esm):
+    """Of two inputs alike in number: places fit, sequences do not."""
+    shard(tmp_path, 2)
+    other = tmp_path / "other"
+    other.mkdir()
+    shard(other, 2, FASTA.replace("WYVTSRQ", "WYVTSRE"))
+    shutil.rmtree(tmp_path / "embed", ignore_errors=True)
+    embed(other, rotary, 2)
+    shutil.copytree(other / "embed", tmp_path / "embed")
+    code, told = esm(*gather_command(tmp_path, 2))
+    assert code == 2
+    assert "record 7 ('last') is another sequence than that in the shards of" in told[-1]
+    assert not (tmp_path / "embeddings.h5").exists()
+
+
+def test_outputs_do_not_replace_inputs(rotary, tmp_path, esm):
+    whole_run(tmp_path, rotary, 1)
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    shards, embedded = tmp_path / "shards" / "records.tsv", tmp_path / "embed"
+    same = [
+        ("--out", tmp_path / "x", "--status", tmp_path / "x"),
+        ("--out", embedded / "00000.h5"),
+        ("--status", shards),
+    ]
+    for change in same:
+        code, told = esm(*gather_command(tmp_path, 1), *change)
+        assert (code, len(told)) == (2, 1)
+        assert "stands for two files here" in told[0]
+    code, told = esm(*table_command(tmp_path), "--out", shards)
+    assert code == 2
+    code, told = esm("verdict", shards, "--out", shards)
+    assert code == 2
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+    code, told = esm(*table_command(tmp_path), "--status", f"embed={embedded / 'status.tsv'}")
+    assert (code, "a task is given twice" in told[0]) == (2, True)
+
+
+@pytest.mark.parametrize("text", [b"\xff", b"index\tembed_status\tembed_reason\n0\tnonsense\t\n"])
+def test_a_status_table_that_is_none(rotary, tmp_path, esm, text):
+    whole_run(tmp_path, rotary, 1)
+    (tmp_path / "embed" / "status.tsv").write_bytes(text)
+    code, told = esm(*table_command(tmp_path))
+    assert (code, len(told)) == (2, 1)
+    assert "embed/status.tsv:" in told[0]
+    assert "not a row of a status table (" in told[0]

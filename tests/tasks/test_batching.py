@@ -11,7 +11,13 @@ from hypothesis import strategies as st
 
 from esm_pipeline import iter_packed
 from esm_pipeline.errors import CapacityError, InputError
-from esm_pipeline.model import EsmForMaskedLM, EsmModel, EsmTokenizer
+from esm_pipeline.model import (
+    EsmForMaskedLM,
+    EsmForSequenceClassification,
+    EsmForTokenClassification,
+    EsmModel,
+    EsmTokenizer,
+)
 from esm_pipeline.tasks import batching
 from esm_pipeline.tasks.batching import is_out_of_memory, run_with_ladder, token_batches
 
@@ -263,6 +269,20 @@ def test_a_bare_encoder_has_no_logits(rotary):
         iter_packed(EsmModel.from_pretrained(rotary, add_pooling_layer=False), SEQUENCES)
 
 
+def test_classifiers_give_one_for_each_residue_or_sequence(rotary):
+    for name, ndim in ((EsmForSequenceClassification, 1), (EsmForTokenClassification, 2)):
+        with pytest.warns(UserWarning, match="initialised at random"):
+            classifier = name.from_pretrained(rotary, num_labels=3)
+        found = dict(iter_packed(classifier, SEQUENCES, token_budget=40))
+        assert sorted(found) == list(range(len(SEQUENCES)))
+        for place, logits in found.items():
+            assert logits.ndim == ndim
+            tokens = EsmTokenizer.standard()([SEQUENCES[place]], return_tensors="pt")
+            with torch.no_grad():
+                expected = classifier(**tokens).logits[0]
+            torch.testing.assert_close(logits, expected, atol=1e-5, rtol=0)
+
+
 def test_sequences_beyond_the_table_are_refused_at_once(absolute):
     model = EsmForMaskedLM.from_pretrained(absolute)
     assert len(list(iter_packed(model, ["A" * 30]))) == 1
@@ -275,7 +295,7 @@ def test_sequences_beyond_the_table_are_refused_at_once(absolute):
 def test_the_standard_alphabet_serves_a_model_without_a_checkpoint(model):
     fresh = EsmForMaskedLM(model.config).eval()
     fresh.load_state_dict(model.state_dict())
-    assert fresh.folder is None
+    assert fresh.source is None
     for (_, ours), (_, theirs) in zip(
         iter_packed(fresh, SEQUENCES), iter_packed(model, SEQUENCES), strict=True
     ):

@@ -217,7 +217,7 @@ def test_bad_input_fails_before_pytorch_is_loaded(tmp_path):
         (("--layers", "0,0"), "names something twice"),
         (("--include", "means"), "'include.0' = 'means'"),
         (("--device", "cuda:99"), "device cuda:99"),
-        (("--token-budget", "0"), "'token_budget' = '0'"),
+        (("--token-budget", "0"), "'token_budget' = 0: should be a whole number from 1"),
     ],
 )
 def test_unusable_settings_are_one_line(esm, rotary, fasta, tmp_path, arguments, message):
@@ -450,3 +450,16 @@ def test_values_that_cannot_be_stored_fail(
 
 def test_quiet_says_nothing(esm, rotary, fasta, tmp_path):
     assert esm("embed", "--quiet", "--model", rotary, fasta, tmp_path / "out.h5") == (0, [])
+
+
+def test_the_output_is_not_what_comes_on_standard_input(rotary, tmp_path):
+    """In a process of its own: a file that a shell opened."""
+    fasta = tmp_path / "z.records.tsv"
+    fasta.write_text(">a\nMKV\n")
+    command = [sys.executable, "-m", "esm_pipeline", "embed", "--model", rotary, "-"]
+    with open(fasta) as source:
+        done = subprocess.run(
+            [*command, tmp_path / "z.h5"], stdin=source, capture_output=True, text=True, check=False
+        )
+    assert (done.returncode, "the input itself" in done.stderr) == (2, True)
+    assert fasta.read_text() == ">a\nMKV\n"

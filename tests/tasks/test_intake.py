@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from esm_pipeline.errors import InputError
 from esm_pipeline.formats.records import Record, header_line, read_records
-from esm_pipeline.settings import CleaningSettings
+from esm_pipeline.sections import CleaningSettings
 from esm_pipeline.tasks import intake as module
 from esm_pipeline.tasks.intake import Intake, open_intake
 
@@ -166,6 +166,22 @@ def test_blocks_and_batches_leave_no_seams(
         assert (list(intake.records()), list(intake.sequences(order))) == expected
         together = zip(intake.records(), intake.records(), strict=True)
         assert all(one == other for one, other in together)
+
+
+def test_a_sequence_beyond_all_bounds_is_skipped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With the true bound the number of residues still fits into what holds it."""
+    assert np.iinfo(np.int32).max - 4096 > module.MOST_LETTERS
+    monkeypatch.setattr(module, "MOST_LETTERS", 6)
+    with take(tmp_path, MIXED + ">long\nMKVLA\nAA\n>gaps\n-------\n") as intake:
+        records = list(intake.records())
+        told = "7 letters, the most is 6; cut it in parts"
+        skipped = [record.index for record in records if record.reason == told]
+        assert skipped == [5, 6, 8, 9]
+        assert [int(intake.unique[place]) for place in skipped] == [-1] * 4
+        assert {records[place].status for place in skipped} == {"skipped"}
+        assert records[7].length == 6
 
 
 def test_equal_halves_of_digests_are_no_equal_digests() -> None:

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from esm_pipeline.errors import WeightsError
 from esm_pipeline.model import EsmConfig, EsmForMaskedLM, EsmTokenizer, PackedLayout
-from esm_pipeline.settings import ScoreSettings
+from esm_pipeline.sections import ScoreSettings
 from esm_pipeline.tasks import marginals
 from esm_pipeline.tasks.marginals import (
     LanguageModel,

@@ -7,8 +7,10 @@ import subprocess
 
 import h5py
 import numpy as np
+import pytest
 
 from esm_pipeline.cli import main
+from esm_pipeline.errors import InputError
 from esm_pipeline.tasks import provenance
 
 
@@ -68,3 +70,43 @@ def test_bad_settings_are_one_line(tmp_path, capsys):
     assert "--settings: not JSON" in first
     assert "unknown key 'fata'; did you mean 'fasta'?" in second
     assert list(tmp_path.iterdir()) == []
+
+
+def test_an_input_that_went_away_is_one_line(tmp_path, capsys):
+    settings = json.dumps({"fasta": str(tmp_path / "in.fasta"), "shards": 1})
+    out = tmp_path / "results" / "provenance.json"
+    assert main(["provenance", "--out", str(out), "--settings", settings]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert f"{tmp_path}/in.fasta: cannot be read any more (No such file or directory); put" in line
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_input_that_changed_meanwhile_is_one_line(tmp_path, capsys):
+    fasta, folder = tmp_path / "in.fasta", tmp_path / "in"
+    fasta.write_text(">a\nMKV\n")
+    folder.mkdir()
+    listing = folder / provenance.INPUTS
+    shard = ["shard", "--quiet", "--shards", "1", "--out", str(folder), "--inputs", str(listing)]
+    assert main([*shard, str(fasta)]) == 0
+    found = provenance.inputs([str(fasta)], listing)
+    assert found == [provenance.origin(str(fasta))]
+    out, settings = tmp_path / "p.json", json.dumps({"fasta": str(fasta), "shards": 1})
+    fasta.write_text(">a\nMKI\n")
+    assert main(["provenance", "--out", str(out), "--settings", settings]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert f"{fasta}: has changed since the workflow read it; remove {listing} and run" in line
+    listing.unlink()
+    assert main(["provenance", "--out", str(out), "--settings", settings]) == 2
+    assert f"{listing}: cannot be read (No such file" in capsys.readouterr().err
+    assert not out.exists()
+
+
+def test_a_damaged_result_is_one_line(tmp_path):
+    path = tmp_path / "a.h5"
+    path.write_text("no HDF5")
+    with pytest.raises(InputError, match=r"a\.h5: not a whole HDF5 result"):
+        provenance.attributes(path)
+    with h5py.File(path, "w") as file:
+        file.attrs["software"] = "{"
+    with pytest.raises(InputError, match=r"a\.h5: not a whole HDF5 result"):
+        provenance.attributes(path)

@@ -56,7 +56,7 @@ def test_counts_and_reasons_are_told_and_escaped(tmp_path):
     text = page(tmp_path, write_sample(tmp_path / "a", [30, 40, 900]))
     cells = re.findall(r"<td[^>]*>(.*?)</td>", text)
     assert cells[:7] == ["a", "validation", "4", "3", "1", "0", "0"]
-    assert "digit &#x27;#&#x27; at residue # &lt;b&gt;&amp;" in text
+    assert "digit &#x27;1&#x27; at residue # &lt;b&gt;&amp;" in text
     assert "3 records with 3 different sequences; mean of layer 2" in text
     assert "&lt;tiny&gt;" in text
     assert "<tiny>" not in text

@@ -51,6 +51,13 @@ def test_the_text_and_the_exit_code(esm, tables, tmp_path, policy, code):
     assert out.read_text() == TEXT
 
 
+def test_a_digit_that_stood_in_a_sequence_is_told(esm, tmp_path):
+    reason = "character '1' at residue 33 is no amino acid"
+    write_records(tmp_path / "records.tsv", [Record(0, "x", "x", None, "", SKIPPED, reason)])
+    _, lines = esm("verdict", "--out", tmp_path / "verdict.txt", tmp_path / "records.tsv")
+    assert "1 skipped: character '1' at residue # is no amino acid" in lines[-2]
+
+
 def test_skipped_is_not_failed(esm, tables, tmp_path):
     code, lines = esm("verdict", "--out", tmp_path / "verdict.txt", tables[1])
     assert code == 0

@@ -14,7 +14,9 @@ from tests.workflow.tools import GOLDEN, SAMPLE
 MADE_ELSEWHERE = {"model", "software", "bytes"}  # where the checkpoint lies, versions
 
 
-@pytest.mark.parametrize("name", [f"{SAMPLE}/records.tsv", "verdict.txt"])
+@pytest.mark.parametrize(
+    "name", [f"{SAMPLE}/records.tsv", f"{SAMPLE}/inputs.sha256", "verdict.txt"]
+)
 def test_text_is_the_same(whole_run, name):
     assert (whole_run.results / name).read_text() == (GOLDEN / "results" / name).read_text()
 
@@ -86,8 +88,9 @@ def test_provenance_has_the_same_facts(whole_run):
         assert re.fullmatch(datetime, facts["written"])
         assert set(facts["software"]) >= {"esm_pipeline", "python", "torch", "platform"}
         facts["settings"].pop("model")
+        facts["models"]["model"].pop("name")
         for result in facts["samples"][SAMPLE]["results"].values():
             for name in MADE_ELSEWHERE:
                 del result[name]
-    for part in ("format", "format_version", "settings", "samples"):
+    for part in ("format", "format_version", "settings", "models", "samples"):
         assert ours[part] == golden[part]

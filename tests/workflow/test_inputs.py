@@ -80,20 +80,61 @@ def test_as_a_module_with_an_input_that_another_rule_makes(whole_run, model, tmp
     ("change", "told"),
     [
         (["embeed={}"], "config: unknown key 'embeed'; did you mean 'embed'?"),
-        (["embed={layer: [3]}"], "config: unknown key 'embed.layer'; did you mean 'layers'?"),
-        (["shards=0"], "config: 'shards' = 0: "),
+        (["embed={layer: [3]}"], "config: unknown key 'embed.layer'; did you mean 'embed.layers'?"),
+        (
+            ["embed="],
+            "config: 'embed' = None: should be keys with values, such as 'dtype'; put some",
+        ),
+        (
+            ["revision=1234567"],
+            "config: 'revision' = 1234567: should be text; put it in quotes, in",
+        ),
         (["fasta=a.fasta", "samples=t.tsv"], "give one of 'fasta' (a single input) and 'samples'"),
         (["fasta=no.fasta", "shards=auto"], "no.fasta: no such file; check the path"),
-        (["fasta=a{b}.fasta"], "a{b}.fasta: braces in a path"),
-        (["samples=no.tsv"], "no.tsv: the sample table cannot be read"),
+        (["fasta=a{b}.fasta"], "fasta: 'a{b}.fasta': braces and angle brackets in a path"),
+        ([b"fasta=\xff.fasta"], r"config: 'fasta' = '\udcff.fasta': should be UTF-8; rename it"),
+        (["outdir=/"], "outdir '/': the root of the file system; name a folder in it"),
+        (["samples=t.tsv"], "t.tsv:3: a cell begins with '\"' and does not end with one; a cell"),
     ],
 )
 def test_bad_settings_stop_at_once_in_one_line(model, tmp_path, change, told):
     write_fasta(tmp_path / "a.fasta")
-    (tmp_path / "config").mkdir()
-    (tmp_path / "config" / "config.yaml").write_text(f"fasta: a.fasta\nmodel: {model}\n")
-    run = snakemake(tmp_path, "-n", "--config", *change)
+    (tmp_path / "t.tsv").write_text('sample\tfasta\nx\ta.fasta\ny\t"a.fasta\nz\tb.fasta"\n')
+    run = refused(tmp_path, f"fasta: a.fasta\nmodel: {model}\n", "--config", *change)
+    assert told in run.said.splitlines()[-3]
+
+
+def refused(folder, config, *arguments):
+    """A run that Snakemake refuses: with one line of ours and the places in its own files."""
+    (folder / "config").mkdir()
+    (folder / "config" / "config.yaml").write_text(config)
+    run = snakemake(folder, "-n", *arguments)
     assert run.code == 1
-    assert told in run.said
     assert "Traceback" not in run.said
-    assert not (tmp_path / "results").exists()
+    assert not (folder / "results").exists()
+    return run
+
+
+def test_a_config_file_that_is_no_yaml_is_told_with_its_line(tmp_path):
+    run = refused(tmp_path, "fasta: a.fasta\nembed:\n\tlayers: [1]\n")
+    told = "config/config.yaml:3: not YAML, found character '\\t' that cannot start any token;"
+    assert told in run.said
+
+
+def test_a_config_file_of_the_command_line_has_no_key_twice(tmp_path):
+    (tmp_path / "mine.yaml").write_text("embed:\n  layers: [1]\n  layers: [2]\n")
+    run = refused(tmp_path, "fasta: a.fasta\n", "--configfile", "mine.yaml")
+    assert "mine.yaml:3: key 'layers' stands in line 2 too; remove one" in run.said
+
+
+def test_a_modules_config_is_its_importers_affair(model, tmp_path):
+    """Of its config file, with a key twice, nothing is said."""
+    snakefile = tmp_path / "Snakefile"
+    settings = f'{{"fasta": "in.fasta", "model": "{model}"}}'
+    text = MODULE.format(snakefile=str(ROOT / "Snakefile"), config=settings, source="x")
+    snakefile.write_text(text)
+    write_fasta(tmp_path / "in.fasta")
+    (tmp_path / "config").mkdir()
+    (tmp_path / "config" / "config.yaml").write_text("a: 1\na: 2\n")
+    run = snakemake(tmp_path, "-n", "--cores", "1", snakefile=snakefile)
+    assert run.code == 0, run.said

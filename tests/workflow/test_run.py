@@ -16,10 +16,13 @@ from esm_pipeline.formats.digests import sha256
 from esm_pipeline.formats.records import read_records
 from tests.workflow.tools import (
     EMBED,
+    EVERYTHING,
+    FROM_SHARDS,
     RECORDS,
     ROOT,
     SAMPLE,
     config,
+    jobs,
     save_model,
     snakemake,
     write_fasta,
@@ -58,14 +61,17 @@ def test_only_results_stay(whole_run):
         f"{SAMPLE}/records.tsv",
         f"{SAMPLE}/embeddings.h5",
         f"{SAMPLE}/embed/status.tsv",
+        f"{SAMPLE}/inputs.sha256",
         *(f"{SAMPLE}/shards/{name}" for name in ("records.tsv", "00000.fasta", "00001.fasta")),
+        ".accepted",
+        "model.json",
         "provenance.json",
         "report.html",
         "verdict.txt",
     }
-    jobs = {f"shard/{SAMPLE}", *(f"embed/{SAMPLE}/{n:05d}" for n in range(2)), "verdict"}
-    jobs |= {f"gather_embed/{SAMPLE}", f"records/{SAMPLE}", "provenance", "report"}
-    assert files - kept == {f"logs/{job}.log" for job in jobs} | {
+    jobs = {f"shard/{SAMPLE}", *(f"embed/{SAMPLE}/{n:05d}" for n in range(2)), "counts", "model"}
+    jobs |= {f"gather_embed/{SAMPLE}", f"records/{SAMPLE}", "provenance", "report", "check_embed"}
+    assert files - kept == {f"logs/{job}.log" for job in [*jobs, "verdict"]} | {
         f"benchmarks/{job}.tsv" for job in jobs
     }
 
@@ -82,7 +88,11 @@ def test_provenance_tells_where_results_came_from(whole_run, model):
     ]
     assert sample["shards"] == 2
     assert sample["records"]["embed"] == {"records": 10, "ok": 6, "skipped": 4, "duplicates": 1}
-    assert len(sample["results"]["embeddings.h5"]["weights_sha256"]) == 64
+    digest = sha256(model / "model.safetensors")
+    assert sample["results"]["embeddings.h5"]["weights_sha256"] == digest
+    assert facts["models"]["model"]["name"] == str(model)
+    assert facts["models"]["model"]["weights_sha256"] == digest
+    assert facts["models"]["model"]["config"]["num_hidden_layers"] == 2
 
 
 def test_verdict_counts(whole_run):
@@ -91,23 +101,12 @@ def test_verdict_counts(whole_run):
     assert text in whole_run.said
 
 
-def jobs(run) -> set[str]:
-    """Rules that a dry run would run, but `all`."""
-    assert run.code == 0, run.said
-    table = re.search(r"Job stats:\n.*\n-.*\n((?:.+\n)*?)total ", run.said)
-    return {line.split()[0] for line in table[1].splitlines()} - {"all"} if table else set()
-
-
-EVERYTHING = {f"shard_{SAMPLE}", "embed", "gather_embed", "records"}
-EVERYTHING |= {"provenance", "report", "verdict"}
-
-
 @pytest.mark.parametrize(
     ("change", "rerun"),
     [
         (f"embed={{{EMBED}, token_budget: 99, threads: 1, device: cpu}}", set()),
-        ("embed={include: [mean]}", EVERYTHING - {f"shard_{SAMPLE}"}),
-        (f"embed={{{EMBED}, residue_dtype: float32}}", EVERYTHING - {f"shard_{SAMPLE}"}),
+        ("embed={include: [mean]}", FROM_SHARDS),
+        (f"embed={{{EMBED}, residue_dtype: float32}}", FROM_SHARDS),
         ("on_failure=keep", {"verdict"}),
         ("shards=3", EVERYTHING),
         ("shard={gaps: remove}", EVERYTHING),
@@ -119,10 +118,10 @@ def test_a_change_reruns_what_it_changes(whole_run, model, change, rerun):
 
 def test_a_moved_clone_reruns_nothing(whole_run, model, tmp_path):
     clone = copy_of_the_project(tmp_path / "clone")
-    arguments = ["-n", "--printshellcmds", "--forcerun", "verdict", *config(model)]
+    arguments = ["-n", "--printshellcmds", "--forcerun", "counts", *config(model)]
     run = snakemake(whole_run.folder, *arguments, snakefile=clone / "Snakefile")
     assert f"PYTHONPATH={clone} " in run.said
-    assert jobs(run) == {"verdict"}
+    assert jobs(run) == {"counts", "verdict"}
 
 
 def copy_of_the_project(target):
@@ -130,6 +129,31 @@ def copy_of_the_project(target):
         shutil.copytree(ROOT / name, target / name, ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copy(ROOT / "Snakefile", target)
     return target
+
+
+def test_inputs_are_told_as_they_were_read(whole_run):
+    fasta = whole_run.folder / "my proteins.fasta"
+    listed = (whole_run.results / SAMPLE / "inputs.sha256").read_text()
+    assert listed == f"{sha256(fasta)}  {fasta.name}\n"
+
+
+def test_the_order_of_files_counts(tmp_path, model):
+    """And an input that changes while the workflow runs is noticed, and mended by the next run."""
+    one, other = (write_fasta(tmp_path / name, {name.encode(): b"MKV"}) for name in ("a", "b"))
+    table = tmp_path / "table.tsv"
+    arguments = config(model, "samples=table.tsv", "shards=1", fasta=None)
+    for files in ((one, other), (other, one)):
+        table.write_text("sample\tfasta\n" + "".join(f"S\t{file.name}\n" for file in files))
+        run = snakemake(tmp_path, *arguments)
+        assert run.code == 0, run.said
+        records = read_records(run.results / "S" / "records.tsv")
+        assert [record.id for record in records] == [file.name for file in files]
+    run = snakemake(tmp_path, *arguments, "--until", "records", "--forcerun", "shard_S")
+    assert run.code == 0, run.said
+    write_fasta(one, {b"a": b"MKV", b"late": b"MKI"})
+    run = snakemake(tmp_path, *arguments)
+    assert run.code == 0, run.said
+    assert len(list(read_records(run.results / "S" / "records.tsv"))) == 3
 
 
 def test_a_killed_job_is_tried_again_with_a_smaller_budget(tmp_path, model):
@@ -159,6 +183,7 @@ def test_a_failed_record_ends_in_an_error_after_everything_is_written(tmp_path):
     assert statuses.count("failed") == 6
     assert (tmp_path / "results/a/embeddings.h5").exists()
     assert (tmp_path / "results/provenance.json").exists()
+    assert "6 failed" in (tmp_path / "results/verdict.txt").read_text()
     again = snakemake(tmp_path, *config(model, "shards=1", "on_failure=keep", fasta="a.fasta"))
     assert again.code == 0, again.said
     assert "rule embed" not in again.said

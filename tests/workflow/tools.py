@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -57,6 +58,21 @@ def snakemake(folder: Path, *arguments: str, snakefile: Path = ROOT / "Snakefile
         timeout=300,
     )
     return Run(result.returncode, result.stdout, folder)
+
+
+FROM_SHARDS = {"check_embed", "embed", "gather_embed", "records"}
+FROM_SHARDS |= {"provenance", "report", "counts", "verdict"}
+"""Rules that follow from the shards and the models."""
+
+EVERYTHING = {f"shard_{SAMPLE}", *FROM_SHARDS}
+"""Rules that follow from the input, whatever the model."""
+
+
+def jobs(run: Run) -> set[str]:
+    """Rules that a dry run would run, but `all`."""
+    assert run.code == 0, run.said
+    table = re.search(r"Job stats:\n.*\n-.*\n((?:.+\n)*?)total ", run.said)
+    return {line.split()[0] for line in table[1].splitlines()} - {"all"} if table else set()
 
 
 def save_model(folder: Path, scale: float = 1.0) -> Path:

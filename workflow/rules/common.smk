@@ -12,14 +12,8 @@ HOME = Path(str(workflow.current_basedir)).resolve().parents[1]
 sys.path.insert(0, str(HOME))
 
 from esm_pipeline.errors import InputError
-from esm_pipeline.settings import (
-    CleaningSettings,
-    StrategySettings,
-    VariantSettings,
-    flags,
-    load_settings,
-    shard_names,
-)
+from esm_pipeline.sections import CleaningSettings, VariantSettings, flags
+from esm_pipeline.settings import file_state, load_settings, shard_names
 
 
 def esm(wildcards, resources):
@@ -44,25 +38,25 @@ def all_settings(wildcards, resources):
 
 def chosen_config():
     """The configuration; an input on the command line takes the place of the file's."""
-    inputs = {"fasta", "samples"} & set(config)
-    given = inputs & set(workflow.config_settings.overwrite_config)
-    replaced = inputs - given if given else set()
+    given = set(workflow.config_settings.overwrite_config)
+    replaced = {"fasta", "samples", "variants"} - given if given & {"fasta", "samples"} else set()
     return {key: value for key, value in config.items() if key not in replaced}
 
 
 def read_config():
-    """The checked settings, the FASTA files of each sample, and its table of variants, if any.
+    """The checked settings; each sample's FASTA files, and its table of variants if it has one.
 
-    And how many shards there are of each.
+    And how many shards there are of each, and the models.
     """
     try:
         settings = load_settings(chosen_config(), "config")
         samples, tables = settings.inputs(), settings.tables()
         counts = {sample: settings.shard_count(files) for sample, files in samples.items()}
         parts = {sample: settings.table_shard_count(table) for sample, table in tables.items()}
+        models = settings.models()
     except InputError as error:
         raise WorkflowError(str(error)) from None
-    return settings, samples, counts, tables, parts
+    return settings, samples, counts, tables, parts, models
 
 
 def shards_of(pattern):
@@ -80,15 +74,14 @@ def for_shards(pattern, sample, counts):
     return expand(pattern, sample=sample, shard=shard_names(counts[sample]))
 
 
+def models_of(task):
+    """The files that tell which models a task runs."""
+    return [f"{OUT}/{name}" for name, model in MODELS.items() if task in model.tasks]
+
+
 def job_threads(section):
     """Threads of one job: as set, or up to 8, beyond which jobs side by side gain more."""
     return section.threads or min(workflow.resource_settings.cores or 8, 8)
-
-
-def model_flags(wildcards):
-    """A parameter: the model of every task, as command-line flags."""
-    revision = [f"--revision={settings.revision}"] if settings.revision else []
-    return shlex.join([f"--model={settings.model}", *revision])
 
 
 def sample_folders(wildcards, input):
@@ -102,6 +95,7 @@ def status_flags(wildcards, input):
     return shlex.join(f"--status={task}={file}" for task, file in pairs)
 
 
-settings, SAMPLES, SHARDS, TABLES, TABLE_SHARDS = read_config()
-OUT = settings.outdir.rstrip("/")
-RESULTS = []  # the files that each task's rules leave
+settings, SAMPLES, SHARDS, TABLES, TABLE_SHARDS, MODELS = read_config()
+OUT = settings.outdir
+RESULTS = []  # the files that each task's rules add
+cleaning_flags = flags(settings.shard.part(CleaningSettings))

@@ -4,7 +4,9 @@ RESULTS += expand(f"{OUT}/{{sample}}/embeddings.h5", sample=SAMPLES)
 
 rule embed:
     input:
-        f"{OUT}/{{sample}}/shards/{{shard}}.fasta",
+        fasta=f"{OUT}/{{sample}}/shards/{{shard}}.fasta",
+        model=models_of("embed"),
+        checked=f"{OUT}/logs/checked/embed",
     output:
         h5=temp(f"{OUT}/{{sample}}/embed/{{shard}}.h5"),
         records=temp(f"{OUT}/{{sample}}/embed/{{shard}}.records.tsv"),
@@ -25,15 +27,14 @@ rule embed:
         token_budget=lambda wildcards, attempt: max(1, settings.embed.token_budget // attempt),
     params:
         esm=esm,
-        model=model_flags,
         flags=flags(settings.embed),
     message:
         "embed: shard {wildcards.shard} of sample {wildcards.sample}"
     shell:
-        "{params.esm} embed {params.model} {params.flags} --device {resources.device}"
-        " --token-budget {resources.token_budget} --threads {threads}"
-        " --allow-empty --on-failure keep --sha256 {output.digests:q} {input:q} {output.h5:q}"
-        " 2>&1 | tee {log:q}"
+        "{params.esm} embed --model={input.model:q} {params.flags} --device {resources.device}"
+        " --token-budget {resources.token_budget} --threads {threads} --allow-empty"
+        " --on-failure keep --sha256={output.digests:q} -- {input.fasta:q} {output.h5:q}"
+        " 2>&1 | tee -- {log:q}"
 
 
 rule gather_embed:
@@ -61,6 +62,6 @@ rule gather_embed:
     message:
         "gather_embed: embeddings of sample {wildcards.sample} into one file"
     shell:
-        "{params.esm} aggregate embed --records {input.records:q} --shards-dir {params.folder:q}"
-        " --shards {params.shards} --out {output.h5:q} --status {output.status:q}"
-        " 2>&1 | tee {log:q}"
+        "{params.esm} aggregate embed --records={input.records:q}"
+        " --shards-dir={params.folder:q} --shards {params.shards} --out={output.h5:q}"
+        " --status={output.status:q} 2>&1 | tee -- {log:q}"

@@ -1,6 +1,6 @@
 # A sample's table of variants -> scores.tsv, its columns untouched and the scores behind; a sample's
 # sequences -> saturation.h5, every substitution, and pictures of it.
-strategy = settings.score.part(StrategySettings)
+strategy = settings.score.computing()
 reading = settings.score.part(VariantSettings)
 # What became of each record: of the saturation, if there is one.
 VARIANTS_STATUS = f"{OUT}/{{sample}}/score/status.tsv"
@@ -8,15 +8,16 @@ if settings.score.saturation:
     VARIANTS_STATUS = temp(f"{OUT}/{{sample}}/variants/status.tsv")
 
 SCORE_COMMAND = (
-    "{params.esm} score {params.model} {params.flags} --device {resources.device}"
-    " --token-budget {resources.token_budget} --threads {threads}"
-    " --allow-empty --on-failure keep --sha256 {output.digests:q}"
+    "{params.esm} score {params.models} {params.flags} --device {resources.device}"
+    " --token-budget {resources.token_budget} --threads {threads} --allow-empty"
+    " --on-failure keep --sha256={output.digests:q}"
 )
 
 
-def score_model_flags(wildcards):
-    """A parameter: the models, as command-line flags."""
-    return shlex.join(settings.score.model_flags(settings.model, settings.revision))
+def model_flags(wildcards, input):
+    """A parameter: the models, and the labels of an ensemble's, as command-line flags."""
+    labels = [f"--label={label}" for label in settings.score.models]
+    return shlex.join([*labels, *(f"--model={file}" for file in input.models)])
 
 
 if settings.score.saturation:
@@ -24,7 +25,9 @@ if settings.score.saturation:
 
     rule score:
         input:
-            f"{OUT}/{{sample}}/shards/{{shard}}.fasta",
+            fasta=f"{OUT}/{{sample}}/shards/{{shard}}.fasta",
+            models=models_of("score"),
+            checked=f"{OUT}/logs/checked/score",
         output:
             h5=temp(f"{OUT}/{{sample}}/score/{{shard}}.h5"),
             records=temp(f"{OUT}/{{sample}}/score/{{shard}}.records.tsv"),
@@ -45,12 +48,12 @@ if settings.score.saturation:
             token_budget=lambda wildcards, attempt: max(1, settings.score.token_budget // attempt),
         params:
             esm=esm,
-            model=score_model_flags,
+            models=model_flags,
             flags=flags(strategy),
         message:
             "score: every substitution of shard {wildcards.shard} of sample {wildcards.sample}"
         shell:
-            SCORE_COMMAND + " --saturation {input:q} {output.h5:q} 2>&1 | tee {log:q}"
+            SCORE_COMMAND + " --saturation -- {input.fasta:q} {output.h5:q} 2>&1 | tee -- {log:q}"
 
     rule gather_score:
         input:
@@ -77,9 +80,9 @@ if settings.score.saturation:
         message:
             "gather_score: every substitution of sample {wildcards.sample} into one file"
         shell:
-            "{params.esm} aggregate score --records {input.records:q}"
-            " --shards-dir {params.folder:q} --shards {params.shards} --out {output.h5:q}"
-            " --status {output.status:q} 2>&1 | tee {log:q}"
+            "{params.esm} aggregate score --records={input.records:q}"
+            " --shards-dir={params.folder:q} --shards {params.shards} --out={output.h5:q}"
+            " --status={output.status:q} 2>&1 | tee -- {log:q}"
 
     if settings.score.plots:
         RESULTS += expand(f"{OUT}/{{sample}}/heatmaps", sample=SAMPLES)
@@ -102,7 +105,7 @@ if settings.score.saturation:
             message:
                 "heatmaps: a picture of each protein of sample {wildcards.sample}"
             shell:
-                "{params.esm} heatmaps {input:q} {output:q} 2>&1 | tee {log:q}"
+                "{params.esm} heatmaps -- {input:q} {output:q} 2>&1 | tee -- {log:q}"
 
 
 # One rule for each table: they differ in their number of shards.
@@ -116,6 +119,7 @@ for sample, table in TABLES.items():
             fasta=SAMPLES[sample],
             variants=table,
         output:
+            inputs=f"{OUT}/{sample}/variants.sha256",
             unusable=temp(f"{OUT}/{sample}/split/unusable.tsv"),
             status=temp(f"{OUT}/{sample}/split/status.tsv"),
             shards=temp(
@@ -137,16 +141,18 @@ for sample, table in TABLES.items():
         params:
             esm=esm,
             shards=TABLE_SHARDS[sample],
+            files=SAMPLES[sample],  # in their order, which Snakemake does not compare
             flags=flags(reading),
             strategy=strategy.strategy,
-            cleaning=flags(settings.shard.part(CleaningSettings)),
+            cleaning=cleaning_flags,
             folder=lambda wildcards, output: Path(output.status).parent,
         message:
             f"split: the variants of sample {sample} into {TABLE_SHARDS[sample]} shard(s)"
         shell:
-            "{params.esm} split --variants {input.variants:q} --shards {params.shards}"
-            " --strategy {params.strategy} {params.flags} {params.cleaning}"
-            " --out {params.folder:q} {input.fasta:q} 2>&1 | tee {log:q}"
+            "{params.esm} split --variants={input.variants:q} --shards {params.shards}"
+            " --strategy={params.strategy} {params.flags} {params.cleaning}"
+            " --out={params.folder:q} --inputs={output.inputs:q} -- {input.fasta:q}"
+            " 2>&1 | tee -- {log:q}"
 
 
 if TABLES:
@@ -155,6 +161,8 @@ if TABLES:
         input:
             variants=f"{OUT}/{{sample}}/split/{{shard}}.tsv",
             fasta=f"{OUT}/{{sample}}/split/{{shard}}.fasta",
+            models=models_of("score"),
+            checked=f"{OUT}/logs/checked/score",
         output:
             scores=temp(f"{OUT}/{{sample}}/variants/{{shard}}.tsv"),
             records=temp(f"{OUT}/{{sample}}/variants/{{shard}}.records.tsv"),
@@ -176,13 +184,13 @@ if TABLES:
             token_budget=lambda wildcards, attempt: max(1, settings.score.token_budget // attempt),
         params:
             esm=esm,
-            model=score_model_flags,
+            models=model_flags,
             flags=flags(strategy),
         message:
             "score_variants: shard {wildcards.shard} of the variants of sample {wildcards.sample}"
         shell:
-            SCORE_COMMAND + " --provenance {output.provenance:q} --variants {input.variants:q}"
-            " {input.fasta:q} {output.scores:q} 2>&1 | tee {log:q}"
+            SCORE_COMMAND + " --provenance={output.provenance:q} --variants={input.variants:q}"
+            " -- {input.fasta:q} {output.scores:q} 2>&1 | tee -- {log:q}"
 
     rule join:
         input:
@@ -215,7 +223,7 @@ if TABLES:
         message:
             "join: the scores of sample {wildcards.sample} behind its variants"
         shell:
-            "{params.esm} join --variants {input.variants:q} --records {input.records:q}"
-            " --split {params.split:q} --scores {params.folder:q} --shards {params.shards}"
-            " --out {output.scores:q} --provenance {output.provenance:q}"
-            " --status {output.status:q} 2>&1 | tee {log:q}"
+            "{params.esm} join --variants={input.variants:q} --records={input.records:q}"
+            " --split={params.split:q} --scores={params.folder:q} --shards {params.shards}"
+            " --out={output.scores:q} --provenance={output.provenance:q}"
+            " --status={output.status:q} 2>&1 | tee -- {log:q}"

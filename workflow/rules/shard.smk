@@ -1,6 +1,6 @@
 # FASTA files of a sample -> records.tsv, and its unique sequences in shards of equal cost.
-# One rule for each sample: samples differ in their number of shards. The shards stay: made
-# again for one task, they would have all other tasks done again too.
+# One rule for each sample: samples differ in their number of shards. The shards stay: made again for
+# one task that has changed, they would have all the others done again too.
 for sample, files in SAMPLES.items():
 
     rule:
@@ -9,6 +9,7 @@ for sample, files in SAMPLES.items():
         input:
             files,
         output:
+            inputs=f"{OUT}/{sample}/inputs.sha256",
             records=f"{OUT}/{sample}/shards/records.tsv",
             shards=[f"{OUT}/{sample}/shards/{name}.fasta" for name in shard_names(SHARDS[sample])],
         log:
@@ -23,10 +24,11 @@ for sample, files in SAMPLES.items():
         params:
             esm=esm,
             shards=SHARDS[sample],
-            cleaning=flags(settings.shard.part(CleaningSettings)),
+            files=files,  # in their order, which Snakemake does not compare
+            cleaning=cleaning_flags,
             folder=lambda wildcards, output: Path(output.records).parent,
         message:
             f"shard: {len(files)} file(s) of sample {sample} into {SHARDS[sample]} shard(s)"
         shell:
-            "{params.esm} shard --shards {params.shards} {params.cleaning} --out {params.folder:q}"
-            " {input:q} 2>&1 | tee {log:q}"
+            "{params.esm} shard --shards {params.shards} {params.cleaning} --out={params.folder:q}"
+            " --inputs={output.inputs:q} -- {input:q} 2>&1 | tee -- {log:q}"

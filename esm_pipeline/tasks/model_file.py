@@ -1,0 +1,86 @@
+"""`model.json`: which model a run uses, found once: name, commit, digest and shape.
+
+`--model` takes it wherever it takes a model: then no other revision is used, no other weights, and
+no network. It names no path and no time, so that it is the same on every machine.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from esm_pipeline.errors import InputError, WeightsError
+from esm_pipeline.files import atomic_path
+
+if TYPE_CHECKING:
+    from esm_pipeline.model import Checkpoint, EsmConfig
+
+FORMAT = "esm-pipeline/model"
+FORMAT_VERSION = 1
+SUFFIX = ".json"
+MODEL_HELP = "hub id, folder with a checkpoint, fair-esm file, demo, or a file of `download --out`"
+CONFIG_FACTS = (
+    *("num_hidden_layers", "hidden_size", "num_attention_heads", "vocab_size"),
+    *("position_embedding_type", "max_residues", "token_dropout"),
+)
+
+
+def describe(checkpoint: Checkpoint, config: EsmConfig) -> dict[str, Any]:
+    """What a model file says of a checkpoint."""
+    return {
+        "format": FORMAT,
+        "format_version": FORMAT_VERSION,
+        "name": checkpoint.name,
+        "revision": checkpoint.revision,
+        "weights_sha256": checkpoint.weights_sha256(),
+        "config": {name: getattr(config, name) for name in CONFIG_FACTS},
+    }
+
+
+def write_model_file(target: Path, facts: dict[str, Any]) -> None:
+    """Write a model file."""
+    with atomic_path(target) as path:
+        path.write_text(json.dumps(facts, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def read_model_file(path: Path) -> dict[str, Any]:
+    """What a model file says. Raises InputError if it is none."""
+    try:
+        facts = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path}: not a readable model file ({error})") from None
+    wanted = {"name": str, "revision": str | None, "weights_sha256": str}
+    if (
+        not isinstance(facts, dict)
+        or facts.get("format") != FORMAT
+        or not all(isinstance(facts.get(name), kind) for name, kind in wanted.items())
+    ):
+        raise InputError(
+            f"{path}: not a model file; make one with `esm-pipeline download --out {path}`"
+        )
+    return facts
+
+
+def find_checkpoint(name: str, revision: str | None) -> Checkpoint:
+    """The checkpoint `name`, or the one that the model file `name` tells of, without network.
+
+    Raises WeightsError if it cannot be found, or its weights are not those told of; InputError for
+    a revision beside a model file.
+    """
+    from esm_pipeline.model import resolve_checkpoint
+
+    path = Path(name)
+    if path.suffix != SUFFIX or not path.is_file():
+        return resolve_checkpoint(name, revision=revision)
+    if revision:
+        raise InputError(f"{name}: it names a revision; leave --revision out")
+    facts = read_model_file(path)
+    pinned = {"revision": facts["revision"], "local_files_only": True}
+    checkpoint = resolve_checkpoint(facts["name"], **pinned)
+    if checkpoint.weights_sha256() != facts["weights_sha256"]:
+        raise WeightsError(
+            f"{name}: the weights of {facts['name']} are no longer those it tells of; remove it, "
+            "and run the workflow again"
+        )
+    return checkpoint

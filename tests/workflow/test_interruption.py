@@ -1,0 +1,209 @@
+"""Snakemake and all its jobs killed at one point after the other: the same command goes on."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from tests.workflow.test_run import copy_of_the_project
+from tests.workflow.tools import SAMPLE, Run, config, snakemake, write_fasta
+
+PAUSING = '''
+import atexit, glob, os, sys, time
+
+def pause():
+    """Stand still at the point `task:number:finished`, for the test to kill all."""
+    open("here", "w").close()
+    time.sleep(600)
+
+task, number, finished = os.environ.get("PAUSE", "none:0:0").split(":")
+moved, move = [], os.replace
+
+def replace(*paths):
+    moved.append(paths)
+    if len(moved) == int(number):
+        pause()
+    move(*paths)
+
+if sys.argv[1] == task and len(glob.glob("results/*/embed/*.sha256")) >= int(finished):
+    os.replace = replace
+    if number == "0":
+        atexit.register(pause)
+'''
+
+
+@pytest.fixture(scope="module")
+def clone(tmp_path_factory) -> Path:
+    """A copy of the project whose commands stand still where they are told to."""
+    clone = copy_of_the_project(tmp_path_factory.mktemp("clone") / "project")
+    main = clone / "esm_pipeline" / "__main__.py"
+    docstring, rest = main.read_text().split("\n\n", 1)
+    main.write_text(docstring + PAUSING + rest)
+    return clone
+
+
+@dataclass
+class Killed:
+    """A sample whose workflow is killed now and then; what all its runs said."""
+
+    folder: Path
+    clone: Path
+    arguments: list[str]
+    said: str = ""
+
+    def kill(self, pause: str, *more: str) -> None:
+        """Run the workflow until it pauses, kill every process of it, and unlock the folder."""
+        here = self.folder / "here"
+        here.unlink(missing_ok=True)
+        command = [sys.executable, "-m", "snakemake", "--snakefile", self.clone / "Snakefile"]
+        with tempfile.TemporaryFile("w+") as said:
+            process = subprocess.Popen(
+                [*command, *more, *self.arguments],
+                cwd=self.folder,
+                env=os.environ | {"PAUSE": pause},
+                stdin=subprocess.DEVNULL,
+                stdout=said,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+            while not here.exists() and process.poll() is None:
+                time.sleep(0.05)
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+            said.seek(0)
+            self.said += (told := said.read())
+        assert here.exists(), told
+        assert self.run("--unlock").code == 0
+
+    def run(self, *more: str) -> Run:
+        """Run the workflow with the same command, and what is to be added to it."""
+        run = snakemake(self.folder, *more, *self.arguments, snakefile=self.clone / "Snakefile")
+        self.said += run.said
+        return run
+
+
+@pytest.fixture
+def killed(tmp_path, clone, model) -> Killed:
+    write_fasta(tmp_path / "my proteins.fasta")
+    _, _, *arguments = config(model)
+    return Killed(tmp_path, clone, ["--cores", "1", *arguments])
+
+
+def assert_same(run: Run, whole: Run) -> None:
+    """The same files, with the same contents but for the times in one."""
+    assert run.code == 0, run.said
+    found, wanted = (
+        {path.relative_to(one.results): path for path in one.results.rglob("*") if path.is_file()}
+        for one in (run, whole)
+    )
+    assert found.keys() == wanted.keys()
+    for name in (
+        *(Path(SAMPLE) / name for name in ("embeddings.h5", "records.tsv")),
+        Path("report.html"),
+    ):
+        assert found[name].read_bytes() == wanted[name].read_bytes()
+
+
+def assert_asks_for_the_flag(killed: Killed) -> None:
+    refused = killed.run("--dry-run")
+    assert refused.code == 1
+    assert "rerun your command with the --rerun-incomplete flag" in refused.said
+
+
+def test_killed_again_and_again(killed, whole_run):
+    """At work on the second of two shards, and when one of the gathered files has its place.
+
+    Of a job that was killed at work no output is in place, and the same command goes on.
+    """
+    for pause in ("embed:1:1", "aggregate:2:2"):
+        killed.kill(pause)
+    assert_asks_for_the_flag(killed)
+    assert_same(killed.run("--rerun-incomplete"), whole_run)
+    started = re.findall(r"embed: shard (\d+) of", killed.said)
+    assert sorted(started) in (["00000", "00000", "00001"], ["00000", "00001", "00001"])
+
+
+@pytest.mark.long
+@pytest.mark.parametrize(
+    "pauses",
+    [
+        ["shard:1:0", "shard:2:0", "shard:0:0", "embed:4:0", "embed:3:1", "embed:0:1"],
+        ["aggregate:1:2", "aggregate:0:2"],
+        ["provenance:0:0", "verdict:0:0"],
+    ],
+    ids=" ".join,
+)
+def test_killed_between_two_moves_and_behind_the_last(killed, whole_run, pauses):
+    for pause in pauses:
+        killed.kill(pause, "--rerun-incomplete")
+    assert_asks_for_the_flag(killed)
+    assert_same(killed.run("--rerun-incomplete"), whole_run)
+
+
+def flip(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+
+
+def cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-9])
+
+
+@pytest.fixture(scope="module")
+def embedded(tmp_path_factory, model) -> Path:
+    """A folder in which all shards are embedded, and nothing is gathered."""
+    folder = tmp_path_factory.mktemp("embedded")
+    write_fasta(folder / "my proteins.fasta")
+    run = snakemake(folder, "--notemp", "--until", "embed", *config(model))
+    assert run.code == 0, run.said
+    return folder
+
+
+def mend(folder: Path, line: str) -> None:
+    """Do to the letter what a line says is to be done before the workflow is run again."""
+    named = re.fullmatch(r"esm-pipeline aggregate: ([^:]+)(?::\d+)?: (.*)", line)
+    remedy = re.search(r"; remove (\S+) and run the workflow again$", named[2])
+    (folder / (named[1] if remedy[1] == "it" else remedy[1])).unlink()
+
+
+@pytest.mark.parametrize(
+    ("damage", "name"),
+    [
+        (flip, "00001.h5"),
+        pytest.param(cut, "00001.h5", marks=pytest.mark.long),
+        pytest.param(flip, "00000.records.tsv", marks=pytest.mark.long),
+        pytest.param(cut, "00000.records.tsv", marks=pytest.mark.long),
+        pytest.param(flip, "00001.sha256", marks=pytest.mark.long),
+        pytest.param(cut, "00001.sha256", marks=pytest.mark.long),
+        pytest.param(Path.unlink, "00001.h5", marks=pytest.mark.long),
+        pytest.param(Path.unlink, "00001.records.tsv", marks=pytest.mark.long),
+        pytest.param(Path.unlink, "00001.sha256", marks=pytest.mark.long),
+    ],
+)
+def test_a_finished_shard_that_was_damaged(embedded, tmp_path, whole_run, model, damage, name):
+    """The run names the file and the remedy, unless Snakemake sees what is missing."""
+    folder, command = tmp_path / "copy", ["--until", "gather_embed", *config(model)]
+    shutil.copytree(embedded, folder)
+    damage(folder / "results" / SAMPLE / "embed" / name)
+    run = snakemake(folder, *command)
+    if damage is not Path.unlink:
+        assert run.code == 1
+        (line,) = {line for line in run.said.splitlines() if line.startswith("esm-pipeline ")}
+        assert name in line
+        mend(folder, line)
+        run = snakemake(folder, *command)
+    assert run.code == 0, run.said
+    gathered = Path(SAMPLE) / "embeddings.h5"
+    assert (run.results / gathered).read_bytes() == (whole_run.results / gathered).read_bytes()
+    assert re.findall(r"embed: shard (\d+) of", run.said) == [name[:5]]

@@ -1,0 +1,150 @@
+"""The model of a run: found once, checked at once, made again when its files are others."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from esm_pipeline.formats.digests import sha256
+from tests.oracles.hub_server import COMMIT, serve
+from tests.workflow.tools import (
+    FROM_SHARDS,
+    GOLDEN,
+    SAMPLE,
+    Run,
+    config,
+    jobs,
+    save_model,
+    snakemake,
+    write_fasta,
+)
+
+NAME = "lab/tiny"
+
+
+@pytest.fixture(scope="module")
+def own_run(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """A run with a model of its own, which may be changed."""
+    folder = tmp_path_factory.mktemp("own")
+    write_fasta(folder / "my proteins.fasta")
+    shutil.copytree(GOLDEN / "model", folder / "model")
+    run = snakemake(folder, *config(Path("model"), "shards=1"))
+    assert run.code == 0, run.said
+    return run
+
+
+def planned(run: Run) -> set[str]:
+    """What the same command would do now, if weights were as large as they are: without checksums.
+
+    Of small files Snakemake compares the contents, of others the times.
+    """
+    arguments = ("-n", "--max-checksum-file-size", "0", *config(Path("model"), "shards=1"))
+    return jobs(snakemake(run.folder, *arguments))
+
+
+def others(folder: Path) -> None:
+    save_model(folder, scale=2.0)
+
+
+def older(folder: Path) -> None:
+    """Other weights that were trained before the results were made."""
+    others(folder)
+    past = time.time() - 10**6
+    for file in folder.iterdir():
+        os.utime(file, (past, past))
+
+
+def another_config(folder: Path) -> None:
+    facts = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**facts, "token_dropout": False}))
+
+
+def a_note(folder: Path) -> None:
+    (folder / "README.md").write_text("all about it")
+    (folder / "training_args.bin").write_bytes(b"not weights")
+
+
+@pytest.mark.parametrize(
+    ("change", "rerun"),
+    [
+        (others, {*FROM_SHARDS, "model"}),
+        (older, {*FROM_SHARDS, "model"}),
+        (another_config, {*FROM_SHARDS, "model"}),
+        (a_note, set()),
+    ],
+)
+def test_replaced_files_make_the_results_again(
+    own_run: Run, change: Callable[[Path], None], rerun: set[str]
+) -> None:
+    kept, model = own_run.folder / "kept", own_run.folder / "model"
+    shutil.copytree(model, kept)  # with the times of its files
+    try:
+        change(model)
+        assert planned(own_run) == rerun
+    finally:
+        shutil.rmtree(model)
+        kept.rename(model)
+
+
+def test_files_that_are_as_they_were(own_run: Run) -> None:
+    assert planned(own_run) == set()
+
+
+def test_interrupted_after_the_model(own_run: Run) -> None:
+    """The model is found again, but nothing is computed: what is left to do is not forgotten."""
+    folder = own_run.folder.parent / "copy"
+    shutil.copytree(own_run.folder, folder)
+    others(folder / "model")
+    arguments = config(Path("model"), "shards=1")
+    run = snakemake(folder, "--until", "model", *arguments)
+    assert run.code == 0, run.said
+    assert jobs(snakemake(folder, "-n", *arguments)) == FROM_SHARDS
+
+
+def test_fetched_once_and_then_without_network(tmp_path: Path) -> None:
+    root = tmp_path / "hub"
+    save_model(root / NAME)
+    write_fasta(tmp_path / "my proteins.fasta")
+    arguments = config(Path(NAME), "shards=1")
+    own = {"HF_HOME": str(tmp_path / "hf"), "HF_HUB_OFFLINE": "0"}
+    with serve(root) as hub:
+        own["HF_ENDPOINT"] = hub.address
+        fetched = snakemake(tmp_path, "--until", "model", *arguments, **own)
+        assert fetched.code == 0, fetched.said
+        assert len([request for request in hub.requests if request.startswith("GET /large")]) == 1
+    run = snakemake(tmp_path, *arguments, **own)  # the hub is gone
+    assert run.code == 0, run.said
+    facts = json.loads((run.results / "provenance.json").read_text())
+    digest = sha256(root / NAME / "model.safetensors")
+    made = facts["samples"][SAMPLE]["results"]["embeddings.h5"]
+    for told in (facts["models"]["model"], made):
+        assert (told["revision"], told["weights_sha256"]) == (COMMIT, digest)
+    assert (facts["models"]["model"]["name"], made["model"]) == (NAME, NAME)
+    assert jobs(snakemake(tmp_path, "-n", *arguments, **own)) == set()
+
+
+def test_what_every_job_would_fail_at_fails_once(tmp_path: Path) -> None:
+    write_fasta(tmp_path / "my proteins.fasta")
+    run = snakemake(tmp_path, *config(GOLDEN / "model", "embed={layers: [3]}"))
+    assert run.code == 1
+    told = "esm-pipeline download: layer 3 does not exist; the model has layers 0"
+    assert run.said.count(told) == 1
+    assert "Job stats" in run.said
+    assert "embed: shard" not in run.said
+    assert "Traceback" not in run.said
+    assert not (tmp_path / "results" / "model.json").exists()
+
+
+def test_a_model_with_braces_in_its_path(tmp_path: Path) -> None:
+    write_fasta(tmp_path / "my proteins.fasta")
+    save_model(tmp_path / "m{1}")
+    run = snakemake(tmp_path, "-n", *config(tmp_path / "m{1}"))
+    assert run.code == 1
+    assert "would be taken for a wildcard; rename it, or make a link" in run.said
+    assert "Traceback" not in run.said
