@@ -19,7 +19,10 @@ from esm_pipeline.model.layout import PackedLayout
 from esm_pipeline.model.positions import DistanceEmbedding
 
 VARLEN = "torch.nn.attention.varlen"
-"""PyTorch's attention over packed sequences, from 2.10 on; its import takes over a second."""
+"""PyTorch's attention over packed sequences, from 2.10 on; its import takes over a second.
+
+Its kernels know heads of widths that are multiples of 8, up to 256.
+"""
 
 Backend = Callable[[Tensor, Tensor, Tensor, PackedLayout, float], Tensor]
 
@@ -34,7 +37,8 @@ def choose_backend(q: Tensor, dropout: float) -> Backend:
     if q.device.type == "cpu":
         return attend_by_length
     half = q.dtype in (torch.float16, torch.bfloat16)
-    if q.device.type == "cuda" and half and dropout == 0.0 and find_spec(VARLEN):
+    fits = half and q.shape[-1] % 8 == 0 and q.shape[-1] <= 256
+    if q.device.type == "cuda" and fits and dropout == 0.0 and find_spec(VARLEN):
         return attend_variable_length
     return attend_padded
 

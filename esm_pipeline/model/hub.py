@@ -129,7 +129,10 @@ def find_config(name: str, **options: Any) -> Path:
         return path
     found = fetch_first(name, CONFIG_FILE, **options) if path is None else path / CONFIG_FILE
     if found is None or not found.is_file():
-        raise WeightsError(f"{name}: no {CONFIG_FILE} in it; is this an ESM checkpoint?")
+        raise WeightsError(
+            f"{name}: no {CONFIG_FILE} in it; is this an ESM checkpoint? (of a bare state, as a "
+            "Trainer writes it, load with config=)"
+        )
     return found
 
 

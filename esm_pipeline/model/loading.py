@@ -104,6 +104,7 @@ class Plan:
             "missing_keys": self.missing,
             "unexpected_keys": self.unexpected,
             "mismatched_keys": self.mismatched,
+            "error_msgs": [],
         }
 
     @property

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import os
+from collections.abc import Sequence
 from functools import cache
 from typing import TypeVar
 
@@ -39,7 +40,7 @@ KERNELS_KEPT = "16"
 class PackedLinear(nn.Module):
     """A linear layer whose weight oneDNN has reordered, with GELU fused in if asked for."""
 
-    def __init__(self, linear: nn.Linear, activation: str = "none") -> None:
+    def __init__(self, linear: nn.Linear | FusedLinear, activation: str = "none") -> None:
         super().__init__()
         self.activation = activation
         self.in_features, self.out_features = linear.in_features, linear.out_features
@@ -52,6 +53,20 @@ class PackedLinear(nn.Module):
             x, self.packed, self.bias, self.activation, [], "none"
         )
         return y
+
+
+class FusedLinear(nn.Module):
+    """Linear layers over the same input as one, their outputs side by side."""
+
+    def __init__(self, linears: Sequence[nn.Linear]) -> None:
+        super().__init__()
+        self.weight = frozen(torch.cat([linear.weight for linear in linears]))
+        self.bias = frozen(torch.cat([linear.bias for linear in linears]))
+        self.out_features, self.in_features = self.weight.shape
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(…, in) → (…, out)."""
+        return F.linear(x, self.weight, self.bias)
 
 
 @cache
@@ -109,12 +124,7 @@ def twin(module: T, dtype: torch.dtype) -> T:
 
 def fuse(attention: EsmSelfAttention) -> None:
     """Let one layer compute queries, keys and values."""
-    three = (attention.query, attention.key, attention.value)
-    joined = nn.Linear(0, 0, device="meta")
-    joined.weight = frozen(torch.cat([one.weight for one in three]))
-    joined.bias = frozen(torch.cat([one.bias for one in three]))
-    joined.out_features, joined.in_features = joined.weight.shape
-    attention.fused = joined
+    attention.fused = FusedLinear([attention.query, attention.key, attention.value])
     del attention.query, attention.key, attention.value
 
 

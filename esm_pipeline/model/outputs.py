@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
@@ -13,7 +13,7 @@ class ModelOutput:
     """Base of the outputs: a dataclass that is also a mapping and a tuple.
 
     Fields that are None are left out of the tuple, of `keys()` and of the length, as in the
-    reference.
+    reference. What else a script puts in comes behind them.
     """
 
     def to_tuple(self) -> tuple[Any, ...]:
@@ -22,8 +22,7 @@ class ModelOutput:
 
     def items(self) -> list[tuple[str, Any]]:
         """Names and values of the fields that are set, in order."""
-        pairs = ((field.name, getattr(self, field.name)) for field in fields(self))  # type: ignore[arg-type]
-        return [(name, value) for name, value in pairs if value is not None]
+        return [(name, value) for name, value in vars(self).items() if value is not None]
 
     def keys(self) -> list[str]:
         """Names of the fields that are set, in order."""
@@ -41,8 +40,6 @@ class ModelOutput:
         return dict(self.items()).get(name, default)
 
     def __setitem__(self, name: str, value: Any) -> None:
-        if name not in {field.name for field in fields(self)}:  # type: ignore[arg-type]
-            raise KeyError(name)
         setattr(self, name, value)
 
     def __iter__(self) -> Iterator[Any]:

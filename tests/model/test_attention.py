@@ -84,8 +84,8 @@ def test_variable_length_kernel_gets_the_layout(
 class Elsewhere:
     """Stands for a tensor on another device."""
 
-    def __init__(self, device: str, dtype: torch.dtype) -> None:
-        self.device, self.dtype = torch.device(device), dtype
+    def __init__(self, device: str, dtype: torch.dtype, width: int) -> None:
+        self.device, self.dtype, self.shape = torch.device(device), dtype, (9, 4, width)
 
 
 @pytest.mark.parametrize(
@@ -100,17 +100,21 @@ class Elsewhere:
         ("mps", torch.float32, 0.0, True, attention.attend_padded),
     ],
 )
+@pytest.mark.parametrize("width", [24, 12, 320])
 def test_choice_of_backend(
     device: str,
     dtype: torch.dtype,
     dropout: float,
     kernel: bool,
+    width: int,
     expected: attention.Backend,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     if not kernel:
         monkeypatch.setattr(attention, "VARLEN", "torch.nn.attention.of_an_older_torch")
-    assert attention.choose_backend(Elsewhere(device, dtype), dropout) is expected
+    if width != 24 and device == "cuda":
+        expected = attention.attend_padded
+    assert attention.choose_backend(Elsewhere(device, dtype, width), dropout) is expected
 
 
 def test_gradients_agree_between_backends(projections: Projections, layout: PackedLayout) -> None:

@@ -462,6 +462,6 @@ def test_language_model_passes_the_encoder_on() -> None:
     states = SHAPED["states"]
     plainly = model.esm(IDS, encoder_hidden_states=states).last_hidden_state
     found = model(IDS, encoder_hidden_states=states).logits
-    assert max_abs(found, model.logits(plainly), IDS != PAD) <= TOLERANCE
+    assert max_abs(found, model.lm_head(plainly), IDS != PAD) <= TOLERANCE
     masked = model(IDS, encoder_hidden_states=states, encoder_attention_mask=torch.eye(2, 5))
     assert max_abs(found, masked.logits) > 1e-4

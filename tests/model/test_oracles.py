@@ -315,7 +315,7 @@ def contacts_uncorrected(ours: EsmForMaskedLM, patch: pytest.MonkeyPatch) -> Non
 
 def untied_head(ours: EsmForMaskedLM, patch: pytest.MonkeyPatch) -> None:
     logits = ours.logits
-    ours.logits = lambda hidden: logits(hidden) - ours.lm_head.bias
+    ours.logits = lambda hidden, layout: logits(hidden, layout) - ours.lm_head.bias
 
 
 TWINS = [

@@ -161,12 +161,15 @@ def test_the_small_models_of_the_hub_have_a_limit(
 
 def test_prefix_and_unknown_settings(tmp_path: Path) -> None:
     tokenizer = EsmTokenizer(ALPHABET, do_lower_case=False, chain=["A"])
-    names = [Path(path).name for path in tokenizer.save_pretrained(tmp_path, "x")]
+    names = [Path(path).name for path in tokenizer.save_pretrained(tmp_path, filename_prefix="x")]
     expected = ["x-tokenizer_config.json", "x-special_tokens_map.json", "x-vocab.txt"]
     assert (
         names
         == expected
-        == [path.name for path in map(Path, tokenizer.save_pretrained(tmp_path, "x"))]
+        == [
+            path.name
+            for path in map(Path, tokenizer.save_pretrained(tmp_path, filename_prefix="x"))
+        ]
     )
     assert tokenizer.save_vocabulary(tmp_path) == (str(tmp_path / "vocab.txt"),)
     settings = json.loads((tmp_path / "x-tokenizer_config.json").read_text())
