@@ -35,7 +35,9 @@ Per = Literal["sequence", "residue", "pair"]
 
 Int64 = NDArray[np.int64]
 
-FLOATS = ("<f2", "<f4")
+KINDS = ("<f2", "<f4", "|S1")
+"""Types of what is stored: numbers, and letters."""
+
 FORMAT_VERSION = 1
 BLOCK = 4 << 20  # bytes read at a time when rows are copied
 ENTRIES = 1 << 14  # records written at a time
@@ -236,7 +238,7 @@ def arrays_of(file: h5py.File) -> list[Array]:
     for name, item in found.items():
         if "per" in item.attrs:
             per, kind = item.attrs["per"], item.dtype.str
-            require(isinstance(per, str) and per in get_args(Per) and kind in FLOATS, name)
+            require(isinstance(per, str) and per in get_args(Per) and kind in KINDS, name)
             require(not item.size or item.id.get_offset() is not None, name)
             require(item.shape[:1] == (unit_starts(lengths, per)[-1],), name)
             arrays.append(Array(name, per, item.shape[1:], kind))

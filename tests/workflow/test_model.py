@@ -73,9 +73,9 @@ def a_note(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "rerun"),
     [
-        (others, {*FROM_SHARDS, "model"}),
-        (older, {*FROM_SHARDS, "model"}),
-        (another_config, {*FROM_SHARDS, "model"}),
+        (others, {*FROM_SHARDS, "model", "check_embed"}),
+        (older, {*FROM_SHARDS, "model", "check_embed"}),
+        (another_config, {*FROM_SHARDS, "model", "check_embed"}),
         (a_note, set()),
     ],
 )
@@ -104,7 +104,7 @@ def test_interrupted_after_the_model(own_run: Run) -> None:
     arguments = config(Path("model"), "shards=1")
     run = snakemake(folder, "--until", "model", *arguments)
     assert run.code == 0, run.said
-    assert jobs(snakemake(folder, "-n", *arguments)) == FROM_SHARDS
+    assert jobs(snakemake(folder, "-n", *arguments)) == {*FROM_SHARDS, "check_embed"}
 
 
 def test_fetched_once_and_then_without_network(tmp_path: Path) -> None:
@@ -138,7 +138,7 @@ def test_what_every_job_would_fail_at_fails_once(tmp_path: Path) -> None:
     assert "Job stats" in run.said
     assert "embed: shard" not in run.said
     assert "Traceback" not in run.said
-    assert not (tmp_path / "results" / "model.json").exists()
+    assert not (tmp_path / "results" / SAMPLE / "embed").exists()
 
 
 def test_a_model_with_braces_in_its_path(tmp_path: Path) -> None:

@@ -71,9 +71,9 @@ def test_only_results_stay(whole_run):
     }
     jobs = {f"shard/{SAMPLE}", *(f"embed/{SAMPLE}/{n:05d}" for n in range(2)), "counts", "model"}
     jobs |= {f"gather_embed/{SAMPLE}", f"records/{SAMPLE}", "provenance", "report", "check_embed"}
-    assert files - kept == {f"logs/{job}.log" for job in [*jobs, "verdict"]} | {
-        f"benchmarks/{job}.tsv" for job in jobs
-    }
+    assert files - kept == {"logs/checked/embed"} | {
+        f"logs/{job}.log" for job in [*jobs, "verdict"]
+    } | {f"benchmarks/{job}.tsv" for job in jobs}
 
 
 def test_provenance_tells_where_results_came_from(whole_run, model):
@@ -105,8 +105,8 @@ def test_verdict_counts(whole_run):
     ("change", "rerun"),
     [
         (f"embed={{{EMBED}, token_budget: 99, threads: 1, device: cpu}}", set()),
-        ("embed={include: [mean]}", FROM_SHARDS),
-        (f"embed={{{EMBED}, residue_dtype: float32}}", FROM_SHARDS),
+        ("embed={include: [mean]}", {*FROM_SHARDS, "check_embed"}),
+        (f"embed={{{EMBED}, residue_dtype: float32}}", {*FROM_SHARDS, "check_embed"}),
         ("on_failure=keep", {"verdict"}),
         ("shards=3", EVERYTHING),
         ("shard={gaps: remove}", EVERYTHING),

@@ -12,8 +12,8 @@ from esm_pipeline import open_results
 from esm_pipeline.cli import main
 from esm_pipeline.formats.digests import sha256
 from esm_pipeline.formats.records import read_records
-from tests.workflow.test_run import copy_of_the_project, jobs
-from tests.workflow.tools import Run, config, snakemake, write_fasta
+from tests.workflow.test_run import copy_of_the_project
+from tests.workflow.tools import Run, config, jobs, snakemake, write_fasta
 
 FIRST = b"MKTAYIAKQRQISFVKSHFSRQ"
 RECORDS = {b"P1 first": FIRST, b"P2": b"GAVLIWGAVLIW", b"gap": b"MK-V", b"P3": FIRST}
@@ -27,7 +27,8 @@ SCAN = [
 ]
 MODELS = "models: {one: {model}, two: demo}"
 SCORE = "saturation: true, plots: true"
-DONE = ("scores.tsv", "scores.json", "saturation.h5", "heatmaps", "records.tsv", "score", "shards")
+OF_TABLE = {"scores.tsv", "scores.json", "variants.sha256"}
+OF_ALL = {"saturation.h5", "heatmaps", "records.tsv", "score", "shards", "inputs.sha256"}
 
 
 @pytest.fixture(scope="module")
@@ -58,8 +59,8 @@ def chosen(model, score: str = "", *more: str) -> list[str]:
 def test_the_same_as_by_the_command(scored, model, tmp_path):
     assert scored.code == 0, scored.said
     found = {path.name for path in (scored.results / "A").iterdir()}
-    assert found == set(DONE)
-    assert {path.name for path in (scored.results / "B").iterdir()} == set(DONE[2:])
+    assert found == OF_TABLE | OF_ALL
+    assert {path.name for path in (scored.results / "B").iterdir()} == OF_ALL
     common = ["score", "--quiet", f"--model={model}", "--label=one", "--model=demo", "--label=two"]
     fasta, out = scored.folder / "a.fasta", tmp_path / "out.tsv"
     table = ["--variants", str(scored.folder / "my scan.csv"), str(fasta), str(out)]
@@ -112,8 +113,8 @@ def test_provenance_tells_of_scores(scored, model):
 
 
 SATURATION = {"score", "gather_score", "heatmaps"}
-VARIANTS = {"split_A", "score_variants", "join"}
-LAST = {"records", "provenance", "report", "verdict"}
+SCORED = {"score_variants", "join"}
+LAST = {"records", "provenance", "report", "counts", "verdict"}
 
 
 @pytest.mark.parametrize(
@@ -121,10 +122,14 @@ LAST = {"records", "provenance", "report", "verdict"}
     [
         ("token_budget: 99, threads: 1, device: cpu", (), set()),
         ("table_bytes: 5", (), set()),
-        ("offset: 1", (), VARIANTS | LAST - {"records"}),
-        ("strategy: wt_marginal", (), SATURATION | VARIANTS | LAST),
-        ("", ("tasks=[embed, score]",), {"embed", "gather_embed"} | LAST),
-        ("", ("shard={gaps: remove}",), SATURATION | VARIANTS | LAST | {"shard_A", "shard_B"}),
+        ("offset: 1", (), {"split_A", *SCORED} | LAST - {"records"}),
+        ("strategy: wt_marginal", (), {"check_score", "split_A", *SATURATION, *SCORED, *LAST}),
+        ("", ("tasks=[embed, score]",), {"model", "check_embed", "embed", "gather_embed"} | LAST),
+        (
+            "",
+            ("shard={gaps: remove}",),
+            {"shard_A", "shard_B", "split_A", *SATURATION, *SCORED, *LAST},
+        ),
         ("", ("on_failure=keep",), {"verdict"}),
     ],
 )
@@ -171,7 +176,7 @@ def test_a_row_that_failed_ends_in_an_error_after_everything_is_written(tmp_path
         ),
         (
             ["tasks=[score]", "score={stratgy: x}"],
-            "unknown key 'score.stratgy'; did you mean 'stra",
+            "unknown key 'score.stratgy'; did you mean 'score.stra",
         ),
         (
             ["tasks=[score]", "score={models: {a b: demo}}"],

@@ -60,9 +60,9 @@ def snakemake(folder: Path, *arguments: str, snakefile: Path = ROOT / "Snakefile
     return Run(result.returncode, result.stdout, folder)
 
 
-FROM_SHARDS = {"check_embed", "embed", "gather_embed", "records"}
+FROM_SHARDS = {"embed", "gather_embed", "records"}
 FROM_SHARDS |= {"provenance", "report", "counts", "verdict"}
-"""Rules that follow from the shards and the models."""
+"""Rules that follow from the shards and what models tell."""
 
 EVERYTHING = {f"shard_{SAMPLE}", *FROM_SHARDS}
 """Rules that follow from the input, whatever the model."""

@@ -74,7 +74,8 @@ rule report:
 
 rule counts:
     input:
-        expand(f"{OUT}/{{sample}}/records.tsv", sample=SAMPLES),
+        records=expand(f"{OUT}/{{sample}}/records.tsv", sample=SAMPLES),
+        scores=expand(f"{OUT}/{{sample}}/scores.tsv", sample=TABLES),
     output:
         f"{OUT}/verdict.txt",
     log:
@@ -86,9 +87,10 @@ rule counts:
     params:
         esm=esm,
     message:
-        "counts: what became of all records"
+        "counts: what became of all records and variants"
     shell:
-        "{params.esm} verdict --on-failure keep --out={output:q} -- {input:q} 2>&1 | tee -- {log:q}"
+        "{params.esm} verdict --on-failure keep --out={output:q} -- {input.records:q}"
+        " 2>&1 | tee -- {log:q}"
 
 
 # By itself, since Snakemake removes what a failed job has written.
