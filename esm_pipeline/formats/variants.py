@@ -42,7 +42,7 @@ EDIT = re.compile(
 EACH = re.compile(RESIDUE, re.ASCII | re.IGNORECASE)
 SEPARATOR = re.compile(r"[\s:;,+]+")
 REFERENCE = re.compile(r"(?P<name>[^\s:]+):(?=p\.)")
-WILD_TYPES = frozenset(("", "=", "wt", "_wt", "wildtype", "wild-type", "wild_type"))
+WILD_TYPES = frozenset(("=", "wt", "_wt", "wildtype", "wild-type", "wild_type"))
 NO_RESIDUE = "which is no single amino acid; name one of the 20, U or O"
 TOLD = 30  # characters of a mutation that a message shows
 
@@ -84,6 +84,8 @@ def parse(text: str, offset: int = 0) -> Variant:
         place = int(match[2]) - 1 - offset
         return (_substitution(place, match[1], match[3], text),)
     body = text.strip()
+    if not body:
+        raise InputError("no mutation; write WT for the wild type")
     reference = REFERENCE.match(body)
     if reference and not EDIT.fullmatch(reference["name"]):
         body = body[reference.end() :]

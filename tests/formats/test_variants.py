@@ -56,8 +56,6 @@ SPELLINGS = {
         "_wt",
         "wild-type",
         "wildtype",
-        "",
-        " ",
         "=",
         "p.=",
         "p.(=)",
@@ -94,6 +92,8 @@ def test_spellings(text, mutant):
 UNREADABLE = "cannot be read; write it as A42G or p.Ala42Gly"
 STOP = "is a stop; give the protein it makes as a sequence"
 REFUSED = {
+    "": "no mutation; write WT for the wild type",
+    " ": "no mutation; write WT for the wild type",
     "K2*": f"mutation 'K2*' {STOP}",
     "p.Lys2Ter": f"mutation 'Lys2Ter' {STOP}",
     "K2_V3ins*": f"mutation 'K2_V3ins*' {STOP}",
@@ -197,7 +197,9 @@ def test_any_mutant_can_be_spelled_and_read_again(wild_type, mutant, offset):
 @given(wild_type=PROTEINS, data=st.data(), offset=st.integers(-30, 30))
 def test_substitutions_in_one_letter_or_three(wild_type, data, offset):
     changes = data.draw(
-        st.dictionaries(st.integers(0, len(wild_type) - 1), st.sampled_from(AMINO_ACIDS))
+        st.dictionaries(
+            st.integers(0, len(wild_type) - 1), st.sampled_from(AMINO_ACIDS), min_size=1
+        )
     )
     order = data.draw(st.permutations(sorted(changes)))
     separator = data.draw(st.sampled_from(":;, +"))

@@ -31,7 +31,7 @@ def test_every_row_keeps_its_place(esm, rotary, files, monkeypatch):
     fasta, table, out = files({"a": WILD_TYPE}, mutants(*texts, note="kept"))
     code, told, rows = run(esm, rotary, fasta, table, out)
     assert code == 0
-    assert told.startswith("score: 10 variants: 5 ok, 5 skipped, 0 failed; 2 passes, ")
+    assert told.startswith("score: 10 variants: 4 ok, 6 skipped, 0 failed; 2 passes, ")
     assert [row["mutant"] for row in rows] == texts
     assert list(rows[0]) == ["mutant", "note", "status", "reason", MARGINAL]
     assert {row["note"] for row in rows} == {"kept"}
@@ -43,11 +43,12 @@ def test_every_row_keeps_its_place(esm, rotary, files, monkeypatch):
         "K2del": "the variant changes the length of the protein, for which no marginal is defined; "
         "set score.strategy to pseudo_log_likelihood",
         "K99A": "residue 99 does not exist: the protein has 22 residues",
+        "": "no mutation; write WT for the wild type",
     }
     for row in rows:
         assert bool(row[MARGINAL]) == (row["status"] == "ok") == (not row["reason"])
     values = {row["mutant"]: row[MARGINAL] for row in rows if row["status"] == "ok"}
-    assert values["WT"] == values[""] == "0.000000"
+    assert values["WT"] == "0.000000"
     assert rows[0][MARGINAL] == rows[7][MARGINAL] != "0.000000"
     (record,) = read_records(out.with_name("out.records.tsv"))
     assert record.outcomes["score"].status == "ok"

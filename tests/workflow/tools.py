@@ -100,6 +100,10 @@ def write_fasta(path: Path, records: dict[bytes, bytes] = RECORDS) -> Path:
     return path
 
 
+GOLDEN_TASKS = ("tasks=[embed, score]", "variants=my variants.csv", "score={saturation: true}")
+"""What the example tree has beside the shared configuration."""
+
+
 def config(model: Path, *more: str, fasta: str | None = "my proteins.fasta") -> list[str]:
     """Arguments that run the shared configuration, but for `more`."""
     chosen = [f"model={model}", "shards=2", f"embed={{{EMBED}}}"]

@@ -6,7 +6,6 @@ for name, model in MODELS.items():
     rule:
         name:
             "_".join(Path(name).with_suffix("").parts)
-        localrule: True
         input:
             model.files(),
         output:
@@ -15,6 +14,7 @@ for name, model in MODELS.items():
             f"{OUT}/logs/{Path(name).with_suffix('.log')}",
         benchmark:
             f"{OUT}/benchmarks/{Path(name).with_suffix('.tsv')}"
+        localrule: True
         conda:
             "../../envs/esm.yaml"
         resources:
@@ -37,7 +37,6 @@ for task in settings.tasks:
     rule:
         name:
             f"check_{task}"
-        localrule: True
         input:
             models_of(task),
         output:
@@ -46,6 +45,7 @@ for task in settings.tasks:
             f"{OUT}/logs/check_{task}.log",
         benchmark:
             f"{OUT}/benchmarks/check_{task}.tsv"
+        localrule: True
         conda:
             "../../envs/esm.yaml"
         resources:
