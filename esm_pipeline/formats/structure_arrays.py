@@ -2,6 +2,11 @@
 
 What `fold` computes for each unique sequence, before any file of a structure is written: settings
 that only change those files need no model again.
+
+with open_results("structures.h5") as results:
+    results["P12345"].structure       # atoms, pLDDT, pTM
+    results["P12345"].pae             # (R, R) Å
+    results.to_pandas()               # one row a record
 """
 
 from __future__ import annotations
@@ -9,8 +14,8 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Sequence
-from types import TracebackType
-from typing import Self
+from functools import cached_property
+from typing import TYPE_CHECKING
 
 import h5py
 import numpy as np
@@ -18,7 +23,12 @@ from numpy.typing import NDArray
 
 from esm_pipeline.errors import InputError
 from esm_pipeline.formats.hdf5 import Array, Int64, RaggedWriter, arrays_of, unit_starts
+from esm_pipeline.formats.pae import to_angstrom
+from esm_pipeline.formats.ragged_results import RaggedResults
 from esm_pipeline.formats.structures import Structure
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 FORMAT = "esm-pipeline/structures"
 ARRAYS = (
@@ -60,56 +70,35 @@ def write_structures(
         writer.write(name, rows, values)
 
 
-class StructureArrays:
-    """The rows of a `structures.h5`. A context manager.
+class Structures(RaggedResults["Folded"]):
+    """The records of a `structures.h5`."""
 
-    Raises InputError for a file that is none, or not as it was written.
-    """
+    format = FORMAT
 
-    def __init__(self, path: str | os.PathLike[str]) -> None:
-        self.path = os.fspath(path)
+    def __init__(self, path: str | os.PathLike[str], file: h5py.File) -> None:
+        super().__init__(path, file)
         try:
-            self.file = h5py.File(path)
-        except OSError as error:
-            why = " ".join(str(error).split())
-            raise InputError(f"{path}: cannot be read as HDF5 ({why}); {AGAIN}") from None
-        try:
-            self._open()
+            found = {array.name: array for array in arrays_of(file)}
+            if found != {one.name: one for one in ARRAYS}:
+                raise ValueError("it holds other arrays")
+            self.flag_names: list[str] = json.loads(file.attrs["flags"])
         except (KeyError, ValueError, TypeError) as error:
-            self.file.close()
+            file.close()
             raise InputError(f"{path}: not a structures.h5 ({error}); {AGAIN}") from None
 
-    def _open(self) -> None:
-        found = {array.name: array for array in arrays_of(self.file)}
-        if self.file.attrs["format"] != FORMAT or found != {one.name: one for one in ARRAYS}:
-            raise ValueError("it holds other arrays")
-        self.flag_names: list[str] = json.loads(self.file.attrs["flags"])
-        self.lengths: NDArray[np.int32] = self.file["length"][...]
-        self.index: Int64 = self.file["index"][...]
-        self.row: Int64 = self.file["row"][...]
-        self._residues = unit_starts(self.lengths, "residue")
-        self._pairs = unit_starts(self.lengths, "pair")
+    def item(self, position: int) -> Folded:
+        """The record at a position among those that are stored."""
+        return Folded(self, position)
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.file.close()
-
-    @property
-    def attributes(self) -> dict[str, str]:
-        """How the structures were made: model, revision, weights_sha256, dtype, …"""
-        return {name: str(value) for name, value in self.file.attrs.items()}
+    @cached_property
+    def pairs(self) -> Int64:
+        """(U + 1,) where the pairs of residues of each row begin."""
+        return unit_starts(self.length, "pair")
 
     def structure(self, row: int) -> Structure:
         """The structure in a row."""
-        start, stop = self._residues[row : row + 2].tolist()
-        first, last = self._pairs[row : row + 2].tolist()
+        start, stop = self.offset[row : row + 2].tolist()
+        first, last = self.pairs[row : row + 2].tolist()
         size, iptm = stop - start, float(self.file["iptm"][row])
         return Structure(
             aatype=self.file["aatype"][start:stop].astype(np.int64),
@@ -124,9 +113,58 @@ class StructureArrays:
 
     def chain_count(self, row: int) -> int:
         """The chains of the structure in a row."""
-        return int(self.file["chain"][self._residues[row + 1] - 1]) + 1
+        return int(self.file["chain"][self.offset[row + 1] - 1]) + 1
 
     def flags(self, row: int) -> list[str]:
         """What is wrong with the structure in a row."""
         bits = int(self.file["flags"][row])
         return [name for place, name in enumerate(self.flag_names) if bits >> place & 1]
+
+    def to_pandas(self) -> pd.DataFrame:
+        """A table with one row a record: id, index, length, plddt (mean), ptm, iptm, flags."""
+        import pandas as pd
+
+        flags = [";".join(self.flags(row)) for row in range(len(self.length))]
+        return pd.DataFrame(
+            {
+                "id": self.ids,
+                "index": self.index,
+                "length": self.length[self.row],
+                "plddt": self.file["mean_plddt"][...][self.row],
+                "ptm": self.file["ptm"][...][self.row],
+                "iptm": self.file["iptm"][...][self.row],
+                "flags": [flags[row] for row in self.row.tolist()],
+            }
+        )
+
+
+class Folded:
+    """What is stored of one record. Arrays are read when they are asked for.
+
+    `id`, `index` (place in the input) and `length` (residues of all chains).
+    """
+
+    def __init__(self, results: Structures, position: int) -> None:
+        self._results = results
+        self._row = int(results.row[position])
+        self.id = results.ids[position]
+        self.index = int(results.index[position])
+        self.length = int(results.length[self._row])
+
+    def __repr__(self) -> str:
+        return f"Folded(id={self.id!r}, index={self.index}, length={self.length})"
+
+    @cached_property
+    def structure(self) -> Structure:
+        """Its residues, atoms and confidences."""
+        return self._results.structure(self._row)
+
+    @property
+    def pae(self) -> NDArray[np.float32]:
+        """(R, R) predicted aligned error in Å."""
+        return to_angstrom(self.structure.pae)
+
+    @property
+    def flags(self) -> list[str]:
+        """What is wrong with it, in words of `FLAGS`."""
+        return self._results.flags(self._row)

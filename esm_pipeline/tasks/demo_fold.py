@@ -16,7 +16,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from esm_pipeline.model import Checkpoint
 
-DEMO = "demo"
+DEMO_FOLD = "demo-fold"
+"""Its name; `fold` takes "demo" for it too."""
+
 SEED = 0
 STEM = {
     "hidden_size": 32,
@@ -77,4 +79,4 @@ def demo_checkpoint() -> Checkpoint:
     folder = Path(tempfile.mkdtemp(prefix="esm-pipeline-"))
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     found = resolve_checkpoint(str(write_demo(folder)))
-    return Checkpoint(DEMO, found.folder, found.weight_files)
+    return Checkpoint(DEMO_FOLD, found.folder, found.weight_files)

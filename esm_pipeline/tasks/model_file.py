@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 FORMAT = "esm-pipeline/model"
 FORMAT_VERSION = 1
 SUFFIX = ".json"
+MODEL_HELP = "hub id, folder with a checkpoint, fair-esm file, demo, or a file of `download --out`"
 CONFIG_FACTS = (
     *("num_hidden_layers", "hidden_size", "num_attention_heads", "vocab_size"),
     *("position_embedding_type", "max_residues", "token_dropout"),
@@ -61,30 +62,32 @@ def read_model_file(path: Path) -> dict[str, Any]:
     return facts
 
 
-def find_checkpoint(name: str, revision: str | None, *, folding: bool = False) -> Checkpoint:
+def find_checkpoint(name: str, revision: str | None) -> Checkpoint:
     """The checkpoint `name`, or the one that the model file `name` tells of, without network.
 
-    `folding`: "demo" is a folding model with random weights, and not the packaged one.
+    "demo-fold" is a folding model with random weights, made on the spot.
     Raises WeightsError if it cannot be found, or its weights are not those told of; InputError for
     a revision beside a model file.
     """
-    from esm_pipeline.model import resolve_checkpoint
-    from esm_pipeline.tasks.demo_fold import DEMO, demo_checkpoint
-
     path = Path(name)
     if path.suffix != SUFFIX or not path.is_file():
-        if folding and name == DEMO:
-            return demo_checkpoint()
-        return resolve_checkpoint(name, revision=revision)
+        return checkpoint_named(name, revision=revision)
     if revision:
         raise InputError(f"{name}: it names a revision; leave --revision out")
     facts = read_model_file(path)
     pinned = {"revision": facts["revision"], "local_files_only": True}
-    demo = folding and facts["name"] == DEMO
-    checkpoint = demo_checkpoint() if demo else resolve_checkpoint(facts["name"], **pinned)
+    checkpoint = checkpoint_named(facts["name"], **pinned)
     if checkpoint.weights_sha256() != facts["weights_sha256"]:
         raise WeightsError(
             f"{name}: the weights of {facts['name']} are no longer those it tells of; remove it, "
             "and run the workflow again"
         )
     return checkpoint
+
+
+def checkpoint_named(name: str, **options: Any) -> Checkpoint:
+    """The checkpoint of this name, which may be that of the demonstration's folding model."""
+    from esm_pipeline.model import resolve_checkpoint
+    from esm_pipeline.tasks.demo_fold import DEMO_FOLD, demo_checkpoint
+
+    return demo_checkpoint() if name == DEMO_FOLD else resolve_checkpoint(name, **options)

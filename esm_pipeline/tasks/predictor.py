@@ -3,33 +3,45 @@
 from __future__ import annotations
 
 import json
-import platform
-import time
 from collections.abc import Iterator, Sequence
 from functools import cached_property
-from importlib.metadata import version
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
-from esm_pipeline import __version__, residues
-from esm_pipeline.errors import CapacityError, WeightsError
+from esm_pipeline import residues
+from esm_pipeline.errors import WeightsError
 from esm_pipeline.formats.pae import to_steps
 from esm_pipeline.formats.structure_arrays import FORMAT
 from esm_pipeline.formats.structures import RANDOM, Structure
-from esm_pipeline.model import EsmConfig, EsmForProteinFolding
+from esm_pipeline.model import EsmForProteinFolding
+from esm_pipeline.model.folding.output import EsmForProteinFoldingOutput
 from esm_pipeline.model.folding.quality import FLAGS, examine
-from esm_pipeline.model.outputs import ModelOutput
-from esm_pipeline.settings import FoldSettings
-from esm_pipeline.tasks.batching import is_out_of_memory
-from esm_pipeline.tasks.device import free_memory, resolve_device
+from esm_pipeline.sections import FoldSettings
+from esm_pipeline.tasks.checkpoints import Runner, software
+from esm_pipeline.tasks.demo_fold import DEMO_FOLD
+from esm_pipeline.tasks.device import free_memory
 from esm_pipeline.tasks.fold_batches import CHUNKS, Rung, rungs
-from esm_pipeline.tasks.model_file import find_checkpoint
+from esm_pipeline.tasks.planning import NOT_FINITE
+
+DEMO = "demo"
+FIELDS = {
+    "aatype": "aatype",
+    "chains": "chain_index",
+    "positions": "positions",
+    "plddt": "plddt",
+    "error": "predicted_aligned_error",
+    "mean_plddt": "mean_plddt",
+    "ptm": "ptm",
+    "iptm": "iptm",
+    "mask": "attention_mask",
+}
+"""What is taken of the model's output."""
 
 FLAG_NAMES = (*FLAGS, RANDOM)
-NOT_FINITE = "the model gave values that are not finite numbers"
 GIGA = 1e9
 CPU = torch.device("cpu")
 
@@ -42,46 +54,32 @@ class Prediction(NamedTuple):
     problem: str = ""
 
 
-class Predictor:
+class Predictor(Runner[EsmForProteinFolding]):
     """A folding checkpoint and what is wanted of it; `load` it before the first batch.
 
     Raises WeightsError for a checkpoint that does not fold.
     """
 
+    model_class = EsmForProteinFolding
+    settings: FoldSettings
+
     def __init__(self, name: str, revision: str | None, settings: FoldSettings) -> None:
-        self.settings = settings
-        self.device = resolve_device(settings.device)
-        self.checkpoint = find_checkpoint(name, revision, folding=True)
-        self.config = EsmConfig.from_pretrained(self.checkpoint.source)
+        super().__init__(DEMO_FOLD if name == DEMO else name, revision, settings)
         if not self.config.is_folding_model:
             raise WeightsError(
                 f"{self.checkpoint.name}: has no folding part; set fold.model to a folding model, "
                 "such as facebook/esmfold_v1"
             )
         self.random = bool(getattr(self.config, RANDOM, False))
-        self.seconds = 0.0  # spent in the model
 
     def check(self) -> None:
         """Judge the weights by their files' headers. Raises WeightsError."""
-        EsmForProteinFolding.from_pretrained(self.checkpoint.source, device="meta")
-
-    def load(self) -> None:
-        """Load the weights now. Raises CapacityError if the device has no room for them."""
-        try:
-            self.check()
-            _ = self.model
-        except (MemoryError, RuntimeError) as error:
-            if not is_out_of_memory(error):
-                raise
-            raise CapacityError(
-                f"{self.checkpoint.name}: the model does not fit into the memory of {self.device}; "
-                "choose dtype bfloat16, or another device"
-            ) from None
+        self.model_class.from_pretrained(self.checkpoint.source, device="meta")
 
     @cached_property
     def model(self) -> EsmForProteinFolding:
         """The model, ready to fold."""
-        found: EsmForProteinFolding = EsmForProteinFolding.from_pretrained(self.checkpoint.source)
+        found: EsmForProteinFolding = self.model_class.from_pretrained(self.checkpoint.source)
         found.esm.to(getattr(torch, self.settings.dtype))
         return found.to(self.device).eval()
 
@@ -93,22 +91,13 @@ class Predictor:
     @property
     def attributes(self) -> dict[str, str]:
         """How the structures were made: what the file says of itself."""
-        software = {
-            "esm_pipeline": __version__,
-            "torch": torch.__version__,
-            "h5py": version("h5py"),
-            "python": platform.python_version(),
-        }
         return {
             "format": FORMAT,
-            "model": self.checkpoint.name,
-            "revision": self.checkpoint.revision or "",
-            "weights_sha256": self.checkpoint.weights_sha256(),
-            "dtype": self.settings.dtype,
+            **self.origin,
             "num_recycles": str(self.settings.num_recycles),
             RANDOM: "true" if self.random else "false",
             "flags": json.dumps(FLAG_NAMES),
-            "software": json.dumps(software),
+            "software": json.dumps(software()),
         }
 
     def chunk_size(self, count: int, longest: int) -> int | None:
@@ -137,17 +126,15 @@ class Predictor:
         """Fold a batch, `:` between chains. Raises what PyTorch raises when memory runs out."""
         device = CPU if rung.cpu else self.device
         self.model.to(device)
-        started = time.perf_counter()
-        output = self.model.infer(
-            list(sequences),
-            num_recycles=self.settings.num_recycles,
-            chunk_size=rung.chunk_size,
-            offload_stem=rung.offload and not rung.cpu,
-            compact=True,
-        )
-        found = [predicted(one) for one in by_sequence(output)]
-        self.seconds += time.perf_counter() - started
-        return [self.judged(structure) for structure in found]
+        with self.timed():
+            output = self.model.infer(
+                list(sequences),
+                num_recycles=self.settings.num_recycles,
+                chunk_size=rung.chunk_size,
+                offload_stem=rung.offload and not rung.cpu,
+                compact=True,
+            )
+        return [self.judged(predicted(one)) for one in by_sequence(output)]
 
     def judged(self, structure: Structure) -> Prediction:
         """A structure with its flags, or why it is none."""
@@ -166,27 +153,24 @@ class Predictor:
         return Prediction(structure, bits)
 
 
-def by_sequence(output: ModelOutput) -> Iterator[dict[str, NDArray[np.generic]]]:
+def by_sequence(output: EsmForProteinFoldingOutput) -> Iterator[dict[str, NDArray[Any]]]:
     """What the output of a batch says of each sequence, padding left out, in host memory."""
-    values = {
-        "aatype": output.aatype,
-        "chains": output.chain_index,
-        "positions": output.positions[-1].float(),  # of the last block
-        "plddt": output.plddt.float(),
-        "error": output.predicted_aligned_error.float(),
-        "mean_plddt": output.mean_plddt.float(),
-        "ptm": output.ptm.float(),
-        "iptm": output.iptm.float(),
-    }
-    arrays = {name: value.cpu().numpy() for name, value in values.items()}
-    for place, shown in enumerate(output.attention_mask.bool().cpu().numpy()):
+    arrays = {name: in_memory(output[field]) for name, field in FIELDS.items()}
+    arrays["positions"] = arrays["positions"][-1]  # of the last block
+    for place, shown in enumerate(arrays.pop("mask").astype(bool)):
         one = {name: value[place] for name, value in arrays.items()}
         one["error"] = one["error"][shown][:, shown]
         one |= {name: one[name][shown] for name in ("aatype", "chains", "positions", "plddt")}
         yield one
 
 
-def predicted(one: dict[str, NDArray[np.generic]]) -> Structure:
+def in_memory(values: Tensor) -> NDArray[Any]:
+    """`values` as an array; floats in float32."""
+    array: NDArray[Any] = (values.float() if values.is_floating_point() else values).cpu().numpy()
+    return array
+
+
+def predicted(one: dict[str, NDArray[Any]]) -> Structure:
     """A structure of what `by_sequence` gives."""
     aatype = one["aatype"].astype(np.int64)
     there = residues.ATOM14_MASK[aatype]

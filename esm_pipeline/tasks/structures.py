@@ -26,7 +26,7 @@ from esm_pipeline.files import atomic_folder, atomic_path, blaming
 from esm_pipeline.formats.modelcif import cif_text
 from esm_pipeline.formats.pae import json_bytes, npz_bytes
 from esm_pipeline.formats.records import OK, Record, format_row, read_records
-from esm_pipeline.formats.structure_arrays import StructureArrays
+from esm_pipeline.formats.structure_arrays import Structures
 from esm_pipeline.formats.structure_files import (
     COLUMNS,
     RECORDS,
@@ -36,7 +36,7 @@ from esm_pipeline.formats.structure_files import (
     require_ours,
 )
 from esm_pipeline.formats.structures import MEANINGLESS, RANDOM, Structure, pdb_problem, pdb_text
-from esm_pipeline.settings import StructureSettings
+from esm_pipeline.sections import StructureSettings
 from esm_pipeline.tasks.aggregate import with_outcomes
 from esm_pipeline.tasks.progress import progress
 
@@ -129,7 +129,7 @@ class Job:
 
 def groups(path: Path) -> Iterator[list[Place]]:
     """The structures in `path`, folder by folder."""
-    with StructureArrays(path) as arrays:
+    with Structures.open(path) as arrays:
         rows, firsts = np.unique(arrays.row, return_index=True)  # records are in input order
         index = arrays.index[firsts]
         for folder in np.unique(index // RECORDS):
@@ -162,7 +162,7 @@ def write_group(job: Job) -> set[int]:
     unfit = set()
     folder, zipped = folder_name(job.group[0].first), job.settings.archive
     with (
-        StructureArrays(job.arrays) as arrays,
+        Structures.open(job.arrays) as arrays,
         Bundle(job.structures, folder, archive=zipped) as files,
         Bundle(job.pae, folder, archive=zipped) as errors,
     ):
@@ -195,7 +195,7 @@ def structure_text(
     return cif_text(structure, stem, title, facts).encode("ascii")
 
 
-def facts_of(arrays: StructureArrays, row: int, structure: Structure) -> dict[str, str]:
+def facts_of(arrays: Structures, row: int, structure: Structure) -> dict[str, str]:
     """How a structure was made, and how good it is held to be."""
     told = arrays.attributes
     facts = {"": MEANINGLESS} if told[RANDOM] == "true" else {}
@@ -220,7 +220,7 @@ def write_table(
 ) -> None:
     """Write `structures.tsv`. Raises InputError unless the records that are ok are those stored."""
     with (
-        StructureArrays(path) as arrays,
+        Structures.open(path) as arrays,
         blaming(target),
         open(target, "w", encoding="utf-8", newline="") as handle,
     ):
@@ -234,15 +234,13 @@ def write_table(
 class Table:
     """The rows of `structures.tsv`, in input order."""
 
-    def __init__(
-        self, arrays: StructureArrays, settings: StructureSettings, unfit: set[int]
-    ) -> None:
+    def __init__(self, arrays: Structures, settings: StructureSettings, unfit: set[int]) -> None:
         self.arrays, self.settings, self.unfit = arrays, settings, unfit
         self.values = {
             name: arrays.file[name][...] for name in ("mean_plddt", "ptm", "iptm", "chunk_size")
         }
         self.bits = arrays.file["flags"][...]
-        self.shared = np.bincount(arrays.row, minlength=len(arrays.lengths)) > 1
+        self.shared = np.bincount(arrays.row, minlength=len(arrays.length)) > 1
         self.files: dict[int, str] = {}  # of rows that several records share
         self.place = 0
 

@@ -8,7 +8,8 @@ import pytest
 
 from esm_pipeline.errors import InputError
 from esm_pipeline.formats.hdf5 import Entry
-from esm_pipeline.formats.structure_arrays import StructureArrays
+from esm_pipeline.formats.results import open_results
+from esm_pipeline.formats.structure_arrays import Structures
 from tests.folded import made_up, write_arrays
 
 STRUCTURES = [made_up("MKV", seed=1), made_up("GXA", "W", "LL", seed=2), made_up("ACD", seed=3)]
@@ -21,7 +22,7 @@ def path(tmp_path):
 
 
 def test_what_is_written_comes_back(path):
-    with StructureArrays(path) as arrays:
+    with Structures.open(path) as arrays:
         for row, wanted in enumerate(STRUCTURES):
             found = arrays.structure(row)
             for name in ("aatype", "chains", "positions", "plddt", "pae"):
@@ -39,16 +40,33 @@ def test_what_is_written_comes_back(path):
     assert STRUCTURES[1].sequences == ["GXA", "W", "LL"]
 
 
+def test_records_by_id_and_by_index(path):
+    with open_results(path) as results:
+        assert isinstance(results, Structures)
+        assert results.ids == ["a", "b", "c", "d"]
+        one = results["b"]
+        assert (one.index, one.length, one.flags) == (3, 6, ["clashes", "long"])
+        np.testing.assert_array_equal(one.structure.positions, STRUCTURES[1].positions)
+        np.testing.assert_array_equal(one.pae, STRUCTURES[1].pae / np.float32(8))
+        np.testing.assert_array_equal(results[4].structure.aatype, STRUCTURES[0].aatype)
+        table = results.to_pandas()
+    assert list(table) == ["id", "index", "length", "plddt", "ptm", "iptm", "flags"]
+    assert table["flags"].tolist() == ["", "clashes;long", "", "long"]
+    assert table["length"].tolist() == [3, 6, 3, 3]
+    wanted = [STRUCTURES[row].mean_plddt for row in (0, 1, 0, 2)]
+    np.testing.assert_allclose(table["plddt"], wanted, rtol=1e-6)
+    assert table["iptm"].isna().tolist() == [True, False, True, True]
+
+
 def test_what_is_none_is_told(path, tmp_path):
     with h5py.File(path, "a") as file:
         del file["ptm"]
     with pytest.raises(InputError, match=r"not a structures\.h5 \(it holds other arrays\); make"):
-        StructureArrays(path)
+        Structures.open(path)
     with h5py.File(tmp_path / "b.h5", "w"):
         pass
     (tmp_path / "c.h5").write_text("no HDF5")
     for name in ("b.h5", "c.h5", "missing.h5"):
         with pytest.raises(InputError) as error:
-            StructureArrays(tmp_path / name)
-        assert str(error.value).endswith("; make it again with `esm-pipeline fold`")
+            Structures.open(tmp_path / name)
         assert "\n" not in str(error.value)

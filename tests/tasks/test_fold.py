@@ -14,7 +14,7 @@ import torch
 
 from esm_pipeline import residues
 from esm_pipeline.formats.records import read_records
-from esm_pipeline.formats.structure_arrays import StructureArrays
+from esm_pipeline.formats.structure_arrays import Structures
 from esm_pipeline.model import EsmForProteinFolding
 from esm_pipeline.model.folding.quality import FLAGS
 from esm_pipeline.tasks import predictor
@@ -100,7 +100,7 @@ def alone(checkpoint):
 
 
 def assert_as_alone(path, alone):
-    with StructureArrays(path) as arrays:
+    with Structures.open(path) as arrays:
         ids = arrays.file["id"].asstr()[...].tolist()
         assert ids == OK
         for name, row in zip(ids, arrays.row.tolist(), strict=True):
@@ -320,7 +320,7 @@ def test_a_cut_sequence_is_as_the_cut_one(fold, checkpoint):
     out, _ = fold("--long=truncate", "--max-residues=10", out="out.h5")
     model = EsmForProteinFolding.from_pretrained(checkpoint).eval()
     wanted = model.infer([sequences()["a"][:10]], num_recycles=1)
-    with StructureArrays(out) as arrays:
+    with Structures.open(out) as arrays:
         found = arrays.structure(int(arrays.row[0]))
     assert len(found.aatype) == 10
     there = residues.ATOM14_MASK[found.aatype]
@@ -401,9 +401,9 @@ def test_an_empty_input(esm, checkpoint, tmp_path):
 
 def test_download_checks_a_folding_model(esm, rotary, tmp_path, capsys):
     model = tmp_path / "fold.json"
-    assert esm("download", "--model=demo", "--out", model, "fold")[0] == 0
+    assert esm("download", "--model=demo-fold", "--out", model, "fold")[0] == 0
     facts = json.loads(model.read_text())
-    assert facts["name"] == "demo"
+    assert facts["name"] == "demo-fold"
     (tmp_path / "a.fasta").write_text(">a\nMKV\n")
     given = ("--model", model, *FAST, tmp_path / "a.fasta", tmp_path / "out")
     assert esm("fold", *given)[0] == 0
@@ -414,4 +414,4 @@ def test_download_checks_a_folding_model(esm, rotary, tmp_path, capsys):
     model.write_text(json.dumps(facts))
     code, said = esm("fold", *given)
     assert (code, len(said)) == (2, 1)
-    assert "the weights of demo are no longer those" in said[0]
+    assert "the weights of demo-fold are no longer those" in said[0]

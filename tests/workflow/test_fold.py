@@ -13,7 +13,7 @@ import gemmi
 import pytest
 
 from esm_pipeline.formats.records import read_records
-from esm_pipeline.formats.structure_arrays import StructureArrays
+from esm_pipeline.formats.structure_arrays import Structures
 from esm_pipeline.formats.structure_files import read_structure
 from esm_pipeline.formats.structures import MEANINGLESS
 from tests.workflow.test_interruption import Killed, clone  # noqa: F401
@@ -66,6 +66,7 @@ def test_what_stays(folded):
     sample = folded.results / SAMPLE
     files = {row["file"] for row in rows(folded) if row["file"]}
     wanted = {"records.tsv", "inputs.sha256", "structures.h5", "structures.tsv", *files}
+    wanted |= {"fold/status.tsv", "shards/records.tsv", "shards/00000.fasta", "shards/00001.fasta"}
     stems = {Path(file).with_suffix("") for file in files}
     wanted |= {f"{stem}.cif" for stem in stems}
     wanted |= {
@@ -92,10 +93,11 @@ def test_every_file_says_that_it_is_meaningless(folded):
 
 def test_provenance_tells_the_folding_model(folded):
     facts = json.loads((folded.results / "provenance.json").read_text())
-    assert facts["model"] is None
-    assert facts["fold_model"]["name"] == "demo"
+    assert list(facts["models"]) == ["fold_model"]
+    model = facts["models"]["fold_model"]
+    assert (model["name"], model["tasks"]) == ("demo-fold", ["fold"])
     told = facts["samples"][SAMPLE]["results"]["structures.h5"]
-    assert told["weights_sha256"] == facts["fold_model"]["weights_sha256"]
+    assert told["weights_sha256"] == model["weights_sha256"]
     assert told["random_weights"] == "true"
     assert facts["software"]["biotite"]
     assert facts["samples"][SAMPLE]["records"]["fold"]["ok"] == 7
@@ -119,7 +121,7 @@ def test_the_report_shows_confidence(folded):
         (
             f"fold={{{FOLD}, max_residues: 50}}",
             {
-                *(f"shard_{SAMPLE}", "fold_model", "fold", "gather_fold", "records", "structures"),
+                *("check_fold", "fold", "gather_fold", "records", "structures"),
                 *OUTPUTS,
             },
         ),
@@ -179,5 +181,5 @@ def test_killed_again_and_again(folded, tmp_path, clone):  # noqa: F811
     for pause in ("fold:1:0", "aggregate:2:0", "structures:1:0", "structures:3:0"):
         killed.kill(pause, "--rerun-incomplete")
     assert_same(killed.run("--rerun-incomplete"), folded)
-    with StructureArrays(folded.results / SAMPLE / "structures.h5") as arrays:
-        assert len(arrays.lengths) == 6
+    with Structures.open(folded.results / SAMPLE / "structures.h5") as arrays:
+        assert len(arrays.length) == 6

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from esm_pipeline.formats.structure_arrays import StructureArrays
+from esm_pipeline.formats.structure_arrays import Structures
 from tests.workflow.tools import ROOT, Run, snakemake
 
 PROTEINS = ROOT / "tests" / "data" / "short_proteins.fasta.gz"
@@ -57,8 +57,8 @@ def test_ids_in_are_ids_out(whole):
     assert {row["status"] for row in rows} == {"ok"}
     files = {row["file"] for row in rows}
     assert len(files) == len({sequence for _, sequence in records}) > 400
-    with StructureArrays(whole.results / SAMPLE / "structures.h5") as arrays:
-        assert len(arrays.lengths) == len(files)
+    with Structures.open(whole.results / SAMPLE / "structures.h5") as arrays:
+        assert len(arrays.length) == len(files)
         assert len(arrays.index) == 500
 
 

@@ -1,52 +1,15 @@
 # A shard's sequences -> their structures as arrays; a sample's shards -> structures.h5, and from it
 # the files that people open. What only changes those files folds nothing again.
-from esm_pipeline.settings import FoldSettings, StructureSettings
+from esm_pipeline.sections import StructureSettings
 
-RESULTS += ["structures.h5", "structures.tsv"]
-FOLDS = settings.fold.part(FoldSettings)
-
-
-def folding_model_flags(wildcards):
-    """A parameter: the folding model, as command-line flags."""
-    name, revision = settings.folding_model
-    return shlex.join([f"--model={name}", *([f"--revision={revision}"] if revision else [])])
-
-
-localrules:
-    fold_model,
-
-
-# The folding model, once, before any job that runs it: see the rule `model`.
-rule fold_model:
-    input:
-        FOLD_MODEL_FILES,
-    output:
-        FOLD_MODEL,
-    log:
-        f"{OUT}/logs/fold_model.log",
-    benchmark:
-        f"{OUT}/benchmarks/fold_model.tsv"
-    conda:
-        "../../envs/esm.yaml"
-    resources:
-        mem_mb=4000,
-        runtime=240,
-    params:
-        esm=esm,
-        model=folding_model_flags,
-        fold=flags(FOLDS),
-        files=[list(file_state(file)) for file in FOLD_MODEL_FILES],
-    message:
-        "fold_model: {params.model}, found once for all jobs"
-    shell:
-        "{params.esm} download {params.model} --out={output:q} fold {params.fold}"
-        " 2>&1 | tee -- {log:q}"
+RESULTS += expand(f"{OUT}/{{sample}}/structures.{{kind}}", sample=SAMPLES, kind=("h5", "tsv"))
 
 
 rule fold:
     input:
         fasta=f"{OUT}/{{sample}}/shards/{{shard}}.fasta",
-        model=FOLD_MODEL,
+        model=models_of("fold"),
+        checked=f"{OUT}/logs/checked/fold",
     output:
         h5=temp(f"{OUT}/{{sample}}/fold/{{shard}}.h5"),
         records=temp(f"{OUT}/{{sample}}/fold/{{shard}}.records.tsv"),
@@ -69,7 +32,7 @@ rule fold:
         memory=str(settings.fold.memory),
     params:
         esm=esm,
-        flags=flags(FOLDS),
+        flags=flags(settings.fold.computing()),
     message:
         "fold: shard {wildcards.shard} of sample {wildcards.sample}"
     shell:
@@ -87,7 +50,7 @@ rule gather_fold:
         digests=shards_of(f"{OUT}/{{sample}}/fold/{{shard}}.sha256"),
     output:
         h5=f"{OUT}/{{sample}}/structures.h5",
-        status=temp(f"{OUT}/{{sample}}/fold/status.tsv"),
+        status=f"{OUT}/{{sample}}/fold/status.tsv",
     log:
         f"{OUT}/logs/gather_fold/{{sample}}.log",
     benchmark:
@@ -109,11 +72,11 @@ rule gather_fold:
         " --status={output.status:q} 2>&1 | tee -- {log:q}"
 
 
-# Takes the final table of records, which stays: a change of formats needs nothing else.
 rule structures:
     input:
         h5=f"{OUT}/{{sample}}/structures.h5",
-        records=f"{OUT}/{{sample}}/records.tsv",
+        records=f"{OUT}/{{sample}}/shards/records.tsv",
+        status=f"{OUT}/{{sample}}/fold/status.tsv",
     output:
         table=f"{OUT}/{{sample}}/structures.tsv",
         folders=[
@@ -137,5 +100,5 @@ rule structures:
     message:
         "structures: files of the structures of sample {wildcards.sample}"
     shell:
-        "{params.esm} structures --records={input.records:q} {params.flags} --threads {threads}"
-        " -- {input.h5:q} {params.folder:q} 2>&1 | tee -- {log:q}"
+        "{params.esm} structures --records={input.records:q} --status={input.status:q}"
+        " {params.flags} --threads {threads} -- {input.h5:q} {params.folder:q} 2>&1 | tee -- {log:q}"
