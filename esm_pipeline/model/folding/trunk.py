@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from esm_pipeline.errors import InputError
 from esm_pipeline.model.folding.config import TrunkConfig
-from esm_pipeline.model.folding.linear import FINAL, Linear, gate
+from esm_pipeline.model.folding.linear import FINAL, Gate, Linear
 from esm_pipeline.model.folding.structure_module import StructureModule
 from esm_pipeline.model.folding.triangle import (
     TriangleAttention,
@@ -35,8 +35,8 @@ FIRST_EDGE, LAST_EDGE = 3.375, 21.375
 BETA = (-0.58273431, 0.56802827, -0.54067466)
 """Where a beta carbon lies from the alpha carbon: shares of a × b, of b = CA − N, of c = C − CA."""
 
-NUMBERS_AT_ONCE = 2**20
-"""Numbers of z that are worked on at once where nothing else is asked for: 4 MiB in float32."""
+NUMBERS_AT_ONCE = 2**18
+"""Numbers of z that are worked on at once where nothing else is asked for: 1 MiB in float32."""
 
 
 class SequenceAttention(nn.Module):
@@ -47,13 +47,13 @@ class SequenceAttention(nn.Module):
         self.heads = heads
         self.proj = Linear(width, width * 3, bias=False)
         self.o_proj = Linear(width, width, FINAL)
-        self.g_proj = gate(width, width)
+        self.g_proj = Gate(width, width)
 
     def forward(self, x: Tensor, bias: Tensor) -> Tensor:
         """x (B, R, S) and bias (B, H, R, R) → (B, R, S)."""
         q, k, v = self.proj(x).unflatten(-1, (self.heads, -1)).transpose(1, 2).chunk(3, dim=-1)
         mixed = F.scaled_dot_product_attention(q, k, v, bias).transpose(1, 2).flatten(2)
-        return self.o_proj(self.g_proj(x).sigmoid() * mixed)  # type: ignore[no-any-return]
+        return self.o_proj(self.g_proj(x) * mixed)  # type: ignore[no-any-return]
 
 
 class SequenceToPair(nn.Module):
@@ -74,7 +74,7 @@ class SequenceToPair(nn.Module):
         """s (B, R, S) and z (B, R, R, Z) → z, updated."""
         q, k = self.proj(self.layernorm(s)).chunk(2, dim=-1)  # (B, R, Z / 2)
         of_product, of_difference = self.o_proj.weight.chunk(2, dim=1)  # (Z, Z / 2)
-        shift = self.o_proj.bias - k @ of_difference.T  # (B, R, Z)
+        shift: Tensor = self.o_proj.bias - k @ of_difference.T  # (B, R, Z)
         start = 0
 
         def update(some: Tensor) -> Tensor:
@@ -98,7 +98,7 @@ class PairToSequence(nn.Module):
     def forward(self, z: Tensor, rows: int) -> Tensor:
         """z (B, R, R, Z) → (B, H, R, R)."""
         parts = [self.linear(self.layernorm(some)) for some in z.split(rows, dim=1)]
-        return torch.cat(parts, dim=1).permute(0, 3, 1, 2)
+        return torch.cat(parts, dim=1).permute(0, 3, 1, 2).contiguous()
 
 
 class ResidueMLP(nn.Module):
@@ -178,7 +178,7 @@ class RelativePosition(nn.Module):
         self.embedding = nn.Embedding(2 * self.bins + 2, config.pairwise_state_dim)
 
     def forward(self, position_ids: Tensor, mask: Tensor | None, rows: slice) -> Tensor:
-        """Numbers of residues (B, R) → those rows of (B, R, R, Z); pairs with padding have row 0."""
+        """Numbers of residues (B, R) → some rows of (B, R, R, Z); with padding, row 0 of the table."""
         apart = position_ids[:, None, :] - position_ids[:, rows, None]
         places = apart.clamp(-self.bins, self.bins) + self.bins + 1
         if mask is not None:
