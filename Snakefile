@@ -1,4 +1,5 @@
-# Protein sequences in, embeddings out: `snakemake --cores all --config fasta=my.fasta`.
+# Protein sequences in, embeddings and scores of variants out:
+# `snakemake --cores all --config fasta=my.fasta`.
 # Every setting is explained in config/README.md, every result in README.md.
 import os
 
@@ -37,7 +38,6 @@ include: "workflow/rules/gather.smk"
 
 localrules:
     all,
-    model,
     records,
     provenance,
     report,
@@ -53,4 +53,4 @@ rule all:
         f"{OUT}/provenance.json",
         f"{OUT}/report.html",
         expand(f"{OUT}/{{sample}}/records.tsv", sample=SAMPLES),
-        expand(f"{OUT}/{{sample}}/{{result}}", sample=SAMPLES, result=RESULTS),
+        RESULTS,

@@ -18,7 +18,8 @@ from collections.abc import Sequence
 from typing import Any, NoReturn, TypeVar
 
 from esm_pipeline.errors import EsmPipelineError, InputError
-from esm_pipeline.settings import MOST_SHARDS, Section, check
+from esm_pipeline.sections import Section, check
+from esm_pipeline.settings import MOST_SHARDS
 from esm_pipeline.tasks import TASKS
 
 S = TypeVar("S", bound=Section)
@@ -85,7 +86,8 @@ def build_parser() -> Parser:
     from esm_pipeline import __version__
 
     parser = Parser(
-        prog="esm-pipeline", description="Embeddings of protein sequences with the ESM models."
+        prog="esm-pipeline",
+        description="Embeddings of proteins and scores of their variants with the ESM models.",
     )
     parser.add_argument("--version", action="version", version=f"esm-pipeline {__version__}")
     commands = parser.add_subparsers(dest="task", metavar="TASK", required=True, title="tasks")

@@ -96,6 +96,17 @@ def atomic_folder(target: Path) -> Iterator[Path]:
 
 
 @contextmanager
+def scratch_path(target: str | os.PathLike[str]) -> Iterator[Path]:
+    """Yield a temporary path beside `target` for something on the way to it, removed in the end."""
+    path = _new_file(_place(Path(target)), sweep=False)
+    try:
+        with blaming(Path(target)):
+            yield path
+    finally:
+        path.unlink(missing_ok=True)
+
+
+@contextmanager
 def blaming(place: Path) -> Iterator[None]:
     """Have an OSError of a write, which names no file, name `place`."""
     try:

@@ -5,12 +5,15 @@ from __future__ import annotations
 import difflib
 import reprlib
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, get_origin
 
 from pydantic import BaseModel
 
 Place: TypeAlias = list[int | str]
 """The keys, and places in lists, that lead to a value."""
+
+KINDS = {"boolean": "true or false", "object": "keys with values"}
+"""What some types of a JSON schema are called."""
 
 SHOWN = reprlib.Repr()
 SHOWN.maxstring = SHOWN.maxother = 80
@@ -37,12 +40,20 @@ def place_of(section: type[BaseModel], loc: Sequence[int | str]) -> Place:
     """The place of a problem; what pydantic itself adds for a union is left out."""
     inside: type[BaseModel] | None = section
     place: Place = []
+    keyed = False
     for part in loc:
-        if inside is None and isinstance(part, str):
+        if inside is None and isinstance(part, str) and not keyed:
             break
         place.append(part)
+        keyed = inside is not None and is_keyed(inside, part)
         inside = nested(inside, part) if inside else None
     return place
+
+
+def is_keyed(section: type[BaseModel], name: int | str) -> bool:
+    """Whether the field `name` of `section` is keys of any name with values."""
+    field = section.model_fields.get(str(name))
+    return field is not None and get_origin(field.annotation) is dict
 
 
 def nested(section: type[BaseModel], name: int | str) -> type[BaseModel] | None:
@@ -81,9 +92,11 @@ def expectation(section: type[BaseModel], place: Place, value: Any) -> str:
     if inner := nested(section, name):
         example = next(iter(inner.model_fields))
         return f"keys with values, such as '{example}'; put some below it, or leave it out"
+    if groups and is_keyed(section, groups[-1]):
+        name = groups[-1]
     schema = section.model_json_schema()["properties"][name]
-    if isinstance(place[-1], int):
-        return in_words(schema["items"])
+    if place[-1] != name:
+        return in_words(schema.get("items") or schema["additionalProperties"])
     wanted = in_words(schema)
     if value is None or value == "":
         default = section.model_fields[name].get_default(call_default_factory=True)
@@ -103,6 +116,8 @@ def in_words(schema: Mapping[str, Any]) -> str:
         if kind in schema:
             *others, last = map(repr, [schema[kind]] if kind == "const" else schema[kind])
             return f"{', '.join(others)} or {last}" if others else last
+    if schema["type"] in KINDS:
+        return KINDS[schema["type"]]
     if schema["type"] == "array":
         return f"a list, each item {in_words(schema['items'])}"
     if schema["type"] == "integer":

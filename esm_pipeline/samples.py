@@ -13,19 +13,24 @@ import stat
 import zlib
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
+from typing import NamedTuple
 
 from esm_pipeline.errors import InputError
 
 COLUMNS = ("sample", "fasta")
+OPTIONAL = "variants"
 SAMPLE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 RESERVED_NAMES = {
-    *("logs", "benchmarks", ".accepted"),
+    *("logs", "benchmarks", "models", ".accepted"),
     *("model.json", "provenance.json", "report.html", "verdict.txt"),
 }
 """What lies beside the samples' folders in the output folder, in lower case."""
 
-RESULT_SUFFIXES = (".h5", ".tsv")
+RESULT_SUFFIXES = (".h5", ".tsv", ".json")
 """Ends of the names of what lies in a sample's folder, beside its folders."""
+
+RESULT_FOLDERS = {"shards", "split", "variants", "heatmaps"}
+"""Folders in a sample's folder, beside those of its tasks."""
 
 FASTA_SUFFIX = re.compile(r"(\.(fasta|fa|faa|fas|pep|txt))?(\.gz)?$", re.IGNORECASE)
 GZIP_MAGIC = b"\x1f\x8b"
@@ -44,6 +49,13 @@ REFUSED = re.compile(
 """Characters that cannot stand in a path of the workflow."""
 
 
+class Sample(NamedTuple):
+    """FASTA files of a sample, and its table of variants."""
+
+    fasta: list[str]
+    variants: str | None = None
+
+
 def sample_name(fasta: str) -> str:
     """The name of a single input's sample: its file name, without the suffix."""
     name = FASTA_SUFFIX.sub("", Path(fasta).name)
@@ -53,15 +65,15 @@ def sample_name(fasta: str) -> str:
     return cleaned
 
 
-def read_samples(table: str) -> dict[str, list[str]]:
-    """Read the sample table: columns `sample` and `fasta`; several rows of a sample add files.
+def read_samples(table: str) -> dict[str, Sample]:
+    """Read the sample table: columns `sample`, `fasta` and perhaps `variants`.
 
-    Raises InputError with the line for anything unusable in it.
+    Several rows of a sample add FASTA files. Raises InputError with the line for anything unusable.
     """
-    samples: dict[str, list[str]] = {}
+    samples: dict[str, Sample] = {}
     folded: dict[str, str] = {}
     places: dict[tuple[str, str], int] = {}
-    for number, sample, fasta in read_rows(table):
+    for number, sample, fasta, variants in read_rows(table):
         place = f"{table}:{number}"
         require_sample_name(sample, place)
         other = folded.setdefault(sample.lower(), sample)
@@ -79,7 +91,16 @@ def read_samples(table: str) -> dict[str, list[str]]:
                 f"{place}: sample '{sample}' lists {fasta} twice, in line {first} as well; remove "
                 "one row"
             )
-        samples.setdefault(sample, []).append(fasta)
+        known = samples.setdefault(sample, Sample([]))
+        known.fasta.append(fasta)
+        if variants:
+            samples[sample] = known._replace(variants=variants)
+            require_usable(variants, place)
+        if variants and known.variants not in (None, variants):
+            raise InputError(
+                f"{place}: sample '{sample}' has two tables of variants; join them, or make it two "
+                "samples"
+            )
     if not samples:
         raise InputError(f"{table}: no samples; add a row below the column names")
     return samples
@@ -99,12 +120,13 @@ def require_sample_name(sample: str, place: str) -> None:
         )
 
 
-def read_rows(table: str) -> Iterator[tuple[int, str, str]]:
-    """Line number, sample and file of each row of the table that is not blank."""
+def read_rows(table: str) -> Iterator[tuple[int, str, str, str]]:
+    """Line number, sample, FASTA file and variants of each row of the table that is not blank."""
     lines = re.split("\r\n|\r|\n", read_text(table))
     columns = cells_of(lines[0], f"{table}:1")
     require_columns(columns, f"{table}:1")
     sample, fasta = map(columns.index, COLUMNS)
+    variants = columns.index(OPTIONAL) if OPTIONAL in columns else -1
     for number, line in enumerate(lines[1:], 2):
         cells = cells_of(line, f"{table}:{number}")
         if not any(cells):
@@ -114,8 +136,8 @@ def read_rows(table: str) -> Iterator[tuple[int, str, str]]:
                 f"{table}:{number}: {len(cells)} cells, but {len(columns)} columns; remove a tab, "
                 "or name the column"
             )
-        cells += [""] * len(columns)
-        yield number, cells[sample], cells[fasta]
+        cells += [""] * (len(columns) + 1)  # the last one stands for a column that is not there
+        yield number, cells[sample], cells[fasta], cells[variants]
 
 
 def read_text(table: str) -> str:
@@ -151,10 +173,10 @@ def cells_of(line: str, place: str) -> list[str]:
 def require_columns(columns: list[str], place: str) -> None:
     """Raise InputError unless the columns that the table needs are among `columns`, once each."""
     wanted = "the table is tab-separated, with the columns sample and fasta"
-    for name in COLUMNS:
+    for name in (*COLUMNS, OPTIONAL):
         if columns.count(name) > 1:
             raise InputError(f"{place}: two columns '{name}'; remove one")
-        if name not in columns:
+        if name not in columns and name != OPTIONAL:
             others = ", ".join(f"'{column[:40]}'" for column in columns[:6]) or "nothing"
             raise InputError(f"{place}: no column '{name}', only {others}; {wanted}")
 
@@ -170,19 +192,20 @@ def require_usable(path: str, place: str) -> None:
         raise InputError(f"{place}: {path!a}: {what}; {remedy}")
 
 
-def require_apart(samples: Mapping[str, list[str]], outdir: str, tasks: Collection[str]) -> None:
+def require_apart(samples: Mapping[str, Sample], outdir: str, tasks: Collection[str]) -> None:
     """Raise InputError for an input where the workflow writes or removes files itself."""
     root = Path(os.path.realpath(outdir))
-    for fasta in (file for files in samples.values() for file in files):
-        path = Path(os.path.realpath(fasta))
+    inputs = [file for sample in samples.values() for file in (*sample.fasta, sample.variants)]
+    for file in filter(None, inputs):
+        path = Path(os.path.realpath(file))
         if not path.is_relative_to(root):
             continue
         folder, *rest = path.relative_to(root).parts
         result = len(rest) == 1 and path.suffix in RESULT_SUFFIXES
-        own = not rest or rest[0] in {"shards", *tasks} or result
+        own = not rest or rest[0] in {*RESULT_FOLDERS, *tasks} or result
         if folder in RESERVED_NAMES or (folder in samples and own):
             raise InputError(
-                f"{fasta}: lies where the workflow writes results, in {outdir}; move it, or choose "
+                f"{file}: lies where the workflow writes results, in {outdir}; move it, or choose "
                 "another outdir"
             )
 

@@ -1,7 +1,7 @@
-"""Every setting of the workflow and of the command line, defined once.
+"""The whole configuration of the workflow: its inputs, its models, and a section for each task.
 
-The config file, its JSON schema, the command-line flags and the workflow's rule parameters all
-follow from the classes here. No torch: the workflow imports this module at every parse.
+The config file and its JSON schema follow from the class here. No torch: the workflow imports this
+module at every parse.
 """
 
 from __future__ import annotations
@@ -10,25 +10,15 @@ import json
 import math
 import os
 import re
-import shlex
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
-from typing import Annotated, Any, Literal, TypeAlias, TypeVar
+from typing import Annotated, Any, Literal, NamedTuple, TypeAlias
 
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    ValidationError,
-    field_validator,
-    model_validator,
-)
+from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from esm_pipeline.errors import InputError
-from esm_pipeline.problems import explain
 from esm_pipeline.samples import (
+    Sample,
     expanded_size,
     read_samples,
     require_apart,
@@ -36,9 +26,17 @@ from esm_pipeline.samples import (
     require_usable,
     sample_name,
 )
-
-EXECUTION: dict[str, Any] = {"execution": True}
-"""Marks a field that changes how a result is computed, never the result: it reruns nothing."""
+from esm_pipeline.sections import (
+    EmbedSettings,
+    FoldSection,
+    Name,
+    ScoreSection,
+    Section,
+    ShardSettings,
+    check,
+    digits,
+    each_once,
+)
 
 MODEL_FILES = re.compile(
     r"config\.json|vocab\.txt|tokenizer_config\.json|special_tokens_map\.json|added_tokens\.json"
@@ -49,190 +47,10 @@ MODEL_FILES = re.compile(
 MOST_SHARDS = 100_000
 """As many as five digits can name."""
 
-MOST_THREADS = 1024
-DIGITS = re.compile("[+-]?[0-9]{1,18}")
-CONTROL = re.compile("[\0-\x1f\x7f-\x9f\u2028\u2029]")
 
-
-def digits(value: Any) -> Any:
-    """A whole number written as text, as on a command line, as a number; else `value`."""
-    return int(value) if isinstance(value, str) and DIGITS.fullmatch(value) else value
-
-
-def printable(value: str) -> str:
-    """`value`, or ValueError if a path or a name cannot have its characters."""
-    if CONTROL.search(value):
-        raise ValueError("has a line break or control character; remove it")
-    return value
-
-
-def each_once(value: list[Any]) -> list[Any]:
-    """`value`, or ValueError if it has something twice."""
-    if any(one in value[:place] for place, one in enumerate(value)):
-        raise ValueError("names something twice; remove one")
-    return value
-
-
-Whole: TypeAlias = Annotated[int, Field(strict=True), BeforeValidator(digits)]
-Layer: TypeAlias = Annotated[int, Field(strict=True, ge=-1), BeforeValidator(digits)]
 Shards: TypeAlias = Annotated[
     int, Field(strict=True, gt=0, le=MOST_SHARDS), BeforeValidator(digits)
 ]
-ChunkSize: TypeAlias = Annotated[int, Field(strict=True, gt=0), BeforeValidator(digits)]
-Name: TypeAlias = Annotated[str, Field(min_length=1), AfterValidator(printable)]
-
-
-S = TypeVar("S", bound="Section")
-
-
-class Section(BaseModel):
-    """A group of settings; an unknown key in it is an error."""
-
-    model_config = ConfigDict(extra="forbid", validate_default=True)
-
-    def part(self, kind: type[S]) -> S:
-        """The settings that are of `kind`, a base of this section."""
-        return kind.model_validate(self.model_dump(include=set(kind.model_fields)))
-
-
-class CleaningSettings(Section):
-    """What happens to unusual letters in a sequence."""
-
-    unknown_residues: Literal["replace", "skip"] = Field(
-        "replace", description="J, which no model knows: replace it by X, or skip the record"
-    )
-    internal_stops: Literal["skip", "replace"] = Field(
-        "skip", description="a '*' inside a sequence: skip the record, or replace it by X"
-    )
-    gaps: Literal["skip", "remove"] = Field(
-        "skip", description="'-' and '.' in a sequence: skip the record, or remove the gaps"
-    )
-
-
-class ShardSettings(CleaningSettings):
-    """How an input is validated and cut into shards."""
-
-    residues: Whole = Field(
-        2_000_000, gt=0, description="residues in one shard, about, where `shards` is auto"
-    )
-
-    def cleaning(self) -> CleaningSettings:
-        """The part that changes results."""
-        return self.part(CleaningSettings)
-
-
-class ComputeSettings(Section):
-    """What every task that runs a model has."""
-
-    dtype: Literal["float32", "bfloat16"] = Field(
-        "float32", description="precision the model computes in"
-    )
-    device: str = Field(
-        "auto",
-        pattern=r"^(auto|cpu|mps|cuda(:[0-9]{1,3})?)$",
-        examples=["auto", "cpu", "cuda", "cuda:0", "mps"],
-        description="auto, cpu, cuda, cuda:N or mps; auto takes a GPU where there is one",
-        json_schema_extra=EXECUTION,
-    )
-    token_budget: Whole = Field(
-        16_384, gt=0, description="most tokens in one batch", json_schema_extra=EXECUTION
-    )
-    threads: Whole = Field(
-        0,
-        ge=0,
-        le=MOST_THREADS,
-        description="CPU threads of one job; 0 takes every core it may use",
-        json_schema_extra=EXECUTION,
-    )
-
-
-class EmbedSettings(ComputeSettings):
-    """What `embed` computes."""
-
-    layers: list[Layer] = Field(
-        [-1], min_length=1, description="layers to store: 0 (embedding) to n; -1 is the last"
-    )
-    include: list[Literal["mean", "residue", "bos", "contacts"]] = Field(
-        ["mean"], min_length=1, description="what to store of each sequence"
-    )
-    residue_dtype: Literal["float16", "float32"] = Field(
-        "float16", description="precision in which residue representations are stored"
-    )
-    long: Literal["auto", "skip", "truncate", "full"] = Field(
-        "auto",
-        description="sequences longer than the position table; auto: skip them (ESM-1b, ESM-1v), "
-        "or full for rotary models (ESM-2), which have no table",
-    )
-
-    _each_once = field_validator("layers", "include")(each_once)
-
-
-class FoldSettings(ComputeSettings):
-    """What `fold` computes."""
-
-    dtype: Literal["float32", "bfloat16"] = Field(
-        "float32",
-        description="precision of the language model; the folding trunk computes in float32",
-    )
-    token_budget: Whole = Field(
-        1024,
-        gt=0,
-        description="most residues in one batch, padding counted; batches of long sequences are "
-        "smaller",
-        json_schema_extra=EXECUTION,
-    )
-    num_recycles: Whole = Field(
-        3, ge=0, le=100, description="times the trunk is run again on its own result"
-    )
-    chunk_size: Literal["auto", "none"] | ChunkSize = Field(
-        "auto",
-        description="rows of the pair representation at once: fewer take less memory and more "
-        "time; auto takes as many as fit, none all",
-        json_schema_extra=EXECUTION,
-    )
-    memory: float = Field(
-        0,
-        ge=0,
-        allow_inf_nan=False,
-        description="GB that one job may take for a batch; 0 takes what is free",
-        json_schema_extra=EXECUTION,
-    )
-    max_residues: Whole = Field(
-        0, ge=0, description="longest sequence or complex to fold; 0 sets no limit"
-    )
-    long: Literal["auto", "skip", "truncate", "full"] = Field(
-        "auto",
-        description="sequences longer than max_residues or the position table; auto: skip them; "
-        "full: there must be no limit; complexes are never truncated",
-    )
-
-
-class StructureSettings(Section):
-    """Which files are written of each structure."""
-
-    formats: list[Literal["pdb", "cif"]] = Field(
-        ["pdb"], min_length=1, description="files of each structure; the table names the first"
-    )
-    pae: list[Literal["json", "npz"]] = Field(
-        ["json"],
-        description="files of predicted aligned errors: json as the AlphaFold database's, npz",
-    )
-    archive: bool = Field(
-        False, description="zip archives, each of 1,000 records, in place of folders"
-    )
-
-    _each_once = field_validator("formats", "pae")(each_once)
-
-
-class FoldTaskSettings(FoldSettings, StructureSettings):
-    """All that concerns folding."""
-
-    model: Name | None = Field(
-        None, description="the folding model; null takes the `model` of all tasks"
-    )
-    revision: Name | None = Field(
-        None, description="commit, tag or branch of it, where fold.model is a hub model"
-    )
 
 
 class Settings(Section):
@@ -240,10 +58,15 @@ class Settings(Section):
 
     fasta: Name | None = Field(None, description="a single FASTA input, plain or gzip")
     samples: Name | None = Field(
-        None, description="a table (TSV) with columns sample and fasta, for several inputs"
+        None,
+        description="a table (TSV) with columns sample, fasta and, to score them, variants, for "
+        "several inputs",
+    )
+    variants: Name | None = Field(
+        None, description="with `fasta`: a table of variants to score, CSV, TSV or Parquet"
     )
     outdir: Name = Field("results", description="folder that receives all results")
-    tasks: list[Literal["embed", "fold"]] = Field(
+    tasks: list[Literal["embed", "score", "fold"]] = Field(
         ["embed"], min_length=1, description="tasks to run"
     )
     model: Name = Field(
@@ -258,7 +81,8 @@ class Settings(Section):
     )
     shard: ShardSettings = Field(default_factory=ShardSettings, description="validation and shards")
     embed: EmbedSettings = Field(default_factory=EmbedSettings, description="embeddings")
-    fold: FoldTaskSettings = Field(default_factory=FoldTaskSettings, description="structures")
+    score: ScoreSection = Field(default_factory=ScoreSection, description="variant scores")
+    fold: FoldSection = Field(default_factory=FoldSection, description="structures")
 
     _each_once = field_validator("tasks")(each_once)
 
@@ -272,6 +96,10 @@ class Settings(Section):
     def _one_input(self) -> Settings:
         if (self.fasta is None) == (self.samples is None):
             raise ValueError("give one of 'fasta' (a single input) and 'samples' (a table of them)")
+        if self.variants is not None and self.samples is not None:
+            raise ValueError("'variants' goes with 'fasta'; with 'samples' it is a column of them")
+        if self.variants is not None and "score" not in self.tasks:
+            raise ValueError("'variants' are given, but no task scores them; add score to 'tasks'")
         return self
 
     def inputs(self) -> dict[str, list[str]]:
@@ -279,49 +107,106 @@ class Settings(Section):
 
         Raises InputError for a table, a path or an output folder that cannot be used.
         """
+        return {name: sample.fasta for name, sample in self._samples().items()}
+
+    def tables(self) -> dict[str, str]:
+        """The table of variants of each sample that has one to be scored.
+
+        Raises InputError for a sample of which nothing is to be scored, though `score` is a task.
+        """
+        if "score" not in self.tasks:
+            return {}
+        samples = self._samples()
+        for name, sample in samples.items():
+            if sample.variants is None and not self.score.saturation:
+                raise InputError(
+                    f"{self.samples or self.fasta}: sample '{name}' has no variants to score; name "
+                    "a table of them, or set score.saturation to score every substitution"
+                )
+        found = {name: sample.variants for name, sample in samples.items()}
+        return {name: table for name, table in found.items() if table is not None}
+
+    def _samples(self) -> dict[str, Sample]:
         if self.samples is not None:
             samples = read_samples(self.samples)
         else:
             assert self.fasta is not None
             require_usable(self.fasta, "fasta")
-            samples = {sample_name(self.fasta): [self.fasta]}
+            require_usable(self.variants or "", "variants")
+            samples = {sample_name(self.fasta): Sample([self.fasta], self.variants)}
         require_usable(self.outdir, "outdir")
         require_folder(self.outdir)
         require_apart(samples, self.outdir, self.tasks)
         return samples
 
-    @property
-    def folding_model(self) -> tuple[str, str | None]:
-        """Name and revision of the model that folds."""
-        if self.fold.model is None:
-            return self.model, self.fold.revision or self.revision
-        return self.fold.model, self.fold.revision
+    def models(self) -> dict[str, Model]:
+        """The models of all tasks, by the names of the files that tell which they are.
 
-    def model_files(self, name: str | None = None) -> list[str]:
-        """The files of a model that lies on this machine; none of the hub's and of the demo.
-
-        `name` is that of the model, None stands for the one of all tasks.
+        Raises InputError for a local one whose files have names that cannot be used.
         """
-        name = name or self.model
-        path = Path(os.path.expanduser(name))
-        if name == "demo" or not path.exists():
+        found: dict[str, Model] = {}
+        for task in self.tasks:
+            section = getattr(self, task)
+            if "model" in type(section).model_fields:
+                own = Model(section.model or self.model, section.revision, [task])
+                found[f"{task}_model.json"] = own
+                continue
+            ensemble = getattr(section, "models", {})
+            for label, name in ensemble.items():
+                found[f"models/{label}.json"] = Model(*parted(name), [task])
+            if not ensemble:
+                one = found.setdefault("model.json", Model(self.model, self.revision, []))
+                one.tasks.append(task)
+        for model in found.values():
+            for file in model.files():
+                require_usable(file, "model")
+        return found
+
+    def shard_count(self, files: list[str]) -> int:
+        """Shards of a sample: as set, or from the size of its files in bytes."""
+        return self._shards(files, self.shard.residues)
+
+    def table_shard_count(self, table: str) -> int:
+        """Shards of a table of variants."""
+        return self._shards([table], self.score.table_bytes)
+
+    def _shards(self, files: list[str], size: int) -> int:
+        if self.shards != "auto":
+            return self.shards
+        return min(MOST_SHARDS, max(1, math.ceil(sum(map(expanded_size, files)) / size)))
+
+
+class Model(NamedTuple):
+    """A model of the run, and the tasks that run it."""
+
+    name: str
+    revision: str | None
+    tasks: list[str]
+
+    def files(self) -> list[str]:
+        """Its files, if it lies on this machine; none of the hub's and of the demo."""
+        path = Path(os.path.expanduser(self.name))
+        if self.name == "demo" or not path.exists():
             return []
         if path.is_file():
             beside = path.with_name(f"{path.stem}-contact-regression{path.suffix}")
             found = [file for file in (path, beside) if file.is_file()]
         else:
             found = [file for file in path.iterdir() if MODEL_FILES.fullmatch(file.name)]
-        files = sorted(str(file) for file in found)
-        for file in files:
-            require_usable(file, "model")
-        return files
+        return sorted(map(str, found))
 
-    def shard_count(self, files: list[str]) -> int:
-        """Shards of a sample: as set, or from the size of its files in bytes."""
-        if self.shards != "auto":
-            return self.shards
-        total = sum(expanded_size(file) for file in files)
-        return max(1, math.ceil(total / self.shard.residues))
+    def flags(self) -> list[str]:
+        """It as flags of the command line."""
+        revision = [f"--revision={self.revision}"] if self.revision else []
+        return [f"--model={self.name}", *revision]
+
+
+def parted(model: str) -> tuple[str, str | None]:
+    """Name and revision of a model that is told as `name@revision`, or as a name alone."""
+    name, at, revision = model.rpartition("@")
+    if not (name and at and revision) or os.path.exists(os.path.expanduser(model)):
+        return model, None
+    return name, revision
 
 
 def shard_names(count: int) -> list[str]:
@@ -341,36 +226,6 @@ def file_state(file: str) -> tuple[str, int, int]:
 def load_settings(config: Mapping[str, Any], source: str = "config") -> Settings:
     """Check a parsed config file. Raises InputError with every problem on a line of its own."""
     return check(Settings, config, source)
-
-
-def check(section: type[S], values: Mapping[str, Any], source: str) -> S:
-    """Build `section` from `values`, or raise InputError that tells which key is wrong and why."""
-    try:
-        return section.model_validate(values)
-    except ValidationError as error:
-        problems = dict.fromkeys(explain(section, problem) for problem in error.errors())
-        raise InputError("\n".join(f"{source}: {problem}" for problem in problems)) from None
-
-
-def is_execution(section: type[Section], name: str) -> bool:
-    """Whether a field of `section` leaves results as they are."""
-    extra = section.model_fields[name].json_schema_extra
-    return isinstance(extra, dict) and bool(extra.get("execution"))
-
-
-def flag_values(section: Section, *, execution: bool) -> Iterator[tuple[str, str]]:
-    """Flags and values of the fields that do (or do not) change results."""
-    for name in type(section).model_fields:
-        value = getattr(section, name)
-        if is_execution(type(section), name) is execution and value is not None:
-            text = ",".join(map(str, value)) if isinstance(value, list) else str(value)
-            yield "--" + name.replace("_", "-"), text
-
-
-def flags(section: Section, *, execution: bool = False) -> str:
-    """`section` as shell-quoted command-line flags."""
-    pairs = flag_values(section, execution=execution)
-    return " ".join(shlex.quote(f"{flag}={value}") for flag, value in pairs)
 
 
 def json_schema() -> str:

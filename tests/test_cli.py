@@ -14,7 +14,7 @@ import pytest
 from esm_pipeline import cli
 from esm_pipeline.errors import InputError
 from esm_pipeline.formats.records import write_records
-from esm_pipeline.settings import EmbedSettings
+from esm_pipeline.sections import EmbedSettings
 from esm_pipeline.tasks import TASKS, verdict
 
 ROOT = Path(__file__).resolve().parents[1]

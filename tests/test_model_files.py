@@ -12,7 +12,7 @@ from esm_pipeline.settings import Settings, file_state
 
 
 def files_of(model: object) -> list[str]:
-    return Settings(fasta="a.fasta", model=str(model)).model_files()
+    return Settings(fasta="a.fasta", model=str(model)).models()["model.json"].files()
 
 
 def test_a_folder(tmp_path: Path) -> None:
@@ -57,7 +57,7 @@ def test_braces(tmp_path: Path) -> None:
     (tmp_path / "{m}").mkdir()
     (tmp_path / "{m}" / "config.json").touch()
     with pytest.raises(InputError, match="braces and angle brackets in a path"):
-        files_of(tmp_path / "{m}")
+        Settings(fasta="a.fasta", model=str(tmp_path / "{m}")).models()
 
 
 def test_state_tells_an_older_file_too(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from esm_pipeline.errors import InputError
-from esm_pipeline.samples import expanded_size, read_samples, require_usable, sample_name
+from esm_pipeline.samples import Sample, expanded_size, read_samples, require_usable, sample_name
 from esm_pipeline.settings import load_settings
 from tests.tasks.test_checkpoints import as_nobody
 
@@ -40,6 +40,12 @@ QUOTE = "a cell begins with '\"' and does not end with one; a cell in quotes end
         ("sample\na\n", "t.tsv:1: no column 'fasta', only 'sample'; the table"),
         ("a\tx.fasta\n", "t.tsv:1: no column 'sample', only 'a', 'x.fasta'; the table"),
         ("sample\tfasta\tfasta\n", "t.tsv:1: two columns 'fasta'; remove one"),
+        ("sample\tvariants\tfasta\tvariants\n", "t.tsv:1: two columns 'variants'; remove one"),
+        ("sample\tfasta\tvariants\na\tx\tv{1}\n", "t.tsv:2: 'v{1}': braces and angle"),
+        (
+            "sample\tfasta\tvariants\na\tx\tv\na\ty\tw\n",
+            "t.tsv:3: sample 'a' has two tables of variants; join them, or make it two samples",
+        ),
         ("sample\tfasta\n", "t.tsv: no samples; add a row below the column names"),
         ("sample\tfasta\n\n\t\n \t \n", "t.tsv: no samples; add a row"),
         ("sample\tfasta\na/b\tx\n", "t.tsv:2: sample name 'a/b' cannot name a folder; use up to"),
@@ -112,10 +118,18 @@ def test_table_may_come_from_a_spreadsheet(tmp_path):
         assert list(inputs) == list(expected)
 
 
+def test_tables_of_variants(tmp_path):
+    """One of a sample is told in any of its rows; `variants` may stand anywhere, or be missing."""
+    table = tmp_path / "t.tsv"
+    table.write_text("variants\tsample\tfasta\n\ta\tx\nv.csv\ta\ty\nv.csv\ta\tz\n\tb\tw\n")
+    expected = {"a": Sample(["x", "y", "z"], "v.csv"), "b": Sample(["w"])}
+    assert read_samples(str(table)) == expected
+
+
 def test_one_file_may_be_of_two_samples(tmp_path):
     table = tmp_path / "t.tsv"
     table.write_text("sample\tfasta\na\tx\nb\tx\n")
-    assert read_samples(str(table)) == {"a": ["x"], "b": ["x"]}
+    assert read_samples(str(table)) == {"a": Sample(["x"]), "b": Sample(["x"])}
 
 
 @given(st.text(max_size=60) | st.binary(max_size=60).map(lambda b: b.decode("utf-8", "replace")))
@@ -128,12 +142,13 @@ def test_any_table_is_taken_or_refused_in_one_line(tmp_path_factory, rest):
         (line,) = str(error).split("\n")
         assert line.startswith(str(table))
         return
-    for sample, files in samples.items():
+    for sample, (files, variants) in samples.items():
         assert Path(sample).name == sample
         assert set(sample) <= set(
             "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789._-"
         )
         assert all(files)
+        assert variants is None
 
 
 @pytest.mark.parametrize(
@@ -198,6 +213,10 @@ def test_what_cannot_stand_in_a_path(tmp_path, path, told):
         ("{out}/a/shards/mine.fasta", True),
         ("{out}/a/embed/x.fasta", True),
         ("{out}/a/records.tsv", True),
+        ("{out}/a/scores.json", True),
+        ("{out}/a/heatmaps/x.fasta", True),
+        ("{out}/a/variants/x.fasta", True),
+        ("{out}/models/x.fasta", True),
         ("{out}/a/embeddings.h5", True),
         ("{out}/a", True),
         ("{out}/logs/x.fasta", True),

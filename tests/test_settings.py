@@ -11,17 +11,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from esm_pipeline.errors import InputError
-from esm_pipeline.settings import (
+from esm_pipeline.sections import (
     CleaningSettings,
     EmbedSettings,
-    Settings,
+    ScoreSection,
+    ScoreSettings,
     ShardSettings,
+    StrategySettings,
+    VariantSettings,
     check,
     flags,
     is_execution,
-    load_settings,
-    shard_names,
 )
+from esm_pipeline.settings import MOST_SHARDS, Model, Settings, load_settings, shard_names
 
 FASTA = {"fasta": "a"}
 QUOTES = "should be text; put it in quotes, in the config file"
@@ -42,6 +44,35 @@ def refusal(function, *arguments) -> str:
     ("config", "told"),
     [
         ({}, "give one of 'fasta' (a single input) and 'samples' (a table of them)"),
+        (
+            FASTA | {"score": {"strategy": "x"}},
+            "'score.strategy' = 'x': should be 'masked_",
+        ),
+        (
+            FASTA | {"score": {"models": {"a/b": "demo"}}},
+            "'score.models' = {'a/b': 'demo'}: label 'a/b' should have letters, digits",
+        ),
+        (
+            FASTA | {"score": {"models": {"a": "demo", "A": "x"}}},
+            "'score.models' = {'A': 'x', 'a': 'demo'}: label 'a' stands twice, but for its case",
+        ),
+        (FASTA | {"score": {"models": "demo"}}, "'score.models' = 'demo': should be keys with val"),
+        (FASTA | {"score": {"models": {"a": ""}}}, "'score.models.a' = '': should be text"),
+        (FASTA | {"score": {"models": {3: "a"}}}, "'score.models.3' = 3: should be text"),
+        (FASTA | {"score": {"plots": "x"}}, "'score.plots' = 'x': should be true or false"),
+        (
+            FASTA | {"score": {"plots": True}},
+            "'score' = {'plots': True}: 'plots' are of a saturation; set",
+        ),
+        (
+            FASTA | {"score": {"saturation": True, "strategy": "pseudo_log_likelihood"}},
+            "'score' = {'saturation': True, 'strategy': 'pseudo_log_likelihood'}: a saturation by ",
+        ),
+        ({"samples": "a", "variants": "b"}, "'variants' goes with 'fasta'; with 'samples' it is a"),
+        (
+            {"fasta": "a", "variants": "b"},
+            "'variants' are given, but no task scores them; add score to 'tasks'",
+        ),
         ({"fasta": "a", "samples": "b"}, "give one of 'fasta' (a single input) and 'samples' "),
         (None, "None: should be keys with values, such as 'fasta: my.fasta'"),
         (["fasta"], "['fasta']: should be keys with values, such as 'fasta: my.fasta'"),
@@ -55,7 +86,7 @@ def refusal(function, *arguments) -> str:
         ),
         (FASTA | {"layers": [1]}, "unknown key 'layers'; did you mean 'embed.layers'?"),
         (FASTA | {"embed": {"gaps": 1}}, "unknown key 'embed.gaps'; did you mean 'shard.gaps'?"),
-        (FASTA | {"zzz": 1}, "unknown key 'zzz'; known keys: fasta, samples, outdir"),
+        (FASTA | {"zzz": 1}, "unknown key 'zzz'; known keys: fasta, samples, variants, outdir"),
         (FASTA | {"embed": {"zzz": 1}}, "unknown key 'embed.zzz'; known keys: dtype, device"),
         (FASTA | {3: 1}, "unknown key '3'; known keys: fasta"),
         (FASTA | {"embed": {None: 1}}, "unknown key 'embed.None'; known keys: dtype"),
@@ -100,7 +131,7 @@ def refusal(function, *arguments) -> str:
         (FASTA | {"embed": {"layers": ["x"]}}, "'embed.layers.0' = 'x': should be a whole number"),
         (FASTA | {"embed": {"layers": [3, 3]}}, "'embed.layers' = [3, 3]: names something twice;"),
         (FASTA | {"tasks": ["embed", "embed"]}, "'tasks' = ['embed', 'embed']: names something tw"),
-        (FASTA | {"tasks": ["folds"]}, "'tasks.0' = 'folds': should be 'embed' or 'fold'"),
+        (FASTA | {"tasks": ["folds"]}, "'tasks.0' = 'folds': should be 'embed', 'score' or 'fold'"),
         (
             FASTA | {"embed": {"include": ["means"]}},
             f"'embed.include.0' = 'means': should be {INCLUDE}",
@@ -218,9 +249,72 @@ def test_flags_tell_results_and_execution_apart():
 
 
 def test_cleaning_is_what_changes_results_of_shard():
-    chosen = ShardSettings(gaps="remove", residues=5).cleaning()
+    chosen = ShardSettings(gaps="remove", residues=5).part(CleaningSettings)
     assert type(chosen) is CleaningSettings
     assert chosen == CleaningSettings(gaps="remove")
+
+
+def test_score_is_what_it_reads_and_how_it_scores():
+    section = ScoreSection(offset=3, strategy="wt_marginal", saturation=True, protein_col="id")
+    assert shlex.split(flags(section.part(VariantSettings))) == [
+        "--mutation-col=mutant",
+        "--offset=3",
+        "--protein-col=id",
+    ]
+    assert shlex.split(flags(section.computing())) == [
+        *("--dtype=float32", "--strategy=wt_marginal", "--long=auto", "--window=1024")
+    ]
+    both = {*VariantSettings.model_fields, *StrategySettings.model_fields}
+    assert both == set(ScoreSettings.model_fields)
+
+
+def test_what_is_to_be_scored(tmp_path):
+    table = tmp_path / "t.tsv"
+    table.write_text("sample\tfasta\tvariants\na\tx\tv.csv\nb\tw\t\n")
+    config = {"samples": str(table), "tasks": ["score"], "score": {"saturation": True}}
+    assert load_settings(config).inputs() == {"a": ["x"], "b": ["w"]}
+    assert load_settings(config).tables() == {"a": "v.csv"}
+    assert load_settings({**config, "tasks": ["embed"]}).tables() == {}
+    told = refusal(load_settings({**config, "score": {}}).tables)
+    assert f"{table}: sample 'b' has no variants to score; name a table of them, or set" in told
+    single = load_settings({"fasta": "p.fa", "variants": "v.csv", "tasks": ["score"]})
+    assert single.tables() == {"p": "v.csv"}
+    braces = load_settings({"fasta": "p.fa", "variants": "v{1}", "tasks": ["score"]})
+    assert refusal(braces.tables).startswith("variants: 'v{1}': braces and angle")
+
+
+def test_shards_of_a_table_follow_from_its_size(tmp_path):
+    (tmp_path / "v.csv").write_text("x" * 25)
+    sized = load_settings(FASTA | {"score": {"table_bytes": 10}})
+    assert sized.table_shard_count(str(tmp_path / "v.csv")) == 3
+    assert load_settings(FASTA | {"shards": 7}).table_shard_count("none") == 7
+
+
+def test_shards_are_never_more_than_can_be_named(tmp_path):
+    with open(tmp_path / "large", "wb") as file:
+        file.truncate(10**9)
+    assert load_settings(FASTA | {"shard": {"residues": 1}}).shard_count(
+        [str(tmp_path / "large")]
+    ) == len(shard_names(MOST_SHARDS))
+
+
+def test_models_of_a_run(tmp_path):
+    """The one of all tasks, unless a task has some of its own."""
+    (tmp_path / "a@b").mkdir()
+    own = {"one": "owner/name@abc", "two": str(tmp_path / "a@b")}
+    common = {**FASTA, "model": "x/y", "revision": "v1"}
+    both = load_settings({**common, "tasks": ["embed", "score"]}).models()
+    assert both == {"model.json": Model("x/y", "v1", ["embed", "score"])}
+    ensemble = {
+        "models/one.json": Model("owner/name", "abc", ["score"]),
+        "models/two.json": Model(own["two"], None, ["score"]),
+    }
+    chosen = load_settings({**common, "tasks": ["score"], "score": {"models": own}})
+    assert chosen.models() == ensemble
+    chosen = load_settings({**common, "tasks": ["embed", "score"], "score": {"models": own}})
+    assert chosen.models() == {"model.json": Model("x/y", "v1", ["embed"]), **ensemble}
+    assert Model("x/y", "v1", []).flags() == ["--model=x/y", "--revision=v1"]
+    assert Model("x/y", None, []).flags() == ["--model=x/y"]
 
 
 @pytest.mark.parametrize("name", EmbedSettings.model_fields)

@@ -35,8 +35,8 @@ Per = Literal["sequence", "residue", "pair"]
 
 Int64 = NDArray[np.int64]
 
-TYPES = ("<f2", "<f4", "<i4", "|u1")
-"""Types of the values that arrays may have."""
+KINDS = ("<f2", "<f4", "<i4", "|u1", "|S1")
+"""Types of what is stored: numbers, and letters."""
 
 FORMAT_VERSION = 1
 BLOCK = 4 << 20  # bytes read at a time when rows are copied
@@ -238,7 +238,7 @@ def arrays_of(file: h5py.File) -> list[Array]:
     for name, item in found.items():
         if "per" in item.attrs:
             per, kind = item.attrs["per"], item.dtype.str
-            require(isinstance(per, str) and per in get_args(Per) and kind in TYPES, name)
+            require(isinstance(per, str) and per in get_args(Per) and kind in KINDS, name)
             require(not item.size or item.id.get_offset() is not None, name)
             require(item.shape[:1] == (unit_starts(lengths, per)[-1],), name)
             arrays.append(Array(name, per, item.shape[1:], kind))

@@ -11,6 +11,7 @@ from __future__ import annotations
 import csv
 import io
 import os
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from types import MappingProxyType
 from typing import NamedTuple
@@ -29,8 +30,12 @@ COLUMNS = (
     "notes",
     "duplicate_of",
 )
-OK, SKIPPED, FAILED = "ok", "skipped", "failed"
+STATUSES = OK, SKIPPED, FAILED = "ok", "skipped", "failed"
+PLACE = re.compile("[0-9]{1,9}|1[0-9]{9}")
+"""An index as text."""
+
 REMEDY = "make it again with the command that wrote it"
+ANEW = "make it again with `esm-pipeline aggregate`"
 
 csv.field_size_limit(2**31 - 1)  # a header may be longer than the module's 128 KiB
 
@@ -131,6 +136,28 @@ def format_row(fields: Sequence[str]) -> str:
 def parse_lines(lines: Iterable[str]) -> Iterator[Record]:
     """Records of the lines of a `records.tsv` without tasks, its header line left out."""
     return (_record(row, ()) for row in csv.reader(lines, delimiter="\t", strict=True))
+
+
+def read_status(path: str | os.PathLike[str], task: str) -> Iterator[tuple[int, Outcome]]:
+    """Stream a status table: index of each record, and what the task made of it."""
+    with _open(path) as handle:
+        rows = csv.reader(handle, delimiter="\t", strict=True)
+        try:
+            if next(rows, None) != status_columns(task):
+                raise InputError(f"{path}:1: not the status table of '{task}'; check the path")
+            for row in rows:
+                if len(row) != 3 or not PLACE.fullmatch(row[0]) or row[1] not in STATUSES:
+                    raise ValueError("its cells are others")
+                yield int(row[0]), Outcome(*row[1:])
+        except (csv.Error, ValueError) as error:
+            raise InputError(
+                f"{path}:{max(rows.line_num, 1)}: not a row of a status table ({error}); {ANEW}"
+            ) from None
+
+
+def status_columns(task: str) -> list[str]:
+    """Column names of a task's status table."""
+    return ["index", f"{task}_status", f"{task}_reason"]
 
 
 def _line(record: Record, tasks: Sequence[str]) -> str:

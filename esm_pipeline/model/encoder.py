@@ -29,7 +29,7 @@ class Step(NamedTuple):
     """The state after `layer` layers; layer 0 is the embedding."""
 
     layer: int
-    x: Tensor  # (T, D); after the final norm for the last layer
+    x: Tensor  # (T, D); after the final norm for the last layer, and there only the wanted rows
     seen: Seen = Seen()
 
 
@@ -130,15 +130,17 @@ class EsmEncoder(nn.Module):
         *,
         with_maps: bool = False,
         head_masks: Sequence[Tensor] | None = None,
+        rows: Tensor | None = None,
         memory: Memory | None = None,
         through: Callable[[Tensor], Tensor] | None = None,
     ) -> Iterator[Step]:
         """Walk through the layers: n + 1 steps, of which a caller keeps what it needs.
 
-        `x` (T, D) is the embedding; `head_masks` has one (H,) for each layer; `memory` is a
-        decoder's; each state goes `through` a function, and the walk goes on from what it returns.
-        Nothing but the current layer's state is held here. Raises InputError for a decoder that
-        needs an encoder's states and is not given any.
+        `x` (T, D) is the embedding; `head_masks` has one (H,) for each layer; `rows` (M,) are the
+        tokens wanted of the last layer, all by default; `memory` is a decoder's; each state goes
+        `through` a function, and the walk goes on from what it returns. Nothing but the current
+        layer's state is held here. Raises InputError for a decoder that needs an encoder's states
+        and is not given any.
         """
         through = through or nn.Identity()
         if self.needs_states and memory is None:
@@ -147,7 +149,9 @@ class EsmEncoder(nn.Module):
         places = layout.positions if past is None else past.places(layout)
         tables = rotary_tables(places, self.frequencies, x.dtype) if self.rotary else None
         last = len(self.layer)
-        x = through(x if last else self.emb_layer_norm_after(x))
+        if not last:
+            x = self.emb_layer_norm_after(x if rows is None else x.index_select(0, rows))
+        x = through(x)
         yield Step(0, x)
         for number, layer in enumerate(self.layer, start=1):
             ask = Ask(
@@ -155,6 +159,7 @@ class EsmEncoder(nn.Module):
                 None if head_masks is None else head_masks[number - 1],
                 memory,
                 () if past is None else past.cache[number - 1],
+                rows if number == last else None,
             )
             if self.checkpointing is not None and self.training:
                 layer = partial(checkpoint, layer, **self.checkpointing)  # type: ignore[assignment]

@@ -241,14 +241,16 @@ class EsmModel(EsmPreTrainedModel):
         layers: Sequence[int] = (-1,),
         *,
         contacts: bool = False,
+        rows: Tensor | None = None,
         position_ids: Tensor | None = None,
     ) -> Represented:
         """The packed door: token ids (T,) to the states of the chosen layers.
 
         Layers are 0 (embedding) to n (after the final norm); −1 means n, and is the key under which
         it comes back. With `contacts`, also the contact probabilities of each sequence. Layers
-        beyond the deepest wanted one are not computed. `position_ids` (T,) are for position tables.
-        Raises InputError for other layers.
+        beyond the deepest wanted one are not computed, and of the last layer only the tokens `rows`
+        (M,), if they are given. `position_ids` (T,) are for position tables. Raises InputError for
+        other layers.
         """
         count = self.config.num_hidden_layers
         for layer in layers:
@@ -260,7 +262,7 @@ class EsmModel(EsmPreTrainedModel):
         hidden: dict[int, Tensor] = {}
         logits: list[Tensor] = []  # one (sequences, R, R) for each group
         x = self.embeddings(tokens, layout, position_ids)
-        for step in self.encoder.steps(x, layout, with_maps=contacts):
+        for step in self.encoder.steps(x, layout, with_maps=contacts, rows=rows):
             hidden.update({name: step.x for name in layers if name % (count + 1) == step.layer})
             if step.seen.maps is not None:
                 heads = self.encoder.layers[step.layer - 1].attention.self.heads

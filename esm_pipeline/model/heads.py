@@ -45,9 +45,14 @@ class EsmLMHead(nn.Module):
         return F.linear(x, self.decoder.weight, self.bias)
 
 
+def looks_at_tokens(head: nn.Module) -> bool:
+    """Whether a head is one of ours, which look at tokens one by one."""
+    return isinstance(head, (EsmLMHead, nn.Linear))
+
+
 def by_token(head: nn.Module, states: Tensor, layout: PackedLayout) -> Tensor:
     """(T, D) → (T, …) by a head of ours, which looks at tokens one by one, or by another."""
-    if isinstance(head, (EsmLMHead, nn.Linear)):
+    if looks_at_tokens(head):
         logits: Tensor = head(states)
         return logits
     return layout.pack(head(layout.unpack(states, layout.width)))
@@ -106,9 +111,13 @@ class EsmForMaskedLM(EsmPreTrainedModel):
         """(T, D) last states → (T, V)."""
         return by_token(self.lm_head, hidden, layout)
 
-    def packed_logits(self, tokens: Tensor, layout: PackedLayout) -> Tensor:
-        """The packed door: token ids (T,) → logits (T, V)."""
-        return self.logits(self.esm.represent(tokens, layout).hidden[-1], layout)
+    def packed_logits(
+        self, tokens: Tensor, layout: PackedLayout, rows: Tensor | None = None
+    ) -> Tensor:
+        """The packed door: token ids (T,) → logits (T, V), or (M, V) of the tokens `rows` (M,)."""
+        alone = rows if looks_at_tokens(self.lm_head) else None
+        logits = self.logits(self.esm.represent(tokens, layout, rows=alone).hidden[-1], layout)
+        return logits if rows is alone else logits[rows]
 
     def predict_contacts(self, tokens: Tensor, attention_mask: Tensor | None = None) -> Tensor:
         """As `EsmModel.predict_contacts`."""

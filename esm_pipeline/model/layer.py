@@ -25,6 +25,7 @@ class Ask(NamedTuple):
     head_mask: Tensor | None = None  # (H,)
     memory: Memory | None = None  # of a decoder
     past: tuple[Tensor, ...] = ()  # of a decoder: this layer's cache, from earlier passes
+    rows: Tensor | None = None  # (M,), the tokens wanted behind the attention; all by default
 
 
 class Seen(NamedTuple):
@@ -116,8 +117,10 @@ class EsmAttention(nn.Module):
     def forward(
         self, x: Tensor, layout: PackedLayout, tables: Tables | None, ask: Ask
     ) -> tuple[Tensor, Seen]:
-        """(T, D) → (T, D), and what `self` tells."""
+        """(T, D) → (T, D), or (M, D) of the wanted tokens, and what `self` tells."""
         mixed, seen = self.self(self.LayerNorm(x), layout, tables, ask)
+        if ask.rows is not None:
+            x, mixed = x.index_select(0, ask.rows), mixed.index_select(0, ask.rows)
         return self.output(mixed, x), seen
 
 
@@ -162,7 +165,7 @@ class EsmLayer(nn.Module):
     def forward(
         self, x: Tensor, layout: PackedLayout, tables: Tables | None, ask: Ask
     ) -> tuple[Tensor, Seen]:
-        """(T, D) → (T, D), and the attention maps if asked for."""
+        """(T, D) → (T, D), or (M, D) of the wanted tokens, and the attention maps if asked for."""
         x, seen = self.attention(x, layout, tables, ask)
         return self.feed(x), seen
 

@@ -10,7 +10,6 @@ takes its place last: where it stands, the result beside it is its own.
 from __future__ import annotations
 
 import argparse
-import csv
 import importlib
 import sys
 import time
@@ -18,10 +17,11 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from esm_pipeline.cli import number_of_shards, require_file
+from esm_pipeline.cli import number_of_shards
 from esm_pipeline.errors import InputError
 from esm_pipeline.files import atomic_paths, blaming, require_apart
 from esm_pipeline.formats.records import (
+    ANEW,
     FAILED,
     OK,
     SKIPPED,
@@ -29,14 +29,15 @@ from esm_pipeline.formats.records import (
     Record,
     format_row,
     read_records,
+    read_status,
+    status_columns,
     write_records,
 )
-from esm_pipeline.tasks import TASKS
-from esm_pipeline.tasks.gathering import CODES, PLACE, Gathering
+from esm_pipeline.tasks import tasks_with
+from esm_pipeline.tasks.gathering import Gathering
 
 RECORDS = "records"
 NO_ROW = (-1, Outcome(""))
-AGAIN = "make it again with `esm-pipeline aggregate`"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -51,7 +52,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="TASK=FILE",
         help="status table of a task; may be repeated",
     )
-    gathered = [commands.add_parser(task, help=f"results of {task}") for task in gathered_tasks()]
+    tasks = tasks_with("SUFFIX")
+    gathered = [commands.add_parser(task, help=f"results of {task}") for task in tasks]
     for task in gathered:
         task.add_argument("--shards-dir", required=True, type=Path, help="folder of the shards")
         task.add_argument("--shards", required=True, type=number_of_shards, help="their number")
@@ -60,12 +62,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         command.add_argument("--records", required=True, type=Path, help="records.tsv of `shard`")
         command.add_argument("--out", required=True, type=Path, help="file to write")
         command.add_argument("--quiet", action="store_true", help="no summary")
-
-
-def gathered_tasks() -> list[str]:
-    """The tasks that have shards."""
-    modules = {task: importlib.import_module(f"esm_pipeline.tasks.{task}") for task in TASKS}
-    return [task for task, module in modules.items() if hasattr(module, "SUFFIX")]
 
 
 def task_and_file(text: str) -> tuple[str, Path]:
@@ -115,28 +111,6 @@ def write_status(target: Path, gathering: Gathering) -> Counter[str]:
     return counts
 
 
-def read_status(path: Path, task: str) -> Iterator[tuple[int, Outcome]]:
-    """Stream a status table: index of each record, and what the task made of it."""
-    with open(require_file(str(path)), encoding="utf-8", newline="") as handle:
-        rows = csv.reader(handle, delimiter="\t", strict=True)
-        try:
-            if next(rows, None) != status_columns(task):
-                raise InputError(f"{path}:1: not the status table of '{task}'; check the path")
-            for row in rows:
-                if len(row) != 3 or not PLACE.fullmatch(row[0]) or row[1] not in CODES:
-                    raise ValueError("its cells are others")
-                yield int(row[0]), Outcome(*row[1:])
-        except (csv.Error, ValueError) as error:
-            raise InputError(
-                f"{path}:{max(rows.line_num, 1)}: not a row of a status table ({error}); {AGAIN}"
-            ) from None
-
-
-def status_columns(task: str) -> list[str]:
-    """Column names of a task's status table."""
-    return ["index", f"{task}_status", f"{task}_reason"]
-
-
 def with_outcomes(records: Path, statuses: Mapping[str, Path]) -> Iterator[Record]:
     """The records of `records`, each with its row of every status table.
 
@@ -148,10 +122,10 @@ def with_outcomes(records: Path, statuses: Mapping[str, Path]) -> Iterator[Recor
             index, outcome = next(table, NO_ROW)
             if index != record.index:
                 raise InputError(
-                    f"{statuses[task]}: no row for record {record.index} of {records}; {AGAIN}"
+                    f"{statuses[task]}: no row for record {record.index} of {records}; {ANEW}"
                 )
             record = record.with_outcome(task, *outcome)
         yield record
     for task, table in tables.items():
         if next(table, None) is not None:
-            raise InputError(f"{statuses[task]}: has more records than {records}; {AGAIN}")
+            raise InputError(f"{statuses[task]}: has more records than {records}; {ANEW}")

@@ -24,8 +24,8 @@ from esm_pipeline.model import (
     EsmTokenizer,
     PackedLayout,
 )
+from esm_pipeline.tasks.windows import SPECIAL_TOKENS
 
-SPECIAL_TOKENS = 2  # BOS and EOS
 OUT_OF_MEMORY = (
     "can't allocate memory",  # PyTorch's CPU allocator
     "MPS backend out of memory",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import NamedTuple
 
-from esm_pipeline.settings import CleaningSettings
+from esm_pipeline.sections import CleaningSettings
 
 RESIDUES = b"ACDEFGHIKLMNPQRSTVWYBUZOX"
 """The letters every model knows: the 20 amino acids and B U Z O X."""

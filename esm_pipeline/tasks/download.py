@@ -12,11 +12,8 @@ import importlib
 from pathlib import Path
 
 from esm_pipeline.cli import add_flags
-from esm_pipeline.settings import EmbedSettings, FoldSettings
+from esm_pipeline.tasks import tasks_with
 from esm_pipeline.tasks.model_file import describe, find_checkpoint, write_model_file
-
-CHECKED = {"embed": EmbedSettings, "fold": FoldSettings}
-"""Tasks that run a model, each with `check_model(args)`, and their settings."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -29,9 +26,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--out", type=Path, metavar="FILE.json", help="write which it is, for --model of the tasks"
     )
     tasks = parser.add_subparsers(dest="task", metavar="TASK", title="then check it for a task")
-    for name, section in CHECKED.items():
+    for name, module in tasks_with("MODEL_SETTINGS").items():
         task = tasks.add_parser(name, help=f"with the settings of {name}")
-        add_flags(task, section)
+        add_flags(task, module.MODEL_SETTINGS)
 
 
 def run(args: argparse.Namespace) -> int:

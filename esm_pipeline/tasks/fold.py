@@ -23,13 +23,14 @@ from esm_pipeline.files import atomic_paths, require_regular
 from esm_pipeline.formats.digests import write_digests
 from esm_pipeline.formats.hdf5 import Int64, RaggedWriter
 from esm_pipeline.formats.records import FAILED, OK, SKIPPED, read_records
-from esm_pipeline.formats.structure_arrays import write_structures
+from esm_pipeline.formats.structure_arrays import ARRAYS, write_structures
 from esm_pipeline.formats.structure_files import require_ours
-from esm_pipeline.settings import CleaningSettings, FoldSettings, StructureSettings
-from esm_pipeline.tasks.embed import check_output
-from esm_pipeline.tasks.fold_plan import FoldPlan, leave_out_failures, open_writer
+from esm_pipeline.sections import CleaningSettings, FoldSettings, StructureSettings
+from esm_pipeline.tasks.fold_plan import FoldPlan
 from esm_pipeline.tasks.gathering import gather_ragged
 from esm_pipeline.tasks.intake import open_intake
+from esm_pipeline.tasks.outputs import check_output
+from esm_pipeline.tasks.planning import Layout
 from esm_pipeline.tasks.progress import progress
 from esm_pipeline.tasks.structures import PAE, STRUCTURES, TABLE, write_files
 
@@ -38,7 +39,8 @@ if TYPE_CHECKING:
     from esm_pipeline.tasks.predictor import Prediction, Predictor
 
 SUFFIX = ".h5"
-ARRAYS = "structures.h5"
+ARRAYS_FILE = "structures.h5"
+MODEL_SETTINGS = FoldSettings
 aggregate = gather_ragged
 
 
@@ -112,7 +114,7 @@ def check_places(output: Path, fasta: str, digests: Path | None) -> tuple[Path, 
     replace another or the input.
     """
     if output.suffix == SUFFIX and not output.is_dir():
-        return output, check_output(output, fasta, digests)
+        return output, check_output(output, [fasta], [digests], [SUFFIX])
     if not output.name:
         raise InputError(f"{output}: name a folder for the structures")
     if output.exists() and not output.is_dir():
@@ -121,19 +123,19 @@ def check_places(output: Path, fasta: str, digests: Path | None) -> tuple[Path, 
     if table.is_dir():
         raise InputError(f"{table}: a folder, but the table of records goes there; rename it")
     require_regular(table)
-    check_output(output / ARRAYS, fasta, digests)
+    check_output(output / ARRAYS_FILE, [fasta], [digests], [SUFFIX])
     for folder in (STRUCTURES, PAE):
         require_ours(output / folder)
-    return output / ARRAYS, table
+    return output / ARRAYS_FILE, table
 
 
 def fold(predictor: Predictor, plan: FoldPlan, path: Path, *, quiet: bool = False) -> None:
     """Fold what `plan` says into a new file at `path`; notes in the plan what failed."""
-    rows = plan.rows()
-    with open_writer(plan, rows, path, predictor.attributes) as writer:
+    rows, layout = plan.rows(), Layout(ARRAYS, predictor.attributes)
+    with layout.writer(path, plan, rows) as writer:
         compute(predictor, plan, np.flatnonzero(rows >= 0), writer, quiet=quiet)
     if plan.failures:
-        leave_out_failures(plan, rows, path, predictor.attributes)
+        layout.leave_out_failures(path, plan, rows)
 
 
 def compute(

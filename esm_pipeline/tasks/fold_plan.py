@@ -2,22 +2,16 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from pathlib import Path
-
-import h5py
 import numpy as np
 
 from esm_pipeline.errors import InputError
-from esm_pipeline.files import atomic_path
-from esm_pipeline.formats.hdf5 import Int64, RaggedWriter
-from esm_pipeline.formats.records import FAILED, OK, SKIPPED, Outcome, Record, write_records
-from esm_pipeline.formats.structure_arrays import ARRAYS
+from esm_pipeline.formats.hdf5 import Int64
+from esm_pipeline.formats.records import FAILED, OK, SKIPPED, Outcome, Record
 from esm_pipeline.residues import LETTERS, UNKNOWN
-from esm_pipeline.settings import FoldSettings
+from esm_pipeline.sections import FoldSettings
 from esm_pipeline.tasks.cleaning import CHAIN_BREAK
-from esm_pipeline.tasks.embed import Plan
 from esm_pipeline.tasks.intake import Intake
+from esm_pipeline.tasks.planning import Plan
 
 TASK = "fold"
 AMINO_ACIDS = LETTERS[:UNKNOWN].encode()
@@ -31,7 +25,7 @@ class FoldPlan(Plan):
     """
 
     def __init__(self, intake: Intake, positions: int | None, settings: FoldSettings) -> None:
-        self.intake, self.positions = intake, positions
+        self.intake, self.task, self.positions = intake, TASK, positions
         self.limit = self.limit_of(positions, settings)
         truncate = settings.long == "truncate"
         lengths = intake.lengths
@@ -97,40 +91,3 @@ class FoldPlan(Plan):
         if self.complexes[unique]:
             return f"{what}; fold its chains apart, or raise the limit"
         return f"{what}; set fold.long to truncate, or raise the limit"
-
-    def write_outcomes(self, table: Path) -> Counter[str]:
-        """Write the table of records; returns the number of each status."""
-        counts: Counter[str] = Counter()
-
-        def told(record: Record) -> Record:
-            outcome = self.outcome(record)
-            counts[outcome.status] += 1
-            return record.with_outcome(TASK, *outcome)
-
-        write_records(table, map(told, self.intake.records()), [TASK])
-        return counts
-
-
-def open_writer(
-    plan: FoldPlan, rows: Int64, path: Path, attributes: dict[str, str]
-) -> RaggedWriter:
-    """A new file at `path` for the sequences that have `rows`."""
-    return RaggedWriter(
-        path,
-        ARRAYS,
-        plan.lengths[rows >= 0],
-        plan.entry_count(rows),
-        plan.entries(rows),
-        attributes,
-    )
-
-
-def leave_out_failures(plan: FoldPlan, rows: Int64, path: Path, attributes: dict[str, str]) -> None:
-    """Write the file at `path` anew without the rows of what failed."""
-    kept = plan.rows()
-    with (
-        atomic_path(path) as smaller,
-        h5py.File(path) as source,
-        open_writer(plan, kept, smaller, attributes) as writer,
-    ):
-        writer.copy(source, kept[rows >= 0])

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from esm_pipeline.errors import InputError
 from esm_pipeline.formats.digests import check_digests
 from esm_pipeline.formats.hdf5 import Array, Entry, RaggedWriter, arrays_of
-from esm_pipeline.formats.records import FAILED, OK, SKIPPED, Outcome, Record, read_records
+from esm_pipeline.formats.records import FAILED, OK, PLACE, SKIPPED, Outcome, Record, read_records
 from esm_pipeline.settings import shard_names
 
 Int64 = NDArray[np.int64]
@@ -33,9 +33,7 @@ CODES = {OK: 1, SKIPPED: 2, FAILED: 3}
 MAY_DIFFER = {"software", "format_version"}
 """Attributes of a result in which shards need not agree."""
 
-PLACE = re.compile("[0-9]{1,9}|1[0-9]{9}")
 DIGEST = re.compile("[0-9a-f]{64}")
-"""The header of a sequence in a shard."""
 
 AGAIN = "remove the folder and run the workflow again"
 

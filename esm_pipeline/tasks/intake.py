@@ -10,7 +10,7 @@ import os
 import tempfile
 from array import array
 from binascii import hexlify
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from hashlib import sha256
 from pathlib import Path
@@ -23,7 +23,7 @@ from esm_pipeline.errors import InputError
 from esm_pipeline.files import blaming
 from esm_pipeline.formats.fasta import STANDARD_INPUT, Entry, read_batches, read_header, shown
 from esm_pipeline.formats.records import OK, SKIPPED, Record, format_row, parse_lines
-from esm_pipeline.settings import CleaningSettings
+from esm_pipeline.sections import CleaningSettings
 from esm_pipeline.tasks.cleaning import CHAIN_BREAK, Cleaned, clean, is_clean
 
 DIGEST = 16
@@ -58,6 +58,25 @@ def open_intake(
     """
     if list(paths).count(STANDARD_INPUT) > 1:
         raise InputError(f"{shown(STANDARD_INPUT)}: given twice, but can be read once; drop one")
+    digests = [sha256() for _ in paths]
+    batches = (
+        batch
+        for path, digest in zip(paths, digests, strict=True)
+        for batch in read_batches(path, allow_empty=allow_empty, digest=digest)
+    )
+    intake = take_in(batches, cleaning, spool_dir, complexes=complexes)
+    intake.digests = [digest.hexdigest() for digest in digests]
+    return intake
+
+
+def take_in(
+    batches: Iterable[list[Entry]],
+    cleaning: CleaningSettings,
+    spool_dir: Path,
+    *,
+    complexes: bool = False,
+) -> Intake:
+    """The same for records that come from elsewhere, as `read_batches` gives them."""
     try:
         spool_dir.mkdir(parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError):
@@ -66,14 +85,10 @@ def open_intake(
         ) from None
     with blaming(spool_dir), ExitStack() as files:
         spool = Spool(*(files.enter_context(_spool_file(spool_dir)) for _ in range(2)))
-        digests = [sha256() for _ in paths]
-        for path, digest in zip(paths, digests, strict=True):
-            for batch in read_batches(path, allow_empty=allow_empty, digest=digest):
-                spool.add(batch, cleaning)
+        for batch in batches:
+            spool.add(batch, cleaning)
         spool.flush()
-        intake = Intake(spool, files.pop_all(), complexes=complexes)
-        intake.digests = [digest.hexdigest() for digest in digests]
-        return intake
+        return Intake(spool, files.pop_all(), complexes=complexes)
 
 
 def _spool_file(folder: Path) -> IO[bytes]:
@@ -152,7 +167,7 @@ class Intake:
     """
 
     digests: list[str]
-    """SHA-256 of each file as it was read, in hexadecimal."""
+    """SHA-256 of each file as it was read, in hexadecimal; none of records from elsewhere."""
     count: int
     """N, the records of all files."""
     lengths: NDArray[np.int32]
@@ -164,6 +179,7 @@ class Intake:
 
     def __init__(self, spool: Spool, files: ExitStack, *, complexes: bool) -> None:
         self._rows, self._sequences, self._files = spool.rows, spool.sequences, files
+        self.digests = []
         self.count = len(spool.sizes)
         sizes, residues = np.frombuffer(spool.sizes, "i"), np.frombuffer(spool.residues, "i")
         own = np.arange(self.count)

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 FORMAT = "esm-pipeline/model"
 FORMAT_VERSION = 1
 SUFFIX = ".json"
+MODEL_HELP = "hub id, folder with a checkpoint, fair-esm file, demo, or a file of `download --out`"
 CONFIG_FACTS = (
     *("num_hidden_layers", "hidden_size", "num_attention_heads", "vocab_size"),
     *("position_embedding_type", "max_residues", "token_dropout"),

@@ -22,7 +22,7 @@ from esm_pipeline.formats.structures import RANDOM, Structure
 from esm_pipeline.model import EsmConfig, EsmForProteinFolding
 from esm_pipeline.model.folding.quality import FLAGS, examine
 from esm_pipeline.model.outputs import ModelOutput
-from esm_pipeline.settings import FoldSettings
+from esm_pipeline.sections import FoldSettings
 from esm_pipeline.tasks.batching import is_out_of_memory
 from esm_pipeline.tasks.device import free_memory, resolve_device
 from esm_pipeline.tasks.fold_batches import CHUNKS, Rung, rungs

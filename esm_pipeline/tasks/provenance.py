@@ -28,6 +28,7 @@ from esm_pipeline.tasks.verdict import count
 
 FORMAT_VERSION = 1
 INPUTS = "inputs.sha256"
+VARIANTS = "variants.sha256"
 """In a sample's folder: what its FASTA files were when they were read."""
 PACKAGES = ("biotite", "h5py", "huggingface_hub", "numpy", "safetensors", "snakemake", "torch")
 HOME = Path(esm_pipeline.__file__).resolve().parents[1]
@@ -36,12 +37,6 @@ HOME = Path(esm_pipeline.__file__).resolve().parents[1]
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the flags of `provenance`."""
     parser.add_argument("--settings", required=True, help="the workflow's settings, as JSON")
-    parser.add_argument(
-        "--model", type=Path, metavar="FILE.json", help="what `download --out` wrote of the model"
-    )
-    parser.add_argument(
-        "--fold-model", type=Path, metavar="FILE.json", help="the same of the folding model"
-    )
     parser.add_argument(
         "--out", required=True, type=Path, help="file to write, in the folder with the results"
     )
@@ -54,16 +49,15 @@ def run(args: argparse.Namespace) -> int:
     except (json.JSONDecodeError, RecursionError) as error:
         raise InputError(f"--settings: not JSON ({error})") from None
     settings = load_settings(values, "--settings")
-    facts = provenance(settings, args.out.parent, args.model)
-    if args.fold_model:
-        facts["fold_model"] = model_facts(args.fold_model)
+    facts = provenance(settings, args.out.parent)
     with atomic_path(args.out) as path:
         path.write_text(json.dumps(facts, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     return 0
 
 
-def provenance(settings: Settings, folder: Path, model: Path | None) -> dict[str, Any]:
-    """All there is to tell of the results in `folder`, which the model of the file `model` made."""
+def provenance(settings: Settings, folder: Path) -> dict[str, Any]:
+    """All there is to tell of the results in `folder`, where the files of the models lie too."""
+    tables = settings.tables()
     return {
         "format": "esm-pipeline/provenance",
         "format_version": FORMAT_VERSION,
@@ -71,9 +65,13 @@ def provenance(settings: Settings, folder: Path, model: Path | None) -> dict[str
         "software": software(),
         "source": source(HOME),
         "settings": settings.model_dump(),
-        "model": model_facts(model) if model else None,
+        "models": {
+            name.removesuffix(".json"): {**model_facts(folder / name), "tasks": model.tasks}
+            for name, model in settings.models().items()
+            if (folder / name).exists()
+        },
         "samples": {
-            name: sample(folder / name, files, settings.shard_count(files))
+            name: sample(folder / name, files, settings.shard_count(files), tables.get(name))
             for name, files in settings.inputs().items()
         },
     }
@@ -114,14 +112,26 @@ def git(folder: Path, *arguments: str) -> str:
     return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
 
 
-def sample(folder: Path, files: list[str], shards: int) -> dict[str, Any]:
+def sample(folder: Path, files: list[str], shards: int, variants: str | None) -> dict[str, Any]:
     """Inputs, records and results of one sample."""
-    return {
-        "fasta": inputs(files, folder / INPUTS),
-        "shards": shards,
-        "records": counts(folder / "records.tsv"),
-        "results": {path.name: attributes(path) for path in sorted(folder.glob("*.h5"))},
-    }
+    told: dict[str, Any] = {"fasta": inputs(files, folder / INPUTS), "shards": shards}
+    results = {path.name: attributes(path) for path in sorted(folder.glob("*.h5"))}
+    if variants is not None:
+        told["variants"] = inputs([variants], folder / VARIANTS)[0]
+        results["scores.tsv"] = scores(folder)
+    return {**told, "records": counts(folder / "records.tsv"), "results": results}
+
+
+def scores(folder: Path) -> dict[str, Any]:
+    """What is told of a table of scores beside it."""
+    try:
+        told = json.loads((folder / "scores.json").read_text(encoding="utf-8"))
+        return {"bytes": (folder / "scores.tsv").stat().st_size, **told}
+    except (OSError, ValueError, TypeError) as error:
+        raise InputError(
+            f"{folder / 'scores.json'}: cannot be read ({error}); remove it and run the workflow "
+            "again"
+        ) from None
 
 
 def inputs(files: list[str], listing: Path) -> list[dict[str, Any]]:
@@ -129,7 +139,7 @@ def inputs(files: list[str], listing: Path) -> list[dict[str, Any]]:
 
     Raises InputError for one that has changed since, or is not there any more.
     """
-    found = [fasta(file) for file in files]
+    found = [origin(file) for file in files]
     try:
         lines = os.fsdecode(listing.read_bytes()).splitlines(keepends=True)
     except OSError as error:
@@ -145,7 +155,7 @@ def inputs(files: list[str], listing: Path) -> list[dict[str, Any]]:
     return found
 
 
-def fasta(file: str) -> dict[str, Any]:
+def origin(file: str) -> dict[str, Any]:
     """Size and digest of an input. Raises InputError if it is not there any more."""
     try:
         return {"path": file, "bytes": os.path.getsize(file), "sha256": sha256(Path(file))}

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from esm_pipeline.files import atomic_path
 from esm_pipeline.formats.fasta import shown
-from esm_pipeline.formats.results import Embeddings, open_results
+from esm_pipeline.formats.results import Embeddings
 from esm_pipeline.tasks.pictures import BLUE, svg, table
 from esm_pipeline.tasks.report_structures import structures_section
 from esm_pipeline.tasks.verdict import COLUMNS, COMMONEST, Tally, count
@@ -108,7 +108,7 @@ def embeddings_section(folder: Path) -> str:
     """What the embeddings of one sample are, and how they look."""
     if not (folder / "embeddings.h5").exists():
         return ""
-    with open_results(folder / "embeddings.h5") as results:
+    with Embeddings.open(folder / "embeddings.h5") as results:
         facts = embedding_facts(results)
         pictures = [length_histogram(results), embedding_map(results)]
     shown_pictures = "\n".join(filter(None, pictures))

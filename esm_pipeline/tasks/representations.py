@@ -4,112 +4,56 @@ from __future__ import annotations
 
 import json
 import math
-import platform
-import time
-import warnings
-from collections.abc import Sequence
-from functools import cached_property
-from importlib.metadata import version
+from collections.abc import Collection, Sequence
+from typing import ClassVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from esm_pipeline import __version__
-from esm_pipeline.errors import CapacityError, WeightsError
+from esm_pipeline.errors import WeightsError
 from esm_pipeline.formats.hdf5 import Array
 from esm_pipeline.formats.results import FORMAT
-from esm_pipeline.model import (
-    EsmConfig,
-    EsmModel,
-    EsmTokenizer,
-    PackedLayout,
-    optimize_for_inference,
-)
-from esm_pipeline.settings import EmbedSettings
-from esm_pipeline.tasks.batching import SPECIAL_TOKENS, check_layer, is_out_of_memory, pack
-from esm_pipeline.tasks.device import resolve_device
-from esm_pipeline.tasks.model_file import find_checkpoint
+from esm_pipeline.model import EsmModel, PackedLayout
+from esm_pipeline.sections import EmbedSettings
+from esm_pipeline.tasks.batching import check_layer, pack
+from esm_pipeline.tasks.checkpoints import Runner, software
+from esm_pipeline.tasks.planning import NOT_FINITE
+from esm_pipeline.tasks.windows import SPECIAL_TOKENS
 
 Values = NDArray[np.float16] | NDArray[np.float32]
 
-NOT_FINITE = "the model gave values that are not finite numbers"
 TOO_LARGE = (
     f"a value beyond ±{torch.finfo(torch.float16).max:.0f} does not fit into float16; set "
     "embed.residue_dtype to float32"
 )
 
 
-class Encoder:
+class Encoder(Runner[EsmModel]):
     """A checkpoint and what is wanted of it; `load` it before the first batch.
 
     Raises InputError for a layer that does not exist, WeightsError for an unusable checkpoint.
     """
 
+    model_class = EsmModel
+    options: ClassVar = {"add_pooling_layer": False}
+    settings: EmbedSettings
+
     def __init__(self, name: str, revision: str | None, settings: EmbedSettings) -> None:
-        self.settings = settings
-        self.device = resolve_device(settings.device)
-        self.checkpoint = find_checkpoint(name, revision)
-        self.config = EsmConfig.from_pretrained(self.checkpoint.source)
-        try:
-            self.config.require_supported()
-        except WeightsError as error:
-            raise WeightsError(f"{self.checkpoint.name}: {error}") from None
+        super().__init__(name, revision, settings)
         count = self.config.num_hidden_layers
         for layer in settings.layers:
             check_layer(layer, count)
-        self.seconds = 0.0  # spent in the model
         self.layers = sorted({layer % (count + 1) for layer in settings.layers})
 
-    def check(self) -> None:
-        """Judge tokenizer and weights, these by their files' headers. Raises WeightsError."""
-        _ = self.tokenizer
-        _, info = EsmModel.from_pretrained(
-            self.checkpoint.source,
-            add_pooling_layer=False,
-            device="meta",
-            output_loading_info=True,
-        )
-        if info["missing_keys"] and "contacts" in self.settings.include:
+    def judge(self, missing: Collection[str]) -> None:
+        """Raise WeightsError for contacts without a regression of them."""
+        if missing and "contacts" in self.settings.include:
             raise WeightsError(
-                f"{self.checkpoint.name}: no '{info['missing_keys'][0]}', and without it contacts "
-                "mean nothing; put its contact regression beside it, or leave contacts out"
+                f"{self.checkpoint.name}: no '{min(missing)}', and without it contacts mean "
+                "nothing; put its contact regression beside it, or leave contacts out"
             )
-
-    def load(self) -> None:
-        """Load the weights now. Raises CapacityError if the device has no room for them."""
-        try:
-            self.check()
-            _ = self.model
-        except (MemoryError, RuntimeError) as error:
-            if not is_out_of_memory(error):
-                raise
-            raise CapacityError(
-                f"{self.checkpoint.name}: the model does not fit into the memory of {self.device}; "
-                "choose a smaller one, dtype bfloat16, or another device"
-            ) from None
-
-    @cached_property
-    def model(self) -> EsmModel:
-        """The model, ready for inference."""
-        dtype = getattr(torch, self.settings.dtype)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # that contacts mean nothing: `check` has seen to it
-            loaded: EsmModel = EsmModel.from_pretrained(
-                self.checkpoint.source, add_pooling_layer=False, dtype=dtype, device=self.device
-            )
-        return optimize_for_inference(loaded, dtype)
-
-    @cached_property
-    def tokenizer(self) -> EsmTokenizer:
-        """The checkpoint's tokenizer."""
-        found = EsmTokenizer.from_pretrained(self.checkpoint.source)
-        try:
-            found.require_fit(self.config.vocab_size)
-        except WeightsError as error:
-            raise WeightsError(f"{self.checkpoint.name}: {error}") from None
-        return found
 
     @property
     def arrays(self) -> list[Array]:
@@ -129,20 +73,7 @@ class Encoder:
     @property
     def attributes(self) -> dict[str, str]:
         """How the results were made: what the file says of itself."""
-        software = {
-            "esm_pipeline": __version__,
-            "torch": torch.__version__,
-            "h5py": version("h5py"),
-            "python": platform.python_version(),
-        }
-        return {
-            "format": FORMAT,
-            "model": self.checkpoint.name,
-            "revision": self.checkpoint.revision or "",
-            "weights_sha256": self.checkpoint.weights_sha256(),
-            "dtype": self.settings.dtype,
-            "software": json.dumps(software),
-        }
+        return {"format": FORMAT, **self.origin, "software": json.dumps(software())}
 
     @torch.inference_mode()
     def __call__(self, sequences: Sequence[str]) -> Embedded:
@@ -150,11 +81,8 @@ class Encoder:
         include = self.settings.include
         tokens, layout = pack(sequences, self.tokenizer, self.device)
         layers = self.layers if {"mean", "bos", "residue"} & {*include} else []
-        started = time.perf_counter()
-        found = self.model.represent(tokens, layout, layers, contacts="contacts" in include)
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
-        self.seconds += time.perf_counter() - started
+        with self.timed():
+            found = self.model.represent(tokens, layout, layers, contacts="contacts" in include)
         lengths = [length - SPECIAL_TOKENS for length in layout.lengths]
         embedded = Embedded()
         for layer, hidden in found.hidden.items():

@@ -24,7 +24,8 @@ from esm_pipeline.files import atomic_path, atomic_paths, blaming, remove_leftov
 from esm_pipeline.formats.digests import line
 from esm_pipeline.formats.fasta import shown
 from esm_pipeline.formats.records import header_line
-from esm_pipeline.settings import CleaningSettings, shard_names
+from esm_pipeline.sections import CleaningSettings
+from esm_pipeline.settings import shard_names
 from esm_pipeline.tasks.intake import Intake, open_intake
 
 EVEN_LENGTH = 7680

@@ -36,7 +36,7 @@ from esm_pipeline.formats.structure_files import (
     require_ours,
 )
 from esm_pipeline.formats.structures import MEANINGLESS, RANDOM, Structure, pdb_problem, pdb_text
-from esm_pipeline.settings import StructureSettings
+from esm_pipeline.sections import StructureSettings
 from esm_pipeline.tasks.aggregate import with_outcomes
 from esm_pipeline.tasks.progress import progress
 

@@ -18,8 +18,10 @@ from esm_pipeline.errors import InputError
 from esm_pipeline.files import atomic_path, require_apart
 from esm_pipeline.formats.fasta import shown
 from esm_pipeline.formats.records import FAILED, OK, SKIPPED, Outcome, read_records, read_tasks
+from esm_pipeline.formats.tables import open_table
 
 VALIDATION = "validation"
+SCORES = "scores.tsv"
 COLUMNS = ("sample", "step", "records", OK, SKIPPED, FAILED, "duplicates")
 COMMONEST = 3
 NUMBER = re.compile(r"(?<!')\d+")
@@ -79,7 +81,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def count(path: Path) -> list[Tally]:
-    """Tallies of validation and of each task of one `records.tsv`.
+    """Tallies of validation and of each task of one `records.tsv`, and of the variants beside it.
 
     The sample is named after the folder. Raises InputError for a task without an outcome.
     """
@@ -97,7 +99,20 @@ def count(path: Path) -> list[Tally]:
                     "the table again with `esm-pipeline aggregate records`"
                 )
             tally.add(outcome, duplicate=duplicate, new=record.status == OK)
-    return [validation, *tasks.values()]
+    scores = path.with_name(SCORES)
+    scored = [count_variants(scores, sample)] if "score" in tasks and scores.exists() else []
+    return [validation, *tasks.values(), *scored]
+
+
+def count_variants(path: Path, sample: str) -> Tally:
+    """What became of the rows of a `scores.tsv`. Raises InputError for one without an outcome."""
+    tally = Tally(sample, "variants")
+    for block in open_table(path).blocks(["status", "reason"]):
+        for status, reason in block.cells:
+            if status not in (OK, SKIPPED, FAILED):
+                raise InputError(f"{path}: a row has status {status!a}; make it again with `join`")
+            tally.add(Outcome(status, reason), duplicate=False)
+    return tally
 
 
 def report(tallies: Sequence[Tally]) -> str:

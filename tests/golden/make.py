@@ -11,18 +11,19 @@ import shutil
 import tempfile
 from pathlib import Path
 
-from tests.workflow.tools import GOLDEN, config, save_model, snakemake
+from tests.workflow.tools import GOLDEN, GOLDEN_TASKS, config, save_model, snakemake
 
 
 def main() -> None:
     """Run the workflow in a temporary folder and keep what it leaves but for logs."""
     if not (GOLDEN / "model").exists():
         save_model(GOLDEN / "model")
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        shutil.copy(GOLDEN / "my proteins.fasta", folder)
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        for name in ("my proteins.fasta", "my variants.csv"):
+            shutil.copy(GOLDEN / name, folder)
         shutil.copytree(GOLDEN / "model", folder / "model")
-        run = snakemake(folder, *config(Path("model")))
+        run = snakemake(folder, *config(Path("model"), *GOLDEN_TASKS))
         if run.code:
             raise SystemExit(run.said)
         shutil.rmtree(GOLDEN / "results", ignore_errors=True)

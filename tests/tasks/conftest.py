@@ -3,6 +3,7 @@
 import os
 from pathlib import Path
 
+import pandas as pd
 import pytest
 import torch
 
@@ -23,9 +24,9 @@ TABLE = 30
 """Residues that the position table of the absolute checkpoint holds."""
 
 
-def save_model(folder: Path, **config: object) -> Path:
+def save_model(folder: Path, seed: int = 0, **config: object) -> Path:
     """Write a checkpoint with random weights into `folder`, the same each time."""
-    torch.manual_seed(0)
+    torch.manual_seed(seed)
     model = EsmForMaskedLM(EsmConfig(**SHAPE, **config))
     with torch.no_grad():
         for parameter in model.parameters():
@@ -67,3 +68,16 @@ def esm(capsys):
         return code, capsys.readouterr().err.splitlines()
 
     return run
+
+
+@pytest.fixture
+def files(tmp_path):
+    """Write FASTA records and a table of rows; gives their paths and that of the output."""
+
+    def write(records: dict[str, str], rows: list[dict[str, str]], suffix: str = "csv"):
+        fasta, table = tmp_path / "wt.fasta", tmp_path / f"in.{suffix}"
+        fasta.write_text("".join(f">{name}\n{one}\n" for name, one in records.items()))
+        pd.DataFrame(rows).to_csv(table, sep="\t" if suffix == "tsv" else ",", index=False)
+        return fasta, table, tmp_path / f"out.{suffix}"
+
+    return write

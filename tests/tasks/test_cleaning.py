@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from esm_pipeline.settings import CleaningSettings
+from esm_pipeline.sections import CleaningSettings
 from esm_pipeline.tasks.cleaning import RESIDUES, Cleaned, clean, is_clean
 
 SETTINGS = [

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from esm_pipeline.errors import InputError
 from esm_pipeline.formats.records import Record, header_line, read_records
-from esm_pipeline.settings import CleaningSettings
+from esm_pipeline.sections import CleaningSettings
 from esm_pipeline.tasks import intake as module
 from esm_pipeline.tasks.intake import Intake, open_intake
 

@@ -70,3 +70,26 @@ def test_a_record_without_an_outcome_is_an_error(esm, tables, tmp_path):
     assert (code, len(lines)) == (2, 1)
     assert "record 0 has embed_status ''; make the table again" in lines[0]
     assert not (tmp_path / "verdict.txt").exists()
+
+
+SCORES = "mutant\tstatus\treason\nA1C\tok\t\nA2C\tskipped\tresidue 2 is G, not A\nA3C\tfailed\tx\n"
+
+
+def test_variants_count_too(esm, tables, tmp_path):
+    plain = Record(0, "id", "id", 5, "0" * 64, OK)
+    (tmp_path / "b" / "scores.tsv").write_text(SCORES)
+    code, lines = esm("verdict", "--out", tmp_path / "verdict.txt", tables[1])
+    assert code == 0, "nothing was scored in this run: the table is of another"
+    write_records(tables[1], [plain.with_outcome("score", OK)], ["score"])
+    code, lines = esm("verdict", "--out", tmp_path / "verdict.txt", tables[1])
+    assert code == 1
+    assert lines[3] == "b       variants          3   1        1       1           0"
+    assert lines[4:] == [
+        "b, variants: 1 failed: x",
+        "b, variants: 1 skipped: residue # is G, not A",
+        "1 failed",
+    ]
+    (tmp_path / "b" / "scores.tsv").write_text(SCORES.replace("ok", "OK"))
+    code, lines = esm("verdict", "--out", tmp_path / "verdict.txt", tables[1])
+    assert (code, len(lines)) == (2, 1)
+    assert "a row has status 'OK'; make it again with `join`" in lines[0]

@@ -14,7 +14,7 @@ import pytest
 from esm_pipeline.formats.digests import sha256
 from tests.oracles.hub_server import COMMIT, serve
 from tests.workflow.tools import (
-    EVERYTHING,
+    FROM_SHARDS,
     GOLDEN,
     SAMPLE,
     Run,
@@ -73,9 +73,9 @@ def a_note(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "rerun"),
     [
-        (others, {*EVERYTHING, "model"}),
-        (older, {*EVERYTHING, "model"}),
-        (another_config, {*EVERYTHING, "model"}),
+        (others, {*FROM_SHARDS, "model", "check_embed"}),
+        (older, {*FROM_SHARDS, "model", "check_embed"}),
+        (another_config, {*FROM_SHARDS, "model", "check_embed"}),
         (a_note, set()),
     ],
 )
@@ -104,7 +104,7 @@ def test_interrupted_after_the_model(own_run: Run) -> None:
     arguments = config(Path("model"), "shards=1")
     run = snakemake(folder, "--until", "model", *arguments)
     assert run.code == 0, run.said
-    assert jobs(snakemake(folder, "-n", *arguments)) == EVERYTHING
+    assert jobs(snakemake(folder, "-n", *arguments)) == {*FROM_SHARDS, "check_embed"}
 
 
 def test_fetched_once_and_then_without_network(tmp_path: Path) -> None:
@@ -123,9 +123,9 @@ def test_fetched_once_and_then_without_network(tmp_path: Path) -> None:
     facts = json.loads((run.results / "provenance.json").read_text())
     digest = sha256(root / NAME / "model.safetensors")
     made = facts["samples"][SAMPLE]["results"]["embeddings.h5"]
-    for told in (facts["model"], made):
+    for told in (facts["models"]["model"], made):
         assert (told["revision"], told["weights_sha256"]) == (COMMIT, digest)
-    assert (facts["model"]["name"], made["model"]) == (NAME, NAME)
+    assert (facts["models"]["model"]["name"], made["model"]) == (NAME, NAME)
     assert jobs(snakemake(tmp_path, "-n", *arguments, **own)) == set()
 
 
@@ -138,7 +138,7 @@ def test_what_every_job_would_fail_at_fails_once(tmp_path: Path) -> None:
     assert "Job stats" in run.said
     assert "embed: shard" not in run.said
     assert "Traceback" not in run.said
-    assert not (tmp_path / "results" / "model.json").exists()
+    assert not (tmp_path / "results" / SAMPLE / "embed").exists()
 
 
 def test_a_model_with_braces_in_its_path(tmp_path: Path) -> None:

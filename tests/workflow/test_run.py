@@ -17,6 +17,7 @@ from esm_pipeline.formats.records import read_records
 from tests.workflow.tools import (
     EMBED,
     EVERYTHING,
+    FROM_SHARDS,
     RECORDS,
     ROOT,
     SAMPLE,
@@ -59,7 +60,9 @@ def test_only_results_stay(whole_run):
     assert kept == {
         f"{SAMPLE}/records.tsv",
         f"{SAMPLE}/embeddings.h5",
+        f"{SAMPLE}/embed/status.tsv",
         f"{SAMPLE}/inputs.sha256",
+        *(f"{SAMPLE}/shards/{name}" for name in ("records.tsv", "00000.fasta", "00001.fasta")),
         ".accepted",
         "model.json",
         "provenance.json",
@@ -67,10 +70,10 @@ def test_only_results_stay(whole_run):
         "verdict.txt",
     }
     jobs = {f"shard/{SAMPLE}", *(f"embed/{SAMPLE}/{n:05d}" for n in range(2)), "counts", "model"}
-    jobs |= {f"gather_embed/{SAMPLE}", f"records/{SAMPLE}", "provenance", "report"}
-    assert files - kept == {f"logs/{job}.log" for job in [*jobs, "verdict"]} | {
-        f"benchmarks/{job}.tsv" for job in jobs
-    }
+    jobs |= {f"gather_embed/{SAMPLE}", f"records/{SAMPLE}", "provenance", "report", "check_embed"}
+    assert files - kept == {"logs/checked/embed"} | {
+        f"logs/{job}.log" for job in [*jobs, "verdict"]
+    } | {f"benchmarks/{job}.tsv" for job in jobs}
 
 
 def test_provenance_tells_where_results_came_from(whole_run, model):
@@ -87,9 +90,9 @@ def test_provenance_tells_where_results_came_from(whole_run, model):
     assert sample["records"]["embed"] == {"records": 10, "ok": 6, "skipped": 4, "duplicates": 1}
     digest = sha256(model / "model.safetensors")
     assert sample["results"]["embeddings.h5"]["weights_sha256"] == digest
-    assert facts["model"]["name"] == str(model)
-    assert facts["model"]["weights_sha256"] == digest
-    assert facts["model"]["config"]["num_hidden_layers"] == 2
+    assert facts["models"]["model"]["name"] == str(model)
+    assert facts["models"]["model"]["weights_sha256"] == digest
+    assert facts["models"]["model"]["config"]["num_hidden_layers"] == 2
 
 
 def test_verdict_counts(whole_run):
@@ -102,8 +105,8 @@ def test_verdict_counts(whole_run):
     ("change", "rerun"),
     [
         (f"embed={{{EMBED}, token_budget: 99, threads: 1, device: cpu}}", set()),
-        ("embed={include: [mean]}", {*EVERYTHING, "model"}),
-        (f"embed={{{EMBED}, residue_dtype: float32}}", {*EVERYTHING, "model"}),
+        ("embed={include: [mean]}", {*FROM_SHARDS, "check_embed"}),
+        (f"embed={{{EMBED}, residue_dtype: float32}}", {*FROM_SHARDS, "check_embed"}),
         ("on_failure=keep", {"verdict"}),
         ("shards=3", EVERYTHING),
         ("shard={gaps: remove}", EVERYTHING),

@@ -60,8 +60,11 @@ def snakemake(folder: Path, *arguments: str, snakefile: Path = ROOT / "Snakefile
     return Run(result.returncode, result.stdout, folder)
 
 
-EVERYTHING = {f"shard_{SAMPLE}", "embed", "gather_embed", "records"}
-EVERYTHING |= {"provenance", "report", "counts", "verdict"}
+FROM_SHARDS = {"embed", "gather_embed", "records"}
+FROM_SHARDS |= {"provenance", "report", "counts", "verdict"}
+"""Rules that follow from the shards and what models tell."""
+
+EVERYTHING = {f"shard_{SAMPLE}", *FROM_SHARDS}
 """Rules that follow from the input, whatever the model."""
 
 
@@ -95,6 +98,10 @@ RECORDS = read_fasta(GOLDEN / "my proteins.fasta")
 def write_fasta(path: Path, records: dict[bytes, bytes] = RECORDS) -> Path:
     path.write_bytes(b"".join(b">%b\n%b\n" % record for record in records.items()))
     return path
+
+
+GOLDEN_TASKS = ("tasks=[embed, score]", "variants=my variants.csv", "score={saturation: true}")
+"""What the example tree has beside the shared configuration."""
 
 
 def config(model: Path, *more: str, fasta: str | None = "my proteins.fasta") -> list[str]:

@@ -12,7 +12,8 @@ HOME = Path(str(workflow.current_basedir)).resolve().parents[1]
 sys.path.insert(0, str(HOME))
 
 from esm_pipeline.errors import InputError
-from esm_pipeline.settings import file_state, flags, load_settings, shard_names
+from esm_pipeline.sections import CleaningSettings, VariantSettings, flags
+from esm_pipeline.settings import file_state, load_settings, shard_names
 
 
 def esm(wildcards, resources):
@@ -37,48 +38,50 @@ def all_settings(wildcards, resources):
 
 def chosen_config():
     """The configuration; an input on the command line takes the place of the file's."""
-    inputs = {"fasta", "samples"} & set(config)
-    given = inputs & set(workflow.config_settings.overwrite_config)
-    replaced = inputs - given if given else set()
+    given = set(workflow.config_settings.overwrite_config)
+    replaced = {"fasta", "samples", "variants"} - given if given & {"fasta", "samples"} else set()
     return {key: value for key, value in config.items() if key not in replaced}
 
 
 def read_config():
-    """The checked settings, each sample's FASTA files and number of shards, the models' files."""
+    """The checked settings; each sample's FASTA files, and its table of variants if it has one.
+
+    And how many shards there are of each, and the models.
+    """
     try:
         settings = load_settings(chosen_config(), "config")
-        samples = settings.inputs()
+        samples, tables = settings.inputs(), settings.tables()
         counts = {sample: settings.shard_count(files) for sample, files in samples.items()}
-        model_files = settings.model_files(), settings.model_files(settings.folding_model[0])
+        parts = {sample: settings.table_shard_count(table) for sample, table in tables.items()}
+        models = settings.models()
     except InputError as error:
         raise WorkflowError(str(error)) from None
-    return settings, samples, counts, *model_files
+    return settings, samples, counts, tables, parts, models
 
 
 def shards_of(pattern):
     """An input function: `pattern` for every shard of the sample."""
+    return lambda wildcards: for_shards(pattern, wildcards.sample, SHARDS)
 
-    def paths(wildcards):
-        shards = shard_names(SHARDS[wildcards.sample])
-        return expand(pattern, sample=wildcards.sample, shard=shards)
 
-    return paths
+def table_shards_of(pattern):
+    """An input function: `pattern` for every shard of the sample's table of variants."""
+    return lambda wildcards: for_shards(pattern, wildcards.sample, TABLE_SHARDS)
+
+
+def for_shards(pattern, sample, counts):
+    """`pattern` for every shard of the sample, of which there are so many."""
+    return expand(pattern, sample=sample, shard=shard_names(counts[sample]))
+
+
+def models_of(task):
+    """The files that tell which models a task runs."""
+    return [f"{OUT}/{name}" for name, model in MODELS.items() if task in model.tasks]
 
 
 def job_threads(section):
     """Threads of one job: as set, or up to 8, beyond which jobs side by side gain more."""
     return section.threads or min(workflow.resource_settings.cores or 8, 8)
-
-
-def model_flags(wildcards):
-    """A parameter: the model of every task, as command-line flags."""
-    revision = [f"--revision={settings.revision}"] if settings.revision else []
-    return shlex.join([f"--model={settings.model}", *revision])
-
-
-def model_file_flags(wildcards):
-    """A parameter: which models the tasks ran, as command-line flags."""
-    return shlex.join(f"{flag}={file}" for flag, file in MODELS.items())
 
 
 def sample_folders(wildcards, input):
@@ -92,9 +95,7 @@ def status_flags(wildcards, input):
     return shlex.join(f"--status={task}={file}" for task, file in pairs)
 
 
-settings, SAMPLES, SHARDS, MODEL_FILES, FOLD_MODEL_FILES = read_config()
+settings, SAMPLES, SHARDS, TABLES, TABLE_SHARDS, MODELS = read_config()
 OUT = settings.outdir
-MODEL, FOLD_MODEL = f"{OUT}/model.json", f"{OUT}/fold_model.json"
-MODELS = {"--model": MODEL} if {*settings.tasks} - {"fold"} else {}
-MODELS |= {"--fold-model": FOLD_MODEL} if "fold" in settings.tasks else {}
-RESULTS = []  # the files in a sample's folder that each task's rules add
+RESULTS = []  # the files that each task's rules add
+cleaning_flags = flags(settings.shard.part(CleaningSettings))

@@ -1,11 +1,12 @@
 # A shard's sequences -> their representations; a sample's shards -> embeddings.h5.
-RESULTS.append("embeddings.h5")
+RESULTS += expand(f"{OUT}/{{sample}}/embeddings.h5", sample=SAMPLES)
 
 
 rule embed:
     input:
         fasta=f"{OUT}/{{sample}}/shards/{{shard}}.fasta",
-        model=f"{OUT}/model.json",
+        model=models_of("embed"),
+        checked=f"{OUT}/logs/checked/embed",
     output:
         h5=temp(f"{OUT}/{{sample}}/embed/{{shard}}.h5"),
         records=temp(f"{OUT}/{{sample}}/embed/{{shard}}.records.tsv"),
@@ -44,7 +45,7 @@ rule gather_embed:
         digests=shards_of(f"{OUT}/{{sample}}/embed/{{shard}}.sha256"),
     output:
         h5=f"{OUT}/{{sample}}/embeddings.h5",
-        status=temp(f"{OUT}/{{sample}}/embed/status.tsv"),
+        status=f"{OUT}/{{sample}}/embed/status.tsv",
     log:
         f"{OUT}/logs/gather_embed/{{sample}}.log",
     benchmark:

@@ -1,52 +1,18 @@
 # A shard's sequences -> their structures as arrays; a sample's shards -> structures.h5, and from it
 # the files that people open. What only changes those files folds nothing again.
-from esm_pipeline.settings import FoldSettings, StructureSettings
+from esm_pipeline.sections import FoldSettings, StructureSettings
 
-RESULTS += ["structures.h5", "structures.tsv"]
+RESULTS += expand(
+    f"{OUT}/{{sample}}/{{result}}", sample=SAMPLES, result=["structures.h5", "structures.tsv"]
+)
 FOLDS = settings.fold.part(FoldSettings)
-
-
-def folding_model_flags(wildcards):
-    """A parameter: the folding model, as command-line flags."""
-    name, revision = settings.folding_model
-    return shlex.join([f"--model={name}", *([f"--revision={revision}"] if revision else [])])
-
-
-localrules:
-    fold_model,
-
-
-# The folding model, once, before any job that runs it: see the rule `model`.
-rule fold_model:
-    input:
-        FOLD_MODEL_FILES,
-    output:
-        FOLD_MODEL,
-    log:
-        f"{OUT}/logs/fold_model.log",
-    benchmark:
-        f"{OUT}/benchmarks/fold_model.tsv"
-    conda:
-        "../../envs/esm.yaml"
-    resources:
-        mem_mb=4000,
-        runtime=240,
-    params:
-        esm=esm,
-        model=folding_model_flags,
-        fold=flags(FOLDS),
-        files=[list(file_state(file)) for file in FOLD_MODEL_FILES],
-    message:
-        "fold_model: {params.model}, found once for all jobs"
-    shell:
-        "{params.esm} download {params.model} --out={output:q} fold {params.fold}"
-        " 2>&1 | tee -- {log:q}"
 
 
 rule fold:
     input:
         fasta=f"{OUT}/{{sample}}/shards/{{shard}}.fasta",
-        model=FOLD_MODEL,
+        models=models_of("fold"),
+        checked=f"{OUT}/logs/checked/fold",
     output:
         h5=temp(f"{OUT}/{{sample}}/fold/{{shard}}.h5"),
         records=temp(f"{OUT}/{{sample}}/fold/{{shard}}.records.tsv"),
@@ -73,7 +39,7 @@ rule fold:
     message:
         "fold: shard {wildcards.shard} of sample {wildcards.sample}"
     shell:
-        "{params.esm} fold --model={input.model:q} {params.flags} --device {resources.device}"
+        "{params.esm} fold --model={input.models:q} {params.flags} --device {resources.device}"
         " --token-budget {resources.token_budget} --chunk-size {resources.chunk_size}"
         " --memory {resources.memory} --threads {threads} --allow-empty --on-failure keep"
         " --sha256={output.digests:q} -- {input.fasta:q} {output.h5:q} 2>&1 | tee -- {log:q}"
@@ -87,7 +53,7 @@ rule gather_fold:
         digests=shards_of(f"{OUT}/{{sample}}/fold/{{shard}}.sha256"),
     output:
         h5=f"{OUT}/{{sample}}/structures.h5",
-        status=temp(f"{OUT}/{{sample}}/fold/status.tsv"),
+        status=f"{OUT}/{{sample}}/fold/status.tsv",
     log:
         f"{OUT}/logs/gather_fold/{{sample}}.log",
     benchmark:

@@ -25,10 +25,14 @@ rule records:
 rule provenance:
     input:
         fasta=list(SAMPLES.values()),
-        inputs=expand(f"{OUT}/{{sample}}/inputs.sha256", sample=SAMPLES),
-        models=list(MODELS.values()),
+        variants=list(TABLES.values()),
+        inputs=[
+            *expand(f"{OUT}/{{sample}}/inputs.sha256", sample=SAMPLES),
+            *expand(f"{OUT}/{{sample}}/variants.sha256", sample=TABLES),
+        ],
+        models=[f"{OUT}/{name}" for name in MODELS],
         records=expand(f"{OUT}/{{sample}}/records.tsv", sample=SAMPLES),
-        results=expand(f"{OUT}/{{sample}}/{{result}}", sample=SAMPLES, result=RESULTS),
+        results=RESULTS,
     output:
         f"{OUT}/provenance.json",
     log:
@@ -40,18 +44,17 @@ rule provenance:
     params:
         esm=esm,
         settings=all_settings,
-        models=model_file_flags,
     message:
         "provenance: versions, model, settings and digests of the inputs"
     shell:
-        "{params.esm} provenance --settings={params.settings:q} {params.models}"
-        " --out={output:q} 2>&1 | tee -- {log:q}"
+        "{params.esm} provenance --settings={params.settings:q} --out={output:q}"
+        " 2>&1 | tee -- {log:q}"
 
 
 rule report:
     input:
         records=expand(f"{OUT}/{{sample}}/records.tsv", sample=SAMPLES),
-        results=expand(f"{OUT}/{{sample}}/{{result}}", sample=SAMPLES, result=RESULTS),
+        results=RESULTS,
     output:
         report(f"{OUT}/report.html", caption="../report/results.rst", category="Results"),
     log:
@@ -71,7 +74,8 @@ rule report:
 
 rule counts:
     input:
-        expand(f"{OUT}/{{sample}}/records.tsv", sample=SAMPLES),
+        records=expand(f"{OUT}/{{sample}}/records.tsv", sample=SAMPLES),
+        scores=expand(f"{OUT}/{{sample}}/scores.tsv", sample=TABLES),
     output:
         f"{OUT}/verdict.txt",
     log:
@@ -83,9 +87,10 @@ rule counts:
     params:
         esm=esm,
     message:
-        "counts: what became of all records"
+        "counts: what became of all records and variants"
     shell:
-        "{params.esm} verdict --on-failure keep --out={output:q} -- {input:q} 2>&1 | tee -- {log:q}"
+        "{params.esm} verdict --on-failure keep --out={output:q} -- {input.records:q}"
+        " 2>&1 | tee -- {log:q}"
 
 
 # By itself, since Snakemake removes what a failed job has written.

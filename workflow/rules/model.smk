@@ -1,27 +1,64 @@
-# The model, once, before any job that runs it: fetched into the cache of the hub's client if it is
-# not there, then judged. Jobs take it from there, at the commit found here, without network. It is
-# made again when the files of a local model are others.
-rule model:
-    input:
-        MODEL_FILES,
-    output:
-        MODEL,
-    log:
-        f"{OUT}/logs/model.log",
-    benchmark:
-        f"{OUT}/benchmarks/model.tsv"
-    conda:
-        "../../envs/esm.yaml"
-    resources:
-        mem_mb=4000,
-        runtime=240,
-    params:
-        esm=esm,
-        model=model_flags,
-        embed=flags(settings.embed),
-        files=[list(file_state(file)) for file in MODEL_FILES],
-    message:
-        "model: {params.model}, found once for all jobs"
-    shell:
-        "{params.esm} download {params.model} --out={output:q} embed {params.embed}"
-        " 2>&1 | tee -- {log:q}"
+# Each model once, before any job that runs it: fetched into the cache of the hub's client if it is
+# not there. Jobs take it from there, at the commit found here, without network. It is made again when
+# the files of a local model are others.
+for name, model in MODELS.items():
+
+    rule:
+        name:
+            "_".join(Path(name).with_suffix("").parts)
+        input:
+            model.files(),
+        output:
+            f"{OUT}/{name}",
+        log:
+            f"{OUT}/logs/{Path(name).with_suffix('.log')}",
+        benchmark:
+            f"{OUT}/benchmarks/{Path(name).with_suffix('.tsv')}"
+        localrule: True
+        conda:
+            "../../envs/esm.yaml"
+        resources:
+            mem_mb=4000,
+            runtime=240,
+        params:
+            esm=esm,
+            model=shlex.join(model.flags()),
+            kind="fold" if model.tasks == ["fold"] else "",  # the demo model is another there
+            files=[list(file_state(file)) for file in model.files()],
+        message:
+            "model: {params.model}, found once for all jobs"
+        shell:
+            "{params.esm} download {params.model} --out={output:q} {params.kind} 2>&1 | tee -- {log:q}"
+
+
+# The models of each task, judged for it before its jobs. By itself, since what changes for one task
+# is not to have all the others done again.
+for task in settings.tasks:
+
+    rule:
+        name:
+            f"check_{task}"
+        input:
+            models_of(task),
+        output:
+            touch(f"{OUT}/logs/checked/{task}"),
+        log:
+            f"{OUT}/logs/check_{task}.log",
+        benchmark:
+            f"{OUT}/benchmarks/check_{task}.tsv"
+        localrule: True
+        conda:
+            "../../envs/esm.yaml"
+        resources:
+            mem_mb=4000,
+            runtime=240,
+        params:
+            esm=esm,
+            task=task,
+            flags=flags(getattr(settings, task).computing()),
+        message:
+            "check_{params.task}: whether {params.task} can do what it is asked with {input}"
+        shell:
+            "for model in {input:q}; do"
+            ' {params.esm} download --model="$model" {params.task} {params.flags} || exit 1;'
+            " done 2>&1 | tee -- {log:q}"

@@ -1,5 +1,6 @@
 # FASTA files of a sample -> records.tsv, and its unique sequences in shards of equal cost.
-# One rule for each sample: samples differ in their number of shards.
+# One rule for each sample: samples differ in their number of shards. The shards stay: made again for
+# one task that has changed, they would have all the others done again too.
 for sample, files in SAMPLES.items():
 
     rule:
@@ -9,10 +10,8 @@ for sample, files in SAMPLES.items():
             files,
         output:
             inputs=f"{OUT}/{sample}/inputs.sha256",
-            records=temp(f"{OUT}/{sample}/shards/records.tsv"),
-            shards=temp(
-                [f"{OUT}/{sample}/shards/{name}.fasta" for name in shard_names(SHARDS[sample])]
-            ),
+            records=f"{OUT}/{sample}/shards/records.tsv",
+            shards=[f"{OUT}/{sample}/shards/{name}.fasta" for name in shard_names(SHARDS[sample])],
         log:
             f"{OUT}/logs/shard/{sample}.log",
         benchmark:
@@ -26,7 +25,7 @@ for sample, files in SAMPLES.items():
             esm=esm,
             shards=SHARDS[sample],
             files=files,  # in their order, which Snakemake does not compare
-            cleaning=flags(settings.shard.cleaning()),
+            cleaning=cleaning_flags,
             folder=lambda wildcards, output: Path(output.records).parent,
         message:
             f"shard: {len(files)} file(s) of sample {sample} into {SHARDS[sample]} shard(s)"

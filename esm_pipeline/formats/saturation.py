@@ -1,0 +1,118 @@
+"""Reading a `saturation.h5`: the scores of every substitution of every protein.
+
+with open_results("saturation.h5") as results:
+    results["P12345"].log_odds        # (R, 20), columns as in results.alphabet
+    results.to_pandas()               # one row a substitution
+"""
+
+from __future__ import annotations
+
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from esm_pipeline.formats.ragged_results import RaggedResults
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+FORMAT = "esm-pipeline/saturation"
+LOG_ODDS = "log_odds"
+WILD_TYPE = "wild_type"
+
+
+class Saturation:
+    """What is stored of one record. Arrays are read when they are asked for.
+
+    `id`, `index` (place in the input) and `length` (residues that were scored).
+    """
+
+    def __init__(self, results: Saturations, position: int) -> None:
+        self._results = results
+        self._row = int(results.row[position])
+        self.id = results.ids[position]
+        self.index = int(results.index[position])
+        self.length = int(results.length[self._row])
+
+    def __repr__(self) -> str:
+        return f"Saturation(id={self.id!r}, index={self.index}, length={self.length})"
+
+    @property
+    def sequence(self) -> str:
+        """The wild type."""
+        return bytes(self._read(WILD_TYPE).tobytes()).decode()
+
+    @property
+    def log_odds(self) -> NDArray[np.float32]:
+        """(R, 20) log p of each amino acid less that of the wild type; the mean over models."""
+        return self._read(LOG_ODDS)
+
+    @property
+    def by_model(self) -> dict[str, NDArray[np.float32]]:
+        """Label of each model → (R, 20) the same by it alone; empty if there is but one model."""
+        return {name: self._read(f"{LOG_ODDS}.{name}") for name in self._results.labels}
+
+    def _read(self, name: str) -> NDArray[Any]:
+        first, stop = self._results.offset[self._row : self._row + 2]
+        values: NDArray[Any] = self._results.file[name][first:stop]
+        return values
+
+
+class Saturations(RaggedResults[Saturation]):
+    """The records of a `saturation.h5`."""
+
+    format = FORMAT
+
+    def item(self, position: int) -> Saturation:
+        """The record at a position among those that are stored."""
+        return Saturation(self, position)
+
+    @property
+    def alphabet(self) -> str:
+        """What the columns of `log_odds` stand for."""
+        return str(self.attributes["alphabet"])
+
+    @property
+    def strategy(self) -> str:
+        """How substitutions were scored."""
+        return str(self.attributes["strategy"])
+
+    @cached_property
+    def labels(self) -> list[str]:
+        """Labels of the models, if there are several."""
+        prefix = f"{LOG_ODDS}."
+        return [name.removeprefix(prefix) for name in self.file if name.startswith(prefix)]
+
+    def to_pandas(self) -> pd.DataFrame:
+        """A table with one row a substitution: id, index, position from 1, mutant, the strategy.
+
+        Of several models, `{strategy}.{label}` each follow. Everything is held in memory.
+        """
+        import pandas as pd
+
+        tables = [pd.DataFrame(self.columns(item)) for item in self]
+        return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame(columns=self.names)
+
+    @property
+    def names(self) -> list[str]:
+        """The columns of a table of substitutions."""
+        each = [f"{self.strategy}.{label}" for label in self.labels]
+        return ["id", "index", "position", "mutant", self.strategy, *each]
+
+    def columns(self, item: Saturation) -> dict[str, Any]:
+        """The substitutions of a record, by the names of columns; those to itself are left out."""
+        sequence = np.array(list(item.sequence))
+        letters = np.array(list(self.alphabet))
+        at, to = np.nonzero(sequence[:, None] != letters)
+        pairs = zip(sequence[at].tolist(), (at + 1).tolist(), letters[to].tolist(), strict=True)
+        values = [item.log_odds, *item.by_model.values()]
+        columns = [
+            [item.id] * len(at),
+            np.full(len(at), item.index),
+            at + 1,
+            [f"{old}{place}{new}" for old, place, new in pairs],
+            *(value[at, to] for value in values),
+        ]
+        return dict(zip(self.names, columns, strict=True))

@@ -1,0 +1,346 @@
+"""The groups of settings: what each task can be told.
+
+Flags of the command line and parameters of the workflow's rules follow from the classes here, and
+so do the sections of the config file. No torch: the workflow imports this at every parse.
+"""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Iterator, Mapping
+from typing import Annotated, Any, Literal, TypeAlias, TypeVar
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
+
+from esm_pipeline.errors import InputError
+from esm_pipeline.problems import explain
+
+EXECUTION: dict[str, Any] = {"execution": True}
+"""Marks a field that changes how a result is computed, never the result: it reruns nothing."""
+
+MOST_THREADS = 1024
+DIGITS = re.compile("[+-]?[0-9]{1,18}")
+CONTROL = re.compile("[\0-\x1f\x7f-\x9f\u2028\u2029]")
+LABEL = re.compile("[A-Za-z0-9._-]{1,100}")
+"""What a part of a column's name, and of a file's, can be made of."""
+
+
+def digits(value: Any) -> Any:
+    """A whole number written as text, as on a command line, as a number; else `value`."""
+    return int(value) if isinstance(value, str) and DIGITS.fullmatch(value) else value
+
+
+def printable(value: str) -> str:
+    """`value`, or ValueError if a path or a name cannot have its characters."""
+    if CONTROL.search(value):
+        raise ValueError("has a line break or control character; remove it")
+    return value
+
+
+def each_once(value: list[Any]) -> list[Any]:
+    """`value`, or ValueError if it has something twice."""
+    if any(one in value[:place] for place, one in enumerate(value)):
+        raise ValueError("names something twice; remove one")
+    return value
+
+
+def labels(value: dict[str, str]) -> dict[str, str]:
+    """`value`, or ValueError if a key cannot be a part of the names of a column and of a file."""
+    for label in value:
+        if not LABEL.fullmatch(label):
+            raise ValueError(
+                f"label {label[:120]!a} should have letters, digits, '.', '_' and '-' only"
+            )
+        if sum(label.lower() == other.lower() for other in value) > 1:
+            raise ValueError(f"label '{label}' stands twice, but for its case; rename one")
+    return value
+
+
+Whole: TypeAlias = Annotated[int, Field(strict=True), BeforeValidator(digits)]
+Layer: TypeAlias = Annotated[int, Field(strict=True, ge=-1), BeforeValidator(digits)]
+ChunkSize: TypeAlias = Annotated[int, Field(strict=True, gt=0), BeforeValidator(digits)]
+Name: TypeAlias = Annotated[str, Field(min_length=1), AfterValidator(printable)]
+S = TypeVar("S", bound="Section")
+
+
+class Section(BaseModel):
+    """A group of settings; an unknown key in it is an error."""
+
+    model_config = ConfigDict(extra="forbid", validate_default=True)
+
+    def part(self, kind: type[S]) -> S:
+        """The settings that are of `kind`, a base of this section."""
+        return kind.model_validate(self.model_dump(include=set(kind.model_fields)))
+
+
+class CleaningSettings(Section):
+    """What happens to unusual letters in a sequence."""
+
+    unknown_residues: Literal["replace", "skip"] = Field(
+        "replace", description="J, which no model knows: replace it by X, or skip the record"
+    )
+    internal_stops: Literal["skip", "replace"] = Field(
+        "skip", description="a '*' inside a sequence: skip the record, or replace it by X"
+    )
+    gaps: Literal["skip", "remove"] = Field(
+        "skip", description="'-' and '.' in a sequence: skip the record, or remove the gaps"
+    )
+
+
+class ShardSettings(CleaningSettings):
+    """How an input is validated and cut into shards."""
+
+    residues: Whole = Field(
+        2_000_000, gt=0, description="residues in one shard, about, where `shards` is auto"
+    )
+
+
+class ComputeSettings(Section):
+    """What every task that runs a model has."""
+
+    dtype: Literal["float32", "bfloat16"] = Field(
+        "float32", description="precision the model computes in"
+    )
+    device: str = Field(
+        "auto",
+        pattern=r"^(auto|cpu|mps|cuda(:[0-9]{1,3})?)$",
+        examples=["auto", "cpu", "cuda", "cuda:0", "mps"],
+        description="auto, cpu, cuda, cuda:N or mps; auto takes a GPU where there is one",
+        json_schema_extra=EXECUTION,
+    )
+    token_budget: Whole = Field(
+        16_384, gt=0, description="most tokens in one batch", json_schema_extra=EXECUTION
+    )
+    threads: Whole = Field(
+        0,
+        ge=0,
+        le=MOST_THREADS,
+        description="CPU threads of one job; 0 takes every core it may use",
+        json_schema_extra=EXECUTION,
+    )
+
+    def computing(self) -> ComputeSettings:
+        """What a job that runs a model is told."""
+        return self
+
+
+class EmbedSettings(ComputeSettings):
+    """What `embed` computes."""
+
+    layers: list[Layer] = Field(
+        [-1], min_length=1, description="layers to store: 0 (embedding) to n; -1 is the last"
+    )
+    include: list[Literal["mean", "residue", "bos", "contacts"]] = Field(
+        ["mean"], min_length=1, description="what to store of each sequence"
+    )
+    residue_dtype: Literal["float16", "float32"] = Field(
+        "float16", description="precision in which residue representations are stored"
+    )
+    long: Literal["auto", "skip", "truncate", "full"] = Field(
+        "auto",
+        description="sequences longer than the position table; auto: skip them (ESM-1b, ESM-1v), "
+        "or full for rotary models (ESM-2), which have no table",
+    )
+
+    _each_once = field_validator("layers", "include")(each_once)
+
+
+class VariantSettings(Section):
+    """How a table of variants is read."""
+
+    mutation_col: Name = Field(
+        "mutant", description="column of mutations, such as A42G or A42G:T50K"
+    )
+    offset: Whole = Field(
+        0,
+        ge=-1_000_000,
+        le=1_000_000,
+        description="what is added to residue numbers in the mutations: residue 1 + offset is the "
+        "first of the protein",
+    )
+    mutated_sequence_col: Name | None = Field(
+        None, description="column of mutated sequences, read in place of mutations"
+    )
+    protein_col: Name | None = Field(
+        None,
+        description="column that names the protein of each row, by its id in the FASTA; by default "
+        "'protein', unless there is but one",
+    )
+    protein: Name | None = Field(
+        None, description="the one protein that all rows are of, by its id in the FASTA"
+    )
+    sequence_col: Name | None = Field(
+        None, description="column of wild types, read in place of a FASTA"
+    )
+
+
+class StrategySettings(ComputeSettings):
+    """How variants are scored."""
+
+    strategy: Literal[
+        "masked_marginal", "masked_marginal_joint", "wt_marginal", "pseudo_log_likelihood"
+    ] = Field(
+        "masked_marginal",
+        description="each mutated residue masked alone, all of a variant at once, none, or the "
+        "likelihoods of whole sequences",
+    )
+    long: Literal["auto", "skip", "truncate", "window", "full"] = Field(
+        "auto",
+        description="proteins longer than the position table; auto: skip them (ESM-1b, ESM-1v), "
+        "or full for rotary models (ESM-2); window: as ProteinGym does",
+    )
+    window: Whole = Field(
+        1024, ge=8, description="tokens in a window, where `long` is window; at most the table's"
+    )
+
+
+class ScoreSettings(VariantSettings, StrategySettings):
+    """What `score` does."""
+
+
+class ScoreSection(ScoreSettings):
+    """What the workflow scores, and by which models."""
+
+    models: dict[str, Name] = Field(
+        {},
+        description="an ensemble: label and model of each, a hub id (with @revision if need be) or "
+        "a folder; by default the one `model` of all tasks",
+    )
+    saturation: bool = Field(
+        False, description="score every substitution of every protein, into saturation.h5"
+    )
+    plots: bool = Field(False, description="a picture of each saturated protein, into heatmaps")
+    table_bytes: Whole = Field(
+        1_000_000,
+        gt=0,
+        description="bytes of a table of variants in one shard, about, where `shards` is auto",
+    )
+
+    _labels = field_validator("models")(labels)
+
+    @model_validator(mode="after")
+    def _saturation(self) -> ScoreSection:
+        if self.saturation and self.strategy == "pseudo_log_likelihood":
+            raise ValueError(
+                "a saturation by pseudo_log_likelihood takes 19 L² passes a protein; choose "
+                "masked_marginal"
+            )
+        if self.plots and not self.saturation:
+            raise ValueError("'plots' are of a saturation; set 'saturation' too")
+        return self
+
+    def computing(self) -> StrategySettings:
+        """Without what concerns the table, which is read before any model runs."""
+        return self.part(StrategySettings)
+
+
+class FoldSettings(ComputeSettings):
+    """What `fold` computes."""
+
+    dtype: Literal["float32", "bfloat16"] = Field(
+        "float32",
+        description="precision of the language model; the folding trunk computes in float32",
+    )
+    token_budget: Whole = Field(
+        1024,
+        gt=0,
+        description="most residues in one batch, padding counted; batches of long sequences are "
+        "smaller",
+        json_schema_extra=EXECUTION,
+    )
+    num_recycles: Whole = Field(
+        3, ge=0, le=100, description="times the trunk is run again on its own result"
+    )
+    chunk_size: Literal["auto", "none"] | ChunkSize = Field(
+        "auto",
+        description="rows of the pair representation at once: fewer take less memory and more "
+        "time; auto takes as many as fit, none all",
+        json_schema_extra=EXECUTION,
+    )
+    memory: float = Field(
+        0,
+        ge=0,
+        allow_inf_nan=False,
+        description="GB that one job may take for a batch; 0 takes what is free",
+        json_schema_extra=EXECUTION,
+    )
+    max_residues: Whole = Field(
+        0, ge=0, description="longest sequence or complex to fold; 0 sets no limit"
+    )
+    long: Literal["auto", "skip", "truncate", "full"] = Field(
+        "auto",
+        description="sequences longer than max_residues or the position table; auto: skip them; "
+        "full: there must be no limit; complexes are never truncated",
+    )
+
+
+class StructureSettings(Section):
+    """Which files are written of each structure."""
+
+    formats: list[Literal["pdb", "cif"]] = Field(
+        ["pdb"], min_length=1, description="files of each structure; the table names the first"
+    )
+    pae: list[Literal["json", "npz"]] = Field(
+        ["json"],
+        description="files of predicted aligned errors: json as the AlphaFold database's, npz",
+    )
+    archive: bool = Field(
+        False, description="zip archives, each of 1,000 records, in place of folders"
+    )
+
+    _each_once = field_validator("formats", "pae")(each_once)
+
+
+class FoldSection(FoldSettings, StructureSettings):
+    """What the workflow folds, by which model, and the files it writes."""
+
+    model: Name | None = Field(
+        None, description="the folding model; null takes the `model` of all tasks"
+    )
+    revision: Name | None = Field(
+        None, description="commit, tag or branch of it, where fold.model is a hub model"
+    )
+
+    def computing(self) -> FoldSettings:
+        """Without what concerns the files, which are written when all is folded."""
+        return self.part(FoldSettings)
+
+
+def check(section: type[S], values: Mapping[str, Any], source: str) -> S:
+    """Build `section` from `values`, or raise InputError that tells which key is wrong and why."""
+    try:
+        return section.model_validate(values)
+    except ValidationError as error:
+        problems = dict.fromkeys(explain(section, problem) for problem in error.errors())
+        raise InputError("\n".join(f"{source}: {problem}" for problem in problems)) from None
+
+
+def is_execution(section: type[Section], name: str) -> bool:
+    """Whether a field of `section` leaves results as they are."""
+    extra = section.model_fields[name].json_schema_extra
+    return isinstance(extra, dict) and bool(extra.get("execution"))
+
+
+def flag_values(section: Section, *, execution: bool) -> Iterator[tuple[str, str]]:
+    """Flags and values of the fields that do (or do not) change results."""
+    for name in type(section).model_fields:
+        value = getattr(section, name)
+        if is_execution(type(section), name) is execution and value is not None:
+            text = ",".join(map(str, value)) if isinstance(value, list) else str(value)
+            yield "--" + name.replace("_", "-"), text
+
+
+def flags(section: Section, *, execution: bool = False) -> str:
+    """`section` as shell-quoted command-line flags."""
+    pairs = flag_values(section, execution=execution)
+    return " ".join(shlex.quote(f"{flag}={value}") for flag, value in pairs)

@@ -1,0 +1,192 @@
+"""Variants and saturation through the workflow: the same as by the command, and what reruns."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from esm_pipeline import open_results
+from esm_pipeline.cli import main
+from esm_pipeline.formats.digests import sha256
+from esm_pipeline.formats.records import read_records
+from tests.workflow.test_run import copy_of_the_project
+from tests.workflow.tools import Run, config, jobs, snakemake, write_fasta
+
+FIRST = b"MKTAYIAKQRQISFVKSHFSRQ"
+RECORDS = {b"P1 first": FIRST, b"P2": b"GAVLIWGAVLIW", b"gap": b"MK-V", b"P3": FIRST}
+SCAN = [
+    ("P1", "K2L"),
+    ("P2", "G1A:A2V"),
+    ("P3", "K2L"),
+    ("gap", "M1A"),
+    ("P1", "L2K"),
+    ("P2", "WT"),
+]
+MODELS = "models: {one: {model}, two: demo}"
+SCORE = "saturation: true, plots: true"
+OF_TABLE = {"scores.tsv", "scores.json", "variants.sha256"}
+OF_ALL = {"saturation.h5", "heatmaps", "records.tsv", "score", "shards", "inputs.sha256"}
+
+
+@pytest.fixture(scope="module")
+def scored(tmp_path_factory, model) -> Run:
+    """Two samples: one with variants, and both saturated, by two models; in two shards each."""
+    folder = tmp_path_factory.mktemp("it's a scan")
+    write_fasta(folder / "a.fasta", RECORDS)
+    write_fasta(folder / "b.fasta", {b"Q": b"MKVLA"})
+    rows = pd.DataFrame(SCAN, columns=["protein", "mutant"]).assign(
+        kept=["1.10", "", "x", "", "", '"']
+    )
+    rows.to_csv(folder / "my scan.csv", index=False)
+    table = "sample\tfasta\tvariants\nA\ta.fasta\tmy scan.csv\nB\tb.fasta\t\n"
+    (folder / "samples.tsv").write_text(table)
+    return snakemake(folder, *chosen(model))
+
+
+def chosen(model, score: str = "", *more: str) -> list[str]:
+    ensemble = MODELS.replace("{model}", str(model))
+    section = f"score={{{SCORE}, {ensemble}{', ' if score else ''}{score}}}"
+    own = ["samples=samples.tsv", "tasks=[score]", section]
+    keys = {item.partition("=")[0] for item in more}
+    return config(
+        model, *(item for item in own if item.partition("=")[0] not in keys), *more, fasta=None
+    )
+
+
+def test_the_same_as_by_the_command(scored, model, tmp_path):
+    assert scored.code == 0, scored.said
+    found = {path.name for path in (scored.results / "A").iterdir()}
+    assert found == OF_TABLE | OF_ALL
+    assert {path.name for path in (scored.results / "B").iterdir()} == OF_ALL
+    common = ["score", "--quiet", f"--model={model}", "--label=one", "--model=demo", "--label=two"]
+    fasta, out = scored.folder / "a.fasta", tmp_path / "out.tsv"
+    table = ["--variants", str(scored.folder / "my scan.csv"), str(fasta), str(out)]
+    assert main([*common, *table]) == 0
+    ours, alone = (scored.results / "A" / "scores.tsv").read_text(), out.read_text()
+    assert ours == alone
+    assert main([*common, "--saturation", str(fasta), str(tmp_path / "out.h5")]) == 0
+    with (
+        open_results(scored.results / "A" / "saturation.h5") as one,
+        open_results(tmp_path / "out.h5") as other,
+    ):
+        assert (
+            (one.ids, one.labels)
+            == (other.ids, other.labels)
+            == (["P1", "P2", "P3"], ["one", "two"])
+        )
+        for ours, theirs in zip(one, other, strict=True):
+            assert np.abs(ours.log_odds - theirs.log_odds).max() <= 1e-4
+            assert ours.sequence == theirs.sequence
+    pictures = sorted(path.name for path in (scored.results / "A" / "heatmaps").glob("*.png"))
+    assert pictures == ["000000_P1.png", "000001_P2.png", "000003_P3.png"]
+
+
+def test_every_record_and_row_is_accounted_for(scored):
+    records = list(read_records(scored.results / "A" / "records.tsv"))
+    assert [record.outcomes["score"].status for record in records] == ["ok", "ok", "skipped", "ok"]
+    rows = pd.read_csv(scored.results / "A" / "scores.tsv", sep="\t", keep_default_na=False)
+    assert rows["status"].tolist() == ["ok", "ok", "ok", "skipped", "skipped", "ok"]
+    assert rows["kept"].tolist() == ["1.10", "", "x", "", "", '"']
+    assert list(rows)[-3:] == ["masked_marginal", "masked_marginal.one", "masked_marginal.two"]
+    verdict = (scored.results / "verdict.txt").read_text()
+    assert "A       variants          6   4        2       0           0" in verdict
+    assert "nothing failed" in verdict
+
+
+def test_provenance_tells_of_scores(scored, model):
+    facts = json.loads((scored.results / "provenance.json").read_text())
+    sample = facts["samples"]["A"]
+    scan = scored.folder / "my scan.csv"
+    assert sample["variants"] == {
+        "path": scan.name,
+        "bytes": scan.stat().st_size,
+        "sha256": sha256(scan),
+    }
+    assert sample["records"]["variants"] == {"records": 6, "ok": 4, "skipped": 2, "duplicates": 0}
+    for name in ("scores.tsv", "saturation.h5"):
+        models = sample["results"][name]["models"]
+        assert [one["model"] for one in models.values()] == [str(model), "demo"]
+    assert "variants" not in facts["samples"]["B"]
+
+
+SATURATION = {"score", "gather_score", "heatmaps"}
+SCORED = {"score_variants", "join"}
+LAST = {"records", "provenance", "report", "counts", "verdict"}
+
+
+@pytest.mark.parametrize(
+    ("score", "more", "rerun"),
+    [
+        ("token_budget: 99, threads: 1, device: cpu", (), set()),
+        ("table_bytes: 5", (), set()),
+        ("offset: 1", (), {"split_A", *SCORED} | LAST - {"records"}),
+        ("strategy: wt_marginal", (), {"check_score", "split_A", *SATURATION, *SCORED, *LAST}),
+        ("", ("tasks=[embed, score]",), {"model", "check_embed", "embed", "gather_embed"} | LAST),
+        (
+            "",
+            ("shard={gaps: remove}",),
+            {"shard_A", "shard_B", "split_A", *SATURATION, *SCORED, *LAST},
+        ),
+        ("", ("on_failure=keep",), {"verdict"}),
+    ],
+)
+def test_a_change_reruns_what_it_changes(scored, model, score, more, rerun):
+    assert jobs(snakemake(scored.folder, "-n", *chosen(model, score, *more))) == rerun
+
+
+def test_a_row_that_failed_ends_in_an_error_after_everything_is_written(tmp_path, model):
+    """The job of a shard is damaged: it finds no memory for sequences of 14 tokens."""
+    write_fasta(tmp_path / "a.fasta", RECORDS)
+    (tmp_path / "v.tsv").write_text("mutant\tprotein\nK2L\tP1\nG1A\tP2\n")
+    source = (
+        "import torch\nfrom esm_pipeline.model import EsmForMaskedLM as M\nold = M.packed_logits\n"
+    )
+    source += "def new(self, ids, layout, rows=None):\n    if 14 in layout.lengths:\n"
+    source += "        raise torch.OutOfMemoryError\n    return old(self, ids, layout, rows)\n"
+    source += "M.packed_logits = new\n"
+    clone = tmp_path / "clone"
+    copy_of_the_project(clone)
+    task = clone / "esm_pipeline" / "tasks" / "strategies.py"
+    task.write_text(task.read_text() + source)
+    arguments = config(model, "shards=1", "tasks=[score]", "variants=v.tsv", fasta="a.fasta")
+    run = snakemake(tmp_path, *arguments, snakefile=clone / "Snakefile")
+    assert run.code == 1
+    rows = pd.read_csv(run.results / "a" / "scores.tsv", sep="\t")
+    assert rows["status"].tolist() == ["ok", "failed"]
+    assert "12 residues do not fit into memory, even alone" in rows["reason"][1]
+    records = {
+        one.id: one.outcomes["score"].status for one in read_records(run.results / "a/records.tsv")
+    }
+    assert records == {"P1": "ok", "P2": "failed", "gap": "skipped", "P3": "ok"}
+    assert (run.results / "provenance.json").exists()
+    assert "2 failed" in run.said
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (["tasks=[score]"], "sample 'a' has no variants to score; name a table of them, or set"),
+        (["variants=v.tsv"], "'variants' are given, but no task scores them; add score to 'tasks'"),
+        (
+            ["tasks=[score]", "variants=no.tsv", "shards=auto"],
+            "no.tsv: no such file; check the path",
+        ),
+        (
+            ["tasks=[score]", "score={stratgy: x}"],
+            "unknown key 'score.stratgy'; did you mean 'score.stra",
+        ),
+        (
+            ["tasks=[score]", "score={models: {a b: demo}}"],
+            "label 'a b' should have letters, digits",
+        ),
+    ],
+)
+def test_bad_settings_stop_at_once_in_one_line(model, tmp_path, change, told):
+    write_fasta(tmp_path / "a.fasta")
+    run = snakemake(tmp_path, "-n", *config(model, *change, fasta="a.fasta"))
+    assert run.code == 1
+    assert told in run.said
+    assert "Traceback" not in run.said
