@@ -19,6 +19,9 @@ from torch import Tensor, nn
 
 from esm_pipeline.errors import InputError
 from esm_pipeline.model.base import EsmPreTrainedModel
+from esm_pipeline.model.folding.esmfold import EsmForProteinFolding
+from esm_pipeline.model.folding.triangle import GatedAttention, TriangleMultiplication
+from esm_pipeline.model.folding.trunk import ResidueMLP, SequenceAttention, TrunkBlock
 from esm_pipeline.model.layer import EsmLayer, EsmSelfAttention
 
 M = TypeVar("M", bound=EsmPreTrainedModel)
@@ -38,7 +41,8 @@ KERNELS_KEPT = "16"
 
 
 class PackedLinear(nn.Module):
-    """A linear layer whose weight oneDNN has reordered, with GELU fused in if asked for."""
+    """A linear layer whose weight oneDNN has reordered, with an activation fused in if asked for:
+    "gelu", "relu" or "sigmoid"."""
 
     def __init__(self, linear: nn.Linear | FusedLinear, activation: str = "none") -> None:
         super().__init__()
@@ -56,17 +60,39 @@ class PackedLinear(nn.Module):
 
 
 class FusedLinear(nn.Module):
-    """Linear layers over the same input as one, their outputs side by side."""
+    """Linear layers over the same input as one, their outputs side by side; all biased, or none."""
 
     def __init__(self, linears: Sequence[nn.Linear]) -> None:
         super().__init__()
         self.weight = frozen(torch.cat([linear.weight for linear in linears]))
-        self.bias = frozen(torch.cat([linear.bias for linear in linears]))
+        biases = [linear.bias for linear in linears if linear.bias is not None]
+        self.bias = frozen(torch.cat(biases)) if biases else None
         self.out_features, self.in_features = self.weight.shape
 
     def forward(self, x: Tensor) -> Tensor:
         """(…, in) → (…, out)."""
         return F.linear(x, self.weight, self.bias)
+
+
+class FusedGate(FusedLinear):
+    """The same of gates, which have a sigmoid behind them."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(…, in) → (…, out), 0–1."""
+        return super().forward(x).sigmoid_()
+
+
+PACKED: dict[type[nn.Module], dict[str, str]] = {
+    TriangleMultiplication: {
+        "fused_p": "none",
+        "fused_g": "sigmoid",
+        "linear_g": "sigmoid",
+        "linear_z": "none",
+    },
+    GatedAttention: {"fused": "none", "linear_g": "sigmoid", "linear_o": "none"},
+    SequenceAttention: {"proj": "none", "g_proj": "sigmoid", "o_proj": "none"},
+}
+"""Layers of the folding trunk that are packed, and the activations that go into them."""
 
 
 @cache
@@ -88,6 +114,9 @@ def can_pack(dtype: torch.dtype) -> bool:
 def optimize_for_inference(model: M, dtype: torch.dtype = torch.float32) -> M:
     """A model of the same class and call for inference in `dtype` (float32 or bfloat16).
 
+    Of a folding model, that is the language model; the trunk, in which 16 bits are too few, stays
+    as it is.
+
     It has no gradients and cannot be saved. The original is untouched and not needed afterwards;
     weights that need no change are shared with it. Queries, keys and values come of one product,
     and on the CPU linear layers are packed by oneDNN where that works. Raises InputError for
@@ -99,20 +128,31 @@ def optimize_for_inference(model: M, dtype: torch.dtype = torch.float32) -> M:
         raise InputError("optimize_for_inference: this model is optimized; give the original")
     for name in KERNEL_CACHES:  # read when the first kernel is made
         os.environ.setdefault(name, KERNELS_KEPT)
-    fast = twin(model, dtype).eval()
-    fast.optimized = True
-    packs = fast.device.type == "cpu" and can_pack(dtype)
+    folds = isinstance(model, EsmForProteinFolding)
+    fast = twin(model, None if folds else dtype)
+    if folds:
+        fast.esm = twin(fast.base_model, dtype)
+    fast.eval().optimized = True
     for module in fast.modules():
         if isinstance(module, EsmLayer):
-            optimize_layer(module, packs)
+            optimize_layer(module, packs_at(fast.base_model))
+        elif isinstance(module, TrunkBlock):
+            optimize_block(module, packs_at(module))
     return fast
 
 
-def twin(module: T, dtype: torch.dtype) -> T:
-    """The same modules with frozen parameters in `dtype`; storage is shared where it fits."""
+def packs_at(module: nn.Module) -> bool:
+    """Whether layers are packed where and as precise as a module's weights are."""
+    weight = next(module.parameters())
+    return weight.device.type == "cpu" and can_pack(weight.dtype)
+
+
+def twin(module: T, dtype: torch.dtype | None) -> T:
+    """The same modules with frozen parameters in `dtype`, None for theirs; storage is shared where
+    it fits."""
     other = copy.copy(module)
     other._parameters = {
-        name: None if own is None else frozen(own.detach().to(dtype))
+        name: None if own is None else frozen(own.detach().to(dtype or own.dtype))
         for name, own in module._parameters.items()
     }
     other._modules = {
@@ -146,6 +186,26 @@ def optimize_layer(layer: EsmLayer, packs: bool) -> None:
     pack(wide, "dense", "gelu")
     wide.activation = nn.Identity()
     pack(layer.output, "dense")
+
+
+def optimize_block(block: TrunkBlock, packs: bool) -> None:
+    """Fuse what a block of the folding trunk can fuse, and pack it if `packs`."""
+    for part in block.modules():
+        if isinstance(part, TriangleMultiplication):
+            part.fused_p = FusedLinear([part.linear_a_p, part.linear_b_p])
+            part.fused_g = FusedGate([part.linear_a_g, part.linear_b_g])
+            del part.linear_a_p, part.linear_b_p, part.linear_a_g, part.linear_b_g
+        elif isinstance(part, GatedAttention):
+            part.fused = FusedLinear([part.linear_q, part.linear_k, part.linear_v])
+            del part.linear_q, part.linear_k, part.linear_v
+        if not packs:
+            continue
+        for name, activation in PACKED.get(type(part), {}).items():
+            pack(part, name, activation)
+        if isinstance(part, ResidueMLP):
+            layers = part.mlp
+            layers[1], layers[2] = PackedLinear(layers[1], "relu"), nn.Identity()
+            layers[3] = PackedLinear(layers[3])
 
 
 def frozen(weight: Tensor) -> nn.Parameter:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from torch import nn
+from torch import Tensor, nn
 
 RELU = math.sqrt(2.0)
 """Gain of a layer before a ReLU."""
@@ -29,6 +29,12 @@ class Linear(nn.Linear):
             nn.init.constant_(self.bias, self.start)
 
 
-def gate(inputs: int, outputs: int) -> Linear:
-    """A layer before a sigmoid, that starts with its gates open for all inputs."""
-    return Linear(inputs, outputs, FINAL, start=1.0)
+class Gate(Linear):
+    """A linear layer and a sigmoid: gates, that start equally open for all inputs."""
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__(inputs, outputs, FINAL, start=1.0)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(*, inputs) → (*, outputs), 0–1."""
+        return super().forward(x).sigmoid_()

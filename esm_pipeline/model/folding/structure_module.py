@@ -183,11 +183,14 @@ class StructureModule(nn.Module):
         evoformer_output_dict: Mapping[str, Tensor],
         aatype: Tensor,
         mask: Tensor | None = None,
+        *,
+        overwrite: bool = False,
     ) -> dict[str, Tensor]:
         """The structure after each of the n blocks.
 
         evoformer_output_dict: `single` (B, R, S) and `pair` (B, R, R, Z). aatype: (B, R), 0–20.
-        mask: (B, R), 1 for residues, 0 for padding. Returns the reference's fields: `frames`
+        mask: (B, R), 1 for residues, 0 for padding. overwrite: `pair` is not needed afterwards, and
+        is normed in place; not for gradients. Returns the reference's fields: `frames`
         (n, B, R, 7), quaternions, and alpha carbons in Å; `sidechain_frames` (n, B, R, 8, 4, 4);
         `unnormalized_angles` and `angles` (n, B, R, 7, 2), sines and cosines of ω, φ, ψ, χ1–χ4;
         `positions` (n, B, R, 14, 3) in Å, zeros where there is no atom; `states` (n, B, R, S);
@@ -198,14 +201,21 @@ class StructureModule(nn.Module):
         if mask is None:
             mask = single.new_ones(single.shape[:-1])
         with full_precision(single.device.type):
-            return self.structure(single, pair, aatype, mask)
+            normed = self.normed_in_place(pair) if overwrite else self.layer_norm_z(pair)
+            return self.structure(single, normed, aatype, mask)
+
+    def normed_in_place(self, pair: Tensor) -> Tensor:
+        """(B, R, R, Z), which is overwritten, a row at a time."""
+        for row in pair.unbind(1):
+            row.copy_(self.layer_norm_z(row))
+        return pair
 
     def structure(
         self, single: Tensor, pair: Tensor, aatype: Tensor, mask: Tensor
     ) -> dict[str, Tensor]:
-        """As `forward`."""
+        """As `forward`, of a pair representation that is normed."""
         initial = self.layer_norm_s(single)
-        states, quaternions, translations = self.blocks(initial, self.layer_norm_z(pair), mask)
+        states, quaternions, translations = self.blocks(initial, pair, mask)
         places = translations * self.config.trans_scale_factor  # Å
         raw, angles = self.angle_resnet(states, initial)
         backbone = from_quaternions(quaternions, places)

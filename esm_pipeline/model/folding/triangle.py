@@ -17,10 +17,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from esm_pipeline.model.folding.config import TrunkConfig
-from esm_pipeline.model.folding.linear import FINAL, Linear, gate
+from esm_pipeline.model.folding.linear import FINAL, Gate, Linear
 
-CHANNELS_AT_ONCE = 16
-"""Channels of which products of triangles are made at once."""
+PRODUCTS_AT_ONCE = 2**20
+"""Numbers of products of triangles, which are made some channels at a time, at once."""
+
+OFFSET = 16
+"""Numbers between the channels of a projection: matrices that lie a power of two apart would share
+few places in the processor's caches (5 times slower to read across at R = 256)."""
 
 HIDDEN = -1e9
 """What is added to the score of a pair that is not there."""
@@ -49,6 +53,8 @@ class TriangleMultiplication(nn.Module):
     """For each pair, the products of the edges that close a triangle with it, summed.
 
     Outgoing: Σ over k of a[i, k] · b[j, k]. Incoming: Σ over k of a[k, i] · b[k, j].
+    `fused_p` and `fused_g` compute a and b side by side; `optimize_for_inference` puts them in
+    place of the layers that do one each.
     """
 
     def __init__(self, config: TrunkConfig, *, outgoing: bool) -> None:
@@ -56,10 +62,12 @@ class TriangleMultiplication(nn.Module):
         width = config.pairwise_state_dim
         self.outgoing = outgoing
         self.linear_a_p = Linear(width, width)
-        self.linear_a_g = gate(width, width)
+        self.linear_a_g = Gate(width, width)
         self.linear_b_p = Linear(width, width)
-        self.linear_b_g = gate(width, width)
-        self.linear_g = gate(width, width)
+        self.linear_b_g = Gate(width, width)
+        self.fused_p: nn.Module | None = None
+        self.fused_g: nn.Module | None = None
+        self.linear_g = Gate(width, width)
         self.linear_z = Linear(width, width, FINAL)
         self.layer_norm_in = nn.LayerNorm(width)
         self.layer_norm_out = nn.LayerNorm(width)
@@ -80,8 +88,8 @@ class TriangleMultiplication(nn.Module):
             nonlocal start
             rows_of_product = product[:, :, start : start + some.shape[1]].permute(0, 2, 3, 1)
             start += some.shape[1]
-            opened = torch.sigmoid(self.linear_g(self.layer_norm_in(some)))
-            added: Tensor = self.linear_z(self.layer_norm_out(rows_of_product)) * opened
+            opened = self.linear_g(self.layer_norm_in(some))
+            added: Tensor = self.linear_z(self.layer_norm_out(rows_of_product)).mul_(opened)
             return added
 
         return add_rows(z, update, rows, dropped)
@@ -89,37 +97,48 @@ class TriangleMultiplication(nn.Module):
     def product(self, z: Tensor, pairs: Tensor | None, rows: int) -> Tensor:
         """(B, Z, R, R), channels first."""
         if torch.is_grad_enabled():
-            a, b = self.projections(z, pairs)
-        else:
-            size = (z.shape[0], z.shape[3], z.shape[1], z.shape[2])
-            a, b = z.new_empty(size), z.new_empty(size)
-            for start in range(0, z.shape[1], rows):
-                part = slice(start, start + rows)
-                some = None if pairs is None else pairs[:, part]
-                a[:, :, part], b[:, :, part] = self.projections(z[:, part], some)
-        if self.outgoing:
-            left, right = a, b.transpose(-1, -2)
-        else:
-            left, right = a.transpose(-1, -2), b
-        if torch.is_grad_enabled():
-            return left @ right
-        parts = (x.flatten(0, 1).split(CHANNELS_AT_ONCE) for x in (a, left, right))
-        for place, first, second in zip(*parts, strict=True):
-            place.copy_(first @ second)  # of a projection that is not needed any more
+            a, b = (edges.permute(0, 3, 1, 2) for edges in self.edges(z, pairs))
+            return torch.matmul(*self.factors(a, b))
+        a, b = channels_first(z), channels_first(z)
+        for start in range(0, z.shape[1], rows):
+            part = slice(start, start + rows)
+            some = None if pairs is None else pairs[:, part]
+            for whole, edges in zip((a, b), self.edges(z[:, part], some), strict=True):
+                whole[:, :, part] = edges.permute(0, 3, 1, 2)
+        channels = max(1, PRODUCTS_AT_ONCE // z.shape[1] ** 2)
+        parts = (x.flatten(0, 1).split(channels) for x in (a, *self.factors(a, b)))
+        for place, left, right in zip(*parts, strict=True):
+            place.copy_(left @ right)  # of a projection that is not needed any more
         return a
 
-    def projections(self, z: Tensor, pairs: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Rows of z (B, rows, R, Z) → a and b, (B, Z, rows, R) each."""
+    def factors(self, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+        """Of a and b (B, Z, R, R), what is multiplied as matrices."""
+        return (a, b.transpose(-1, -2)) if self.outgoing else (a.transpose(-1, -2), b)
+
+    def edges(self, z: Tensor, pairs: Tensor | None) -> tuple[Tensor, ...]:
+        """Rows of z (B, rows, R, Z) → a and b, of the same shape."""
         normed = self.layer_norm_in(z)
-        a = torch.sigmoid(self.linear_a_g(normed)) * self.linear_a_p(normed)
-        b = torch.sigmoid(self.linear_b_g(normed)) * self.linear_b_p(normed)
-        if pairs is not None:
-            a, b = a * pairs.unsqueeze(-1), b * pairs.unsqueeze(-1)
-        return a.permute(0, 3, 1, 2), b.permute(0, 3, 1, 2)
+        if self.fused_p is not None and self.fused_g is not None:
+            edges = self.fused_p(normed).mul_(self.fused_g(normed)).chunk(2, dim=-1)
+        else:
+            a = self.linear_a_p(normed) * self.linear_a_g(normed)
+            edges = a, self.linear_b_p(normed) * self.linear_b_g(normed)
+        return edges if pairs is None else tuple(x * pairs.unsqueeze(-1) for x in edges)
+
+
+def channels_first(z: Tensor) -> Tensor:
+    """Room for numbers of z (B, R, R, Z) as (B, Z, R, R)."""
+    batch, length, _, width = z.shape
+    room = z.new_empty(batch, width, length**2 + OFFSET)
+    return room[..., : length**2].unflatten(-1, (length, length))
 
 
 class GatedAttention(nn.Module):
-    """Attention within each row, with a bias shared by all rows, and gates on what it gives."""
+    """Attention within each row, with a bias shared by all rows, and gates on what it gives.
+
+    `fused` computes queries, keys and values at once; `optimize_for_inference` puts it in place of
+    the three.
+    """
 
     def __init__(self, width: int, head_width: int, heads: int) -> None:
         super().__init__()
@@ -128,21 +147,24 @@ class GatedAttention(nn.Module):
         self.linear_q = Linear(width, inner, bias=False)
         self.linear_k = Linear(width, inner, bias=False)
         self.linear_v = Linear(width, inner, bias=False)
+        self.fused: nn.Module | None = None
         self.linear_o = Linear(inner, width, FINAL)
-        self.linear_g = gate(width, inner)
+        self.linear_g = Gate(width, inner)
 
     def forward(self, x: Tensor, bias: Tensor) -> Tensor:
-        """x (B, rows, R, Z) and bias (B, 1 or rows, H, R, R) → (B, rows, R, Z)."""
-        q, k, v = (
-            linear(x).unflatten(-1, (self.heads, -1)).transpose(-2, -3)
-            for linear in (self.linear_q, self.linear_k, self.linear_v)
-        )  # (B, rows, H, R, K)
-        bias = bias.expand(*q.shape[:-1], bias.shape[-1])
-        mixed = F.scaled_dot_product_attention(
-            q.flatten(0, 1), k.flatten(0, 1), v.flatten(0, 1), bias.flatten(0, 1)
-        )
-        mixed = mixed.transpose(1, 2).flatten(2).unflatten(0, x.shape[:2])
-        return self.linear_o(mixed * torch.sigmoid(self.linear_g(x)))  # type: ignore[no-any-return]
+        """x (B, rows, R, Z) and bias (B, H, R, R) → (B, rows, R, Z)."""
+        if self.fused is None:
+            parts = (self.linear_q(x), self.linear_k(x), self.linear_v(x))
+        else:
+            parts = self.fused(x).chunk(3, dim=-1)
+        # (B, rows, H, R, K) each; sequence by sequence, so that the bias is not written out by row
+        heads = (part.unflatten(-1, (self.heads, -1)).transpose(-2, -3) for part in parts)
+        mixed = [
+            F.scaled_dot_product_attention(q, k, v, own.expand(len(q), -1, -1, -1)).transpose(1, 2)
+            for q, k, v, own in zip(*heads, bias, strict=True)
+        ]
+        gated: Tensor = self.linear_g(x) * torch.stack(mixed).flatten(-2)
+        return self.linear_o(gated)  # type: ignore[no-any-return]
 
 
 class TriangleAttention(nn.Module):
@@ -167,9 +189,9 @@ class TriangleAttention(nn.Module):
         if not self.starting:
             z = z.transpose(1, 2)
         bias = torch.cat([self.linear(self.layer_norm(some)) for some in z.split(rows, dim=1)], 1)
-        bias = bias.permute(0, 3, 1, 2).unsqueeze(1)  # (B, 1, H, R, R)
+        bias = bias.permute(0, 3, 1, 2).contiguous()  # (B, H, R, R)
         if mask is not None:
-            bias = bias.masked_fill(~mask.bool()[:, None, None, None], HIDDEN)
+            bias = bias.masked_fill(~mask.bool()[:, None, None], HIDDEN)
 
         def update(some: Tensor) -> Tensor:
             attended: Tensor = self.mha(self.layer_norm(some), bias)

@@ -9,7 +9,7 @@ as many as suit the processor's caches.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from functools import partial
 
@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from esm_pipeline.errors import InputError
 from esm_pipeline.model.folding.config import TrunkConfig
-from esm_pipeline.model.folding.linear import FINAL, Linear, gate
+from esm_pipeline.model.folding.linear import FINAL, Gate, Linear
 from esm_pipeline.model.folding.structure_module import StructureModule
 from esm_pipeline.model.folding.triangle import (
     TriangleAttention,
@@ -35,8 +35,10 @@ FIRST_EDGE, LAST_EDGE = 3.375, 21.375
 BETA = (-0.58273431, 0.56802827, -0.54067466)
 """Where a beta carbon lies from the alpha carbon: shares of a × b, of b = CA − N, of c = C − CA."""
 
-NUMBERS_AT_ONCE = 2**20
-"""Numbers of z that are worked on at once where nothing else is asked for: 4 MiB in float32."""
+NUMBERS = 2**17
+NUMBERS_ELSEWHERE = 2**24
+"""Numbers of z that are worked on at once where nothing else is asked for: half a MiB in float32
+for each thread of a CPU, which its cache holds with what is made of them; 64 MiB elsewhere."""
 
 
 class SequenceAttention(nn.Module):
@@ -47,13 +49,13 @@ class SequenceAttention(nn.Module):
         self.heads = heads
         self.proj = Linear(width, width * 3, bias=False)
         self.o_proj = Linear(width, width, FINAL)
-        self.g_proj = gate(width, width)
+        self.g_proj = Gate(width, width)
 
     def forward(self, x: Tensor, bias: Tensor) -> Tensor:
         """x (B, R, S) and bias (B, H, R, R) → (B, R, S)."""
         q, k, v = self.proj(x).unflatten(-1, (self.heads, -1)).transpose(1, 2).chunk(3, dim=-1)
         mixed = F.scaled_dot_product_attention(q, k, v, bias).transpose(1, 2).flatten(2)
-        return self.o_proj(self.g_proj(x).sigmoid() * mixed)  # type: ignore[no-any-return]
+        return self.o_proj(self.g_proj(x) * mixed)  # type: ignore[no-any-return]
 
 
 class SequenceToPair(nn.Module):
@@ -74,7 +76,7 @@ class SequenceToPair(nn.Module):
         """s (B, R, S) and z (B, R, R, Z) → z, updated."""
         q, k = self.proj(self.layernorm(s)).chunk(2, dim=-1)  # (B, R, Z / 2)
         of_product, of_difference = self.o_proj.weight.chunk(2, dim=1)  # (Z, Z / 2)
-        shift = self.o_proj.bias - k @ of_difference.T  # (B, R, Z)
+        shift: Tensor = self.o_proj.bias - k @ of_difference.T  # (B, R, Z)
         start = 0
 
         def update(some: Tensor) -> Tensor:
@@ -98,7 +100,7 @@ class PairToSequence(nn.Module):
     def forward(self, z: Tensor, rows: int) -> Tensor:
         """z (B, R, R, Z) → (B, H, R, R)."""
         parts = [self.linear(self.layernorm(some)) for some in z.split(rows, dim=1)]
-        return torch.cat(parts, dim=1).permute(0, 3, 1, 2)
+        return torch.cat(parts, dim=1).permute(0, 3, 1, 2).contiguous()
 
 
 class ResidueMLP(nn.Module):
@@ -109,7 +111,7 @@ class ResidueMLP(nn.Module):
         self.mlp = nn.Sequential(
             nn.LayerNorm(width),
             Linear(width, 4 * width),
-            nn.ReLU(),
+            nn.ReLU(inplace=True),
             Linear(4 * width, width, FINAL),
             nn.Dropout(dropout),
         )
@@ -178,7 +180,7 @@ class RelativePosition(nn.Module):
         self.embedding = nn.Embedding(2 * self.bins + 2, config.pairwise_state_dim)
 
     def forward(self, position_ids: Tensor, mask: Tensor | None, rows: slice) -> Tensor:
-        """Numbers of residues (B, R) → those rows of (B, R, R, Z); pairs with padding have row 0."""
+        """Numbers of residues (B, R) → rows of (B, R, R, Z); row 0 of the table for padding."""
         apart = position_ids[:, None, :] - position_ids[:, rows, None]
         places = apart.clamp(-self.bins, self.bins) + self.bins + 1
         if mask is not None:
@@ -217,9 +219,7 @@ class FoldingTrunk(nn.Module):
         """How many rows of z (B, R, R, Z) are worked on at once; all in training, for dropout."""
         if self.training:
             return z.shape[1]
-        if self.chunk_size is not None:
-            return self.chunk_size
-        return max(1, NUMBERS_AT_ONCE * z.shape[1] // z.numel())
+        return self.chunk_size or rows_at_once(z.shape, z.device)
 
     def forward(
         self,
@@ -250,7 +250,10 @@ class FoldingTrunk(nn.Module):
                 z = self.recycled(z, z_0, bins, position_ids, mask)
                 s, z = self.run_blocks(s, z, mask)
                 structure = self.structure_module(
-                    {"single": self.trunk2sm_s(s), "pair": self.trunk2sm_z(z)}, aatype, mask
+                    {"single": self.trunk2sm_s(s), "pair": self.trunk2sm_z(z)},
+                    aatype,
+                    mask,
+                    overwrite=not torch.is_grad_enabled(),
                 )
                 if number < passes - 1:
                     bins = distance_bins(structure["positions"][-1, :, :, :3])
@@ -283,6 +286,13 @@ class FoldingTrunk(nn.Module):
         for block in self.blocks:
             s, z = block(s, z, mask, rows)
         return s, z
+
+
+def rows_at_once(shape: Sequence[int], device: torch.device) -> int:
+    """How many rows of z, of a shape (B, R, R, Z), are fastest."""
+    batch, length, _, width = shape
+    numbers = torch.get_num_threads() * NUMBERS if device.type == "cpu" else NUMBERS_ELSEWHERE
+    return max(1, numbers // (batch * length * width))
 
 
 def distance_bins(backbone: Tensor) -> Tensor:

@@ -1,0 +1,74 @@
+"""The folding model that `optimize_for_inference` makes folds the same."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from esm_pipeline import EsmConfig, EsmForProteinFolding, optimize_for_inference
+from esm_pipeline.model import optimize
+from esm_pipeline.model.folding.trunk import ResidueMLP
+from esm_pipeline.tasks.demo_fold import STEM, TRUNK
+from tests.oracles.peers import enliven
+
+SEQUENCES = ["MKTAYIAKQRQISFVKSHFSRQ", "MAGC:HHW"]
+FIELDS = ("positions", "s_s", "s_z", "plddt", "ptm_logits")
+
+
+@pytest.fixture
+def model() -> EsmForProteinFolding:
+    folding = {"lddt_head_hid_dim": 16, "trunk": TRUNK}
+    config = EsmConfig(is_folding_model=True, esmfold_config=folding, **STEM)
+    found = EsmForProteinFolding(config)
+    enliven(found)
+    return found
+
+
+def differences(fast: EsmForProteinFolding, model: EsmForProteinFolding) -> dict[str, float]:
+    """max-abs over the values, relative to the largest of them, of each field."""
+    found, expected = (one.infer(SEQUENCES, num_recycles=1) for one in (fast, model))
+    return {
+        name: float((found[name] - expected[name]).abs().max() / expected[name].abs().max())
+        for name in FIELDS
+    }
+
+
+@pytest.mark.parametrize("packs", [True, False], ids=["packed", "fallback"])
+def test_same_structures(
+    model: EsmForProteinFolding, packs: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(optimize, "can_pack", lambda dtype: packs)
+    fast = optimize_for_inference(model)
+    assert type(fast) is EsmForProteinFolding
+    assert fast.optimized
+    packed = [m for m in fast.trunk.modules() if isinstance(m, optimize.PackedLinear)]
+    per_block = 2 * 4 + 2 * 3 + 3 + 2 * 2
+    assert len(packed) == (per_block * TRUNK["num_blocks"] if packs else 0)
+    assert max(differences(fast, model).values()) <= 1e-5
+
+
+@pytest.mark.parametrize("part", ["fused_p", "fused_g", "linear_g"])
+def test_a_wrong_layer_is_seen(model: EsmForProteinFolding, part: str) -> None:
+    fast = optimize_for_inference(model)
+    layer = getattr(fast.trunk.blocks[0].tri_mul_in, part)
+    layer.forward = lambda x: type(layer).forward(layer, x) + 0.01
+    assert max(differences(fast, model).values()) > 1e-4
+
+
+def test_only_the_language_model_is_in_16_bits(model: EsmForProteinFolding) -> None:
+    fast = optimize_for_inference(model, torch.bfloat16)
+    assert fast.esm.dtype == torch.bfloat16
+    others = {name: p.dtype for name, p in fast.named_parameters() if not name.startswith("esm.")}
+    assert set(others.values()) == {torch.float32}
+    found, expected = (one.infer(SEQUENCES, num_recycles=0) for one in (fast, model))
+    assert found.positions.dtype == torch.float32
+    assert 0 < (found.s_s - expected.s_s).abs().max() <= 0.1 * expected.s_s.abs().max()
+    assert model.esm.dtype == torch.float32  # the original is untouched
+
+
+def test_layers_that_are_fused_are_gone(model: EsmForProteinFolding) -> None:
+    fast = optimize_for_inference(model)
+    left = {name.rpartition(".")[2] for name, _ in fast.trunk.blocks.named_modules()}
+    assert not left & {"linear_a_p", "linear_b_g", "linear_q", "linear_v"}
+    assert isinstance(fast.trunk.blocks[0].mlp_pair, ResidueMLP)
+    assert all(hasattr(block.tri_mul_in, "linear_a_p") for block in model.trunk.blocks)
