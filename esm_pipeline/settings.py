@@ -147,10 +147,6 @@ class Settings(Section):
         found: dict[str, Model] = {}
         for task in self.tasks:
             section = getattr(self, task)
-            if "model" in type(section).model_fields:
-                own = Model(section.model or self.model, section.revision, [task])
-                found[f"{task}_model.json"] = own
-                continue
             ensemble = getattr(section, "models", {})
             for label, name in ensemble.items():
                 found[f"models/{label}.json"] = Model(*parted(name), [task])

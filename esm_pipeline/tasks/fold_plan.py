@@ -25,7 +25,7 @@ class FoldPlan(Plan):
     """
 
     def __init__(self, intake: Intake, positions: int | None, settings: FoldSettings) -> None:
-        self.intake, self.task, self.positions = intake, TASK, positions
+        self.intake, self.positions = intake, positions
         self.limit = self.limit_of(positions, settings)
         self.reach = Reach(TASK, self.limit, settings.long)
         truncate = settings.long == "truncate"

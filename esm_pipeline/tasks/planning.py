@@ -82,7 +82,7 @@ class Plan:
     """The unique sequences of `intake` within `reach`; `failures` are noted as they happen."""
 
     def __init__(self, intake: Intake, reach: Reach) -> None:
-        self.intake, self.reach, self.task = intake, reach, reach.task
+        self.intake, self.reach = intake, reach
         lengths = intake.lengths
         self.lengths = lengths if reach.cut is None else np.minimum(lengths, reach.cut)
         self.too_long: NDArray[np.bool_] = lengths > self.lengths
@@ -131,9 +131,9 @@ class Plan:
         def told(record: Record) -> Record:
             outcome = self.outcome(record)
             counts[outcome.status] += 1
-            return record.with_outcome(self.task, *outcome)
+            return record.with_outcome(self.reach.task, *outcome)
 
-        write_records(table, map(told, self.intake.records()), [self.task])
+        write_records(table, map(told, self.intake.records()), [self.reach.task])
         return counts
 
 

@@ -36,7 +36,7 @@ rule fold:
     message:
         "fold: shard {wildcards.shard} of sample {wildcards.sample}"
     shell:
-        "{params.esm} fold --model={input.models:q} {params.flags} --device {resources.device}"
+        "{params.esm} fold --model={input.model:q} {params.flags} --device {resources.device}"
         " --token-budget {resources.token_budget} --chunk-size {resources.chunk_size}"
         " --memory {resources.memory} --threads {threads} --allow-empty --on-failure keep"
         " --sha256={output.digests:q} -- {input.fasta:q} {output.h5:q} 2>&1 | tee -- {log:q}"

@@ -67,7 +67,7 @@ rule report:
         esm=esm,
         folders=sample_folders,
     message:
-        "report: a page with counts, reasons, lengths and a map of the embeddings"
+        "report: a page with counts, reasons, embeddings and structures"
     shell:
         "{params.esm} report --out={output:q} -- {params.folders:q} 2>&1 | tee -- {log:q}"
 

@@ -23,12 +23,11 @@ for name, model in MODELS.items():
         params:
             esm=esm,
             model=shlex.join(model.flags()),
-            kind="fold" if model.tasks == ["fold"] else "",  # the demo model is another there
             files=[list(file_state(file)) for file in model.files()],
         message:
             "model: {params.model}, found once for all jobs"
         shell:
-            "{params.esm} download {params.model} --out={output:q} {params.kind} 2>&1 | tee -- {log:q}"
+            "{params.esm} download {params.model} --out={output:q} 2>&1 | tee -- {log:q}"
 
 
 # The models of each task, judged for it before its jobs. By itself, since what changes for one task
