@@ -65,7 +65,7 @@ class FusedLinear(nn.Module):
     def __init__(self, linears: Sequence[nn.Linear]) -> None:
         super().__init__()
         self.weight = frozen(torch.cat([linear.weight for linear in linears]))
-        biases = [linear.bias for linear in linears if linear.bias is not None]
+        biases: list[Tensor] = [linear.bias for linear in linears if linear.bias is not None]
         self.bias = frozen(torch.cat(biases)) if biases else None
         self.out_features, self.in_features = self.weight.shape
 
@@ -203,9 +203,9 @@ def optimize_block(block: TrunkBlock, packs: bool) -> None:
         for name, activation in PACKED.get(type(part), {}).items():
             pack(part, name, activation)
         if isinstance(part, ResidueMLP):
-            layers = part.mlp
-            layers[1], layers[2] = PackedLinear(layers[1], "relu"), nn.Identity()
-            layers[3] = PackedLinear(layers[3])
+            pack(part.mlp, "1", "relu")
+            part.mlp[2] = nn.Identity()
+            pack(part.mlp, "3")
 
 
 def frozen(weight: Tensor) -> nn.Parameter:

@@ -98,7 +98,9 @@ class TriangleMultiplication(nn.Module):
         """(B, Z, R, R), channels first."""
         if torch.is_grad_enabled():
             a, b = (edges.permute(0, 3, 1, 2) for edges in self.edges(z, pairs))
-            return torch.matmul(*self.factors(a, b))
+            left, right = self.factors(a, b)
+            whole: Tensor = left @ right
+            return whole
         a, b = channels_first(z), channels_first(z)
         for start in range(0, z.shape[1], rows):
             part = slice(start, start + rows)
@@ -130,7 +132,8 @@ def channels_first(z: Tensor) -> Tensor:
     """Room for numbers of z (B, R, R, Z) as (B, Z, R, R)."""
     batch, length, _, width = z.shape
     room = z.new_empty(batch, width, length**2 + OFFSET)
-    return room[..., : length**2].unflatten(-1, (length, length))
+    first: Tensor = room[..., : length**2].unflatten(-1, (length, length))
+    return first
 
 
 class GatedAttention(nn.Module):

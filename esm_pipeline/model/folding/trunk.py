@@ -84,7 +84,8 @@ class SequenceToPair(nn.Module):
             own = slice(start, start + some.shape[1])
             start += some.shape[1]
             weight = k[:, own, None] * of_product + of_difference  # (B, rows, Z, Z / 2)
-            return q.unsqueeze(1) @ weight.transpose(-1, -2) + shift[:, own, None]
+            added: Tensor = q.unsqueeze(1) @ weight.transpose(-1, -2)
+            return added.add_(shift[:, own, None])
 
         return add_rows(z, update, rows)
 
@@ -145,10 +146,7 @@ class TrunkBlock(nn.Module):
         self, s: Tensor, z: Tensor, mask: Tensor | None, rows: int
     ) -> tuple[Tensor, Tensor]:
         """s (B, R, S), z (B, R, R, Z) and the mask (B, R) → s and z, updated."""
-        bias = self.pair_to_sequence(z, rows)
-        if mask is not None:
-            bias = bias.masked_fill(~mask.bool()[:, None, None], -torch.inf)
-        y = self.seq_attention(self.layernorm_1(s), bias)
+        y = self.seq_attention(self.layernorm_1(s), self.bias(z, mask, rows))
         s = s + F.dropout(y, self.dropout, self.training)
         s = s + self.mlp_seq(s)
         z = self.sequence_to_pair(s, z, rows)
@@ -157,6 +155,11 @@ class TrunkBlock(nn.Module):
         z = self.tri_att_start(z, mask, rows, self.shared(2))
         z = self.tri_att_end(z, mask, rows, self.shared(2))  # of z transposed: dimension 1
         return s, add_rows(z, self.mlp_pair, rows)
+
+    def bias(self, z: Tensor, mask: Tensor | None, rows: int) -> Tensor:
+        """(B, H, R, R) of the sequence attention, which does not look at padding."""
+        bias: Tensor = self.pair_to_sequence(z, rows)
+        return bias if mask is None else bias.masked_fill(~mask.bool()[:, None, None], -torch.inf)
 
     def shared(self, dimension: int) -> Callable[[Tensor], Tensor] | None:
         """Dropout of an update of z at twice the rate, the same along a dimension."""
@@ -256,7 +259,8 @@ class FoldingTrunk(nn.Module):
                     overwrite=not torch.is_grad_enabled(),
                 )
                 if number < passes - 1:
-                    bins = distance_bins(structure["positions"][-1, :, :, :3])
+                    bins = distance_bins(structure.pop("positions")[-1, :, :, :3])
+                    structure.clear()
         return {**structure, "s_s": s, "s_z": z}
 
     def recycled(
@@ -275,7 +279,7 @@ class FoldingTrunk(nn.Module):
             own = slice(start, start + some.shape[1])
             start += some.shape[1]
             near: Tensor = self.pairwise_positional_embedding(position_ids, mask, own)
-            added = near + self.recycle_disto(bins[:, own])
+            added: Tensor = near + self.recycle_disto(bins[:, own])
             return added if z_0 is None else added + z_0[:, own]
 
         return add_rows(self.recycle_z_norm(z), update, self.rows(z))
