@@ -25,7 +25,8 @@ help:  ## this list
 	@grep -hE '^[a-z-]+:.*  ## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*  ## /  make \1\t/' | expand -t 18
 
 demo: $(VENV)/.workflow  ## embed and fold the packaged proteins with demo models, into results/
-	@$(RUN) snakemake --cores $(CORES) --quiet rules host reason --config "tasks=[embed, fold]"
+	@$(RUN) snakemake --cores $(CORES) --quiet rules host reason \
+		--config "tasks=[embed, fold]" "fold={max_residues: 200, num_recycles: 0}"
 	@$(RUN) python workflow/scripts/show_results.py results
 
 test: lint  ## lint, then every test but the long ones

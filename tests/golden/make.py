@@ -27,7 +27,7 @@ def main() -> None:
         if run.code:
             raise SystemExit(run.said)
         shutil.rmtree(GOLDEN / "results", ignore_errors=True)
-        unwanted = shutil.ignore_patterns("logs", "benchmarks", "report.html")
+        unwanted = shutil.ignore_patterns("logs", "benchmarks", "report.html", ".snakemake_timestamp")
         shutil.copytree(run.results, GOLDEN / "results", ignore=unwanted)
     hide_the_machine(GOLDEN / "results" / "provenance.json")
 

@@ -100,7 +100,10 @@ def write_fasta(path: Path, records: dict[bytes, bytes] = RECORDS) -> Path:
     return path
 
 
-GOLDEN_TASKS = ("tasks=[embed, score]", "variants=my variants.csv", "score={saturation: true}")
+GOLDEN_TASKS = (
+    *("tasks=[embed, score, fold]", "variants=my variants.csv", "score={saturation: true}"),
+    "fold={model: demo, threads: 1, num_recycles: 0}",
+)
 """What the example tree has beside the shared configuration."""
 
 
