@@ -13,11 +13,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from esm_pipeline import residues
-from esm_pipeline.errors import WeightsError
+from esm_pipeline.errors import CapacityError, WeightsError
 from esm_pipeline.formats.pae import to_steps
 from esm_pipeline.formats.structure_arrays import FORMAT
 from esm_pipeline.formats.structures import RANDOM, Structure
 from esm_pipeline.model import EsmForProteinFolding
+from esm_pipeline.model.folding.complexes import BREAK, LINKER
+from esm_pipeline.model.folding.memory import choose_chunk_size, fold_memory
 from esm_pipeline.model.folding.output import EsmForProteinFoldingOutput
 from esm_pipeline.model.folding.quality import FLAGS, examine
 from esm_pipeline.sections import FoldSettings
@@ -43,6 +45,9 @@ FIELDS = {
 
 FLAG_NAMES = (*FLAGS, RANDOM)
 GIGA = 1e9
+SHARE = 0.8
+"""Of the memory that is free: what a batch is planned for, the formula being good to 20 %."""
+
 CPU = torch.device("cpu")
 
 
@@ -80,13 +85,13 @@ class Predictor(Runner[EsmForProteinFolding]):
     def model(self) -> EsmForProteinFolding:
         """The model, ready to fold."""
         found: EsmForProteinFolding = self.model_class.from_pretrained(self.checkpoint.source)
-        found.esm.to(getattr(torch, self.settings.dtype))
+        found.esm.to(self.stem_dtype)
         return found.to(self.device).eval()
 
     @cached_property
     def memory(self) -> int:
         """Bytes that a batch may take, besides the weights."""
-        return int(self.settings.memory * GIGA) or free_memory(self.device)
+        return int(self.settings.memory * GIGA) or int(SHARE * free_memory(self.device))
 
     @property
     def attributes(self) -> dict[str, str]:
@@ -106,16 +111,38 @@ class Predictor(Runner[EsmForProteinFolding]):
             return None
         if self.settings.chunk_size != "auto":
             return self.settings.chunk_size
-        sizes = (None, *CHUNKS)
-        return next((size for size in sizes if self.has_room(count, longest, size)), CHUNKS[-1])
+        try:
+            return choose_chunk_size(self.config, count, longest, self.memory, **self.kind)
+        except CapacityError:
+            return CHUNKS[-1]  # and then the ways that save more
 
     def fits(self, count: int, longest: int) -> bool:
         """Whether a batch of `count` sequences padded to `longest` fits into memory."""
-        return self.has_room(count, longest, self.chunk_size(count, longest))
+        chunk_size = self.chunk_size(count, longest)
+        needed = fold_memory(self.config, count, longest, chunk_size, **self.kind)
+        return needed.total <= self.memory
 
-    def has_room(self, count: int, longest: int, chunk_size: int | None) -> bool:
-        """Whether a batch computed so fits into memory, as far as can be told before."""
-        return True
+    @property
+    def stem_dtype(self) -> torch.dtype:
+        """Precision of the language model."""
+        dtype: torch.dtype = getattr(torch, self.settings.dtype)
+        return dtype
+
+    @property
+    def kind(self) -> dict[str, Any]:
+        """What the memory of a batch also depends on."""
+        return {"device": self.device, "stem_dtype": self.stem_dtype}
+
+    def require_memory(self, sequences: Sequence[str], rung: Rung) -> None:
+        """Raise MemoryError for a batch that the CPU has no room for, which would end the process.
+
+        A graphics card says so by itself.
+        """
+        sizes = [len(text) + (len(LINKER) - 1) * text.count(BREAK) for text in sequences]
+        kind = {**self.kind, "device": CPU}
+        needed = fold_memory(self.config, len(sizes), max(sizes), rung.chunk_size, **kind)
+        if needed.total > (free_memory(CPU) if rung.cpu else self.memory):
+            raise MemoryError
 
     def ways(self, count: int, longest: int) -> list[Rung]:
         """The ways to fold a batch of `count` sequences padded to `longest` residues."""
@@ -125,6 +152,8 @@ class Predictor(Runner[EsmForProteinFolding]):
     def __call__(self, sequences: Sequence[str], rung: Rung) -> list[Prediction]:
         """Fold a batch, `:` between chains. Raises what PyTorch raises when memory runs out."""
         device = CPU if rung.cpu else self.device
+        if device.type == "cpu":
+            self.require_memory(sequences, rung)
         self.model.to(device)
         with self.timed():
             output = self.model.infer(

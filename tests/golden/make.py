@@ -27,8 +27,8 @@ def main() -> None:
         if run.code:
             raise SystemExit(run.said)
         shutil.rmtree(GOLDEN / "results", ignore_errors=True)
-        unwanted = shutil.ignore_patterns("logs", "benchmarks", "report.html", ".snakemake_timestamp")
-        shutil.copytree(run.results, GOLDEN / "results", ignore=unwanted)
+        unwanted = ("logs", "benchmarks", "report.html", ".snakemake_timestamp")
+        shutil.copytree(run.results, GOLDEN / "results", ignore=shutil.ignore_patterns(*unwanted))
     hide_the_machine(GOLDEN / "results" / "provenance.json")
 
 

@@ -264,6 +264,20 @@ def test_what_does_not_fit_at_all_has_failed(fold, monkeypatch, error):
     assert table(kept / "structures.tsv") == rows
 
 
+def test_memory_that_is_set_is_kept_to(fold, alone):
+    """What is foretold not to fit is not tried on the CPU, which would end the process."""
+    out, _ = fold("--memory=0.0045", out="some.h5", code=1)
+    failed = {
+        name
+        for name, (status, _) in outcomes(out.with_name("some.records.tsv")).items()
+        if status == "failed"
+    }
+    assert 0 < len(failed) < len(OK)
+    assert {"e", "b"}.isdisjoint(failed)
+    out, _ = fold("--memory=1", out="out.h5")
+    assert_as_alone(out, alone)
+
+
 def test_everything_fails(fold, monkeypatch):
     Limited(monkeypatch, room=0)
     out, _ = fold(code=1)
