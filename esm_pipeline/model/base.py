@@ -73,6 +73,10 @@ class EsmPreTrainedModel(nn.Module):
         """Precision of the weights."""
         return next(self.parameters()).dtype
 
+    def precision_of(self, name: str) -> torch.dtype | None:
+        """What a parameter is loaded in, whatever was asked for; None for what was."""
+        return None
+
     @property
     def device(self) -> torch.device:
         """Where the weights lie."""

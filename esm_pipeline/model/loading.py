@@ -137,7 +137,9 @@ def load_weights(
         encoder.frequencies = read_frequencies(encoder.frequencies, entries, checkpoint)
     if torch.device(device).type == "meta":
         return plan.info
-    state = read_state(plan, dtype, device)
+    state = read_state(
+        plan, {name: model.precision_of(name) or dtype for name in plan.sources}, device
+    )
     precision = dtype or next(iter(state.values())).dtype
     if not model.is_foreign():
         for module in fresh_modules(model, state.keys()):
@@ -227,15 +229,16 @@ def class_of(keys: Iterable[str]) -> str:
 
 
 def read_state(
-    plan: Plan, dtype: torch.dtype | None, device: torch.device | str
+    plan: Plan, dtypes: Mapping[str, torch.dtype | None], device: torch.device | str
 ) -> dict[str, Tensor]:
-    """Parameter → its weights, in `dtype` (None: the file's) on `device`.
+    """Parameter → its weights, in its of `dtypes` (None: the file's) on `device`.
 
     What is wanted as it lies in its file is mapped, all else copied into place.
     """
     state: dict[str, Tensor] = {}
     for name, entry in plan.sources.items():
         assert isinstance(entry.dtype, torch.dtype), "require_fit has seen to it"
+        dtype = dtypes[name]
         precision = dtype if dtype and entry.is_weight else entry.dtype
         if entry.dtype == precision and torch.device(device).type == "cpu":
             state[name] = entry.mapped()

@@ -84,9 +84,10 @@ class Predictor(Runner[EsmForProteinFolding]):
     @cached_property
     def model(self) -> EsmForProteinFolding:
         """The model, ready to fold."""
-        found: EsmForProteinFolding = self.model_class.from_pretrained(self.checkpoint.source)
-        found.esm.to(self.stem_dtype)
-        return found.to(self.device).eval()
+        found: EsmForProteinFolding = self.model_class.from_pretrained(
+            self.checkpoint.source, stem_dtype=self.stem_dtype, device=self.device
+        )
+        return found.to(self.device)
 
     @cached_property
     def memory(self) -> int:

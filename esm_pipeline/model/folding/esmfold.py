@@ -26,6 +26,7 @@ from esm_pipeline.model.folding.linear import Linear
 from esm_pipeline.model.folding.output import EsmForProteinFoldingOutput
 from esm_pipeline.model.folding.torsions import atom_maps
 from esm_pipeline.model.folding.trunk import FoldingTrunk
+from esm_pipeline.model.weights import BASE_PREFIX
 
 RESIDUE_TOKENS = len(residues.LETTERS) + 2
 """Of the trunk's own alphabet: residues from 0, one that is never used, and the mask."""
@@ -38,13 +39,18 @@ KEEP = -1
 
 
 class EsmForProteinFolding(EsmPreTrainedModel):
-    """A language model, the folding trunk, the structure module and heads for confidence."""
+    """A language model, the folding trunk, the structure module and heads for confidence.
+
+    stem_dtype: the language model's precision, as that of the rest if left out. `from_pretrained`
+    takes it too, and reads the weights straight into it.
+    """
 
     offloads = False
     """Whether the language model is on the device only while it runs."""
 
-    def __init__(self, config: EsmConfig) -> None:
+    def __init__(self, config: EsmConfig, *, stem_dtype: torch.dtype | None = None) -> None:
         super().__init__(config)
+        self.stem_dtype = stem_dtype
         if config.esmfold_config is None:
             raise WeightsError("config: is_folding_model is not set; this is no folding model")
         self.fold_config: EsmFoldConfig = config.esmfold_config
@@ -71,6 +77,11 @@ class EsmForProteinFolding(EsmPreTrainedModel):
             nn.Linear(hidden, ATOMS * LDDT_BINS),
         )
         self.post_init()
+        self.esm.to(stem_dtype)
+
+    def precision_of(self, name: str) -> torch.dtype | None:
+        """The language model may have its own."""
+        return self.stem_dtype if name.startswith(BASE_PREFIX) else None
 
     def _init_weights(self, module: nn.Module) -> None:
         """As the reference's: layers of the trunk start as AlphaFold's."""
@@ -220,8 +231,9 @@ class EsmForProteinFolding(EsmPreTrainedModel):
     ) -> EsmForProteinFoldingOutput:
         """Fold sequences, chains parted by ":"; letters that are no amino acid are X.
 
-        position_ids: (R,) or (B, R) in place of 0, 1, … chunk_size: as `trunk.set_chunk_size`, for
-        this call. linker: residues between chains, in none of the outputs; chain_gap: what residue
+        position_ids: (R,) or (B, R), linkers counted, in place of 0, 1, … and of the jumps between
+        chains; `residue_index` of a batch with complexes is from 0 in each chain all the same.
+        chunk_size: as `trunk.set_chunk_size`, for this call. linker: residues between chains, in none of the outputs; chain_gap: what residue
         numbers jump by there. offload_stem: the language model's weights are on the device only
         while it runs. Others as for `forward`. Raises InputError.
         """
@@ -239,10 +251,9 @@ class EsmForProteinFolding(EsmPreTrainedModel):
                 own=encoded.own,
                 compact=compact,
             )
-        if not encoded.has_linkers:
-            return output
-        output.residue_index = encoded.residue_index
-        return output.select(*encoded.kept())
+        if encoded.has_complexes:
+            output.residue_index = encoded.residue_index
+        return output.select(*encoded.kept()) if encoded.has_linkers else output
 
     @property
     def trunk_device(self) -> torch.device:
