@@ -146,6 +146,9 @@ def test_pdb_lines_are_as_the_format_has_them():
         ["B", "6", "GLY", "ALA", "VAL", "LEU", "ILE", "TRP"],
         ["C", "3", "MET", "LYS", "UNK"],
     ]
+    long = pdb_text(made_up("G" * 30), "title", {}).splitlines()
+    numbers = [(line[7:10], len(line.split()) - 4) for line in long if line.startswith("SEQRES")]
+    assert numbers == [("  1", 13), ("  2", 13), ("  3", 4)]
     assert "EXPDTA    THEORETICAL MODEL" in {line.strip() for line in lines}
     remarks = [line[11:].strip() for line in lines if line.startswith("REMARK 220")]
     assert remarks == ["", *(f"{name}: {value}" for name, value in FACTS.items())]

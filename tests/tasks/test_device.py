@@ -90,3 +90,45 @@ def test_pytorch_is_told():
         assert set_threads(3) == torch.get_num_threads() == 3
     finally:
         torch.set_num_threads(before)
+
+
+@pytest.fixture
+def memory(tmp_path, monkeypatch):
+    """A machine with so much memory, and groups with limits."""
+
+    def have(available: int | None, groups: dict[str, tuple[str, int]], lines: str) -> int:
+        if available is not None:
+            (tmp_path / "meminfo").write_text(f"MemTotal: 99 kB\nMemAvailable:   {available} kB\n")
+        (tmp_path / "cgroup").write_text(lines)
+        for name, (limit, used) in groups.items():
+            folder = tmp_path / "groups" / name
+            folder.mkdir(parents=True)
+            (folder / "memory.max").write_text(f"{limit}\n")
+            (folder / "memory.current").write_text(f"{used}\n")
+        monkeypatch.setattr(device, "MEMINFO", tmp_path / "meminfo")
+        monkeypatch.setattr(device, "CGROUP", tmp_path / "cgroup")
+        files = (tmp_path / "groups", "memory.max", "memory.current")
+        monkeypatch.setattr(device, "CGROUP_FILES", {"": files})
+        return device.free_memory(torch.device("cpu"))
+
+    return have
+
+
+def test_free_memory_is_the_machines(memory):
+    assert memory(1000, {}, "0::/\n") == 1000 * 1024
+    assert memory(1000, {"job": ("max", 5)}, "9:cpu:/x\n0::/job\n") == 1000 * 1024
+
+
+@pytest.mark.parametrize("name", ["job", "job/step", "job/step/task"])
+def test_a_limit_that_a_scheduler_set_counts(memory, name):
+    """That of the process's own group, or of one above it."""
+    assert memory(1000, {name: ("5000", 2000)}, "0::/job/step/task\n") == 3000
+
+
+def test_limits_of_other_groups_do_not_count(memory):
+    assert memory(1000, {"other": ("5000", 2000)}, "0::/job\n") == 1000 * 1024
+
+
+def test_without_linux_it_is_all_there_is(memory):
+    pages = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    assert memory(None, {}, "") == pages

@@ -54,6 +54,8 @@ def test_equals_stay_in_their_order():
 def test_padding_that_costs_more_than_a_batch_is_not_taken():
     assert len(list(fold_batches(np.array([100, 90, 80]), 10_000, anything))) == 1
     assert len(list(fold_batches(np.array([400, 300]), 10_000, anything))) == 2
+    assert LAUNCH < cost(200) - cost(160) < 2 * LAUNCH
+    assert len(list(fold_batches(np.array([200, 160]), 10_000, anything))) == 2
 
 
 def test_the_ways():

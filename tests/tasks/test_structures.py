@@ -202,6 +202,21 @@ def test_an_error_leaves_all_as_it_was(write, inputs, monkeypatch):
     assert [name for name in os.listdir(out) if name.startswith(".")] == []
 
 
+def test_a_table_vouches_for_the_files_beside_it(write, inputs, monkeypatch):
+    """Cut off while the folders are moved, no table of the former run is left."""
+    out = write("--formats=cif")
+    move = os.replace
+
+    def replace(source, target):
+        if Path(target).name == "structures":
+            raise OSError(28, "No space left on device", "somewhere")
+        move(source, target)
+
+    monkeypatch.setattr(os, "replace", replace)
+    write("--formats=pdb", code=2)
+    assert not (out / "structures.tsv").exists()
+
+
 def test_random_weights_are_told_in_every_file(inputs, write):
     entries = [Entry(NAMES[index], index, row) for index, row in ROWS.items()]
     flags = json.dumps(["random_weights"])
