@@ -38,8 +38,13 @@ class Encoded:
     own: Tensor
 
     @property
-    def has_linkers(self) -> bool:
+    def has_complexes(self) -> bool:
         """Whether any sequence is of several chains."""
+        return bool(self.chain_index.any())
+
+    @property
+    def has_linkers(self) -> bool:
+        """Whether any has residues between its chains."""
         return bool((self.own != self.attention_mask).any())
 
     def kept(self) -> tuple[Tensor, Tensor]:

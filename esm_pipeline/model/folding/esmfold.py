@@ -233,9 +233,10 @@ class EsmForProteinFolding(EsmPreTrainedModel):
 
         position_ids: (R,) or (B, R), linkers counted, in place of 0, 1, … and of the jumps between
         chains; `residue_index` of a batch with complexes is from 0 in each chain all the same.
-        chunk_size: as `trunk.set_chunk_size`, for this call. linker: residues between chains, in none of the outputs; chain_gap: what residue
-        numbers jump by there. offload_stem: the language model's weights are on the device only
-        while it runs. Others as for `forward`. Raises InputError.
+        chunk_size: as `trunk.set_chunk_size`, for this call. linker: residues between chains, in
+        none of the outputs; chain_gap: what residue numbers jump by there. offload_stem: the
+        language model's weights are on the device only while it runs. Others as for `forward`.
+        Raises InputError.
         """
         sequences = [seqs] if isinstance(seqs, str) else list(seqs)
         encoded = encode(sequences, linker, chain_gap, self.trunk_device)

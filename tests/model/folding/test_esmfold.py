@@ -26,7 +26,7 @@ from tests.oracles.folding_peers import (
 )
 
 TOLERANCE = {"ptm": 1e-9}
-"""In float64, in the fields' own units. Found: 4e-10, the peer divides by a sum and 1e-8."""
+"""In float64, in the fields' own units. Found: 4e-10, as the peer's score of a bin is float32."""
 
 OTHERS = 2e-11
 """The same of all other fields, coordinates of up to 30 Å among them. Found: 2e-13."""
