@@ -132,6 +132,7 @@ def optimize_for_inference(model: M, dtype: torch.dtype = torch.float32) -> M:
     fast = twin(model, None if folds else dtype)
     if folds:
         fast.esm = twin(fast.base_model, dtype)
+    del model  # if the caller has let go of it too, each weight goes when it is packed
     fast.eval().optimized = True
     for module in fast.modules():
         if isinstance(module, EsmLayer):

@@ -17,7 +17,7 @@ from esm_pipeline.errors import CapacityError, WeightsError
 from esm_pipeline.formats.pae import to_steps
 from esm_pipeline.formats.structure_arrays import FORMAT
 from esm_pipeline.formats.structures import RANDOM, Structure
-from esm_pipeline.model import EsmForProteinFolding
+from esm_pipeline.model import EsmForProteinFolding, optimize_for_inference
 from esm_pipeline.model.folding.complexes import BREAK, LINKER
 from esm_pipeline.model.folding.memory import choose_chunk_size, fold_memory
 from esm_pipeline.model.folding.output import EsmForProteinFoldingOutput
@@ -84,10 +84,16 @@ class Predictor(Runner[EsmForProteinFolding]):
     @cached_property
     def model(self) -> EsmForProteinFolding:
         """The model, ready to fold."""
+        if self.device.type == "cpu":
+            return optimize_for_inference(self.loaded(), self.stem_dtype)
+        return self.loaded().to(self.device)
+
+    def loaded(self) -> EsmForProteinFolding:
+        """The model as it is in the checkpoint, the language model in its precision."""
         found: EsmForProteinFolding = self.model_class.from_pretrained(
             self.checkpoint.source, stem_dtype=self.stem_dtype, device=self.device
         )
-        return found.to(self.device)
+        return found
 
     @cached_property
     def memory(self) -> int:

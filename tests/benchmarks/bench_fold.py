@@ -3,10 +3,10 @@
     python tests/benchmarks/bench_fold.py [--residues 128 256 512] [--blocks 1] [--rounds 3]
 
 Blocks of the published widths with shared random weights, float32. A trunk has 48 blocks, all
-alike: run a few and count. All run in turn in each round, and the least time of each counts: other work on
-the machine only ever adds. With one thread (the default) it is the processor's time, which other
-work disturbs less. Peaks are of a process each, for the whole trunk with its structure module and
-one recycle, above what is resident before; transformers gets zeros to start from, as it has to.
+alike: run a few and count. All run in turn in each round, and the least time of each counts: other
+work on the machine only ever adds. With one thread (the default) it is the processor's time, which
+other work disturbs less. Peaks are of a process each, for the whole trunk with its structure module
+and one recycle, above what is resident before; transformers gets zeros to start from, as it has to.
 """
 
 from __future__ import annotations

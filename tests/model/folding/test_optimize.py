@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import weakref
+
 import pytest
 import torch
 
@@ -72,3 +74,22 @@ def test_layers_that_are_fused_are_gone(model: EsmForProteinFolding) -> None:
     assert not left & {"linear_a_p", "linear_b_g", "linear_q", "linear_v"}
     assert isinstance(fast.trunk.blocks[0].mlp_pair, ResidueMLP)
     assert all(hasattr(block.tri_mul_in, "linear_a_p") for block in model.trunk.blocks)
+
+
+@pytest.mark.skipif(not optimize.can_pack(torch.float32), reason="no packed layers here")
+def test_weights_go_when_they_are_packed() -> None:
+    """So that a model of gigabytes is not in memory twice."""
+    alive = []
+
+    def fresh() -> EsmForProteinFolding:
+        folding = {"lddt_head_hid_dim": 16, "trunk": TRUNK}
+        made = EsmForProteinFolding(
+            EsmConfig(is_folding_model=True, esmfold_config=folding, **STEM)
+        )
+        alive.append(weakref.ref(made.trunk.blocks[0].tri_att_end.mha.linear_o.weight))
+        alive.append(weakref.ref(made.esm.encoder.layers[0].output.dense.weight))
+        return made
+
+    fast = optimize_for_inference(fresh())
+    assert [weight() for weight in alive] == [None, None]
+    assert fast.infer("MKV").positions.isfinite().all()
