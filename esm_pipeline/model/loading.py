@@ -182,7 +182,7 @@ def plan_weights(
         if entry.shape != asked and ignore_mismatched_sizes:
             plan.mismatched.append((name, entry.shape, asked))
             continue
-        require_fit(entry, parameter, name, checkpoint)
+        require_fit(entry, parameter, name, checkpoint, other_class(model, name, keys))
         plan.sources[name] = entry
     plan.unexpected = surplus(model, keys, checkpoint)
     return plan
@@ -317,11 +317,18 @@ def match_prefix(model: nn.Module, tensors: Iterable[str]) -> dict[str, str]:
     return keys
 
 
-def require_fit(entry: Entry, parameter: Tensor, name: str, checkpoint: Checkpoint) -> None:
-    """Raise WeightsError for what has not the shape of `parameter`, or no weights for it."""
+def require_fit(
+    entry: Entry, parameter: Tensor, name: str, checkpoint: Checkpoint, other: str
+) -> None:
+    """Raise WeightsError for what has not the shape of `parameter`, or no weights for it.
+
+    other: of `other_class`, the remedy for a head.
+    """
     asked = tuple(parameter.shape)
     if entry.shape != asked:
         remedy = "weights and config.json do not belong together"
+        if name.startswith(HEADS) and other:
+            remedy = other.removeprefix("; ")
         if name.startswith(FRESH):
             remedy = "leave num_labels out, or start it anew with ignore_mismatched_sizes=True"
         raise WeightsError(

@@ -89,9 +89,9 @@ class EsmForProteinFolding(EsmPreTrainedModel):
             module.reset_parameters()
         else:
             super()._init_weights(module)
-        if isinstance(module, FoldingTrunk):
+        if module is self.trunk.recycle_disto:
             with torch.no_grad():
-                module.recycle_disto.weight[0].zero_()
+                module.weight[0].zero_()
 
     @property
     def af2_to_esm(self) -> Tensor:

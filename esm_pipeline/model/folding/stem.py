@@ -23,8 +23,9 @@ def represent(
 ) -> tuple[Tensor, Tensor | None]:
     """Token ids (B, R) without BOS and EOS → (B, R, D) in the precision of `shares` (n + 1,).
 
-    Padding is behind the sequences, and what stands there means nothing. With `with_maps`, also (B, R, R, n * H): how much
-    residue j looks at residue i, at [i, j]. No gradient reaches the language model.
+    Padding is behind the sequences, and what stands there means nothing. With `with_maps`, also
+    (B, R, R, n * H): how much residue j looks at residue i, at [i, j]. No gradient reaches the
+    language model.
     """
     tokens, layout = framed(model, ids)
     steps = walk(model, layout.pack(tokens), layout, with_maps)

@@ -37,7 +37,7 @@ def plainly(model: EsmForProteinFolding, ids: Tensor, length: int) -> tuple[Tens
     tokens = torch.cat([torch.tensor([0]), ids[:length], torch.tensor([2])])[None]
     with torch.no_grad():
         output = model.esm(tokens, output_hidden_states=True, output_attentions=True)
-    shares = model.esm_s_combine.softmax(0)
+    shares = model.esm_s_combine.detach().softmax(0)
     states = sum(share * x for share, x in zip(shares, output.hidden_states, strict=True))
     attentions = torch.stack(output.attentions, dim=4)  # (1, H, query, key, n)
     maps = attentions.permute(0, 3, 2, 4, 1).flatten(3)  # [key, query]: layer, then head
