@@ -33,6 +33,9 @@ ALLOWED = {
 }
 """Rooms of the package (its `__init__` is '') and those that each may import from."""
 
+EXCEPTIONS = {"esm_pipeline.model.folding.structures": {"formats"}}
+"""Modules that import from more rooms: the reference's folding model writes PDB text itself."""
+
 HELPERS_OF_CLI = {
     "number_of_shards",
     "add_common",
@@ -75,7 +78,7 @@ def package_imports(source: str) -> Iterator[tuple[str, str]]:
 
 def trespasses(module: str, source: str) -> list[str]:
     """Imports of `source`, the text of `module`, that point the wrong way."""
-    allowed = ALLOWED[room(module)]
+    allowed = ALLOWED[room(module)] | EXCEPTIONS.get(module, set())
     found = []
     for target, name in package_imports(source):
         if target not in allowed:
@@ -105,6 +108,8 @@ def test_imports_point_one_way(path):
         ("esm_pipeline.formats.fasta", "def f():\n    import esm_pipeline.tasks.embed"),
         ("esm_pipeline.model.encoder", "from esm_pipeline import settings"),
         ("esm_pipeline.model.encoder", "from esm_pipeline.formats import hdf5"),
+        ("esm_pipeline.model.folding.esmfold", "from esm_pipeline.formats import structures"),
+        ("esm_pipeline.model.folding.structures", "from esm_pipeline import tasks"),
         ("esm_pipeline.settings", "from esm_pipeline.tasks import TASKS"),
         ("esm_pipeline.tasks.embed", "from esm_pipeline.cli import main"),
     ],

@@ -81,6 +81,12 @@ class Structure:
         letters, starts = residues.decode(self.aatype), [0, *self.ends]
         return [letters[start:end] for start, end in pairwise(starts)]
 
+    @property
+    def facts(self) -> dict[str, str]:
+        """How good the prediction is held to be, as files tell it."""
+        facts = {"mean_plddt": f"{self.mean_plddt:.2f}", "ptm": f"{self.ptm:.4f}"}
+        return facts if self.iptm is None else {**facts, "iptm": f"{self.iptm:.4f}"}
+
     @cached_property
     def atoms(self) -> tuple[Int64, Int64]:
         """Residue, from 0, and place in atom14 of each atom that is there."""

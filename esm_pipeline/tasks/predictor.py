@@ -3,25 +3,21 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from functools import cached_property
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
-from torch import Tensor
 
-from esm_pipeline import residues
 from esm_pipeline.errors import CapacityError, WeightsError
-from esm_pipeline.formats.pae import to_steps
 from esm_pipeline.formats.structure_arrays import FORMAT
 from esm_pipeline.formats.structures import RANDOM, Structure
 from esm_pipeline.model import EsmForProteinFolding, optimize_for_inference
 from esm_pipeline.model.folding.complexes import BREAK, LINKER
 from esm_pipeline.model.folding.memory import choose_chunk_size, fold_memory
-from esm_pipeline.model.folding.output import EsmForProteinFoldingOutput
 from esm_pipeline.model.folding.quality import FLAGS, examine
+from esm_pipeline.model.folding.structures import structures_of
 from esm_pipeline.sections import FoldSettings
 from esm_pipeline.tasks.checkpoints import Runner, software
 from esm_pipeline.tasks.demo_fold import DEMO_FOLD
@@ -30,19 +26,6 @@ from esm_pipeline.tasks.fold_batches import CHUNKS, Rung, rungs
 from esm_pipeline.tasks.planning import NOT_FINITE
 
 DEMO = "demo"
-FIELDS = {
-    "aatype": "aatype",
-    "chains": "chain_index",
-    "positions": "positions",
-    "plddt": "plddt",
-    "error": "predicted_aligned_error",
-    "mean_plddt": "mean_plddt",
-    "ptm": "ptm",
-    "iptm": "iptm",
-    "mask": "attention_mask",
-}
-"""What is taken of the model's output."""
-
 FLAG_NAMES = (*FLAGS, RANDOM)
 GIGA = 1e9
 SHARE = 0.8
@@ -170,7 +153,7 @@ class Predictor(Runner[EsmForProteinFolding]):
                 offload_stem=rung.offload and not rung.cpu,
                 compact=True,
             )
-        return [self.judged(predicted(one)) for one in by_sequence(output)]
+        return [self.judged(structure) for structure in structures_of(output)]
 
     def judged(self, structure: Structure) -> Prediction:
         """A structure with its flags, or why it is none."""
@@ -187,38 +170,3 @@ class Predictor(Runner[EsmForProteinFolding]):
         raised = {*quality.flags, *([RANDOM] if self.random else [])}
         bits = sum(1 << place for place, name in enumerate(FLAG_NAMES) if name in raised)
         return Prediction(structure, bits)
-
-
-def by_sequence(output: EsmForProteinFoldingOutput) -> Iterator[dict[str, NDArray[Any]]]:
-    """What the output of a batch says of each sequence, padding left out, in host memory."""
-    arrays = {name: in_memory(output[field]) for name, field in FIELDS.items()}
-    arrays["positions"] = arrays["positions"][-1]  # of the last block
-    for place, shown in enumerate(arrays.pop("mask").astype(bool)):
-        one = {name: value[place] for name, value in arrays.items()}
-        one["error"] = one["error"][shown][:, shown]
-        one |= {name: one[name][shown] for name in ("aatype", "chains", "positions", "plddt")}
-        yield one
-
-
-def in_memory(values: Tensor) -> NDArray[Any]:
-    """`values` as an array; floats in float32."""
-    array: NDArray[Any] = (values.float() if values.is_floating_point() else values).cpu().numpy()
-    return array
-
-
-def predicted(one: dict[str, NDArray[Any]]) -> Structure:
-    """A structure of what `by_sequence` gives."""
-    aatype = one["aatype"].astype(np.int64)
-    there = residues.ATOM14_MASK[aatype]
-    by_atom = np.take_along_axis(one["plddt"], residues.ATOM14_TO_ATOM37[aatype], axis=1)
-    iptm = float(one["iptm"])
-    return Structure(
-        aatype=aatype,
-        chains=one["chains"].astype(np.int64),
-        positions=np.where(there[..., None], one["positions"], 0).astype(np.float32),
-        plddt=np.where(there, by_atom, 0).astype(np.float32),
-        pae=to_steps(one["error"]),
-        mean_plddt=float(one["mean_plddt"]),
-        ptm=float(one["ptm"]),
-        iptm=None if np.isnan(iptm) else iptm,
-    )

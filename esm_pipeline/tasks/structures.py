@@ -203,9 +203,7 @@ def facts_of(arrays: Structures, row: int, structure: Structure) -> dict[str, st
     for name in ("model", "revision", "weights_sha256", "dtype", "num_recycles"):
         if told[name]:
             facts[name] = told[name]
-    facts |= {"mean_plddt": f"{structure.mean_plddt:.2f}", "ptm": f"{structure.ptm:.4f}"}
-    if structure.iptm is not None:
-        facts["iptm"] = f"{structure.iptm:.4f}"
+    facts |= structure.facts
     if flags := arrays.flags(row):
         facts["flags"] = " ".join(flags)
     return facts

@@ -135,13 +135,13 @@ def test_every_structure_is_as_the_model_folds_it_alone(fold, alone, budget):
 
 def test_padding_that_is_taken_along_would_show(fold, alone, monkeypatch):
     """The twin: the residues of a batch are those of its longest sequence."""
-    right = predictor.by_sequence
+    right = predictor.structures_of
 
     def with_padding(output):
         output.attention_mask = torch.ones_like(output.attention_mask)
         return right(output)
 
-    monkeypatch.setattr(predictor, "by_sequence", with_padding)
+    monkeypatch.setattr(predictor, "structures_of", with_padding)
     with pytest.raises((AssertionError, ValueError)):
         assert_as_alone(fold("--token-budget", 1024, out="out.h5")[0], alone)
 
@@ -295,15 +295,15 @@ def test_other_errors_pass(fold, monkeypatch, tmp_path):
 
 
 def test_numbers_that_are_not_finite_have_failed(fold, monkeypatch):
-    right = predictor.predicted
+    right = predictor.structures_of
 
-    def broken(one):
-        structure = right(one)
-        if len(structure.aatype) == 6:
-            structure.positions[2, 1, 0] = np.nan
-        return structure
+    def broken(output):
+        for structure in right(output):
+            if len(structure.aatype) == 6:
+                structure.positions[2, 1, 0] = np.nan
+            yield structure
 
-    monkeypatch.setattr(predictor, "predicted", broken)
+    monkeypatch.setattr(predictor, "structures_of", broken)
     out, _ = fold("--on-failure=keep")
     found = outcomes(out.with_name("out.records.tsv"))
     assert found["b"] == ("failed", "the model gave values that are not finite numbers")

@@ -24,6 +24,7 @@ from esm_pipeline.model.folding.complexes import CHAIN_GAP, LINKER, encode
 from esm_pipeline.model.folding.config import EsmFoldConfig, residue_tokens
 from esm_pipeline.model.folding.linear import Linear
 from esm_pipeline.model.folding.output import EsmForProteinFoldingOutput
+from esm_pipeline.model.folding.structures import RANDOM, pdb_texts
 from esm_pipeline.model.folding.torsions import atom_maps
 from esm_pipeline.model.folding.trunk import FoldingTrunk
 from esm_pipeline.model.weights import BASE_PREFIX
@@ -255,6 +256,22 @@ class EsmForProteinFolding(EsmPreTrainedModel):
         if encoded.has_complexes:
             output.residue_index = encoded.residue_index
         return output.select(*encoded.kept()) if encoded.has_linkers else output
+
+    @staticmethod
+    def output_to_pdb(output: EsmForProteinFoldingOutput, *, random: bool = False) -> list[str]:
+        """A PDB file for each sequence, as text: see `structures.pdb_texts`."""
+        return pdb_texts(output, random=random)
+
+    def infer_pdb(self, seqs: str, *args: Any, **kwargs: Any) -> str:
+        """The PDB file of one sequence; arguments as for `infer`. Raises InputError."""
+        if not isinstance(seqs, str):
+            raise InputError("infer_pdb takes one sequence; use infer_pdbs for several")
+        return self.infer_pdbs([seqs], *args, **kwargs)[0]
+
+    def infer_pdbs(self, seqs: Sequence[str], *args: Any, **kwargs: Any) -> list[str]:
+        """The PDB files of sequences; arguments as for `infer`. Raises InputError."""
+        random = bool(getattr(self.config, RANDOM, False))
+        return self.output_to_pdb(self.infer(seqs, *args, **kwargs), random=random)
 
     @property
     def trunk_device(self) -> torch.device:
