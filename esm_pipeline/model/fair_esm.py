@@ -43,6 +43,9 @@ NAMES = {
 """Keys of fair-esm, without their prefixes, and the reference's; those of the head agree."""
 
 RENAMES = {re.compile(theirs): ours for theirs, ours in NAMES.items()}
+FOLDING = "esmfold_"
+"""How the files of ESMFold, which are not read, begin: esmfold_3B_v0.pt, esmfold_3B_v1.pt."""
+
 BERT = "roberta_large"
 """What ESM-1b and ESM-1v say of their architecture."""
 
@@ -158,6 +161,11 @@ def arguments(given: Any, path: Path) -> dict[str, Any]:
 
 def read(path: Path) -> dict[str, Any]:
     """What the file holds: tensors in `model`, beside `cfg` or `args`. Raises WeightsError."""
+    if path.name.startswith(FOLDING):  # settings are classes of omegaconf there
+        raise WeightsError(
+            f"{path}: fair-esm's ESMFold, a file that lacks its language model; use "
+            "facebook/esmfold_v1, which is whole"
+        )
     content = load_pickle(path, argparse.Namespace)
     tensors = content.get("model") if isinstance(content, dict) else None
     if not isinstance(tensors, dict) or not all(isinstance(t, Tensor) for t in tensors.values()):

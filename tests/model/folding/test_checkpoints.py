@@ -215,6 +215,14 @@ def test_a_config_that_says_it_folds_and_weights_that_do_not(saved: Path, tmp_pa
         EsmForProteinFolding.from_pretrained(tmp_path)
 
 
+@pytest.mark.parametrize("name", ["esmfold_3B_v1.pt", "esmfold_structure_module_only_8M.pt"])
+def test_a_file_of_fair_esm_says_what_to_use(tmp_path: Path, name: str):
+    torch.save({"model": {}, "cfg": {}}, tmp_path / name)
+    for load in (EsmForProteinFolding.from_pretrained, EsmConfig.from_pretrained):
+        with pytest.raises(WeightsError, match="use facebook/esmfold_v1, which is whole"):
+            load(tmp_path / name)
+
+
 def test_a_table_of_other_residues_is_not_believed(peer: nn.Module, saved: Path):
     """The tokens of residues follow from the vocabulary, whatever the file's table says."""
     rewrite(saved, af2_to_esm=torch.zeros(22, dtype=torch.int64))
