@@ -21,7 +21,7 @@ from tests.workflow.tools import ROOT, Run, snakemake
 PROTEINS = ROOT / "tests" / "data" / "short_proteins.fasta.gz"
 ARGUMENTS = [
     *("--cores", "1", "--config", f"fasta={PROTEINS}", "tasks=[fold]", "shards=4"),
-    "fold={threads: 1, num_recycles: 1, archive: true}",
+    "fold={threads: 1, num_recycles: 0, archive: true}",
 ]
 SAMPLE = "short_proteins"
 KILLS = 6
