@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from esm_pipeline import EsmForProteinFolding
+from esm_pipeline import EsmConfig, EsmForProteinFolding, optimize_for_inference
 from esm_pipeline.errors import InputError
 from esm_pipeline.model.folding import stem
 from esm_pipeline.model.folding.trunk import FoldingTrunk, RelativePosition
@@ -22,8 +22,10 @@ from tests.oracles.folding_peers import (
     folding_models,
     gapped,
     proteins,
+    settings,
     whole_model_apart,
 )
+from tests.oracles.peers import enliven
 
 TOLERANCE = {"ptm": 1e-9}
 """In float64, in the fields' own units. Found: 4e-10, as the peer's score of a bin is float32."""
@@ -195,6 +197,19 @@ def test_gradients_are_the_peers(models: Models):
     for name in learning:
         scale = max(1.0, float(theirs[name].abs().max()))
         assert (own[name] - theirs[name]).abs().max() <= 1e-10 * scale, name
+
+
+@pytest.mark.parametrize("fold", [{"use_esm_attn_map": True}, {"bypass_lm": True}], ids=str)
+def test_the_optimized_model_has_the_same_ways(fold: dict[str, Any]):
+    ours = enliven(EsmForProteinFolding(EsmConfig(**settings(**fold))))
+    fast = optimize_for_inference(ours)
+    for arguments in ({}, {"chunk_size": 3}, {"offload_stem": True}):
+        found, wanted = (
+            one.infer(["MKTAYIAKQRX:GAV", "HW"], num_recycles=1, **arguments)
+            for one in (fast, ours)
+        )
+        for name in ("positions", "plddt", "ptm", "predicted_aligned_error"):
+            assert (found[name] - wanted[name]).abs().max() <= 1e-3, name  # Å, of 100, of 1
 
 
 # --- twins: one mistake each, seen by the comparisons above ---
