@@ -130,11 +130,8 @@ def choose_chunk_size(
 
     Raises CapacityError if it fits with none.
     """
-    assert config.esmfold_config is not None, "fold_memory asks for one"
-    width = config.esmfold_config.trunk.pairwise_state_dim
-    fastest = min(residues, rows_at_once((batch, residues, residues, width), device))
     needed = 0
-    for size in (None, *(size for size in CHUNKS if size < fastest)):
+    for size in (None, *CHUNKS):
         found = fold_memory(config, batch, residues, size, device=device, stem_dtype=stem_dtype)
         if found.total <= available:
             return size

@@ -27,8 +27,8 @@ def one_thread() -> object:
 
 @linux
 def test_near_what_is_measured() -> None:
-    point = (96, 1, 48)
-    assert predicted(point) == pytest.approx(measured(point), rel=0.35)
+    point = (96, 1, 24)
+    assert predicted(point) == pytest.approx(measured(point), rel=0.15)
 
 
 @linux
@@ -79,13 +79,6 @@ def test_the_fastest_that_fits_is_chosen() -> None:
     assert choose_chunk_size(config, 1, 300, least, device=device) in (1, 2, 4, 8)
     with pytest.raises(CapacityError, match=r"1 sequences of 300 residues take 0\.2 GB"):
         choose_chunk_size(config, 1, 300, least - 1, device=device)
-
-
-def test_no_chunk_is_chosen_that_holds_more_rows_than_the_fastest() -> None:
-    config = config_of()  # on the CPU: 8 rows of 128
-    assert choose_chunk_size(config, 1, 128, 10**9) is None
-    with pytest.raises(CapacityError):
-        choose_chunk_size(config, 1, 128, fold_memory(config, 1, 128, 1).total - 1)
 
 
 def test_a_choice_fits_and_no_faster_one_does() -> None:
