@@ -248,7 +248,6 @@ class FoldingTrunk(nn.Module):
         bins = torch.zeros(batch, length, length, dtype=torch.int64, device=s_0.device)
         for number in range(passes):
             with nullcontext() if number == passes - 1 else torch.no_grad():
-                s, z = s.detach(), z.detach()
                 s = s_0 + self.recycle_s_norm(s)
                 z = self.recycled(z, z_0, bins, position_ids, mask)
                 s, z = self.run_blocks(s, z, mask)

@@ -77,6 +77,9 @@ def test_a_checkpoint_of_transformers_loads_whole(peer: nn.Module, saved: Path):
     assert info["unexpected_keys"] == []
     assert same_weights(ours, peer) > 200
     assert not ours.training
+    learning = {name for name, parameter in ours.named_parameters() if parameter.requires_grad}
+    assert learning == {name for name, p in peer.named_parameters() if p.requires_grad}
+    assert not any(name.startswith("esm.") for name in learning)
 
 
 def test_ours_loads_in_transformers_whole(tmp_path: Path):
