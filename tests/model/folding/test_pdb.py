@@ -68,6 +68,8 @@ def test_files_hold_the_output(models: Models):
         assert atom.bfactor == pytest.approx(float(output.plddt[0, place, 1]), abs=6e-3)
     assert [r.get_resname() for r in read(texts[1]).get_residues()] == ["TRP"]
     assert f"ptm: {float(output.ptm[0]):.4f}" in texts[0]
+    assert f"iptm: {float(output.iptm[0]):.4f}" in texts[0]
+    assert "iptm" not in texts[1]
 
 
 def test_one_file_is_that_of_a_batch(models: Models):

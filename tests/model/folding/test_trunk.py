@@ -74,7 +74,7 @@ def differences(
     off = {}
     for name in FIELDS:
         place = where(name, mask)
-        off[name] = float((found[name][place] - wanted[name][place]).abs().max())
+        off[name] = float((found[name][place] - wanted[name][place]).detach().abs().max())
     return off
 
 
