@@ -108,19 +108,18 @@ def main() -> None:
     told = f"{status('VmHWM') / GIGA:.1f} GB resident at most, {anonymous() / GIGA:.1f} GB its own"
     print(f"loaded in {time.perf_counter() - start:.1f} s: {told}", flush=True)
     forget_peak()
-    before = status("VmRSS")
     sequence = (LETTERS * args.residues)[: args.residues]
-    start = time.perf_counter()
+    start, processor = time.perf_counter(), time.process_time()
     output = model.infer(sequence, num_recycles=0, compact=True)
-    seconds = time.perf_counter() - start
+    seconds, processor = time.perf_counter() - start, time.process_time() - processor
     assert output.positions is not None
     assert bool(output.positions.isfinite().all())
-    more = (status("VmHWM") - before) / GIGA
-    formula = fold_memory(model.config, 1, args.residues, None, stem_dtype=torch.bfloat16).total
+    beside = fold_memory(model.config, 1, args.residues, None, stem_dtype=torch.bfloat16).total
     print(
-        f"{args.residues} residues, one pass, {args.threads} threads: {seconds:.1f} s; resident at "
-        f"most {status('VmHWM') / GIGA:.1f} GB, {more:.2f} GB more than before, of which "
-        f"{formula / GIGA:.2f} GB are the formula's and the rest pages of weights read"
+        f"{args.residues} residues, one pass, {args.threads} threads: {seconds:.1f} s, "
+        f"{processor:.1f} s of processors; {status('VmHWM') / GIGA:.1f} GB resident at most, pages "
+        f"of files among them, {anonymous() / GIGA:.1f} GB its own; {beside / GIGA:.2f} GB beside "
+        "the weights by the formula"
     )
 
 
