@@ -254,3 +254,21 @@ def test_an_optimized_model_is_not_saved(tmp_path: Path):
     fast = optimize_for_inference(EsmForProteinFolding(EsmConfig(**settings())))
     with pytest.raises(InputError, match="save the original"):
         fast.save_pretrained(tmp_path)
+
+
+def test_names_and_shapes_at_the_published_size():
+    """facebook/esmfold_v1: a 3B language model and 48 blocks; the defaults of the folding part."""
+    given = {
+        **settings(),
+        "hidden_size": 2560,
+        "num_hidden_layers": 36,
+        "num_attention_heads": 40,
+        "intermediate_size": 10240,
+        "esmfold_config": {"fp16_esm": False},
+    }
+    with torch.device("meta"):
+        peer = transformers.EsmForProteinFolding(transformers.EsmConfig(**given))
+        ours = EsmForProteinFolding(EsmConfig(**given))
+    theirs = {name: parameter.shape for name, parameter in peer.named_parameters()}
+    assert {name: parameter.shape for name, parameter in ours.named_parameters()} == theirs
+    assert sum(shape.numel() for shape in theirs.values()) > 3.5e9
