@@ -1,4 +1,4 @@
-"""A page to look at: what became of the records, how long they are, how their embeddings lie.
+"""A page to look at: what became of the records, how long they are, what the results look like.
 
 One self-contained HTML file, with pictures as inline SVG; the same results give the same bytes.
 """
@@ -7,11 +7,10 @@ from __future__ import annotations
 
 import argparse
 import html
-import io
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from string import Template
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +18,8 @@ from numpy.typing import NDArray
 from esm_pipeline.files import atomic_path
 from esm_pipeline.formats.fasta import shown
 from esm_pipeline.formats.results import Embeddings
+from esm_pipeline.tasks.pictures import BLUE, spread, svg
+from esm_pipeline.tasks.report_scores import Part, saturation_section, variants_section
 from esm_pipeline.tasks.verdict import COLUMNS, COMMONEST, Tally, count
 
 if TYPE_CHECKING:
@@ -26,22 +27,6 @@ if TYPE_CHECKING:
 
 POINTS = 2_000  # sequences in the picture of embeddings, at most
 PICTURES = 20  # samples that get pictures, at most
-BLUE, GREY = "#30638e", "#555555"
-STYLE = {
-    "svg.fonttype": "none",
-    "svg.hashsalt": "esm-pipeline",
-    "font.family": "sans-serif",
-    "font.sans-serif": ["Helvetica", "Arial", "DejaVu Sans"],
-    "font.size": 10,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.edgecolor": GREY,
-    "axes.labelcolor": GREY,
-    "axes.titlecolor": "#222222",
-    "axes.titlesize": 11,
-    "xtick.color": GREY,
-    "ytick.color": GREY,
-}
 PAGE = Template("""<!DOCTYPE html>
 <html lang="en">
 <meta charset="utf-8">
@@ -83,7 +68,9 @@ def run(args: argparse.Namespace) -> int:
     ]
     if len(args.samples) > PICTURES:
         parts.append(f"<p>Pictures of the first {PICTURES} samples of {len(args.samples):,}.</p>")
-    page = PAGE.substitute(title="Protein embeddings", body="\n".join(filter(None, parts)))
+    page = PAGE.substitute(
+        title="Proteins and what the models make of them", body="\n".join(filter(None, parts))
+    )
     with atomic_path(args.out) as path:
         path.write_text(page, encoding="utf-8")
     return 0
@@ -124,14 +111,22 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[str]], numbers: Iterab
 
 
 def sample_section(folder: Path) -> str:
-    """What the embeddings of one sample are, and how they look."""
-    if not (folder / "embeddings.h5").exists():
+    """What the results of one sample are, and how they look."""
+    found = [part for section in SECTIONS if (part := section(folder))]
+    if not found:
         return ""
+    heading = f"<h2>Sample {html.escape(shown(folder.absolute().name))}</h2>\n"
+    facts = "".join(f"<p>{told}</p>\n" for told, _ in found)
+    pictures = "\n".join(picture for _, some in found for picture in some if picture)
+    return f'{heading}{facts}<div class="pictures">\n{pictures}\n</div>'
+
+
+def embeddings_section(folder: Path) -> Part:
+    """What the embeddings of a sample are, with their lengths and a map; None without any."""
+    if not (folder / "embeddings.h5").exists():
+        return None
     with Embeddings.open(folder / "embeddings.h5") as results:
-        facts = embedding_facts(results)
-        pictures = [length_histogram(results), embedding_map(results)]
-    heading = f"<h2>Sample {html.escape(shown(folder.absolute().name))}</h2>\n<p>{facts}</p>\n"
-    return heading + '<div class="pictures">\n' + "\n".join(filter(None, pictures)) + "\n</div>"
+        return embedding_facts(results), [length_histogram(results), embedding_map(results)]
 
 
 def embedding_facts(results: Embeddings) -> str:
@@ -203,11 +198,6 @@ def round_numbers(least: int, most: int) -> list[int]:
     return [step for step in steps if least <= step <= most] or [least, most]
 
 
-def spread(count: int, most: int) -> NDArray[np.int64]:
-    """At most `most` of the numbers below `count`, evenly spread, each once, ascending."""
-    return np.unique(np.linspace(0, count - 1, min(count, most)).astype(np.int64))
-
-
 def principal_components(
     values: NDArray[np.float32],
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
@@ -222,15 +212,5 @@ def principal_components(
     return points, scale[:2] ** 2 / max((scale**2).sum(), np.finfo(float).tiny)
 
 
-def svg(draw: Any) -> str:
-    """A picture of one pair of axes, as SVG text to put into a page."""
-    import matplotlib
-    from matplotlib.backends.backend_svg import FigureCanvasSVG
-    from matplotlib.figure import Figure
-
-    with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(4.8, 3.4), layout="constrained", dpi=150)
-        draw(figure.add_subplot())
-        text = io.StringIO()
-        FigureCanvasSVG(figure).print_svg(text, metadata={"Date": None})
-    return text.getvalue()[text.getvalue().index("<svg") :]
+SECTIONS = (embeddings_section, saturation_section, variants_section)
+"""What is told of each sample, by what lies in its folder."""
