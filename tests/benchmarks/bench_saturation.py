@@ -4,9 +4,9 @@
 
 Random weights of the true size. The peer runs as well as it can be asked to: sdpa attention, copies
 of one length in batches of the size that is fastest for it, logits of all tokens. Both compute some
-of the masked copies in turn, round by round; the medians of the rounds count, on the clock and of the
-processor's seconds, which other work on the machine disturbs less. With `--whole` the whole command
-runs too, start and files included, and a scan of single and double mutants.
+of the masked copies in turn, round by round; medians count, on the clock and of the processor's
+seconds, which other work on the machine disturbs less. With `--whole` the whole command runs too,
+start and files included, and a scan of single and double mutants.
 """
 
 from __future__ import annotations
