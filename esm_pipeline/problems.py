@@ -120,8 +120,6 @@ def in_words(schema: Mapping[str, Any]) -> str:
         return KINDS[schema["type"]]
     if schema["type"] == "array":
         return f"a list, each item {in_words(schema['items'])}"
-    if schema["type"] == "number":
-        return f"a number from {schema['minimum']:g} to {schema['maximum']:g}"
     if schema["type"] == "integer":
         least = schema.get("minimum", schema.get("exclusiveMinimum", -1) + 1)
         most = schema.get("maximum")

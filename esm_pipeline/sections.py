@@ -40,13 +40,6 @@ def digits(value: Any) -> Any:
     return int(value) if isinstance(value, str) and DIGITS.fullmatch(value) else value
 
 
-def no_truth(value: Any) -> Any:
-    """`value`, or ValueError for true and false, which Python takes for numbers."""
-    if isinstance(value, bool):
-        raise ValueError("should be a number")
-    return value
-
-
 def printable(value: str) -> str:
     """`value`, or ValueError if a path or a name cannot have its characters."""
     if CONTROL.search(value):
@@ -159,63 +152,6 @@ class EmbedSettings(ComputeSettings):
     )
 
     _each_once = field_validator("layers", "include")(each_once)
-
-
-CLASSIFIERS = {
-    "EsmForSequenceClassification": "sequence",
-    "EsmForTokenClassification": "residue",
-}
-"""Classes of models that `classify` runs, as `architectures` of a config.json names them, and what
-they classify."""
-
-
-class ClassifySettings(ComputeSettings):
-    """How `classify` runs a model."""
-
-    per: Literal["auto", "sequence", "residue"] = Field(
-        "auto",
-        description="what the model gives classes to, whole sequences or each residue; auto: as "
-        "its config.json says, which the workflow cannot read of a hub model",
-    )
-    long: Literal["auto", "skip", "truncate", "full"] = Field(
-        "auto",
-        description="sequences longer than the position table; auto: skip them (ESM-1b, ESM-1v), "
-        "or full for rotary models (ESM-2), which have no table",
-    )
-
-
-class ThresholdSettings(Section):
-    """Which labels are told of a sequence or residue that may have several."""
-
-    threshold: Annotated[float, BeforeValidator(no_truth)] = Field(
-        0.5,
-        ge=0,
-        le=1,
-        allow_inf_nan=False,
-        description="least probability of a label that is told, where a model gives several "
-        "(multi-label)",
-    )
-
-
-class ClassifySection(ThresholdSettings, ClassifySettings):
-    """What the workflow classifies, and by which model."""
-
-    model: Name | None = Field(
-        None, description="a checkpoint with a classifier; by default the `model` of all tasks"
-    )
-    revision: Name | None = Field(
-        None, description="commit, tag or branch of this model, if it is of the hub"
-    )
-
-    @model_validator(mode="after")
-    def _of_a_model(self) -> ClassifySection:
-        if self.revision is not None and self.model is None:
-            raise ValueError("'revision' is that of 'model'; name one, or leave it out")
-        return self
-
-    def computing(self) -> ClassifySettings:
-        """Without what concerns the table, which is written from the gathered results."""
-        return self.part(ClassifySettings)
 
 
 class VariantSettings(Section):

@@ -27,8 +27,6 @@ from esm_pipeline.samples import (
     sample_name,
 )
 from esm_pipeline.sections import (
-    CLASSIFIERS,
-    ClassifySection,
     EmbedSettings,
     Name,
     ScoreSection,
@@ -67,7 +65,7 @@ class Settings(Section):
         None, description="with `fasta`: a table of variants to score, CSV, TSV or Parquet"
     )
     outdir: Name = Field("results", description="folder that receives all results")
-    tasks: list[Literal["embed", "score", "classify"]] = Field(
+    tasks: list[Literal["embed", "score"]] = Field(
         ["embed"], min_length=1, description="tasks to run"
     )
     model: Name = Field(
@@ -83,9 +81,6 @@ class Settings(Section):
     shard: ShardSettings = Field(default_factory=ShardSettings, description="validation and shards")
     embed: EmbedSettings = Field(default_factory=EmbedSettings, description="embeddings")
     score: ScoreSection = Field(default_factory=ScoreSection, description="variant scores")
-    classify: ClassifySection = Field(
-        default_factory=ClassifySection, description="classes, labels or values"
-    )
 
     _each_once = field_validator("tasks")(each_once)
 
@@ -150,9 +145,6 @@ class Settings(Section):
         found: dict[str, Model] = {}
         for task in self.tasks:
             section = getattr(self, task)
-            if own := getattr(section, "model", None):
-                found[f"{task}_model.json"] = Model(own, section.revision, [task])
-                continue
             ensemble = getattr(section, "models", {})
             for label, name in ensemble.items():
                 found[f"models/{label}.json"] = Model(*parted(name), [task])
@@ -163,22 +155,6 @@ class Settings(Section):
             for file in model.files():
                 require_usable(file, "model")
         return found
-
-    def classified(self) -> str:
-        """What `classify` gives classes to: "sequence" or "residue".
-
-        Raises InputError if that is to follow from the model and is not known before a job runs.
-        """
-        if self.classify.per != "auto":
-            return self.classify.per
-        (model,) = (model for model in self.models().values() if "classify" in model.tasks)
-        for name in model.architectures():
-            if name in CLASSIFIERS:
-                return CLASSIFIERS[name]
-        raise InputError(
-            f"classify.per: no config.json of model '{model.name}' at hand says what it gives "
-            "classes to; set it to sequence or residue, or name a model with a classifier"
-        )
 
     def shard_count(self, files: list[str]) -> int:
         """Shards of a sample: as set, or from the size of its files in bytes."""
@@ -212,15 +188,6 @@ class Model(NamedTuple):
         else:
             found = [file for file in path.iterdir() if MODEL_FILES.fullmatch(file.name)]
         return sorted(map(str, found))
-
-    def architectures(self) -> list[str]:
-        """What its config.json says it is; nothing if it does not, or is not on this machine."""
-        try:
-            path = Path(os.path.expanduser(self.name)) / "config.json"
-            told = json.loads(path.read_text(encoding="utf-8"))["architectures"]
-        except (OSError, ValueError, KeyError, TypeError):
-            return []
-        return [name for name in told if isinstance(name, str)] if isinstance(told, list) else []
 
     def flags(self) -> list[str]:
         """It as flags of the command line."""

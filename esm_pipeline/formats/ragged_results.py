@@ -20,12 +20,10 @@ from esm_pipeline.formats.hdf5 import FORMAT_VERSION, datasets
 FORMATS = {
     "esm-pipeline/embeddings": "embeddings.h5",
     "esm-pipeline/saturation": "saturation.h5",
-    "esm-pipeline/classes": "classes.h5",
-    "esm-pipeline/residue_classes": "residue_classes.h5",
 }
 """What files say of themselves, and what they are called."""
 
-A_RESULT = f"one of {', '.join(FORMATS.values())}"
+A_RESULT = "an embeddings.h5 or a saturation.h5"
 Item = TypeVar("Item")
 
 

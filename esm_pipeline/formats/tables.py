@@ -34,13 +34,10 @@ Values = Sequence[Any]
 
 
 class Column(NamedTuple):
-    """A column to be added. NaN stands for a missing number.
-
-    In text, a number has six decimals, an exact one (float32) the digits that tell it from others.
-    """
+    """A column to be added. Numbers have six decimals in text; NaN stands for a missing one."""
 
     name: str
-    kind: Literal["text", "whole", "number", "exact"] = "number"
+    kind: Literal["text", "whole", "number"] = "number"
 
 
 class Block(ABC):

@@ -233,11 +233,7 @@ class EsmForSequenceClassification(EsmPreTrainedModel):
 
     def packed_logits(self, tokens: Tensor, layout: PackedLayout) -> Tensor:
         """The packed door: token ids (T,) → logits (B, num_labels)."""
-        if not isinstance(self.classifier, EsmClassificationHead) or not all(layout.lengths):
-            return self.logits(self.esm.represent(tokens, layout).hidden[-1], layout)
-        firsts = self.esm.represent(tokens, layout, rows=layout.firsts).hidden[-1]  # (B, D)
-        logits: Tensor = self.classifier(firsts)
-        return logits
+        return self.logits(self.esm.represent(tokens, layout).hidden[-1], layout)
 
 
 class EsmForTokenClassification(EsmPreTrainedModel):

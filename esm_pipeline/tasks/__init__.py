@@ -12,8 +12,6 @@ TASKS = {
     "embed": "representations of every sequence of a FASTA file, into HDF5",
     "score": "how likely variants are: tables of mutations, or every substitution",
     "heatmaps": "pictures of all substitutions of proteins, from a saturation.h5",
-    "classify": "classes, labels or values of every sequence, or of each residue",
-    "classes": "what `classify` said of all records, from HDF5 to a table",
     "download": "fetch a model once, say where it lies and which it is, and check it",
     "shard": "validate FASTA files, remove duplicates, cut them into shards",
     "split": "validate a table of variants, cut it into shards",
