@@ -40,6 +40,13 @@ def digits(value: Any) -> Any:
     return int(value) if isinstance(value, str) and DIGITS.fullmatch(value) else value
 
 
+def no_truth(value: Any) -> Any:
+    """`value`, or ValueError for true and false, which Python takes for numbers."""
+    if isinstance(value, bool):
+        raise ValueError("should be a number")
+    return value
+
+
 def printable(value: str) -> str:
     """`value`, or ValueError if a path or a name cannot have its characters."""
     if CONTROL.search(value):
@@ -244,27 +251,39 @@ class ScoreSection(ScoreSettings):
 
 
 class LabelSettings(Section):
-    """How classes become labels."""
+    """Which labels are told of a sequence or residue that may have several."""
 
-    threshold: float = Field(
+    threshold: Annotated[float, BeforeValidator(no_truth)] = Field(
         0.5,
         ge=0,
         le=1,
         allow_inf_nan=False,
-        description="probability from which a label counts, where a sequence may have several",
+        description="least probability of a label that is told, where a model gives several "
+        "(multi-label)",
     )
 
 
-class ClassifySettings(ComputeSettings):
-    """What `classify` computes."""
+CLASSIFIERS = {
+    "EsmForSequenceClassification": "sequences",
+    "EsmForTokenClassification": "residues",
+}
+"""Classes of models that `classify` runs, as `architectures` of a config.json names them, and what
+they classify."""
 
-    of: Literal["sequences", "residues"] = Field(
-        "sequences", description="what the checkpoint classifies: sequences, or their residues"
+
+class ClassifySettings(ComputeSettings):
+    """How `classify` runs a model."""
+
+    of: Literal["auto", "sequences", "residues"] = Field(
+        "auto",
+        description="what the model classifies, sequences or their residues; auto: as the "
+        "checkpoint is (the workflow, which has to know before a hub model is fetched, reads the "
+        "config.json of a local one)",
     )
     long: Literal["auto", "skip", "truncate", "full"] = Field(
         "auto",
         description="sequences longer than the position table; auto: skip them (ESM-1b, ESM-1v), "
-        "or full for rotary models (ESM-2)",
+        "or full for rotary models (ESM-2), which have no table",
     )
 
 
@@ -272,14 +291,20 @@ class ClassifySection(ClassifySettings, LabelSettings):
     """What the workflow classifies, and by which model."""
 
     model: Name | None = Field(
-        None, description="the fine-tuned model; null takes the `model` of all tasks"
+        None, description="a checkpoint with a classifier; by default the `model` of all tasks"
     )
     revision: Name | None = Field(
-        None, description="commit, tag or branch of it, where classify.model is a hub model"
+        None, description="commit, tag or branch of this model, if it is of the hub"
     )
 
+    @model_validator(mode="after")
+    def _of_a_model(self) -> ClassifySection:
+        if self.revision is not None and self.model is None:
+            raise ValueError("'revision' is that of 'model'; name one, or leave it out")
+        return self
+
     def computing(self) -> ClassifySettings:
-        """Without the model's name, and the labels, which the table alone has."""
+        """Without what concerns the table, which is written from the gathered results."""
         return self.part(ClassifySettings)
 
 

@@ -27,6 +27,7 @@ from esm_pipeline.samples import (
     sample_name,
 )
 from esm_pipeline.sections import (
+    CLASSIFIERS,
     ClassifySection,
     EmbedSettings,
     Name,
@@ -82,7 +83,9 @@ class Settings(Section):
     shard: ShardSettings = Field(default_factory=ShardSettings, description="validation and shards")
     embed: EmbedSettings = Field(default_factory=EmbedSettings, description="embeddings")
     score: ScoreSection = Field(default_factory=ScoreSection, description="variant scores")
-    classify: ClassifySection = Field(default_factory=ClassifySection, description="classes")
+    classify: ClassifySection = Field(
+        default_factory=ClassifySection, description="classes, labels or values"
+    )
 
     _each_once = field_validator("tasks")(each_once)
 
@@ -147,9 +150,8 @@ class Settings(Section):
         found: dict[str, Model] = {}
         for task in self.tasks:
             section = getattr(self, task)
-            if "model" in type(section).model_fields:
-                own = Model(section.model or self.model, section.revision, [task])
-                found[f"{task}_model.json"] = own
+            if own := getattr(section, "model", None):
+                found[f"{task}_model.json"] = Model(own, section.revision, [task])
                 continue
             ensemble = getattr(section, "models", {})
             for label, name in ensemble.items():
@@ -175,6 +177,22 @@ class Settings(Section):
             return self.shards
         return min(MOST_SHARDS, max(1, math.ceil(sum(map(expanded_size, files)) / size)))
 
+    def classified(self) -> str:
+        """What `classify` classifies: "sequences" or "residues".
+
+        Raises InputError if that is to follow from the model and is not known before a job runs.
+        """
+        if self.classify.of != "auto":
+            return self.classify.of
+        (model,) = (model for model in self.models().values() if "classify" in model.tasks)
+        for name in model.architectures():
+            if name in CLASSIFIERS:
+                return CLASSIFIERS[name]
+        raise InputError(
+            f"classify.of: no config.json at hand says what model '{model.name}' classifies; set "
+            "it to sequences or residues, and classify.model to a checkpoint with a classifier"
+        )
+
 
 class Model(NamedTuple):
     """A model of the run, and the tasks that run it."""
@@ -194,6 +212,15 @@ class Model(NamedTuple):
         else:
             found = [file for file in path.iterdir() if MODEL_FILES.fullmatch(file.name)]
         return sorted(map(str, found))
+
+    def architectures(self) -> list[str]:
+        """What its config.json says it is; nothing if it does not, or is not on this machine."""
+        try:
+            path = Path(os.path.expanduser(self.name)) / "config.json"
+            told = json.loads(path.read_text(encoding="utf-8"))["architectures"]
+        except (OSError, ValueError, KeyError, TypeError):
+            return []
+        return [name for name in told if isinstance(name, str)] if isinstance(told, list) else []
 
     def flags(self) -> list[str]:
         """It as flags of the command line."""

@@ -15,7 +15,6 @@ from esm_pipeline.cli import add_common, add_flags, exit_code, section_from
 from esm_pipeline.files import atomic_paths
 from esm_pipeline.formats.records import FAILED
 from esm_pipeline.sections import CleaningSettings, EmbedSettings
-from esm_pipeline.tasks.computing import compute_file, summary
 from esm_pipeline.tasks.gathering import gather_ragged
 from esm_pipeline.tasks.intake import open_intake
 from esm_pipeline.tasks.model_file import MODEL_HELP
@@ -49,6 +48,7 @@ def run(args: argparse.Namespace) -> int:
     table = check_output(args.output, [args.fasta], [args.sha256], [SUFFIX])
     folder = args.output.parent
     with open_intake([args.fasta], cleaning, folder, allow_empty=args.allow_empty) as intake:
+        from esm_pipeline.tasks.computing import summary, write_rows
         from esm_pipeline.tasks.device import set_threads
         from esm_pipeline.tasks.representations import Encoder
 
@@ -57,7 +57,7 @@ def run(args: argparse.Namespace) -> int:
         plan = Plan(intake, Reach.choose(TASK, [encoder.config.max_residues], settings.long))
         listing = [args.sha256] if args.sha256 else []
         with atomic_paths(args.output, table, *listing) as (path, told, *digests):
-            compute_file(encoder, plan, path, quiet=args.quiet)
+            write_rows(encoder, plan, path, quiet=args.quiet)
             counts = plan.write_outcomes(told)
             if args.sha256:
                 vouch(digests[0], args.sha256, {args.output: path, table: told})

@@ -15,13 +15,13 @@ from esm_pipeline.formats.hdf5 import Array
 from esm_pipeline.formats.results import FORMAT
 from esm_pipeline.model import EsmModel, PackedLayout
 from esm_pipeline.sections import EmbedSettings
-from esm_pipeline.tasks.batched import Computed
 from esm_pipeline.tasks.batching import check_layer, pack
-from esm_pipeline.tasks.checkpoints import Runner, software
+from esm_pipeline.tasks.checkpoints import software
+from esm_pipeline.tasks.computing import ArrayRunner, Computed
 from esm_pipeline.tasks.windows import SPECIAL_TOKENS
 
 
-class Encoder(Runner[EsmModel]):
+class Encoder(ArrayRunner[EsmModel]):
     """A checkpoint and what is wanted of it; `load` it before the first batch.
 
     Raises InputError for a layer that does not exist, WeightsError for an unusable checkpoint.

@@ -1,4 +1,4 @@
-"""Classes through the workflow: of sequences and of residues, beside embeddings, and made anew."""
+"""Classes through the workflow: the same as by the command, and what a change makes anew."""
 
 from __future__ import annotations
 
@@ -17,70 +17,136 @@ from esm_pipeline import (
     open_results,
 )
 from esm_pipeline.cli import main
-from tests.workflow.tools import GOLDEN, SAMPLE, TINY, Run, config, jobs, snakemake, write_fasta
+from tests.workflow.tools import (
+    GOLDEN,
+    SAMPLE,
+    TINY,
+    Run,
+    config,
+    jobs,
+    snakemake,
+    write_fasta,
+)
 
-CLASSES = {"sequences": EsmForSequenceClassification, "residues": EsmForTokenClassification}
+MODELS = {"sequences": EsmForSequenceClassification, "residues": EsmForTokenClassification}
+RESULTS = {"sequences": "classes.h5", "residues": "residue_classes.h5"}
+COMMON = {"records", "provenance", "report", "counts", "verdict"}
 
 
-def arguments(of: str, *more: str) -> list[str]:
-    told = f"classify={{model: classifier, of: {of}{', ' if more else ''}{', '.join(more)}}}"
-    return [*config(GOLDEN / "model", "tasks=[embed, classify]"), told]
+def arguments(section: str = "", *more: str) -> list[str]:
+    """Embedding and classifying, by a model each, in two shards."""
+    told = f"classify={{model: classifier, threads: 1{', ' if section else ''}{section}}}"
+    return config(GOLDEN / "model", "tasks=[embed, classify]", told, *more)
 
 
-@pytest.fixture(scope="module", params=CLASSES)
+def table(path: Path) -> list[dict[str, str]]:
+    with path.open(newline="", encoding="utf-8") as handle:
+        return list(csv.DictReader(handle, delimiter="\t"))
+
+
+@pytest.fixture(scope="module", params=MODELS)
 def run(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Run:
     folder = tmp_path_factory.mktemp(request.param)
     write_fasta(folder / "my proteins.fasta")
     torch.manual_seed(0)
-    settings = {**TINY, "id2label": {0: "one", 1: "two"}}
+    settings = {**TINY, "id2label": {0: "one", 1: "two"}, "initializer_range": 0.3}
     settings["problem_type"] = "multi_label_classification"
-    CLASSES[request.param](EsmConfig(**settings)).save_pretrained(folder / "classifier")
+    MODELS[request.param](EsmConfig(**settings)).save_pretrained(folder / "classifier")
     EsmTokenizer.standard().save_pretrained(folder / "classifier")
-    found = snakemake(folder, *arguments(request.param))
+    found = snakemake(folder, *arguments())
     assert found.code == 0, found.said
     return found
 
 
-def test_the_workflow_gives_what_the_command_gives(run: Run) -> None:
-    of = run.folder.name.rstrip("0123456789")
-    sample = run.results / SAMPLE
-    name = "residue_classes.h5" if of == "residues" else "classes.h5"
-    command = ["classify", "--quiet", f"--of={of}", f"--model={run.folder / 'classifier'}"]
-    own = run.folder / "own.h5"
-    assert main([*command, str(run.folder / "my proteins.fasta"), str(own)]) == 0
-    with open_results(sample / name) as found, open_results(own) as expected:
-        assert found.ids == expected.ids
-        assert len(found) > 3
-        for one, other in zip(found, expected, strict=True):
+@pytest.fixture(scope="module")
+def of(run: Run) -> str:
+    return run.folder.name.rstrip("0123456789")
+
+
+def test_the_workflow_gives_what_the_command_gives(run: Run, of: str, tmp_path: Path) -> None:
+    sample, own = run.results / SAMPLE, tmp_path / "own.tsv"
+    command = ["classify", "--quiet", f"--model={run.folder / 'classifier'}"]
+    fasta = str(run.folder / "my proteins.fasta")
+    assert main([*command, fasta, str(own.with_suffix(".h5"))]) == 0
+    with open_results(sample / RESULTS[of]) as found, open_results(own.with_suffix(".h5")) as alone:
+        assert (found.ids, found.index.tolist()) == (alone.ids, alone.index.tolist())
+        assert (len(found), found.labels) == (6, ["one", "two"])
+        for one, other in zip(found, alone, strict=True):
             assert abs(one.p - other.p).max() <= 1e-6
-    with open(sample / "records.tsv", newline="") as handle:
-        records = list(csv.DictReader(handle, delimiter="\t"))
+            assert one.label == other.label
+    kept = {path.name for path in sample.iterdir()} - {"embed", "embeddings.h5", "inputs.sha256"}
+    tables = {"classes.tsv"} if of == "sequences" else set()
+    assert kept == {RESULTS[of], "classify", "records.tsv", "shards", *tables}
+    if tables:
+        assert main([*command, fasta, str(own)]) == 0
+        ours, alone = table(sample / "classes.tsv"), table(own)
+        for row, other in zip(ours, alone, strict=True):
+            for name in ("index", "id", "status", "reason", "label"):
+                assert row[name] == other[name]
+            for name in ("p.one", "p.two"):
+                assert bool(row[name]) == bool(other[name])
+                assert abs(float(row[name] or 0) - float(other[name] or 0)) <= 1e-6
+
+
+def test_every_record_is_accounted_for(run: Run, of: str) -> None:
+    records = table(run.results / SAMPLE / "records.tsv")
+    assert len(records) == 10
+    assert all(row["classify_status"] == row["embed_status"] for row in records)
     assert {row["classify_status"] for row in records} == {"ok", "skipped"}
-    assert (sample / "classes.tsv").exists() == (of == "sequences")
-    if of == "sequences":
-        with open(sample / "classes.tsv", newline="") as handle:
-            table = list(csv.DictReader(handle, delimiter="\t"))
-        told = [(row["index"], row["id"], row["classify_status"]) for row in records]
-        assert [(row["index"], row["id"], row["status"]) for row in table] == told
+    assert "classify" in (run.results / "verdict.txt").read_text()
+    what = "different sequences" if of == "sequences" else "residues of different sequences"
+    assert f"{what} of 6 records classified. Model <code>classifier" in (
+        run.results / "report.html"
+    ).read_text().replace(str(run.folder) + "/", "")
+
+
+def test_provenance_tells_of_classes(run: Run, of: str) -> None:
     facts = json.loads((run.results / "provenance.json").read_text())
     assert facts["models"]["classify_model"]["tasks"] == ["classify"]
-    assert name in facts["samples"][SAMPLE]["results"]
-    assert "classes of" in (run.results / "report.html").read_text()
+    assert facts["models"]["model"]["tasks"] == ["embed"]
+    told = facts["samples"][SAMPLE]["results"][RESULTS[of]]
+    assert told["labels"] == ["one", "two"]
+    assert told["problem_type"] == "multi_label_classification"
+    digest = facts["models"]["classify_model"]["weights_sha256"]
+    assert told["weights_sha256"] == digest
 
 
-def test_another_threshold_makes_the_table_alone(run: Run) -> None:
-    of = run.folder.name.rstrip("0123456789")
-    planned = jobs(snakemake(run.folder, "-n", *arguments(of, "threshold: 0.1")))
-    assert not {"classify", "embed"} & planned
-    assert ("classes" in planned) == (of == "sequences")
+CLASSIFY = {"check_classify", "classify", "gather_classify", *COMMON}
+EMBED = {"check_embed", "embed", "gather_embed", *COMMON}
 
 
-def test_a_model_of_another_kind_is_told_before_any_job(run: Run, tmp_path: Path) -> None:
-    of = run.folder.name.rstrip("0123456789")
-    other = {"sequences": "residues", "residues": "sequences"}[of]
+@pytest.mark.parametrize(
+    ("change", "rerun"),
+    [
+        (arguments("token_budget: 99, device: cpu"), set()),
+        (arguments("threshold: 0.1"), {"classes", "provenance", "report", "verdict"}),
+        (arguments("long: full"), {"classes", *CLASSIFY}),
+        (arguments("", "embed={include: [mean]}"), EMBED),
+    ],
+    ids=["execution", "threshold", "long", "embed"],
+)
+def test_a_change_reruns_what_it_changes(
+    run: Run, of: str, change: list[str], rerun: set[str]
+) -> None:
+    """A table there is of sequences alone."""
+    if of == "residues" and "classes" in rerun:
+        rerun = rerun - {"classes"} if "classify" in rerun else set()
+    assert jobs(snakemake(run.folder, "-n", *change)) == rerun
+
+
+def test_a_model_of_another_kind_is_told_before_any_job(run: Run, of: str, tmp_path: Path) -> None:
+    (other,) = MODELS.keys() - {of}
     (tmp_path / "classifier").symlink_to(run.folder / "classifier")
     write_fasta(tmp_path / "my proteins.fasta")
-    found = snakemake(tmp_path, *arguments(other))
+    found = snakemake(tmp_path, *arguments(f"of: {other}"))
     assert found.code != 0
     assert f"set classify.of to {of}" in found.said
     assert not (tmp_path / "results" / SAMPLE / "classify").exists()
+
+
+def test_what_has_no_classifier_is_told_at_once(tmp_path: Path) -> None:
+    write_fasta(tmp_path / "my proteins.fasta")
+    run = snakemake(tmp_path, "-n", *config(GOLDEN / "model", "tasks=[classify]"))
+    assert run.code == 1
+    assert "classify.of: no config.json at hand says what model" in run.said
+    assert "Traceback" not in run.said

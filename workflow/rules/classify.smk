@@ -1,8 +1,8 @@
-# A shard's sequences -> their classes as arrays; a sample's shards -> classes.h5 and from it
-# classes.tsv, or residue_classes.h5.
+# A shard's sequences -> what a classifier says of them; a sample's shards -> classes.h5 and the table
+# of it, classes.tsv, or residue_classes.h5.
 from esm_pipeline.sections import LabelSettings
 
-CLASSES = "residue_classes.h5" if settings.classify.of == "residues" else "classes.h5"
+CLASSES = "residue_classes.h5" if CLASSIFIED == "residues" else "classes.h5"
 RESULTS += expand(f"{OUT}/{{sample}}/{CLASSES}", sample=SAMPLES)
 
 
@@ -71,14 +71,15 @@ rule gather_classify:
         " --status={output.status:q} 2>&1 | tee -- {log:q}"
 
 
-if settings.classify.of == "sequences":
+if CLASSIFIED == "sequences":
     RESULTS += expand(f"{OUT}/{{sample}}/classes.tsv", sample=SAMPLES)
 
-    # Takes the final table of records: another threshold needs nothing else.
+    # By itself: with another threshold nothing is classified or gathered again.
     rule classes:
         input:
             h5=f"{OUT}/{{sample}}/classes.h5",
-            records=f"{OUT}/{{sample}}/records.tsv",
+            records=f"{OUT}/{{sample}}/shards/records.tsv",
+            status=f"{OUT}/{{sample}}/classify/status.tsv",
         output:
             f"{OUT}/{{sample}}/classes.tsv",
         log:
@@ -96,5 +97,5 @@ if settings.classify.of == "sequences":
         message:
             "classes: the table of classes of sample {wildcards.sample}"
         shell:
-            "{params.esm} classes --records={input.records:q} {params.flags}"
-            " -- {input.h5:q} {output:q} 2>&1 | tee -- {log:q}"
+            "{params.esm} classes --records={input.records:q} --status={input.status:q}"
+            " {params.flags} -- {input.h5:q} {output:q} 2>&1 | tee -- {log:q}"
