@@ -136,7 +136,7 @@ def test_an_input_on_the_command_line_replaces_the_table_too(tmp_path, model):
     (tmp_path / "config").mkdir()
     own = "fasta: a.fasta\nvariants: v.tsv\ntasks: [score]\n"
     (tmp_path / "config" / "config.yaml").write_text(own)
-    for name in ("a.fasta", "b.fasta"):
+    for name in ("a.fasta", "b.fasta", "w.tsv"):
         write_fasta(tmp_path / name)
     run = snakemake(tmp_path, "-n", *config(model, fasta="b.fasta"))
     assert "b.fasta: sample 'b' has no variants to score" in run.said
