@@ -243,6 +243,46 @@ class ScoreSection(ScoreSettings):
         return self.part(StrategySettings)
 
 
+class LabelSettings(Section):
+    """How classes become labels."""
+
+    threshold: float = Field(
+        0.5,
+        ge=0,
+        le=1,
+        allow_inf_nan=False,
+        description="probability from which a label counts, where a sequence may have several",
+    )
+
+
+class ClassifySettings(ComputeSettings):
+    """What `classify` computes."""
+
+    of: Literal["sequences", "residues"] = Field(
+        "sequences", description="what the checkpoint classifies: sequences, or their residues"
+    )
+    long: Literal["auto", "skip", "truncate", "full"] = Field(
+        "auto",
+        description="sequences longer than the position table; auto: skip them (ESM-1b, ESM-1v), "
+        "or full for rotary models (ESM-2)",
+    )
+
+
+class ClassifySection(ClassifySettings, LabelSettings):
+    """What the workflow classifies, and by which model."""
+
+    model: Name | None = Field(
+        None, description="the fine-tuned model; null takes the `model` of all tasks"
+    )
+    revision: Name | None = Field(
+        None, description="commit, tag or branch of it, where classify.model is a hub model"
+    )
+
+    def computing(self) -> ClassifySettings:
+        """Without the model's name, and the labels, which the table alone has."""
+        return self.part(ClassifySettings)
+
+
 def check(section: type[S], values: Mapping[str, Any], source: str) -> S:
     """Build `section` from `values`, or raise InputError that tells which key is wrong and why."""
     try:

@@ -27,6 +27,7 @@ from esm_pipeline.samples import (
     sample_name,
 )
 from esm_pipeline.sections import (
+    ClassifySection,
     EmbedSettings,
     Name,
     ScoreSection,
@@ -65,7 +66,7 @@ class Settings(Section):
         None, description="with `fasta`: a table of variants to score, CSV, TSV or Parquet"
     )
     outdir: Name = Field("results", description="folder that receives all results")
-    tasks: list[Literal["embed", "score"]] = Field(
+    tasks: list[Literal["embed", "score", "classify"]] = Field(
         ["embed"], min_length=1, description="tasks to run"
     )
     model: Name = Field(
@@ -81,6 +82,7 @@ class Settings(Section):
     shard: ShardSettings = Field(default_factory=ShardSettings, description="validation and shards")
     embed: EmbedSettings = Field(default_factory=EmbedSettings, description="embeddings")
     score: ScoreSection = Field(default_factory=ScoreSection, description="variant scores")
+    classify: ClassifySection = Field(default_factory=ClassifySection, description="classes")
 
     _each_once = field_validator("tasks")(each_once)
 
@@ -145,6 +147,10 @@ class Settings(Section):
         found: dict[str, Model] = {}
         for task in self.tasks:
             section = getattr(self, task)
+            if "model" in type(section).model_fields:
+                own = Model(section.model or self.model, section.revision, [task])
+                found[f"{task}_model.json"] = own
+                continue
             ensemble = getattr(section, "models", {})
             for label, name in ensemble.items():
                 found[f"models/{label}.json"] = Model(*parted(name), [task])

@@ -20,10 +20,12 @@ from esm_pipeline.formats.hdf5 import FORMAT_VERSION, datasets
 FORMATS = {
     "esm-pipeline/embeddings": "embeddings.h5",
     "esm-pipeline/saturation": "saturation.h5",
+    "esm-pipeline/classes": "classes.h5",
+    "esm-pipeline/residue_classes": "residue_classes.h5",
 }
 """What files say of themselves, and what they are called."""
 
-A_RESULT = "an embeddings.h5 or a saturation.h5"
+A_RESULT = "an embeddings.h5, saturation.h5, classes.h5 or residue_classes.h5"
 Item = TypeVar("Item")
 
 

@@ -189,7 +189,10 @@ class EsmConfig:
 
     def to_dict(self) -> dict[str, Any]:
         """All settings, as `config.json` holds them."""
-        return {**copy.deepcopy(vars(self)), "model_type": self.model_type}
+        values = {**copy.deepcopy(vars(self)), "model_type": self.model_type}
+        if "torch_dtype" in values:
+            values["torch_dtype"] = str(values["torch_dtype"]).removeprefix("torch.")
+        return values
 
     @classmethod
     def from_dict(cls, values: dict[str, Any], **overrides: Any) -> EsmConfig:

@@ -19,6 +19,7 @@ from esm_pipeline.files import atomic_path
 from esm_pipeline.formats.fasta import shown
 from esm_pipeline.formats.results import Embeddings
 from esm_pipeline.tasks.pictures import BLUE, spread, svg
+from esm_pipeline.tasks.report_classes import classes_section
 from esm_pipeline.tasks.report_scores import Part, saturation_section, variants_section
 from esm_pipeline.tasks.verdict import COLUMNS, COMMONEST, Tally, count
 
@@ -212,5 +213,5 @@ def principal_components(
     return points, scale[:2] ** 2 / max((scale**2).sum(), np.finfo(float).tiny)
 
 
-SECTIONS = (embeddings_section, saturation_section, variants_section)
+SECTIONS = (embeddings_section, saturation_section, variants_section, classes_section)
 """What is told of each sample, by what lies in its folder."""

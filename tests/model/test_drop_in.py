@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import warnings
 from pathlib import Path
 from typing import Any
@@ -440,3 +441,74 @@ def test_arguments_of_other_types(arguments: dict[str, Any], message: str) -> No
         model = cls(EsmConfig(**SMALL, **ESM2))
         with pytest.raises(InputError, match=message):
             model(**given)
+
+
+def test_outputs_are_dicts_that_tools_take_apart() -> None:
+    _, ours = twins("EsmForMaskedLM")
+    tokens, _ = batch([5])
+    out = ours(tokens, labels=tokens, output_hidden_states=True)
+    assert isinstance(out, dict)
+    again = type(out)(dict(out.items()))
+    assert list(again) == list(out) == ["loss", "logits", "hidden_states"]
+    assert again.logits is out.logits
+    leaves = torch.utils._pytree.tree_leaves(out)
+    assert len(leaves) == 2 + len(out.hidden_states)
+    halved = torch.utils._pytree.tree_map(lambda x: x / 2, out)
+    assert type(halved) is type(out)
+    assert torch.equal(halved.logits, out.logits / 2)
+    with torch.no_grad():
+        kept = copy.deepcopy(ours(tokens))
+    assert torch.equal(kept.logits, out.logits)
+    assert list({**out}) == list(out)
+    out.loss = None
+    assert list(out) == ["logits", "hidden_states"]
+
+
+@pytest.mark.parametrize("name", HEADS)
+@pytest.mark.parametrize("kind", KINDS)
+def test_parameters_come_in_the_references_order(name: str, kind: str) -> None:
+    peer, ours = twins(name, kind)
+    theirs = [key for key, _ in peer.named_parameters()]
+    assert [key for key, _ in ours.named_parameters()] == theirs
+
+
+class Shifted(nn.Linear):
+    """A head that is a linear layer, and more."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, L, D) → (B, L, K)."""
+        return super().forward(x) - x.mean(1, keepdim=True)[..., :3]
+
+
+def test_heads_derived_from_ours_see_padded_states() -> None:
+    pair = twins("EsmForTokenClassification")
+    torch.manual_seed(4)
+    state = Shifted(48, 3).double().state_dict()
+    for model in pair:
+        model.classifier = Shifted(48, 3).double()
+        model.classifier.load_state_dict(state)
+    tokens, _ = batch([9, 9])
+    theirs, found = (model(tokens).logits for model in pair)
+    assert max_abs(found, theirs) <= TOLERANCE
+
+
+def test_replaced_forwards_of_heads_see_padded_states() -> None:
+    pair = twins("EsmForSequenceClassification")
+    for model in pair:
+        head = model.classifier
+        head.forward = lambda states, head=head: head.out_proj(torch.tanh(states[:, 1, :]))
+    tokens, mask = batch([9, 30])
+    theirs, found = (model(tokens, attention_mask=mask).logits for model in pair)
+    assert max_abs(found, theirs) <= TOLERANCE
+
+
+def test_precisions_and_frequencies_that_a_script_sets(tmp_path: Path) -> None:
+    config = EsmConfig(**SMALL, **ESM2, torch_dtype=torch.float16)
+    config.save_pretrained(tmp_path)
+    assert EsmConfig.from_pretrained(tmp_path).torch_dtype == "float16"
+    _, ours = twins("EsmModel")
+    state = ours.state_dict()
+    key = "encoder.layer.0.attention.self.rotary_embeddings.inv_freq"
+    state[key] = torch.ones(3)
+    with pytest.raises(RuntimeError, match="Unexpected key"):
+        ours.load_state_dict(state)

@@ -48,7 +48,7 @@ def differences(peer: nn.Module, ours: nn.Module, inputs: dict[str, Tensor]) -> 
     wanted = {"output_hidden_states": True, "output_attentions": True}
     with torch.no_grad():
         theirs, found = peer(**inputs, **wanted), ours(**inputs, **wanted)
-    assert found.keys() == list(theirs.keys())
+    assert list(found) == list(theirs)
     mask = inputs["attention_mask"]
     per_token = mask if found.logits.ndim == 3 else None
     return {
