@@ -356,7 +356,7 @@ def last_token(ours: nn.Module, patch: pytest.MonkeyPatch) -> None:
 def no_tanh(ours: nn.Module, patch: pytest.MonkeyPatch) -> None:
     if isinstance(ours, EsmForSequenceClassification):
         head = ours.classifier
-        patch.setattr(head, "forward", lambda x: head.out_proj(head.dense(x)))
+        patch.setattr(head, "forward", lambda x: head.out_proj(head.dense(x[:, 0])))
     else:
         ours.classifier = nn.Sequential(ours.classifier, nn.Tanh())
 
