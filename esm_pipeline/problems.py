@@ -120,6 +120,10 @@ def in_words(schema: Mapping[str, Any]) -> str:
         return KINDS[schema["type"]]
     if schema["type"] == "array":
         return f"a list, each item {in_words(schema['items'])}"
+    if schema["type"] == "number":
+        least, most = schema.get("minimum"), schema.get("maximum")
+        bounds = [f" from {least:g}"] if least is not None else []
+        return "a number" + "".join(bounds + ([f" to {most:g}"] if most is not None else []))
     if schema["type"] == "integer":
         least = schema.get("minimum", schema.get("exclusiveMinimum", -1) + 1)
         most = schema.get("maximum")

@@ -22,7 +22,7 @@ OPTIONAL = "variants"
 SAMPLE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 RESERVED_NAMES = {
     *("logs", "benchmarks", "models", ".accepted"),
-    *("model.json", "provenance.json", "report.html", "verdict.txt"),
+    *("model.json", "classify_model.json", "provenance.json", "report.html", "verdict.txt"),
 }
 """What lies beside the samples' folders in the output folder, in lower case."""
 

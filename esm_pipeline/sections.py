@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 import shlex
 from collections.abc import Iterator, Mapping
-from typing import Annotated, Any, Literal, TypeAlias, TypeVar
+from typing import Annotated, Any, Literal, Self, TypeAlias, TypeVar
 
 from pydantic import (
     AfterValidator,
@@ -38,6 +38,13 @@ LABEL = re.compile("[A-Za-z0-9._-]{1,100}")
 def digits(value: Any) -> Any:
     """A whole number written as text, as on a command line, as a number; else `value`."""
     return int(value) if isinstance(value, str) and DIGITS.fullmatch(value) else value
+
+
+def no_truth(value: Any) -> Any:
+    """`value`, or ValueError for true and false, which Python takes for numbers."""
+    if isinstance(value, bool):
+        raise ValueError("should be a number")
+    return value
 
 
 def printable(value: str) -> str:
@@ -244,6 +251,25 @@ class ScoreSection(ScoreSettings):
         return self.part(StrategySettings)
 
 
+class OwnModel(Section):
+    """The model of one task, where it is another than that of all."""
+
+    model: Name | None = Field(
+        None,
+        description="the model of this task, a hub id or a folder; by default the `model` of all "
+        "tasks",
+    )
+    revision: Name | None = Field(
+        None, description="commit, tag or branch of this model, if it is of the hub"
+    )
+
+    @model_validator(mode="after")
+    def _of_a_model(self) -> Self:
+        if self.revision is not None and self.model is None:
+            raise ValueError("'revision' is that of 'model'; name one, or leave it out")
+        return self
+
+
 class FoldSettings(ComputeSettings):
     """What `fold` computes."""
 
@@ -301,18 +327,57 @@ class StructureSettings(Section):
     _each_once = field_validator("formats", "pae")(each_once)
 
 
-class FoldSection(FoldSettings, StructureSettings):
+class FoldSection(FoldSettings, StructureSettings, OwnModel):
     """What the workflow folds, by which model, and which files it writes."""
-
-    model: Name | None = Field(
-        None,
-        description="the folding model, a hub id (with @revision if need be) or a folder; by "
-        "default the `model` of all tasks",
-    )
 
     def computing(self) -> FoldSettings:
         """Without what concerns files, which are written after any model has run."""
         return self.part(FoldSettings)
+
+
+class LabelSettings(Section):
+    """Which labels are told of a sequence or residue that may have several."""
+
+    threshold: Annotated[float, BeforeValidator(no_truth)] = Field(
+        0.5,
+        ge=0,
+        le=1,
+        allow_inf_nan=False,
+        description="least probability of a label that is told, where a model gives several "
+        "(multi-label)",
+    )
+
+
+CLASSIFIERS = {
+    "EsmForSequenceClassification": "sequences",
+    "EsmForTokenClassification": "residues",
+}
+"""Classes of models that `classify` runs, as `architectures` of a config.json names them, and what
+they classify."""
+
+
+class ClassifySettings(ComputeSettings):
+    """How `classify` runs a model."""
+
+    of: Literal["auto", "sequences", "residues"] = Field(
+        "auto",
+        description="what the model classifies, sequences or their residues; auto: as the "
+        "checkpoint is (the workflow, which has to know before a hub model is fetched, reads the "
+        "config.json of a local one)",
+    )
+    long: Literal["auto", "skip", "truncate", "full"] = Field(
+        "auto",
+        description="sequences longer than the position table; auto: skip them (ESM-1b, ESM-1v), "
+        "or full for rotary models (ESM-2), which have no table",
+    )
+
+
+class ClassifySection(ClassifySettings, LabelSettings, OwnModel):
+    """What the workflow classifies, and by which model."""
+
+    def computing(self) -> ClassifySettings:
+        """Without what concerns the table, which is written from the gathered results."""
+        return self.part(ClassifySettings)
 
 
 def check(section: type[S], values: Mapping[str, Any], source: str) -> S:

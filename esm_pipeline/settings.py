@@ -27,6 +27,8 @@ from esm_pipeline.samples import (
     sample_name,
 )
 from esm_pipeline.sections import (
+    CLASSIFIERS,
+    ClassifySection,
     EmbedSettings,
     FoldSection,
     Name,
@@ -66,7 +68,7 @@ class Settings(Section):
         None, description="with `fasta`: a table of variants to score, CSV, TSV or Parquet"
     )
     outdir: Name = Field("results", description="folder that receives all results")
-    tasks: list[Literal["embed", "fold", "score"]] = Field(
+    tasks: list[Literal["embed", "score", "classify", "fold"]] = Field(
         ["embed"], min_length=1, description="tasks to run"
     )
     model: Name = Field(
@@ -83,6 +85,9 @@ class Settings(Section):
     embed: EmbedSettings = Field(default_factory=EmbedSettings, description="embeddings")
     fold: FoldSection = Field(default_factory=FoldSection, description="structures")
     score: ScoreSection = Field(default_factory=ScoreSection, description="variant scores")
+    classify: ClassifySection = Field(
+        default_factory=ClassifySection, description="classes, labels or values"
+    )
 
     _each_once = field_validator("tasks")(each_once)
 
@@ -146,13 +151,11 @@ class Settings(Section):
         """
         found: dict[str, Model] = {}
         for task in self.tasks:
-            section = getattr(self, task)
-            ensemble = getattr(section, "models", {})
+            ensemble = getattr(getattr(self, task), "models", {})
             for label, name in ensemble.items():
                 found[f"models/{label}.json"] = Model(*parted(name), [task])
-            own = self._folding_model() if task == "fold" else None
-            if own is not None:
-                found["fold_model.json"] = own
+            if own := self._own_model(task):
+                found[f"{task}_model.json"] = own
             elif not ensemble:
                 one = found.setdefault("model.json", Model(self.model, self.revision, []))
                 one.tasks.append(task)
@@ -161,12 +164,13 @@ class Settings(Section):
                 require_usable(file, "model")
         return found
 
-    def _folding_model(self) -> Model | None:
-        """The model that folds, where it is another than that of all tasks."""
-        name = self.fold.model or self.model
-        if name == "demo":
-            return Model("demo-fold", None, ["fold"])
-        return None if self.fold.model is None else Model(*parted(name), ["fold"])
+    def _own_model(self, task: str) -> Model | None:
+        """The model of one task, where it is another than that of all."""
+        section = getattr(self, task)
+        name = getattr(section, "model", None)
+        if task == "fold" and (name or self.model) == "demo":
+            return Model("demo-fold", None, [task])
+        return Model(name, section.revision, [task]) if name else None
 
     def shard_count(self, files: list[str]) -> int:
         """Shards of a sample: as set, or from the size of its files in bytes."""
@@ -180,6 +184,22 @@ class Settings(Section):
         if self.shards != "auto":
             return self.shards
         return min(MOST_SHARDS, max(1, math.ceil(sum(map(expanded_size, files)) / size)))
+
+    def classified(self) -> str:
+        """What `classify` classifies: "sequences" or "residues".
+
+        Raises InputError if that is to follow from the model and is not known before a job runs.
+        """
+        if self.classify.of != "auto":
+            return self.classify.of
+        (model,) = (model for model in self.models().values() if "classify" in model.tasks)
+        for name in model.architectures():
+            if name in CLASSIFIERS:
+                return CLASSIFIERS[name]
+        raise InputError(
+            f"classify.of: no config.json at hand says what model '{model.name}' classifies; set "
+            "it to sequences or residues, and classify.model to a checkpoint with a classifier"
+        )
 
 
 class Model(NamedTuple):
@@ -200,6 +220,15 @@ class Model(NamedTuple):
         else:
             found = [file for file in path.iterdir() if MODEL_FILES.fullmatch(file.name)]
         return sorted(map(str, found))
+
+    def architectures(self) -> list[str]:
+        """What its config.json says it is; nothing if it does not, or is not on this machine."""
+        try:
+            path = Path(os.path.expanduser(self.name)) / "config.json"
+            told = json.loads(path.read_text(encoding="utf-8"))["architectures"]
+        except (OSError, ValueError, KeyError, TypeError):
+            return []
+        return [name for name in told if isinstance(name, str)] if isinstance(told, list) else []
 
     def flags(self) -> list[str]:
         """It as flags of the command line."""

@@ -242,6 +242,13 @@ def test_an_input_where_results_go_is_refused(tmp_path, monkeypatch, fasta, refu
             assert list(settings.inputs()) == ["a"]
 
 
+def test_variants_where_results_go_are_refused(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    config = {"fasta": "a.fasta", "variants": "out/a/scores.tsv", "outdir": "out"}
+    told = refusal(load_settings({**config, "tasks": ["score"]}).inputs)
+    assert told.startswith("out/a/scores.tsv: lies where the workflow writes results, in out;")
+
+
 @pytest.mark.parametrize(
     ("outdir", "told"),
     [

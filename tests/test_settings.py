@@ -131,7 +131,10 @@ def refusal(function, *arguments) -> str:
         (FASTA | {"embed": {"layers": ["x"]}}, "'embed.layers.0' = 'x': should be a whole number"),
         (FASTA | {"embed": {"layers": [3, 3]}}, "'embed.layers' = [3, 3]: names something twice;"),
         (FASTA | {"tasks": ["embed", "embed"]}, "'tasks' = ['embed', 'embed']: names something tw"),
-        (FASTA | {"tasks": ["folds"]}, "'tasks.0' = 'folds': should be 'embed', 'fold' or 'score'"),
+        (
+            FASTA | {"tasks": ["folds"]},
+            "'tasks.0' = 'folds': should be 'embed', 'score', 'classify' or 'fold'",
+        ),
         (
             FASTA | {"embed": {"include": ["means"]}},
             f"'embed.include.0' = 'means': should be {INCLUDE}",
@@ -313,6 +316,24 @@ def test_models_of_a_run(tmp_path):
     assert chosen.models() == ensemble
     chosen = load_settings({**common, "tasks": ["embed", "score"], "score": {"models": own}})
     assert chosen.models() == {"model.json": Model("x/y", "v1", ["embed"]), **ensemble}
+    for task in ("fold", "classify"):
+        tasks = {**common, "tasks": ["embed", task]}
+        assert load_settings(tasks).models() == {"model.json": Model("x/y", "v1", ["embed", task])}
+        for revision in ("v2", None):
+            alone = {**tasks, task: {"model": "z", "revision": revision}}
+            assert load_settings(alone).models() == {
+                "model.json": Model("x/y", "v1", ["embed"]),
+                f"{task}_model.json": Model("z", revision, [task]),
+            }
+        assert "'revision' is that of 'model'" in refusal(
+            load_settings, {**tasks, task: {"revision": "v2"}}
+        )
+    demo = {**FASTA, "tasks": ["embed", "fold"]}
+    for chosen in (demo, {**demo, "fold": {"model": "demo"}}):
+        assert load_settings(chosen).models() == {
+            "model.json": Model("demo", None, ["embed"]),
+            "fold_model.json": Model("demo-fold", None, ["fold"]),
+        }
     assert Model("x/y", "v1", []).flags() == ["--model=x/y", "--revision=v1"]
     assert Model("x/y", None, []).flags() == ["--model=x/y"]
 

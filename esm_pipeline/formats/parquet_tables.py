@@ -13,7 +13,12 @@ from esm_pipeline.errors import InputError
 from esm_pipeline.formats.fasta import shown
 from esm_pipeline.formats.tables import BLOCK, Block, Column, Table, Values, Writer
 
-TYPES = {"text": pyarrow.string(), "whole": pyarrow.int64(), "number": pyarrow.float64()}
+TYPES = {
+    "text": pyarrow.string(),
+    "whole": pyarrow.int64(),
+    "number": pyarrow.float64(),
+    "exact": pyarrow.float32(),
+}
 
 
 class ParquetBlock(Block):

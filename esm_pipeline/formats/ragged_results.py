@@ -21,10 +21,12 @@ FORMATS = {
     "esm-pipeline/embeddings": "embeddings.h5",
     "esm-pipeline/saturation": "saturation.h5",
     "esm-pipeline/structures": "structures.h5",
+    "esm-pipeline/classes": "classes.h5",
+    "esm-pipeline/residue_classes": "residue_classes.h5",
 }
 """What files say of themselves, and what they are called."""
 
-A_RESULT = "an embeddings.h5, a saturation.h5 or a structures.h5"
+A_RESULT = "an embeddings.h5, saturation.h5, classes.h5, residue_classes.h5 or structures.h5"
 Item = TypeVar("Item")
 
 

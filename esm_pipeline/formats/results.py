@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from numpy.typing import NDArray
 
 from esm_pipeline.errors import InputError
+from esm_pipeline.formats.classes import Classes, ResidueClasses
 from esm_pipeline.formats.ragged_results import RaggedResults, open_file
 from esm_pipeline.formats.saturation import Saturations
 from esm_pipeline.formats.structure_arrays import Structures
@@ -125,12 +126,18 @@ class Embeddings(RaggedResults[Embedding]):
         return table
 
 
-def open_results(path: str | os.PathLike[str]) -> Embeddings | Saturations | Structures:
-    """Open an `embeddings.h5`, a `saturation.h5` or a `structures.h5` for reading.
+KINDS = {
+    kind.format: kind for kind in (Embeddings, Saturations, Classes, ResidueClasses, Structures)
+}
+"""What is read as what, by the format that a file tells."""
+
+
+def open_results(path: str | os.PathLike[str]) -> Embeddings | Saturations | Classes | Structures:
+    """Open an `embeddings.h5`, `saturation.h5`, `classes.h5`, `residue_classes.h5` or
+    `structures.h5` for reading.
 
     A context manager; `len` is the number of records. Raises InputError if the file is missing,
     unreadable, no HDF5, of another format or a later version.
     """
     file = open_file(path)
-    kinds = {kind.format: kind for kind in (Embeddings, Saturations, Structures)}
-    return kinds[file.attrs["format"]](path, file)
+    return KINDS[file.attrs["format"]](path, file)

@@ -34,10 +34,13 @@ Values = Sequence[Any]
 
 
 class Column(NamedTuple):
-    """A column to be added. Numbers have six decimals in text; NaN stands for a missing one."""
+    """A column to be added. NaN stands for a missing number.
+
+    In text, a number has six decimals, an exact one (float32) the digits that tell it from others.
+    """
 
     name: str
-    kind: Literal["text", "whole", "number"] = "number"
+    kind: Literal["text", "whole", "number", "exact"] = "number"
 
 
 class Block(ABC):

@@ -215,5 +215,7 @@ def as_text(values: Values, kind: str) -> list[str]:
         return list(values)
     if kind == "whole":
         return list(map(str, values))
+    if kind == "exact":
+        return ["" if math.isnan(value) else str(value) for value in values]
     texts = ["" if math.isnan(value) else f"{value:.6f}" for value in values]
     return ["0.000000" if text == "-0.000000" else text for text in texts]

@@ -196,6 +196,8 @@ class EsmConfig:
         values = {**copy.deepcopy(vars(self)), "model_type": self.model_type}
         if isinstance(self.esmfold_config, EsmFoldConfig):
             values["esmfold_config"] = self.esmfold_config.to_dict()
+        if "torch_dtype" in values:
+            values["torch_dtype"] = str(values["torch_dtype"]).removeprefix("torch.")
         return values
 
     @classmethod

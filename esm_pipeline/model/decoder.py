@@ -115,9 +115,9 @@ class EsmCrossAttention(nn.Module):
 
     def __init__(self, config: EsmConfig) -> None:
         super().__init__()
-        self.LayerNorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.self = EsmEncoderAttention(config)
         self.output = EsmOutput(config, config.hidden_size)
+        self.LayerNorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
 
     def forward(self, x: Tensor, layout: PackedLayout, ask: Ask) -> tuple[Tensor, Seen]:
         """(T, D) → (T, D), the maps if asked for, and the encoder's keys and values."""

@@ -45,13 +45,13 @@ class EsmEmbeddings(nn.Module):
         self.mask_token_id = -1 if config.mask_token_id is None else config.mask_token_id
         self.token_dropout = config.token_dropout
         self.word_embeddings = nn.Embedding(config.vocab_size, width, padding_idx=pad)
+        self.layer_norm = (
+            nn.LayerNorm(width, eps=config.layer_norm_eps) if config.emb_layer_norm_before else None
+        )
         self.position_embeddings = (
             nn.Embedding(config.max_position_embeddings, width, padding_idx=pad)
             if config.position_embedding_type == "absolute"
             else None
-        )
-        self.layer_norm = (
-            nn.LayerNorm(width, eps=config.layer_norm_eps) if config.emb_layer_norm_before else None
         )
 
     def forward(

@@ -47,7 +47,12 @@ class EsmLMHead(nn.Module):
 
 def looks_at_tokens(head: nn.Module) -> bool:
     """Whether a head is one of ours, which look at tokens one by one."""
-    return isinstance(head, (EsmLMHead, nn.Linear))
+    return is_own(head, EsmLMHead, nn.Linear)
+
+
+def is_own(head: nn.Module, *kinds: type[nn.Module]) -> bool:
+    """Whether a head is of one of these very classes, its `forward` not replaced."""
+    return type(head) in kinds and "forward" not in vars(head)
 
 
 def by_token(head: nn.Module, states: Tensor, layout: PackedLayout) -> Tensor:
@@ -226,7 +231,7 @@ class EsmForSequenceClassification(EsmPreTrainedModel):
 
     def logits(self, hidden: Tensor, layout: PackedLayout) -> Tensor:
         """(T, D) last states → (B, num_labels)."""
-        own = isinstance(self.classifier, EsmClassificationHead)
+        own = is_own(self.classifier, EsmClassificationHead)
         states = layout.first(hidden) if own else layout.unpack(hidden, layout.width)
         logits: Tensor = self.classifier(states)
         return logits

@@ -1,7 +1,9 @@
 """One layer of the encoder: self-attention and feed-forward, each behind its norm.
 
-Modules have the reference's names, in which checkpoints, adapters and lists of what takes no weight
-decay speak. Peers: fair-esm modules.py `TransformerLayer`, transformers modeling_esm.py `EsmLayer`.
+Modules have the reference's names and order, in which checkpoints, adapters, lists of what takes no
+weight decay, and states of optimizers speak.
+
+Peers: fair-esm modules.py `TransformerLayer`, transformers modeling_esm.py `EsmLayer`.
 """
 
 from __future__ import annotations
@@ -110,9 +112,9 @@ class EsmAttention(nn.Module):
 
     def __init__(self, config: EsmConfig, inner: EsmSelfAttention) -> None:
         super().__init__()
-        self.LayerNorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.self = inner
         self.output = EsmOutput(config, config.hidden_size)
+        self.LayerNorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
 
     def forward(
         self, x: Tensor, layout: PackedLayout, tables: Tables | None, ask: Ask
@@ -158,9 +160,9 @@ class EsmLayer(nn.Module):
     def __init__(self, config: EsmConfig) -> None:
         super().__init__()
         self.attention = EsmAttention(config, EsmSelfAttention(config))
-        self.LayerNorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.intermediate = EsmIntermediate(config)
         self.output = EsmOutput(config, config.intermediate_size)
+        self.LayerNorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
 
     def forward(
         self, x: Tensor, layout: PackedLayout, tables: Tables | None, ask: Ask

@@ -2,57 +2,75 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections import OrderedDict
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
 from typing import Any
 
+import torch.utils._pytree as pytree
 from torch import Tensor
 
 
-class ModelOutput:
-    """Base of the outputs: a dataclass that is also a mapping and a tuple.
+class ModelOutput(OrderedDict[str, Any]):
+    """Base of the outputs: a dataclass that is also a dict, and a tuple.
 
     Fields that are None are left out of the tuple, of `keys()` and of the length, as in the
-    reference. What else a script puts in comes behind them.
+    reference. What else a script puts in comes behind them. A dict of fields in the place of the
+    first one stands for them all: so tools make an output anew from its items.
     """
 
-    def to_tuple(self) -> tuple[Any, ...]:
-        """The fields that are set, in order."""
-        return tuple(value for _, value in self.items())
+    def __init_subclass__(cls) -> None:
+        """Let PyTorch's tools see the tensors of an output."""
+        super().__init_subclass__()
+        pytree.register_pytree_node(
+            cls,
+            lambda output: (list(output.values()), list(output)),
+            lambda values, names: cls(dict(zip(names, values, strict=True))),
+            serialized_type_name=f"{cls.__module__}.{cls.__qualname__}",
+        )
 
-    def items(self) -> list[tuple[str, Any]]:
-        """Names and values of the fields that are set, in order."""
-        return [(name, value) for name, value in vars(self).items() if value is not None]
+    def __post_init__(self) -> None:
+        names = [field.name for field in fields(self)]  # type: ignore[arg-type]
+        first = getattr(self, names[0])
+        if isinstance(first, Mapping):
+            setattr(self, names[0], None)
+            for name, value in first.items():
+                setattr(self, name, value)
+        for name in names:
+            setattr(self, name, getattr(self, name))
 
-    def keys(self) -> list[str]:
-        """Names of the fields that are set, in order."""
-        return [name for name, _ in self.items()]
-
-    def values(self) -> list[Any]:
-        """Values of the fields that are set, in order."""
-        return [value for _, value in self.items()]
-
-    def __getitem__(self, key: str | int | slice) -> Any:
-        return dict(self.items())[key] if isinstance(key, str) else self.to_tuple()[key]
-
-    def get(self, name: str, default: Any = None) -> Any:
-        """A field that is set, else `default`."""
-        return dict(self.items()).get(name, default)
+    def __setattr__(self, name: str, value: Any) -> None:
+        """A field is an attribute and an item; one that is None is no item."""
+        super().__setattr__(name, value)
+        self.pop(name, None)
+        if value is not None:
+            super().__setitem__(name, value)
+            known = [field.name for field in fields(self)]  # type: ignore[arg-type]
+            for later in [other for other in known if other in self]:
+                self.move_to_end(later)
+            for other in [other for other in self if other not in known]:
+                self.move_to_end(other)
 
     def __setitem__(self, name: str, value: Any) -> None:
         setattr(self, name, value)
 
-    def __iter__(self) -> Iterator[Any]:
-        return iter(self.keys())
+    def __getitem__(self, key: Any) -> Any:
+        return super().__getitem__(key) if isinstance(key, str) else self.to_tuple()[key]
 
-    def __len__(self) -> int:
-        return len(self.keys())
+    def to_tuple(self) -> tuple[Any, ...]:
+        """The fields that are set, in order."""
+        return tuple(self.values())
 
-    def __contains__(self, key: object) -> bool:
-        return key in self.keys()
+    def __reduce__(self) -> Any:
+        return type(self), (dict(self.items()),)
+
+    def __eq__(self, other: object) -> bool:
+        return self is other
+
+    __hash__ = None  # type: ignore[assignment]
 
 
-@dataclass
+@dataclass(eq=False)
 class EncoderOutput(ModelOutput):
     """Of `EsmModel`.
 
@@ -63,7 +81,7 @@ class EncoderOutput(ModelOutput):
     (B, H, L, S). Zeros at masked tokens.
     """
 
-    last_hidden_state: Tensor
+    last_hidden_state: Tensor | None = None
     pooler_output: Tensor | None = None
     hidden_states: tuple[Tensor, ...] | None = None
     past_key_values: tuple[tuple[Tensor, ...], ...] | None = None
@@ -71,7 +89,7 @@ class EncoderOutput(ModelOutput):
     cross_attentions: tuple[Tensor, ...] | None = None
 
 
-@dataclass
+@dataclass(eq=False)
 class MaskedLMOutput(ModelOutput):
     """Of `EsmForMaskedLM`. loss: () mean over the labels that are not -100; logits: (B, L, V)."""
 
@@ -81,7 +99,7 @@ class MaskedLMOutput(ModelOutput):
     attentions: tuple[Tensor, ...] | None = None
 
 
-@dataclass
+@dataclass(eq=False)
 class SequenceClassifierOutput(ModelOutput):
     """Of `EsmForSequenceClassification`. loss: (); logits: (B, num_labels)."""
 
@@ -91,7 +109,7 @@ class SequenceClassifierOutput(ModelOutput):
     attentions: tuple[Tensor, ...] | None = None
 
 
-@dataclass
+@dataclass(eq=False)
 class TokenClassifierOutput(ModelOutput):
     """Of `EsmForTokenClassification`.
 

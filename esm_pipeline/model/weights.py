@@ -65,6 +65,9 @@ def accept_reference_state(
     for key in [key for key in state if key.startswith(prefix) and key not in own]:
         table = state[key]
         if FREQUENCIES.fullmatch(key) and model.base_model.encoder.rotary:
+            own_table = model.base_model.encoder.frequencies
+            if table.shape != own_table.shape:
+                continue  # it is told as unexpected
             model.base_model.encoder.frequencies = table.detach().float().cpu().clone()
         if IGNORED.fullmatch(key) or key.endswith(POSITIONS):
             del state[key]

@@ -13,6 +13,8 @@ TASKS = {
     "fold": "a structure of every sequence of a FASTA file, with its confidences",
     "structures": "write what `fold` computed as PDB or mmCIF files, with their table",
     "score": "how likely variants are: tables of mutations, or every substitution",
+    "classify": "labels and probabilities by a fine-tuned model, of sequences or residues",
+    "classes": "the table of classes, from the arrays that classify made",
     "heatmaps": "pictures of all substitutions of proteins, from a saturation.h5",
     "download": "fetch a model once, say where it lies and which it is, and check it",
     "shard": "validate FASTA files, remove duplicates, cut them into shards",

@@ -1,11 +1,17 @@
-"""What the parts of the report share: tables, and pictures as inline SVG."""
+"""What the parts of the report share: tables, and pictures as SVG, the same bytes each time."""
 
 from __future__ import annotations
 
 import html
 import io
-from collections.abc import Iterable, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 BLUE, GREY = "#30638e", "#555555"
 STYLE = {
@@ -38,7 +44,7 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[str]], numbers: Iterab
     return "<table>\n" + "\n".join(f"<tr>{cells}</tr>" for cells in lines) + "\n</table>"
 
 
-def svg(draw: Any) -> str:
+def svg(draw: Callable[[Axes], None]) -> str:
     """A picture of one pair of axes, as SVG text to put into a page."""
     import matplotlib
     from matplotlib.backends.backend_svg import FigureCanvasSVG
@@ -50,3 +56,8 @@ def svg(draw: Any) -> str:
         text = io.StringIO()
         FigureCanvasSVG(figure).print_svg(text, metadata={"Date": None})
     return text.getvalue()[text.getvalue().index("<svg") :]
+
+
+def spread(count: int, most: int) -> NDArray[np.int64]:
+    """At most `most` of the numbers below `count`, evenly spread, each once, ascending."""
+    return np.unique(np.linspace(0, count - 1, min(count, most)).astype(np.int64))

@@ -194,6 +194,6 @@ def plain(value: Any) -> Any:
     """An HDF5 attribute as JSON has it; text that is JSON itself is opened."""
     if hasattr(value, "tolist"):
         value = value.tolist()
-    if isinstance(value, str) and value.startswith("{"):
+    if isinstance(value, str) and value.startswith(("{", "[")):
         return json.loads(value)
     return value

@@ -1,4 +1,4 @@
-"""A page to look at: what became of the records, how embeddings lie, how sure structures are.
+"""A page to look at: what became of the records, how long they are, what the results look like.
 
 One self-contained HTML file, with pictures as inline SVG; the same results give the same bytes.
 """
@@ -18,7 +18,9 @@ from numpy.typing import NDArray
 from esm_pipeline.files import atomic_path
 from esm_pipeline.formats.fasta import shown
 from esm_pipeline.formats.results import Embeddings
-from esm_pipeline.tasks.pictures import BLUE, svg, table
+from esm_pipeline.tasks.pictures import BLUE, spread, svg, table
+from esm_pipeline.tasks.report_classes import classes_section
+from esm_pipeline.tasks.report_scores import Part, saturation_section, variants_section
 from esm_pipeline.tasks.report_structures import structures_section
 from esm_pipeline.tasks.verdict import COLUMNS, COMMONEST, Tally, count
 
@@ -68,7 +70,9 @@ def run(args: argparse.Namespace) -> int:
     ]
     if len(args.samples) > PICTURES:
         parts.append(f"<p>Pictures of the first {PICTURES} samples of {len(args.samples):,}.</p>")
-    page = PAGE.substitute(title="Results", body="\n".join(filter(None, parts)))
+    page = PAGE.substitute(
+        title="Proteins and what the models make of them", body="\n".join(filter(None, parts))
+    )
     with atomic_path(args.out) as path:
         path.write_text(page, encoding="utf-8")
     return 0
@@ -97,22 +101,21 @@ def reasons_table(tallies: Sequence[Tally]) -> str:
 
 def sample_section(folder: Path) -> str:
     """What the results of one sample are, and how they look."""
-    parts = [part for part in (embeddings_section(folder), structures_section(folder)) if part]
-    if not parts:
+    found = [part for section in SECTIONS if (part := section(folder))]
+    if not found:
         return ""
     heading = f"<h2>Sample {html.escape(shown(folder.absolute().name))}</h2>\n"
-    return heading + "\n".join(parts)
+    facts = "".join(f"<p>{told}</p>\n" for told, _ in found)
+    pictures = "\n".join(picture for _, some in found for picture in some if picture)
+    return f'{heading}{facts}<div class="pictures">\n{pictures}\n</div>'
 
 
-def embeddings_section(folder: Path) -> str:
-    """What the embeddings of one sample are, and how they look."""
+def embeddings_section(folder: Path) -> Part:
+    """What the embeddings of a sample are, with their lengths and a map; None without any."""
     if not (folder / "embeddings.h5").exists():
-        return ""
+        return None
     with Embeddings.open(folder / "embeddings.h5") as results:
-        facts = embedding_facts(results)
-        pictures = [length_histogram(results), embedding_map(results)]
-    shown_pictures = "\n".join(filter(None, pictures))
-    return f'<p>{facts}</p>\n<div class="pictures">\n{shown_pictures}\n</div>'
+        return embedding_facts(results), [length_histogram(results), embedding_map(results)]
 
 
 def embedding_facts(results: Embeddings) -> str:
@@ -184,11 +187,6 @@ def round_numbers(least: int, most: int) -> list[int]:
     return [step for step in steps if least <= step <= most] or [least, most]
 
 
-def spread(count: int, most: int) -> NDArray[np.int64]:
-    """At most `most` of the numbers below `count`, evenly spread, each once, ascending."""
-    return np.unique(np.linspace(0, count - 1, min(count, most)).astype(np.int64))
-
-
 def principal_components(
     values: NDArray[np.float32],
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
@@ -201,3 +199,13 @@ def principal_components(
     points = left[:, :2] * scale[:2]
     points *= np.sign(points[np.abs(points).argmax(0), range(points.shape[1])])
     return points, scale[:2] ** 2 / max((scale**2).sum(), np.finfo(float).tiny)
+
+
+SECTIONS = (
+    embeddings_section,
+    saturation_section,
+    variants_section,
+    classes_section,
+    structures_section,
+)
+"""What is told of each sample, by what lies in its folder."""

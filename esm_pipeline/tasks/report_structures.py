@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from esm_pipeline.formats.structure_files import read_table
 from esm_pipeline.formats.structures import MEANINGLESS, RANDOM
 from esm_pipeline.tasks.pictures import BLUE, GREY, svg, table
+from esm_pipeline.tasks.report_scores import Part
 from esm_pipeline.tasks.structures import TABLE
 
 if TYPE_CHECKING:
@@ -23,29 +24,29 @@ LEVELS = (50, 70, 90)
 """pLDDT at which the AlphaFold database changes the word: low, confident, very high."""
 
 
-def structures_section(folder: Path) -> str:
-    """What the structures of one sample are, and how good they are held to be."""
+def structures_section(folder: Path) -> Part:
+    """What the structures of a sample are, and how good they are held to be; None without any."""
     if not (folder / TABLE).exists():
-        return ""
+        return None
     plddt, ptm, flags = [], [], Counter[str]()
     for row in read_table(folder / TABLE):
         if row["plddt"]:
             plddt.append(float(row["plddt"]))
             ptm.append(float(row["ptm"]))
             flags.update(filter(None, row["flags"].split(";")))
-    parts = [f"<p>{len(plddt):,} records with a structure.</p>"]
+    facts = f"{len(plddt):,} records with a structure."
     if flags.pop(RANDOM, 0):
-        parts.append(f"<p><strong>{html.escape(MEANINGLESS)}.</strong></p>")
+        facts += f" <strong>{html.escape(MEANINGLESS)}.</strong>"
+    shown = []
     if plddt:
-        pictures = [
+        shown = [
             histogram(plddt, np.linspace(0, 100, 41), "mean pLDDT", "Local confidence"),
             histogram(ptm, np.linspace(0, 1, 41), "pTM", "Global confidence"),
         ]
-        parts.append('<div class="pictures">\n' + "\n".join(pictures) + "\n</div>")
     if flags:
         rows = [[name, f"{number:,}"] for name, number in flags.most_common()]
-        parts.append(table(("flag", "structures"), rows, numbers=(1,)))
-    return "\n".join(parts)
+        shown.append(table(("flag", "structures"), rows, numbers=(1,)))
+    return facts, shown
 
 
 def histogram(values: Sequence[float], edges: NDArray[np.float64], label: str, title: str) -> str:

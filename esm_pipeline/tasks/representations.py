@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Collection, Sequence
 from typing import ClassVar
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from esm_pipeline.errors import WeightsError
@@ -18,19 +16,12 @@ from esm_pipeline.formats.results import FORMAT
 from esm_pipeline.model import EsmModel, PackedLayout
 from esm_pipeline.sections import EmbedSettings
 from esm_pipeline.tasks.batching import check_layer, pack
-from esm_pipeline.tasks.checkpoints import Runner, software
-from esm_pipeline.tasks.planning import NOT_FINITE
+from esm_pipeline.tasks.checkpoints import software
+from esm_pipeline.tasks.computing import ArrayRunner, Computed
 from esm_pipeline.tasks.windows import SPECIAL_TOKENS
 
-Values = NDArray[np.float16] | NDArray[np.float32]
 
-TOO_LARGE = (
-    f"a value beyond ±{torch.finfo(torch.float16).max:.0f} does not fit into float16; set "
-    "embed.residue_dtype to float32"
-)
-
-
-class Encoder(Runner[EsmModel]):
+class Encoder(ArrayRunner[EsmModel]):
     """A checkpoint and what is wanted of it; `load` it before the first batch.
 
     Raises InputError for a layer that does not exist, WeightsError for an unusable checkpoint.
@@ -76,7 +67,7 @@ class Encoder(Runner[EsmModel]):
         return {"format": FORMAT, **self.origin, "software": json.dumps(software())}
 
     @torch.inference_mode()
-    def __call__(self, sequences: Sequence[str]) -> Embedded:
+    def __call__(self, sequences: Sequence[str]) -> Computed:
         """Embed a batch. Raises what PyTorch raises when memory runs out."""
         include = self.settings.include
         tokens, layout = pack(sequences, self.tokenizer, self.device)
@@ -84,7 +75,7 @@ class Encoder(Runner[EsmModel]):
         with self.timed():
             found = self.model.represent(tokens, layout, layers, contacts="contacts" in include)
         lengths = [length - SPECIAL_TOKENS for length in layout.lengths]
-        embedded = Embedded()
+        embedded = Computed()
         for layer, hidden in found.hidden.items():
             if "mean" in include:
                 embedded.add(f"mean/{layer}", residue_means(hidden, layout), [1] * len(lengths))
@@ -97,36 +88,6 @@ class Encoder(Runner[EsmModel]):
             contacts = torch.cat([one.flatten() for one in found.contacts])
             embedded.add("contacts", contacts, [length**2 for length in lengths], torch.float16)
         return embedded
-
-
-class Embedded:
-    """What came out of a batch, in host memory.
-
-    `values`: array name → (units of all sequences, *shape). `problems`: place of a sequence in the
-    batch → why its values cannot be stored.
-    """
-
-    def __init__(self) -> None:
-        self.values: dict[str, Values] = {}
-        self.problems: dict[int, str] = {}
-
-    def add(
-        self, name: str, values: Tensor, units: list[int], dtype: torch.dtype = torch.float32
-    ) -> None:
-        """Take up an array, `units` of it for each sequence, to be stored as `dtype`."""
-        limit = torch.finfo(dtype).max
-        if not largest(values) <= limit:
-            for place, part in enumerate(torch.split(values, units)):
-                size = largest(part)
-                if not size <= limit:
-                    self.problems[place] = TOO_LARGE if math.isfinite(size) else NOT_FINITE
-        self.values[name] = values.to(dtype).cpu().numpy()
-
-
-def largest(values: Tensor) -> float:
-    """The largest absolute value, or NaN if one is NaN."""
-    low, high = torch.aminmax(values)
-    return float(torch.maximum(-low, high))
 
 
 def residue_means(hidden: Tensor, layout: PackedLayout) -> Tensor:

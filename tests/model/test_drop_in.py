@@ -16,14 +16,11 @@ import esm_pipeline
 from esm_pipeline import (
     EsmConfig,
     EsmForMaskedLM,
-    EsmForSequenceClassification,
-    EsmForTokenClassification,
     EsmModel,
     EsmPreTrainedModel,
-    EsmTokenizer,
     PackedLayout,
 )
-from esm_pipeline.errors import InputError, WeightsError
+from esm_pipeline.errors import WeightsError
 from tests.oracles.peers import ESM1B, ESM2, SMALL, batch, enliven, max_abs
 
 KINDS = {"ESM-2": ESM2, "ESM-1b": ESM1B}
@@ -321,122 +318,51 @@ def test_a_class_of_a_scripts_own(tmp_path: Path) -> None:
         Contrast.from_pretrained(None, config=trunk.config, state_dict=state)
 
 
-# Keywords, and what else scripts ask for.
+@pytest.mark.parametrize("name", HEADS)
+@pytest.mark.parametrize("kind", KINDS)
+def test_parameters_come_in_the_references_order(name: str, kind: str) -> None:
+    peer, ours = twins(name, kind)
+    theirs = [key for key, _ in peer.named_parameters()]
+    assert [key for key, _ in ours.named_parameters()] == theirs
 
 
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    _, ours = twins("EsmForMaskedLM")
-    ours.save_pretrained(tmp_path)
-    EsmTokenizer.from_pretrained("demo").save_pretrained(tmp_path)
-    return tmp_path
+class Shifted(nn.Linear):
+    """A head that is a linear layer, and more."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, L, D) → (B, L, K)."""
+        return super().forward(x) - x.mean(1, keepdim=True)[..., :3]
 
 
-def test_keywords_that_say_how(folder: Path) -> None:
-    plain = EsmForMaskedLM.from_pretrained(folder)
-    for more in (
-        {"low_cpu_mem_usage": True, "use_safetensors": True, "attn_implementation": "eager"},
-        {"device_map": None, "force_download": False, "subfolder": "", "trust_remote_code": False},
-        {"use_auth_token": None, "_fast_init": False, "variant": None, "load_in_8bit": False},
-    ):
-        model = EsmForMaskedLM.from_pretrained(pretrained_model_name_or_path=folder, **more)
-        assert vars(model.config).keys() == vars(plain.config).keys()
-        EsmConfig.from_pretrained(pretrained_model_name_or_path=folder, **more)
-        EsmTokenizer.from_pretrained(pretrained_model_name_or_path=folder, **more)
+def test_heads_derived_from_ours_see_padded_states() -> None:
+    pair = twins("EsmForTokenClassification")
+    torch.manual_seed(4)
+    state = Shifted(48, 3).double().state_dict()
+    for model in pair:
+        model.classifier = Shifted(48, 3).double()
+        model.classifier.load_state_dict(state)
+    tokens, _ = batch([9, 9])
+    theirs, found = (model(tokens).logits for model in pair)
+    assert max_abs(found, theirs) <= TOLERANCE
 
 
-@pytest.mark.parametrize(
-    "more",
-    [{"device_map": "auto"}, {"load_in_8bit": True}, {"from_tf": True}, {"subfolder": "sub"},
-     {"variant": "fp16"}, {"force_download": True}],
-    ids=str,
-)  # fmt: skip
-def test_keywords_that_cannot_be_followed(folder: Path, more: dict[str, Any]) -> None:
-    (name,) = more
-    for cls in (EsmForMaskedLM, EsmConfig, EsmTokenizer):
-        with pytest.raises(InputError, match=f"from_pretrained: '{name}' is not here; "):
-            cls.from_pretrained(folder, **more)
-    with pytest.raises(InputError, match="save_pretrained: 'push_to_hub' is not here"):
-        EsmForMaskedLM.from_pretrained(folder).save_pretrained(folder, push_to_hub=True)
+def test_replaced_forwards_of_heads_see_padded_states() -> None:
+    pair = twins("EsmForSequenceClassification")
+    for model in pair:
+        head = model.classifier
+        head.forward = lambda states, head=head: head.out_proj(torch.tanh(states[:, 1, :]))
+    tokens, mask = batch([9, 30])
+    theirs, found = (model(tokens, attention_mask=mask).logits for model in pair)
+    assert max_abs(found, theirs) <= TOLERANCE
 
 
-def test_unknown_keywords(folder: Path) -> None:
-    with pytest.raises(InputError, match="no argument and no setting 'foo_bar'; set it on the"):
-        EsmForMaskedLM.from_pretrained(folder, foo_bar=1)
-    with pytest.raises(InputError, match="'tokn_dropout'; did you mean 'token_dropout'"):
-        EsmConfig.from_pretrained(folder, tokn_dropout=False)
-    config, unused = EsmConfig.from_pretrained(
-        folder, return_unused_kwargs=True, foo=1, token_dropout=False
-    )
-    assert (config.token_dropout, unused) == (False, {"foo": 1})
-    with pytest.raises(InputError, match="give a folder, a hub id, or 'demo'"):
-        EsmModel.from_pretrained()
-
-
-def test_configs_of_files(folder: Path, tmp_path: Path) -> None:
-    file = folder / "config.json"
-    config = EsmConfig.from_pretrained(folder)
-    for same in (EsmConfig.from_pretrained(str(file)), EsmConfig.from_json_file(file)):
-        assert same == config
-    values, left = EsmConfig.get_config_dict(folder, mine=1)
-    assert EsmConfig.from_dict(values) == config
-    assert left == {"mine": 1}
-    assert EsmForMaskedLM.from_pretrained(folder, config=str(file)).config == config
-    config.update({"hidden_dropout_prob": 0.5, "mine": 1})
-    config.to_json_file(tmp_path / "other.json")
-    again = EsmConfig.from_json_file(tmp_path / "other.json")
-    assert (again.hidden_dropout_prob, again.mine) == (0.5, 1)
-    assert "mine" in config.to_diff_dict()
-    assert "use_cache" not in config.to_diff_dict()
-    assert EsmConfig().architectures is EsmConfig()._commit_hash is None
-    assert EsmConfig(return_dict=False).use_return_dict is False
-
-
-def test_a_file_is_no_folder(folder: Path) -> None:
-    file = folder / "config.json"
-    model = EsmForMaskedLM.from_pretrained(folder)
-    for save in (model, model.config, EsmTokenizer.from_pretrained("demo")):
-        with pytest.raises(InputError, match=r"config\.json: not a folder; give one to write"):
-            save.save_pretrained(file)
-
-
-def test_counts_and_sizes() -> None:
-    peer, ours = twins("EsmForMaskedLM", "ESM-1b")
-    assert ours.num_parameters() == peer.num_parameters()
-    tables = (SMALL["vocab_size"] + ours.config.max_position_embeddings) * 48
-    assert ours.num_parameters(exclude_embeddings=True) == ours.num_parameters() - tables
-    ours.lm_head.requires_grad_(False)
-    assert ours.num_parameters(only_trainable=True) < ours.num_parameters()
-    assert ours.get_memory_footprint() == 8 * ours.num_parameters()
-    assert (ours.main_input_name, ours.can_generate()) == ("input_ids", False)
-
-
-def test_outputs_as_mappings() -> None:
-    _, ours = twins("EsmForMaskedLM")
-    out = ours(batch([5])[0])
-    assert out.get("logits") is out.logits
-    assert out.get("loss") is None
-    assert out.get("loss", 7) == 7
-    out["logits"] = out.logits * 2
-    assert torch.equal(out[0], out.logits)
-    out["loss"] = out.logits.sum()
-    assert list(out) == ["loss", "logits"]
-    out["input_ids"] = 1
-    assert list(out.to_tuple()) == [out.loss, out.logits, 1]
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        ({"attention_mask": [[1, 1, 1]]}, "attention_mask should be a tensor"),
-        ({"input_ids": torch.zeros(0, 5, dtype=torch.long)}, "input_ids have shape .0, 5.; give"),
-        ({"input_ids": torch.zeros(2, 0, dtype=torch.long)}, "input_ids have shape .2, 0.; give"),
-        ({"labels": [1.0]}, "labels are .*; give"),
-    ],
-)
-def test_arguments_of_other_types(arguments: dict[str, Any], message: str) -> None:
-    given = {"input_ids": torch.tensor([[0, 5, 2]]), **arguments}
-    for cls in (EsmForSequenceClassification, EsmForTokenClassification):
-        model = cls(EsmConfig(**SMALL, **ESM2))
-        with pytest.raises(InputError, match=message):
-            model(**given)
+def test_precisions_and_frequencies_that_a_script_sets(tmp_path: Path) -> None:
+    config = EsmConfig(**SMALL, **ESM2, torch_dtype=torch.float16)
+    config.save_pretrained(tmp_path)
+    assert EsmConfig.from_pretrained(tmp_path).torch_dtype == "float16"
+    _, ours = twins("EsmModel")
+    state = ours.state_dict()
+    key = "encoder.layer.0.attention.self.rotary_embeddings.inv_freq"
+    state[key] = torch.ones(3)
+    with pytest.raises(RuntimeError, match="Unexpected key"):
+        ours.load_state_dict(state)

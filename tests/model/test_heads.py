@@ -48,7 +48,7 @@ def differences(peer: nn.Module, ours: nn.Module, inputs: dict[str, Tensor]) -> 
     wanted = {"output_hidden_states": True, "output_attentions": True}
     with torch.no_grad():
         theirs, found = peer(**inputs, **wanted), ours(**inputs, **wanted)
-    assert found.keys() == list(theirs.keys())
+    assert list(found) == list(theirs)
     mask = inputs["attention_mask"]
     per_token = mask if found.logits.ndim == 3 else None
     return {
@@ -356,7 +356,7 @@ def last_token(ours: nn.Module, patch: pytest.MonkeyPatch) -> None:
 def no_tanh(ours: nn.Module, patch: pytest.MonkeyPatch) -> None:
     if isinstance(ours, EsmForSequenceClassification):
         head = ours.classifier
-        patch.setattr(head, "forward", lambda x: head.out_proj(head.dense(x)))
+        patch.setattr(head, "forward", lambda x: head.out_proj(head.dense(x[:, 0])))
     else:
         ours.classifier = nn.Sequential(ours.classifier, nn.Tanh())
 

@@ -193,7 +193,7 @@ def test_loss_and_tuples(pair: Pair) -> None:
     loss, logits = ours(tokens, attention_mask=mask, labels=labels, return_dict=False)
     assert loss == found.loss == found[0] == found["loss"]
     assert torch.equal(logits, found[1])
-    assert found.keys() == ["loss", "logits"]
+    assert list(found) == ["loss", "logits"]
 
 
 def test_gradients_through_the_packed_path(pair: Pair) -> None:

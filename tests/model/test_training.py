@@ -186,7 +186,9 @@ def hidden_probability_in_attention(ours: nn.Module, patch: pytest.MonkeyPatch) 
 
 def one_dropout_in_the_head(ours: nn.Module, patch: pytest.MonkeyPatch) -> None:
     head = ours.classifier
-    patch.setattr(head, "forward", lambda x: head.out_proj(head.dropout(torch.tanh(head.dense(x)))))
+    patch.setattr(
+        head, "forward", lambda x: head.out_proj(head.dropout(torch.tanh(head.dense(x[:, 0]))))
+    )
 
 
 def dropout_before_tanh(ours: nn.Module, patch: pytest.MonkeyPatch) -> None:
@@ -194,7 +196,7 @@ def dropout_before_tanh(ours: nn.Module, patch: pytest.MonkeyPatch) -> None:
     patch.setattr(
         head,
         "forward",
-        lambda x: head.out_proj(torch.tanh(head.dropout(head.dense(head.dropout(x))))),
+        lambda x: head.out_proj(torch.tanh(head.dropout(head.dense(head.dropout(x[:, 0]))))),
     )
 
 

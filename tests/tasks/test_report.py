@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import xml.etree.ElementTree as ET
 
@@ -11,7 +12,8 @@ import pytest
 
 from esm_pipeline.cli import main
 from esm_pipeline.formats.records import Record, write_records
-from esm_pipeline.tasks import report
+from esm_pipeline.formats.saturation import Saturations
+from esm_pipeline.tasks import pictures, report, report_scores
 
 
 def write_sample(folder, lengths, *, seed=0, means=True):
@@ -60,6 +62,56 @@ def test_counts_and_reasons_are_told_and_escaped(tmp_path):
     assert "3 records with 3 different sequences; mean of layer 2" in text
     assert "&lt;tiny&gt;" in text
     assert "<tiny>" not in text
+
+
+def write_scores(folder, *, ok=3):
+    """A table of variants and a saturation beside a sample's records."""
+    write_sample(folder, [30])
+    models = {"a&b": {"model": "<tiny>", "weights_sha256": "ab" * 32, "dtype": "float32"}}
+    facts = {"strategy": "wt_marginal", "models": models | {"c": models["a&b"]}}
+    (folder / "scores.json").write_text(json.dumps(facts))
+    rows = [("K2L", "ok", "", f"{place}.5") for place in range(ok)] + [("x", "skipped", "odd", "")]
+    lines = ["mutant\tstatus\treason\twt_marginal", *map("\t".join, rows)]
+    (folder / "scores.tsv").write_text("\n".join(lines) + "\n")
+    with h5py.File(folder / "saturation.h5", "w") as file:
+        file.attrs.update(format="esm-pipeline/saturation", format_version=1, strategy="joint")
+        file.attrs.update(alphabet="ACDEFGHIKLMNPQRSTVWY", models=json.dumps(models))
+        file["id"] = np.array(["P1", "P2"], dtype=h5py.string_dtype())
+        file["index"], file["row"] = np.arange(2), np.zeros(2, int)
+        file["length"], file["offset"] = np.array([2], np.int32), np.array([0, 2])
+        file["wild_type"] = np.array([b"K", b"X"])
+        file["log_odds"] = np.zeros((2, 20), np.float32)
+    return folder
+
+
+def test_scores_are_told_and_drawn(tmp_path):
+    text = page(tmp_path, write_scores(tmp_path / "a"))
+    assert "3 of 4 variants scored by wt_marginal. Mean over 2: <code>&lt;tiny&gt;</code>" in text
+    told = "Every substitution of 2 records with 2 different residues, by joint. Model <code>&lt;"
+    assert told in text
+    assert text.count("<svg") == 3
+    cells = re.findall(r"<td[^>]*>(.*?)</td>", text)
+    assert "variants" not in cells  # score is no task of this sample's records
+
+
+def test_without_a_score_there_is_no_picture(tmp_path):
+    text = page(tmp_path, write_scores(tmp_path / "a", ok=0))
+    assert "0 of 1 variants scored by wt_marginal" in text
+    assert text.count("<svg") == 2
+
+
+def test_wild_types_are_not_in_the_picture(tmp_path):
+    """A residue that is none of the 20 has 20 substitutions, another 19."""
+    with Saturations.open(write_scores(tmp_path / "a") / "saturation.h5") as results:
+        assert report_scores.others(results, 0).size == 19 + 20
+
+
+def test_scores_that_are_none_are_one_line(tmp_path, capsys):
+    folder = write_scores(tmp_path / "a")
+    (folder / "scores.json").write_text("{}")
+    assert main(["report", "--out", str(tmp_path / "report.html"), str(folder)]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "scores.tsv: not as `join` writes it ('strategy'); make it again" in line
 
 
 def test_page_is_whole_and_needs_nothing_else(tmp_path):
@@ -113,8 +165,8 @@ def test_principal_components_find_the_planted_plane():
 
 
 def test_spread_is_even_and_within():
-    assert report.spread(5, 10).tolist() == [0, 1, 2, 3, 4]
-    many = report.spread(1_000_003, 2_000)
+    assert pictures.spread(5, 10).tolist() == [0, 1, 2, 3, 4]
+    many = pictures.spread(1_000_003, 2_000)
     assert len(many) == 2_000
     assert (many[0], many[-1]) == (0, 1_000_002)
     assert np.diff(many).max() - np.diff(many).min() <= 1

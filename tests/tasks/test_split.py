@@ -210,6 +210,19 @@ def test_split_says_what_cannot_be_used(tmp_path, inputs, capsys):
     assert "p.Lys2Leu" not in spelled
 
 
+def test_mutants_of_a_protein_are_near(tmp_path):
+    """Their wild type is computed in as few shards as can be."""
+    proteins = {f"p{i}": "MK" + "ACDEFGHI"[i] * 9 for i in range(6)}
+    (tmp_path / "wt.fasta").write_text("".join(f">{n}\n{one}\n" for n, one in proteins.items()))
+    rows = [f"{name},K2{letter}" for letter in "ACDEFGHI" for name in proteins]
+    (tmp_path / "v.csv").write_text("\n".join(["protein,mutant", *rows]) + "\n")
+    options = ("--quiet", "--shards=4", f"--strategy={LIKELIHOOD}", "--out", tmp_path / "split")
+    esm("split", *options, "--variants", tmp_path / "v.csv", tmp_path / "wt.fasta")
+    parts = [rows_of(path) for path in sorted((tmp_path / "split").glob("0*.tsv"))]
+    assert sum(map(len, parts)) == len(rows)
+    assert sum(len({row["protein"] for row in part}) for part in parts) <= len(proteins) + 4 - 1
+
+
 def test_splitting_again_leaves_nothing_of_before(tmp_path, inputs):
     fasta, table = inputs
     for shards in (5, 2):

@@ -116,6 +116,17 @@ def test_a_change_reruns_what_it_changes(whole_run, model, change, rerun):
     assert jobs(snakemake(whole_run.folder, "-n", *config(model, change))) == rerun
 
 
+def test_what_is_no_result_may_go(whole_run, model, tmp_path):
+    """Then nothing is made again, until something has changed."""
+    folder = tmp_path / "it's a run"
+    shutil.copytree(whole_run.folder, folder)
+    shutil.rmtree(folder / "results" / SAMPLE / "shards")
+    shutil.rmtree(folder / "results" / SAMPLE / "embed")
+    assert jobs(snakemake(folder, "-n", *config(model))) == set()
+    changed = jobs(snakemake(folder, "-n", *config(model, "embed={include: [mean]}")))
+    assert changed == {*EVERYTHING, "check_embed"}
+
+
 def test_a_moved_clone_reruns_nothing(whole_run, model, tmp_path):
     clone = copy_of_the_project(tmp_path / "clone")
     arguments = ["-n", "--printshellcmds", "--forcerun", "counts", *config(model)]

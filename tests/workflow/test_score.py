@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import numpy as np
 import pandas as pd
@@ -110,6 +111,38 @@ def test_provenance_tells_of_scores(scored, model):
         models = sample["results"][name]["models"]
         assert [one["model"] for one in models.values()] == [str(model), "demo"]
     assert "variants" not in facts["samples"]["B"]
+    assert {name: one["tasks"] for name, one in facts["models"].items()} == {
+        "models/one": ["score"],
+        "models/two": ["score"],
+    }
+    assert facts["models"]["models/two"]["name"] == "demo"
+
+
+def test_a_table_that_changed_meanwhile_is_one_line(scored, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(scored.folder)
+    results = tmp_path / "results"
+    shutil.copytree(scored.results, results)
+    settings = json.dumps(json.loads((results / "provenance.json").read_text())["settings"])
+    arguments = ["provenance", "--settings", settings, "--out", str(results / "provenance.json")]
+    assert main(arguments) == 0
+    listing = results / "A" / "variants.sha256"
+    listing.write_text(f"{'0' * 64}  my scan.csv\n")
+    assert main(arguments) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert f"my scan.csv: has changed since the workflow read it; remove {listing} and run" in line
+
+
+def test_an_input_on_the_command_line_replaces_the_table_too(tmp_path, model):
+    (tmp_path / "config").mkdir()
+    own = "fasta: a.fasta\nvariants: v.tsv\ntasks: [score]\n"
+    (tmp_path / "config" / "config.yaml").write_text(own)
+    for name in ("a.fasta", "b.fasta", "w.tsv"):
+        write_fasta(tmp_path / name)
+    run = snakemake(tmp_path, "-n", *config(model, fasta="b.fasta"))
+    assert "b.fasta: sample 'b' has no variants to score" in run.said
+    run = snakemake(tmp_path, "-n", *config(model, "variants=w.tsv", fasta=None))
+    assert run.code == 0, run.said
+    assert "split: the variants of sample a" in run.said
 
 
 SATURATION = {"score", "gather_score", "heatmaps"}

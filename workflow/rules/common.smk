@@ -46,7 +46,7 @@ def chosen_config():
 def read_config():
     """The checked settings; each sample's FASTA files, and its table of variants if it has one.
 
-    And how many shards there are of each, and the models.
+    And how many shards there are of each, the models, and what `classify` classifies.
     """
     try:
         settings = load_settings(chosen_config(), "config")
@@ -54,9 +54,10 @@ def read_config():
         counts = {sample: settings.shard_count(files) for sample, files in samples.items()}
         parts = {sample: settings.table_shard_count(table) for sample, table in tables.items()}
         models = settings.models()
+        classified = settings.classified() if "classify" in settings.tasks else ""
     except InputError as error:
         raise WorkflowError(str(error)) from None
-    return settings, samples, counts, tables, parts, models
+    return settings, samples, counts, tables, parts, models, classified
 
 
 def shards_of(pattern):
@@ -95,7 +96,7 @@ def status_flags(wildcards, input):
     return shlex.join(f"--status={task}={file}" for task, file in pairs)
 
 
-settings, SAMPLES, SHARDS, TABLES, TABLE_SHARDS, MODELS = read_config()
+settings, SAMPLES, SHARDS, TABLES, TABLE_SHARDS, MODELS, CLASSIFIED = read_config()
 OUT = settings.outdir
 RESULTS = []  # the files that each task's rules add
 cleaning_flags = flags(settings.shard.part(CleaningSettings))
