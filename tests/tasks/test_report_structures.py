@@ -35,32 +35,37 @@ def write(folder: Path, *rows: tuple[str, str, str]) -> Path:
     return folder
 
 
+def told(folder: Path) -> tuple[str, str]:
+    """Facts and pictures of a sample's structures."""
+    part = structures_section(folder)
+    assert part is not None
+    return part[0], "\n".join(map(str, part[1]))
+
+
 def test_counts_confidence_and_flags(tmp_path, drawn):
     rows = [("80.5", "0.7", "clashes"), ("", "", ""), ("40", "0.2", "clashes;low_ptm")]
-    page = structures_section(write(tmp_path, *rows))
-    assert "<p>2 records with a structure.</p>" in page
+    facts, shown = told(write(tmp_path, *rows))
+    assert facts == "2 records with a structure."
     assert drawn == {"mean pLDDT": [80.5, 40], "pTM": [0.7, 0.2]}
-    assert '<td>clashes</td><td class="number">2</td>' in page
-    assert '<td>low_ptm</td><td class="number">1</td>' in page
-    assert MEANINGLESS not in page
+    assert '<td>clashes</td><td class="number">2</td>' in shown
+    assert '<td>low_ptm</td><td class="number">1</td>' in shown
 
 
 def test_random_weights_are_told(tmp_path, drawn):
-    page = structures_section(write(tmp_path, ("80", "0.7", "random_weights")))
-    assert f"<strong>{MEANINGLESS}.</strong>" in page
-    assert "<td>random_weights</td>" not in page
+    facts, shown = told(write(tmp_path, ("80", "0.7", "random_weights")))
+    assert f"<strong>{MEANINGLESS}.</strong>" in facts
+    assert "<td>random_weights</td>" not in shown
 
 
 def test_no_structure(tmp_path, drawn):
-    assert structures_section(tmp_path) == ""
-    page = structures_section(write(tmp_path, ("", "", "")))
-    assert "<p>0 records with a structure.</p>" in page
+    assert structures_section(tmp_path) is None
+    assert told(write(tmp_path, ("", "", ""))) == ("0 records with a structure.", "")
     assert drawn == {}
 
 
 def test_the_pictures_are_drawn_the_same_each_time(tmp_path):
     write(tmp_path, ("80.5", "0.7", ""), ("40", "0.2", ""))
-    page = structures_section(tmp_path)
-    assert page.count("<svg") == 2
-    assert "Local confidence" in page
-    assert page == structures_section(tmp_path)
+    shown = told(tmp_path)[1]
+    assert shown.count("<svg") == 2
+    assert "Local confidence" in shown
+    assert told(tmp_path)[1] == shown
