@@ -331,7 +331,7 @@ ODD = {
     "objects": values("mean/2", [["x"] * 16] * 3, h5py.string_dtype()),
     "references": replaced("mean/2", dataset((3, 16), h5py.ref_dtype)),
     "bytes": values("mean/2", np.zeros((3, 16)), "V4"),
-    "whole numbers": values("mean/2", np.zeros((3, 16)), "<i4"),
+    "whole numbers": values("mean/2", np.zeros((3, 16)), "<i8"),
     "no values": replaced("mean/2", dataset((3, 10**12), "<f4", chunks=(1, 1024))),
     "few rows": values("mean/2", np.zeros((2, 16)), "<f4"),
     "no shape": values("mean/2", 1, "<f4"),
