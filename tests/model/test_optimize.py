@@ -9,7 +9,7 @@ import torch
 
 from esm_pipeline import EsmConfig, EsmForMaskedLM, optimize_for_inference
 from esm_pipeline.errors import InputError
-from esm_pipeline.model import optimize
+from esm_pipeline.model import linears, optimize
 from tests.oracles.peers import ESM1B, ESM2, SMALL, batch, enliven, max_abs
 
 
@@ -35,7 +35,7 @@ def test_same_numbers(
         expected = model(tokens).logits
         fast = optimize_for_inference(model, dtype)
         found = fast(tokens).logits
-    packed = [type(m) for m in fast.modules() if isinstance(m, optimize.PackedLinear)]
+    packed = [type(m) for m in fast.modules() if isinstance(m, linears.PackedLinear)]
     assert len(packed) == (4 * SMALL["num_hidden_layers"] if packs else 0)
     assert type(fast) is EsmForMaskedLM
     assert found.dtype == dtype
@@ -63,17 +63,17 @@ def test_probe_notices_missing_operators(monkeypatch: pytest.MonkeyPatch) -> Non
     def missing(*arguments: object) -> None:
         raise AttributeError("no such operator")
 
-    optimize.can_pack.cache_clear()
-    monkeypatch.setattr(optimize.PackedLinear, "__init__", missing)
-    assert not optimize.can_pack(torch.float32)
-    optimize.can_pack.cache_clear()
+    linears.can_pack.cache_clear()
+    monkeypatch.setattr(linears.PackedLinear, "__init__", missing)
+    assert not linears.can_pack(torch.float32)
+    linears.can_pack.cache_clear()
 
 
 def test_probe_notices_wrong_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
-    optimize.can_pack.cache_clear()
-    monkeypatch.setattr(optimize.PackedLinear, "forward", lambda self, x: x)
-    assert not optimize.can_pack(torch.float32)
-    optimize.can_pack.cache_clear()
+    linears.can_pack.cache_clear()
+    monkeypatch.setattr(linears.PackedLinear, "forward", lambda self, x: x)
+    assert not linears.can_pack(torch.float32)
+    linears.can_pack.cache_clear()
 
 
 def test_an_optimized_model_is_neither_saved_nor_optimized(

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from esm_pipeline import EsmConfig, EsmForProteinFolding, optimize_for_inference
-from esm_pipeline.model import optimize
+from esm_pipeline.model import linears, optimize
 from esm_pipeline.model.folding.trunk import ResidueMLP
 from esm_pipeline.tasks.demo_fold import STEM, TRUNK
 from tests.oracles.peers import enliven
@@ -43,7 +43,7 @@ def test_same_structures(
     fast = optimize_for_inference(model)
     assert type(fast) is EsmForProteinFolding
     assert fast.optimized
-    packed = [m for m in fast.trunk.modules() if isinstance(m, optimize.PackedLinear)]
+    packed = [m for m in fast.trunk.modules() if isinstance(m, linears.PackedLinear)]
     per_block = 2 * 4 + 2 * 3 + 3 + 2 * 2
     assert len(packed) == (per_block * TRUNK["num_blocks"] if packs else 0)
     assert max(differences(fast, model).values()) <= 1e-5
@@ -76,7 +76,7 @@ def test_layers_that_are_fused_are_gone(model: EsmForProteinFolding) -> None:
     assert all(hasattr(block.tri_mul_in, "linear_a_p") for block in model.trunk.blocks)
 
 
-@pytest.mark.skipif(not optimize.can_pack(torch.float32), reason="no packed layers here")
+@pytest.mark.skipif(not linears.can_pack(torch.float32), reason="no packed layers here")
 def test_weights_go_when_they_are_packed() -> None:
     """So that a model of gigabytes is not in memory twice."""
     alive = []

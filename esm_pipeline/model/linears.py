@@ -1,0 +1,86 @@
+"""Linear layers for inference: several over one input as one, and weights packed by oneDNN.
+
+On the CPU, oneDNN multiplies by weights that were reordered once; PyTorch's own path would take
+another library or reorder at each call. The operators are private to PyTorch, so their presence and
+their result are probed, and without them the layers stay as they are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cache
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+ROWS_EXPECTED = 4096
+"""Rows (tokens) the packed weights are laid out for; other numbers work as well."""
+
+
+class PackedLinear(nn.Module):
+    """A linear layer whose weight oneDNN has reordered, with an activation fused in if asked for:
+    "gelu", "relu" or "sigmoid"."""
+
+    def __init__(self, linear: nn.Linear | FusedLinear, activation: str = "none") -> None:
+        super().__init__()
+        self.activation = activation
+        self.in_features, self.out_features = linear.in_features, linear.out_features
+        self.bias = linear.bias
+        self.packed = torch.ops.mkldnn._reorder_linear_weight(linear.weight, ROWS_EXPECTED)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(…, in) → (…, out)."""
+        y: Tensor = torch.ops.mkldnn._linear_pointwise(
+            x, self.packed, self.bias, self.activation, [], "none"
+        )
+        return y
+
+
+class FusedLinear(nn.Module):
+    """Linear layers over the same input as one, their outputs side by side; all biased, or none."""
+
+    def __init__(self, linears: Sequence[nn.Linear]) -> None:
+        super().__init__()
+        self.weight = frozen(torch.cat([linear.weight for linear in linears]))
+        biases: list[Tensor] = [linear.bias for linear in linears if linear.bias is not None]
+        self.bias = frozen(torch.cat(biases)) if biases else None
+        self.out_features, self.in_features = self.weight.shape
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(…, in) → (…, out)."""
+        return F.linear(x, self.weight, self.bias)
+
+
+class FusedGate(FusedLinear):
+    """The same of gates, which have a sigmoid behind them."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(…, in) → (…, out), 0–1."""
+        return super().forward(x).sigmoid_()
+
+
+@cache
+def can_pack(dtype: torch.dtype) -> bool:
+    """Whether this PyTorch and processor have the packed layers, and compute the same with them."""
+    try:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            linear = nn.Linear(64, 64, dtype=dtype).requires_grad_(False)
+            x = torch.randn(5, 64).to(dtype)
+        with torch.inference_mode():
+            found, expected = PackedLinear(linear, "gelu")(x), F.gelu(linear(x))
+    except (RuntimeError, AttributeError, TypeError):
+        return False
+    tolerance = 1e-5 if dtype == torch.float32 else 0.05
+    return bool((found.float() - expected.float()).abs().max() <= tolerance)
+
+
+def pack(module: nn.Module, name: str, activation: str = "none") -> None:
+    """Put a packed layer in place of the linear one that `module` has under `name`."""
+    setattr(module, name, PackedLinear(getattr(module, name), activation))
+
+
+def frozen(weight: Tensor) -> nn.Parameter:
+    """A parameter without gradient."""
+    return nn.Parameter(weight, requires_grad=False)
