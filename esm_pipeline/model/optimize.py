@@ -16,6 +16,7 @@ from esm_pipeline.model.folding.optimize import optimize_block
 from esm_pipeline.model.folding.trunk import TrunkBlock
 from esm_pipeline.model.layer import EsmLayer, EsmSelfAttention
 from esm_pipeline.model.linears import FusedLinear, can_pack, frozen, pack
+from esm_pipeline.model.quantize import find_ranges, quantize
 
 M = TypeVar("M", bound=EsmPreTrainedModel)
 T = TypeVar("T", bound=nn.Module)
@@ -30,20 +31,26 @@ KERNELS_KEPT = "16"
 
 
 def optimize_for_inference(model: M, dtype: torch.dtype = torch.float32) -> M:
-    """A model of the same class and call for inference in `dtype` (float32 or bfloat16).
+    """A model of the same class and call for inference in `dtype`: float32, bfloat16 or int8.
 
     Of a folding model, that is the language model; the trunk, in which 16 bits are too few, stays
     as it is.
 
     It has no gradients and cannot be saved. The original is untouched and not needed afterwards;
     weights that need no change are shared with it. Queries, keys and values come of one product,
-    and on the CPU linear layers are packed by oneDNN where that works. Raises InputError for
-    another dtype, and for a model that is optimized already.
+    and on the CPU linear layers are packed by oneDNN where that works. In int8 the layers of the
+    encoder are in 8 bits, after some packaged proteins went through the original to see how wide
+    its values are; states and logits are float32. It is for the CPU, and the least exact. Raises
+    InputError for another dtype, for a model that is optimized already, and where int8 cannot be.
     """
-    if dtype not in (torch.float32, torch.bfloat16):
-        raise InputError(f"optimize_for_inference: dtype {dtype} is not float32 or bfloat16")
+    if dtype not in (torch.float32, torch.bfloat16, torch.int8):
+        raise InputError(f"optimize_for_inference: dtype {dtype} is not float32, bfloat16 or int8")
     if model.optimized:
         raise InputError("optimize_for_inference: this model is optimized; give the original")
+    ranges = None
+    if dtype == torch.int8:
+        require_quantizable(model)
+        ranges, dtype = find_ranges(model), torch.float32
     for name in KERNEL_CACHES:  # read when the first kernel is made
         os.environ.setdefault(name, KERNELS_KEPT)
     folds = isinstance(model, EsmForProteinFolding)
@@ -52,12 +59,23 @@ def optimize_for_inference(model: M, dtype: torch.dtype = torch.float32) -> M:
         fast.esm = twin(fast.base_model, dtype)
     del model  # if the caller has let go of it too, each weight goes when it is packed
     fast.eval().optimized = True
+    packs = packs_at(fast.base_model) and ranges is None
     for module in fast.modules():
         if isinstance(module, EsmLayer):
-            optimize_layer(module, packs_at(fast.base_model))
+            optimize_layer(module, packs)
         elif isinstance(module, TrunkBlock):
             optimize_block(module, packs_at(module))
+    if ranges is not None:
+        quantize(fast.base_model.encoder.layer, ranges)
     return fast
+
+
+def require_quantizable(model: EsmPreTrainedModel) -> None:
+    """Raise InputError if there is no such model in 8 bits."""
+    if isinstance(model, EsmForProteinFolding) or model.config.is_decoder:
+        raise InputError("optimize_for_inference: int8 is for encoders; use float32 or bfloat16")
+    if next(model.parameters()).device.type != "cpu":
+        raise InputError("optimize_for_inference: int8 is for the CPU; use bfloat16")
 
 
 def packs_at(module: nn.Module) -> bool:
