@@ -115,8 +115,9 @@ class ShardSettings(CleaningSettings):
 class ComputeSettings(Section):
     """What every task that runs a model has."""
 
-    dtype: Literal["float32", "bfloat16"] = Field(
-        "float32", description="precision the model computes in"
+    dtype: Literal["float32", "bfloat16", "int8"] = Field(
+        "float32",
+        description="precision the model computes in; int8, its layers in 8 bits, is for the CPU",
     )
     device: str = Field(
         "auto",

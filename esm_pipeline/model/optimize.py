@@ -16,7 +16,8 @@ from esm_pipeline.model.folding.optimize import optimize_block
 from esm_pipeline.model.folding.trunk import TrunkBlock
 from esm_pipeline.model.layer import EsmLayer, EsmSelfAttention
 from esm_pipeline.model.linears import FusedLinear, can_pack, frozen, pack
-from esm_pipeline.model.quantize import find_ranges, quantize
+from esm_pipeline.model.quantize import can_quantize, find_ranges, quantize
+from esm_pipeline.model.tokenizer import EsmTokenizer
 
 M = TypeVar("M", bound=EsmPreTrainedModel)
 T = TypeVar("T", bound=nn.Module)
@@ -47,10 +48,10 @@ def optimize_for_inference(model: M, dtype: torch.dtype = torch.float32) -> M:
         raise InputError(f"optimize_for_inference: dtype {dtype} is not float32, bfloat16 or int8")
     if model.optimized:
         raise InputError("optimize_for_inference: this model is optimized; give the original")
-    ranges = None
-    if dtype == torch.int8:
+    quantizes = dtype == torch.int8
+    if quantizes:
         require_quantizable(model)
-        ranges, dtype = find_ranges(model), torch.float32
+        dtype = torch.float32
     for name in KERNEL_CACHES:  # read when the first kernel is made
         os.environ.setdefault(name, KERNELS_KEPT)
     folds = isinstance(model, EsmForProteinFolding)
@@ -59,23 +60,28 @@ def optimize_for_inference(model: M, dtype: torch.dtype = torch.float32) -> M:
         fast.esm = twin(fast.base_model, dtype)
     del model  # if the caller has let go of it too, each weight goes when it is packed
     fast.eval().optimized = True
-    packs = packs_at(fast.base_model) and ranges is None
+    ranges = find_ranges(fast) if quantizes else []
+    packs = packs_at(fast.base_model) and not quantizes
     for module in fast.modules():
         if isinstance(module, EsmLayer):
             optimize_layer(module, packs)
         elif isinstance(module, TrunkBlock):
             optimize_block(module, packs_at(module))
-    if ranges is not None:
+    if quantizes:
         quantize(fast.base_model.encoder.layer, ranges)
     return fast
 
 
 def require_quantizable(model: EsmPreTrainedModel) -> None:
-    """Raise InputError if there is no such model in 8 bits."""
+    """Raise InputError if there is no such model in 8 bits, here."""
     if isinstance(model, EsmForProteinFolding) or model.config.is_decoder:
-        raise InputError("optimize_for_inference: int8 is for encoders; use float32 or bfloat16")
+        raise InputError("int8 is for encoders alone; use float32 or bfloat16")
     if next(model.parameters()).device.type != "cpu":
-        raise InputError("optimize_for_inference: int8 is for the CPU; use bfloat16")
+        raise InputError("int8 is for the CPU; use dtype bfloat16, or the device cpu")
+    if not can_quantize():
+        raise InputError("int8: this processor or PyTorch has no exact 8-bit product; use bfloat16")
+    if model.config.vocab_size != len(EsmTokenizer.standard()):
+        raise InputError("int8 goes with ESM's own vocabulary of 33; use float32 or bfloat16")
 
 
 def packs_at(module: nn.Module) -> bool:

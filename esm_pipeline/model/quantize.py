@@ -1,9 +1,10 @@
 """The encoder's layers in whole numbers of 8 bits, weights and what comes in: for the CPU.
 
 A weight has a step for each output. What comes into a layer has one step, found beforehand on real
-proteins, so that the numbers of a sequence do not depend on those it is computed with. Behind a norm
-wide channels are scaled down and their weights up, by the same factor (SmoothQuant, Xiao et al. 2023).
-What lies beyond anything seen is cut off. Attention computes in bfloat16, all else in float32.
+proteins, so that the numbers of a sequence do not depend on those it is computed with. Behind a
+norm, wide channels are scaled down and their weights up, by the same factor (SmoothQuant, Xiao et
+al. 2023). What lies beyond anything seen is cut off. Attention computes in bfloat16, all else in
+float32.
 """
 
 from __future__ import annotations
@@ -16,7 +17,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from esm_pipeline.errors import InputError
 from esm_pipeline.model.base import EsmPreTrainedModel
 from esm_pipeline.model.hub import demo_model
 from esm_pipeline.model.layer import EsmLayer
@@ -124,11 +124,8 @@ def can_quantize() -> bool:
 def quantize(layers: Sequence[EsmLayer], ranges: Sequence[Ranges]) -> None:
     """Put 8-bit layers in place of the linear ones, whose inputs had these ranges.
 
-    Queries, keys and values have to be fused before. Raises InputError where there is no such
-    product.
+    Queries, keys and values have to be fused before.
     """
-    if not can_quantize():
-        raise InputError("int8: this processor or PyTorch has no exact 8-bit product; use bfloat16")
     for layer, found in zip(layers, ranges, strict=True):
         attention, wide = layer.attention, layer.intermediate
         if isinstance(attention.self.fused, FusedLinear):  # there are heads
@@ -186,16 +183,16 @@ Ranges = dict[str, Tensor]
 """Least and most of each channel (2, D) of what comes into one layer's linear layers."""
 
 
-def find_ranges(
-    model: EsmPreTrainedModel, sequences: Sequence[str] | None = None
-) -> list[Ranges]:
+def find_ranges(model: EsmPreTrainedModel, sequences: Sequence[str] | None = None) -> list[Ranges]:
     """What comes into the linear layers for `sequences`, by default packaged proteins."""
     encoder = model.base_model
     found: list[Ranges] = [{} for _ in encoder.encoder.layer]
     with ExitStack() as hooks:
         for layer, ranges in zip(encoder.encoder.layer, found, strict=True):
             for name, linear in linears_of(layer).items():
-                hooks.callback(linear.register_forward_pre_hook(partial(widen, ranges, name)).remove)
+                hooks.callback(
+                    linear.register_forward_pre_hook(partial(widen, ranges, name)).remove
+                )
         with torch.inference_mode():
             for sequence in packaged_proteins() if sequences is None else sequences:
                 tokens = EsmTokenizer.standard()([sequence], return_tensors="pt").input_ids

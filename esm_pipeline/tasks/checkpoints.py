@@ -85,7 +85,10 @@ class Runner(Generic[M]):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of what is missing: `check` has seen to it
             loaded: M = self.model_class.from_pretrained(
-                self.checkpoint.source, **self.options, dtype=dtype, device=self.device
+                self.checkpoint.source,
+                **self.options,
+                dtype=torch.float32 if dtype == torch.int8 else dtype,
+                device=self.device,
             )
         return optimize_for_inference(loaded, dtype)
 

@@ -89,5 +89,5 @@ def test_an_optimized_model_is_neither_saved_nor_optimized(
 
 
 def test_other_dtypes_are_refused(model: EsmForMaskedLM) -> None:
-    with pytest.raises(InputError, match="float32 or bfloat16"):
+    with pytest.raises(InputError, match="is not float32, bfloat16 or int8"):
         optimize_for_inference(model, torch.float16)
