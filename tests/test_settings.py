@@ -144,7 +144,7 @@ def refusal(function, *arguments) -> str:
         (FASTA | {"on_failure": "stop"}, "'on_failure' = 'stop': should be 'error' or 'keep'"),
         (
             FASTA | {"embed": {"dtype": "float16"}},
-            "'embed.dtype' = 'float16': should be 'float32' or 'bfloat16'",
+            "'embed.dtype' = 'float16': should be 'float32', 'bfloat16' or 'int8'",
         ),
         (
             FASTA | {"embed": {"device": "gpu"}},
