@@ -138,7 +138,8 @@ def test_padding_that_is_taken_along_would_show(fold, alone, monkeypatch):
     right = predictor.structures_of
 
     def with_padding(output):
-        output.attention_mask = torch.ones_like(output.attention_mask)
+        for mask in ("attention_mask", "atom37_atom_exists"):
+            output[mask] = torch.ones_like(output[mask])
         return right(output)
 
     monkeypatch.setattr(predictor, "structures_of", with_padding)
@@ -268,12 +269,15 @@ def test_memory_that_is_set_is_kept_to(fold, alone):
     """What is foretold not to fit is not tried on the CPU, which would end the process."""
     out, _ = fold("--memory=0.0045", out="some.h5", code=1)
     failed = {
-        name
-        for name, (status, _) in outcomes(out.with_name("some.records.tsv")).items()
+        name: reason
+        for name, (status, reason) in outcomes(out.with_name("some.records.tsv")).items()
         if status == "failed"
     }
     assert 0 < len(failed) < len(OK)
-    assert {"e", "b"}.isdisjoint(failed)
+    for reason in failed.values():
+        assert "do not fit into the 0.0045 GB of fold.memory, even alone" in reason
+        assert reason.endswith("; raise it, or set fold.max_residues")
+    assert failed.keys().isdisjoint({"e", "b"})
     out, _ = fold("--memory=1", out="out.h5")
     assert_as_alone(out, alone)
 

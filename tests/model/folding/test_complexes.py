@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import torch
@@ -178,6 +180,28 @@ def test_what_the_model_takes():
         "attention_mask": [1, 1, 1, 1, 1],
         "own": [1, 1, 0, 0, 1],
     }
+
+
+def test_white_space_and_lower_case_are_of_no_matter():
+    one, other = encode(["m k\tv:a\nc\n"], linker="gw"), encode(["MKV:AC"], linker="GW")
+    assert torch.equal(one.aatype, other.aatype)
+    assert one.aatype.tolist() == [[12, 11, 19, 7, 17, 0, 4]]
+
+
+@pytest.mark.parametrize(
+    ("wrong", "told"),
+    [
+        ("MK*", "'*' at place 3 of 'MK*' is no residue; remove it, or write X"),
+        ("M-K", "'-' at place 2"),
+        ("MK1", "'1' at place 3"),
+        ("MKé", "'É' at place 3"),
+        (7, "7 is no sequence; give text"),
+        (b"MK", "is no sequence; give text"),
+    ],
+)
+def test_what_is_no_letter_is_told(model: EsmForProteinFolding, wrong: Any, told: str):
+    with pytest.raises(InputError, match=re.escape(told)):
+        model.infer(["GAV", wrong])
 
 
 def test_padding_is_of_nothing():
