@@ -110,6 +110,13 @@ def test_confidences_count_residues_of_chains_alone(model: EsmForProteinFolding)
     assert max(worst_confidence(model).values()) <= TOLERANCE
 
 
+def test_residues_that_are_not_own_have_no_atoms(model: EsmForProteinFolding):
+    own = torch.tensor([[1, 1, 0, 1]])
+    output = model(torch.tensor([[0, 4, 7, 17]]), num_recycles=0, own=own)
+    assert output.atom14_atom_exists.any(-1).long().tolist() == own.tolist()
+    assert output.atom37_atom_exists.any(-1).long().tolist() == own.tolist()
+
+
 def test_a_twin_that_counts_the_linker_fails(
     model: EsmForProteinFolding, monkeypatch: pytest.MonkeyPatch
 ):

@@ -101,6 +101,18 @@ def test_structures_have_no_padding(models: Models):
     assert second.ptm == pytest.approx(float(output.ptm[1]))
 
 
+def test_places_without_an_atom_are_zeros(models: Models):
+    output = models[1].infer("GXW", num_recycles=0)
+    output.positions = output.positions + 1
+    (one,) = structures_of(output)
+    there = residues.ATOM14_MASK[one.aatype]
+    assert 0 < there.sum() < there.size
+    assert not one.positions[~there].any()
+    assert not one.plddt[~there].any()
+    assert one.positions[there].all()
+    assert one.plddt[there].all()
+
+
 def test_a_linker_that_a_script_masks_is_left_out(models: Models):
     """As the reference's users fold two chains, with its methods."""
     ours = models[1]
