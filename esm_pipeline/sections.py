@@ -23,7 +23,7 @@ from pydantic import (
 )
 
 from esm_pipeline.errors import InputError
-from esm_pipeline.problems import explain
+from esm_pipeline.problems import explain, place_of
 
 EXECUTION: dict[str, Any] = {"execution": True}
 """Marks a field that changes how a result is computed, never the result: it reruns nothing."""
@@ -315,11 +315,14 @@ class StructureSettings(Section):
     """Which files are written of each structure."""
 
     formats: list[Literal["pdb", "cif"]] = Field(
-        ["pdb"], min_length=1, description="files of each structure; the table names the first"
+        ["pdb"],
+        min_length=1,
+        description="files of each structure, pdb, cif or both; the table names the first",
     )
     pae: list[Literal["json", "npz"]] = Field(
         ["json"],
-        description="files of predicted aligned errors: json as the AlphaFold database's, npz",
+        description="files of predicted aligned errors: json as the AlphaFold database's, npz, "
+        "both or none",
     )
     archive: bool = Field(
         False, description="zip archives, each of 1,000 records, in place of folders"
@@ -386,8 +389,10 @@ def check(section: type[S], values: Mapping[str, Any], source: str) -> S:
     try:
         return section.model_validate(values)
     except ValidationError as error:
-        problems = dict.fromkeys(explain(section, problem) for problem in error.errors())
-        raise InputError("\n".join(f"{source}: {problem}" for problem in problems)) from None
+        problems: dict[tuple[int | str, ...], str] = {}
+        for one in error.errors():  # several of one place are of a union: the first tells all
+            problems.setdefault(tuple(place_of(section, one["loc"])), explain(section, one))
+        raise InputError("\n".join(f"{source}: {each}" for each in problems.values())) from None
 
 
 def is_execution(section: type[Section], name: str) -> bool:

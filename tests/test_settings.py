@@ -110,6 +110,7 @@ def refusal(function, *arguments) -> str:
             "'embed.threads' = 1025: should be a whole number from 0 to 1024",
         ),
         (FASTA | {"shards": "many"}, f"'shards' = 'many': {SHARDS}"),
+        (FASTA | {"fold": {"chunk_size": "0"}}, "'fold.chunk_size' = '0': should be 'auto' or 'no"),
         (FASTA | {"shards": 0}, f"'shards' = 0: {SHARDS}"),
         (FASTA | {"shards": 100_001}, f"'shards' = 100001: {SHARDS}"),
         (FASTA | {"shards": True}, f"'shards' = True: {SHARDS}"),

@@ -27,8 +27,8 @@ Bytes = NDArray[np.uint8]
 
 
 def to_steps(error: NDArray[np.floating]) -> Bytes:
-    """Å → steps of `STEP`, the nearest."""
-    steps: Bytes = np.clip(np.rint(error / STEP), 0, 255).astype(np.uint8)
+    """Å → steps of `STEP`, the nearest; 255 for what is no number."""
+    steps: Bytes = np.clip(np.nan_to_num(np.rint(error / STEP), nan=255), 0, 255).astype(np.uint8)
     return steps
 
 

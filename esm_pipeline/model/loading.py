@@ -48,6 +48,7 @@ FAIR_FRESH = ("contact_head.", "esm.contact_head.")
 """The same of original fair-esm files: their contact regression lies in a file of its own."""
 
 CLASSES = {
+    "trunk.": "EsmForProteinFolding",
     "lm_head.": "EsmForMaskedLM",
     "classifier.out_proj.": "EsmForSequenceClassification",
     "classifier.": "EsmForTokenClassification",

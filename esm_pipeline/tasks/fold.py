@@ -156,18 +156,24 @@ def compute(
             for part, predictions, rung in run_with_rungs(batch, ways, predict):
                 if predictions is None:
                     one = int(part[0])
-                    plan.failures[int(unique[one])] = does_not_fit(int(lengths[one]), rung)
+                    reason = does_not_fit(int(lengths[one]), rung, predictor.settings.memory)
+                    plan.failures[int(unique[one])] = reason
                 else:
                     keep(plan, writer, unique, part, predictions, rung.chunk_size or 0)
                 advance(int(lengths[part].sum()))
 
 
-def does_not_fit(residues: int, last: Rung) -> str:
-    """Why a sequence could not be folded, `last` being the last way that was tried."""
+def does_not_fit(residues: int, last: Rung, memory: float) -> str:
+    """Why a sequence could not be folded, `last` being the last way that was tried.
+
+    `memory`: GB that a batch was allowed, 0 for all that was free.
+    """
+    room = f"the {memory:g} GB of fold.memory" if memory else "memory"
     where = ", nor on the CPU" if last.cpu else ""
+    remedy = "raise it" if memory else "use a machine with more"
     return (
-        f"{residues} residues do not fit into memory, even alone and {last.chunk_size} rows at a "
-        f"time{where}; use a machine with more, or set fold.max_residues"
+        f"{residues} residues do not fit into {room}, even alone and {last.chunk_size} rows at a "
+        f"time{where}; {remedy}, or set fold.max_residues"
     )
 
 

@@ -25,7 +25,7 @@ def test_steps_are_the_nearest_eighth():
     error = np.linspace(0.25, MOST, 10_000).astype(np.float32)
     assert np.abs(to_angstrom(to_steps(error)) - error).max() <= 0.0625 + 1e-6
     assert to_angstrom(to_steps(np.float32([0.25, MOST]))).tolist() == [0.25, MOST]
-    assert to_steps(np.array([-1.0, 1e9])).tolist() == [0, 255]
+    assert to_steps(np.array([-1.0, 1e9, np.nan])).tolist() == [0, 255, 255]
 
 
 def test_json_has_the_layout_of_the_alphafold_database(steps):

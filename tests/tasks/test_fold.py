@@ -6,6 +6,7 @@ import csv
 import hashlib
 import json
 import os
+from dataclasses import replace
 
 import h5py
 import numpy as np
@@ -17,8 +18,10 @@ from esm_pipeline.formats.records import read_records
 from esm_pipeline.formats.structure_arrays import Structures
 from esm_pipeline.model import EsmForProteinFolding
 from esm_pipeline.model.folding.quality import FLAGS
+from esm_pipeline.sections import FoldSettings
 from esm_pipeline.tasks import predictor
 from esm_pipeline.tasks.demo_fold import demo_checkpoint, write_demo
+from esm_pipeline.tasks.fold_batches import Rung
 
 FASTA = """\
 >a first
@@ -138,7 +141,8 @@ def test_padding_that_is_taken_along_would_show(fold, alone, monkeypatch):
     right = predictor.structures_of
 
     def with_padding(output):
-        output.attention_mask = torch.ones_like(output.attention_mask)
+        for mask in ("attention_mask", "atom37_atom_exists"):
+            output[mask] = torch.ones_like(output[mask])
         return right(output)
 
     monkeypatch.setattr(predictor, "structures_of", with_padding)
@@ -268,14 +272,46 @@ def test_memory_that_is_set_is_kept_to(fold, alone):
     """What is foretold not to fit is not tried on the CPU, which would end the process."""
     out, _ = fold("--memory=0.0045", out="some.h5", code=1)
     failed = {
-        name
-        for name, (status, _) in outcomes(out.with_name("some.records.tsv")).items()
+        name: reason
+        for name, (status, reason) in outcomes(out.with_name("some.records.tsv")).items()
         if status == "failed"
     }
     assert 0 < len(failed) < len(OK)
-    assert {"e", "b"}.isdisjoint(failed)
+    for reason in failed.values():
+        assert "do not fit into the 0.0045 GB of fold.memory, even alone" in reason
+        assert reason.endswith("; raise it, or set fold.max_residues")
+    assert failed.keys().isdisjoint({"e", "b"})
     out, _ = fold("--memory=1", out="out.h5")
     assert_as_alone(out, alone)
+
+
+def test_linkers_take_memory_too(fold, checkpoint, monkeypatch):
+    longest = []
+    right = predictor.Predictor.ways
+
+    def ways(this, count, residues):
+        longest.append(residues)
+        return right(this, count, residues)
+
+    monkeypatch.setattr(predictor.Predictor, "ways", ways)
+    fold()
+    assert longest[0] == 18 + 2 * 25  # the complex comes first
+    needed = []
+    right_memory = predictor.fold_memory
+
+    def fold_memory(config, batch, residues, *more, **options):
+        needed.append((batch, residues))
+        return right_memory(config, batch, residues, *more, **options)
+
+    monkeypatch.setattr(predictor, "fold_memory", fold_memory)
+    one = predictor.Predictor(str(checkpoint), None, FoldSettings(memory=8))
+    one.require_memory(["MKV:AC", "MKVLAT"], Rung(None))
+    assert needed == [(2, 5 + 25)]
+
+
+def test_what_fits_in_no_way_is_tried_in_chunks(checkpoint):
+    one = predictor.Predictor(str(checkpoint), None, FoldSettings(memory=1e-6))
+    assert [way.chunk_size for way in one.ways(1, 1_000)] == [16]
 
 
 def test_everything_fails(fold, monkeypatch):
@@ -294,14 +330,15 @@ def test_other_errors_pass(fold, monkeypatch, tmp_path):
     assert os.listdir(tmp_path / "out") == []
 
 
-def test_numbers_that_are_not_finite_have_failed(fold, monkeypatch):
+@pytest.mark.parametrize("what", ["positions", "plddt", "mean_plddt", "ptm"])
+def test_numbers_that_are_not_finite_have_failed(fold, monkeypatch, what):
     right = predictor.structures_of
 
     def broken(output):
         for structure in right(output):
-            if len(structure.aatype) == 6:
-                structure.positions[2, 1, 0] = np.nan
-            yield structure
+            wrong = np.array(getattr(structure, what))
+            wrong.flat[-1] = np.nan
+            yield replace(structure, **{what: wrong}) if len(structure.aatype) == 6 else structure
 
     monkeypatch.setattr(predictor, "structures_of", broken)
     out, _ = fold("--on-failure=keep")

@@ -46,6 +46,11 @@ def test_no_batch_could_take_one_more(lengths, budget):
         assert full or cost(longest) - cost(next_one) > LAUNCH
 
 
+def test_batches_are_as_large_as_memory_holds():
+    batches = fold_batches(np.array([5] * 7), 1_000, lambda count, longest: count * longest <= 15)
+    assert [len(part) for part in batches] == [3, 3, 1]
+
+
 def test_equals_stay_in_their_order():
     (part,) = fold_batches(np.array([5, 7, 5, 5]), 100, anything)
     assert part.tolist() == [1, 0, 2, 3]

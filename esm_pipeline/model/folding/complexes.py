@@ -7,6 +7,7 @@ and every confidence, and each chain is numbered from 0.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 
@@ -64,7 +65,8 @@ def encode(
 ) -> Encoded:
     """Sequences, chains parted by ":", as the model takes them; letters it does not know are X.
 
-    Raises InputError for no sequence, and for an empty chain.
+    White space is left out. Raises InputError for no sequence, for an empty chain, and for what is
+    no letter.
     """
     if not sequences:
         raise InputError("infer: no sequences; give at least one")
@@ -78,13 +80,13 @@ def encode(
 
 def encode_one(sequence: str, linker: str, gap: int) -> Tensor:
     """(6, R): what `Encoded` says of one sequence."""
-    chains = sequence.upper().split(BREAK)
+    chains = letters(sequence).split(BREAK)
     if not all(chains):
         raise InputError(f"infer: {sequence[:40]!r} has a chain without residues")
     columns: list[Tensor] = []
     start = 0
     for number, chain in enumerate(chains):
-        text = chain + (linker if number < len(chains) - 1 else "")
+        text = chain + (linker.upper() if number < len(chains) - 1 else "")
         inside = torch.arange(len(text))
         aatype = torch.from_numpy(residues.encode(text))
         chain_index, one = torch.full_like(inside, number), torch.ones_like(inside)
@@ -93,3 +95,16 @@ def encode_one(sequence: str, linker: str, gap: int) -> Tensor:
         columns.append(torch.stack([aatype, places, inside, chain_index, one, own]))
         start += len(text)
     return torch.cat(columns, dim=1)
+
+
+def letters(sequence: str) -> str:
+    """A sequence in upper case, without white space. Raises InputError for what is no letter."""
+    if not isinstance(sequence, str):
+        raise InputError(f"infer: {sequence!r:.40} is no sequence; give text")
+    text = "".join(sequence.split()).upper()
+    if wrong := re.search(f"[^A-Z{BREAK}]", text):
+        raise InputError(
+            f"infer: {wrong[0]!r} at place {wrong.start() + 1} of {text[:40]!r} is no residue; "
+            "remove it, or write X"
+        )
+    return text

@@ -29,15 +29,20 @@ FIELDS = {
     "ptm": "ptm",
     "iptm": "iptm",
     "mask": "attention_mask",
+    "atoms": "atom37_atom_exists",
 }
 """What is taken of the model's output."""
 
 
 def structures_of(output: EsmForProteinFoldingOutput | Mapping[str, Tensor]) -> Iterator[Structure]:
-    """The structure of each sequence of a batch, padding left out."""
+    """The structure of each sequence of a batch, padding left out.
+
+    So are residues whose atoms a script has taken out of `atom37_atom_exists`, a linker of its own.
+    """
     arrays = {name: in_memory(output[field]) for name, field in FIELDS.items()}
     arrays["positions"] = arrays["positions"][-1]  # of the last block
-    for place, shown in enumerate(arrays.pop("mask").astype(bool)):
+    taken = residues.ATOM14_MASK[arrays["aatype"]].any(-1) & ~arrays.pop("atoms").any(-1)
+    for place, shown in enumerate(arrays.pop("mask").astype(bool) & ~taken):
         one = {name: value[place] for name, value in arrays.items()}
         one["error"] = one["error"][shown][:, shown]
         one |= {name: one[name][shown] for name in ("aatype", "chains", "positions", "plddt")}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -208,6 +209,16 @@ def test_a_model_that_does_not_fold_is_told(tmp_path: Path):
 def test_another_class_says_which_to_use(saved: Path, other: type):
     with pytest.raises(WeightsError, match="load it with EsmForProteinFolding"):
         other.from_pretrained(saved)
+
+
+def test_a_folding_checkpoint_is_known_by_its_weights(saved: Path, tmp_path: Path):
+    """Its `lm_head` is not that of a masked language model."""
+    shutil.copytree(saved, tmp_path, dirs_exist_ok=True)
+    config = json.loads((saved / "config.json").read_text())
+    del config["architectures"]
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(WeightsError, match="load it with EsmForProteinFolding"):
+        EsmForMaskedLM.from_pretrained(tmp_path)
 
 
 def test_a_config_that_says_it_folds_and_weights_that_do_not(saved: Path, tmp_path: Path):

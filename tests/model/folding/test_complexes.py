@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import torch
@@ -108,6 +110,13 @@ def test_confidences_count_residues_of_chains_alone(model: EsmForProteinFolding)
     assert max(worst_confidence(model).values()) <= TOLERANCE
 
 
+def test_residues_that_are_not_own_have_no_atoms(model: EsmForProteinFolding):
+    own = torch.tensor([[1, 1, 0, 1]])
+    output = model(torch.tensor([[0, 4, 7, 17]]), num_recycles=0, own=own)
+    assert output.atom14_atom_exists.any(-1).long().tolist() == own.tolist()
+    assert output.atom37_atom_exists.any(-1).long().tolist() == own.tolist()
+
+
 def test_a_twin_that_counts_the_linker_fails(
     model: EsmForProteinFolding, monkeypatch: pytest.MonkeyPatch
 ):
@@ -178,6 +187,28 @@ def test_what_the_model_takes():
         "attention_mask": [1, 1, 1, 1, 1],
         "own": [1, 1, 0, 0, 1],
     }
+
+
+def test_white_space_and_lower_case_are_of_no_matter():
+    one, other = encode(["m k\tv:a\nc\n"], linker="gw"), encode(["MKV:AC"], linker="GW")
+    assert torch.equal(one.aatype, other.aatype)
+    assert one.aatype.tolist() == [[12, 11, 19, 7, 17, 0, 4]]
+
+
+@pytest.mark.parametrize(
+    ("wrong", "told"),
+    [
+        ("MK*", "'*' at place 3 of 'MK*' is no residue; remove it, or write X"),
+        ("M-K", "'-' at place 2"),
+        ("MK1", "'1' at place 3"),
+        ("MKé", "'É' at place 3"),
+        (7, "7 is no sequence; give text"),
+        (b"MK", "is no sequence; give text"),
+    ],
+)
+def test_what_is_no_letter_is_told(model: EsmForProteinFolding, wrong: Any, told: str):
+    with pytest.raises(InputError, match=re.escape(told)):
+        model.infer(["GAV", wrong])
 
 
 def test_padding_is_of_nothing():

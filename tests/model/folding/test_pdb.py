@@ -101,6 +101,34 @@ def test_structures_have_no_padding(models: Models):
     assert second.ptm == pytest.approx(float(output.ptm[1]))
 
 
+def test_places_without_an_atom_are_zeros(models: Models):
+    output = models[1].infer("GXW", num_recycles=0)
+    output.positions = output.positions + 1
+    (one,) = structures_of(output)
+    there = residues.ATOM14_MASK[one.aatype]
+    assert 0 < there.sum() < there.size
+    assert not one.positions[~there].any()
+    assert not one.plddt[~there].any()
+    assert one.positions[there].all()
+    assert one.plddt[there].all()
+
+
+def test_a_linker_that_a_script_masks_is_left_out(models: Models):
+    """As the reference's users fold two chains, with its methods."""
+    ours = models[1]
+    text = ours.output_to_pdb(ours.infer("MKXGGGAV", num_recycles=0))[0]
+    assert len(list(read(text).get_residues())) == 7  # X has no atoms
+    output = ours.infer("MKXGGGAV", num_recycles=0)
+    shown = torch.tensor([1, 1, 1, 0, 0, 0, 1, 1])[None, :, None]
+    output["atom37_atom_exists"] = output["atom37_atom_exists"] * shown
+    (one,) = structures_of(output)
+    assert one.sequences == ["MKXAV"]
+    assert one.pae.shape == (5, 5)
+    text = ours.output_to_pdb(output)[0]
+    names = [residue.get_resname() for residue in read(text).get_residues()]
+    assert names == ["MET", "LYS", "ALA", "VAL"]
+
+
 def test_outputs_with_gradients_and_in_16_bits(models: Models):
     output = models[1](torch.tensor([[0, 4, 7]]), num_recycles=0)
     assert output.positions.requires_grad

@@ -160,3 +160,19 @@ def test_a_stem_in_16_bits_gives_states_in_the_trunks_precision(dtype: torch.dty
     assert found.dtype == torch.float32
     off = (found - wanted).abs().max() / wanted.abs().max()
     assert 1e-5 < off < 0.03
+
+
+def test_states_in_16_bits_are_added_up_in_the_trunks_precision():
+    model = folding_model().float()
+    model.esm.bfloat16()
+    aatype, mask = proteins([13, 6])
+    ids = model.af2_to_esm[(aatype + 1) * mask]
+    tokens, layout = stem.framed(model.esm, ids)
+    with torch.no_grad():
+        found, _ = model.language(ids)
+        shares = model.esm_s_combine.softmax(0)
+        steps = stem.walk(model.esm, layout.pack(tokens), layout, with_maps=False)
+        total = sum(share * step.x.float() for share, step in zip(shares, steps, strict=True))
+        wanted = layout.unpack(total, tokens.shape[1])[:, 1:-1]
+    assert wanted.abs().max() > 0.1
+    assert (found - wanted).abs().max() <= 1e-6
