@@ -13,7 +13,7 @@ import torch
 from esm_pipeline.errors import CapacityError, WeightsError
 from esm_pipeline.model.config import EsmConfig
 from esm_pipeline.model.folding import confidence
-from esm_pipeline.model.folding.triangle import PRODUCTS_AT_ONCE
+from esm_pipeline.model.folding.triangle import products_at_once
 from esm_pipeline.model.folding.trunk import rows_at_once
 
 CHUNKS = (128, 64, 32, 16, 8, 4, 2, 1)
@@ -84,7 +84,7 @@ def fold_memory(
     held = z + bins + singles + BASE
     sequence_heads = trunk.sequence_state_dim // trunk.sequence_head_width
     pair_heads = width // trunk.pairwise_head_width
-    product = min(max(PRODUCTS_AT_ONCE, residues**2), pairs * width)
+    product = min(max(products_at_once(device), residues**2), pairs * width)
     by_residue = module.num_blocks * (3 * module.sequence_dim + 8 * 16 * 4 + 14 * 3 * 8)
     of_structure = tokens * by_residue * 4
     logits = min(pairs, max(confidence.AT_ONCE // confidence.BINS, tokens)) * confidence.BINS

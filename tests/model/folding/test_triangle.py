@@ -77,7 +77,7 @@ def test_channels_at_once_change_nothing(
     blocks: Blocks, part: str, monkeypatch: pytest.MonkeyPatch
 ):
     for numbers in (1, 200, 500):  # one channel of 9 × 9, two, six
-        monkeypatch.setattr(triangle, "PRODUCTS_AT_ONCE", numbers)
+        monkeypatch.setattr(triangle, "products_at_once", lambda device: numbers)
         assert difference(blocks, part, [9, 4, 1], 4) <= TOLERANCE
 
 
@@ -135,12 +135,12 @@ def blind_to_mask(blocks: Blocks, patch: pytest.MonkeyPatch) -> Iterator[None]:
 
 @contextmanager
 def unscaled(blocks: Blocks, patch: pytest.MonkeyPatch) -> Iterator[None]:
-    attention, edges = F.scaled_dot_product_attention, TriangleMultiplication.edges
+    attention, factors = F.scaled_dot_product_attention, TriangleMultiplication.factors
     patch.setattr(F, "scaled_dot_product_attention", lambda *given: attention(*given, scale=1.0))
     patch.setattr(
         TriangleMultiplication,
-        "edges",
-        lambda self, z, there: (2 * edges(self, z, there)[0], edges(self, z, there)[1]),
+        "factors",
+        lambda self, a, b: factors(self, 2 * a, b),
     )
     yield
 
