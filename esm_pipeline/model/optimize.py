@@ -29,11 +29,15 @@ batch and never again, and the 1,024 that are kept otherwise come to half a giga
 KERNELS_KEPT = "16"
 
 
-def optimize_for_inference(model: M, dtype: torch.dtype = torch.float32) -> M:
+def optimize_for_inference(
+    model: M, dtype: torch.dtype = torch.float32, *, trunk_dtype: torch.dtype = torch.float32
+) -> M:
     """A model of the same class and call for inference in `dtype` (float32 or bfloat16).
 
-    Of a folding model, that is the language model; the trunk, in which 16 bits are too few, stays
-    as it is.
+    Of a folding model, `dtype` is the language model's. `trunk_dtype` (float32 or bfloat16) is of
+    the updates of the trunk's pairs: their linear layers and the products of triangles; all that is
+    added up, norms and softmax stay as they are. float32 is safe. bfloat16 has been measured with
+    random weights alone, which have no structure to lose: compare structures before relying on it.
 
     It has no gradients and cannot be saved. The original is untouched and not needed afterwards;
     weights that need no change are shared with it. Queries, keys and values come of one product,
@@ -42,6 +46,10 @@ def optimize_for_inference(model: M, dtype: torch.dtype = torch.float32) -> M:
     """
     if dtype not in (torch.float32, torch.bfloat16):
         raise InputError(f"optimize_for_inference: dtype {dtype} is not float32 or bfloat16")
+    if trunk_dtype not in (torch.float32, torch.bfloat16):
+        raise InputError(
+            f"optimize_for_inference: trunk_dtype {trunk_dtype} is not float32 or bfloat16"
+        )
     if model.optimized:
         raise InputError("optimize_for_inference: this model is optimized; give the original")
     for name in KERNEL_CACHES:  # read when the first kernel is made
@@ -56,14 +64,14 @@ def optimize_for_inference(model: M, dtype: torch.dtype = torch.float32) -> M:
         if isinstance(module, EsmLayer):
             optimize_layer(module, packs_at(fast.base_model))
         elif isinstance(module, TrunkBlock):
-            optimize_block(module, packs_at(module))
+            optimize_block(module, packs_at(module, trunk_dtype), trunk_dtype)
     return fast
 
 
-def packs_at(module: nn.Module) -> bool:
-    """Whether layers are packed where and as precise as a module's weights are."""
+def packs_at(module: nn.Module, dtype: torch.dtype = torch.float32) -> bool:
+    """Whether layers are packed where and as precise as a module's weights are, and in `dtype`."""
     weight = next(module.parameters())
-    return weight.device.type == "cpu" and can_pack(weight.dtype)
+    return weight.device.type == "cpu" and can_pack(weight.dtype) and can_pack(dtype)
 
 
 def twin(module: T, dtype: torch.dtype | None) -> T:

@@ -20,9 +20,9 @@ from esm_pipeline.model.folding.config import TrunkConfig
 from esm_pipeline.model.folding.linear import FINAL, Gate, Linear
 
 PRODUCTS = 2**17
-PRODUCTS_ELSEWHERE = 2**24
+PRODUCTS_ELSEWHERE = 2**20
 """Numbers of products of triangles, which are made some channels at a time, at once: half a MiB in
-float32 for each thread of a CPU; 64 MiB elsewhere."""
+float32 for each thread of a CPU, which its cache holds; 4 MiB elsewhere."""
 
 OFFSET = 16
 """Numbers between the channels of a projection: matrices that lie a power of two apart would share
@@ -63,6 +63,7 @@ class TriangleMultiplication(nn.Module):
         super().__init__()
         width = config.pairwise_state_dim
         self.outgoing = outgoing
+        self.precision: torch.dtype | None = None  # of products; None for that of z
         self.linear_a_p = Linear(width, width)
         self.linear_a_g = Gate(width, width)
         self.linear_b_p = Linear(width, width)
@@ -110,7 +111,9 @@ class TriangleMultiplication(nn.Module):
             whole: Tensor = left @ right
             return whole
         length, width = z.shape[1], z.shape[-1]
-        room = working_room(z, 2 * width) if room is None else room[:, : 2 * width]
+        if room is None:
+            room = working_room(z, 2 * width, self.precision)
+        room = room[:, : 2 * width]
         for start in range(0, length, rows):
             part = slice(start, start + rows)
             edges = self.edges(z[:, part], None if pairs is None else pairs[:, part])
@@ -147,10 +150,13 @@ def products_at_once(device: torch.device) -> int:
     return torch.get_num_threads() * PRODUCTS if device.type == "cpu" else PRODUCTS_ELSEWHERE
 
 
-def working_room(z: Tensor, channels: int) -> Tensor:
-    """Room for what is made of z (B, R, R, Z), channels first: (B, channels, R, R)."""
+def working_room(z: Tensor, channels: int, dtype: torch.dtype | None = None) -> Tensor:
+    """Room for what is made of z (B, R, R, Z), channels first: (B, channels, R, R).
+
+    dtype: None for that of z.
+    """
     batch, length = z.shape[:2]
-    room = z.new_empty(batch, channels, length**2 + OFFSET)
+    room = z.new_empty(batch, channels, length**2 + OFFSET, dtype=dtype)
     first: Tensor = room[..., : length**2].unflatten(-1, (length, length))
     return first
 
@@ -173,12 +179,17 @@ def bias_of(
     rows: int,
     room: Tensor | None = None,
 ) -> Tensor:
-    """A norm of z (B, R, R, Z) by weights (H, Z) → a bias (B, H, R, R), in the room if given."""
+    """A norm of z (B, R, R, Z) by weights (H, Z) → a bias (B, H, R, R).
+
+    It is in the precision of the weights; in the room, if one as precise is given.
+    """
     if torch.is_grad_enabled():
         biases: Tensor = (weight @ norm(z).transpose(-1, -2)).transpose(1, 2)
         return biases
     heads = len(weight)
-    bias = working_room(z, heads) if room is None else room[:, :heads]
+    if room is None or room.dtype != weight.dtype:
+        room = working_room(z, heads, weight.dtype)
+    bias = room[:, :heads]
     for start in range(0, z.shape[1], rows):
         part = slice(start, start + rows)
         normed = norm(z[:, part]).to(weight.dtype).flatten(1, 2)
@@ -210,15 +221,18 @@ class GatedAttention(nn.Module):
             parts = (self.linear_q(x), self.linear_k(x), self.linear_v(x))
         else:
             parts = self.fused(x).chunk(3, dim=-1)
-        # (B, rows, H, R, K) each; sequence by sequence, so that the bias is not written out by row
-        heads = (part.unflatten(-1, (self.heads, -1)).transpose(-2, -3) for part in parts)
+        # (B, rows, H, R, K) each, as precise as the bias, which makes scores so too; sequence by
+        # sequence, so that the bias is not written out by row
+        heads = (
+            part.to(bias.dtype).unflatten(-1, (self.heads, -1)).transpose(-2, -3) for part in parts
+        )
         mixed = [
             F.scaled_dot_product_attention(q, k, v, own.expand(len(q), -1, -1, -1))
             for q, k, v, own in zip(*heads, bias, strict=True)
         ]
         whole = mixed[0].unsqueeze(0) if len(mixed) == 1 else torch.stack(mixed)
         gates: Tensor = self.linear_g(x)
-        gated = gates * whole.transpose(-2, -3).flatten(-2)
+        gated = gates * whole.transpose(-2, -3).flatten(-2).to(gates.dtype)
         return self.linear_o(gated)  # type: ignore[no-any-return]
 
 

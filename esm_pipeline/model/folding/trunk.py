@@ -289,10 +289,22 @@ class FoldingTrunk(nn.Module):
 
         return add_rows(self.recycle_z_norm(z), update, self.rows(z))
 
+    def room(self, z: Tensor) -> Tensor | None:
+        """What all blocks work in, in turn; None if each makes its own.
+
+        On a CPU, memory of this size comes from the system page by page, which takes a twentieth of
+        a block's time. Held all the time it adds to the chunk of rows that attention works on: with
+        a chunk size, which somebody who is short of memory sets, there is none.
+        """
+        if torch.is_grad_enabled() or z.device.type != "cpu" or self.chunk_size is not None:
+            return None
+        precisions = {m.precision for m in self.modules() if isinstance(m, TriangleMultiplication)}
+        return working_room(z, self.channels, next(iter(precisions), None))
+
     def run_blocks(self, s: Tensor, z: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
         """s (B, R, S) and z (B, R, R, Z) → s and z after all blocks."""
         rows = self.rows(z)
-        room = None if torch.is_grad_enabled() else working_room(z, self.channels)
+        room = self.room(z)
         for block in self.blocks:
             s, z = block(s, z, mask, rows, room)
         return s, z
