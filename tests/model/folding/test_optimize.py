@@ -152,7 +152,8 @@ def test_what_is_added_up_is_not_in_16_bits(model: EsmForProteinFolding) -> None
     for name in ("layer_norm_in", "layer_norm_out"):
         norm = getattr(block.tri_mul_in, name)
         norm.register_forward_hook(lambda m, x, y, name=name: seen.update({name: (x[0], y)}))
-    block.tri_mul_in(torch.randn(1, 6, 6, TRUNK["pairwise_state_dim"]), None, 2)
+    with torch.no_grad():
+        block.tri_mul_in(torch.randn(1, 6, 6, TRUNK["pairwise_state_dim"]), None, 2)
     given, normed = seen["layer_norm_in"]
     assert (given.dtype, normed.dtype) == (torch.float32, torch.bfloat16)
     assert seen["layer_norm_out"][0].dtype == torch.bfloat16  # the products
