@@ -13,7 +13,7 @@ import torch
 from esm_pipeline.errors import CapacityError, WeightsError
 from esm_pipeline.model.config import EsmConfig
 from esm_pipeline.model.folding import confidence
-from esm_pipeline.model.folding.triangle import PRODUCTS_AT_ONCE
+from esm_pipeline.model.folding.triangle import products_at_once
 from esm_pipeline.model.folding.trunk import rows_at_once
 
 CHUNKS = (128, 64, 32, 16, 8, 4, 2, 1)
@@ -34,10 +34,12 @@ class FoldMemory(NamedTuple):
     """Products of triangles: z, two projections of its size, a chunk of what makes them."""
 
     attention: int
-    """Triangle attention: z, its bias, a chunk with queries, keys, values, gates and results."""
+    """Triangle attention: z, its bias, a chunk with queries, keys, values, gates and results.
+
+    Where the blocks share a room, that of the products, which holds the bias then."""
 
     bias: int
-    """The bias of the sequence attention: z, and H numbers for each pair, three times."""
+    """The bias of the sequence attention: z, and H numbers for each pair, once more with a mask."""
 
     distances: int
     """Between two passes: z, distances in space and their bins."""
@@ -82,17 +84,18 @@ def fold_memory(
     bins = pairs * 8
     singles = tokens * size * (3 * trunk.sequence_state_dim + 2 * config.hidden_size)
     held = z + bins + singles + BASE
+    shares = device.type == "cpu" and chunk_size is None
     sequence_heads = trunk.sequence_state_dim // trunk.sequence_head_width
     pair_heads = width // trunk.pairwise_head_width
-    product = min(max(PRODUCTS_AT_ONCE, residues**2), pairs * width)
+    product = min(max(products_at_once(device), residues**2), pairs * width)
     by_residue = module.num_blocks * (3 * module.sequence_dim + 8 * 16 * 4 + 14 * 3 * 8)
     of_structure = tokens * by_residue * 4
     logits = min(pairs, max(confidence.AT_ONCE // confidence.BINS, tokens)) * confidence.BINS
     return FoldMemory(
         stem=stem_memory(config, batch, residues, stem_dtype) + singles + BASE,
         products=held + 2 * z + max(5 * chunk, product * size),
-        attention=held + 2 * pairs * pair_heads * size + 8 * chunk,
-        bias=held + 3 * pairs * sequence_heads * size,
+        attention=held + 8 * chunk + (2 * z if shares else 2 * pairs * pair_heads * size),
+        bias=held + (2 * z if shares else 2 * pairs * sequence_heads * size),
         distances=held + of_structure + pairs * (2 * 3 * 4 + 4 + 8),
         structure=held
         + of_structure

@@ -25,7 +25,9 @@ from esm_pipeline.model.folding.triangle import (
     TriangleAttention,
     TriangleMultiplication,
     add_rows,
+    bias_of,
     pair_mask,
+    working_room,
 )
 
 RECYCLE_BINS = 15
@@ -98,10 +100,9 @@ class PairToSequence(nn.Module):
         self.layernorm = nn.LayerNorm(width)
         self.linear = Linear(width, heads, FINAL, bias=False)
 
-    def forward(self, z: Tensor, rows: int) -> Tensor:
-        """z (B, R, R, Z) → (B, H, R, R)."""
-        parts = [self.linear(self.layernorm(some)) for some in z.split(rows, dim=1)]
-        return torch.cat(parts, dim=1).permute(0, 3, 1, 2).contiguous()
+    def forward(self, z: Tensor, rows: int, room: Tensor | None = None) -> Tensor:
+        """z (B, R, R, Z) → (B, H, R, R), in the room if given."""
+        return bias_of(z, self.layernorm, self.linear.weight, rows, room)
 
 
 class ResidueMLP(nn.Module):
@@ -143,22 +144,25 @@ class TrunkBlock(nn.Module):
         self.mlp_pair = ResidueMLP(pair, config.dropout)
 
     def forward(
-        self, s: Tensor, z: Tensor, mask: Tensor | None, rows: int
+        self, s: Tensor, z: Tensor, mask: Tensor | None, rows: int, room: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
-        """s (B, R, S), z (B, R, R, Z) and the mask (B, R) → s and z, updated."""
-        y = self.seq_attention(self.layernorm_1(s), self.bias(z, mask, rows))
+        """s (B, R, S), z (B, R, R, Z) and the mask (B, R) → s and z, updated.
+
+        room: where all of it works without gradients, of as many channels as its parts need.
+        """
+        y = self.seq_attention(self.layernorm_1(s), self.bias(z, mask, rows, room))
         s = s + F.dropout(y, self.dropout, self.training)
         s = s + self.mlp_seq(s)
         z = self.sequence_to_pair(s, z, rows)
-        z = self.tri_mul_out(z, mask, rows, self.shared(2))
-        z = self.tri_mul_in(z, mask, rows, self.shared(1))
-        z = self.tri_att_start(z, mask, rows, self.shared(2))
-        z = self.tri_att_end(z, mask, rows, self.shared(2))  # of z transposed: dimension 1
+        z = self.tri_mul_out(z, mask, rows, self.shared(2), room)
+        z = self.tri_mul_in(z, mask, rows, self.shared(1), room)
+        z = self.tri_att_start(z, mask, rows, self.shared(2), room)
+        z = self.tri_att_end(z, mask, rows, self.shared(2), room)  # of z transposed: dimension 1
         return s, add_rows(z, self.mlp_pair, rows)
 
-    def bias(self, z: Tensor, mask: Tensor | None, rows: int) -> Tensor:
+    def bias(self, z: Tensor, mask: Tensor | None, rows: int, room: Tensor | None) -> Tensor:
         """(B, H, R, R) of the sequence attention, which does not look at padding."""
-        bias: Tensor = self.pair_to_sequence(z, rows)
+        bias: Tensor = self.pair_to_sequence(z, rows, room)
         return bias if mask is None else bias.masked_fill(~mask.bool()[:, None, None], -torch.inf)
 
     def shared(self, dimension: int) -> Callable[[Tensor], Tensor] | None:
@@ -200,6 +204,8 @@ class FoldingTrunk(nn.Module):
         width, pair = config.sequence_state_dim, config.pairwise_state_dim
         self.config = config
         self.chunk_size = config.chunk_size
+        heads = width // config.sequence_head_width
+        self.channels = max(2 * pair, heads)  # of the room that the blocks work in
         self.pairwise_positional_embedding = RelativePosition(config)
         self.blocks = nn.ModuleList(TrunkBlock(config) for _ in range(config.num_blocks))
         self.recycle_s_norm = nn.LayerNorm(width)
@@ -283,11 +289,24 @@ class FoldingTrunk(nn.Module):
 
         return add_rows(self.recycle_z_norm(z), update, self.rows(z))
 
+    def room(self, z: Tensor) -> Tensor | None:
+        """What all blocks work in, in turn; None if each makes its own.
+
+        On a CPU, memory of this size comes from the system page by page, which takes a twentieth of
+        a block's time. Held all the time it adds to the chunk of rows that attention works on: with
+        a chunk size, which somebody who is short of memory sets, there is none.
+        """
+        if torch.is_grad_enabled() or z.device.type != "cpu" or self.chunk_size is not None:
+            return None
+        precisions = {m.precision for m in self.modules() if isinstance(m, TriangleMultiplication)}
+        return working_room(z, self.channels, next(iter(precisions), None))
+
     def run_blocks(self, s: Tensor, z: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
         """s (B, R, S) and z (B, R, R, Z) → s and z after all blocks."""
         rows = self.rows(z)
+        room = self.room(z)
         for block in self.blocks:
-            s, z = block(s, z, mask, rows)
+            s, z = block(s, z, mask, rows, room)
         return s, z
 
 

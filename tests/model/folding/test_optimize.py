@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import weakref
+from collections.abc import Sequence
 
 import pytest
 import torch
+import torch.nn.functional as F
+from torch import Tensor
 
 from esm_pipeline import EsmConfig, EsmForProteinFolding, optimize_for_inference
+from esm_pipeline.errors import InputError
 from esm_pipeline.model import linears, optimize
+from esm_pipeline.model.folding.triangle import working_room
 from esm_pipeline.model.folding.trunk import ResidueMLP
 from esm_pipeline.tasks.demo_fold import STEM, TRUNK
 from tests.oracles.peers import enliven
@@ -26,9 +31,14 @@ def model() -> EsmForProteinFolding:
     return found
 
 
-def differences(fast: EsmForProteinFolding, model: EsmForProteinFolding) -> dict[str, float]:
+def differences(
+    fast: EsmForProteinFolding,
+    model: EsmForProteinFolding,
+    sequences: str | Sequence[str] = SEQUENCES,
+    num_recycles: int = 1,
+) -> dict[str, float]:
     """max-abs over the values, relative to the largest of them, of each field."""
-    found, expected = (one.infer(SEQUENCES, num_recycles=1) for one in (fast, model))
+    found, expected = (one.infer(sequences, num_recycles=num_recycles) for one in (fast, model))
     return {
         name: float((found[name] - expected[name]).abs().max() / expected[name].abs().max())
         for name in FIELDS
@@ -93,3 +103,89 @@ def test_weights_go_when_they_are_packed() -> None:
     fast = optimize_for_inference(fresh())
     assert [weight() for weight in alive] == [None, None]
     assert fast.infer("MKV").positions.isfinite().all()
+
+
+# --- updates of pairs in 16 bits ---
+
+
+def narrow_differences(fast: EsmForProteinFolding, model: EsmForProteinFolding) -> dict[str, float]:
+    """The same, of each sequence by itself, for padding is nobody's, and of one pass: behind it,
+    residues a little further apart may be in another bin of distance, and z is all different."""
+    found = [differences(fast, model, sequence, 0) for sequence in SEQUENCES]
+    return {name: max(one[name] for one in found) for name in FIELDS}
+
+
+@pytest.mark.parametrize("packs", [True, False], ids=["packed", "fallback"])
+def test_updates_in_16_bits_are_near(
+    model: EsmForProteinFolding, packs: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(optimize, "can_pack", lambda dtype: packs)
+    fast = optimize_for_inference(model, trunk_dtype=torch.bfloat16)
+    found = narrow_differences(fast, model)
+    assert 1e-5 < found["s_z"] <= 0.02
+    assert max(found.values()) <= 0.03
+    output = fast.infer(SEQUENCES, num_recycles=0)
+    assert {output[name].dtype for name in FIELDS} == {torch.float32}
+    assert all(p.dtype == torch.float32 for p in model.parameters())
+
+
+@pytest.mark.parametrize("chunk_size", [None, 3])
+def test_chunks_change_nothing_in_16_bits(
+    model: EsmForProteinFolding, chunk_size: int | None
+) -> None:
+    fast = optimize_for_inference(model, trunk_dtype=torch.bfloat16)
+    whole, some = (
+        fast.infer(SEQUENCES, num_recycles=0, chunk_size=size).s_z for size in (64, chunk_size)
+    )
+    assert (whole - some).abs().max() <= 0.02 * whole.abs().max()
+
+
+def test_what_is_added_up_is_not_in_16_bits(model: EsmForProteinFolding) -> None:
+    """And what updates s, of which there is little."""
+    block = optimize_for_inference(model, trunk_dtype=torch.bfloat16).trunk.blocks[0]
+    narrow = {
+        name.rpartition(".")[0] for name, p in block.named_parameters() if p.dtype != torch.float32
+    }
+    assert all(name.startswith(("tri_", "mlp_pair.")) for name in narrow)
+    assert not {"tri_att_start.linear", "tri_att_start.layer_norm.norm"} & narrow
+    seen = {}
+    for name in ("layer_norm_in", "layer_norm_out"):
+        norm = getattr(block.tri_mul_in, name)
+        norm.register_forward_hook(lambda m, x, y, name=name: seen.update({name: (x[0], y)}))
+    with torch.no_grad():
+        block.tri_mul_in(torch.randn(1, 6, 6, TRUNK["pairwise_state_dim"]), None, 2)
+    given, normed = seen["layer_norm_in"]
+    assert (given.dtype, normed.dtype) == (torch.float32, torch.bfloat16)
+    assert seen["layer_norm_out"][0].dtype == torch.bfloat16  # the products
+
+
+def test_scores_and_their_biases_are_not_in_16_bits(
+    model: EsmForProteinFolding, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen, right = set(), F.scaled_dot_product_attention
+    fast = optimize_for_inference(model, trunk_dtype=torch.bfloat16)
+    block = fast.trunk.blocks[0]
+
+    def spy(*given: Tensor) -> Tensor:
+        seen.update(x.dtype for x in given)
+        return right(*given)
+
+    monkeypatch.setattr(F, "scaled_dot_product_attention", spy)
+    z = torch.randn(1, 6, 6, TRUNK["pairwise_state_dim"])
+    room = working_room(z, 2 * z.shape[-1], torch.bfloat16)
+    with torch.no_grad():
+        block.tri_att_end(z, None, 2, None, room)
+    assert seen == {torch.float32}
+
+
+@pytest.mark.parametrize("part", ["linear_g", "linear_z"])
+def test_a_wrong_layer_in_16_bits_is_seen(model: EsmForProteinFolding, part: str) -> None:
+    fast = optimize_for_inference(model, trunk_dtype=torch.bfloat16)
+    layer = getattr(fast.trunk.blocks[0].tri_mul_in, part)
+    layer.forward = lambda x: type(layer).forward(layer, x) * 0.5
+    assert narrow_differences(fast, model)["s_z"] > 0.04
+
+
+def test_another_precision_of_the_trunk_is_refused(model: EsmForProteinFolding) -> None:
+    with pytest.raises(InputError, match=r"trunk_dtype torch.float16 is not float32 or bfloat16"):
+        optimize_for_inference(model, trunk_dtype=torch.float16)

@@ -77,7 +77,7 @@ def test_channels_at_once_change_nothing(
     blocks: Blocks, part: str, monkeypatch: pytest.MonkeyPatch
 ):
     for numbers in (1, 200, 500):  # one channel of 9 × 9, two, six
-        monkeypatch.setattr(triangle, "PRODUCTS_AT_ONCE", numbers)
+        monkeypatch.setattr(triangle, "products_at_once", lambda device, n=numbers: n)
         assert difference(blocks, part, [9, 4, 1], 4) <= TOLERANCE
 
 
@@ -135,12 +135,12 @@ def blind_to_mask(blocks: Blocks, patch: pytest.MonkeyPatch) -> Iterator[None]:
 
 @contextmanager
 def unscaled(blocks: Blocks, patch: pytest.MonkeyPatch) -> Iterator[None]:
-    attention, edges = F.scaled_dot_product_attention, TriangleMultiplication.edges
+    attention, factors = F.scaled_dot_product_attention, TriangleMultiplication.factors
     patch.setattr(F, "scaled_dot_product_attention", lambda *given: attention(*given, scale=1.0))
     patch.setattr(
         TriangleMultiplication,
-        "edges",
-        lambda self, z, there: (2 * edges(self, z, there)[0], edges(self, z, there)[1]),
+        "factors",
+        lambda self, a, b: factors(self, 2 * a, b),
     )
     yield
 
@@ -161,3 +161,21 @@ def open_gates(blocks: Blocks, patch: pytest.MonkeyPatch) -> Iterator[None]:
 def test_a_twin_fails(blocks: Blocks, part: str, twin, monkeypatch: pytest.MonkeyPatch):
     with twin(blocks, monkeypatch):
         assert difference(blocks, part, [9, 4, 1], 4) > 1e6 * TOLERANCE
+
+
+def test_a_room_holds_what_anyone_works_on(blocks: Blocks):
+    """What is left in it by others changes nothing, and it is worked in."""
+    z, mask = pairs([9, 4, 1])
+    for part in PARTS:
+        update = getattr(blocks[1], part)
+        room = triangle.working_room(z, 2 * z.shape[-1]).fill_(1e30)
+        with torch.no_grad():
+            alone, inside = update(z.clone(), mask, 4), update(z.clone(), mask, 4, None, room)
+        assert torch.equal(alone, inside), part
+        assert (room != 1e30).any(), part
+
+
+def test_numbers_at_once_follow_threads(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(triangle.torch, "get_num_threads", lambda: 2)
+    assert triangle.products_at_once(torch.device("cpu")) == 2 * triangle.PRODUCTS
+    assert triangle.products_at_once(torch.device("meta")) == triangle.PRODUCTS_ELSEWHERE
