@@ -187,6 +187,8 @@ BAD = {
     "fewer.tsv": (b"a\tb\n1\n", ":2: 1 cells under 2 columns; quote a cell with '\\t' in it"),
     "late.csv": (b'a,b\n1,"x\ny"\n1\n', ":4: 1 cells under 2 columns"),
     "open.csv": (b'a,b\n1,"2\n' + b"3,4\n" * 10_001, ":2: not a row (a quote that is not closed "),
+    "last.csv": (b'a,b\n1,2\n3,"4\n5,6\n', ":3: not a row (a quote that is not closed)"),
+    "first.csv": (b'a,"b\n1,2\n', ":1: not a row (a quote that is not closed)"),
     "cut.csv": (gzip.compress(b"a,b\n" + bytes(range(48, 58)) * 9)[:-12], "the gzip file is dam"),
     "cut.parquet": (b"PAR1 and nothing", ": not a whole Parquet file ("),
 }
