@@ -146,6 +146,12 @@ def test_parquet_keeps_its_types(tmp_path):
     assert first.startswith("A1C\t1\t0.1\ttrue\t[1, 2]\tx\t1970-01-01 00:00:00.000\t")
 
 
+def test_bytes_that_are_no_text_leave_other_rows_alone(tmp_path):
+    source = tmp_path / "in.parquet"
+    pq.write_table(pa.table({"mutant": [b"A1C", b"\xff", None]}), source)
+    assert copy(source, tmp_path / "out.parquet", ["mutant"]) == [["A1C"], ["\ufffd"], [""]]
+
+
 def test_many_blocks(tmp_path):
     rows = 2 * tables.BLOCK + 7
     source = tmp_path / "in.csv"
