@@ -334,6 +334,7 @@ ODD = {
     "whole numbers": values("mean/2", np.zeros((3, 16)), "<i8"),
     "no values": replaced("mean/2", dataset((3, 10**12), "<f4", chunks=(1, 1024))),
     "few rows": values("mean/2", np.zeros((2, 16)), "<f4"),
+    "many rows": values("mean/2", np.zeros((4, 16)), "<f4"),
     "no shape": values("mean/2", 1, "<f4"),
     "an unknown unit": per("galaxy"),
     "units": per([1, 2]),

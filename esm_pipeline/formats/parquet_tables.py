@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pyarrow
 import pyarrow.parquet
@@ -87,8 +88,13 @@ def texts(column: pyarrow.Array) -> list[str]:
     try:
         cells = column.cast(TYPES["text"]).to_pylist()
     except (pyarrow.ArrowInvalid, pyarrow.ArrowNotImplementedError):
-        cells = [None if cell is None else str(cell) for cell in column.to_pylist()]
+        cells = [None if cell is None else as_text(cell) for cell in column.to_pylist()]
     return ["" if cell is None else cell for cell in cells]
+
+
+def as_text(cell: Any) -> str:
+    """A cell that Arrow has no text for; bytes that are not UTF-8 are replaced."""
+    return cell.decode("utf-8", "replace") if isinstance(cell, bytes) else str(cell)
 
 
 def unicode(text: str) -> str:

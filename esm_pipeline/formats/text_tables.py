@@ -123,7 +123,11 @@ class Lines:
         return self
 
     def __next__(self) -> str:
-        line = next(self._handle)
+        line = next(self._handle, None)
+        if line is None:
+            if self._taken:  # a row that wants more
+                raise csv.Error("a quote that is not closed")
+            raise StopIteration
         if self.count == 0:
             line = line.removeprefix(MARK)
         self.count += 1

@@ -151,7 +151,8 @@ def labels_of(config: EsmConfig, problem: str) -> list[str]:
     """The names of the labels, in their order.
 
     Raises WeightsError for numbers that are not 0, 1, …, for a name that is no text on one line, or
-    has the ';' that parts several, and for one that stands twice.
+    has the ';' that parts several, for one that stands twice, and for one that has no other beside
+    it to exclude, whose probability would always be 1.
     """
     names = config.id2label
     if sorted(names) != list(range(len(names))):
@@ -160,6 +161,11 @@ def labels_of(config: EsmConfig, problem: str) -> list[str]:
             f"{len(names) - 1}; give each of these one"
         )
     labels = [str(names[place]) for place in range(len(names))]
+    if problem == SINGLE_LABEL and len(labels) == 1:
+        raise WeightsError(
+            f"config: problem_type '{problem}' with one label, whose probability is always 1; set "
+            f"problem_type to '{REGRESSION}', or to '{MULTI_LABEL}' for a sigmoid"
+        )
     counts = Counter(labels)
     for label in labels:
         if not label.isprintable() or not label.strip():

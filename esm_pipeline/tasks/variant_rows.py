@@ -85,6 +85,9 @@ class Reader:
                 variant = place(parse(cells[0], self.offset), wild_type, self.offset)
             except MisfitError as error:
                 raise MisfitError(f"{error}{self.hints.get(protein, '')}") from None
+            grown = sum(len(edit.inserted) - (edit.stop - edit.start) for edit in variant)
+            if len(wild_type) + grown == 0:
+                raise InputError("the variant leaves no residues; leave it out")
         return Mutant(protein, wild_type, variant)
 
     def substitutions(self, mutant: Mutant) -> list[tuple[int, str]]:

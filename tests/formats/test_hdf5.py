@@ -147,6 +147,12 @@ def test_blocks_cover_each_kept_row_once(lengths, units, data):
         assert stop - first == 1 or starts[stop] - starts[first] <= units
 
 
+def test_a_sequence_without_residues_is_refused(tmp_path):
+    write_file(tmp_path / "a.h5", [2, 0], [0, 1])
+    with h5py.File(tmp_path / "a.h5") as file, pytest.raises(ValueError, match="'length' is not"):
+        arrays_of(file)
+
+
 def test_a_full_disk_is_noticed_at_the_start(tmp_path, monkeypatch):
     def full(file, offset, size):
         assert size == os.fstat(file).st_size > 0

@@ -204,9 +204,10 @@ def test_a_file_cut_short(tmp_path, values):
         open_results(tmp_path / "a.h5")
 
 
-def test_rows_that_are_not_there(tmp_path, values):
+@pytest.mark.parametrize("row", [3, -1])
+def test_rows_that_are_not_there(tmp_path, values, row):
     with h5py.File(tmp_path / "a.h5", "r+") as file:
-        file["row"][2] = 3
+        file["row"][2] = row
     told = pytest.raises(InputError, match="its rows are not those of its records")
     with open_results(tmp_path / "a.h5") as results, told:
         _ = results.row

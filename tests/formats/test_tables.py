@@ -146,6 +146,12 @@ def test_parquet_keeps_its_types(tmp_path):
     assert first.startswith("A1C\t1\t0.1\ttrue\t[1, 2]\tx\t1970-01-01 00:00:00.000\t")
 
 
+def test_bytes_that_are_no_text_leave_other_rows_alone(tmp_path):
+    source = tmp_path / "in.parquet"
+    pq.write_table(pa.table({"mutant": [b"A1C", b"\xff", None]}), source)
+    assert copy(source, tmp_path / "out.parquet", ["mutant"]) == [["A1C"], ["\ufffd"], [""]]
+
+
 def test_many_blocks(tmp_path):
     rows = 2 * tables.BLOCK + 7
     source = tmp_path / "in.csv"
@@ -187,6 +193,8 @@ BAD = {
     "fewer.tsv": (b"a\tb\n1\n", ":2: 1 cells under 2 columns; quote a cell with '\\t' in it"),
     "late.csv": (b'a,b\n1,"x\ny"\n1\n', ":4: 1 cells under 2 columns"),
     "open.csv": (b'a,b\n1,"2\n' + b"3,4\n" * 10_001, ":2: not a row (a quote that is not closed "),
+    "last.csv": (b'a,b\n1,2\n3,"4\n5,6\n', ":3: not a row (a quote that is not closed)"),
+    "first.csv": (b'a,"b\n1,2\n', ":1: not a row (a quote that is not closed)"),
     "cut.csv": (gzip.compress(b"a,b\n" + bytes(range(48, 58)) * 9)[:-12], "the gzip file is dam"),
     "cut.parquet": (b"PAR1 and nothing", ": not a whole Parquet file ("),
 }

@@ -102,6 +102,11 @@ def test_a_classifier_is_not_made_up(
         ({0: "a\nb", 1: "c"}, None, r"label 'a\nb' in id2label cannot name a column"),
         ({0: "\ud800", 1: "c"}, None, r"label '\ud800' in id2label cannot name a column"),
         ({0: " ", 1: "b"}, None, "label ' ' in id2label cannot name a column"),
+        (
+            {0: "a"},
+            "single_label_classification",
+            "whose probability is always 1; set problem_type",
+        ),
         ({0: "a", 1: "a"}, None, "label 'a' stands twice in id2label; rename one"),
         ({0: "a;b", 1: "c"}, MULTI, "label 'a;b' in id2label has a ';', which parts several"),
         ({1: "a", 2: "b"}, None, "has 2 labels, but not for the numbers from 0 to 1; give each"),

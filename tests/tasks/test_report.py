@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import re
 import xml.etree.ElementTree as ET
+from unittest.mock import Mock
 
 import h5py
 import numpy as np
 import pytest
 
 from esm_pipeline.cli import main
+from esm_pipeline.formats import text_tables
 from esm_pipeline.formats.records import Record, write_records
 from esm_pipeline.formats.saturation import Saturations
 from esm_pipeline.tasks import pictures, report, report_scores
@@ -67,7 +69,7 @@ def test_counts_and_reasons_are_told_and_escaped(tmp_path):
 def write_scores(folder, *, ok=3):
     """A table of variants and a saturation beside a sample's records."""
     write_sample(folder, [30])
-    models = {"a&b": {"model": "<tiny>", "weights_sha256": "ab" * 32, "dtype": "float32"}}
+    models = {"a&b": {"model": "<tiny>", "weights_sha256": "ab" * 32, "dtype": "float<"}}
     facts = {"strategy": "wt_marginal", "models": models | {"c": models["a&b"]}}
     (folder / "scores.json").write_text(json.dumps(facts))
     rows = [("K2L", "ok", "", f"{place}.5") for place in range(ok)] + [("x", "skipped", "odd", "")]
@@ -87,11 +89,61 @@ def write_scores(folder, *, ok=3):
 def test_scores_are_told_and_drawn(tmp_path):
     text = page(tmp_path, write_scores(tmp_path / "a"))
     assert "3 of 4 variants scored by wt_marginal. Mean over 2: <code>&lt;tiny&gt;</code>" in text
+    assert "float&lt;" in text
     told = "Every substitution of 2 records with 2 different residues, by joint. Model <code>&lt;"
     assert told in text
     assert text.count("<svg") == 3
     cells = re.findall(r"<td[^>]*>(.*?)</td>", text)
     assert "variants" not in cells  # score is no task of this sample's records
+
+
+def test_every_score_and_the_substitutions_of_an_even_choice_are_drawn(tmp_path, monkeypatch):
+    """Rows of several blocks; of three proteins, of which two are drawn, the first and the last."""
+    drawn = {}
+
+    def draw(values, title, strategy):
+        drawn[title] = values.tolist()
+        return "<svg/>"
+
+    monkeypatch.setattr(report_scores, "histogram", draw)
+    monkeypatch.setattr(report_scores, "PROTEINS", 2)
+    monkeypatch.setattr(text_tables, "BLOCK", 2)
+    folder = write_scores(tmp_path / "a")
+    with h5py.File(folder / "saturation.h5", "r+") as file:
+        for name, values in {
+            "id": np.array(["P1", "P2", "P3"], dtype=h5py.string_dtype()),
+            "index": np.arange(3),
+            "row": np.arange(3),
+            "length": np.ones(3, np.int32),
+            "offset": np.arange(4),
+            "wild_type": np.array([b"A", b"C", b"X"]),
+            "log_odds": np.repeat(np.float32([[1], [2], [3]]), 20, axis=1),
+        }.items():
+            del file[name]
+            file[name] = values
+    text = page(tmp_path, folder)
+    assert "3 of 4 variants scored" in text
+    chosen = "Every substitution (2 proteins)"
+    assert drawn == {"Variants": [0.5, 1.5, 2.5], chosen: [1.0] * 19 + [3.0] * 20}
+    monkeypatch.setattr(report_scores, "PROTEINS", 3)
+    page(tmp_path, folder)
+    assert len(drawn["Every substitution"]) == 19 + 19 + 20
+
+
+def test_a_histogram_has_all_values(monkeypatch):
+    axes, values = Mock(), np.array([0.5, -3.0, 2.0])
+    monkeypatch.setattr(report_scores, "svg", lambda draw: draw(axes))
+    report_scores.histogram(values, "Variants", "wt_marginal")
+    assert axes.hist.call_args.args[0] is values
+    assert axes.axvline.call_args.args == (0,)
+
+
+def test_scores_whose_origin_is_not_told_are_not_on_the_page(tmp_path):
+    folder = write_scores(tmp_path / "a")
+    (folder / "scores.json").unlink()
+    text = page(tmp_path, folder)
+    assert "variants scored" not in text
+    assert "Every substitution of 2 records" in text
 
 
 def test_without_a_score_there_is_no_picture(tmp_path):

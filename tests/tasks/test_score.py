@@ -107,6 +107,15 @@ def test_likelihoods_of_equal_sequences_are_computed_once(esm, rotary, files):
     assert rows[3][ratio] == rows[4][ratio] == "0.000000"
 
 
+def test_a_variant_without_residues_is_skipped(esm, rotary, files):
+    texts = ["M1_Q22del", "M1_R21del:Q22del", "M1_R21del"]
+    fasta, table, out = files({"a": WILD_TYPE}, mutants(*texts))
+    code, _, rows = run(esm, rotary, fasta, table, out, "--strategy", LIKELIHOOD)
+    assert code == 0
+    assert [row["status"] for row in rows] == ["skipped", "skipped", "ok"]
+    assert {row["reason"] for row in rows} == {"the variant leaves no residues; leave it out", ""}
+
+
 @settings(max_examples=12)
 @given(data=st.data())
 @pytest.mark.parametrize("strategy", [MARGINAL, "masked_marginal_joint", "wt_marginal", LIKELIHOOD])
