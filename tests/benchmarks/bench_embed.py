@@ -34,7 +34,10 @@ class Job:
         command = [sys.executable, "-m", "esm_pipeline", "embed", f"--threads={threads}"]
         self.start = time.perf_counter()
         self.process = subprocess.Popen(
-            [*command, f"--model={model}", fasta, output], cwd=ROOT, stderr=subprocess.PIPE, text=True
+            [*command, f"--model={model}", fasta, output],
+            cwd=ROOT,
+            stderr=subprocess.PIPE,
+            text=True,
         )
 
     def wait(self) -> tuple[float, float]:
@@ -94,4 +97,4 @@ def jobs(plan: Plan, folder: Path) -> Case:
 
 
 if __name__ == "__main__":
-    run_alone(__doc__, measure)
+    run_alone(__doc__, measure, ("records", "jobs_size", "proteins"))

@@ -17,7 +17,7 @@ from typing import Any
 from tests.benchmarks.machine import describe
 from tests.benchmarks.models import write_checkpoint
 from tests.benchmarks.peers import BASE, WAYS
-from tests.benchmarks.plan import Plan, add_flags, plan_of
+from tests.benchmarks.plan import Plan, add_fields, add_flags, plan_of
 from tests.benchmarks.proteins import text
 from tests.benchmarks.rounds import interleave, workers
 from tests.benchmarks.table import Results
@@ -57,12 +57,15 @@ def main() -> None:
     """Measure and print microseconds for each residue."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     add_flags(parser)
+    add_fields(parser, ("lengths", "curve_size"))
     args = parser.parse_args()
     results = Results(describe(), args.threads, [], measure(plan_of(args)))
     print(f"{'microseconds a residue':<24}{'residues':>9}{'least':>9}{'most':>9}")
     for curve in results.curves:
         for length, seconds in curve["points"]:
-            print(f"{curve['way']:<24}{length:>9}{1e6 * min(seconds):>9.1f}{1e6 * max(seconds):>9.1f}")
+            print(
+                f"{curve['way']:<24}{length:>9}{1e6 * min(seconds):>9.1f}{1e6 * max(seconds):>9.1f}"
+            )
     if args.out:
         results.write(args.out)
 

@@ -86,7 +86,9 @@ def measure(plan: Plan) -> list[Case]:
                     row.values.append(seconds)
     model, answer = zip(*rows.values(), strict=True)
     size = f"ESM-2 {plan.load_size}"
-    note = f"of a protein of {len(proteins(1)[0])} residues; a fresh process each time, imports apart"
+    note = (
+        f"of a protein of {len(proteins(1)[0])} residues; a fresh process each time, imports apart"
+    )
     return [
         Case(f"loading {size} from a warm disk", BASE, list(model)),
         Case(f"loading {size} and first logits", BASE, list(answer), note=note),
@@ -97,4 +99,4 @@ if __name__ == "__main__":
     if sys.argv[1:2] == ["--once"]:
         print(json.dumps(once(*json.loads(sys.argv[2]))))
     else:
-        run_alone(__doc__, measure)
+        run_alone(__doc__, measure, ("load_size",))

@@ -2,11 +2,11 @@
 
 A way is a function `(folder, threads)` that loads a checkpoint and returns its engine: a function
 that prepares sequences and returns a `Run`, which computes their logits. Tokens and batches are
-made beforehand for the peers, and during the run by ours. What cannot run here raises `CannotRun`.
+made beforehand for the peers, and during the run by ours. UnavailableError tells what cannot run.
 
 - transformers: sdpa attention; padded batches of like lengths, longest first, 4,096 tokens.
-- OpenVINO: the same model of transformers, traced, with shapes left open and weights in float32; the
-  same batches, one stream with all threads. bfloat16 is its hint for the inference precision.
+- OpenVINO: the same model of transformers, traced, with open shapes and weights in float32; the same
+  batches, one stream with all threads. bfloat16 is its hint for the inference precision.
 - esm.cpp: reads the same checkpoint, packs on its own. Its int8 is that of its `quantize`:
   SmoothQuant (alpha 0.5) by activations of some of the proteins, then weights in int8.
 - ours: `optimize_for_inference` and `iter_packed`.
@@ -43,7 +43,7 @@ Run = Callable[[], Logits]
 Engine = Callable[[Sequence[str]], Run]
 
 
-class CannotRun(Exception):
+class UnavailableError(Exception):
     """Why a way cannot be measured here."""
 
 
@@ -52,7 +52,9 @@ def required(name: str) -> Any:
     try:
         return import_module(name)
     except ImportError as error:
-        raise CannotRun(f"{name} cannot be imported: {error}; `make bench` installs it") from None
+        raise UnavailableError(
+            f"{name} cannot be imported: {error}; `make bench` installs it"
+        ) from None
 
 
 def padded_batches(sequences: Sequence[str]) -> Iterator[tuple[list[int], Any]]:
@@ -144,7 +146,7 @@ def openvino(folder: Path, threads: int, dtype: str) -> Engine:
     model = core.compile_model(convert(folder), "CPU", options)
     taken = str(model.get_property("INFERENCE_PRECISION_HINT"))
     if dtype not in taken:
-        raise CannotRun(f"OpenVINO takes {taken} on this processor, not {dtype}")
+        raise UnavailableError(f"OpenVINO takes {taken} on this processor, not {dtype}")
 
     def prepare(sequences: Sequence[str]) -> Run:
         batches = [
@@ -180,7 +182,7 @@ def esm_cpp(folder: Path, threads: int, dtype: str) -> Engine:
         model.apply_smoothquant(observer.percentile(PERCENTILE), ALPHA)
         model.quantize_weights()
     if library.Model.num_threads != threads:
-        raise CannotRun(f"esm.cpp takes {library.Model.num_threads} threads, not {threads}")
+        raise UnavailableError(f"esm.cpp takes {library.Model.num_threads} threads, not {threads}")
 
     def prepare(sequences: Sequence[str]) -> Run:
         inputs = tokens(sequences)
@@ -195,7 +197,7 @@ def ours(folder: Path, threads: int, dtype: str) -> Engine:
     try:
         model = optimize_for_inference(EsmForMaskedLM.from_pretrained(folder), DTYPES[dtype])
     except InputError as error:
-        raise CannotRun(str(error)) from None
+        raise UnavailableError(str(error)) from None
 
     def prepare(sequences: Sequence[str]) -> Run:
         def run() -> Logits:

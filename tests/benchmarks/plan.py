@@ -1,11 +1,12 @@
-"""How much is measured: `--quick` to see that all runs, the default in minutes, `--full` in hours."""
+"""How much is measured: `--quick` to see that all runs, else minutes, with `--full` hours."""
 
 from __future__ import annotations
 
 import argparse
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from tests.benchmarks.machine import cores, describe
 from tests.benchmarks.peers import WAYS
@@ -37,7 +38,7 @@ class Plan:
     peak_residues: tuple[int, ...] = (256,)
 
 
-QUICK = {
+QUICK: dict[str, Any] = {
     "rounds": 2,
     "sizes": ("8M",),
     "proteins": 8,
@@ -52,7 +53,7 @@ QUICK = {
     "trunk_residues": (64,),
     "peak_residues": (64,),
 }
-FULL = {
+FULL: dict[str, Any] = {
     "sizes": ("8M", "35M", "150M", "650M"),
     "saturation_size": "150M",
     "jobs_size": "150M",
@@ -68,30 +69,44 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     size.add_argument("--quick", action="store_true", help="small, to see that all runs")
     size.add_argument("--full", action="store_true", help="all sizes of ESM-2, 8 blocks of ESMFold")
     parser.add_argument("--rounds", type=int, help="of each comparison; 5 unless told")
-    parser.add_argument("--sizes", nargs="+", help="of ESM-2, for logits")
-    parser.add_argument("--ways", nargs="+", choices=WAYS, help="to compute logits")
     parser.add_argument("--threads", type=int, default=cores())
     parser.add_argument("--out", type=Path, help="JSON file of results")
 
 
 def plan_of(args: argparse.Namespace) -> Plan:
     """What the flags say."""
-    plan = Plan(threads=args.threads, **(QUICK if args.quick else FULL if args.full else {}))
-    told = {"rounds": args.rounds, "sizes": args.sizes, "ways": args.ways}
-    chosen = {
-        name: tuple(value) if isinstance(value, list) else value
-        for name, value in told.items()
-        if value is not None
-    }
-    return replace(plan, **chosen)
+    told = QUICK if args.quick else FULL if args.full else {}
+    for name in Plan.__dataclass_fields__:
+        value = getattr(args, name, None)
+        if value is not None:
+            told = told | {name: tuple(value) if isinstance(value, list) else value}
+    return Plan(**told)
 
 
-def run_alone(description: str | None, measure: Callable[[Plan], Sequence[Case]]) -> None:
-    """The command line of one benchmark."""
+def add_fields(parser: argparse.ArgumentParser, names: Sequence[str]) -> None:
+    """A flag for each of some fields of the plan: `trunk_blocks` is --trunk-blocks."""
+    for name in names:
+        value = getattr(Plan, name)
+        several = isinstance(value, tuple)
+        kind = type(value[0]) if several else type(value)
+        flag = f"--{name.replace('_', '-')}"
+        parser.add_argument(flag, type=kind, nargs="+" if several else None, help=f"{value}")
+
+
+def run_alone(
+    description: str | None, measure: Callable[[Plan], Sequence[Case]], fields: Sequence[str] = ()
+) -> None:
+    """The command line of one benchmark, with flags for those fields of the plan too."""
     parser = argparse.ArgumentParser(description=(description or "").splitlines()[0])
     add_flags(parser)
+    add_fields(parser, fields)
     args = parser.parse_args()
-    results = Results(describe(), args.threads, list(measure(plan_of(args))))
+    show(measure(plan_of(args)), args)
+
+
+def show(cases: Sequence[Case], args: argparse.Namespace) -> None:
+    """Print the table, and write it where the flags say."""
+    results = Results(describe(), args.threads, list(cases))
     print(plain(results))
     if args.out:
         results.write(args.out)

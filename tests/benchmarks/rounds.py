@@ -15,7 +15,7 @@ from contextlib import ExitStack, contextmanager
 from multiprocessing.connection import Connection
 from typing import Any
 
-from tests.benchmarks.peers import CannotRun
+from tests.benchmarks.peers import UnavailableError
 
 THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "ESM_NUM_THREADS")
 Load = Callable[[], Callable[[Any], Callable[[], Any]]]
@@ -26,7 +26,7 @@ def serve(connection: Connection, load: Load) -> None:
     """In the worker: load, then prepare each input that comes, and run it at each None."""
     try:
         engine = load()
-    except CannotRun as error:
+    except UnavailableError as error:
         connection.send(str(error))
         return
     connection.send(None)

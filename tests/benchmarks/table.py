@@ -1,6 +1,6 @@
 """What was measured, as rows of one table: ratios of medians and the share of the floor.
 
-    python -m tests.benchmarks.table results.json     the table as Markdown, for the README
+python -m tests.benchmarks.table results.json     the table as Markdown, for the README
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class Row:
     rivals: list[str] = field(default_factory=list)
     """Other ways of this case that it is compared with, besides the case's base."""
     operations: float | None = None
-    """That the result costs, and `rate`, how many of them this machine's products do in a second."""
+    """That the result costs; `rate`, how many this machine's products of matrices do in a second."""
     rate: float | None = None
     max_abs: float | None = None
     problem: str | None = None
@@ -133,7 +133,8 @@ def cells(case: Case, row: Row) -> Iterable[list[str]]:
     others = [case.base, *(other for other in row.rivals if case.row(other))]
     told = [(f"{case.ratio(row, other) or 1:.2f} ×", other) for other in others if case.row(other)]
     told = [("1", "")] if row.way == case.base else told or [("", "")]
-    yield [row.way, median, f"{row.spread:.0%}", speed, *told[0], share, apart]
+    spread = f"{row.spread:.0%}" if len(row.values) > 1 else ""
+    yield [row.way, median, spread, speed, *told[0], share, apart]
     for ratio, other in told[1:]:
         yield ["", "", "", "", ratio, other, "", ""]
 
@@ -184,8 +185,8 @@ def machine_line(results: Results) -> str:
     kind = f" ({told['kind']})" if told["kind"] else ""
     return (
         f"{told['processor']}{kind}, {told['cores']} cores, {told['memory']} GB, {sets}{capped}; "
-        f"{results.threads} thread{'s' * (results.threads > 1)}; {versions}. Ratios are of medians of "
-        "rounds in turn; the spread is from the lowest to the highest round."
+        f"{results.threads} thread{'s' * (results.threads > 1)}; {versions}. Ratios are of medians "
+        "of rounds in turn; the spread is from the lowest to the highest round."
     )
 
 
