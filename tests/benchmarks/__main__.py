@@ -21,7 +21,7 @@ from tests.benchmarks.table import Case, Results, plain
 
 BENCHMARKS = ("model", "fold", "saturation", "load", "embed", "length")
 ROOT = Path(__file__).resolve().parents[2]
-OUT = Path("benchmarks.json")
+OUT = Path("build/benchmarks.json")
 
 
 def flags_of(args: argparse.Namespace) -> list[str]:
@@ -55,8 +55,8 @@ def earlier(path: Path, now: Results) -> Results:
     if not path.exists():
         return now
     before = Results.read(path)
-    same = before.threads == now.threads and before.machine | {"load": 0} == now.machine | {
-        "load": 0
+    same = before.threads == now.threads and before.machine == now.machine | {
+        "load": before.machine["load"]
     }
     return before if same else now
 
@@ -73,6 +73,7 @@ def main() -> int:
     results = Results(describe(), args.threads, [])
     if args.only != BENCHMARKS:
         results = earlier(out, results)
+    out.parent.mkdir(parents=True, exist_ok=True)
     failed = False
     for number, name in enumerate(args.only, 1):
         print(f"{number} of {len(args.only)}: {name}", file=sys.stderr, flush=True)

@@ -4,7 +4,8 @@
 
 The packaged model on sequences like real ones (`proteins.records`): seconds of the whole process,
 start, files and all, beside those that it says its model took. Then a true size of ESM-2: one job
-with all threads beside as many jobs, one thread and an equal part of the sequences each, at once.
+on all threads beside as many jobs as there are threads, at once, each with an equal part of the
+sequences.
 """
 
 from __future__ import annotations
@@ -80,8 +81,7 @@ def jobs(plan: Plan, folder: Path) -> Case:
         write_fasta(folder / f"part{i}.fasta", sequences[i :: plan.threads])
         for i in range(plan.threads)
     ]
-    one = Row(f"ours, one job on {plan.threads} threads")
-    several = Row(f"ours, {plan.threads} jobs on one thread each")
+    one, several = Row("ours, one job on all threads"), Row("ours, one job on each thread, at once")
     for round_ in range(1 + plan.rounds):
         for row, files in ((one, everything), (several, parts)):
             threads = plan.threads // len(files)

@@ -26,8 +26,8 @@ from transformers.models.esm.modeling_esmfold import EsmFoldingTrunk
 
 from esm_pipeline import optimize_for_inference
 from tests.benchmarks.bench_fold_memory import MALLOC, MEBI, build, forget_peak, status
-from tests.benchmarks.peers import UnavailableError
 from tests.benchmarks.plan import Plan, run_alone
+from tests.benchmarks.rounds import UnavailableError
 from tests.benchmarks.table import Case, Row
 
 BASE = "transformers float32"

@@ -26,13 +26,12 @@ from tests.benchmarks.peers import (
     WAYS,
     Engine,
     Logits,
-    UnavailableError,
     convert,
     dtype_of,
 )
 from tests.benchmarks.plan import Plan, run_alone
 from tests.benchmarks.proteins import proteins
-from tests.benchmarks.rounds import Worker, interleave, workers
+from tests.benchmarks.rounds import UnavailableError, Worker, interleave, workers
 from tests.benchmarks.table import Case, Row
 
 RATE = "products of matrices in "

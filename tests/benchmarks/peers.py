@@ -5,7 +5,7 @@ that prepares sequences and returns a `Run`, which computes their logits. Tokens
 made beforehand for the peers, and during the run by ours. UnavailableError tells what cannot run.
 
 - transformers: sdpa attention; padded batches of like lengths, longest first, 4,096 tokens.
-- OpenVINO: the same model of transformers, traced, with open shapes and weights in float32; the same
+- OpenVINO: the same model of transformers, traced, with open shapes, weights in float32; the same
   batches, one stream with all threads. bfloat16 is its hint for the inference precision.
 - esm.cpp: reads the same checkpoint, packs on its own. Its int8 is that of its `quantize`:
   SmoothQuant (alpha 0.5) by activations of some of the proteins, then weights in int8.
@@ -31,6 +31,7 @@ from esm_pipeline.errors import InputError
 from esm_pipeline.tasks.batching import token_batches
 from tests.benchmarks.machine import DTYPES
 from tests.benchmarks.proteins import proteins
+from tests.benchmarks.rounds import UnavailableError
 
 PEER_BUDGET = 4096
 CALIBRATION = 8  # proteins
@@ -41,10 +42,6 @@ Logits = dict[int, NDArray[np.float32]]
 """Place of a sequence → (L, V), BOS and EOS among them."""
 Run = Callable[[], Logits]
 Engine = Callable[[Sequence[str]], Run]
-
-
-class UnavailableError(Exception):
-    """Why a way cannot be measured here."""
 
 
 def required(name: str) -> Any:

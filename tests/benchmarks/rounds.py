@@ -15,11 +15,13 @@ from contextlib import ExitStack, contextmanager
 from multiprocessing.connection import Connection
 from typing import Any
 
-from tests.benchmarks.peers import UnavailableError
-
 THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "ESM_NUM_THREADS")
 Load = Callable[[], Callable[[Any], Callable[[], Any]]]
 """Loads, and returns what prepares an input and returns what is timed. Has to be picklable."""
+
+
+class UnavailableError(Exception):
+    """Why a way cannot be measured here."""
 
 
 def serve(connection: Connection, load: Load) -> None:

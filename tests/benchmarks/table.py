@@ -28,7 +28,7 @@ class Row:
     rivals: list[str] = field(default_factory=list)
     """Other ways of this case that it is compared with, besides the case's base."""
     operations: float | None = None
-    """That the result costs; `rate`, how many this machine's products of matrices do in a second."""
+    """That the result costs; `rate`: how many this machine's products of matrices do a second."""
     rate: float | None = None
     max_abs: float | None = None
     problem: str | None = None
