@@ -85,7 +85,8 @@ def picture(curves: dict[str, Points], label: str, ticks: dict[float, str], titl
 
 def figures(results: Results) -> dict[str, Figure]:
     """Name → picture, of what there is."""
-    processor = f"{results.machine['processor']}, {results.threads} threads"
+    plural = "s" * (results.threads > 1)
+    processor = f"{results.machine['processor']}, {results.threads} thread{plural}"
     found = {}
     if lengths := by_length(results):
         ticks = {x: f"{x:g}" for points in lengths.values() for x, _ in points}
