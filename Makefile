@@ -2,18 +2,22 @@
 #
 #   make demo                    the main job, end to end, on the packaged sequences and model
 #   make test PYTHON=python3.12  with another interpreter
+#   make bench BENCH_FLAGS=--full   all sizes of ESM-2; --quick, to see that all runs
 #   make demo TORCH_FLAGS="--index-url https://download.pytorch.org/whl/cpu"   a smaller torch
 
 PYTHON ?= python3
 VENV ?= .venv
 TORCH_FLAGS ?=
+BENCH_FLAGS ?=
 CORES ?= all
 UV := uv==0.13.9
 
 SHELL := bash
 BIN := $(VENV)/bin
+BENCH := $(VENV)/bench
 RUN := PATH="$(abspath $(BIN)):$$PATH"
-INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+PIP := python -m pip install --quiet --disable-pip-version-check
+INSTALL := $(BIN)/$(PIP)
 COMPILE = $(VENV)/lock/bin/uv pip compile --quiet --universal --python-version 3.11 \
 	--custom-compile-command "make lock" --constraint requirements-torch.txt pyproject.toml
 
@@ -35,8 +39,8 @@ test: lint  ## lint, then every test but the long ones
 test-long: $(VENV)/.test  ## the heavy proofs
 	@$(RUN) python -m pytest -m long
 
-bench: $(VENV)/.test  ## measurements; each prints its own table
-	@set -e; for file in tests/benchmarks/bench_*.py; do echo "== $$file"; $(RUN) python "$$file"; done
+bench: $(BENCH)/.peers  ## speed beside other implementations: a table, and build/benchmarks.json
+	@$(BENCH)/bin/python -m tests.benchmarks $(BENCH_FLAGS)
 
 lint: $(VENV)/.test  ## ruff, mypy, snakefmt, snakemake --lint
 	@$(RUN) ruff check .
@@ -61,11 +65,15 @@ clean:  ## remove what was made here, except results
 
 # Installing: the lock by hash, then torch by version (its companions differ by platform, and pip
 # refuses a line without a hash beside lines with one), then this project and nothing else.
+define CHECK_PYTHON
+@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "$(PYTHON) is \
+$$($(PYTHON) --version 2>&1), but Python 3.11 or newer is needed; name one with 'make PYTHON=...'" >&2; exit 1; }
+@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { echo "$(PYTHON) cannot make virtual \
+environments; on Debian and Ubuntu: apt-get install python3-venv" >&2; exit 1; }
+endef
+
 $(VENV)/.workflow: requirements.lock requirements-torch.txt
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "$(PYTHON) is \
-	$$($(PYTHON) --version 2>&1), but Python 3.11 or newer is needed; name one with 'make PYTHON=...'" >&2; exit 1; }
-	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { echo "$(PYTHON) cannot make virtual \
-	environments; on Debian and Ubuntu: apt-get install python3-venv" >&2; exit 1; }
+	$(CHECK_PYTHON)
 	@echo "Installing into $(VENV) (once; some minutes)" >&2
 	@$(PYTHON) -m venv --clear $(VENV)
 	@$(INSTALL) --require-hashes -r requirements.lock
@@ -75,4 +83,15 @@ $(VENV)/.workflow: requirements.lock requirements-torch.txt
 
 $(VENV)/.test: requirements-test.lock $(VENV)/.workflow
 	@$(INSTALL) --require-hashes -r requirements-test.lock
+	@touch $@
+
+# The peers of `make bench`, apart: they are no part of what is tested. Without their dependencies:
+# the lock has those that they need.
+$(BENCH)/.peers: requirements-test.lock requirements-torch.txt tests/benchmarks/requirements.txt
+	$(CHECK_PYTHON)
+	@echo "Installing into $(BENCH) (once; some minutes)" >&2
+	@$(PYTHON) -m venv --clear $(BENCH)
+	@$(BENCH)/bin/$(PIP) --require-hashes -r requirements-test.lock
+	@$(BENCH)/bin/$(PIP) $(TORCH_FLAGS) -r requirements-torch.txt
+	@$(BENCH)/bin/$(PIP) --require-hashes --no-deps -r tests/benchmarks/requirements.txt
 	@touch $@

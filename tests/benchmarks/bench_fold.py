@@ -1,17 +1,15 @@
 """The folding trunk beside transformers: seconds, ratios and memory.
 
-    python tests/benchmarks/bench_fold.py [--residues 128 256 512] [--blocks 1] [--rounds 3]
+    python -m tests.benchmarks.bench_fold [--trunk-residues 128 256] [--trunk-blocks 1]
 
 Blocks of the published widths with shared random weights, float32. A trunk has 48 blocks, all
-alike: run a few and count. All run in turn in each round, and the least time of each counts: other
-work on the machine only ever adds. With one thread (the default) it is the processor's time, which
-other work disturbs less. Peaks are of a process each, for the whole trunk with its structure module
-and one recycle, above what is resident before; transformers gets zeros to start from, as it has to.
+alike: a few are run. All run in turn in each round. Peaks are of a process each, for a trunk of two
+blocks with its structure module and one recycle, above what is resident before; transformers gets
+zeros to start from, as it has to.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import subprocess
@@ -19,18 +17,30 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers.models.esm.configuration_esm import TrunkConfig as PeerConfig
 from transformers.models.esm.modeling_esmfold import EsmFoldingTrunk
 
-from esm_pipeline.model.folding.config import TrunkConfig
-from esm_pipeline.model.folding.trunk import FoldingTrunk
-from esm_pipeline.model.optimize import can_pack, optimize_block, twin
-from tests.benchmarks.bench_fold_memory import MALLOC, MEBI, forget_peak, status
+from esm_pipeline import optimize_for_inference
+from tests.benchmarks.bench_fold_memory import MALLOC, MEBI, build, forget_peak, status
+from tests.benchmarks.plan import Plan, run_alone
+from tests.benchmarks.rounds import UnavailableError
+from tests.benchmarks.table import Case, Row
 
-WAYS = ("transformers", "transformers, chunk 64", "ours", "ours, chunk 64", "ours, optimized")
+BASE = "transformers float32"
+WAYS = (
+    BASE,
+    "transformers float32, chunks of 64",
+    "ours float32, as loaded",
+    "ours float32",
+    "ours float32, chunks of 64",
+    "ours bfloat16",
+)
+ROOT = Path(__file__).resolve().parents[2]
+BLOCKS, PEAK_BLOCKS = 48, 2
 Run = Callable[[], Tensor]
 
 
@@ -42,32 +52,35 @@ def spread(model: nn.Module) -> nn.Module:
     return model.requires_grad_(False).eval()
 
 
-def trunk_of(way: str, blocks: int) -> nn.Module:
-    """A trunk as one of `WAYS` runs it; all have the same weights."""
+def trunk_of(way: str, blocks: int) -> Any:
+    """A trunk as one of `WAYS` runs it; all have the same weights. Raises UnavailableError."""
     chunk = 64 if way.endswith("64") else None
     torch.manual_seed(0)
     peer = spread(EsmFoldingTrunk(PeerConfig(num_blocks=blocks, chunk_size=chunk)))
     if way.startswith("transformers"):
         return peer
-    ours = FoldingTrunk(TrunkConfig(num_blocks=blocks, chunk_size=chunk)).eval()
-    ours.load_state_dict(peer.state_dict())
-    if way.endswith("optimized"):
-        ours = twin(ours, None)
-        for block in ours.blocks:
-            optimize_block(block, can_pack(torch.float32))
-    return ours
+    model = build(blocks)
+    model.trunk.load_state_dict(peer.state_dict())
+    if not way.endswith("as loaded"):
+        dtype = torch.bfloat16 if "bfloat16" in way else torch.float32
+        model = optimize_for_inference(model, dtype)
+        if dtype not in {weight.dtype for weight in model.trunk.blocks.parameters()}:
+            raise UnavailableError("optimize_for_inference leaves the trunk in float32")
+    model.trunk.set_chunk_size(chunk)
+    return model.trunk
 
 
-def blocks_of(trunk: nn.Module, residues: int) -> Run:
+def blocks_of(trunk: Any, residues: int) -> Run:
     """All blocks, once; gives z."""
     torch.manual_seed(1)
     s, z = torch.randn(1, residues, 1024), torch.randn(1, residues, residues, 128)
     mask = torch.ones(1, residues)
 
     def run() -> Tensor:
-        if isinstance(trunk, FoldingTrunk):
-            return trunk.run_blocks(s, z.clone(), None)[1]
-        x, y = s, z.clone()  # it is changed in place here too
+        x, y = s, z.clone()  # it is changed in place
+        if not isinstance(trunk, EsmFoldingTrunk):
+            last: Tensor = trunk.run_blocks(x, y, None)[1]
+            return last
         for block in trunk.blocks:
             x, y = block(x, y, mask=mask, chunk_size=trunk.chunk_size)
         return y
@@ -75,84 +88,95 @@ def blocks_of(trunk: nn.Module, residues: int) -> Run:
     return run
 
 
+def structure(trunk: Any, residues: int, num_recycles: int) -> Tensor:
+    """Positions, in Å, by blocks and structure module, of an input without a pair part."""
+    peer = isinstance(trunk, EsmFoldingTrunk)
+    torch.manual_seed(2)
+    s = torch.randn(1, residues, 1024)
+    z = torch.zeros(1, residues, residues, 128) if peer else None
+    aatype, places = torch.zeros(1, residues, dtype=torch.int64), torch.arange(residues)[None]
+    mask = torch.ones_like(aatype) if peer else None
+    positions: Tensor = trunk(s, z, aatype, places, mask, num_recycles)["positions"]
+    return positions
+
+
 def seconds(run: Run) -> float:
-    """Of the processor with one thread, else by the clock."""
-    clock = time.process_time if torch.get_num_threads() == 1 else time.perf_counter
-    start = clock()
+    """On the clock."""
+    start = time.perf_counter()
     run()
-    return clock() - start
+    return time.perf_counter() - start
 
 
+@torch.inference_mode()
 def measure_peak(way: str, residues: int) -> int:
     """Bytes at peak in this process for a trunk of two blocks and its structure module."""
-    trunk = trunk_of(way, 2)
-    peer = way.startswith("transformers")
-
-    def run(length: int) -> None:
-        s, z = torch.zeros(1, length, 1024), torch.zeros(1, length, length, 128) if peer else None
-        aatype = torch.zeros(1, length, dtype=torch.int64)
-        mask = torch.ones(1, length, dtype=torch.int64)
-        trunk(s, z, aatype, torch.arange(length)[None], mask if peer else None, 1)
-
-    run(3)
+    trunk = trunk_of(way, PEAK_BLOCKS)
+    structure(trunk, 3, 1)
     forget_peak()
     before = status("VmRSS")
-    run(residues)
+    structure(trunk, residues, 1)
     return status("VmHWM") - before
 
 
 def peak(way: str, residues: int) -> int:
     """The same in a fresh process, where freed memory goes back to the system at once."""
+    command = [sys.executable, "-m", "tests.benchmarks.bench_fold", "--peak"]
     found = subprocess.run(
-        [
-            sys.executable,
-            "-m",
-            "tests.benchmarks.bench_fold",
-            "--peak",
-            json.dumps([way, residues]),
-        ],
-        capture_output=True,
+        [*command, json.dumps([way, residues])],
+        stdout=subprocess.PIPE,
         text=True,
         check=True,
         env={**os.environ, **MALLOC, "OMP_NUM_THREADS": "1"},
-        cwd=Path(__file__).resolve().parents[2],
+        cwd=ROOT,
     )
     return int(found.stdout)
 
 
 @torch.inference_mode()
-def main() -> None:
-    """Measure and print."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--residues", type=int, nargs="+", default=[128, 256, 512])
-    parser.add_argument("--blocks", type=int, default=1)
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--no-peaks", action="store_true", help="time alone")
-    parser.add_argument("--peak", type=json.loads, help=argparse.SUPPRESS)
-    args = parser.parse_args()
-    torch.set_num_threads(args.threads)
-    if args.peak:
-        print(measure_peak(*args.peak))
-        return
-    trunks = {way: trunk_of(way, args.blocks) for way in WAYS}
-    print(f"trunk, {args.blocks} of 48 blocks, float32, {args.threads} threads")
-    print(f"{'':<24}{'residues':>9}{'s a block':>11}{'x peer':>8}{'peak MiB':>10}{'max-abs':>9}")
-    for residues in args.residues:
-        runs = {way: blocks_of(trunk, residues) for way, trunk in trunks.items()}
-        results = {way: run() for way, run in runs.items()}
-        taken: dict[str, list[float]] = {way: [] for way in WAYS}
-        for _ in range(args.rounds):
-            for way, run in runs.items():
-                taken[way].append(seconds(run) / args.blocks)
-        best = min(taken["transformers"])
-        for way in WAYS:
-            held = "" if args.no_peaks else f"{peak(way, residues) / MEBI:.0f}"
-            apart = float((results[way] - results["transformers"]).abs().max())
-            fast = min(taken[way])
-            row = f"{way:<24}{residues:>9}{fast:>11.3f}{best / fast:>8.2f}{held:>10}"
-            print(f"{row}{apart:>9.0e}")
+def measure(plan: Plan) -> list[Case]:
+    """Seconds, then peaks."""
+    torch.set_num_threads(plan.threads)
+    rows = {way: Row(way) for way in WAYS}
+    trunks = {}
+    for way, row in rows.items():
+        try:
+            trunks[way] = trunk_of(way, plan.trunk_blocks)
+        except UnavailableError as error:
+            row.problem = str(error)
+    told = f"ESMFold trunk, {plan.trunk_blocks} of {BLOCKS} blocks"
+    cases = [
+        timed(f"{told}, {one} residues", trunks, rows, one, plan) for one in plan.trunk_residues
+    ]
+    return cases + [peaks(trunks, residues) for residues in plan.peak_residues]
+
+
+def timed(
+    name: str, trunks: dict[str, Any], all_rows: dict[str, Row], residues: int, plan: Plan
+) -> Case:
+    """Blocks of all trunks in turn."""
+    runs = {way: blocks_of(trunk, residues) for way, trunk in trunks.items()}
+    rows = {way: Row(way, problem=row.problem) for way, row in all_rows.items()}
+    expected = structure(trunks[BASE], residues, 0)
+    for way, run in runs.items():
+        run()
+        if way != BASE:
+            rows[way].max_abs = float((structure(trunks[way], residues, 0) - expected).abs().max())
+    for _ in range(plan.rounds):
+        for way, run in runs.items():
+            rows[way].values.append(seconds(run))
+    note = "max-abs of the positions that the structure module makes of these blocks, in Å"
+    return Case(name, BASE, list(rows.values()), note=note)
+
+
+def peaks(trunks: dict[str, Any], residues: int) -> Case:
+    """The most memory, a process each."""
+    rows = [Row(way, [peak(way, residues) / MEBI]) for way in trunks]
+    name = f"ESMFold trunk and structure module, most memory, {residues} residues"
+    return Case(name, BASE, rows, unit="MiB", note="beside weights and input; one recycle")
 
 
 if __name__ == "__main__":
-    main()
+    if sys.argv[1:2] == ["--peak"]:
+        print(measure_peak(*json.loads(sys.argv[2])))
+    else:
+        run_alone(__doc__, measure, ("trunk_residues", "trunk_blocks", "peak_residues"))

@@ -1,6 +1,6 @@
 """One structure with a model of the published size: seconds and memory of loading and folding.
 
-    python tests/benchmarks/bench_fold_full.py [--folder DIR] [--residues 64] [--threads N]
+    python -m tests.benchmarks.bench_fold_full [--folder DIR] [--residues 64] [--threads N]
 
 The shapes of ESM-2 3B and of a trunk of 48 blocks. The weights are random: the language model's in
 bfloat16, the rest in float32, 8.5 GB in shards in DIR, which is made if it is not there. Needs some
@@ -25,7 +25,7 @@ from esm_pipeline.model.base import without_weights
 from esm_pipeline.model.folding.memory import fold_memory
 from esm_pipeline.model.weights import reference_state
 from tests.benchmarks.bench_fold_memory import forget_peak, status
-from tests.benchmarks.bench_model import settings
+from tests.benchmarks.models import settings
 
 GIGA = 1e9
 SHARD = 2 * 10**9

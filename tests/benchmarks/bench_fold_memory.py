@@ -1,6 +1,6 @@
 """Peak memory of folding, measured beside what `folding/memory.py` predicts.
 
-    python tests/benchmarks/bench_fold_memory.py [--points R,B,CHUNK …]
+    python -m tests.benchmarks.bench_fold_memory [--points R,B,CHUNK …]
 
 The published widths with two blocks and a small language model, random weights, float32. Each point
 is a process of its own: the most that was resident during `infer(compact=True)` above what was

@@ -1,152 +1,116 @@
-"""Our packed models beside transformers on real proteins: residues/s, ratios, share of the floor.
+"""Logits of real proteins by every peer and by ours: residues/s, ratios, share of the floor.
 
-    python tests/benchmarks/bench_model.py [--size 8M|35M|150M] [--rounds 3] [--threads N]
+    python -m tests.benchmarks.bench_model [--quick | --full] [--sizes 35M] [--ways …] [--threads N]
 
-Random weights of the true size, the demo proteins, logits of every residue. The peer runs as well
-as it can be asked to: sdpa attention, sorted by length, padded batches of 4,096 tokens. All run in
-turn in each round; the medians count.
+Random weights of the true size, one checkpoint for all; logits of every residue of the 64 proteins.
+`peers.py` tells how each runs; all are processes of their own that take turns (`rounds.py`). The
+floor is what the products would take at the rate of this machine's matrix products of that dtype,
+measured in the same rounds. 650M takes some 14 GB of memory, in all processes together.
 """
 
 from __future__ import annotations
 
-import argparse
 import statistics
-import time
-from collections.abc import Callable
+import tempfile
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
 
-import numpy as np
 import torch
-import transformers
-from Bio import SeqIO
 
-from esm_pipeline import (
-    EsmConfig,
-    EsmForMaskedLM,
-    EsmTokenizer,
-    demo_model,
-    iter_packed,
-    optimize_for_inference,
+from tests.benchmarks.machine import rate
+from tests.benchmarks.models import SIZES, operations, write_checkpoint
+from tests.benchmarks.peers import (
+    BASE,
+    RIVALS,
+    WAYS,
+    Engine,
+    Logits,
+    convert,
+    dtype_of,
 )
-from esm_pipeline.model.weights import reference_state
-from esm_pipeline.tasks.batching import token_batches
+from tests.benchmarks.plan import Plan, run_alone
+from tests.benchmarks.proteins import proteins
+from tests.benchmarks.rounds import UnavailableError, Worker, interleave, workers
+from tests.benchmarks.table import Case, Row
 
-SIZES = {"8M": (6, 320, 20), "35M": (12, 480, 20), "150M": (30, 640, 20), "650M": (33, 1280, 20)}
-PEER_BUDGET = 4096
-Run = Callable[[], dict[int, torch.Tensor]]
-
-
-def settings(size: str) -> dict[str, object]:
-    """The config of a published ESM-2."""
-    layers, width, heads = SIZES[size]
-    return {
-        "vocab_size": 33,
-        "mask_token_id": 32,
-        "pad_token_id": 1,
-        "hidden_size": width,
-        "num_hidden_layers": layers,
-        "num_attention_heads": heads,
-        "intermediate_size": 4 * width,
-        "position_embedding_type": "rotary",
-        "token_dropout": True,
-        "layer_norm_eps": 1e-5,
-    }
+RATE = "products of matrices in "
 
 
-def peer_run(model: torch.nn.Module, sequences: list[str]) -> Run:
-    """The peer over all sequences, in padded batches of like length."""
-    tokenizer = EsmTokenizer.standard()
-    lengths = np.array([len(sequence) for sequence in sequences])
-
-    def run() -> dict[int, torch.Tensor]:
-        found = {}
-        with torch.inference_mode():
-            for batch in token_batches(lengths, PEER_BUDGET):
-                encoded = tokenizer(
-                    [sequences[i] for i in batch], padding=True, return_tensors="pt"
-                )
-                logits = model(**encoded).logits
-                for row, place in enumerate(batch.tolist()):
-                    found[place] = logits[row, : lengths[place] + 2]
-        return found
-
-    return run
+def products(threads: int, dtype: str, width: int) -> Engine:
+    """Measures the floor's rate as ways are measured."""
+    torch.set_num_threads(threads)
+    return lambda _: partial(rate, dtype, width)
 
 
-def our_run(model: EsmForMaskedLM, sequences: list[str]) -> Run:
-    """Our model over all sequences, packed."""
-
-    def run() -> dict[int, torch.Tensor]:
-        with torch.inference_mode():
-            return dict(iter_packed(model, sequences, tokenizer=EsmTokenizer.standard()))
-
-    return run
+def conversion(folder: Path) -> Engine:
+    """Converts a checkpoint as ways are loaded, so that nothing of it stays in memory."""
+    convert(folder)
+    raise UnavailableError("nothing is timed")
 
 
-def matrix_rate(dtype: torch.dtype, width: int) -> float:
-    """Operations/s that this machine's matrix product reaches at the model's shapes, best of 5."""
-    x = torch.randn(4096, width).to(dtype)
-    w = torch.ops.mkldnn._reorder_linear_weight(torch.randn(4 * width, width).to(dtype), 4096)
-    seconds = []
-    with torch.inference_mode():
-        for _ in range(5):
-            start = time.perf_counter()
-            torch.ops.mkldnn._linear_pointwise(x, w, None, "none", [], "none")
-            seconds.append(time.perf_counter() - start)
-    return 2 * 4096 * width * 4 * width / min(seconds)
+def convert_apart(folder: Path, plan: Plan) -> None:
+    """Convert a checkpoint for OpenVINO in a process of its own, if that is among the ways."""
+    if any(way.startswith("OpenVINO") for way in plan.ways):
+        with workers({"conversion": partial(conversion, folder)}, plan.threads):
+            pass
 
 
-def operations(size: str, lengths: list[int]) -> float:
-    """Multiplications and additions of the layers over all tokens: projections and attention."""
-    layers, width, _ = SIZES[size]
-    return sum(layers * (24 * width**2 * n + 4 * width * n * n) for n in (x + 2 for x in lengths))
+def measure(plan: Plan) -> list[Case]:
+    """A case for each size."""
+    return [measure_size(size, plan) for size in plan.sizes]
 
 
-def main() -> None:
-    """Measure and print."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--size", choices=SIZES, default="35M")
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    args = parser.parse_args()
-    torch.set_num_threads(args.threads)
-    torch.manual_seed(0)
-    records = SeqIO.parse(demo_model().parent / "demo.fasta", "fasta")
-    sequences = [str(record.seq).replace("*", "") for record in records]
-    ours = EsmForMaskedLM(EsmConfig(**settings(args.size))).eval()
-    peer = transformers.EsmForMaskedLM(transformers.EsmConfig(**settings(args.size))).eval()
-    peer.load_state_dict(reference_state(ours), strict=False)
-    runs = {
-        "transformers float32": peer_run(peer, sequences),
-        "ours float32": our_run(ours, sequences),
-        "ours float32, optimised": our_run(optimize_for_inference(ours), sequences),
-        "ours bfloat16, optimised": our_run(
-            optimize_for_inference(ours, torch.bfloat16), sequences
-        ),
-    }
-    results = {name: run() for name, run in runs.items()}
-    seconds: dict[str, list[float]] = {name: [] for name in runs}
-    for _ in range(args.rounds):
-        for name, run in runs.items():
-            start = time.perf_counter()
-            run()
-            seconds[name].append(time.perf_counter() - start)
+def measure_size(size: str, plan: Plan) -> Case:
+    """All ways on one size."""
+    sequences = proteins(plan.proteins)
+    with tempfile.TemporaryDirectory() as name:
+        folder = write_checkpoint(size, Path(name))
+        convert_apart(folder, plan)
+        loads = {way: partial(WAYS[way], folder, plan.threads) for way in plan.ways}
+        for dtype in dict.fromkeys(map(dtype_of, plan.ways)):
+            loads[RATE + dtype] = partial(products, plan.threads, dtype, SIZES[size][1])
+        with workers(loads, plan.threads) as ready:
+            found = {
+                way: worker.prepare(sequences)
+                for way, worker in ready.items()
+                if not worker.problem
+            }
+            timed = interleave(ready, plan.rounds)
     lengths = [len(sequence) for sequence in sequences]
-    work = operations(args.size, lengths)
-    base = statistics.median(seconds["transformers float32"])
-    size = f"{len(sequences)} proteins, {sum(lengths)} residues"
-    print(f"ESM-2 {args.size}, {size}, {args.threads} threads")
-    print(f"{'':<26}{'residues/s':>11}{'x peer':>8}{'% floor':>9}{'max-abs':>10}")
-    for name, own in seconds.items():
-        median = statistics.median(own)
-        dtype = torch.bfloat16 if "bfloat16" in name else torch.float32
-        share = work / median / matrix_rate(dtype, SIZES[args.size][1])
-        worst = max(
-            float((logits.float() - results["transformers float32"][place]).abs().max())
-            for place, logits in results[name].items()
-        )
-        speed = sum(lengths) / median
-        print(f"{name:<26}{speed:>11.0f}{base / median:>8.2f}{share:>9.0%}{worst:>10.1e}")
+    rates = {
+        way.removeprefix(RATE): statistics.median(figure for _, figure in told)
+        for way, told in timed.items()
+        if way.startswith(RATE) and told
+    }
+    work = operations(size, lengths)
+    rows = [row_of(way, ready[way], timed[way], found, rates, work) for way in plan.ways]
+    told = f"{len(sequences)} proteins, {sum(lengths):,} residues"
+    return Case(f"logits, ESM-2 {size}, {told}", BASE, rows, residues=sum(lengths))
+
+
+def row_of(
+    way: str,
+    worker: Worker,
+    timed: list[tuple[float, object]],
+    found: Mapping[str, Logits],
+    rates: Mapping[str, float],
+    work: float,
+) -> Row:
+    """The row of a way."""
+    row = Row(way, [seconds for seconds, _ in timed], problem=worker.problem)
+    row.rivals = [RIVALS[way]] if way in RIVALS else []
+    row.operations, row.rate = work, rates.get(dtype_of(way))
+    if row.values and way != BASE and BASE in found:
+        row.max_abs = max_abs(found[way], found[BASE])
+    return row
+
+
+def max_abs(one: Logits, other: Logits) -> float:
+    """The largest difference over all sequences."""
+    assert one.keys() == other.keys()
+    return max(float(abs(one[i] - other[i]).max()) for i in one)
 
 
 if __name__ == "__main__":
-    main()
+    run_alone(__doc__, measure, ("sizes", "ways", "proteins"))

@@ -1,12 +1,11 @@
 """Saturation of one protein beside a loop over transformers, and passes of a deep mutational scan.
 
-    python -m tests.benchmarks.bench_saturation [--size 8M|35M|150M] [--residues 300] [--copies 32]
+    python -m tests.benchmarks.bench_saturation [--saturation-size 35M] [--residues 300] [--whole]
 
 Random weights of the true size. The peer runs as well as it can be asked to: sdpa attention, copies
-of one length in batches of the size that is fastest for it, logits of all tokens. Both compute some
-of the masked copies in turn, round by round; the fastest round counts, on the clock and of the
-processor, for other work on the machine only makes rounds slower. With `--whole` the whole command
-runs too, start and files included, and a scan of single and double mutants.
+of one length in batches of the size that is fastest for it, logits of all tokens. All compute some
+of the masked copies in turn, round by round. With `--whole` the whole command runs instead, start
+and files included, and a scan of single and double mutants.
 """
 
 from __future__ import annotations
@@ -21,18 +20,21 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import transformers
 
-from esm_pipeline import EsmConfig, EsmForMaskedLM, EsmTokenizer
+from esm_pipeline import EsmTokenizer
 from esm_pipeline.cli import main as esm_pipeline
-from esm_pipeline.model.weights import reference_state
 from esm_pipeline.sections import ScoreSettings
 from esm_pipeline.tasks.marginals import LanguageModel, one_masked
-from tests.benchmarks.bench_model import SIZES, settings
+from tests.benchmarks.models import write_checkpoint
+from tests.benchmarks.peers import BASE, dtype_of, reference
+from tests.benchmarks.plan import Plan, add_fields, add_flags, plan_of, show
+from tests.benchmarks.table import Case, Row
 
 AMINO_ACIDS = "ACDEFGHIKLMNPQRSTVWY"
 BATCHES = (4, 8, 16, 32)
 MUTANTS = 5_000
+TOKEN_BUDGET = 16_384
+OURS = ("ours float32", "ours bfloat16")
 
 
 def peer_log_odds(
@@ -103,77 +105,74 @@ class Ours:
         return found
 
 
+def protein(residues: int) -> str:
+    """Random residues."""
+    return "".join(random.Random(0).choices(AMINO_ACIDS, k=residues))
+
+
+def measure(plan: Plan) -> list[Case]:
+    """Masked copies by the peer and by ours."""
+    torch.set_num_threads(plan.threads)
+    with tempfile.TemporaryDirectory() as name:
+        folder = write_checkpoint(plan.saturation_size, Path(name))
+        return [compare(folder, protein(plan.residues), plan)]
+
+
+def compare(folder: Path, sequence: str, plan: Plan) -> Case:
+    """Time the peer and ours in turn."""
+    peer, copies, size = reference(folder), plan.copies, plan.saturation_size
+    models = {way: Ours(folder, sequence, dtype_of(way), TOKEN_BUDGET) for way in OURS}
+    trial = {batch: timed(peer_log_odds, peer, sequence, batch, copies) for batch in BATCHES}
+    best = min(trial, key=lambda batch: trial[batch])
+    expected = peer_log_odds(peer, sequence, best, copies)
+    rows = {way: Row(way) for way in (BASE, *OURS)}
+    for way, model in models.items():
+        rows[way].max_abs = float(np.abs(model.log_odds(copies) - expected).max())
+    for _ in range(plan.rounds):
+        rows[BASE].values.append(timed(peer_log_odds, peer, sequence, best, copies))
+        for way, model in models.items():
+            rows[way].values.append(timed(model.log_odds, copies))
+    return Case(
+        f"saturation, ESM-2 {size}, {copies} of the masked copies of {len(sequence)} residues",
+        BASE,
+        list(rows.values()),
+        residues=copies * len(sequence),
+        note=f"transformers in batches of {best}, the fastest for it; max-abs of log-odds",
+    )
+
+
+def whole(plan: Plan) -> None:
+    """Time the whole command, and scans."""
+    with tempfile.TemporaryDirectory() as name:
+        folder, sequence = Path(name), protein(plan.residues)
+        model = write_checkpoint(plan.saturation_size, folder / "model")
+        (folder / "wt.fasta").write_text(f">a\n{sequence}\n")
+        options = ["--quiet", "--model", model, "--threads", plan.threads]
+        options += ["--token-budget", TOKEN_BUDGET]
+        inputs = ["--saturation", folder / "wt.fasta", folder / "out.h5"]
+        seconds = run("score", *options, *inputs)
+        print(f"the whole command, {plan.residues} residues: {seconds:.1f} s")
+        count_passes(folder, sequence, options, random.Random(0))
+
+
+def timed(function: Callable[..., object], *arguments: object) -> float:
+    """Seconds that a call takes."""
+    start = time.perf_counter()
+    function(*arguments)
+    return time.perf_counter() - start
+
+
 def main() -> None:
     """Measure and print."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--size", choices=SIZES, default="35M")
-    parser.add_argument("--residues", type=int, default=300)
-    parser.add_argument("--copies", type=int, default=32, help="in a round")
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--token-budget", type=int, default=16_384)
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--whole", action="store_true", help="run the whole command as well")
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    add_flags(parser)
+    add_fields(parser, ("saturation_size", "residues", "copies"))
+    parser.add_argument("--whole", action="store_true", help="run the whole command instead")
     args = parser.parse_args()
-    torch.set_num_threads(args.threads)
-    torch.manual_seed(0)
-    letters = random.Random(0)
-    sequence = "".join(letters.choices(AMINO_ACIDS, k=args.residues))
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        ours = EsmForMaskedLM(EsmConfig(**settings(args.size))).eval()
-        ours.save_pretrained(folder / "model")
-        EsmTokenizer.standard().save_pretrained(folder / "model")
-        peer = transformers.EsmForMaskedLM(transformers.EsmConfig(**settings(args.size))).eval()
-        peer.load_state_dict(reference_state(ours), strict=False)
-        del ours
-        (folder / "wt.fasta").write_text(f">a\n{sequence}\n")
-        compare(peer, folder / "model", sequence, args)
-        options = ["--quiet", "--model", folder / "model", "--threads", args.threads]
-        options += ["--token-budget", args.token_budget]
-        if args.whole:
-            inputs = ["--saturation", folder / "wt.fasta", folder / "out.h5"]
-            seconds = run("score", *options, *inputs)
-            print(f"the whole command, {args.residues} residues: {seconds:.1f} s")
-            count_passes(folder, sequence, options, letters)
-
-
-def compare(peer: torch.nn.Module, folder: Path, sequence: str, args: argparse.Namespace) -> None:
-    """Time the peer and ours in turn, and print the fastest rounds."""
-    copies = args.copies
-    trial = {batch: timed(peer_log_odds, peer, sequence, batch, copies) for batch in BATCHES}
-    best = min(trial, key=lambda batch: trial[batch][1])
-    models = {
-        dtype: Ours(folder, sequence, dtype, args.token_budget) for dtype in ("float32", "bfloat16")
-    }
-    found = models["float32"].log_odds(copies)
-    difference = np.abs(found - peer_log_odds(peer, sequence, best, copies)).max()
-    rounds: dict[str, list[tuple[float, float]]] = {name: [] for name in ("peer", *models)}
-    for _ in range(args.rounds):
-        rounds["peer"].append(timed(peer_log_odds, peer, sequence, best, copies))
-        for dtype, model in models.items():
-            rounds[dtype].append(timed(model.log_odds, copies))
-    print(
-        f"ESM-2 {args.size}, {copies} masked copies of {args.residues} residues, {args.threads} "
-        f"threads, {args.rounds} rounds in turn, the fastest; max-abs {difference:.1e}"
-    )
-    for what, told in (
-        ("peer", f"transformers, batches of {best}"),
-        ("float32", "ours float32"),
-        ("bfloat16", "ours bfloat16"),
-    ):
-        clock, processor = map(min, zip(*rounds[what], strict=True))
-        base = list(map(min, zip(*rounds["peer"], strict=True)))
-        print(
-            f"{told:<28}{clock:>8.2f} s on the clock{base[0] / clock:>7.2f} x"
-            f"{processor:>9.2f} s of processor{base[1] / processor:>7.2f} x"
-        )
-
-
-def timed(function: Callable[..., object], *arguments: object) -> tuple[float, float]:
-    """Seconds on the clock and of the processor that a call takes."""
-    clock, processor = time.perf_counter(), time.process_time()
-    function(*arguments)
-    return time.perf_counter() - clock, time.process_time() - processor
+    if args.whole:
+        whole(plan_of(args))
+    else:
+        show(measure(plan_of(args)), args)
 
 
 def count_passes(

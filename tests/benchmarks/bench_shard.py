@@ -1,6 +1,6 @@
 """Speed, memory and temporary disk of `shard` on generated records.
 
-`python tests/benchmarks/bench_shard.py [RECORDS ...]`, a million unless told.
+`python -m tests.benchmarks.bench_shard [RECORDS ...]`, a million unless told.
 """
 
 from __future__ import annotations
