@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from esm_pipeline.errors import InputError
-from esm_pipeline.formats.ragged_results import RaggedResults
+from esm_pipeline.formats.ragged_results import RaggedResults, StoredRecord
 from esm_pipeline.formats.tables import Column
 
 if TYPE_CHECKING:
@@ -61,21 +61,8 @@ def told_labels(p: Float32, problem: str, labels: Sequence[str], threshold: floa
     return [labels[place] for place in p.argmax(-1).tolist()]
 
 
-class Classified:
-    """What is stored of one record. Arrays are read when they are asked for.
-
-    `id`, `index` (place in the input) and `length` (residues that the model was given).
-    """
-
-    def __init__(self, results: Classes | ResidueClasses, position: int) -> None:
-        self._results = results
-        self._row = int(results.row[position])
-        self.id = results.ids[position]
-        self.index = int(results.index[position])
-        self.length = int(results.length[self._row])
-
-    def __repr__(self) -> str:
-        return f"Classified(id={self.id!r}, index={self.index}, length={self.length})"
+class Classified(StoredRecord["Classes | ResidueClasses"]):
+    """What is told of one record; `length` is of the residues that the model was given."""
 
     @property
     def p(self) -> Float32:

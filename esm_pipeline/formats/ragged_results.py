@@ -28,6 +28,25 @@ FORMATS = {
 
 A_RESULT = "an embeddings.h5, saturation.h5, classes.h5, residue_classes.h5 or structures.h5"
 Item = TypeVar("Item")
+Results = TypeVar("Results", bound="RaggedResults[Any]")
+
+
+class StoredRecord(Generic[Results]):
+    """What is stored of one record. Arrays are read when they are asked for.
+
+    `id`, `index` (place in the input) and `length` (in residues).
+    """
+
+    def __init__(self, results: Results, position: int) -> None:
+        self._results = results
+        self._row = int(results.row[position])
+        self.id = results.ids[position]
+        self.index = int(results.index[position])
+        self.length = int(results.length[self._row])
+
+    def __repr__(self) -> str:
+        name = type(self).__name__
+        return f"{name}(id={self.id!r}, index={self.index}, length={self.length})"
 
 
 class RaggedResults(ABC, Generic[Item]):

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from esm_pipeline.errors import InputError
 from esm_pipeline.formats.classes import Classes, ResidueClasses
-from esm_pipeline.formats.ragged_results import RaggedResults, open_file
+from esm_pipeline.formats.ragged_results import RaggedResults, StoredRecord, open_file
 from esm_pipeline.formats.saturation import Saturations
 from esm_pipeline.formats.structure_arrays import Structures
 
@@ -27,21 +27,8 @@ FORMAT = "esm-pipeline/embeddings"
 Values = NDArray[Any]
 
 
-class Embedding:
-    """What is stored of one record. Arrays are read when they are asked for.
-
-    `id`, `index` (place in the input) and `length` (residues that were embedded).
-    """
-
-    def __init__(self, results: Embeddings, position: int) -> None:
-        self._results = results
-        self._row = int(results.row[position])
-        self.id = results.ids[position]
-        self.index = int(results.index[position])
-        self.length = int(results.length[self._row])
-
-    def __repr__(self) -> str:
-        return f"Embedding(id={self.id!r}, index={self.index}, length={self.length})"
+class Embedding(StoredRecord["Embeddings"]):
+    """The representations of one record; `length` is of the residues that were embedded."""
 
     @property
     def mean(self) -> dict[int, Values]:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from esm_pipeline.formats.ragged_results import RaggedResults
+from esm_pipeline.formats.ragged_results import RaggedResults, StoredRecord
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -23,21 +23,8 @@ LOG_ODDS = "log_odds"
 WILD_TYPE = "wild_type"
 
 
-class Saturation:
-    """What is stored of one record. Arrays are read when they are asked for.
-
-    `id`, `index` (place in the input) and `length` (residues that were scored).
-    """
-
-    def __init__(self, results: Saturations, position: int) -> None:
-        self._results = results
-        self._row = int(results.row[position])
-        self.id = results.ids[position]
-        self.index = int(results.index[position])
-        self.length = int(results.length[self._row])
-
-    def __repr__(self) -> str:
-        return f"Saturation(id={self.id!r}, index={self.index}, length={self.length})"
+class Saturation(StoredRecord["Saturations"]):
+    """What is scored of one record; `length` is of the residues that were scored."""
 
     @property
     def sequence(self) -> str:

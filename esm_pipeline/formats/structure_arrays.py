@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from esm_pipeline.errors import InputError
 from esm_pipeline.formats.hdf5 import Array, Int64, RaggedWriter, arrays_of, unit_starts
 from esm_pipeline.formats.pae import to_angstrom
-from esm_pipeline.formats.ragged_results import RaggedResults
+from esm_pipeline.formats.ragged_results import RaggedResults, StoredRecord
 from esm_pipeline.formats.structures import Structure
 
 if TYPE_CHECKING:
@@ -138,21 +138,8 @@ class Structures(RaggedResults["Folded"]):
         )
 
 
-class Folded:
-    """What is stored of one record. Arrays are read when they are asked for.
-
-    `id`, `index` (place in the input) and `length` (residues of all chains).
-    """
-
-    def __init__(self, results: Structures, position: int) -> None:
-        self._results = results
-        self._row = int(results.row[position])
-        self.id = results.ids[position]
-        self.index = int(results.index[position])
-        self.length = int(results.length[self._row])
-
-    def __repr__(self) -> str:
-        return f"Folded(id={self.id!r}, index={self.index}, length={self.length})"
+class Folded(StoredRecord["Structures"]):
+    """The structure of one record; `length` is of all chains."""
 
     @cached_property
     def structure(self) -> Structure:

@@ -23,10 +23,13 @@ class EsmContactPredictionHead(nn.Module):
         self.regression = nn.Linear(config.num_hidden_layers * self.heads, 1)
 
     def layer_logits(self, maps: Tensor, layer: int, heads: list[int]) -> Tensor:
-        """What layer `layer` (from 1) adds: maps (sequences, H, L, L) of `heads` → (…, R, R)."""
-        residues = maps[..., 1:-1, 1:-1]  # without BOS and EOS
-        corrected = average_product_corrected(residues + residues.transpose(-1, -2))
+        """What layer `layer` (from 1) adds: maps (sequences, H, L, L) of `heads` → (…, R, R).
+
+        In the precision of the regression, whatever that of the maps is.
+        """
         weights = self.regression.weight.view(-1, self.heads)[layer - 1, heads]
+        residues = maps[..., 1:-1, 1:-1].to(weights.dtype)  # without BOS and EOS
+        corrected = average_product_corrected(residues + residues.transpose(-1, -2))
         return torch.einsum("nhij,h->nij", corrected, weights)
 
     def forward(self, logits: Tensor) -> Tensor:

@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from esm_pipeline.errors import InputError
 from esm_pipeline.model.base import EsmPreTrainedModel
 from esm_pipeline.model.hub import demo_model
 from esm_pipeline.model.layer import EsmLayer
@@ -183,8 +184,11 @@ Ranges = dict[str, Tensor]
 """Least and most of each channel (2, D) of what comes into one layer's linear layers."""
 
 
-def find_ranges(model: EsmPreTrainedModel, sequences: Sequence[str] | None = None) -> list[Ranges]:
-    """What comes into the linear layers for `sequences`, by default packaged proteins."""
+def find_ranges(model: EsmPreTrainedModel) -> list[Ranges]:
+    """What comes into the linear layers of each layer, for packaged proteins.
+
+    Raises InputError if that is no number: levels would hide it.
+    """
     encoder = model.base_model
     found: list[Ranges] = [{} for _ in encoder.encoder.layer]
     with ExitStack() as hooks:
@@ -194,17 +198,19 @@ def find_ranges(model: EsmPreTrainedModel, sequences: Sequence[str] | None = Non
                     linear.register_forward_pre_hook(partial(widen, ranges, name)).remove
                 )
         with torch.inference_mode():
-            for sequence in packaged_proteins() if sequences is None else sequences:
+            for sequence in packaged_proteins():
                 tokens = EsmTokenizer.standard()([sequence], return_tensors="pt").input_ids
                 encoder(tokens)
+    if not all(seen.isfinite().all() for ranges in found for seen in ranges.values()):
+        raise InputError("int8: this model gives NaN or infinity; see to its weights")
     return found
 
 
 def linears_of(layer: EsmLayer) -> dict[str, nn.Module]:
     """The linear layers of one layer, by what comes into them: one for each input."""
-    inner = layer.attention.self
     return {
-        **({"normed": inner.query, "mixed": layer.attention.output.dense} if inner.heads else {}),
+        "normed": layer.attention.self.query,
+        "mixed": layer.attention.output.dense,
         "fed": layer.intermediate.dense,
         "wide": layer.output.dense,
     }

@@ -22,6 +22,11 @@ from tests.oracles.peers import ESM1B, ESM2, SMALL, batch, enliven
 pytestmark = pytest.mark.skipif(not can_quantize(), reason="no exact 8-bit product here")
 
 
+@pytest.fixture(autouse=True)
+def seed() -> None:
+    torch.manual_seed(0)
+
+
 @pytest.fixture(scope="module")
 def model() -> EsmForMaskedLM:
     return EsmForMaskedLM.from_pretrained(demo_model()).eval()
@@ -140,6 +145,29 @@ def test_maps_pruned_heads_and_classifiers(unseen: list[str]) -> None:
     assert (found.attentions[1] - expected.attentions[1]).abs().max() < 0.02
 
 
+def test_contacts(unseen: list[str]) -> None:
+    """From maps in bfloat16, by a regression in float32."""
+    model = EsmForMaskedLM(EsmConfig(**SMALL, **ESM2)).eval()
+    enliven(model)
+    torch.nn.init.normal_(model.esm.contact_head.regression.weight, std=10)
+    tokens = EsmTokenizer.standard()(unseen[:1], return_tensors="pt").input_ids
+    with torch.inference_mode():
+        expected = model.predict_contacts(tokens)
+        found = optimize_for_inference(model, torch.int8).predict_contacts(tokens)
+    assert found.dtype == torch.float32
+    assert (found - expected).abs().max() < 0.05
+    assert expected.std() > 0.05
+
+
+@pytest.mark.parametrize("where", ["attention.self.query", "intermediate.dense", "output.dense"])
+def test_what_is_no_number_is_not_hidden(where: str) -> None:
+    model = EsmForMaskedLM(EsmConfig(**SMALL, **ESM2)).eval()
+    with torch.no_grad():
+        model.get_submodule(f"esm.encoder.layer.0.{where}").weight[0, 0] = torch.nan
+    with pytest.raises(InputError, match="int8: this model gives NaN or infinity"):
+        optimize_for_inference(model, torch.int8)
+
+
 def test_values_to_levels() -> None:
     values = torch.tensor([[-9.0, -0.26, -0.24, 0.0, 0.24, 0.26, 9.0]])
     assert ToLevels(0.5)(values).tolist() == [[110, 127, 128, 128, 128, 129, 146]]
@@ -147,23 +175,40 @@ def test_values_to_levels() -> None:
     norm = torch.nn.LayerNorm(64)
     torch.nn.init.normal_(norm.weight)
     torch.nn.init.normal_(norm.bias)
-    steps, x = torch.rand(64) * 0.1 + 0.05, torch.randn(5, 64)
+    steps, x = torch.rand(64) * 0.1 + 0.1, torch.randn(5, 64)
     with torch.inference_mode():
         levels = LevelNorm(norm, steps)(x)
         assert levels.dtype == torch.uint8
         assert (((levels.float() - 128) * steps - norm(x)).abs() <= 0.501 * steps).all()
 
 
+def test_ranges_are_of_all_proteins(model: EsmForMaskedLM) -> None:
+    layer, seen = model.esm.encoder.layer[1], []
+    hook = layer.output.dense.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    found = quantize.find_ranges(model)[1]["wide"]
+    hook.remove()
+    together = torch.cat(seen)
+    assert len(seen) > 3
+    assert torch.equal(found, torch.stack((together.amin(0), together.amax(0))))
+
+
 def test_channels_without_values() -> None:
     """A weight of zeros, a norm that gives nothing."""
     model = EsmForMaskedLM(EsmConfig(**SMALL, **ESM2)).eval()
+    enliven(model)
     layer = model.esm.encoder.layer[0]
     torch.nn.init.zeros_(layer.intermediate.dense.weight)
     torch.nn.init.zeros_(layer.attention.LayerNorm.weight)
+    torch.nn.init.zeros_(layer.attention.LayerNorm.bias)
+    mute = model.esm.encoder.layer[1].attention.self.value
+    torch.nn.init.zeros_(mute.weight)
+    torch.nn.init.zeros_(mute.bias)
     tokens, _ = batch([20])
     with torch.inference_mode():
         found, expected = optimize_for_inference(model, torch.int8)(tokens), model(tokens)
     assert (found.logits - expected.logits).abs().max() < 0.05 * expected.logits.abs().max()
+    empty = Int8Linear(layer.intermediate.dense, 0.1)
+    assert (empty.steps > 0).all()
 
 
 @pytest.mark.parametrize("how", ["missing", "overflow"])

@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from esm_pipeline.cli import main
 from esm_pipeline.formats.results import open_results
 from esm_pipeline.model import EsmModel, EsmTokenizer
+from esm_pipeline.model.quantize import can_quantize
 from esm_pipeline.tasks import representations
 
 FASTA = """\
@@ -45,6 +46,27 @@ def fasta(tmp_path):
     path = tmp_path / "in.fasta"
     path.write_text(FASTA)
     return path
+
+
+@pytest.mark.skipif(not can_quantize(), reason="no exact 8-bit product here")
+def test_all_of_it_in_8_bits(fasta, tmp_path):
+    """Near float32, but not the same, and told in the file."""
+    found = {}
+    for dtype in ("float32", "int8"):
+        output = tmp_path / f"{dtype}.h5"
+        flags = ("--quiet", "--dtype", dtype, "--residue-dtype", "float32", *EVERYTHING)
+        assert main(["embed", "--model", "demo", *flags, str(fasta), str(output)]) == 0
+        with open_results(output) as results:
+            assert results.attributes["dtype"] == dtype
+            found[dtype] = [
+                np.concatenate(
+                    [part[max(part)].ravel() for part in (one.mean, one.bos, one.residue)]
+                )
+                for one in results
+            ]
+            assert all(np.isfinite(one.contacts).all() for one in results)
+    for one, other in zip(found["int8"], found["float32"], strict=True):
+        assert 0 < np.abs(one - other).max() < 0.05 * np.abs(other).max()
 
 
 def outcomes(path):
