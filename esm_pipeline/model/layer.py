@@ -86,7 +86,7 @@ class EsmSelfAttention(nn.Module):
     ) -> tuple[Tensor, list[Tensor] | None]:
         """(T, H, K) ×3 → (T, H, K). The one place where the explicit path is chosen, or not."""
         if tables is not None:
-            q, k = rotate(q, tables), rotate(k, tables)
+            q, k = self.turn(q, tables), self.turn(k, tables)
         distances = self.distance_embedding
         if ask.maps or ask.head_mask is not None or self.causal or distances is not None:
             return attend_explicitly(
@@ -101,6 +101,10 @@ class EsmSelfAttention(nn.Module):
                 with_maps=ask.maps,
             )
         return attend(q, k, v, layout, active(self.dropout)), None
+
+    def turn(self, x: Tensor, tables: Tables) -> Tensor:
+        """Rotate queries or keys (T, H, K)."""
+        return rotate(x, tables)
 
     def own(self, head_mask: Tensor | None) -> Tensor | None:
         """Of a mask of all heads (H,), what concerns those that the layer has."""

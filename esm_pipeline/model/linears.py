@@ -37,6 +37,17 @@ class PackedLinear(nn.Module):
         return y
 
 
+class PackedBranch(PackedLinear):
+    """A packed layer whose result is added to something of its shape, before it is rounded."""
+
+    def forward(self, branch: Tensor, x: Tensor) -> Tensor:  # type: ignore[override]
+        """A branch (…, in), and what it is added to (…, out) → (…, out)."""
+        y: Tensor = torch.ops.mkldnn._linear_pointwise.binary(
+            branch, x, self.packed, self.bias, "add"
+        )
+        return y
+
+
 class FusedLinear(nn.Module):
     """Linear layers over the same input as one, their outputs side by side; all biased, or none."""
 
@@ -46,6 +57,11 @@ class FusedLinear(nn.Module):
         biases: list[Tensor] = [linear.bias for linear in linears if linear.bias is not None]
         self.bias = frozen(torch.cat(biases)) if biases else None
         self.out_features, self.in_features = self.weight.shape
+
+    def reorder(self, rows: Tensor) -> None:
+        """Put the outputs in the order of `rows` (out,)."""
+        self.weight = frozen(self.weight[rows])
+        self.bias = None if self.bias is None else frozen(self.bias[rows])
 
     def forward(self, x: Tensor) -> Tensor:
         """(…, in) → (…, out)."""

@@ -11,11 +11,12 @@ from torch import nn
 
 from esm_pipeline.errors import InputError
 from esm_pipeline.model.base import EsmPreTrainedModel
+from esm_pipeline.model.cpu_attention import CpuSelfAttention
 from esm_pipeline.model.folding.esmfold import EsmForProteinFolding
 from esm_pipeline.model.folding.optimize import optimize_block
 from esm_pipeline.model.folding.trunk import TrunkBlock
 from esm_pipeline.model.layer import EsmLayer, EsmSelfAttention
-from esm_pipeline.model.linears import FusedLinear, can_pack, frozen, pack
+from esm_pipeline.model.linears import FusedLinear, PackedBranch, can_pack, frozen, pack
 from esm_pipeline.model.quantize import can_quantize, find_ranges, quantize
 from esm_pipeline.model.tokenizer import EsmTokenizer
 
@@ -74,7 +75,7 @@ def optimize_for_inference(
     packs = packs_at(fast.base_model) and not quantizes
     for module in fast.modules():
         if isinstance(module, EsmLayer):
-            optimize_layer(module, packs)
+            optimize_layer(module, fast.base_model.encoder.rotary, packs, quantizes)
         elif isinstance(module, TrunkBlock):
             optimize_block(module, packs_at(module, trunk_dtype), trunk_dtype)
     if quantizes:
@@ -115,22 +116,26 @@ def twin(module: T, dtype: torch.dtype | None) -> T:
     return other
 
 
-def fuse(attention: EsmSelfAttention) -> None:
-    """Let one layer compute queries, keys and values."""
-    attention.fused = FusedLinear([attention.query, attention.key, attention.value])
-    del attention.query, attention.key, attention.value
-
-
-def optimize_layer(layer: EsmLayer, packs: bool) -> None:
+def optimize_layer(layer: EsmLayer, rotary: bool, packs: bool, quantizes: bool) -> None:
     """Fuse what one layer can fuse, and pack it if `packs`."""
     attention, wide = layer.attention, layer.intermediate
     if attention.self.heads:  # all may be pruned
-        fuse(attention.self)
+        simple = type(attention.self) is EsmSelfAttention
+        if (packs or quantizes) and simple and attention.self.distance_embedding is None:
+            attention.self = CpuSelfAttention(attention.self, rotary=rotary)
+        else:
+            fuse(attention.self)
     if not packs:
         return
     if attention.self.heads:
         pack(attention.self, "fused")
-        pack(attention.output, "dense")
+        attention.output = PackedBranch(attention.output.dense)
     pack(wide, "dense", "gelu")
     wide.activation = nn.Identity()
-    pack(layer.output, "dense")
+    layer.output = PackedBranch(layer.output.dense)
+
+
+def fuse(attention: EsmSelfAttention) -> None:
+    """Let one layer compute queries, keys and values."""
+    attention.fused = FusedLinear([attention.query, attention.key, attention.value])
+    del attention.query, attention.key, attention.value

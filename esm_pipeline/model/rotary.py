@@ -6,7 +6,8 @@ The angles are computed in float32, as the peers do, whatever the model's precis
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -14,12 +15,18 @@ from torch import Tensor
 BASE = 10_000.0
 
 
-class Tables(NamedTuple):
+@dataclass(frozen=True)
+class Tables:
     """Cosine and sine of each token's angles, and the frequencies (K / 2,) they are of."""
 
     cos: Tensor  # (T, 1, K / 2)
     sin: Tensor  # (T, 1, K / 2)
     frequencies: Tensor
+
+    @cached_property
+    def turns(self) -> Tensor:
+        """(T, 1, K / 2) complex numbers of length 1 and each token's angles."""
+        return torch.complex(self.cos, self.sin)
 
 
 def rotary_frequencies(width: int) -> Tensor:
@@ -44,7 +51,13 @@ def rotary_tables(positions: Tensor, frequencies: Tensor, dtype: torch.dtype) ->
 
 def rotate(x: Tensor, tables: Tables) -> Tensor:
     """Turn each pair (i, i + K/2) of `x` (…, T, H, K) by its token's angles."""
-    cos, sin, _ = tables
+    cos, sin = tables.cos, tables.sin
     first, second = x.to(cos.dtype).chunk(2, dim=-1)
     turned = torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)
     return turned.to(x.dtype)
+
+
+def turn_pairs(x: Tensor, turns: Tensor) -> Tensor:
+    """Turn each pair (2 i, 2 i + 1) of `x` (…, K) by complex `turns` (…, K / 2)."""
+    pairs = torch.view_as_complex(x.to(turns.real.dtype).unflatten(-1, (-1, 2)))
+    return torch.view_as_real(pairs * turns).flatten(-2).to(x.dtype)

@@ -1,0 +1,130 @@
+"""Self-attention for inference on the CPU, from queries, keys and values of one product.
+
+Two things make it faster than the general one. Rotary pairs lie side by side, where the reference
+has them half a head apart, so that turning them is one product of complex numbers; queries and keys
+are permuted alike, which no score notices. And in bfloat16 the scores are, too, a few heads at a
+time, which stay in the processor's cache from their product to that with the values: PyTorch's own
+kernel has them in float32, through which it takes twice as long.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from esm_pipeline.model.attention import split
+from esm_pipeline.model.layer import Ask, EsmSelfAttention, Seen
+from esm_pipeline.model.layout import PackedLayout
+from esm_pipeline.model.linears import FusedLinear
+from esm_pipeline.model.rotary import Tables, turn_pairs
+
+SCORES = 2**20
+"""Scores that are computed at a time: 2 MB in bfloat16, which caches hold."""
+
+BOUND = 100
+"""Powers of two that sums of exponentials may be from 1 for no score to be lost."""
+
+
+class CpuSelfAttention(EsmSelfAttention):
+    """What `EsmSelfAttention` computes in inference, without dropout or relative positions.
+
+    Queries and keys are by pairs if `tables` are given, which those of rotary models are.
+    """
+
+    def __init__(self, plain: EsmSelfAttention, *, rotary: bool) -> None:
+        nn.Module.__init__(self)
+        self.heads, self.head_width = plain.heads, plain.head_width
+        self.distance_embedding, self.dropout = None, nn.Dropout(0.0)
+        self.fused = FusedLinear([plain.query, plain.key, plain.value])
+        if rotary:
+            self.fused.reorder(by_pairs(len(self.heads), self.head_width))
+
+    def forward(
+        self, x: Tensor, layout: PackedLayout, tables: Tables | None, ask: Ask
+    ) -> tuple[Tensor, Seen]:
+        """Normed states (T, D) → what the heads see (T, H * K), and the maps if asked for."""
+        if ask.maps or ask.head_mask is not None:
+            return super().forward(x, layout, tables, ask)
+        assert self.fused is not None
+        turns = None if tables is None else tables.turns
+        return attend_joined(self.fused(x), turns, layout, len(self.heads)), Seen()
+
+    def turn(self, x: Tensor, tables: Tables) -> Tensor:
+        """Rotate queries or keys (T, H, K), by pairs."""
+        return turn_pairs(x, tables.turns)
+
+
+def by_pairs(heads: int, width: int) -> Tensor:
+    """(3 * H * K,) rows of queries, keys and values, (i, i + K/2) of the first two side by side."""
+    rows = torch.arange(3 * heads * width, device="cpu").view(3, heads, width)
+    paired = rows[:2].unflatten(-1, (2, width // 2)).transpose(-1, -2).flatten(-2)
+    return torch.cat((paired, rows[2:])).flatten()
+
+
+def attend_joined(qkv: Tensor, turns: Tensor | None, layout: PackedLayout, heads: int) -> Tensor:
+    """Queries, keys and values side by side (T, 3 * H * K) → (T, H * K).
+
+    `turns` (T, 1, K / 2), complex, are what queries and keys are turned by.
+    """
+    own = [None] * len(layout.groups) if turns is None else split(turns, layout)
+    parts = []
+    for (_, count, length), group, turn in zip(
+        layout.groups, split(qkv, layout), own, strict=True
+    ):
+        joined = group.view(count, length, 3 * heads, -1).transpose(1, 2)  # (count, 3H, length, K)
+        looks, values = joined[:, : 2 * heads], joined[:, 2 * heads :]
+        looks = looks.to(torch.float32, memory_format=torch.contiguous_format, copy=True)
+        if turn is not None:
+            pairs = torch.view_as_complex(looks.unflatten(-1, (-1, 2)))  # (count, 2H, length, K/2)
+            pairs *= turn.view(count, 1, length, -1)
+        queries, keys = looks.chunk(2, 1)
+        if qkv.dtype == torch.float32:
+            mixed = F.scaled_dot_product_attention(queries, keys, values)
+        else:
+            mixed = attend_in_tiles(queries, keys, values)
+        parts.append(mixed.transpose(1, 2).flatten(2).flatten(0, 1))
+    return torch.cat(parts) if len(parts) != 1 else parts[0]
+
+
+def attend_in_tiles(queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+    """Softmax attention with scores in the values' dtype: (N, H, L, K) ×3 → (N, H, L, K)."""
+    shape, dtype = queries.shape, values.dtype
+    length, width = shape[-2:]
+    queries = queries.mul(width**-0.5 * math.log2(math.e)).to(dtype).view(-1, length, width)
+    keys = keys.to(dtype).reshape(-1, length, width).transpose(1, 2)
+    values = values.reshape(-1, length, width)
+    mixed, sums = mix_tiles(queries, keys, values, shift=False)
+    least, most = torch.aminmax(sums)
+    if not (least >= 2.0**-BOUND and most <= 2.0**BOUND):
+        mixed, sums = mix_tiles(queries, keys, values, shift=True)
+    return mixed.div_(sums.to(dtype)).view(shape)
+
+
+def mix_tiles(
+    queries: Tensor, keys: Tensor, values: Tensor, *, shift: bool
+) -> tuple[Tensor, Tensor]:
+    """(N, L, K), (N, K, L), (N, L, K) → sums of values, weighted by powers of 2, and of weights.
+
+    With `shift`, the power of the largest score of each query is 1.
+    """
+    count, length, _ = queries.shape
+    heads = min(max(1, SCORES // length**2), count)
+    rows = min(max(1, SCORES // length), length)
+    tile = queries.new_empty(heads * rows * length)
+    mixed, sums = torch.empty_like(values), torch.empty(count, length, 1)
+    for head in range(0, count, heads):
+        own_keys, own_values = keys[head : head + heads], values[head : head + heads]
+        for row in range(0, length, rows):
+            place = slice(head, head + heads), slice(row, row + rows)
+            some = queries[place]
+            scores = tile[: some.shape[0] * some.shape[1] * length].view(*some.shape[:2], length)
+            torch.bmm(some, own_keys, out=scores)
+            if shift:
+                scores -= scores.amax(-1, keepdim=True)
+            scores.exp2_()
+            torch.sum(scores, -1, keepdim=True, dtype=torch.float32, out=sums[place])
+            torch.bmm(scores, own_values, out=mixed[place])
+    return mixed, sums
