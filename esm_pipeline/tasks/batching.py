@@ -1,4 +1,4 @@
-"""Token-budget batches, the out-of-memory ladder, and `iter_packed`, which has both.
+"""Token-budget batches, threads, the out-of-memory ladder, and `iter_packed`, which has all three.
 
 Sequences go longest first: neighbours are of like length, and if memory runs out it does so at the
 start. A batch that does not fit is halved and computed in parts; nothing is given up but a sequence
@@ -7,7 +7,9 @@ that does not fit alone.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, Generic, Literal, NamedTuple, TypeAlias, TypeVar, cast
 
 import numpy as np
@@ -33,22 +35,34 @@ OUT_OF_MEMORY = (
 )
 """What a RuntimeError says that means the same as torch.OutOfMemoryError."""
 
+CPU_TOKENS = 4096
+"""Most tokens of a batch on the CPU: what fits its caches is computed faster."""
+LEAST_TOKENS = 512
+"""Tokens below which a batch is not made smaller for the sake of other threads."""
+
 WithLogits: TypeAlias = EsmForMaskedLM | EsmForSequenceClassification | EsmForTokenClassification
 Indices = NDArray[np.int64]
 R = TypeVar("R")
 
 
-def token_batches(lengths: NDArray[Any], token_budget: int) -> Iterator[Indices]:
+def token_batches(
+    lengths: NDArray[Any], token_budget: int, workers: int = 1
+) -> Iterator[Indices]:
     """Cut sequences of `lengths` residues into batches, longest first, equals in their order.
 
     Yields indices into `lengths`, each once. BOS and EOS counted, a batch has at most
-    `token_budget` tokens, unless it is one sequence alone.
+    `token_budget` tokens, unless it is one sequence alone. For several `workers` the last ones are
+    smaller, so that all have done at about one time.
     """
     order = np.argsort(-np.asarray(lengths, np.int64), kind="stable")
     ends = np.cumsum(np.asarray(lengths, np.int64)[order] + SPECIAL_TOKENS)
     start = spent = 0
     while start < len(order):
-        stop = max(start + 1, int(np.searchsorted(ends, spent + token_budget, side="right")))
+        budget = token_budget
+        if workers > 1:
+            left = int(ends[-1]) - spent
+            budget = min(budget, max(LEAST_TOKENS, left // (2 * workers)))
+        stop = max(start + 1, int(np.searchsorted(ends, spent + budget, side="right")))
         yield order[start:stop]
         start, spent = stop, int(ends[stop - 1])
 
@@ -82,6 +96,59 @@ def run_with_ladder(batch: Indices, compute: Callable[[Indices], R]) -> Iterator
         else:
             middle = len(part) // 2
             pending += [part[middle:], part[:middle]]
+
+
+def compute_batches(
+    lengths: NDArray[Any],
+    token_budget: int,
+    compute: Callable[[Indices], R],
+    device: torch.device,
+) -> Iterator[Computed[R]]:
+    """Compute sequences of `lengths` residues, longest first, batch by batch; parts in that order.
+
+    On the CPU, batches have up to `CPU_TOKENS` tokens, and the threads that PyTorch may use compute
+    several at once: together they hold no more than `token_budget`, or one sequence beyond that.
+    `compute` is called in other threads, and has to enter PyTorch's modes itself.
+    """
+    if device.type != "cpu":
+        for batch in token_batches(lengths, token_budget):
+            yield from run_with_ladder(batch, compute)
+        return
+    lengths = np.asarray(lengths, np.int64)
+    threads = 1 if torch.is_autocast_enabled("cpu") else torch.get_num_threads()
+    workers = max(1, min(threads, token_budget // LEAST_TOKENS))
+    share = min(max(token_budget // workers, 1), CPU_TOKENS)
+    batches = list(token_batches(lengths, share, workers))
+    # those that are longer than a share come first, and get all threads
+    alone = sum(int(lengths[batch[0]]) + SPECIAL_TOKENS > share for batch in batches)
+    if workers == 1 or len(batches) - alone < 2:
+        alone = len(batches)
+    for batch in batches[:alone]:
+        yield from run_with_ladder(batch, compute)
+    if alone < len(batches):
+        yield from run_in_threads(batches[alone:], compute, workers, threads // workers)
+
+
+def run_in_threads(
+    batches: Sequence[Indices], compute: Callable[[Indices], R], workers: int, threads: int
+) -> Iterator[Computed[R]]:
+    """Compute `batches`, `workers` at a time with `threads` each; parts in the batches' order."""
+
+    def run(batch: Indices) -> list[Computed[R]]:
+        return list(run_with_ladder(batch, compute))
+
+    pool = ThreadPoolExecutor(workers, "batch", torch.set_num_threads, (threads,))
+    ahead: deque[Future[list[Computed[R]]]] = deque()
+    try:
+        for batch in batches:
+            ahead.append(pool.submit(run, batch))
+            if len(ahead) > workers:
+                yield from ahead.popleft().result()
+        while ahead:
+            yield from ahead.popleft().result()
+    finally:
+        pool.shutdown(cancel_futures=True)
+        torch.set_num_threads(torch.get_num_threads())  # of threads made later, as of this one
 
 
 def is_out_of_memory(error: BaseException) -> bool:
@@ -160,22 +227,21 @@ def iter_packed(
             values = encoder.represent(tokens, layout, [layer]).hidden[layer]
         return list(torch.split(values, layout.lengths))
 
-    return results_of(token_batches(lengths, token_budget), compute, lengths)
+    return results_of(compute_batches(lengths, token_budget, compute, model.device), lengths)
 
 
 def results_of(
-    batches: Iterator[Indices], compute: Callable[[Indices], list[Tensor]], lengths: Indices
+    computed: Iterator[Computed[list[Tensor]]], lengths: Indices
 ) -> Iterator[tuple[int, Tensor]]:
-    """`(i, tensor)` of each sequence of each batch. Raises CapacityError."""
-    for batch in batches:
-        for part, results in run_with_ladder(batch, compute):
-            if results is None:
-                place = int(part[0])
-                raise CapacityError(
-                    f"sequence {place} ({lengths[place]} residues) does not fit into memory alone; "
-                    "use a machine with more"
-                )
-            yield from zip(part.tolist(), results, strict=True)
+    """`(i, tensor)` of each sequence. Raises CapacityError."""
+    for part, results in computed:
+        if results is None:
+            place = int(part[0])
+            raise CapacityError(
+                f"sequence {place} ({lengths[place]} residues) does not fit into memory alone; "
+                "use a machine with more"
+            )
+        yield from zip(part.tolist(), results, strict=True)
 
 
 def as_sequence(sequences: object) -> Sequence[Any]:

@@ -9,6 +9,7 @@ from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cached_property
 from importlib.metadata import version
+from threading import Lock
 from typing import Any, ClassVar, Generic, TypeVar
 
 import torch
@@ -45,6 +46,7 @@ class Runner(Generic[M]):
         except WeightsError as error:
             raise WeightsError(f"{self.checkpoint.name}: {error}") from None
         self.seconds = 0.0
+        self._lock, self._inside, self._started = Lock(), 0, 0.0
 
     def check(self) -> None:
         """Judge tokenizer and weights, these by their files' headers. Raises WeightsError."""
@@ -114,12 +116,20 @@ class Runner(Generic[M]):
 
     @contextmanager
     def timed(self) -> Iterator[None]:
-        """Add the time that the model takes inside to `seconds`."""
-        started = time.perf_counter()
-        yield
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
-        self.seconds += time.perf_counter() - started
+        """Add the time that the model takes inside to `seconds`, once for all threads in it."""
+        with self._lock:
+            if not self._inside:
+                self._started = time.perf_counter()
+            self._inside += 1
+        try:
+            yield
+            if self.device.type == "cuda":
+                torch.cuda.synchronize(self.device)
+        finally:
+            with self._lock:
+                self._inside -= 1
+                if not self._inside:
+                    self.seconds += time.perf_counter() - self._started
 
 
 def software() -> dict[str, str]:

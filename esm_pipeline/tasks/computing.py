@@ -20,7 +20,7 @@ from torch import Tensor
 from esm_pipeline.formats.hdf5 import Array, RaggedWriter
 from esm_pipeline.formats.records import FAILED, OK, SKIPPED
 from esm_pipeline.model.base import EsmPreTrainedModel
-from esm_pipeline.tasks.batching import run_with_ladder, token_batches
+from esm_pipeline.tasks.batching import compute_batches
 from esm_pipeline.tasks.checkpoints import Runner
 from esm_pipeline.tasks.planning import DOES_NOT_FIT, NOT_FINITE, Layout, Plan
 from esm_pipeline.tasks.progress import progress
@@ -104,17 +104,17 @@ def compute(
         runner.load()
     lengths, task = plan.lengths[unique], plan.reach.task
     with progress(task, int(lengths.sum()), "residues", quiet=quiet) as advance:
-        for batch in token_batches(lengths, runner.settings.token_budget):
-            for rows, computed in run_with_ladder(batch, compute_rows):
-                if computed is None:
-                    one = int(rows[0])
-                    plan.failures[int(unique[one])] = DOES_NOT_FIT.format(lengths[one])
-                else:
-                    for name, values in computed.values.items():
-                        writer.write(name, rows, values)
-                    for place, reason in computed.problems.items():
-                        plan.failures[int(unique[rows[place]])] = reason
-                advance(int(lengths[rows].sum()))
+        budget = runner.settings.token_budget
+        for rows, computed in compute_batches(lengths, budget, compute_rows, runner.device):
+            if computed is None:
+                one = int(rows[0])
+                plan.failures[int(unique[one])] = DOES_NOT_FIT.format(lengths[one])
+            else:
+                for name, values in computed.values.items():
+                    writer.write(name, rows, values)
+                for place, reason in computed.problems.items():
+                    plan.failures[int(unique[rows[place]])] = reason
+            advance(int(lengths[rows].sum()))
 
 
 def summary(counts: Counter[str], plan: Plan, runner: Runner[M], seconds: float) -> str:
