@@ -71,36 +71,35 @@ def attend_joined(qkv: Tensor, turns: Tensor | None, layout: PackedLayout, heads
     """
     own = [None] * len(layout.groups) if turns is None else split(turns, layout)
     parts = []
-    for (_, count, length), group, turn in zip(
-        layout.groups, split(qkv, layout), own, strict=True
-    ):
-        joined = group.view(count, length, 3 * heads, -1).transpose(1, 2)  # (count, 3H, length, K)
-        looks, values = joined[:, : 2 * heads], joined[:, 2 * heads :]
-        looks = looks.to(torch.float32, memory_format=torch.contiguous_format, copy=True)
+    for (_, count, length), group, turn in zip(layout.groups, split(qkv, layout), own, strict=True):
+        # (3, count, H, length, K)
+        joined = group.view(count, length, 3, heads, -1).permute(2, 0, 3, 1, 4)
+        looks = joined[:2].to(torch.float32, memory_format=torch.contiguous_format, copy=True)
         if turn is not None:
-            pairs = torch.view_as_complex(looks.unflatten(-1, (-1, 2)))  # (count, 2H, length, K/2)
+            pairs = torch.view_as_complex(looks.unflatten(-1, (-1, 2)))
             pairs *= turn.view(count, 1, length, -1)
-        queries, keys = looks.chunk(2, 1)
         if qkv.dtype == torch.float32:
-            mixed = F.scaled_dot_product_attention(queries, keys, values)
+            mixed = F.scaled_dot_product_attention(looks[0], looks[1], joined[2])
         else:
-            mixed = attend_in_tiles(queries, keys, values)
+            mixed = attend_in_tiles(looks, joined[2])
         parts.append(mixed.transpose(1, 2).flatten(2).flatten(0, 1))
     return torch.cat(parts) if len(parts) != 1 else parts[0]
 
 
-def attend_in_tiles(queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-    """Softmax attention with scores in the values' dtype: (N, H, L, K) ×3 → (N, H, L, K)."""
-    shape, dtype = queries.shape, values.dtype
-    length, width = shape[-2:]
-    queries = queries.mul(width**-0.5 * math.log2(math.e)).to(dtype).view(-1, length, width)
-    keys = keys.to(dtype).reshape(-1, length, width).transpose(1, 2)
-    values = values.reshape(-1, length, width)
-    mixed, sums = mix_tiles(queries, keys, values, shift=False)
+def attend_in_tiles(looks: Tensor, values: Tensor) -> Tensor:
+    """Softmax attention with scores in the values' dtype.
+
+    Queries and keys (2, N, H, L, K), which are changed, and values (N, H, L, K) → (N, H, L, K).
+    """
+    length, width = values.shape[-2:]
+    looks *= math.sqrt(width**-0.5 * math.log2(math.e))  # scores are powers of 2
+    queries, keys = looks.to(values.dtype).view(2, -1, length, width)
+    columns, rows = keys.transpose(1, 2), values.reshape(-1, length, width)
+    mixed, sums = mix_tiles(queries, columns, rows, shift=False)
     least, most = torch.aminmax(sums)
     if not (least >= 2.0**-BOUND and most <= 2.0**BOUND):
-        mixed, sums = mix_tiles(queries, keys, values, shift=True)
-    return mixed.div_(sums.to(dtype)).view(shape)
+        mixed, sums = mix_tiles(queries, columns, rows, shift=True)
+    return mixed.div_(sums.to(values.dtype)).view(values.shape)
 
 
 def mix_tiles(
@@ -111,8 +110,7 @@ def mix_tiles(
     With `shift`, the power of the largest score of each query is 1.
     """
     count, length, _ = queries.shape
-    heads = min(max(1, SCORES // length**2), count)
-    rows = min(max(1, SCORES // length), length)
+    heads, rows = part_of(count, SCORES // length**2), min(max(1, SCORES // length), length)
     tile = queries.new_empty(heads * rows * length)
     mixed, sums = torch.empty_like(values), torch.empty(count, length, 1)
     for head in range(0, count, heads):
@@ -128,3 +126,8 @@ def mix_tiles(
             torch.sum(scores, -1, keepdim=True, dtype=torch.float32, out=sums[place])
             torch.bmm(scores, own_values, out=mixed[place])
     return mixed, sums
+
+
+def part_of(count: int, most: int) -> int:
+    """The largest divisor of `count` up to `most`, at least 1: each shape costs a kernel."""
+    return next(part for part in range(min(max(most, 1), count), 0, -1) if count % part == 0)

@@ -97,6 +97,11 @@ def pack(module: nn.Module, name: str, activation: str = "none") -> None:
     setattr(module, name, PackedLinear(getattr(module, name), activation))
 
 
+def pack_branch(module: nn.Module) -> None:
+    """The same in place of `output` of `module`, a linear layer and what adds its result."""
+    module.output = PackedBranch(module.output.dense)  # type: ignore[union-attr, arg-type]
+
+
 def frozen(weight: Tensor) -> nn.Parameter:
     """A parameter without gradient."""
     return nn.Parameter(weight, requires_grad=False)

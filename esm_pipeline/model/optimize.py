@@ -16,7 +16,7 @@ from esm_pipeline.model.folding.esmfold import EsmForProteinFolding
 from esm_pipeline.model.folding.optimize import optimize_block
 from esm_pipeline.model.folding.trunk import TrunkBlock
 from esm_pipeline.model.layer import EsmLayer, EsmSelfAttention
-from esm_pipeline.model.linears import FusedLinear, PackedBranch, can_pack, frozen, pack
+from esm_pipeline.model.linears import FusedLinear, can_pack, frozen, pack, pack_branch
 from esm_pipeline.model.quantize import can_quantize, find_ranges, quantize
 from esm_pipeline.model.tokenizer import EsmTokenizer
 
@@ -26,10 +26,10 @@ T = TypeVar("T", bound=nn.Module)
 KERNEL_CACHES = ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY")
 """Sizes of the caches in which oneDNN, and PyTorch around it, keep kernels made for one shape.
 
-Packed batches hardly ever have the same number of tokens twice: a kernel serves all layers of its
-batch and never again, and the 1,024 that are kept otherwise come to half a gigabyte.
+A batch uses two kernels for each length in it, again in each layer; hardly one serves the next
+batch, and the 1,024 that are kept otherwise come to half a gigabyte.
 """
-KERNELS_KEPT = "16"
+KERNELS_KEPT = "256"
 
 
 def optimize_for_inference(
@@ -129,10 +129,10 @@ def optimize_layer(layer: EsmLayer, rotary: bool, packs: bool, quantizes: bool) 
         return
     if attention.self.heads:
         pack(attention.self, "fused")
-        attention.output = PackedBranch(attention.output.dense)
+        pack_branch(attention)
     pack(wide, "dense", "gelu")
     wide.activation = nn.Identity()
-    layer.output = PackedBranch(layer.output.dense)
+    pack_branch(layer)
 
 
 def fuse(attention: EsmSelfAttention) -> None:

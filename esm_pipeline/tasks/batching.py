@@ -45,9 +45,7 @@ Indices = NDArray[np.int64]
 R = TypeVar("R")
 
 
-def token_batches(
-    lengths: NDArray[Any], token_budget: int, workers: int = 1
-) -> Iterator[Indices]:
+def token_batches(lengths: NDArray[Any], token_budget: int, workers: int = 1) -> Iterator[Indices]:
     """Cut sequences of `lengths` residues into batches, longest first, equals in their order.
 
     Yields indices into `lengths`, each once. BOS and EOS counted, a batch has at most

@@ -1,6 +1,7 @@
 """Batches within the budget, the out-of-memory ladder, and iter_packed beside the padded door."""
 
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import pandas as pd
@@ -19,7 +20,13 @@ from esm_pipeline.model import (
     EsmTokenizer,
 )
 from esm_pipeline.tasks import batching
-from esm_pipeline.tasks.batching import is_out_of_memory, run_with_ladder, token_batches
+from esm_pipeline.tasks.batching import (
+    LEAST_TOKENS,
+    compute_batches,
+    is_out_of_memory,
+    run_with_ladder,
+    token_batches,
+)
 
 SEQUENCES = ["MKTAYIAKQR", "G", "ACDEFGHIKLMNPQRSTVWY", "MKTAYIAKQR", "WWPHL", "ACDBUZOX"]
 
@@ -121,6 +128,120 @@ def test_the_failed_attempt_is_gone_before_the_next(monkeypatch):
     )
     list(run_with_ladder(np.arange(2), compute))
     assert released == [[None]]
+
+
+@given(
+    lengths=st.lists(st.integers(1, 3000), max_size=60),
+    budget=st.integers(1, 9000),
+    workers=st.integers(2, 5),
+)
+def test_batches_of_several_workers_get_smaller(lengths, budget, workers):
+    lengths = np.array(lengths, np.int32)
+    batches = list(token_batches(lengths, budget, workers))
+    order = np.concatenate([np.empty(0, int), *batches])
+    assert order.tolist() == np.argsort(-lengths, kind="stable").tolist()
+    left = int((lengths + 2).sum())
+    for batch in batches:
+        size = int((lengths[batch] + 2).sum())
+        assert len(batch) == 1 or size <= min(budget, max(LEAST_TOKENS, left // (2 * workers)))
+        left -= size
+
+
+@pytest.fixture
+def threads() -> Iterator[None]:
+    """PyTorch with 3 threads."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    yield
+    torch.set_num_threads(before)
+
+
+CPU = torch.device("cpu")
+
+
+@pytest.mark.usefixtures("threads")
+def test_threads_compute_at_once_and_results_keep_their_order():
+    lengths = np.array([*range(2000, 2010), *[100] * 100])
+    meeting, alone, calls = threading.Barrier(3, timeout=20), [], []
+
+    def compute(part):
+        if threading.current_thread() is threading.main_thread():
+            alone.extend(part.tolist())
+            assert torch.get_num_threads() == 3
+        else:
+            assert torch.get_num_threads() == 1
+        return part
+
+    found = list(compute_batches(lengths, 4096, compute, CPU))
+    order = np.concatenate([part for part, _ in found]).tolist()
+    assert order == np.argsort(-lengths, kind="stable").tolist()
+    assert sorted(alone) == list(range(10)), "beyond a share of 1,365 tokens: one at a time"
+    assert torch.get_num_threads() == 3
+
+    def meet(part):
+        calls.append(part)
+        if len(calls) <= 3:
+            meeting.wait()
+        return part
+
+    list(compute_batches(np.full(12, 300), 9 * LEAST_TOKENS, meet, CPU))
+    assert len(calls) > 3
+
+
+@pytest.mark.usefixtures("threads")
+def test_new_threads_have_the_number_from_before():
+    list(compute_batches(np.full(12, 300), 16_384, lambda part: part, CPU))
+    seen = []
+    other = threading.Thread(target=lambda: seen.append(torch.get_num_threads()))
+    other.start()
+    other.join()
+    assert seen == [3]
+
+
+@pytest.mark.usefixtures("threads")
+def test_errors_of_a_thread_end_all():
+    calls = []
+
+    def compute(part):
+        calls.append(part)
+        if 5 in part:
+            raise ValueError("five")
+        return part
+
+    with pytest.raises(ValueError, match="five"):
+        list(compute_batches(np.full(200, 600), 3000, compute, CPU))
+    assert len(calls) < 20
+    assert not [one for one in threading.enumerate() if one.name.startswith("batch")]
+
+
+@pytest.mark.usefixtures("threads")
+def test_the_ladder_in_threads():
+    def compute(part):
+        if len(part) > 2 or 7 in part:
+            raise MemoryError
+        return part
+
+    found = list(compute_batches(np.full(40, 100), 16_384, compute, CPU))
+    assert np.concatenate([part for part, _ in found]).tolist() == list(range(40))
+    assert [part.tolist() for part, result in found if result is None] == [[7]]
+
+
+@pytest.mark.usefixtures("threads")
+@pytest.mark.parametrize("why", ["autocast", "small budget", "one batch", "device"])
+def test_one_thread_where_others_are_of_no_use(why):
+    """Autocast is of one thread; a GPU has its own."""
+    seen = []
+
+    def compute(part):
+        seen.append(threading.current_thread())
+        return part
+
+    lengths = np.full(40, 100) if why != "one batch" else np.full(1, 100)
+    budget = 1000 if why == "small budget" else 16_384
+    device = torch.device("meta") if why == "device" else CPU
+    with torch.autocast("cpu", torch.bfloat16, enabled=why == "autocast"):
+        list(compute_batches(lengths, budget, compute, device))
+    assert set(seen) == {threading.main_thread()}
 
 
 @pytest.fixture(scope="module")
