@@ -22,6 +22,8 @@ from tests.oracles.variants import AMINO_ACIDS, Oracle
 from tests.tasks.conftest import TABLE, save_model
 
 TOLERANCE = 1e-5
+WHOLE = 5e-5
+"""Of likelihoods, which are sums over some 60 residues."""
 FLOAT32 = 6e-8  # of a value: a likelihood of 50 residues is a sum of 50 roundings
 WINDOW = 16
 MARGINALS = ("masked_marginal", "masked_marginal_joint", "wt_marginal")
@@ -142,7 +144,7 @@ def test_every_strategy(tmp_path, models, strategy, model, window):
         arguments += ["--long", "window", "--window", window if model == "rotary" else 1024]
     found = score(tmp_path, rows, *arguments)
     wanted = expected(oracle_of(models[model], window), rows, strategy)
-    assert worst(found, wanted) <= TOLERANCE
+    assert worst(found, wanted) <= (WHOLE if strategy == LIKELIHOOD else TOLERANCE)
     longer = found["protein"].map(lambda name: window and len(PROTEINS[name]) + 2 > window)
     told = {f"in windows of {window} tokens"} if window else set()
     assert set(found["reason"][longer.astype(bool)]) == told
