@@ -127,7 +127,7 @@ class ComputeSettings(Section):
         json_schema_extra=EXECUTION,
     )
     token_budget: Whole = Field(
-        16_384, gt=0, description="most tokens in one batch", json_schema_extra=EXECUTION
+        16_384, gt=0, description="most tokens computed at a time", json_schema_extra=EXECUTION
     )
     threads: Whole = Field(
         0,

@@ -184,13 +184,14 @@ def iter_packed(
 ) -> Iterator[tuple[int, Tensor]]:
     """Run `model` over many sequences, packed; yield `(i, tensor)` for each, in the order computed.
 
-    `i` indexes `sequences`, any Sequence of str: only those of one batch are held. An array or a
+    `i` indexes `sequences`, any Sequence of str: only those of some batches are held. An array or a
     table's column is made a list. `output` is "logits", (L, V), of classifiers (L, num_labels) or
     (num_labels,), or the "representation" (L, D) of `layer` (0 to n, -1 is n), L with BOS and EOS,
     on the model's device and without gradients; each tensor is a part of its batch's (clone it
-    to keep one of many). The tokenizer is the checkpoint's, else the standard alphabet. Raises
-    InputError for unusable arguments at once, CapacityError for a sequence that does not fit into
-    memory alone.
+    to keep one of many). The tokenizer is the checkpoint's, else the standard alphabet. On the CPU,
+    the threads that PyTorch may use compute several batches at once, `token_budget` tokens in all.
+    Raises InputError for unusable arguments at once, CapacityError for a sequence that does not fit
+    into memory alone.
     """
     if output not in ("logits", "representation"):
         raise InputError(f"output '{output}' is not known; choose 'logits' or 'representation'")
