@@ -64,7 +64,7 @@ def assert_nearly(ours: str, golden: str) -> None:
     assert NUMBER.sub("#", ours) == NUMBER.sub("#", golden)
     values = [np.array(NUMBER.findall(text), float) for text in (ours, golden)]
     assert values[0].size > 10
-    assert np.abs(values[0] - values[1]).max() <= 0.31  # Å, pLDDT: random weights widen what float32 rounds
+    assert np.abs(values[0] - values[1]).max() <= 0.31  # Å, pLDDT: wide by random weights
 
 
 def text_of_structures(path: Path) -> str:
