@@ -57,6 +57,13 @@ def chosen(model, score: str = "", *more: str) -> list[str]:
     )
 
 
+def table_of(path) -> pd.DataFrame:
+    """A table of scores; other shards are other batches, so that their last digits may differ."""
+    table = pd.read_csv(path, sep="\t", dtype={"kept": str}, keep_default_na=False)
+    scores = [name for name in table if name.startswith("masked_marginal")]
+    return table.assign(**{name: pd.to_numeric(table[name]) for name in scores})
+
+
 def test_the_same_as_by_the_command(scored, model, tmp_path):
     assert scored.code == 0, scored.said
     found = {path.name for path in (scored.results / "A").iterdir()}
@@ -66,8 +73,8 @@ def test_the_same_as_by_the_command(scored, model, tmp_path):
     fasta, out = scored.folder / "a.fasta", tmp_path / "out.tsv"
     table = ["--variants", str(scored.folder / "my scan.csv"), str(fasta), str(out)]
     assert main([*common, *table]) == 0
-    ours, alone = (scored.results / "A" / "scores.tsv").read_text(), out.read_text()
-    assert ours == alone
+    ours, alone = (table_of(path) for path in (scored.results / "A" / "scores.tsv", out))
+    pd.testing.assert_frame_equal(ours, alone, check_exact=False, rtol=0, atol=1e-4)
     assert main([*common, "--saturation", str(fasta), str(tmp_path / "out.h5")]) == 0
     with (
         open_results(scored.results / "A" / "saturation.h5") as one,
