@@ -22,7 +22,13 @@ from esm_pipeline.files import require_folder
 from esm_pipeline.model.config import EsmConfig
 from esm_pipeline.model.hub import Checkpoint, resolve_checkpoint
 from esm_pipeline.model.keywords import hub_options, refuse, settle
-from esm_pipeline.model.loading import entries_of, initialise, load_weights, open_entries
+from esm_pipeline.model.loading import (
+    entries_of,
+    initialise,
+    load_weights,
+    open_entries,
+    uncollected,
+)
 from esm_pipeline.model.pruning import impossible, prune_layer, union
 from esm_pipeline.model.saving import save_checkpoint
 from esm_pipeline.model.vocabulary import resized_rows, target_count
@@ -59,6 +65,8 @@ class EsmPreTrainedModel(nn.Module):
 
     def post_init(self) -> None:
         """Random weights as the reference starts from: normal, norms at one, biases at zero."""
+        if all(parameter.is_meta for parameter in self.parameters()):
+            return  # they get a checkpoint's, or theirs later
         for module in self.modules():
             self._init_weights(module)
 
@@ -194,6 +202,7 @@ class EsmPreTrainedModel(nn.Module):
         return self.base_model.encoder.checkpointing is not None
 
     @classmethod
+    @uncollected()
     def from_pretrained(
         cls: type[M],
         path_or_hub_id: str | os.PathLike[str] | None = None,

@@ -70,49 +70,63 @@ def attend_joined(qkv: Tensor, turns: Tensor | None, layout: PackedLayout, heads
     `turns` (T, 1, K / 2), complex, are what queries and keys are turned by.
     """
     own = [None] * len(layout.groups) if turns is None else split(turns, layout)
-    parts = []
-    for (_, count, length), group, turn in zip(layout.groups, split(qkv, layout), own, strict=True):
+    out = qkv.new_empty(len(qkv), qkv.shape[1] // 3)
+    whole = qkv.dtype == torch.float32
+    for (_, count, length), group, turn, mixed in zip(
+        layout.groups, split(qkv, layout), own, split(out, layout), strict=True
+    ):
         # (3, count, H, length, K)
         joined = group.view(count, length, 3, heads, -1).permute(2, 0, 3, 1, 4)
         looks = joined[:2].to(torch.float32, memory_format=torch.contiguous_format, copy=True)
+        scale = 1.0 if whole else half_scale(looks.shape[-1])
         if turn is not None:
             pairs = torch.view_as_complex(looks.unflatten(-1, (-1, 2)))
-            pairs *= turn.view(count, 1, length, -1)
-        if qkv.dtype == torch.float32:
-            mixed = F.scaled_dot_product_attention(looks[0], looks[1], joined[2])
+            pairs *= (turn * scale).view(count, 1, length, -1)
+        elif not whole:
+            looks *= scale
+        place = mixed.view(count, length, heads, -1).transpose(1, 2)
+        if whole:
+            place.copy_(F.scaled_dot_product_attention(looks[0], looks[1], joined[2]))
         else:
-            mixed = attend_in_tiles(looks, joined[2])
-        parts.append(mixed.transpose(1, 2).flatten(2).flatten(0, 1))
-    return torch.cat(parts) if len(parts) != 1 else parts[0]
+            attend_in_tiles(looks.to(qkv.dtype), joined[2], place)
+    return out
 
 
-def attend_in_tiles(looks: Tensor, values: Tensor) -> Tensor:
-    """Softmax attention with scores in the values' dtype.
+def half_scale(width: int) -> float:
+    """What queries and keys are multiplied by for the powers of 2 of their products to be those of
+    e that attention weighs by."""
+    return math.sqrt(width**-0.5 * math.log2(math.e))
 
-    Queries and keys (2, N, H, L, K), which are changed, and values (N, H, L, K) → (N, H, L, K).
+
+def attend_in_tiles(looks: Tensor, values: Tensor, out: Tensor) -> None:
+    """Softmax attention with scores in the dtype of all.
+
+    Queries and keys (2, N, H, L, K), multiplied by `half_scale`, and values (N, H, L, K); `out`
+    (N, H, L, K) is filled.
     """
-    length, width = values.shape[-2:]
-    looks *= math.sqrt(width**-0.5 * math.log2(math.e))  # scores are powers of 2
-    queries, keys = looks.to(values.dtype).view(2, -1, length, width)
-    columns, rows = keys.transpose(1, 2), values.reshape(-1, length, width)
-    mixed, sums = mix_tiles(queries, columns, rows, shift=False)
-    least, most = torch.aminmax(sums)
+    *_, length, width = values.shape
+    queries, keys = looks.view(2, -1, length, width)
+    # a column of ones beside the values: with it, one product sums the weights as well
+    summed = values.new_ones(*values.shape[:-1], width + 1)
+    summed[..., :width] = values
+    rows = summed.view(-1, length, width + 1)
+    mixed = mix_tiles(queries, keys.transpose(1, 2), rows, shift=False)
+    least, most = torch.aminmax(mixed[..., width])
     if not (least >= 2.0**-BOUND and most <= 2.0**BOUND):
-        mixed, sums = mix_tiles(queries, columns, rows, shift=True)
-    return mixed.div_(sums.to(values.dtype)).view(values.shape)
+        mixed = mix_tiles(queries, keys.transpose(1, 2), rows, shift=True)
+    mixed = mixed.view(summed.shape)
+    torch.div(mixed[..., :width], mixed[..., width:], out=out)
 
 
-def mix_tiles(
-    queries: Tensor, keys: Tensor, values: Tensor, *, shift: bool
-) -> tuple[Tensor, Tensor]:
-    """(N, L, K), (N, K, L), (N, L, K) → sums of values, weighted by powers of 2, and of weights.
+def mix_tiles(queries: Tensor, keys: Tensor, values: Tensor, *, shift: bool) -> Tensor:
+    """(N, L, K), (N, K, L), (N, L, V) → (N, L, V), sums of values weighted by powers of 2.
 
     With `shift`, the power of the largest score of each query is 1.
     """
     count, length, _ = queries.shape
     heads, rows = part_of(count, SCORES // length**2), min(max(1, SCORES // length), length)
     tile = queries.new_empty(heads * rows * length)
-    mixed, sums = torch.empty_like(values), torch.empty(count, length, 1)
+    mixed = torch.empty_like(values)
     for head in range(0, count, heads):
         own_keys, own_values = keys[head : head + heads], values[head : head + heads]
         for row in range(0, length, rows):
@@ -122,10 +136,8 @@ def mix_tiles(
             torch.bmm(some, own_keys, out=scores)
             if shift:
                 scores -= scores.amax(-1, keepdim=True)
-            scores.exp2_()
-            torch.sum(scores, -1, keepdim=True, dtype=torch.float32, out=sums[place])
-            torch.bmm(scores, own_values, out=mixed[place])
-    return mixed, sums
+            torch.bmm(scores.exp2_(), own_values, out=mixed[place])
+    return mixed
 
 
 def part_of(count: int, most: int) -> int:

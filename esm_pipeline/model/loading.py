@@ -5,8 +5,10 @@ A model is built without memory. The peak is the weights in their new precision.
 
 from __future__ import annotations
 
+import gc
 import warnings
-from collections.abc import Iterable, Mapping, Set
+from collections.abc import Iterable, Iterator, Mapping, Set
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -54,6 +56,21 @@ CLASSES = {
     "classifier.": "EsmForTokenClassification",
 }
 """Beginnings of the keys of a head, and the class it makes."""
+
+
+@contextmanager
+def uncollected() -> Iterator[None]:
+    """Python's search for unreachable objects waits: thousands are made here, and all stay.
+
+    It would go through everything that is imported, and take longer than the loading of a model.
+    """
+    waits = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if waits:
+            gc.enable()
 
 
 def open_file(path: Path) -> WeightFile:
@@ -158,7 +175,7 @@ def load_weights(
             remedy += f", or put {fair_esm.regression_of(checkpoint.source).name} beside it"
         warnings.warn(
             f"{checkpoint.name}: {'; '.join(plan.causes)}; initialised at random, {remedy}",
-            stacklevel=3,
+            stacklevel=4,  # who called from_pretrained, within `uncollected`
         )
     return plan.info
 

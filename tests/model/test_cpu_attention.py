@@ -12,6 +12,7 @@ from esm_pipeline.model.cpu_attention import (
     attend_in_tiles,
     attend_joined,
     by_pairs,
+    half_scale,
     mix_tiles,
     part_of,
 )
@@ -50,6 +51,13 @@ def one_by_one(qkv: torch.Tensor, layout: PackedLayout, rotary: bool) -> torch.T
     return torch.cat([part.transpose(0, 1).flatten(1) for part in parts])
 
 
+def in_tiles(looks: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
+    """Attention with scores in the values' dtype, of queries and keys in float32."""
+    out = torch.full_like(values, torch.nan)
+    attend_in_tiles((looks * half_scale(looks.shape[-1])).to(values.dtype), values, out)
+    return out
+
+
 @pytest.mark.parametrize("dtype", list(BOUNDS))
 @pytest.mark.parametrize("rotary", [True, False])
 def test_joined_attention_is_softmax_attention(rotary: bool, dtype: torch.dtype) -> None:
@@ -86,10 +94,10 @@ def test_tiles_of_every_size(
     torch.manual_seed(1)
     looks, values = torch.randn(2, count, 2, length, 8), torch.randn(count, 2, length, 8)
     expected = softmax_attention(*looks, values)
-    found = attend_in_tiles(looks.clone(), values)
+    found = in_tiles(looks, values)
     assert float((found - expected).abs().max()) <= 1e-5, "scores in float32 are exact"
     values = values.bfloat16()
-    found = attend_in_tiles(looks.clone(), values)
+    found = in_tiles(looks, values)
     assert float((found - expected).abs().max()) <= 0.05
 
 
@@ -101,19 +109,19 @@ def test_scores_beyond_what_exponentials_hold(sign: int) -> None:
     looks[0] += 40
     looks[1] += 40 * sign
     expected = softmax_attention(*looks, values)
-    found = attend_in_tiles(looks.clone(), values)
+    found = in_tiles(looks, values)
     assert float((found - expected).abs().max()) <= 1e-3
-    factor = (8**-0.5 * 1.4426950408889634) ** 0.5
-    queries, keys = (looks * factor).view(2, 2, 50, 8)
-    mixed, sums = mix_tiles(queries, keys.transpose(1, 2), values[0], shift=False)
-    plain = mixed / sums
+    queries, keys = (looks * half_scale(8)).view(2, 2, 50, 8)
+    with_ones = torch.cat((values[0], torch.ones(2, 50, 1)), -1)
+    mixed = mix_tiles(queries, keys.transpose(1, 2), with_ones, shift=False)
+    plain = mixed[..., :8] / mixed[..., 8:]
     assert not float((plain - expected[0]).abs().max()) <= 1e-3, "so there are two ways"
 
 
 def test_what_is_no_number_stays_none() -> None:
     looks, values = torch.randn(2, 1, 1, 9, 8), torch.randn(1, 1, 9, 8)
     looks[0, 0, 0, 4, 0] = torch.nan
-    found = attend_in_tiles(looks, values)[0, 0]
+    found = in_tiles(looks, values)[0, 0]
     assert found[4].isnan().all()
     assert found[[0, 1, 2, 3, 5, 6, 7, 8]].isfinite().all()
 
