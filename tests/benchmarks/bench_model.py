@@ -5,7 +5,8 @@
 Random weights of the true size, one checkpoint for all; logits of every residue of the 64 proteins.
 `peers.py` tells how each runs; all are processes of their own that take turns (`rounds.py`). The
 floor is what the products would take at the rate of this machine's matrix products of that dtype,
-measured in the same rounds. 650M takes some 14 GB of memory, in all processes together.
+measured in the same rounds. 650M takes some 24 GB of memory, in all processes together;
+fewer with --ways.
 """
 
 from __future__ import annotations
@@ -99,7 +100,7 @@ def row_of(
 ) -> Row:
     """The row of a way."""
     row = Row(way, [seconds for seconds, _ in timed], problem=worker.problem)
-    row.rivals = [RIVALS[way]] if way in RIVALS else []
+    row.rivals = list(RIVALS.get(way, ()))
     row.operations, row.rate = work, rates.get(dtype_of(way))
     if row.values and way != BASE and BASE in found:
         row.max_abs = max_abs(found[way], found[BASE])
