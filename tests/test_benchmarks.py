@@ -225,5 +225,10 @@ def test_pictures_are_drawn_of_what_there_is(results, tmp_path):
     assert len(sizes["ours bfloat16"]) == 2
     assert "ours int8" not in sizes
     assert set(plots.figures(results)) == {"cost_length", "cost_size"}
+    small = Row("OpenVINO, small, bfloat16", [1.0])
+    results.cases[0].rows.append(small)
+    shown = plots.by_size(results)["OpenVINO bfloat16"]
+    assert shown == [(plots.PARAMETERS["8M"], [1 / 300]), (plots.PARAMETERS["35M"], [3 / 300] * 3)]
+    assert set(plots.figures(results)) == {"cost_length", "cost_size"}
     results.curves, results.cases = [], results.cases[:1]
     assert plots.figures(results) == {}

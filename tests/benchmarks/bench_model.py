@@ -5,7 +5,7 @@
 Random weights of the true size, one checkpoint for all; logits of every residue of the 64 proteins.
 `peers.py` tells how each runs; all are processes of their own that take turns (`rounds.py`). The
 floor is what the products would take at the rate of this machine's matrix products of that dtype,
-measured in the same rounds. 650M takes some 24 GB of memory, in all processes together;
+measured in the same rounds. 650M takes some 30 GB of memory, in all processes together;
 fewer with --ways.
 """
 

@@ -27,21 +27,26 @@ DASHES = {"float32": "-", "bfloat16": "--", "int8": ":"}
 MARKS = {"float32": "o", "bfloat16": "s", "int8": "^"}
 PARAMETERS = {"8M": 7.8e6, "35M": 33.5e6, "150M": 148e6, "650M": 651e6}
 MICRO = 1e6
+SMALL = ", small, "
 Points = list[tuple[float, Sequence[float]]]
 """x, and values of each round."""
 
 
 def by_size(results: Results) -> dict[str, Points]:
-    """Way → seconds for each residue against parameters, of the cases of logits."""
+    """Way → seconds for each residue against parameters, of the cases of logits.
+
+    Of peers that were measured in small batches too, those: they are faster.
+    """
     found: dict[str, Points] = {}
     for case in results.cases:
         named = re.match(r"logits, ESM-2 (\w+),", case.name)
         if not named or not case.residues:
             continue
         for row in case.rows:
-            if row.values:
+            if row.values and not case.row(SMALL.join(row.way.rsplit(" ", 1))):
                 cost = [one / case.residues for one in row.values]
-                found.setdefault(row.way, []).append((PARAMETERS[named[1]], cost))
+                way = row.way.replace(SMALL, " ")
+                found.setdefault(way, []).append((PARAMETERS[named[1]], cost))
     return {way: sorted(points) for way, points in found.items()}
 
 

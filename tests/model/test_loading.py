@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import re
 import struct
@@ -179,6 +180,38 @@ def test_loading_draws_nothing_and_compiles_nothing(folder: Path) -> None:
     )
     said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert said.stdout == "False\n"
+
+
+@pytest.mark.parametrize("collects", [True, False])
+def test_garbage_is_not_looked_for_meanwhile(
+    collects: bool, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A search through all that is imported takes longer than loading; it is as before after it."""
+    seen = []
+
+    def watched(*arguments: object) -> loading.Plan:
+        seen.append(gc.isenabled())
+        return plan_weights(*arguments)  # type: ignore[arg-type]
+
+    plan_weights = loading.plan_weights
+    monkeypatch.setattr(loading, "plan_weights", watched)
+    before = gc.isenabled()
+    (gc.enable if collects else gc.disable)()
+    try:
+        EsmModel.from_pretrained(folder, add_pooling_layer=False)
+        assert gc.isenabled() == collects
+        with pytest.raises(WeightsError):
+            EsmForSequenceClassification.from_pretrained(folder / "no such")
+        assert gc.isenabled() == collects
+    finally:
+        (gc.enable if before else gc.disable)()
+    assert seen == [False]
+
+
+def test_the_warning_of_new_weights_points_at_who_loads(folder: Path) -> None:
+    with pytest.warns(UserWarning, match="train before use") as caught:
+        EsmForSequenceClassification.from_pretrained(folder, num_labels=3)
+    assert [one.filename for one in caught] == [__file__]
 
 
 HEADS = {
