@@ -6,6 +6,7 @@ import json
 import os
 from functools import partial
 from itertools import chain
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -22,7 +23,7 @@ from tests.benchmarks.models import operations, settings
 from tests.benchmarks.peers import BASE, RIVALS, WAYS, dtype_of
 from tests.benchmarks.plan import FULL, QUICK, Plan
 from tests.benchmarks.rounds import interleave, workers
-from tests.benchmarks.table import Case, Results, Row, markdown, plain
+from tests.benchmarks.table import Case, Results, Row, markdown, plain, short
 
 MACHINE = {
     "processor": "a processor",
@@ -188,6 +189,24 @@ def test_plans_name_what_there_is():
     assert {dtype_of(way) for way in WAYS} == set(machine.DTYPES)
     for own, others in RIVALS.items():
         assert all(dtype_of(own) == dtype_of(one) or one.startswith("ours") for one in others)
+
+
+def test_the_short_table_has_a_column_for_each_size(results):
+    lines = short(results).splitlines()
+    assert lines[0] == "| residues/s | 8M | 35M |"
+    assert lines[2] == "| transformers float32 | 50 (1.0 ×) | 50 (1.0 ×) |"
+    assert lines[4] == "| ours bfloat16 | 200 (4.0 ×) | 200 (4.0 ×) |"
+    assert not any("int8" in line for line in lines), "it was not measured"
+
+
+def test_the_documented_table_is_what_was_measured():
+    root = Path(__file__).parents[1]
+    docs = root / "docs"
+    measured = Results.read(docs / "benchmarks.json")
+    assert markdown(measured) in (docs / "speed.md").read_text()
+    assert short(measured) in (root / "README.md").read_text()
+    drawn = {f"{name}.svg" for name in plots.figures(measured)}
+    assert drawn == {path.name for path in docs.glob("*.svg")}
 
 
 def test_max_abs_is_the_largest_of_all_sequences():

@@ -1,6 +1,8 @@
 """What was measured, as rows of one table: ratios of medians and the share of the floor.
 
-python -m tests.benchmarks.table results.json     the table as Markdown, for the README
+    python -m tests.benchmarks.table results.json [--short | --plain]
+
+Prints Markdown: the whole table, or residues/s alone, as in the README.
 """
 
 from __future__ import annotations
@@ -17,6 +19,8 @@ FORMAT = "esm-pipeline/benchmarks"
 COLUMNS = ("", "median", "spread", "residues/s", "ratio", "beside", "of the floor", "max-abs")
 LEFT = ("", "beside")
 DASH = "–"
+LOGITS = "logits, ESM-2 "
+"""How the names of cases of logits begin; the size is next."""
 
 
 @dataclass
@@ -176,6 +180,24 @@ def markdown(results: Results) -> str:
     return "\n".join([machine_line(results), "", *lines, *(f"\n{note}" for note in notes)])
 
 
+def short(results: Results) -> str:
+    """Residues/s of logits by way and size of ESM-2, and how many times the base's."""
+    found: dict[str, dict[str, str]] = {}
+    for case in results.cases:
+        if not case.name.startswith(LOGITS) or not case.residues:
+            continue
+        size = case.name.removeprefix(LOGITS).partition(",")[0]
+        for row in case.rows:
+            if row.values:
+                speed, ratio = case.residues / row.median, case.ratio(row, case.base) or 1
+                found.setdefault(row.way, {})[size] = f"{speed:,.0f} ({ratio:.1f} ×)"
+    sizes = list(dict.fromkeys(size for row in found.values() for size in row))
+    lines = [f"| residues/s | {' | '.join(sizes)} |", f"| --- |{' ---: |' * len(sizes)}"]
+    for way, row in found.items():
+        lines.append(f"| {way} | {' | '.join(row.get(size, '') for size in sizes)} |")
+    return "\n".join([*lines, "", machine_line(results)])
+
+
 def machine_line(results: Results) -> str:
     """What it ran on, in a sentence."""
     told = results.machine
@@ -194,10 +216,12 @@ def main() -> None:
     """Print a file of results."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("results", type=Path)
-    parser.add_argument("--plain", action="store_true", help="for a terminal")
+    form = parser.add_mutually_exclusive_group()
+    form.add_argument("--plain", action="store_true", help="for a terminal")
+    form.add_argument("--short", action="store_true", help="residues/s alone")
     args = parser.parse_args()
     results = Results.read(args.results)
-    print(plain(results) if args.plain else markdown(results))
+    print((plain if args.plain else short if args.short else markdown)(results))
 
 
 if __name__ == "__main__":
