@@ -201,12 +201,12 @@ def test_the_short_table_has_a_column_for_each_size(results):
 
 def test_the_documented_table_is_what_was_measured():
     root = Path(__file__).parents[1]
-    docs = root / "docs"
-    measured = Results.read(docs / "benchmarks.json")
-    assert markdown(measured) in (docs / "speed.md").read_text()
+    folder = root / "tests" / "benchmarks"
+    measured = Results.read(folder / "results.json")
+    assert markdown(measured) in (folder / "README.md").read_text()
     assert short(measured) in (root / "README.md").read_text()
     drawn = {f"{name}.svg" for name in plots.figures(measured)}
-    assert drawn == {path.name for path in docs.glob("*.svg")}
+    assert drawn == {path.name for path in folder.glob("*.svg")}
 
 
 def test_max_abs_is_the_largest_of_all_sequences():

@@ -33,7 +33,7 @@ from tests.benchmarks.peers import (
 from tests.benchmarks.plan import Plan, run_alone
 from tests.benchmarks.proteins import proteins
 from tests.benchmarks.rounds import UnavailableError, Worker, interleave, workers
-from tests.benchmarks.table import Case, Row
+from tests.benchmarks.table import LOGITS, Case, Row
 
 RATE = "products of matrices in "
 
@@ -87,7 +87,7 @@ def measure_size(size: str, plan: Plan) -> Case:
     work = operations(size, lengths)
     rows = [row_of(way, ready[way], timed[way], found, rates, work) for way in plan.ways]
     told = f"{len(sequences)} proteins, {sum(lengths):,} residues"
-    return Case(f"logits, ESM-2 {size}, {told}", BASE, rows, residues=sum(lengths))
+    return Case(f"{LOGITS}{size}, {told}", BASE, rows, residues=sum(lengths))
 
 
 def row_of(

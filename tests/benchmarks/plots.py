@@ -9,7 +9,6 @@ the slowest round.
 from __future__ import annotations
 
 import argparse
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import median
@@ -39,14 +38,13 @@ def by_size(results: Results) -> dict[str, Points]:
     """
     found: dict[str, Points] = {}
     for case in results.cases:
-        named = re.match(r"logits, ESM-2 (\w+),", case.name)
-        if not named or not case.residues:
+        if case.size is None or not case.residues:
             continue
         for row in case.rows:
             if row.values and not case.row(SMALL.join(row.way.rsplit(" ", 1))):
                 cost = [one / case.residues for one in row.values]
                 way = row.way.replace(SMALL, " ")
-                found.setdefault(way, []).append((PARAMETERS[named[1]], cost))
+                found.setdefault(way, []).append((PARAMETERS[case.size], cost))
     return {way: sorted(points) for way, points in found.items()}
 
 

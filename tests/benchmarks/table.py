@@ -71,6 +71,12 @@ class Case:
         """That of a way, if it has values."""
         return next((one for one in self.rows if one.way == way and one.values), None)
 
+    @property
+    def size(self) -> str | None:
+        """Of ESM-2, if it is a case of logits."""
+        known = self.name.startswith(LOGITS)
+        return self.name.removeprefix(LOGITS).partition(",")[0] if known else None
+
     def ratio(self, row: Row, other: str) -> float | None:
         """How many times less than the `other` way `row` takes."""
         base = self.row(other)
@@ -184,9 +190,9 @@ def short(results: Results) -> str:
     """Residues/s of logits by way and size of ESM-2, and how many times the base's."""
     found: dict[str, dict[str, str]] = {}
     for case in results.cases:
-        if not case.name.startswith(LOGITS) or not case.residues:
+        size = case.size
+        if size is None or not case.residues:
             continue
-        size = case.name.removeprefix(LOGITS).partition(",")[0]
         for row in case.rows:
             if row.values:
                 speed, ratio = case.residues / row.median, case.ratio(row, case.base) or 1

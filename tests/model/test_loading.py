@@ -10,6 +10,7 @@ import subprocess
 import sys
 import warnings
 from pathlib import Path
+from typing import Any
 
 import pytest
 import safetensors.torch
@@ -189,9 +190,9 @@ def test_garbage_is_not_looked_for_meanwhile(
     """A search through all that is imported takes longer than loading; it is as before after it."""
     seen = []
 
-    def watched(*arguments: object) -> loading.Plan:
+    def watched(*arguments: Any) -> loading.Plan:
         seen.append(gc.isenabled())
-        return plan_weights(*arguments)  # type: ignore[arg-type]
+        return plan_weights(*arguments)
 
     plan_weights = loading.plan_weights
     monkeypatch.setattr(loading, "plan_weights", watched)

@@ -58,10 +58,13 @@ def chosen(model, score: str = "", *more: str) -> list[str]:
 
 
 def table_of(path) -> pd.DataFrame:
-    """A table of scores; other shards are other batches, so that their last digits may differ."""
-    table = pd.read_csv(path, sep="\t", dtype={"kept": str}, keep_default_na=False)
-    scores = [name for name in table if name.startswith("masked_marginal")]
-    return table.assign(**{name: pd.to_numeric(table[name]) for name in scores})
+    """A table as text, but for its scores; other shards are other batches, so that their last
+    digits may differ, while there are as many."""
+    table = pd.read_csv(path, sep="\t", dtype=str, keep_default_na=False)
+    for name in [one for one in table if one.startswith("masked_marginal")]:
+        table[f"{name} decimals"] = table[name].str.partition(".")[2].str.len()
+        table[name] = pd.to_numeric(table[name])
+    return table
 
 
 def test_the_same_as_by_the_command(scored, model, tmp_path):
