@@ -24,6 +24,9 @@ from esm_pipeline.model.rotary import Tables, turn_pairs
 SCORES = 2**20
 """Scores that are computed at a time: 2 MB in bfloat16, which caches hold."""
 
+COLUMNS = 32
+"""Columns that a product is fastest with, however few are needed: those of a processor's vector."""
+
 BOUND = 100
 """Powers of two that sums of exponentials may be from 1 for no score to be lost."""
 
@@ -106,16 +109,19 @@ def attend_in_tiles(looks: Tensor, values: Tensor, out: Tensor) -> None:
     """
     *_, length, width = values.shape
     queries, keys = looks.view(2, -1, length, width)
-    # a column of ones beside the values: with it, one product sums the weights as well
-    summed = values.new_ones(*values.shape[:-1], width + 1)
+    # ones beside the values: with them, one product sums the weights as well
+    summed = values.new_ones(*values.shape[:-1], max(width + 1, COLUMNS))
     summed[..., :width] = values
-    rows = summed.view(-1, length, width + 1)
+    rows = summed.view(-1, length, summed.shape[-1])
     mixed = mix_tiles(queries, keys.transpose(1, 2), rows, shift=False)
     least, most = torch.aminmax(mixed[..., width])
     if not (least >= 2.0**-BOUND and most <= 2.0**BOUND):
         mixed = mix_tiles(queries, keys.transpose(1, 2), rows, shift=True)
     mixed = mixed.view(summed.shape)
-    torch.div(mixed[..., :width], mixed[..., width:], out=out)
+    sums = mixed[..., width : width + 1]
+    if width < COLUMNS:  # by one number a row, narrow rows would be divided one by one
+        sums = sums.expand(*sums.shape[:-1], width).contiguous()
+    torch.div(mixed[..., :width], sums, out=out)
 
 
 def mix_tiles(queries: Tensor, keys: Tensor, values: Tensor, *, shift: bool) -> Tensor:
