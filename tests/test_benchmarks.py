@@ -20,7 +20,7 @@ from tests.benchmarks import machine, plots, proteins
 from tests.benchmarks.bench_length import RESIDUES, cut
 from tests.benchmarks.bench_model import max_abs
 from tests.benchmarks.models import operations, settings
-from tests.benchmarks.peers import BASE, RIVALS, WAYS, dtype_of
+from tests.benchmarks.peers import BASE, RIVALS, WAYS, dtype_of, padded_batches
 from tests.benchmarks.plan import FULL, QUICK, Plan
 from tests.benchmarks.rounds import interleave, workers
 from tests.benchmarks.table import Case, Results, Row, markdown, plain, short
@@ -207,6 +207,14 @@ def test_the_documented_table_is_what_was_measured():
     assert short(measured) in (root / "README.md").read_text()
     drawn = {f"{name}.svg" for name in plots.figures(measured)}
     assert drawn == {path.name for path in folder.glob("*.svg")}
+
+
+def test_padded_batches_hold_all_sequences_within_their_budget():
+    sequences = ["M" * length for length in (5, 90, 7, 60, 8, 30, 6)]
+    batches = list(padded_batches(sequences, 64))
+    assert [chosen for chosen, _ in batches] == [[1], [3], [5, 4], [2, 6, 0]]
+    shapes = [tuple(told.input_ids.shape) for _, told in batches]
+    assert shapes == [(1, 92), (1, 62), (2, 32), (3, 9)]  # the first is over, but alone
 
 
 def test_max_abs_is_the_largest_of_all_sequences():

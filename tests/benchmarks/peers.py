@@ -4,7 +4,8 @@ A way is a function `(folder, threads)` that loads a checkpoint and returns its 
 that prepares sequences and returns a `Run`, which computes their logits. Tokens and batches are
 made beforehand for the peers, and during the run by ours. UnavailableError tells what cannot run.
 
-- transformers: sdpa attention; padded batches of like lengths, longest first, 4,096 tokens.
+- transformers: sdpa attention; padded batches of like lengths, longest first, 4,096 tokens with
+  the padding.
 - OpenVINO: the same model of transformers, traced, with open shapes, weights in float32; the same
   batches, one stream with all threads. bfloat16 is its hint for the inference precision.
 - both in small batches too, of 1,024 tokens, which have less padding and stay in caches: what
@@ -30,7 +31,7 @@ from numpy.typing import NDArray
 
 from esm_pipeline import EsmForMaskedLM, EsmTokenizer, iter_packed, optimize_for_inference
 from esm_pipeline.errors import InputError
-from esm_pipeline.tasks.batching import token_batches
+from esm_pipeline.tasks.windows import SPECIAL_TOKENS
 from tests.benchmarks.machine import DTYPES
 from tests.benchmarks.proteins import proteins
 from tests.benchmarks.rounds import UnavailableError
@@ -59,11 +60,13 @@ def required(name: str) -> Any:
 def padded_batches(
     sequences: Sequence[str], budget: int = PEER_BUDGET
 ) -> Iterator[tuple[list[int], Any]]:
-    """Places and tokens of padded batches of like lengths."""
+    """Places and tokens of padded batches of like lengths, `budget` tokens with the padding."""
     tokenizer = EsmTokenizer.standard()
-    lengths = np.array([len(sequence) for sequence in sequences])
-    for batch in token_batches(lengths, budget):
-        chosen = batch.tolist()
+    lengths = np.array([len(sequence) for sequence in sequences]) + SPECIAL_TOKENS
+    order = np.argsort(-lengths, kind="stable").tolist()
+    while order:
+        count = max(1, budget // int(lengths[order[0]]))
+        chosen, order = order[:count], order[count:]
         told = tokenizer([sequences[i] for i in chosen], padding=True, return_tensors="pt")
         yield chosen, told
 
