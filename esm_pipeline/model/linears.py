@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import cache
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -18,8 +19,34 @@ ROWS_EXPECTED = 4096
 """Rows (tokens) the packed weights are laid out for; other numbers work as well."""
 
 
-class PackedLinear(nn.Module):
-    """A linear layer whose weight oneDNN has reordered, with an activation fused in if asked for:
+class Packed(nn.Module):
+    """What has a weight that oneDNN has reordered, which only oneDNN can read.
+
+    Copies and pickles hold it plain, and reorder it when they are made or read.
+    """
+
+    packed: Tensor
+
+    @staticmethod
+    def pack(weight: Tensor) -> Tensor:
+        """A weight (out, in) → itself, reordered."""
+        raise NotImplementedError
+
+    @staticmethod
+    def unpack(packed: Tensor) -> Tensor:
+        """A reordered weight → itself, (out, in)."""
+        return packed.to_dense()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"packed": self.unpack(self.packed)}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        plain = state["packed"]
+        super().__setstate__(state | {"packed": self.pack(plain)})  # type: ignore[no-untyped-call]
+
+
+class PackedLinear(Packed):
+    """A linear layer with a packed weight, with an activation fused in if asked for:
     "gelu", "relu" or "sigmoid"."""
 
     def __init__(self, linear: nn.Linear | FusedLinear, activation: str = "none") -> None:
@@ -27,7 +54,13 @@ class PackedLinear(nn.Module):
         self.activation = activation
         self.in_features, self.out_features = linear.in_features, linear.out_features
         self.bias = linear.bias
-        self.packed = torch.ops.mkldnn._reorder_linear_weight(linear.weight, ROWS_EXPECTED)
+        self.packed = self.pack(linear.weight)
+
+    @staticmethod
+    def pack(weight: Tensor) -> Tensor:
+        """(out, in), reordered."""
+        packed: Tensor = torch.ops.mkldnn._reorder_linear_weight(weight, ROWS_EXPECTED)
+        return packed
 
     def forward(self, x: Tensor) -> Tensor:
         """(…, in) → (…, out)."""

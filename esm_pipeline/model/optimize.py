@@ -44,12 +44,13 @@ def optimize_for_inference(
     some by 4 Å (float32: 0.001 Å). Random weights fold nothing, so this says not what becomes of a
     structure: compare some, of weights that do, before relying on it.
 
-    It has no gradients and cannot be saved. The original is untouched and not needed afterwards;
-    weights that need no change are shared with it. Queries, keys and values come of one product,
-    and on the CPU linear layers are packed by oneDNN where that works. In int8 the layers of the
-    encoder are in 8 bits, after some packaged proteins went through the original to see how wide
-    its values are; states and logits are float32. It is for the CPU, and the least exact. Raises
-    InputError for another dtype, for a model that is optimized already, and where int8 cannot be.
+    It has no gradients and cannot be saved as a checkpoint; copies and pickles hold it as it is.
+    The original is untouched and not needed afterwards; weights that need no change are shared with
+    it. Queries, keys and values come of one product, and on the CPU linear layers are packed by
+    oneDNN where that works. In int8 the layers of the encoder are in 8 bits, after some packaged
+    proteins went through the original to see how wide its values are; states and logits are
+    float32. It is for the CPU, and the least exact. Raises InputError for another dtype, for a
+    model that is optimized already, and where int8 cannot be.
     """
     if dtype not in (torch.float32, torch.bfloat16, torch.int8):
         raise InputError(f"optimize_for_inference: dtype {dtype} is not float32, bfloat16 or int8")

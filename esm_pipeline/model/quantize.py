@@ -21,7 +21,7 @@ from esm_pipeline.errors import InputError
 from esm_pipeline.model.base import EsmPreTrainedModel
 from esm_pipeline.model.hub import demo_model
 from esm_pipeline.model.layer import EsmLayer
-from esm_pipeline.model.linears import ROWS_EXPECTED, FusedLinear, frozen
+from esm_pipeline.model.linears import ROWS_EXPECTED, FusedLinear, Packed, frozen
 from esm_pipeline.model.tokenizer import EsmTokenizer
 
 LEVELS = 255
@@ -33,7 +33,7 @@ RESIDUES_SEEN = 2048
 """Residues of packaged proteins that steps are found on."""
 
 
-class Int8Linear(nn.Module):
+class Int8Linear(Packed):
     """A linear layer over levels, of values `(level - zero) * step`; an activation fused in if
     asked for.
 
@@ -64,7 +64,19 @@ class Int8Linear(nn.Module):
         self.steps = frozen(steps)
         self.bias = None if linear.bias is None else frozen(linear.bias.float())
         self.zeros = torch.zeros(len(steps), dtype=torch.int64)
-        self.packed = torch.ops.onednn.qlinear_prepack(levels, [ROWS_EXPECTED, levels.shape[1]])
+        self.packed = self.pack(levels)
+
+    @staticmethod
+    def pack(weight: Tensor) -> Tensor:
+        """Levels (out, in), reordered."""
+        rows = [ROWS_EXPECTED, weight.shape[1]]
+        packed: Tensor = torch.ops.onednn.qlinear_prepack(weight, rows)
+        return packed
+
+    @staticmethod
+    def unpack(packed: Tensor) -> Tensor:
+        """Levels (out, in); oneDNN holds them the other way round."""
+        return packed.to_dense().t().contiguous()
 
     def forward(self, x: Tensor) -> Tensor:
         """Levels (T, in) → (T, out)."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
 from pathlib import Path
 
 import pytest
@@ -10,6 +12,7 @@ import torch
 from esm_pipeline import EsmConfig, EsmForMaskedLM, optimize_for_inference
 from esm_pipeline.errors import InputError
 from esm_pipeline.model import linears, optimize
+from esm_pipeline.model.quantize import can_quantize
 from tests.oracles.peers import ESM1B, ESM2, SMALL, batch, enliven, max_abs
 
 
@@ -57,6 +60,23 @@ def test_unchanged_weights_are_shared(model: EsmForMaskedLM) -> None:
     fast = optimize_for_inference(model)
     ours, theirs = model.esm.get_input_embeddings(), fast.esm.get_input_embeddings()
     assert ours.weight.data_ptr() == theirs.weight.data_ptr()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.int8], ids=str)
+def test_copies_and_pickles_are_the_same_model(model: EsmForMaskedLM, dtype: torch.dtype) -> None:
+    if dtype == torch.int8 and not can_quantize():
+        pytest.skip("no exact 8-bit product here")
+    fast = optimize_for_inference(model, dtype)
+    tokens, _ = batch([1, 30, 30, 100], masked=0.1)
+    with torch.inference_mode():
+        expected = fast(tokens).logits
+        for other in (copy.deepcopy(fast), pickle.loads(pickle.dumps(fast))):  # noqa: S301
+            assert torch.equal(other(tokens).logits, expected)
+            assert other.optimized
+            first = next(one for one in other.modules() if isinstance(one, linears.Packed))
+            first.packed = first.pack(first.unpack(first.packed) // 2)
+            assert not torch.equal(other(tokens).logits, expected)
+        assert torch.equal(fast(tokens).logits, expected)  # nothing is shared
 
 
 def test_probe_notices_missing_operators(monkeypatch: pytest.MonkeyPatch) -> None:
