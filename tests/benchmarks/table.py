@@ -131,6 +131,11 @@ def worked_out(case: Case, row: Row) -> dict[str, Any]:
     }
 
 
+def three_digits(value: float) -> str:
+    """At least as many; never as a power of ten."""
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+
+
 def cells(case: Case, row: Row) -> Iterable[list[str]]:
     """The cells of a row: a line for its case's base, and one more for each rival."""
     if not row.values:
@@ -139,7 +144,7 @@ def cells(case: Case, row: Row) -> Iterable[list[str]]:
     speed = f"{case.residues / row.median:,.0f}" if case.residues else ""
     share = "" if row.floor_share is None else f"{row.floor_share:.0%}"
     apart = "" if row.max_abs is None else f"{row.max_abs:.0e}"
-    median = f"{row.median:.3g} {case.unit}"
+    median = f"{three_digits(row.median)} {case.unit}"
     others = [case.base, *(other for other in row.rivals if case.row(other))]
     told = [(f"{case.ratio(row, other) or 1:.2f} ×", other) for other in others if case.row(other)]
     told = [("1", "")] if row.way == case.base else told or [("", "")]
