@@ -36,6 +36,13 @@ def forbid_skip(report: pytest.TestReport | pytest.CollectReport) -> None:
         )
 
 
+def pytest_make_parametrize_id(val: object, argname: str) -> str | None:
+    """Name bytes that are not ASCII by their argument: a gzip file has the time in it, and processes
+    that run tests side by side must find the same ids.
+    """
+    return argname if isinstance(val, bytes) and not val.isascii() else None
+
+
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.TestReport]:
     report = yield
