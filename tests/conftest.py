@@ -37,8 +37,9 @@ def forbid_skip(report: pytest.TestReport | pytest.CollectReport) -> None:
 
 
 def pytest_make_parametrize_id(val: object, argname: str) -> str | None:
-    """Name bytes that are not ASCII by their argument: a gzip file holds the time, and processes that
-    run tests side by side must find the same ids.
+    """Name bytes that are not ASCII by their argument.
+
+    A gzip file holds the time, and processes that run tests side by side must find the same ids.
     """
     return argname if isinstance(val, bytes) and not val.isascii() else None
 
