@@ -2,6 +2,7 @@
 #
 #   make demo                    the main job, end to end, on the packaged sequences and model
 #   make test PYTHON=python3.12  with another interpreter
+#   make test TEST_FLAGS="-n 0"  one test after another, in one process
 #   make bench BENCH_FLAGS=--full   all sizes of ESM-2; --quick, to see that all runs
 #   make demo TORCH_FLAGS="--index-url https://download.pytorch.org/whl/cpu"   a smaller torch
 
@@ -9,15 +10,16 @@ PYTHON ?= python3
 VENV ?= .venv
 TORCH_FLAGS ?=
 BENCH_FLAGS ?=
+TEST_FLAGS ?=
 CORES ?= all
 UV := uv==0.13.9
 
 SHELL := bash
-BIN := $(VENV)/bin
 BENCH := $(VENV)/bench
-RUN := PATH="$(abspath $(BIN)):$$PATH"
-PIP := python -m pip install --quiet --disable-pip-version-check
-INSTALL := $(BIN)/$(PIP)
+RUN := $(VENV)/bin/python -m
+PIP := pip install --quiet --disable-pip-version-check
+INSTALL := $(RUN) $(PIP)
+PYTEST := $(RUN) pytest --durations 10
 COMPILE = $(VENV)/lock/bin/uv pip compile --quiet --universal --python-version 3.11 \
 	--custom-compile-command "make lock" --constraint requirements-torch.txt pyproject.toml
 
@@ -31,13 +33,13 @@ help:  ## this list
 demo: $(VENV)/.workflow  ## embed and fold the packaged proteins with demo models, into results/
 	@$(RUN) snakemake --cores $(CORES) --quiet rules host reason \
 		--config "tasks=[embed, fold]" "fold={max_residues: 200, num_recycles: 0}"
-	@$(RUN) python workflow/scripts/show_results.py results
+	@$(RUN) workflow.scripts.show_results results
 
 test: lint  ## lint, then every test but the long ones
-	@$(RUN) python -m pytest -m "not long"
+	@$(PYTEST) --numprocesses auto --dist loadgroup -m "not long" $(TEST_FLAGS)
 
 test-long: $(VENV)/.test  ## the heavy proofs
-	@$(RUN) python -m pytest -m long
+	@$(PYTEST) -m long $(TEST_FLAGS)
 
 bench: $(BENCH)/.peers  ## speed beside other implementations: a table, and build/benchmarks.json
 	@$(BENCH)/bin/python -m tests.benchmarks $(BENCH_FLAGS)
@@ -50,7 +52,7 @@ lint: $(VENV)/.test  ## ruff, mypy, snakefmt, snakemake --lint
 	@$(RUN) snakemake --lint
 
 lock: requirements-torch.txt  ## resolve the dependencies anew: locks and conda environment
-	@rm -rf $(VENV)/lock && $(PYTHON) -m venv $(VENV)/lock && $(VENV)/lock/bin/pip install -q $(UV)
+	@rm -rf $(VENV)/lock && $(PYTHON) -m venv $(VENV)/lock && $(VENV)/lock/bin/python -m pip install -q $(UV)
 	$(COMPILE) --extra workflow --generate-hashes --no-emit-package torch -o requirements.lock --upgrade
 	$(COMPILE) --extra workflow --group test --generate-hashes --no-emit-package torch \
 		--constraint requirements.lock -o requirements-test.lock --upgrade
@@ -63,6 +65,12 @@ clean:  ## remove what was made here, except results
 	rm -rf $(VENV) .snakemake .pytest_cache .mypy_cache .ruff_cache .hypothesis build *.egg-info
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
+# What no setting can mend: Python's path and Snakemake's patterns read these signs in a folder's name.
+define CHECK_PLACE
+@case "$$(pwd -P)" in *[:{}\\]*) echo "$$(pwd -P): Python and Snakemake cannot work in a folder with \
+':', '{', '}' or '\\' in its path; move this one to a path without them" >&2; exit 1;; esac
+endef
+
 # Installing: the lock by hash, then torch by version (its companions differ by platform, and pip
 # refuses a line without a hash beside lines with one), then this project and nothing else.
 define CHECK_PYTHON
@@ -73,6 +81,7 @@ environments; on Debian and Ubuntu: apt-get install python3-venv" >&2; exit 1; }
 endef
 
 $(VENV)/.workflow: requirements.lock requirements-torch.txt
+	$(CHECK_PLACE)
 	$(CHECK_PYTHON)
 	@echo "Installing into $(VENV) (once; some minutes)" >&2
 	@$(PYTHON) -m venv --clear $(VENV)
@@ -88,10 +97,11 @@ $(VENV)/.test: requirements-test.lock $(VENV)/.workflow
 # The peers of `make bench`, apart: they are no part of what is tested. Without their dependencies:
 # the lock has those that they need.
 $(BENCH)/.peers: requirements-test.lock requirements-torch.txt tests/benchmarks/requirements.txt
+	$(CHECK_PLACE)
 	$(CHECK_PYTHON)
 	@echo "Installing into $(BENCH) (once; some minutes)" >&2
 	@$(PYTHON) -m venv --clear $(BENCH)
-	@$(BENCH)/bin/$(PIP) --require-hashes -r requirements-test.lock
-	@$(BENCH)/bin/$(PIP) $(TORCH_FLAGS) -r requirements-torch.txt
-	@$(BENCH)/bin/$(PIP) --require-hashes --no-deps -r tests/benchmarks/requirements.txt
+	@$(BENCH)/bin/python -m $(PIP) --require-hashes -r requirements-test.lock
+	@$(BENCH)/bin/python -m $(PIP) $(TORCH_FLAGS) -r requirements-torch.txt
+	@$(BENCH)/bin/python -m $(PIP) --require-hashes --no-deps -r tests/benchmarks/requirements.txt
 	@touch $@

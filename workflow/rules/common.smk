@@ -9,6 +9,11 @@ from snakemake.exceptions import WorkflowError
 from snakemake.settings.types import DeploymentMethod
 
 HOME = Path(str(workflow.current_basedir)).resolve().parents[1]
+if unusable := {":", "{", "}"} & {*str(HOME)}:
+    raise WorkflowError(
+        f"{HOME}: PYTHONPATH and Snakemake cannot take {' '.join(sorted(unusable))} in the path of "
+        "this workflow; move its folder to a path without"
+    )
 sys.path.insert(0, str(HOME))
 
 from esm_pipeline.errors import InputError
