@@ -1,0 +1,93 @@
+"""A clone in a folder with an odd name: `make` and the workflow work there, or say why not."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sysconfig
+import venv
+from pathlib import Path
+
+import pytest
+
+from tests.workflow.test_run import copy_of_the_project
+from tests.workflow.tools import ROOT, config, snakemake, write_fasta
+
+ODD = 'esm_pipeline it\'s "odd" a=b é [1] 100% #2 $HOME `id` <3> & ;*'
+"""What Python, make, the shell or Snakemake would take for something, were it not quoted."""
+
+FILES = ("Makefile", "pyproject.toml", "requirements.lock", "requirements-test.lock")
+FILES += ("requirements-torch.txt", "tests/conftest.py", "tests/test_residues.py")
+
+
+def clone(folder: Path) -> Path:
+    """What `make` and the workflow need of the project, in `folder`."""
+    copy_of_the_project(folder)
+    for name in FILES:
+        (folder / name).parent.mkdir(exist_ok=True)
+        shutil.copy(ROOT / name, folder / name)
+    return folder
+
+
+def install(folder: Path) -> None:
+    """A virtual environment as `make` leaves it, with the packages that run this test."""
+    venv.create(folder / ".venv", symlinks=True)
+    (packages,) = (folder / ".venv" / "lib").glob("python*/site-packages")
+    (packages / "these.pth").write_text(sysconfig.get_path("purelib") + "\n", encoding="utf-8")
+    for stamp in (".workflow", ".test"):
+        (folder / ".venv" / stamp).touch()
+
+
+def make(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """`make` as a stranger starts it, without the environment that runs this test."""
+    kept = {name: os.environ[name] for name in ("HOME", "TMPDIR") if name in os.environ}
+    return subprocess.run(
+        ["make", *arguments],
+        cwd=folder,
+        env={"PATH": "/usr/local/bin:/usr/bin:/bin", "OMP_NUM_THREADS": "1", **kept},
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=600,
+    )
+
+
+@pytest.fixture(scope="module")
+def odd(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = clone(tmp_path_factory.mktemp("odd") / ODD / "esm_pipeline")
+    install(folder)
+    return folder
+
+
+def test_make_demo(odd: Path) -> None:
+    """Of two short proteins."""
+    write_fasta(odd / "a.fasta", {b"a": b"MKV", b"b": b"MKVLA"})
+    (odd / "config" / "config.yaml").write_text("fasta: a.fasta\nshards: 1\n")
+    done = make(odd, "demo", "CORES=2")
+    assert done.returncode == 0, done.stdout
+    assert "results/a/embeddings.h5: 2 proteins, 2 different sequences" in done.stdout
+    assert "results/a/structures.tsv: 2 proteins have a structure" in done.stdout
+
+
+def test_make_test(odd: Path) -> None:
+    """Of a few tests, without the linting, in two processes."""
+    done = make(odd, "test", "--old-file=lint", "TEST_FLAGS=-n 2 tests/test_residues.py")
+    assert done.returncode == 0, done.stdout
+    assert " passed in " in done.stdout.splitlines()[-1]
+
+
+@pytest.mark.parametrize("name", ["a:b", "a{b", "a}b"])
+def test_a_place_that_cannot_be_used_is_told_in_one_line(tmp_path, model, name) -> None:
+    folder = clone(tmp_path / name / "esm_pipeline")
+    made = make(folder, "demo")
+    assert made.returncode == 2
+    told, end = made.stdout.splitlines()
+    assert told.startswith(f"{folder}: Python and Snakemake cannot work in a folder with ':'")
+    assert end.startswith("make: *** ")
+    write_fasta(folder / "a.fasta")
+    run = snakemake(tmp_path, "-n", *config(model), snakefile=folder / "Snakefile")
+    assert run.code == 1
+    assert f"{folder}: PYTHONPATH and Snakemake cannot take {name[1]} in the path" in run.said
+    assert "Traceback" not in run.said
