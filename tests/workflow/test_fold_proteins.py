@@ -16,11 +16,11 @@ from pathlib import Path
 import pytest
 
 from esm_pipeline.formats.structure_arrays import Structures
-from tests.workflow.tools import ROOT, Run, snakemake
+from tests.workflow.tools import ROOT, Run, quoted, snakemake
 
 PROTEINS = ROOT / "tests" / "data" / "short_proteins.fasta.gz"
 ARGUMENTS = [
-    *("--cores", "1", "--config", f"fasta={PROTEINS}", "tasks=[fold]", "shards=4"),
+    *("--cores", "1", "--config", f"fasta={quoted(PROTEINS)}", "tasks=[fold]", "shards=4"),
     "fold={threads: 1, num_recycles: 0, archive: true}",
 ]
 SAMPLE = "short_proteins"

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import gzip
+import json
 
 import numpy as np
 import pytest
 
 from esm_pipeline import open_results
 from esm_pipeline.formats.records import read_records
-from tests.workflow.tools import RECORDS, ROOT, config, snakemake, write_fasta
+from tests.workflow.tools import RECORDS, ROOT, config, quoted, snakemake, write_fasta
 
 MODULE = """
 import json
@@ -64,7 +65,7 @@ def test_samples_of_several_files(whole_run, model, tmp_path):
 
 def test_as_a_module_with_an_input_that_another_rule_makes(whole_run, model, tmp_path):
     source = whole_run.folder / "my proteins.fasta"
-    settings = f'{{"fasta": "made/proteins.fasta", "model": "{model}", "shards": 1}}'
+    settings = json.dumps({"fasta": "made/proteins.fasta", "model": str(model), "shards": 1})
     snakefile = tmp_path / "Snakefile"
     text = MODULE.format(snakefile=str(ROOT / "Snakefile"), config=settings, source="'in.fasta'")
     snakefile.write_text(text)
@@ -100,7 +101,7 @@ def test_as_a_module_with_an_input_that_another_rule_makes(whole_run, model, tmp
 def test_bad_settings_stop_at_once_in_one_line(model, tmp_path, change, told):
     write_fasta(tmp_path / "a.fasta")
     (tmp_path / "t.tsv").write_text('sample\tfasta\nx\ta.fasta\ny\t"a.fasta\nz\tb.fasta"\n')
-    run = refused(tmp_path, f"fasta: a.fasta\nmodel: {model}\n", "--config", *change)
+    run = refused(tmp_path, f"fasta: a.fasta\nmodel: {quoted(model)}\n", "--config", *change)
     assert told in run.said.splitlines()[-3]
 
 
@@ -130,7 +131,7 @@ def test_a_config_file_of_the_command_line_has_no_key_twice(tmp_path):
 def test_a_modules_config_is_its_importers_affair(model, tmp_path):
     """Of its config file, with a key twice, nothing is said."""
     snakefile = tmp_path / "Snakefile"
-    settings = f'{{"fasta": "in.fasta", "model": "{model}"}}'
+    settings = json.dumps({"fasta": "in.fasta", "model": str(model)})
     text = MODULE.format(snakefile=str(ROOT / "Snakefile"), config=settings, source="x")
     snakefile.write_text(text)
     write_fasta(tmp_path / "in.fasta")

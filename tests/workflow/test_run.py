@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 import shutil
 
 import numpy as np
@@ -131,7 +132,7 @@ def test_a_moved_clone_reruns_nothing(whole_run, model, tmp_path):
     clone = copy_of_the_project(tmp_path / "clone")
     arguments = ["-n", "--printshellcmds", "--forcerun", "counts", *config(model)]
     run = snakemake(whole_run.folder, *arguments, snakefile=clone / "Snakefile")
-    assert f"PYTHONPATH={clone} " in run.said
+    assert f"PYTHONPATH={shlex.quote(str(clone))} " in run.said
     assert jobs(run) == {"counts", "verdict"}
 
 

@@ -14,7 +14,7 @@ from esm_pipeline.cli import main
 from esm_pipeline.formats.digests import sha256
 from esm_pipeline.formats.records import read_records
 from tests.workflow.test_run import copy_of_the_project
-from tests.workflow.tools import Run, config, jobs, snakemake, write_fasta
+from tests.workflow.tools import Run, config, jobs, quoted, snakemake, write_fasta
 
 FIRST = b"MKTAYIAKQRQISFVKSHFSRQ"
 RECORDS = {b"P1 first": FIRST, b"P2": b"GAVLIWGAVLIW", b"gap": b"MK-V", b"P3": FIRST}
@@ -48,7 +48,7 @@ def scored(tmp_path_factory, model) -> Run:
 
 
 def chosen(model, score: str = "", *more: str) -> list[str]:
-    ensemble = MODELS.replace("{model}", str(model))
+    ensemble = MODELS.replace("{model}", quoted(model))
     section = f"score={{{SCORE}, {ensemble}{', ' if score else ''}{score}}}"
     own = ["samples=samples.tsv", "tasks=[score]", section]
     keys = {item.partition("=")[0] for item in more}

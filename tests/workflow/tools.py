@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import subprocess
@@ -107,9 +108,14 @@ GOLDEN_TASKS = (
 """What the example tree has beside the shared configuration."""
 
 
+def quoted(path: Path) -> str:
+    """A path as YAML, which the values of `--config` are, whatever is in its name."""
+    return json.dumps(str(path), ensure_ascii=False)
+
+
 def config(model: Path, *more: str, fasta: str | None = "my proteins.fasta") -> list[str]:
     """Arguments that run the shared configuration, but for `more`."""
-    chosen = [f"model={model}", "shards=2", f"embed={{{EMBED}}}"]
+    chosen = [f"model={quoted(model)}", "shards=2", f"embed={{{EMBED}}}"]
     chosen += [] if fasta is None else [f"fasta={fasta}"]
     keys = {item.partition("=")[0] for item in more}
     kept = [item for item in chosen if item.partition("=")[0] not in keys]
