@@ -1,4 +1,6 @@
-"""What holds for every test: no network, no silent skips in CI, properties checked the same way."""
+"""What holds for every test: no network, no silent skips in CI, properties checked the same way, and
+one thread a process where several run side by side.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +12,9 @@ import pytest
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.setdefault("MPLBACKEND", "Agg")
+if "PYTEST_XDIST_WORKER" in os.environ:  # before anything loads the libraries that read these
+    for library in ("OMP", "MKL", "OPENBLAS"):
+        os.environ.setdefault(f"{library}_NUM_THREADS", "1")
 
 hypothesis.settings.register_profile("project", deadline=None, derandomize="CI" in os.environ)
 hypothesis.settings.load_profile("project")
@@ -34,6 +39,13 @@ def forbid_skip(report: pytest.TestReport | pytest.CollectReport) -> None:
         report.longrepr = (
             f"a skip in CI is a failure, and tests/conftest.py does not list it: {why}"
         )
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers() -> int:
+    """One process for each core that this one may use, be it half of one in silicon."""
+    affinity = getattr(os, "sched_getaffinity", None)
+    return len(affinity(0)) if affinity else os.cpu_count() or 1
 
 
 def pytest_make_parametrize_id(val: object, argname: str) -> str | None:

@@ -35,7 +35,8 @@ def test_a_column_names_the_protein(esm, rotary, files):
     assert by_name[""]["reason"] == "no protein '' among the wild types; check the name"
     alone = {name: text for name, text in named.items() if name != "two"}
     fasta, table, out = files({"x": WILD_TYPE}, mutants(*alone.values()))
-    assert run(esm, rotary, fasta, table, out)[2][0][MARGINAL] == by_name["P1"][MARGINAL]
+    other = run(esm, rotary, fasta, table, out)[2][0][MARGINAL]  # of another batch
+    assert abs(float(other) - float(by_name["P1"][MARGINAL])) <= 1e-4
 
 
 def test_other_names_of_columns(esm, rotary, files):

@@ -19,7 +19,7 @@ def test_a_disk_that_is_read_only_and_then_full(tmp_path, whole_run, model):
         disk = Disk(forked, tmp_path / "results")
 
         def run() -> Run:
-            ended = forked.call("env", "-C", tmp_path, *command)
+            ended = forked.call("sh", "-c", 'cd "$0" && exec "$@"', tmp_path, *command)
             return Run(ended.code, ended.said, Path(f"{forked.root}{tmp_path}"))
 
         disk.set("ro")
