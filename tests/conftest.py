@@ -1,5 +1,6 @@
-"""What holds for every test: no network, no silent skips in CI, properties checked the same way, and
-one thread a process where several run side by side.
+"""What holds for every test: no network, no silent skips in CI, the same properties every time.
+
+And one thread a process where several run side by side.
 """
 
 from __future__ import annotations
