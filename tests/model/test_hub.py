@@ -6,7 +6,6 @@ import errno
 import json
 import os
 import shutil
-import time
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -217,16 +216,15 @@ def test_a_hub_that_does_not_answer(
     hub: Hub, models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its first answer is waited for once; a body that stops coming, six times."""
-    monkeypatch.setattr(hub_client, "PATIENCE", 0.2)
-    monkeypatch.setattr(constants, "HF_HUB_DOWNLOAD_TIMEOUT", 0.2)
-    hub.troubles = [Trouble("config.json", "HEAD", stall=1.0)]
-    started = time.monotonic()
+    monkeypatch.setattr(hub_client, "PATIENCE", 0.5)
+    monkeypatch.setattr(constants, "HF_HUB_DOWNLOAD_TIMEOUT", 0.5)
+    hub.troubles = [Trouble("config.json", "HEAD", stall=2.0)]
     with pytest.raises(
         WeightsError, match="the hub does not answer in time; check the network, and run the same"
     ):
         resolve_checkpoint(NAME, cache_dir=tmp_path)
-    assert time.monotonic() - started < 0.9
-    hub.troubles = [Trouble(WEIGHTS, stall=0.5)]
+    assert len(hub.requests) == 1
+    hub.troubles = [Trouble(WEIGHTS, stall=2.0)]
     with pytest.raises(WeightsError, match="the hub does not answer in time"):
         resolve_checkpoint(NAME, cache_dir=tmp_path)
     tried = [request for request in hub.requests if request.startswith("GET /large")]
