@@ -43,6 +43,12 @@ def forbid_skip(report: pytest.TestReport | pytest.CollectReport) -> None:
 
 
 @pytest.hookimpl(optionalhook=True)
+def pytest_xdist_setupnodes() -> None:
+    """Have what is made once for each user made before there are several processes to make it."""
+    import matplotlib.font_manager  # noqa: F401 - its list of fonts
+
+
+@pytest.hookimpl(optionalhook=True)
 def pytest_xdist_auto_num_workers() -> int:
     """One process for each core that this one may use, be it half of one in silicon."""
     affinity = getattr(os, "sched_getaffinity", None)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -235,3 +236,27 @@ def test_ci_script_is_whole():
     script = ROOT / ".ci/run"
     assert script.stat().st_mode & 0o111
     subprocess.run(["bash", "-n", script], check=True)
+
+
+def test_ci_tests_a_clone_named_esm_pipeline(tmp_path):
+    """Of what is committed, even where git takes it for another's; and leaves nothing behind."""
+    checkout, commands, own = (tmp_path / name for name in ("it's a checkout", "bin", "own"))
+    (checkout / ".ci").mkdir(parents=True)
+    shutil.copy(ROOT / ".ci/run", checkout / ".ci")
+    git = ["git", "-C", checkout, "-c", "user.name=a", "-c", "user.email=a@b"]
+    for command in (["init", "-q"], ["add", "."], ["commit", "-qm", "a"]):
+        subprocess.run([*git, *command], check=True)
+    (checkout / "not committed").touch()
+    commands.mkdir()
+    own.mkdir()
+    make = commands / "make"
+    make.write_text('#!/bin/sh\necho "$PWD: $* $(ls -A | tr "\\n" " ")"\necho 1 passed\nexit 3\n')
+    make.chmod(0o755)
+    path = f"{commands}{os.pathsep}{os.environ['PATH']}"
+    foreign = {"GIT_TEST_ASSUME_DIFFERENT_OWNER": "true"}
+    environment = os.environ | foreign | {"PATH": path, "TMPDIR": str(own)}
+    done = subprocess.run([checkout / ".ci/run"], env=environment, capture_output=True, text=True)
+    where, *rest = done.stdout.splitlines()
+    assert re.fullmatch(rf"{re.escape(str(own))}/ci\.\w+/esm_pipeline: test \.ci \.git ", where)
+    assert (done.returncode, rest) == (3, ["1 passed"])
+    assert [*own.iterdir()] == []

@@ -223,7 +223,7 @@ def test_a_hub_that_does_not_answer(
         WeightsError, match="the hub does not answer in time; check the network, and run the same"
     ):
         resolve_checkpoint(NAME, cache_dir=tmp_path)
-    assert len(hub.requests) == 1
+    assert sum("/resolve/" in request for request in hub.requests) == 1
     hub.troubles = [Trouble(WEIGHTS, stall=2.0)]
     with pytest.raises(WeightsError, match="the hub does not answer in time"):
         resolve_checkpoint(NAME, cache_dir=tmp_path)
