@@ -72,8 +72,8 @@ def test_make_demo(odd: Path) -> None:
 
 
 def test_make_test(odd: Path) -> None:
-    """Of a few tests, without the linting, in two processes."""
-    done = make(odd, "test", "--old-file=lint", "TEST_FLAGS=-n 2 tests/test_residues.py")
+    """Of a few tests, without the linting, in a process beside pytest's own."""
+    done = make(odd, "test", "--old-file=lint", "TEST_FLAGS=-n 1 tests/test_residues.py")
     assert done.returncode == 0, done.stdout
     assert " passed in " in done.stdout.splitlines()[-1]
 
