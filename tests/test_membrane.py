@@ -30,8 +30,11 @@ LEAST = 60
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    before = torch.get_num_threads()
     torch.set_num_threads(1)
-    return train(tmp_path_factory.mktemp("trained"))
+    folder = train(tmp_path_factory.mktemp("trained"))
+    torch.set_num_threads(before)
+    return folder
 
 
 def table(path: Path) -> list[dict[str, str]]:

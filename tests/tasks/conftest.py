@@ -1,6 +1,5 @@
 """Small checkpoints with random weights, and the command line, for the tests of the tasks."""
 
-import os
 from pathlib import Path
 
 import pandas as pd
@@ -51,11 +50,15 @@ def absolute(tmp_path_factory):
     return save_model(folder, position_embedding_type="absolute", max_position_embeddings=TABLE + 4)
 
 
-@pytest.fixture(autouse=True, scope="session")
+@pytest.fixture(autouse=True, scope="module")
 def one_thread():
     """Models this small are slower with more; every task takes its number from here."""
-    os.environ["OMP_NUM_THREADS"] = "1"
-    torch.set_num_threads(1)
+    before = torch.get_num_threads()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("OMP_NUM_THREADS", "1")
+        torch.set_num_threads(1)
+        yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture
