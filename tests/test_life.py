@@ -382,16 +382,17 @@ def test_a_file_that_is_no_fasta(
 
 
 def test_files_that_are_no_fasta_in_the_workflow(tmp_path: Path, model: Path) -> None:
-    """A sample each, and a good one, which is finished all the same."""
+    """A sample for a few of them, and a good one, which is finished all the same."""
     write_bad(tmp_path)
     (tmp_path / "good.fasta").write_bytes(ONE)
-    names = [*NO_FASTA, "good"]
-    rows = ["sample\tfasta", *(f"{name}\t{name}.fasta" for name in names)]
+    bad = ("empty", "cut", "folder")
+    rows = ["sample\tfasta", *(f"{name}\t{name}.fasta" for name in (*bad, "good"))]
     (tmp_path / "table.tsv").write_text("\n".join(rows) + "\n")
     chosen = config(model, "samples=table.tsv", "shards=1", fasta=None)
     done = snakemake(tmp_path, "--keep-going", *chosen)
     assert done.code == 1
-    for name, (_, told) in NO_FASTA.items():
+    for name in bad:
+        told = NO_FASTA[name][1]
         log = (done.results / "logs" / "shard" / f"{name}.log").read_text()
         assert log == f"esm-pipeline shard: {name}.fasta{told}\n"
     # jobs side by side write to one terminal: that each line comes through whole is not promised
