@@ -109,8 +109,11 @@ GOLDEN_TASKS = (
 
 
 def quoted(path: Path) -> str:
-    """A path as YAML, which the values of `--config` are, whatever is in its name."""
-    return json.dumps(str(path), ensure_ascii=False)
+    """A path as YAML, which the values of `--config` are, whatever is in its name.
+
+    Between spaces: Snakemake takes away quotes at the ends of a value, and YAML spaces.
+    """
+    return f" {json.dumps(str(path), ensure_ascii=False)} "
 
 
 def config(model: Path, *more: str, fasta: str | None = "my proteins.fasta") -> list[str]:
