@@ -1,4 +1,4 @@
-"""JSON files that others wrote: read within limits, so that no small file takes much memory or time.
+"""JSON files that others wrote: read within limits, so that no file takes much memory or time.
 
 A file in doubt is refused too: one with two values for a key.
 """

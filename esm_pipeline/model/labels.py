@@ -8,7 +8,8 @@ from typing import Any
 from esm_pipeline.errors import WeightsError, brief
 from esm_pipeline.model.bounds import MOST_LABELS, is_whole
 
-Names, Numbers = dict[int, str], dict[str, int]
+Names = dict[int, str]
+Numbers = dict[str, int]
 
 
 class Labels:
