@@ -191,7 +191,7 @@ def shards_of(index: Path) -> list[str]:
 
 def is_file_name(name: str) -> bool:
     """Whether a file of a folder can have this name; a path to elsewhere is none."""
-    whole = name.isprintable() and Path(name).name == name and name not in ("", "..")
+    whole = name.isprintable() and os.path.basename(name) == name and name not in ("", ".", "..")
     return whole and len(os.fsencode(name)) <= MOST_NAME
 
 
