@@ -319,7 +319,7 @@ INDEX = "pytorch_model.bin.index.json"
         "number",
         "list",
         "none",
-        "1e6",
+        "many",
     ],
 )
 def test_an_index_that_is_refused(names: list[Any], message: str, tmp_path: Path) -> None:
