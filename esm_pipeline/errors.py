@@ -4,6 +4,11 @@ The command line prints one line for these and exits 2; anything else is a bug a
 traceback. A message tells the place, what is wrong there, and the remedy.
 """
 
+from reprlib import Repr
+
+SHORT = Repr()
+SHORT.maxstring = SHORT.maxlong = SHORT.maxother = 60
+
 
 class EsmPipelineError(Exception):
     """Base of every error a user can mend."""
@@ -23,3 +28,12 @@ class WeightsError(EsmPipelineError):
 
 class CapacityError(EsmPipelineError):
     """More memory, disk or table positions asked for than there are."""
+
+
+def brief(value: object) -> str:
+    """A value for a message: its `repr`, cut to what fits on a line."""
+    try:
+        text = SHORT.repr(value)
+    except (ValueError, RecursionError):  # a number of more digits than Python writes
+        return f"a very large {type(value).__name__}"
+    return text if text.isprintable() else ascii(text)[1:-1]

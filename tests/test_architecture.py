@@ -14,10 +14,11 @@ ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "esm_pipeline"
 LINES = 500
 
-FLOOR = {"errors", "files", "residues"}
+FLOOR = {"errors", "files", "json_files", "residues"}
 ALLOWED = {
     "errors": set(),
     "files": {"errors"},
+    "json_files": {"errors"},
     "residues": set(),
     "data": set(),
     "problems": set(),

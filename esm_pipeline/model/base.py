@@ -31,6 +31,7 @@ from esm_pipeline.model.loading import (
 )
 from esm_pipeline.model.pruning import impossible, prune_layer, union
 from esm_pipeline.model.saving import save_checkpoint
+from esm_pipeline.model.sizes import require_config
 from esm_pipeline.model.vocabulary import resized_rows, target_count
 from esm_pipeline.model.weights import accept_reference_state, complete_state
 
@@ -246,12 +247,16 @@ class EsmPreTrainedModel(nn.Module):
             raise InputError(f"{caller}: with a config, leave out {', '.join(options)}")
         else:
             settings = config
+        entries = (
+            open_entries(checkpoint.weight_files) if state_dict is None else entries_of(state_dict)
+        )
+        require_config(settings, entries, checkpoint.name, counts_only=ignore_mismatched_sizes)
         with nullcontext() if cls.is_foreign() else without_weights():
             model = cls(settings, **arguments)
         info = load_weights(
             model,
             checkpoint,
-            open_entries(checkpoint.weight_files) if state_dict is None else entries_of(state_dict),
+            entries,
             read_dtype(dtype if dtype is not None else torch_dtype),
             device,
             ignore_mismatched_sizes=ignore_mismatched_sizes,

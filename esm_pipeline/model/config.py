@@ -6,28 +6,48 @@ import copy
 import inspect
 import json
 import os
+from math import inf
 from pathlib import Path
+from types import NoneType
 from typing import Any
 
-from esm_pipeline.errors import WeightsError
+from esm_pipeline.errors import WeightsError, brief
 from esm_pipeline.files import atomic_path, require_folder
+from esm_pipeline.json_files import read_object
 from esm_pipeline.model import fair_esm
+from esm_pipeline.model.bounds import (
+    MOST_LAYERS,
+    MOST_ROWS,
+    MOST_WIDTH,
+    SWITCH,
+    is_number,
+    is_switch,
+    is_whole,
+    whole_between,
+)
 from esm_pipeline.model.folding.config import EsmFoldConfig
 from esm_pipeline.model.hub import CONFIG_FILE, FAIR_SUFFIX, find_config
 from esm_pipeline.model.keywords import hub_options, refuse, refuse_unknown, settle
-from esm_pipeline.model.labels import read_labels
+from esm_pipeline.model.labels import Labels
 from esm_pipeline.model.pruning import impossible, read_pruned
 from esm_pipeline.model.special_tokens import ALPHABET
 
 WHOLE_NUMBERS = {
-    "vocab_size": 1,
-    "hidden_size": 1,
-    "num_hidden_layers": 0,
-    "num_attention_heads": 1,
-    "intermediate_size": 1,
-    "max_position_embeddings": 1,
+    "vocab_size": (1, MOST_ROWS),
+    "hidden_size": (1, MOST_WIDTH),
+    "num_hidden_layers": (0, MOST_LAYERS),
+    "num_attention_heads": (1, MOST_WIDTH),
+    "intermediate_size": (1, MOST_WIDTH),
+    "max_position_embeddings": (1, MOST_ROWS),
 }
-"""Settings that a model is built from, and the least of each."""
+"""Settings that a model is built from, the least and the most of each."""
+
+PROBABILITIES = ("hidden_dropout_prob", "attention_probs_dropout_prob")
+SWITCHES = (
+    *("emb_layer_norm_before", "token_dropout", "is_decoder", "add_cross_attention"),
+    *("tie_word_embeddings", "is_folding_model", "use_cache"),
+    *("output_attentions", "output_hidden_states", "return_dict"),
+)
 
 PROBLEM_TYPES = ("regression", "single_label_classification", "multi_label_classification")
 
@@ -119,7 +139,7 @@ class EsmConfig:
         self.return_dict: bool = kwargs.pop("return_dict", True)
         self.tie_word_embeddings: bool = kwargs.pop("tie_word_embeddings", True)
         self.problem_type: str | None = kwargs.pop("problem_type", None)
-        self.id2label, self.label2id = read_labels(
+        self._labels = Labels(
             kwargs.pop("id2label", None),
             kwargs.pop("label2id", None),
             kwargs.pop("num_labels", None),
@@ -133,31 +153,62 @@ class EsmConfig:
         return self.return_dict
 
     @property
+    def id2label(self) -> dict[int, str]:
+        """Number, from 0, → name of a label."""
+        return self._labels.names
+
+    @id2label.setter
+    def id2label(self, names: dict[int, str]) -> None:
+        self._labels.rename(names)
+
+    @property
+    def label2id(self) -> dict[str, int]:
+        """Name → number of a label."""
+        return self._labels.numbers
+
+    @label2id.setter
+    def label2id(self, numbers: dict[str, int]) -> None:
+        self._labels.numbers = numbers
+
+    @property
     def num_labels(self) -> int:
         """Number of classes, labels or values a classifier predicts."""
-        return len(self.id2label)
+        return self._labels.count
 
     @num_labels.setter
     def num_labels(self, count: int) -> None:
         if count != self.num_labels:
-            self.id2label, self.label2id = read_labels(None, None, count)
+            self._labels = Labels(count=count)
 
-    def require_supported(self) -> None:
-        """Raise WeightsError, naming the setting, if no model here can be built from this."""
+    def require_supported(self, *, limits: bool = True) -> None:
+        """Raise WeightsError, naming the setting, if no model here can be built from this.
+
+        limits: what is larger than in any model is refused too.
+        """
         for name in ("vocab_size", "pad_token_id"):
             if getattr(self, name) is None:
                 raise WeightsError(f"config: {name} is not set; the standard alphabet has 33 and 1")
-        for name, least in WHOLE_NUMBERS.items():
-            value = getattr(self, name)
-            if type(value) is not int or value < least:
-                raise WeightsError(f"config: {name} is {value!r}; it should be a whole number")
-        if type(self.layer_norm_eps) is not float or not self.layer_norm_eps > 0:
-            raise WeightsError(f"config: layer_norm_eps is {self.layer_norm_eps!r}; not a number")
-        vocabulary = self.vocab_size or 0
+        for name, (least, most) in WHOLE_NUMBERS.items():
+            if not is_whole(getattr(self, name), least, most if limits else inf):
+                raise self.wrong(name, whole_between(least, most))
+        for name in PROBABILITIES:
+            if not is_number(getattr(self, name), 0, 1):
+                raise self.wrong(name, "a number from 0 to 1")
+        for name in SWITCHES:
+            if not is_switch(getattr(self, name)):
+                raise self.wrong(name, SWITCH)
+        if not is_number(self.layer_norm_eps, 0, 1) or not self.layer_norm_eps:
+            raise self.wrong("layer_norm_eps", "a number above 0, and at most 1")
+        if not is_number(self.initializer_range, 0):
+            raise self.wrong("initializer_range", "a number from 0")
+        if not isinstance(self.vocab_list, (list, tuple, NoneType)) or not all(
+            isinstance(token, str) for token in self.vocab_list or ()
+        ):
+            raise self.wrong("vocab_list", "a list of tokens")
         for name in ("pad_token_id", "mask_token_id"):
             value = getattr(self, name)
-            if value is not None and (type(value) is not int or value not in range(vocabulary)):
-                raise WeightsError(f"config: {name} is {value!r}, not the id of a token")
+            if value is not None and not is_whole(value, 0, (self.vocab_size or 0) - 1):
+                raise WeightsError(f"config: {name} is {brief(value)}, not the id of a token")
         if self.hidden_size % self.num_attention_heads:
             raise WeightsError(
                 f"config: hidden_size {self.hidden_size} is not a multiple of "
@@ -165,14 +216,13 @@ class EsmConfig:
             )
         if self.position_embedding_type not in POSITION_TYPES:
             raise WeightsError(
-                f"config: position_embedding_type '{self.position_embedding_type}' is not one of "
-                f"{', '.join(POSITION_TYPES)}"
+                f"config: position_embedding_type {brief(self.position_embedding_type)} is not "
+                f"one of {', '.join(POSITION_TYPES)}"
             )
-        if not self.id2label:
-            raise WeightsError("config: num_labels is 0; a classifier needs at least one")
+        self._labels.require_supported()
         if self.problem_type not in (None, *PROBLEM_TYPES):
             raise WeightsError(
-                f"config: problem_type '{self.problem_type}' is not one of "
+                f"config: problem_type {brief(self.problem_type)} is not one of "
                 f"{', '.join(PROBLEM_TYPES)}"
             )
         if self.add_cross_attention and not self.is_decoder:
@@ -182,6 +232,12 @@ class EsmConfig:
         wrong = impossible(self.pruned_heads, self)
         if wrong:
             raise WeightsError(f"config: pruned_heads: {wrong}")
+
+    def wrong(self, name: str, wanted: str) -> WeightsError:
+        """The error that a setting is not what it should be."""
+        return WeightsError(
+            f"config: {name} is {brief(getattr(self, name))}; it should be {wanted}"
+        )
 
     @property
     def max_residues(self) -> int | None:
@@ -193,7 +249,9 @@ class EsmConfig:
 
     def to_dict(self) -> dict[str, Any]:
         """All settings, as `config.json` holds them."""
-        values = {**copy.deepcopy(vars(self)), "model_type": self.model_type}
+        values = {**vars(self), "id2label": self.id2label, "label2id": self.label2id}
+        del values["_labels"]
+        values = {**copy.deepcopy(values), "model_type": self.model_type}
         if isinstance(self.esmfold_config, EsmFoldConfig):
             values["esmfold_config"] = self.esmfold_config.to_dict()
         if "torch_dtype" in values:
@@ -210,16 +268,21 @@ class EsmConfig:
         stale: tuple[str, ...] = ()
         if "id2label" in overrides:
             stale = ("label2id", "num_labels")
-        elif overrides.get("num_labels") not in (None, len(values.get("id2label") or ())):
-            stale = ("id2label", "label2id")
+        elif overrides.get("num_labels") is not None:
+            named = values.get("id2label")
+            if not isinstance(named, dict) or overrides["num_labels"] != len(named):
+                stale = ("id2label", "label2id")
         kept = {name: value for name, value in values.items() if name not in stale}
         merged = {**copy.deepcopy(kept), **overrides}
         model_type = merged.pop("model_type", cls.model_type)
         if model_type != cls.model_type:
             raise WeightsError(
-                f"config: model_type is '{model_type}', not 'esm'; choose a checkpoint of the ESM "
-                "family (ESM-1b, ESM-1v, ESM-2)"
+                f"config: model_type is {brief(model_type)}, not 'esm'; choose a checkpoint of the "
+                "ESM family (ESM-1b, ESM-1v, ESM-2)"
             )
+        for name in merged:
+            if name.startswith("__") or callable(getattr(cls, name, None)) or name == "_labels":
+                raise WeightsError(f"config: {brief(name)} cannot be a setting; leave it out")
         try:
             return cls(**merged)
         except (TypeError, AttributeError) as error:
@@ -272,12 +335,9 @@ class EsmConfig:
         try:
             if path.suffix == FAIR_SUFFIX:
                 return fair_esm.read_settings(path)
-            values = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+            return read_object(path)
+        except (OSError, ValueError) as error:
             raise WeightsError(f"{path}: not a readable config ({error})") from None
-        if not isinstance(values, dict):
-            raise WeightsError(f"{path}: not a config; it should hold a JSON object")
-        return values
 
     @classmethod
     def from_values(cls, path: Path, values: dict[str, Any], **overrides: Any) -> EsmConfig:
@@ -316,7 +376,8 @@ class EsmConfig:
     def to_json_string(self) -> str:
         """The text of `config.json`; names of labels only where they say anything."""
         values = self.to_dict()
-        if (self.id2label, self.label2id) == read_labels(None, None, None):
+        usual = Labels()
+        if (self.id2label, self.label2id) == (usual.names, usual.numbers):
             del values["id2label"], values["label2id"]
         return json.dumps(values, indent=2, sort_keys=True) + "\n"
 

@@ -15,7 +15,7 @@ from typing import Any
 from torch import Tensor
 
 from esm_pipeline.errors import WeightsError
-from esm_pipeline.model.tensors import PickledFile, load_pickle
+from esm_pipeline.model.tensors import PickledFile, is_named_tensors, load_pickle
 
 REGRESSION = "-contact-regression.pt"
 PREFIX = re.compile(r"^(encoder\.)?(sentence_encoder\.)?")
@@ -168,7 +168,7 @@ def read(path: Path) -> dict[str, Any]:
         )
     content = load_pickle(path, argparse.Namespace)
     tensors = content.get("model") if isinstance(content, dict) else None
-    if not isinstance(tensors, dict) or not all(isinstance(t, Tensor) for t in tensors.values()):
+    if not isinstance(tensors, dict) or not is_named_tensors(tensors):
         raise WeightsError(
             f"{path}: not an original fair-esm checkpoint: it has no 'model' with named tensors; "
             "for other weights give the folder that holds them and config.json"

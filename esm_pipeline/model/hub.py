@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import re
 from collections.abc import Iterator
@@ -12,7 +11,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from esm_pipeline.errors import WeightsError
+from esm_pipeline.errors import WeightsError, brief
+from esm_pipeline.json_files import read_object
 from esm_pipeline.model import fair_esm
 from esm_pipeline.model.hub_client import cached, fetch, fetch_first
 
@@ -34,6 +34,9 @@ TOKENIZER_FILES = (
 )
 HUB_OPTIONS = ("revision", "cache_dir", "local_files_only", "token")
 HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
+MOST_NAME = 255
+"""Bytes of a file's name."""
+
 DIGEST = re.compile(r"[0-9a-f]{64}")
 
 
@@ -173,15 +176,23 @@ def weight_files(name: str, found: Path, **options: Any) -> Iterator[Path]:
 def shards_of(index: Path) -> list[str]:
     """Names of the shards that an index file lists. Raises WeightsError."""
     try:
-        names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
-    except (OSError, ValueError, KeyError, AttributeError, TypeError, RecursionError):
+        names = sorted(set(read_object(index)["weight_map"].values()))
+    except (OSError, ValueError) as error:
+        raise WeightsError(f"{index}: not a readable index of weight files ({error})") from None
+    except (KeyError, AttributeError, TypeError):
         raise WeightsError(f"{index}: not a readable index of weight files") from None
     for shard in names:
-        if not isinstance(shard, str) or Path(shard).name != shard:
-            raise WeightsError(f"{index}: {shard!r} is not the name of a file beside it")
+        if not isinstance(shard, str) or not is_file_name(shard):
+            raise WeightsError(f"{index}: {brief(shard)} is not the name of a file beside it")
     if not names:
         raise WeightsError(f"{index}: lists no weight files")
     return names
+
+
+def is_file_name(name: str) -> bool:
+    """Whether a file of a folder can have this name; a path to elsewhere is none."""
+    whole = name.isprintable() and os.path.basename(name) == name and name not in ("", ".", "..")
+    return whole and len(os.fsencode(name)) <= MOST_NAME
 
 
 def local_path(name: str) -> Path | None:

@@ -2,34 +2,67 @@
 
 from __future__ import annotations
 
+from functools import cached_property
 from typing import Any
 
-from esm_pipeline.errors import WeightsError
+from esm_pipeline.errors import WeightsError, brief
+from esm_pipeline.model.bounds import MOST_LABELS, is_whole
+
+Names = dict[int, str]
+Numbers = dict[str, int]
 
 
-def read_labels(
-    names: Any, numbers: Any, count: int | None
-) -> tuple[dict[int, str], dict[str, int]]:
-    """`id2label` and `label2id` from what of them, and of `num_labels`, is given; two by default.
+class Labels:
+    """The labels of a config; those that are only counted get names once they are looked at.
 
-    Numbers may be text, as JSON has them. Raises WeightsError for what is no mapping, and for
-    names of another number than `count`.
+    `count`, two by default, and `names` (number → name) are what the config gives; numbers may be
+    text, as JSON has them. Raises WeightsError for what is no mapping, and for names of another
+    number than `count`.
     """
-    if names is None:
-        if type(count) is not int and count is not None:
-            raise WeightsError(f"config: num_labels is {count!r}; it should be a whole number")
-        names = {number: f"LABEL_{number}" for number in range(2 if count is None else count)}
-        numbers = None
-    elif count is not None and len(names) != count:
-        raise WeightsError(
-            f"config: num_labels is {count}, but id2label names {len(names)}; leave out one"
-        )
-    try:
-        id2label = {int(number): name for number, name in names.items()}
-        label2id = {name: number for number, name in id2label.items()}
-        return id2label, label2id if numbers is None else dict(numbers.items())
-    except (AttributeError, TypeError, ValueError):
-        raise WeightsError(
-            "config: id2label should map numbers to names and label2id names to numbers; they are "
-            f"{names!r} and {numbers!r}"
-        ) from None
+
+    def __init__(self, names: Any = None, numbers: Any = None, count: Any = None) -> None:
+        self.count: int = 2 if count is None else count
+        if names is None:
+            if type(self.count) is not int:
+                raise WeightsError(
+                    f"config: num_labels is {brief(count)}; it should be a whole number"
+                )
+            return
+        try:
+            self.names = {int(number): name for number, name in names.items()}
+            found = {name: number for number, name in self.names.items()}
+            self.numbers = found if numbers is None else dict(numbers.items())
+        except (AttributeError, TypeError, ValueError):
+            raise WeightsError(
+                "config: id2label should map numbers to names and label2id names to numbers; they "
+                f"are {brief(names)} and {brief(numbers)}"
+            ) from None
+        self.count = len(self.names)
+        if count is not None and self.count != count:
+            raise WeightsError(
+                f"config: num_labels is {brief(count)}, but id2label names {self.count}; leave out "
+                "one"
+            )
+
+    @cached_property
+    def names(self) -> Names:
+        """`id2label`."""
+        self.require_supported()
+        return {number: f"LABEL_{number}" for number in range(self.count)}
+
+    @cached_property
+    def numbers(self) -> Numbers:
+        """`label2id`."""
+        return {name: number for number, name in self.names.items()}
+
+    def rename(self, names: Names) -> None:
+        """Give the labels other names, which may be more or fewer."""
+        self.names, self.count = names, len(names)
+
+    def require_supported(self) -> None:
+        """Raise WeightsError unless a classifier can have as many."""
+        if not is_whole(self.count, 1, MOST_LABELS):
+            raise WeightsError(
+                f"config: num_labels is {brief(self.count)}; a classifier needs at least one, and "
+                f"has at most {MOST_LABELS:,}"
+            )

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from esm_pipeline.errors import WeightsError
+from esm_pipeline.errors import WeightsError, brief
 
 if TYPE_CHECKING:
     from esm_pipeline.model.config import EsmConfig
@@ -28,7 +28,7 @@ def read_pruned(given: Any) -> Pruned:
         return {int(layer): sorted(set(heads)) for layer, heads in dict(given or {}).items()}
     except (TypeError, ValueError):
         raise WeightsError(
-            f"config: pruned_heads should map layers to lists of heads, it is {given!r}"
+            f"config: pruned_heads should map layers to lists of heads, it is {brief(given)}"
         ) from None
 
 
@@ -43,10 +43,10 @@ def impossible(pruned: Pruned, config: EsmConfig) -> str | None:
     layers, heads = config.num_hidden_layers, config.num_attention_heads
     for layer, numbers in pruned.items():
         if layer not in range(layers):
-            return f"there is no layer {layer}; they are 0 to {layers - 1}"
+            return f"there is no layer {brief(layer)}; they are 0 to {layers - 1}"
         for head in numbers:
             if type(head) is not int or head not in range(heads):
-                return f"layer {layer} has no head {head!r}; they are 0 to {heads - 1}"
+                return f"layer {layer} has no head {brief(head)}; they are 0 to {heads - 1}"
     return None
 
 

@@ -25,6 +25,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from esm_pipeline.errors import WeightsError
+from esm_pipeline.model.pickle_sizes import require_bounded
 
 DTYPES = {
     "F64": torch.float64,
@@ -39,6 +40,9 @@ DTYPES = {
     "BOOL": torch.bool,
 }
 """Types of a safetensors header. Weights are of the first four; others are told by their name."""
+
+MOST_HEADER = 16 << 20
+"""Bytes of a safetensors header, which has some 150 for each tensor."""
 
 
 @dataclass(frozen=True)
@@ -89,10 +93,12 @@ class SafetensorsFile(WeightFile):
     def __init__(self, path: Path) -> None:
         super().__init__(path)
         try:
-            with safe_open(path, framework="pt"):  # checks the whole header, and the file's length
-                pass
             with open(path, "rb") as handle:
                 (length,) = struct.unpack("<Q", handle.read(8))
+                if length > MOST_HEADER:
+                    raise ValueError(f"a header of {length:,} bytes, more than {MOST_HEADER:,}")
+                with safe_open(path, framework="pt"):  # checks the header, and the file's length
+                    pass
                 header = json.loads(handle.read(length))
                 self._bytes = mmap.mmap(handle.fileno(), 0, access=mmap.ACCESS_COPY)
         except (SafetensorError, OSError, ValueError, struct.error) as error:
@@ -156,16 +162,29 @@ class PickledFile(WeightFile):
 def open_pickle(path: Path) -> PickledFile:
     """A `.bin` file. Raises WeightsError if it is damaged or holds anything but named tensors."""
     tensors = load_pickle(path)
-    if not isinstance(tensors, dict) or not all(isinstance(t, Tensor) for t in tensors.values()):
+    if not is_named_tensors(tensors):
         raise WeightsError(f"{path}: holds more than named tensors; this is not a checkpoint")
     return PickledFile(path, tensors)
+
+
+def is_named_tensors(found: Any) -> bool:
+    """Whether it maps names to tensors that have all their numbers, one after another."""
+    return isinstance(found, dict) and all(
+        isinstance(key, str)
+        and isinstance(tensor, Tensor)
+        and tensor.layout == torch.strided
+        and tensor.device.type == "cpu"
+        for key, tensor in found.items()
+    )
 
 
 def load_pickle(path: Path, *allowed: type) -> Any:
     """What a file of `torch.save` holds; nothing in it is run, and only `allowed` classes are made.
 
-    Raises WeightsError if it is damaged or holds other classes or functions.
+    Raises WeightsError if it is damaged or holds other classes or functions, and before it is
+    unpacked if it would take more memory than its size.
     """
+    require_bounded(path)
     try:
         mapped = zipfile.is_zipfile(path)  # files of PyTorch before 1.6 are not
         with torch.serialization.safe_globals(list(allowed)):

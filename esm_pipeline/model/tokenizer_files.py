@@ -9,6 +9,7 @@ from typing import Any
 
 from esm_pipeline.errors import WeightsError
 from esm_pipeline.files import atomic_path
+from esm_pipeline.json_files import read_object as read_json
 from esm_pipeline.model.hub import find_file
 from esm_pipeline.model.special_tokens import ADDITIONAL
 
@@ -24,12 +25,19 @@ NO_SETTINGS = (
 )
 """Keys of a settings file that say nothing of the tokens; paths are never taken from there."""
 
+MOST_VOCABULARY = 16 << 20
+"""Bytes of a vocabulary file."""
+
 
 def read_vocabulary(path: Path) -> list[str]:
     """The tokens of a vocabulary file, one a line. Raises WeightsError."""
     try:
-        return [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
-    except (OSError, UnicodeDecodeError) as error:
+        with open(path, "rb") as handle:
+            content = handle.read(MOST_VOCABULARY + 1)
+        if len(content) > MOST_VOCABULARY:
+            raise ValueError(f"larger than {MOST_VOCABULARY >> 20} MiB")
+        return [line.strip() for line in content.decode("utf-8").splitlines()]
+    except (OSError, ValueError) as error:
         raise WeightsError(f"{path}: not a readable vocabulary ({error})") from None
 
 
@@ -59,12 +67,9 @@ def read_object(name: str, file: str, **where: Any) -> dict[str, Any]:
     if path is None:
         return {}
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        return read_json(path)
     except (OSError, ValueError) as error:
-        raise WeightsError(f"{path}: not readable JSON ({error})") from None
-    if not isinstance(found, dict):
-        raise WeightsError(f"{path}: should hold a JSON object; is the file whole?")
-    return found
+        raise WeightsError(f"{path}: not readable JSON: {error}; is the file whole?") from None
 
 
 def write_object(path: Path, content: Mapping[Any, Any]) -> str:

@@ -18,6 +18,8 @@ from esm_pipeline import __version__
 from esm_pipeline.errors import CapacityError, WeightsError
 from esm_pipeline.model import EsmConfig, EsmTokenizer, optimize_for_inference
 from esm_pipeline.model.base import EsmPreTrainedModel
+from esm_pipeline.model.loading import open_entries
+from esm_pipeline.model.sizes import require_config
 from esm_pipeline.sections import ComputeSettings
 from esm_pipeline.tasks.batching import is_out_of_memory, release_memory
 from esm_pipeline.tasks.device import resolve_device
@@ -41,10 +43,8 @@ class Runner(Generic[M]):
         self.device = resolve_device(settings.device)
         self.checkpoint = find_checkpoint(name, revision)
         self.config = EsmConfig.from_pretrained(self.checkpoint.source)
-        try:
-            self.config.require_supported()
-        except WeightsError as error:
-            raise WeightsError(f"{self.checkpoint.name}: {error}") from None
+        entries = open_entries(self.checkpoint.weight_files)
+        require_config(self.config, entries, self.checkpoint.name)
         self.seconds = 0.0
         self._lock, self._inside, self._started = Lock(), 0, 0.0
 

@@ -17,12 +17,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from esm_pipeline.cli import add_common, add_flags, exit_code, section_from
-from esm_pipeline.errors import InputError
 from esm_pipeline.files import atomic_paths, scratch_path
 from esm_pipeline.formats.records import FAILED, read_records
 from esm_pipeline.formats.tables import SUFFIXES
 from esm_pipeline.sections import ClassifySettings, CleaningSettings, LabelSettings
 from esm_pipeline.tasks.classes import write_table
+from esm_pipeline.tasks.endings import HDF5, ending_of
 from esm_pipeline.tasks.gathering import gather_ragged
 from esm_pipeline.tasks.intake import open_intake
 from esm_pipeline.tasks.model_file import MODEL_HELP
@@ -42,7 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the flags of `classify`."""
     parser.add_argument("fasta", metavar="IN.fasta", help="FASTA, plain or gzip; - reads stdin")
     parser.add_argument(
-        "output", metavar="OUT", type=Path, help="file to write: .tsv, .csv, .parquet or .h5"
+        "output", metavar="OUT", type=Path, help="file to write: .tsv, .csv, .parquet, .h5 or .hdf5"
     )
     parser.add_argument("--model", required=True, help=MODEL_HELP)
     parser.add_argument("--revision", help="commit, tag or branch of a hub model")
@@ -62,11 +62,8 @@ def run(args: argparse.Namespace) -> int:
     settings = section_from(ClassifySettings, args)
     threshold = section_from(LabelSettings, args).threshold
     cleaning = section_from(CleaningSettings, args)
-    kinds = (SUFFIX, *SUFFIXES)
-    if args.output.suffix.lower() not in kinds:
-        raise InputError(
-            f"{args.output}: cannot be written; let its name end in {', '.join(kinds)}"
-        )
+    kinds = (*HDF5, *SUFFIXES)
+    ending_of(args.output, kinds)
     table = check_output(args.output, [args.fasta], [args.provenance, args.sha256], kinds)
     folder = args.output.parent
     with open_intake([args.fasta], cleaning, folder, allow_empty=args.allow_empty) as intake:
@@ -104,10 +101,10 @@ def write(
     suffix = args.output.suffix.lower()
     with ExitStack() as stack:
         paths = stack.enter_context(atomic_paths(*targets))
-        ragged = stack.enter_context(scratch_path(args.output)) if suffix != SUFFIX else paths[0]
+        ragged = paths[0] if suffix in HDF5 else stack.enter_context(scratch_path(args.output))
         write_rows(classifier, plan, ragged, quiet=args.quiet)
         counts = plan.write_outcomes(paths[1])
-        if suffix != SUFFIX:
+        if suffix not in HDF5:
             write_table(paths[0], suffix, ragged, read_records(paths[1]), threshold)
         if args.provenance:
             facts = {**classifier.attributes, "threshold": threshold}

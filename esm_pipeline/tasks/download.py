@@ -13,7 +13,8 @@ from pathlib import Path
 
 from esm_pipeline.cli import add_flags
 from esm_pipeline.tasks import tasks_with
-from esm_pipeline.tasks.model_file import describe, find_checkpoint, write_model_file
+from esm_pipeline.tasks.endings import ending_of
+from esm_pipeline.tasks.model_file import SUFFIX, describe, find_checkpoint, write_model_file
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -35,6 +36,8 @@ def run(args: argparse.Namespace) -> int:
     """Fetch, check and tell; returns 0."""
     from esm_pipeline.model import EsmConfig
 
+    if args.out:
+        ending_of(args.out, (SUFFIX,))
     checkpoint = find_checkpoint(args.model, args.revision)
     facts = describe(checkpoint, EsmConfig.from_pretrained(checkpoint.source))
     if args.task:

@@ -1,7 +1,8 @@
-"""Embed protein sequences: FASTA in, representations of every sequence out, as HDF5.
+"""Embed protein sequences: FASTA in, representations of every sequence out.
 
-Beside OUT.h5 stands OUT.records.tsv, with the fate of every record. The input is validated before
-PyTorch is loaded, so that a bad file fails at once.
+OUT is HDF5 with all that was asked for, a table with a row for each record, or one array of NumPy,
+with its ids in OUT.ids.tsv. Beside it stands OUT.records.tsv, with the fate of every record. The
+input is validated before PyTorch is loaded, so that a bad file fails at once.
 """
 
 from __future__ import annotations
@@ -9,12 +10,18 @@ from __future__ import annotations
 import argparse
 import sys
 import time
+from collections.abc import Iterable
+from contextlib import ExitStack
 from pathlib import Path
 
 from esm_pipeline.cli import add_common, add_flags, exit_code, section_from
-from esm_pipeline.files import atomic_paths
+from esm_pipeline.errors import InputError
+from esm_pipeline.files import atomic_paths, scratch_path
+from esm_pipeline.formats.embedding_tables import FIXED, write_array, write_table
 from esm_pipeline.formats.records import FAILED
+from esm_pipeline.formats.tables import SUFFIXES
 from esm_pipeline.sections import CleaningSettings, EmbedSettings
+from esm_pipeline.tasks.endings import HDF5, ending_of
 from esm_pipeline.tasks.gathering import gather_ragged
 from esm_pipeline.tasks.intake import open_intake
 from esm_pipeline.tasks.model_file import MODEL_HELP
@@ -23,6 +30,8 @@ from esm_pipeline.tasks.planning import Plan, Reach
 
 TASK = "embed"
 SUFFIX = ".h5"
+ARRAY = ".npy"
+ENDINGS = (*HDF5, *SUFFIXES, ARRAY)
 MODEL_SETTINGS = EmbedSettings
 aggregate = gather_ragged
 
@@ -30,7 +39,13 @@ aggregate = gather_ragged
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the flags of `embed`."""
     parser.add_argument("fasta", metavar="IN.fasta", help="FASTA, plain or gzip; - reads stdin")
-    parser.add_argument("output", metavar="OUT.h5", type=Path, help="HDF5 file to write")
+    parser.add_argument(
+        "output",
+        metavar="OUT",
+        type=Path,
+        help="file to write: .h5 or .hdf5; .tsv, .csv or .parquet, a table with a row for each "
+        "record, of mean and bos; .npy, one of these as an array, with OUT.ids.tsv beside it",
+    )
     parser.add_argument("--model", required=True, help=MODEL_HELP)
     parser.add_argument("--revision", help="commit, tag or branch of a hub model")
     parser.add_argument("--allow-empty", action="store_true", help="accept a FASTA with no record")
@@ -45,7 +60,11 @@ def run(args: argparse.Namespace) -> int:
     started = time.perf_counter()
     settings = section_from(EmbedSettings, args)
     cleaning = section_from(CleaningSettings, args)
-    table = check_output(args.output, [args.fasta], [args.sha256], [SUFFIX])
+    ending = ending_of(args.output, ENDINGS)
+    if ending not in HDF5:
+        require_fixed(args.output, settings.include)
+    ids = [args.output.with_suffix(".ids.tsv")] if ending == ARRAY else []
+    table = check_output(args.output, [args.fasta], [args.sha256, *ids], ENDINGS)
     folder = args.output.parent
     with open_intake([args.fasta], cleaning, folder, allow_empty=args.allow_empty) as intake:
         from esm_pipeline.tasks.computing import summary, write_rows
@@ -54,18 +73,41 @@ def run(args: argparse.Namespace) -> int:
 
         set_threads(settings.threads)
         encoder = Encoder(args.model, args.revision, settings)
+        if ending == ARRAY and len(encoder.arrays) > 1:
+            raise InputError(
+                f"{args.output}: an array of one layer, and of mean or bos; choose one of "
+                f"{', '.join(array.name for array in encoder.arrays)}, or write .h5 or a table"
+            )
         plan = Plan(intake, Reach.choose(TASK, [encoder.config.max_residues], settings.long))
-        listing = [args.sha256] if args.sha256 else []
-        with atomic_paths(args.output, table, *listing) as (path, told, *digests):
-            write_rows(encoder, plan, path, quiet=args.quiet)
-            counts = plan.write_outcomes(told)
+        targets = [args.output, table, *ids, *([args.sha256] if args.sha256 else [])]
+        with ExitStack() as stack:
+            paths = stack.enter_context(atomic_paths(*targets))
+            rows = paths[0]
+            if ending not in HDF5:
+                rows = stack.enter_context(scratch_path(args.output))
+            write_rows(encoder, plan, rows, quiet=args.quiet)
+            counts = plan.write_outcomes(paths[1])
+            if ending == ARRAY:
+                write_array(paths[0], paths[2], rows)
+            elif ending not in HDF5:
+                write_table(paths[0], ending, rows)
             if args.sha256:
-                vouch(digests[0], args.sha256, {args.output: path, table: told})
+                vouch(paths[-1], args.sha256, dict(zip(targets[:-1], paths, strict=False)))
     if not args.quiet:
         line = summary(counts, plan, encoder, time.perf_counter() - started)
         see = f"; see {table}" if counts[FAILED] and args.on_failure == "error" else ""
         print(line + see, file=sys.stderr)
     return exit_code(counts[FAILED], args.on_failure)
+
+
+def require_fixed(output: Path, include: Iterable[str]) -> None:
+    """Raise InputError for what has no place in a row of a table: it is as long as the sequence."""
+    for kind in include:
+        if kind not in FIXED:
+            raise InputError(
+                f"{output}: has a row for each record, which {kind} does not fit into; leave it "
+                "out of --include, or write .h5"
+            )
 
 
 def check_model(args: argparse.Namespace) -> None:

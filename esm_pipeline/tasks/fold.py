@@ -24,6 +24,7 @@ from esm_pipeline.formats.records import FAILED, OK, SKIPPED, read_records
 from esm_pipeline.formats.structure_arrays import ARRAYS, write_structures
 from esm_pipeline.formats.structure_files import require_ours
 from esm_pipeline.sections import CleaningSettings, FoldSettings, StructureSettings
+from esm_pipeline.tasks.endings import HDF5, require_folder_name
 from esm_pipeline.tasks.fold_plan import FoldPlan
 from esm_pipeline.tasks.gathering import gather_ragged
 from esm_pipeline.tasks.intake import open_intake
@@ -46,7 +47,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the flags of `fold`."""
     parser.add_argument("fasta", metavar="IN.fasta", help="FASTA, plain or gzip; - reads stdin")
     parser.add_argument(
-        "output", metavar="OUTDIR", type=Path, help="folder for the structures, or an HDF5 file"
+        "output",
+        metavar="OUTDIR",
+        type=Path,
+        help="folder for the structures, or an HDF5 file: .h5, .hdf5",
     )
     parser.add_argument(
         "--model",
@@ -110,8 +114,9 @@ def check_places(output: Path, fasta: str, digests: Path | None) -> tuple[Path, 
     Raises InputError if they, the files of structures or `digests` cannot be written, or would
     replace another or the input.
     """
-    if output.suffix == SUFFIX and not output.is_dir():
-        return output, check_output(output, [fasta], [digests], [SUFFIX])
+    if output.suffix.lower() in HDF5 and not output.is_dir():
+        return output, check_output(output, [fasta], [digests], HDF5)
+    require_folder_name(output, "structures")
     if not output.name:
         raise InputError(f"{output}: name a folder for the structures")
     if output.exists() and not output.is_dir():

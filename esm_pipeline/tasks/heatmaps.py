@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from esm_pipeline.errors import InputError
 from esm_pipeline.files import atomic_path, remove_leftovers
 from esm_pipeline.formats.saturation import Saturation, Saturations
+from esm_pipeline.tasks.endings import require_folder_name
 from esm_pipeline.tasks.progress import progress
 
 if TYPE_CHECKING:
@@ -57,6 +58,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Draw; returns 0."""
+    require_folder_name(args.folder, "pictures")
     with Saturations.open(args.saturation) as results:
         for name in args.id:
             if name not in results:

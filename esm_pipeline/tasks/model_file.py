@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from esm_pipeline.errors import InputError, WeightsError
 from esm_pipeline.files import atomic_path
+from esm_pipeline.json_files import read_object
 
 if TYPE_CHECKING:
     from esm_pipeline.model import Checkpoint, EsmConfig
@@ -47,14 +48,12 @@ def write_model_file(target: Path, facts: dict[str, Any]) -> None:
 def read_model_file(path: Path) -> dict[str, Any]:
     """What a model file says. Raises InputError if it is none."""
     try:
-        facts = json.loads(path.read_text(encoding="utf-8"))
+        facts = read_object(path)
     except (OSError, ValueError) as error:
         raise InputError(f"{path}: not a readable model file ({error})") from None
     wanted = {"name": str, "revision": str | None, "weights_sha256": str}
-    if (
-        not isinstance(facts, dict)
-        or facts.get("format") != FORMAT
-        or not all(isinstance(facts.get(name), kind) for name, kind in wanted.items())
+    if facts.get("format") != FORMAT or not all(
+        isinstance(facts.get(name), kind) for name, kind in wanted.items()
     ):
         raise InputError(
             f"{path}: not a model file; make one with `esm-pipeline download --out {path}`"

@@ -23,6 +23,7 @@ from esm_pipeline.errors import InputError
 from esm_pipeline.files import atomic_path
 from esm_pipeline.formats.digests import line, sha256
 from esm_pipeline.settings import Settings, load_settings
+from esm_pipeline.tasks.endings import ending_of
 from esm_pipeline.tasks.model_file import read_model_file
 from esm_pipeline.tasks.verdict import count
 
@@ -44,6 +45,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Write the file; returns 0. Raises InputError for settings that are none."""
+    ending_of(args.out, (".json",))
     try:
         values = json.loads(args.settings)
     except (json.JSONDecodeError, RecursionError) as error:

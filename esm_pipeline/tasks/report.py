@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from esm_pipeline.files import atomic_path
 from esm_pipeline.formats.fasta import shown
 from esm_pipeline.formats.results import Embeddings
+from esm_pipeline.tasks.endings import ending_of
 from esm_pipeline.tasks.pictures import BLUE, spread, svg, table
 from esm_pipeline.tasks.report_classes import classes_section
 from esm_pipeline.tasks.report_scores import Part, saturation_section, variants_section
@@ -62,6 +63,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Write the page; returns 0."""
+    ending_of(args.out, (".html", ".htm"))
     tallies = [tally for folder in args.samples for tally in count(folder / "records.tsv")]
     parts = [
         records_table(tallies),

@@ -26,6 +26,7 @@ from esm_pipeline.formats.fasta import shown
 from esm_pipeline.formats.records import header_line
 from esm_pipeline.sections import CleaningSettings
 from esm_pipeline.settings import shard_names
+from esm_pipeline.tasks.endings import require_folder_name
 from esm_pipeline.tasks.intake import Intake, open_intake
 
 EVEN_LENGTH = 7680
@@ -52,6 +53,7 @@ def run(args: argparse.Namespace) -> int:
     """Shard the files; returns the exit code. Raises InputError for input that cannot be used."""
     began = time.monotonic()
     cleaning = section_from(CleaningSettings, args)
+    require_folder_name(args.out, "shards")
     for path in args.fasta:
         place = Path(path).resolve()
         ours = place.name == TABLE or SHARD_FILE.fullmatch(place.name)

@@ -38,6 +38,7 @@ from esm_pipeline.formats.structure_files import (
 from esm_pipeline.formats.structures import MEANINGLESS, RANDOM, Structure, pdb_problem, pdb_text
 from esm_pipeline.sections import StructureSettings
 from esm_pipeline.tasks.aggregate import with_outcomes
+from esm_pipeline.tasks.endings import require_folder_name
 from esm_pipeline.tasks.progress import progress
 
 TASK = "fold"
@@ -65,6 +66,7 @@ def run(args: argparse.Namespace) -> int:
     """Write the files; returns 0: failed records are for `verdict` to judge."""
     started = time.perf_counter()
     settings = section_from(StructureSettings, args)
+    require_folder_name(args.output, "structures")
     for path in (args.arrays, args.records, *([args.status] if args.status else [])):
         require_file(str(path))
     statuses = {TASK: args.status} if args.status else {}

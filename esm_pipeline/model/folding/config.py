@@ -13,7 +13,17 @@ from difflib import get_close_matches
 from typing import Any, TypeVar
 
 from esm_pipeline import residues
-from esm_pipeline.errors import WeightsError
+from esm_pipeline.errors import WeightsError, brief
+from esm_pipeline.model.bounds import (
+    MOST_LAYERS,
+    MOST_PASSES,
+    MOST_WIDTH,
+    SWITCH,
+    is_number,
+    is_switch,
+    is_whole,
+    whole_between,
+)
 
 MARKS = ("<cls>", "<pad>", "<eos>", "<mask>")
 MOST_DROPOUT = 0.4
@@ -36,31 +46,38 @@ class FoldingConfig:
         if isinstance(given, cls):
             return given
         if given is not None and not isinstance(given, Mapping):
-            raise WeightsError(f"config: {cls.__name__} from {given!r}; it should be a JSON object")
+            raise WeightsError(
+                f"config: {cls.__name__} from {brief(given)}; it should be a JSON object"
+            )
         known = [one.name for one in fields(cls)]  # type: ignore[arg-type]
         values = dict(given or {})
         for name in values.keys() - set(known):
             near = get_close_matches(name, known, n=1, cutoff=0.85)
             if near:
-                raise WeightsError(f"config: {cls.__name__} has no '{name}'; use '{near[0]}'")
+                raise WeightsError(f"config: {cls.__name__} has no {brief(name)}; use '{near[0]}'")
         return cls(**{name: values[name] for name in known if name in values})
 
     def to_dict(self) -> dict[str, Any]:
         """All settings, nested, as `config.json` holds them."""
         return asdict(self)  # type: ignore[call-overload, no-any-return]
 
-    def require_whole(self, *names: str, least: int = 1) -> None:
-        """Raise WeightsError for a setting among `names` that is no whole number from `least`."""
+    def require_whole(self, *names: str, least: int = 1, most: int = MOST_WIDTH) -> None:
+        """Raise WeightsError for a setting that is no whole number from `least` to `most`."""
         for name in names:
-            value = getattr(self, name)
-            if type(value) is not int or value < least:
-                raise self.wrong(name, f"a whole number from {least}")
+            if not is_whole(getattr(self, name), least, most):
+                raise self.wrong(name, whole_between(least, most))
+
+    def require_switches(self, *names: str) -> None:
+        """Raise WeightsError for a setting among `names` that is neither true nor false."""
+        for name in names:
+            if not is_switch(getattr(self, name)):
+                raise self.wrong(name, SWITCH)
 
     def wrong(self, name: str, wanted: str) -> WeightsError:
         """The error that a setting is not what is wanted."""
         return WeightsError(
-            f"config: {name} of the {type(self).__name__} is {getattr(self, name)!r}; it should be "
-            f"{wanted}"
+            f"config: {name} of the {type(self).__name__} is {brief(getattr(self, name))}; it "
+            f"should be {wanted}"
         )
 
 
@@ -85,9 +102,13 @@ class StructureModuleConfig(FoldingConfig):
     inf: float = 1e5
 
     def __post_init__(self) -> None:
-        self.require_whole("sequence_dim", "pairwise_dim", "ipa_dim", "resnet_dim", "num_blocks")
+        self.require_whole("sequence_dim", "pairwise_dim", "ipa_dim", "resnet_dim")
         self.require_whole("num_heads_ipa", "num_qk_points", "num_v_points")
-        self.require_whole("num_transition_layers", "num_resnet_blocks", least=0)
+        self.require_whole("num_blocks", most=MOST_PASSES)
+        self.require_whole("num_transition_layers", "num_resnet_blocks", least=0, most=MOST_LAYERS)
+        for name in ("trans_scale_factor", "epsilon", "inf"):
+            if not is_number(getattr(self, name), 0) or not getattr(self, name):
+                raise self.wrong(name, "a number above 0")
         if self.num_angles != ANGLES:
             raise self.wrong("num_angles", f"{ANGLES}, the angles that residues have")
 
@@ -116,9 +137,10 @@ class TrunkConfig(FoldingConfig):
 
     def __post_init__(self) -> None:
         self.structure_module = StructureModuleConfig.read(self.structure_module)
-        self.require_whole("num_blocks", least=0)
+        self.require_whole("num_blocks", least=0, most=MOST_LAYERS)
         self.require_whole("sequence_state_dim", "pairwise_state_dim", "position_bins")
-        self.require_whole("sequence_head_width", "pairwise_head_width", "max_recycles")
+        self.require_whole("sequence_head_width", "pairwise_head_width")
+        self.require_whole("max_recycles", most=MOST_PASSES)
         if self.chunk_size is not None:
             self.require_whole("chunk_size")
         for state in ("sequence", "pairwise"):
@@ -127,7 +149,7 @@ class TrunkConfig(FoldingConfig):
                 raise self.wrong(f"{state}_state_dim", f"a multiple of the head width, {width}")
         if self.pairwise_state_dim % 2:
             raise self.wrong("pairwise_state_dim", "even")
-        if not 0 <= self.dropout < MOST_DROPOUT:
+        if not is_number(self.dropout, 0) or not self.dropout < MOST_DROPOUT:
             raise self.wrong("dropout", f"from 0 and less than {MOST_DROPOUT}")
 
 
@@ -156,6 +178,8 @@ class EsmFoldConfig(FoldingConfig):
     def __post_init__(self) -> None:
         self.trunk = TrunkConfig.read(self.trunk)
         self.require_whole("lddt_head_hid_dim")
+        self.require_switches("use_esm_attn_map", "embed_aa", "bypass_lm")
+        self.require_switches("esm_ablate_pairwise", "esm_ablate_sequence", "fp16_esm")
 
 
 def residue_tokens(vocabulary: list[str] | tuple[str, ...]) -> list[int]:
