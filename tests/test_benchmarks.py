@@ -47,7 +47,9 @@ def results():
     ]
     logits = Case("logits, ESM-2 8M, 2 proteins, 300 residues", BASE, rows, residues=300)
     larger = Case("logits, ESM-2 35M, 2 proteins, 300 residues", BASE, rows[:3], residues=300)
-    peak = Case("peak", BASE, [Row(BASE, [5000.0]), Row("ours float32", [1000.0])], "MiB", note="alone")
+    peak = Case(
+        "peak", BASE, [Row(BASE, [5000.0]), Row("ours float32", [1000.0])], "MiB", note="alone"
+    )
     curve = {"way": "ours float32", "size": "8M", "points": [[64, [1e-4, 2e-4]], [128, [3e-4]]]}
     return Results(dict(MACHINE), 2, [logits, larger, peak], [curve])
 
