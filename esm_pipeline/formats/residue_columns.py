@@ -16,6 +16,7 @@ PLACE = re.compile(r"(?P<start>-?\d{1,9})(?:\.0+)?(?:-(?P<stop>\d{1,9}))?(?:/\d+
 PAIR = re.compile(r"(?P<wild_type>[A-Za-z*-]+)\s*/\s*(?P<mutant>[A-Za-z*-]+)", re.ASCII)
 LETTERS = re.compile(r"[A-Za-z*]+", re.ASCII)
 GONE = frozenset(("-", "del"))
+WORDS = ("fs", "frame", "ext", "dup")
 STOPS = frozenset(("stop", "ter"))
 
 
@@ -63,6 +64,7 @@ def _joined(start: str, stop: str | None, wild_type: str, mutant: str) -> str:
         if mutant.lower() in GONE:
             return f"{first}del"
         several = LETTERS.fullmatch(mutant) and not _is_residue(mutant)
+        several = several and not mutant.lower().startswith(WORDS)
         return f"{first}delins{mutant}" if several else f"{first}{mutant}"
     if single or not LETTERS.fullmatch(wild_type):
         raise InputError(

@@ -205,7 +205,7 @@ def comments_above(path: str, lines: Lines) -> list[str]:
     """The lines above the column names: those that begin with `#`, and empty ones below them.
 
     The names may themselves stand behind a `#`, as VEP's `#Uploaded_variation`: then no blank
-    follows it, and the line has as many cells, several, as the one below.
+    follows it, and the line has as many cells as the one below; one that is alone stands first.
     """
     found: list[str] = []
     below = ""
@@ -223,7 +223,11 @@ def comments_above(path: str, lines: Lines) -> list[str]:
             next(csv.reader([line], delimiter=delimiter))
             for line in (found[-1], below or found[-1])
         )
-        if len(names) == len(cells) > 1 and all(name == name.strip() for name in names):
+        if (
+            len(names) == len(cells)
+            and (len(cells) > 1 or len(found) == 1)
+            and all(name == name.strip() for name in names)
+        ):
             found.pop()
     return found
 

@@ -104,6 +104,14 @@ def parse(text: str, offset: int = 0) -> Variant:
     return tuple(edits)
 
 
+def is_mutation(cell: str) -> bool:
+    """Whether `cell` is a notation of a mutation, of any protein."""
+    try:
+        return bool(parse(cell))
+    except InputError:
+        return False
+
+
 def split_reference(text: str) -> tuple[str, str]:
     """The name of the protein (or transcript) that a notation begins with, if any, and the rest.
 
@@ -123,10 +131,11 @@ def split_reference(text: str) -> tuple[str, str]:
 
 def _unread(text: str, part: str) -> str:
     """Why a cell cannot be read, of which `part` is no mutation."""
+    compact = "".join(text.split())
+    if compact != text and EDIT.fullmatch(compact):
+        return f"mutation {_told(text)} has blanks in it; write it as {_told(compact)}"
     if why := why_unread(text, CODES) or why_unread(part, CODES):
         return f"mutation {_told(text)} {why}"
-    if EDIT.fullmatch(compact := "".join(text.split())):
-        return f"mutation {_told(text)} has blanks in it; write it as {_told(compact)}"
     return f"mutation {_told(part)} cannot be read; write it as A42G or p.Ala42Gly"
 
 

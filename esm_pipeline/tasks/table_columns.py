@@ -14,7 +14,7 @@ from esm_pipeline.formats.fasta import shown
 from esm_pipeline.formats.residue_columns import PAIR, PLACE
 from esm_pipeline.formats.tables import Table
 from esm_pipeline.formats.unread_notations import is_missing, looks_like_a_sequence
-from esm_pipeline.formats.variants import THREE_LETTERS, parse
+from esm_pipeline.formats.variants import THREE_LETTERS, is_mutation
 from esm_pipeline.tasks.variant_rows import Reader
 from esm_pipeline.tasks.wild_types import PROTEIN, WildTypes, is_accession
 
@@ -25,14 +25,16 @@ PROTEIN_COLUMNS = re.compile(
 )
 """What columns that name a protein are called in the tables of the field."""
 
-OTHER_COLUMNS = re.compile(r"acc|accession|entry|id|name|target\w*|seq\w*_?id", re.IGNORECASE)
+OTHER_COLUMNS = re.compile(
+    r"acc|accession|entry|id|name|target\w*|seq\w*_?id|feature|transcript(_?id)?", re.IGNORECASE
+)
 """What columns are called that name a protein if accessions of a database stand in them."""
 
 MOSTLY = 0.5
 EXAMPLES = 2
 DIGIT = re.compile(r"\d")
 SHORTEST_NAME = 4
-"""Letters, one of them a digit, of what is taken for a protein's name in a column called otherwise."""
+"""Letters, one of them a digit, of a protein's name in a column that is called otherwise."""
 
 Columns = dict[str, list[str]]
 
@@ -203,14 +205,6 @@ def protein_column(cells: Columns, wild_types: WildTypes) -> str | None:
 def mostly(cells: Sequence[str], holds: Callable[[str], bool]) -> bool:
     """Whether more than half of some cells, and at least one, are such."""
     return sum(map(holds, cells)) > MOSTLY * len(cells)
-
-
-def is_mutation(cell: str) -> bool:
-    """Whether a cell is a notation of a mutation."""
-    try:
-        return bool(parse(cell))
-    except InputError:
-        return False
 
 
 def is_residue(cell: str) -> bool:

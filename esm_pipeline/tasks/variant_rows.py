@@ -22,6 +22,7 @@ from esm_pipeline.formats.variants import (
     MisfitError,
     Variant,
     compare,
+    is_mutation,
     mutate,
     parse,
     place,
@@ -121,6 +122,9 @@ class Reader:
     def _sequence(self, text: str) -> str:
         cleaned = clean(residues(text), self.cleaning)
         if not cleaned.sequence:
+            if is_mutation(text):
+                where = setting("score.mutation_col")
+                raise InputError(f"a mutation, not a sequence; name its column by {where}")
             raise InputError(f"the mutated sequence cannot be used: {cleaned.reason}")
         if b":" in cleaned.sequence:
             raise InputError("the mutated sequence has several chains; split it at ':'")

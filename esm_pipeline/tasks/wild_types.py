@@ -39,9 +39,11 @@ VERSION = re.compile(r"(-\d+|\.\d+)$")
 ACCESSIONS = (
     re.compile(r"[OPQ]\d[A-Z\d]{3}\d|[A-NR-Z]\d([A-Z][A-Z\d]{2}\d){1,2}", re.I),
     re.compile(r"[NXYWA]P_\d+", re.I),
+    re.compile(r"[NX]M_\d+", re.I),
     re.compile(r"ENS[A-Z]*P\d+", re.I),
+    re.compile(r"ENS[A-Z]*T\d+", re.I),
 )
-"""UniProt's, RefSeq's and Ensembl's, without version and isoform."""
+"""UniProt's, RefSeq's and Ensembl's of proteins and transcripts, without version and isoform."""
 
 Name = str | bytes
 
@@ -215,7 +217,7 @@ class WildTypes:
 
     @cached_property
     def _bases(self) -> dict[str, str]:
-        """Names by what is left of them without case, isoform and version."""
+        """Names by what is left of them without case, isoform and version; accessions over ids."""
         return {base_of(name): name for name in self._names if isinstance(name, str)}
 
     def _sequence(self, number: int) -> str:
@@ -301,24 +303,23 @@ def reference_entries(path: str, settings: VariantSettings) -> Iterator[list[Ent
         ]
 
 
-def names_of(identifier: str) -> set[str]:
-    """What a record is called: its id, and what stands behind `|` in it, but for databases' tags.
+def names_of(identifier: str) -> list[str]:
+    """What a record is called: its id, and what stands between `|` in it, but for databases' tags.
 
     The entry name of an isoform, `sp|P62593-2|BLAT_ECOLX`, is that of the canonical protein.
     """
-    database, *parts = identifier.split("|")
-    parts = [part for part in parts if part and part.lower() not in DATABASES]
-    if database.lower() == "pdb":  # pdb|4HHB|A: an entry and a chain, neither of them a name
+    parts = [part for part in identifier.split("|") if part and part.lower() not in DATABASES]
+    if identifier.lower().startswith("pdb|"):  # pdb|4HHB|A: an entry and a chain are no names
         parts = []
-    if database.lower() in DATABASES and parts and ISOFORM.search(parts[0]):
+    if len(parts) > 1 and ISOFORM.search(parts[0]) and is_accession(parts[0]):
         parts = parts[:1]
-    return {identifier, *parts}
+    return list(dict.fromkeys([identifier, *parts]))
 
 
 def names_in(text: str) -> set[str]:
     """The names that a row gives in one text: `sp|P62593|BLAT_ECOLX`, `NM_000518.5(HBB)`."""
     if "|" in text:
-        return names_of(text)
+        return set(names_of(text))
     name, _, gene = text.partition("(")
     return {name, gene.removesuffix(")")} - {""} if gene.endswith(")") else {text}
 
