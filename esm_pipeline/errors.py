@@ -1,13 +1,27 @@
 """Errors whose cause lies outside this code: input, settings, weights, capacity.
 
 The command line prints one line for these and exits 2; anything else is a bug and keeps its
-traceback. A message tells the place, what is wrong there, and the remedy.
+traceback. A message tells the place, what is wrong there, and the remedy, with the settings called
+as they are where the user is.
 """
 
+from __future__ import annotations
+
+import os
 from reprlib import Repr
 
 SHORT = Repr()
 SHORT.maxstring = SHORT.maxlong = SHORT.maxother = 60
+
+IN_WORKFLOW = "ESM_PIPELINE_WORKFLOW"
+"""The environment variable that the workflow sets for its jobs."""
+
+
+def setting(key: str) -> str:
+    """What a message calls the setting `key`: `score.offset` in the workflow, else `--offset`."""
+    if os.environ.get(IN_WORKFLOW):
+        return key
+    return "--" + key.rpartition(".")[2].replace("_", "-")
 
 
 class EsmPipelineError(Exception):

@@ -179,17 +179,44 @@ class VariantSettings(Section):
     mutated_sequence_col: Name | None = Field(
         None, description="column of mutated sequences, read in place of mutations"
     )
+    position_col: Name | None = Field(
+        None,
+        description="column of residue numbers, read with `mutant_aa_col` in place of mutations, "
+        "such as VEP's Protein_position",
+    )
+    mutant_aa_col: Name | None = Field(
+        None, description="column of mutant residues; or of both, as A/V, such as VEP's Amino_acids"
+    )
+    wild_type_aa_col: Name | None = Field(
+        None, description="column of wild-type residues, where `mutant_aa_col` does not have them"
+    )
     protein_col: Name | None = Field(
         None,
-        description="column that names the protein of each row, by its id in the FASTA; by default "
-        "'protein', unless there is but one",
+        description="column that names the protein of each row, by its id or accession in the "
+        "FASTA; by default 'protein', where there is one",
     )
     protein: Name | None = Field(
-        None, description="the one protein that all rows are of, by its id in the FASTA"
+        None,
+        description="the one protein that all rows are of, by its id in the FASTA; with "
+        "`protein_col`, rows of others are skipped",
     )
     sequence_col: Name | None = Field(
         None, description="column of wild types, read in place of a FASTA"
     )
+
+    @model_validator(mode="after")
+    def _columns(self) -> Self:
+        if (self.position_col is None) != (self.mutant_aa_col is None):
+            raise ValueError("'position_col' and 'mutant_aa_col' go together; set both or none")
+        if self.wild_type_aa_col is not None and self.position_col is None:
+            raise ValueError(
+                "'wild_type_aa_col' needs 'position_col' and 'mutant_aa_col'; set them"
+            )
+        if self.position_col is not None and self.mutated_sequence_col is not None:
+            raise ValueError(
+                "'position_col' and 'mutated_sequence_col' are two ways to say the same; choose one"
+            )
+        return self
 
 
 class StrategySettings(ComputeSettings):

@@ -36,7 +36,7 @@ FOREIGN = " is no amino acid; correct the sequence"
 COMPLEX = Outcome("skipped", "a complex of several chains; split it at ':'")
 TOO_LONG = Outcome(
     "skipped",
-    f"{TABLE + 1} residues, but the model has positions for {TABLE}; set embed.long to truncate, "
+    f"{TABLE + 1} residues, but the model has positions for {TABLE}; set --long to truncate, "
     "or use a rotary model such as ESM-2",
 )
 J = "J at residue 2 replaced by X"

@@ -72,11 +72,18 @@ class Table(ABC):
         for name in wanted:
             if self.columns.count(name) > 1:
                 raise InputError(f"{shown(self.path)}: has two columns {name!a}; rename one")
-            if name not in self.columns:
+            if not self.has(name):
                 near = difflib.get_close_matches(name, self.columns, n=1)
                 remedy = f"did you mean {near[0]!a}?" if near else f"it has {self.listed()}"
                 raise InputError(f"{shown(self.path)}: no column {name!a}; {remedy}")
-        return [self.columns.index(name) for name in wanted]
+        return [
+            self.columns.index(name) if name in self.columns else 0  # the first, behind its `#`
+            for name in wanted
+        ]
+
+    def has(self, name: str) -> bool:
+        """Whether there is a column `name`; a `#` that opens the line of names may be left out."""
+        return name in self.columns or self.columns[:1] == [f"#{name}"]
 
     def listed(self) -> str:
         """The names of the columns, for a message."""

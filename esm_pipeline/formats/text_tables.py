@@ -1,7 +1,8 @@
 """CSV and TSV, with every row as it stands in the file. Peer: Python's csv module, which reads it.
 
 Bytes that are not UTF-8 are kept. A row of other than as many cells as there are columns is an
-error of the file: what it means cannot be known.
+error of the file: what it means cannot be known. Lines that begin with `#` above the column names,
+as in AlphaMissense's and VEP's files, are comments, and stay at the top of a text that is written.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import csv
 import gzip
 import io
 import math
+import re
 import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -28,6 +30,7 @@ DELIMITERS = {".csv": ",", ".tsv": "\t", ".txt": "\t", ".tab": "\t"}
 OTHERS = ",\t;"
 MARK = "\ufeff"  # byte order mark
 END = "\r\n"  # of a line; csv.writer quotes cells with these characters in them
+NAMES_BEHIND_HASH = re.compile(r"#[^\s#]")
 
 csv.field_size_limit(2**31 - 1)
 
@@ -51,18 +54,21 @@ class TextBlock(Block):
 class TextTable(Table):
     """A text, plain or gzip. The delimiter is that of the file's suffix if its first line has it.
 
-    `header` is that line as it stands there, `end` the end of it.
+    `header` is that line as it stands there, `end` the end of it, `comments` the lines above.
     """
 
     def __init__(self, path: str) -> None:
-        self.path = path
+        self.path, self.comments = path, list[str]()
+        with self._lines() as lines:
+            self.comments = comments_above(path, lines)
         with self._lines() as lines:
             first = next(lines, "")
             self.delimiter = delimiter_of(path, first)
             columns = next(csv.reader(chain([first], lines), delimiter=self.delimiter), [])
             self.header, self.end = without_end(lines.take())
         if not any(columns):
-            raise InputError(f"{shown(path)}:1: no names of columns; begin with a line of them")
+            place = f"{shown(path)}:{len(self.comments) + 1}"
+            raise InputError(f"{place}: no names of columns; begin with a line of them")
         super().__init__(path, columns)
 
     def blocks(self, wanted: Sequence[str]) -> Iterator[TextBlock]:
@@ -81,16 +87,19 @@ class TextTable(Table):
         for row in reader:
             line, _ = without_end(lines.take())
             if row and len(row) != len(self.columns):
+                remedy = f"quote a cell with {self.delimiter!a} in it"
+                if line.startswith("#"):
+                    remedy = "comments can stand above the column names only: move or remove it"
                 raise InputError(
                     f"{shown(self.path)}:{lines.count}: {len(row)} cells under "
-                    f"{len(self.columns)} columns; quote a cell with {self.delimiter!a} in it"
+                    f"{len(self.columns)} columns; {remedy}"
                 )
             if row:
                 yield line, row
 
     @contextmanager
     def _lines(self) -> Iterator[Lines]:
-        """The lines of the file; what goes wrong with them is told with its place."""
+        """The lines below the comments; what goes wrong with them is told with its place."""
         with open(self.path, "rb") as file:
             packed = file.read(2) == GZIP_MAGIC
             file.seek(0)
@@ -98,6 +107,9 @@ class TextTable(Table):
             with io.TextIOWrapper(raw, "utf-8", errors="surrogateescape", newline="") as text:
                 lines = Lines(text)
                 try:
+                    for _ in self.comments:
+                        next(lines, "")
+                        lines.take()
                     yield lines
                 except csv.Error as error:
                     place = f"{shown(self.path)}:{lines.began + 1}"
@@ -161,6 +173,7 @@ class TextWriter(Writer):
             join([*([] if header else names), *(column.name for column in added)], self._delimiter)
         ]
         self._handle = path.open("w", encoding="utf-8", errors="surrogateescape", newline="")
+        self._handle.writelines(like.comments if isinstance(like, TextTable) else [])
         self._handle.write(self._delimiter.join(header) + self._end)
 
     def write(self, block: Block | None, values: Sequence[Values]) -> None:
@@ -186,6 +199,37 @@ class TextWriter(Writer):
     def close(self) -> None:
         """Flush."""
         self._handle.close()
+
+
+def comments_above(path: str, lines: Lines) -> list[str]:
+    """The lines above the column names: those that begin with `#`, and empty ones below them.
+
+    The names may themselves stand behind a `#`, as VEP's `#Uploaded_variation`: then no blank
+    follows it, and the line has as many cells as the one below; one that is alone stands first.
+    """
+    found: list[str] = []
+    below = ""
+    for line in lines:
+        lines.take()
+        if not (line.startswith("#") or (found and not line.strip())):
+            below = line
+            break
+        found.append(line)
+        if len(found) > MOST_LINES:
+            raise InputError(f"{shown(path)}: more than {MOST_LINES:,} lines of comments; cut them")
+    if found and NAMES_BEHIND_HASH.match(found[-1]):
+        delimiter = delimiter_of(path, found[-1])
+        names, cells = (
+            next(csv.reader([line], delimiter=delimiter))
+            for line in (found[-1], below or found[-1])
+        )
+        if (
+            len(names) == len(cells)
+            and (len(cells) > 1 or len(found) == 1)
+            and all(name == name.strip() for name in names)
+        ):
+            found.pop()
+    return found
 
 
 def delimiter_of(path: str, header: str) -> str:

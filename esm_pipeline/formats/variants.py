@@ -12,6 +12,7 @@ from itertools import pairwise
 from typing import NamedTuple
 
 from esm_pipeline.errors import InputError
+from esm_pipeline.formats.unread_notations import is_missing, why_unread
 
 AMINO_ACIDS = "ACDEFGHIKLMNPQRSTVWY"
 RESIDUES = frozenset(AMINO_ACIDS + "UO")
@@ -41,7 +42,11 @@ EDIT = re.compile(
 )
 EACH = re.compile(RESIDUE, re.ASCII | re.IGNORECASE)
 SEPARATOR = re.compile(r"[\s:;,+]+")
-REFERENCE = re.compile(r"(?P<name>[^\s:]+):(?=p\.)")
+REFERENCE = re.compile(r"(?P<name>(?![cgmnr]\.)[^\s:]+):(?=(?P<hgvs>p\.)|(?P<change>[^\s:;,+]+))")
+DNA = re.compile(r"(?:(?P<name>[^\s:]+):)?[cgmnr]\.\S+\s+\((?P<change>p\..+)\)")
+"""ClinVar's `NM_000518.5(HBB):c.20A>T (p.Glu7Val)`, which tells of the protein too."""
+
+CODES = frozenset(THREE_LETTERS)
 WILD_TYPES = frozenset(("=", "wt", "_wt", "wildtype", "wild-type", "wild_type"))
 NO_RESIDUE = "which is no single amino acid; name one of the 20, U or O"
 TOLD = 30  # characters of a mutation that a message shows
@@ -83,17 +88,55 @@ def parse(text: str, offset: int = 0) -> Variant:
     if match := ONE.fullmatch(text):  # nearly all there is
         place = int(match[2]) - 1 - offset
         return (_substitution(place, match[1], match[3], text),)
-    body = text.strip()
-    if not body:
+    body = split_reference(text.strip())[1].replace("%3D", "=")  # as VEP writes `=`
+    if is_missing(body):
         raise InputError("no mutation; write WT for the wild type")
-    reference = REFERENCE.match(body)
-    if reference and not EDIT.fullmatch(reference["name"]):
-        body = body[reference.end() :]
-    body = _inside(_inside(body.removeprefix("p."), "[]"), "()")
-    if body.lower() in WILD_TYPES:
+    changes = _inside(_inside(body.removeprefix("p."), "[]"), "()")
+    if changes.lower() in WILD_TYPES:
         return ()
-    parts = [part for part in SEPARATOR.split(body) if part] or [text]
-    return tuple(_edit(_inside(part.removeprefix("p."), "()"), offset) for part in parts)
+    parts = [_inside(part.removeprefix("p."), "()") for part in SEPARATOR.split(changes) if part]
+    edits = []
+    for part in parts or [text]:
+        match = EDIT.fullmatch(part)
+        if match is None:
+            raise InputError(_unread(body, part))
+        edits.append(_edit(match, offset))
+    return tuple(edits)
+
+
+def is_mutation(cell: str) -> bool:
+    """Whether `cell` is a notation of a mutation, of any protein."""
+    try:
+        return bool(parse(cell))
+    except InputError:
+        return False
+
+
+def split_reference(text: str) -> tuple[str, str]:
+    """The name of the protein (or transcript) that a notation begins with, if any, and the rest.
+
+    `NP_000509.1:p.Glu7Val`, `P62593:S2A`, ClinVar's `NM_000518.5(HBB):c.20A>T (p.Glu7Val)`.
+    """
+    if ":" not in text and "(" not in text:
+        return "", text
+    if match := DNA.fullmatch(text):
+        return match["name"] or "", match["change"]
+    match = REFERENCE.match(text)
+    if match and not EDIT.fullmatch(match["name"]):
+        change = match["change"]
+        if match["hgvs"] or EDIT.fullmatch(change) or change.lower() in WILD_TYPES:
+            return match["name"], text[match.end() :]
+    return "", text
+
+
+def _unread(text: str, part: str) -> str:
+    """Why a cell cannot be read, of which `part` is no mutation."""
+    compact = "".join(text.split())
+    if compact != text and EDIT.fullmatch(compact):
+        return f"mutation {_told(text)} has blanks in it; write it as {_told(compact)}"
+    if why := why_unread(text, CODES) or why_unread(part, CODES):
+        return f"mutation {_told(text)} {why}"
+    return f"mutation {_told(part)} cannot be read; write it as A42G or p.Ala42Gly"
 
 
 def _inside(text: str, brackets: str) -> str:
@@ -103,11 +146,9 @@ def _inside(text: str, brackets: str) -> str:
     return text
 
 
-def _edit(text: str, offset: int) -> Edit:
+def _edit(match: re.Match[str], offset: int) -> Edit:
     """One mutation."""
-    match = EDIT.fullmatch(text)
-    if match is None:
-        raise InputError(f"mutation {_told(text)} cannot be read; write it as A42G or p.Ala42Gly")
+    text = match[0]
     if match["shift"] or match["longer"]:
         what = "a frame shift" if match["shift"] else "an extension"
         raise InputError(

@@ -9,9 +9,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from esm_pipeline.errors import InputError
+from esm_pipeline.errors import InputError, setting
 from esm_pipeline.formats.tables import Table
-from esm_pipeline.formats.variants import parse
 from esm_pipeline.tasks.variant_rows import Reader, cells_of
 
 Int64 = NDArray[np.int64]
@@ -35,13 +34,13 @@ def add_hints(table: Table, reader: Reader, proteins: set[int]) -> None:
     found: dict[int, Anchors] = defaultdict(lambda: Anchors(array("q"), bytearray(), array("i")))
     for row, cells in enumerate(cells_of(table, reader)):
         try:
-            protein, variant = reader.protein(cells), parse(cells[0])
+            protein, variant = reader.protein(cells), reader.edits(cells)
         except InputError:
             continue
         if protein in proteins:
             anchors = found[protein]
             for number, letter in (one for edit in variant for one in edit.named):
-                anchors.number.append(number)
+                anchors.number.append(number + reader.offset)
                 anchors.letter.append(ord(letter))
                 anchors.row.append(row)
     for protein, anchors in found.items():
@@ -60,7 +59,8 @@ def hint(anchors: Anchors, wild_type: str, offset: int) -> str:
     count, fit = len(np.unique(rows)), fitting(numbers - best, letters, rows, sequence)
     if fit <= present or 2 * fit < count:
         return ""
-    return f"; an offset of {best} fits {fit:,} of {count:,} rows of this protein, set score.offset"
+    fits = f"an offset of {best} fits {fit:,} of {count:,} rows of this protein"
+    return f"; {fits}, set {setting('score.offset')}"
 
 
 def best_offset(

@@ -11,7 +11,7 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
-from esm_pipeline.errors import InputError
+from esm_pipeline.errors import InputError, setting
 from esm_pipeline.files import atomic_path
 from esm_pipeline.formats.hdf5 import Array, Entry, RaggedWriter
 from esm_pipeline.formats.records import FAILED, OK, SKIPPED, Outcome, Record, write_records
@@ -48,8 +48,8 @@ class Reach:
         if limit is not None and policy == "full":
             others = "skip, truncate or window" if window else "skip or truncate"
             raise InputError(
-                f"{task}.long is 'full', but the model has positions for {limit} residues only; "
-                f"set it to {others}"
+                f"{setting(f'{task}.long')} is 'full', but the model has positions for {limit} "
+                f"residues only; set it to {others}"
             )
         if policy == "auto":
             policy = "full" if limit is None else "skip"
@@ -71,7 +71,7 @@ class Reach:
             return Outcome(
                 SKIPPED,
                 f"{length} residues, but the model has positions for {self.cut}; set "
-                f"{self.task}.long to {other}, or use a rotary model such as ESM-2",
+                f"{setting(f'{self.task}.long')} to {other}, or use a rotary model such as ESM-2",
             )
         if self.window and length + SPECIAL_TOKENS > self.window:
             return Outcome(OK, f"in windows of {self.window} tokens")

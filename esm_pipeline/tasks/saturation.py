@@ -13,7 +13,7 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
-from esm_pipeline.errors import InputError
+from esm_pipeline.errors import InputError, setting
 from esm_pipeline.formats.hdf5 import BLOCK, Array, RaggedWriter, blocks, unit_starts
 from esm_pipeline.formats.saturation import FORMAT, LOG_ODDS, WILD_TYPE, Saturations
 from esm_pipeline.formats.tables import Column, create_table
@@ -37,8 +37,8 @@ class Saturation:
     def __init__(self, settings: ScoreSettings, plan: Plan) -> None:
         if settings.strategy == LIKELIHOOD:
             raise InputError(
-                f"score.strategy: a saturation by {LIKELIHOOD} takes 19 L² passes; set it to "
-                "masked_marginal"
+                f"{setting('score.strategy')}: a saturation by {LIKELIHOOD} takes 19 L² passes; "
+                "set it to masked_marginal"
             )
         self.settings, self.plan = settings, plan
         lengths = plan.lengths.astype(np.int64)

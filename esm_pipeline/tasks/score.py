@@ -32,6 +32,7 @@ from esm_pipeline.tasks.outputs import check_output, vouch
 from esm_pipeline.tasks.planning import Plan, Reach
 from esm_pipeline.tasks.progress import progress
 from esm_pipeline.tasks.scored_table import Scores, added_columns, told
+from esm_pipeline.tasks.table_columns import check_columns, require_match
 from esm_pipeline.tasks.variant_rows import LIKELIHOOD, Reader, Rows
 from esm_pipeline.tasks.wild_types import open_wild_types
 
@@ -178,12 +179,14 @@ def score_table(request: Request) -> tuple[str, int]:
         )
         marginal = settings.strategy != LIKELIHOOD
         reader = Reader(settings, cleaning, wild_types, marginal=marginal)
+        check_columns(table, reader)
         rows, sequences = Rows(sets=settings.strategy.endswith("joint")), None
         if not marginal:
             mutants = rows.read_sequences(table, reader)
             sequences = stack.enter_context(take_in(mutants, cleaning, folder))
         else:
             rows.read(table, reader)
+        require_match(table, wild_types)
         add_hints(table, reader, rows.misfits)
         models = find_models(request)
         plan = plan_for(request, wild_types.intake, models)

@@ -38,6 +38,7 @@ from esm_pipeline.tasks.offsets import add_hints
 from esm_pipeline.tasks.planning import Plan, Reach
 from esm_pipeline.tasks.scored_table import added_columns
 from esm_pipeline.tasks.shard import EVEN_LENGTH, write_inputs
+from esm_pipeline.tasks.table_columns import check_columns, require_match
 from esm_pipeline.tasks.variant_rows import LIKELIHOOD, Reader, cells_of
 from esm_pipeline.tasks.wild_types import open_wild_types
 
@@ -91,8 +92,10 @@ def run(args: argparse.Namespace) -> int:
     ):
         marginal = args.strategy != LIKELIHOOD
         reader = Reader(settings, cleaning, wild_types, marginal=marginal)
+        check_columns(table, reader)
         rows = Split(spool)
         rows.read(table, reader)
+        require_match(table, wild_types)
         add_hints(table, reader, rows.misfits)
         write_shards(rows, table, reader, args.out, args.shards)
     if args.inputs:

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from esm_pipeline.errors import setting
 from esm_pipeline.formats.hdf5 import unit_starts
 from esm_pipeline.formats.records import FAILED, OK, SKIPPED, Outcome
 from esm_pipeline.sections import ScoreSettings
@@ -80,7 +81,7 @@ class Strategy(ABC):
             return Outcome(
                 SKIPPED,
                 f"residue {self.rows.last[row]} is mutated, but the protein is truncated to the "
-                f"first {self.plan.reach.cut}; set score.long to window",
+                f"first {self.plan.reach.cut}; set {setting('score.long')} to window",
             )
         if failed:
             return Outcome(FAILED, self.failure(row))
@@ -178,7 +179,7 @@ class Marginals(Strategy):
             return Outcome(
                 SKIPPED,
                 f"the mutations lie too far apart for one window of {self.plan.reach.window} "
-                "tokens; set score.strategy to masked_marginal",
+                f"tokens; set {setting('score.strategy')} to masked_marginal",
             )
         return super().outcome(row, failed)
 

@@ -14,17 +14,20 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from esm_pipeline.errors import InputError
+from esm_pipeline.errors import InputError, setting
 from esm_pipeline.formats.fasta import Entry
+from esm_pipeline.formats.residue_columns import notation
 from esm_pipeline.formats.tables import Table
 from esm_pipeline.formats.variants import (
     MisfitError,
     Variant,
     compare,
+    is_mutation,
     mutate,
     parse,
     place,
     require_residues,
+    split_reference,
     substitutions,
 )
 from esm_pipeline.sections import CleaningSettings, VariantSettings
@@ -34,10 +37,6 @@ from esm_pipeline.tasks.wild_types import WildTypes, residues
 LIKELIHOOD = "pseudo_log_likelihood"
 SET_BYTES = 16
 MUTANT = b"mutant"
-ONLY_SUBSTITUTIONS = (
-    "changes the length of the protein, for which no marginal is defined; set score.strategy to "
-    "pseudo_log_likelihood"
-)
 
 Int64 = NDArray[np.int64]
 Cells = Sequence[str]
@@ -65,13 +64,23 @@ class Reader:
         self.wild_types, self.cleaning, self.offset = wild_types, cleaning, settings.offset
         self.marginal = marginal
         self.whole = settings.mutated_sequence_col is not None
-        column = settings.mutated_sequence_col or settings.mutation_col
-        self.columns = [column, *([wild_types.column] if wild_types.column else [])]
+        self.split = settings.position_col is not None
+        wanted = [settings.position_col, settings.mutant_aa_col, settings.wild_type_aa_col]
+        if not self.split:
+            wanted = [settings.mutated_sequence_col or settings.mutation_col]
+        self.columns = [name for name in [*wanted, wild_types.column] if name is not None]
+        self._residues = slice(0, len(self.columns) - (wild_types.column is not None))
         self.hints: dict[int, str] = {}
 
     def protein(self, cells: Cells) -> int:
         """The number of the row's wild type. Raises InputError."""
-        return self.wild_types.find(cells[-1])
+        reference = "" if self.whole or self.split else split_reference(cells[0].strip())[0]
+        return self.wild_types.find(cells[-1], reference)
+
+    def edits(self, cells: Cells) -> Variant:
+        """What the row's notation, in one cell or several, says. Raises InputError."""
+        text = notation(*cells[self._residues]) if self.split else cells[0]
+        return parse(text, self.offset)
 
     def mutant(self, cells: Cells) -> Mutant:
         """What the row says. Raises InputError, whose text is the reason not to score it."""
@@ -82,7 +91,7 @@ class Reader:
             require_residues(variant)
         else:
             try:
-                variant = place(parse(cells[0], self.offset), wild_type, self.offset)
+                variant = place(self.edits(cells), wild_type, self.offset)
             except MisfitError as error:
                 raise MisfitError(f"{error}{self.hints.get(protein, '')}") from None
             grown = sum(len(edit.inserted) - (edit.stop - edit.start) for edit in variant)
@@ -94,7 +103,10 @@ class Reader:
         """Places and new residues. Raises InputError for a mutant of another length."""
         found = substitutions(mutant.variant, mutant.wild_type)
         if found is None:
-            raise InputError(f"the variant {ONLY_SUBSTITUTIONS}")
+            raise InputError(
+                "the variant changes the length of the protein, for which no marginal is defined; "
+                f"set {setting('score.strategy')} to {LIKELIHOOD}"
+            )
         return found
 
     def reason(self, cells: Cells) -> str:
@@ -110,6 +122,9 @@ class Reader:
     def _sequence(self, text: str) -> str:
         cleaned = clean(residues(text), self.cleaning)
         if not cleaned.sequence:
+            if is_mutation(text):
+                where = setting("score.mutation_col")
+                raise InputError(f"a mutation, not a sequence; name its column by {where}")
             raise InputError(f"the mutated sequence cannot be used: {cleaned.reason}")
         if b":" in cleaned.sequence:
             raise InputError("the mutated sequence has several chains; split it at ':'")

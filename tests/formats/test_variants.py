@@ -33,6 +33,10 @@ SPELLINGS = {
         "p.LYS2LEU",
         "NP_000537.3:p.Lys2Leu",
         "sp|P1|X:p.K2L",
+        "P62593:K2L",
+        "NM_000518.5(HBB):c.20A>T (p.Lys2Leu)",
+        "c.20A>T (p.Lys2Leu)",
+        "(p.Lys2Leu)",
         "K2_K2delinsL",
         "K2delinsL",
         "K2L:V3V",
@@ -48,6 +52,7 @@ SPELLINGS = {
         "p.[Lys2Leu;Ser8Thr]",
         "p.[(Lys2Leu);(Ser8Thr)]",
         "K2L:p.S8T",
+        "P62593:K2L:S8T",
         "[K2L;S8T]",
     ],
     WILD_TYPE: [
@@ -63,6 +68,8 @@ SPELLINGS = {
         "K2=",
         "p.Lys2=",
         "p.(Lys2=)",
+        "ENSP00000269305.4:p.Lys2%3D",
+        "P62593:WT",
         "K2delinsK",
         "M1_V3delinsMKV",
     ],
@@ -91,6 +98,49 @@ def test_spellings(text, mutant):
 
 UNREADABLE = "cannot be read; write it as A42G or p.Ala42Gly"
 STOP = "is a stop; give the protein it makes as a sequence"
+PROTEIN = "write the change of the protein, as A42G or p.Ala42Gly"
+UNREAD = {
+    "joins several by a sign that can mean both or either; write A42G:T50K, or give each": (
+        "K2L/S8T",
+        "K2L|S8T",
+        "K2L/T",
+    ),
+    "joins several by '_'; write A42G:T50K": ("K2L_S8T",),
+    "says that the effect on the protein is not known; leave it out": ("p.?", "p.(?)"),
+    "says that no protein is made; leave it out": ("p.0", "p.0?", "p.(0?)"),
+    "stands for all synonymous changes together; write WT for the wild type": ("_sy",),
+    STOP: ("K2Stop", "K2stop", "K2STOP", "p.Lys2Stop"),
+    "is a frame shift; give the protein it makes as a sequence": ("K2FS", "K2frameshift"),
+    "is an extension; give the protein it makes as a sequence": ("Ter123Ext", "*11Qext"),
+    f"is a change of DNA or RNA; {PROTEIN}": (
+        *("c.20A>T", "g.100A>T", "NM_000518.5:c.20A>T", "chr1:g.5A>T", "n.5del", "r.5a>u", "20A>T"),
+    ),
+    f"is a change of DNA; {PROTEIN}": ("1-5-G-A", "chr1:5:G:A", "1_5_G/A", "X:153:G>T"),
+    "has a change of DNA too; write p.Ala42Gly alone": ("HBB:exon1:c.A20T:p.E7V",),
+    f"is a number of dbSNP; {PROTEIN}": ("rs334",),
+    f"is an error of a spreadsheet; {PROTEIN}": ("#NAME?", "#VALUE!", "#REF!"),
+    f"is a date of a spreadsheet; {PROTEIN}": ("1-Mar", "Mar-01", "1-Sep-2024"),
+    "is uncertain; write the change that you mean, or leave it out": ("K2?", "p.Met1?"),
+    "is of two alleles, or may be; give each its own row": (
+        "p.[Lys2Leu];[Ser8Thr]",
+        "p.[Lys2Leu](;)[Ser8Thr]",
+    ),
+    "is one change or another; give each its own row": ("p.(Lys2Leu^Ser)",),
+    "repeats residues; write it as an insertion, K23_L24insQS": ("p.Lys2_Val3[4]", "K2[3]"),
+    f"names no residue of the wild type; {PROTEIN}": ("2L", "2Leu"),
+    f"does not say what the residue becomes; {PROTEIN}": ("K2", "p.Lys2"),
+    "names 'Foo', which is no amino acid; correct it": ("p.Lys2Foo",),
+    "names 'Lis', which is no amino acid; correct it": ("p.Lis2Leu",),
+    f"is a kind of variant; {PROTEIN}": ("missense", "missense_variant", "synonymous"),
+    "has blanks in it; write it as 'K2L'": ("K 2 L", "K2 L"),
+    "looks like a whole sequence; name its column by --mutated-sequence-col": (
+        *("MKVLAGKSTWMKV", "mkvlagkstwmkv"),
+    ),
+    "is no more than a position or residues; name the columns of both by --position-col and "
+    "--mutant-aa-col": ("K/L", "KV/-", "-/L", "2", "2-3", "2/10", "K"),
+}
+"""Notations of the field that no mutation can be read from, each with its reason."""
+
 REFUSED = {
     "": "no mutation; write WT for the wild type",
     " ": "no mutation; write WT for the wild type",
@@ -121,9 +171,12 @@ REFUSED = {
     "K2_L4A": "write ranges as K23_V25delinsQS",
     **{
         text: f"mutation {text!a} {UNREADABLE}"
-        for text in ("foo", "K2", "2L", "K2L/S8T", "K2Lx", "NA", ":", "A42G!", "K٢L", "K2L\x00")
+        for text in ("foo", "K2Lx", ":", "A42G!", "K2>L", "K٢L", "K2L\x00")
     },
-    "p.?": f"mutation '?' {UNREADABLE}",
+    **{text: f"mutation {text!a} {reason}" for reason, texts in UNREAD.items() for text in texts},
+    "-": "no mutation; write WT for the wild type",
+    "NA": "no mutation; write WT for the wild type",
+    "p.": "no mutation; write WT for the wild type",
     "K2ins5": f"mutation 'K2ins5' {UNREADABLE}",
     "K2INSQ": f"mutation 'K2INSQ' {UNREADABLE}",
     "é2L" * 40: "mutation '\\xe92L\\xe92L",

@@ -310,7 +310,7 @@ def test_a_failed_sequence_has_its_row(
         (
             "auto",
             "skipped",
-            "22 residues, but the model has positions for 20; set classify.long",
+            "22 residues, but the model has positions for 20; set --long",
         ),
         ("truncate", "ok", "truncated to the first 20 residues"),
     ],

@@ -327,7 +327,7 @@ def test_longer_than_the_table_is_skipped(esm, absolute, long_fasta, tmp_path, p
     check_against_the_padded_door(absolute, tmp_path / "out.h5", kept)
     status, reason = outcomes(tmp_path / "out.records.tsv")["long"]
     assert status == "skipped"
-    assert reason.startswith("31 residues, but the model has positions for 30; set embed.long to")
+    assert reason.startswith("31 residues, but the model has positions for 30; set --long to")
 
 
 def test_longer_than_the_table_is_truncated(esm, absolute, long_fasta, tmp_path):
@@ -346,7 +346,7 @@ def test_full_needs_a_model_without_a_table(esm, absolute, rotary, long_fasta, t
     options = ("--long", "full", *EVERYTHING, long_fasta, tmp_path / "out.h5")
     code, lines = esm("embed", "--model", absolute, *options)
     assert (code, len(lines)) == (2, 1)
-    assert "embed.long is 'full', but the model has positions for 30 residues only" in lines[0]
+    assert "--long is 'full', but the model has positions for 30 residues only" in lines[0]
     assert esm("embed", "--model", rotary, *options)[0] == 0
     check_against_the_padded_door(rotary, tmp_path / "out.h5", LONG)
 

@@ -39,9 +39,10 @@ def test_every_row_keeps_its_place(esm, rotary, files, monkeypatch):
     assert reasons == {
         "L2K": "residue 2 is K, not L",
         "K2*": "mutation 'K2*' is a stop; give the protein it makes as a sequence",
-        "nonsense": "mutation 'nonsense' cannot be read; write it as A42G or p.Ala42Gly",
+        "nonsense": "mutation 'nonsense' is a kind of variant; write the change of the protein, as "
+        "A42G or p.Ala42Gly",
         "K2del": "the variant changes the length of the protein, for which no marginal is defined; "
-        "set score.strategy to pseudo_log_likelihood",
+        "set --strategy to pseudo_log_likelihood",
         "K99A": "residue 99 does not exist: the protein has 22 residues",
         "": "no mutation; write WT for the wild type",
     }
@@ -158,7 +159,7 @@ def test_any_order_and_budget_give_the_same(tmp_path_factory, rotary, strategy, 
 LONG = {"just": "MNPQRSTVWY" * 3, "long": "MNPQRSTVWY" * 3 + "A"}
 LONG_ROWS = [("just", "M1A"), ("long", "M1A"), ("long", "A31C"), ("long", "M1A:A31C")]
 TOO_LONG = (
-    "31 residues, but the model has positions for 30; set score.long to window or truncate, or use "
+    "31 residues, but the model has positions for 30; set --long to window or truncate, or use "
     "a rotary model such as ESM-2"
 )
 WINDOWS = "in windows of 32 tokens"
@@ -211,7 +212,7 @@ def test_windows_that_are_far_apart_by_one(esm, rotary, files):
     found = run(esm, rotary, fasta, table, out, *arguments)[2]
     assert [row["status"] for row in found] == ["ok", "ok", "skipped", "ok", "ok", "skipped"]
     assert found[2]["reason"] == (
-        "the mutations lie too far apart for one window of 16 tokens; set score.strategy to "
+        "the mutations lie too far apart for one window of 16 tokens; set --strategy to "
         "masked_marginal"
     )
 
@@ -228,7 +229,7 @@ def test_full_needs_models_without_a_table(esm, absolute, rotary, files):
     fasta, table, out = files(LONG, rows)
     code, told, _ = run(esm, absolute, fasta, table, out, "--long", "full")
     assert code == 2
-    assert "score.long is 'full', but the model has positions for 30 residues only; set it" in told
+    assert "--long is 'full', but the model has positions for 30 residues only; set it" in told
     found = run(esm, rotary, fasta, table, out, "--long", "full")[2]
     assert {row["status"] for row in found} == {"ok"}
     both = ["--model", absolute]

@@ -233,3 +233,35 @@ def test_bad_settings_stop_at_once_in_one_line(model, tmp_path, change, told):
     assert run.code == 1
     assert told in run.said
     assert "Traceback" not in run.said
+
+
+COMMENTED = "# from AlphaMissense\nuniprot_id\tprotein_variant\nP1\tK2L\nP9\tK2L\nP1\tK2del\n"
+
+
+def test_rows_of_another_protein(tmp_path, model):
+    """One record, a table that names others too; messages name keys of the config file."""
+    write_fasta(tmp_path / "wt.fasta", {b"sp|P1|ONE": FIRST})
+    (tmp_path / "scan.tsv").write_text(COMMENTED)
+    own = config(model, "tasks=[score]", "variants=scan.tsv", fasta="wt.fasta")
+    run = snakemake(tmp_path, *own)
+    assert run.code != 0
+    assert (
+        "scan.tsv: no column 'mutant'; it has 'uniprot_id', 'protein_variant'; set "
+        "score.mutation_col to 'protein_variant' and score.protein_col to 'uniprot_id'"
+    ) in run.said
+    run = snakemake(tmp_path, *own, "score={mutation_col: protein_variant}")
+    assert run.code != 0
+    assert "column 'uniprot_id' names 'P1' and 'P9', but the only wild type is 'sp|P1|" in run.said
+    assert "set score.protein_col to 'uniprot_id', or score.protein to" in run.said
+    run = snakemake(
+        tmp_path, *own, "score={mutation_col: protein_variant, protein_col: uniprot_id}"
+    )
+    assert run.code == 0, run.said
+    (name,) = (path.name for path in run.results.iterdir() if (path / "scores.tsv").exists())
+    comment, *lines = (run.results / name / "scores.tsv").read_text().splitlines()
+    assert comment == "# from AlphaMissense"
+    rows = [line.split("\t") for line in lines]
+    assert [row[2] for row in rows] == ["status", "ok", "skipped", "skipped"]
+    assert rows[2][3] == "no protein 'P9' among the wild types; check the name"
+    assert rows[3][3].endswith("set score.strategy to pseudo_log_likelihood")
+    assert "variants          3   1        2       0" in (run.results / "verdict.txt").read_text()

@@ -16,7 +16,7 @@ if unusable := {":", "{", "}"} & {*str(HOME)}:
     )
 sys.path.insert(0, str(HOME))
 
-from esm_pipeline.errors import InputError
+from esm_pipeline.errors import IN_WORKFLOW, InputError
 from esm_pipeline.sections import CleaningSettings, VariantSettings, flags
 from esm_pipeline.settings import file_state, load_settings, shard_names
 
@@ -29,11 +29,13 @@ def esm(wildcards, resources):
     keeps the working directory, which may hold anything, off the module path.
 
     A parameter that follows from resources reruns nothing when it changes: a clone may move.
+    Messages name keys of the config file, not flags: the variable says so.
     """
     isolated = {DeploymentMethod.CONDA, DeploymentMethod.APPTAINER}
     own = isolated & set(workflow.deployment_settings.deployment_method)
     python = "python" if own else shlex.quote(sys.executable)
-    return f"PYTHONPATH={shlex.quote(str(HOME))} {python} -P -m esm_pipeline"
+    variables = f"PYTHONPATH={shlex.quote(str(HOME))} {IN_WORKFLOW}=1"
+    return f"{variables} {python} -P -m esm_pipeline"
 
 
 def all_settings(wildcards, resources):
