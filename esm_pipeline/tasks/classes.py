@@ -22,6 +22,7 @@ from esm_pipeline.formats.classes import SEQUENCE, Classes, ResidueClasses
 from esm_pipeline.formats.records import OK, Outcome, Record
 from esm_pipeline.formats.results import open_results
 from esm_pipeline.formats.tables import BLOCK, Column, Writer, create_table, suffix_of
+from esm_pipeline.locks import Outputs
 from esm_pipeline.sections import LabelSettings
 from esm_pipeline.tasks.aggregate import with_outcomes
 
@@ -43,6 +44,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--status", type=Path, help="status table of `classify`, if --records does not have it"
     )
     add_flags(parser, LabelSettings)
+
+
+def outputs(args: argparse.Namespace) -> Outputs:
+    """What `classes` writes. Raises InputError if it would replace what it reads."""
+    require_apart([args.output], filter(None, [args.results, args.records, args.status]))
+    return Outputs([args.output])
 
 
 def run(args: argparse.Namespace) -> int:

@@ -14,6 +14,7 @@ from pathlib import Path
 from esm_pipeline.cli import add_common, add_flags, exit_code, section_from
 from esm_pipeline.files import atomic_paths
 from esm_pipeline.formats.records import FAILED
+from esm_pipeline.locks import Outputs
 from esm_pipeline.sections import CleaningSettings, EmbedSettings
 from esm_pipeline.tasks.gathering import gather_ragged
 from esm_pipeline.tasks.intake import open_intake
@@ -38,6 +39,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_flags(parser, EmbedSettings)
     add_flags(parser, CleaningSettings)
     add_common(parser)
+
+
+def outputs(args: argparse.Namespace) -> Outputs:
+    """What `embed` writes. Raises InputError for a place that cannot be."""
+    table = check_output(args.output, [args.fasta], [args.sha256], [SUFFIX])
+    return Outputs([args.output, table, args.sha256])
 
 
 def run(args: argparse.Namespace) -> int:

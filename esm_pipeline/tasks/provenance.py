@@ -22,6 +22,7 @@ import esm_pipeline
 from esm_pipeline.errors import InputError
 from esm_pipeline.files import atomic_path
 from esm_pipeline.formats.digests import line, sha256
+from esm_pipeline.locks import Outputs
 from esm_pipeline.settings import Settings, load_settings
 from esm_pipeline.tasks.model_file import read_model_file
 from esm_pipeline.tasks.verdict import count
@@ -40,6 +41,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--out", required=True, type=Path, help="file to write, in the folder with the results"
     )
+
+
+def outputs(args: argparse.Namespace) -> Outputs:
+    """What `provenance` writes."""
+    return Outputs([args.out])
 
 
 def run(args: argparse.Namespace) -> int:
