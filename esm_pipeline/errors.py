@@ -4,6 +4,8 @@ The command line prints one line for these and exits 2; anything else is a bug a
 traceback. A message tells the place, what is wrong there, and the remedy.
 """
 
+from __future__ import annotations
+
 
 class EsmPipelineError(Exception):
     """Base of every error a user can mend."""
@@ -11,6 +13,21 @@ class EsmPipelineError(Exception):
 
 class InputError(EsmPipelineError):
     """A file, record, option or setting that cannot be used as it is."""
+
+
+class DamagedError(InputError):
+    """A file whose contents are not as they were written; it has to be made again.
+
+    A file that merely cannot be read, for its permissions or its file system, is not damaged.
+    `why`: what is wrong with it.
+    """
+
+    def __init__(self, path: str, why: str) -> None:
+        super().__init__(f"{path}: {why}; give the file as it was written, or make it again")
+        self.path, self.why = path, why
+
+    def __reduce__(self) -> tuple[type[DamagedError], tuple[str, str]]:
+        return type(self), (self.path, self.why)
 
 
 class AmbiguousIdError(InputError):

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from esm_pipeline.cli import add_flags, section_from
 from esm_pipeline.errors import InputError
 from esm_pipeline.files import atomic_path, require_apart
-from esm_pipeline.formats.classes import SEQUENCE, Classes, ResidueClasses
+from esm_pipeline.formats.classes import Classes, ResidueClasses
 from esm_pipeline.formats.records import OK, Outcome, Record
 from esm_pipeline.formats.results import open_results
 from esm_pipeline.formats.tables import BLOCK, Column, Writer, create_table, suffix_of
@@ -142,12 +142,12 @@ def spread(column: Any, ok: NDArray[np.bool_]) -> list[Any]:
 
 def write_residues(writer: Writer, results: ResidueClasses, threshold: float) -> None:
     """A row for each residue of each record."""
-    letters, values = results.mapped(SEQUENCE), results.mapped()
+    values = results.mapped()
     for index, name, row in zip(
         results.index.tolist(), results.ids, results.row.tolist(), strict=True
     ):
-        units = results.units(row)
-        residues = letters[units].tobytes().decode()
+        units = slice(*results.offset[row : row + 2].tolist())
+        residues = results.letters(units).tolist()
         count = len(residues)
-        before = [[name] * count, [index] * count, range(1, count + 1), list(residues)]
+        before = [[name] * count, [index] * count, range(1, count + 1), residues]
         writer.write(None, [*before, *results.cells(values[units], threshold)])

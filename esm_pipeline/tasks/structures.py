@@ -7,7 +7,6 @@ input, `structures/` and `pae/`. Files of former runs there are replaced.
 from __future__ import annotations
 
 import argparse
-import json
 import multiprocessing
 import sys
 import time
@@ -146,12 +145,10 @@ def groups(path: Path) -> Iterator[list[Place]]:
     """The structures in `path`, folder by folder."""
     with Structures.open(path) as arrays:
         rows, firsts = np.unique(arrays.row, return_index=True)  # records are in input order
-        index = arrays.index[firsts]
+        index, ids = arrays.index[firsts], arrays.ids
         for folder in np.unique(index // RECORDS):
             chosen = index // RECORDS == folder
-            first, last = firsts[chosen].min(), firsts[chosen].max()
-            ids = arrays.file["id"].asstr()[first : last + 1]
-            names = ids[firsts[chosen] - first].tolist()
+            names = [ids[place] for place in firsts[chosen].tolist()]
             yield list(map(Place, rows[chosen].tolist(), index[chosen].tolist(), names))
 
 
@@ -233,9 +230,9 @@ def structure_text(
 
 def facts_of(arrays: Structures, row: int, structure: Structure) -> dict[str, str]:
     """How a structure was made, and how good it is held to be."""
-    told = arrays.attributes
+    told = arrays.origin
     facts = {"": MEANINGLESS} if told[RANDOM] == "true" else {}
-    facts["software"] = f"esm_pipeline {json.loads(told['software'])['esm_pipeline']}"
+    facts["software"] = f"esm_pipeline {told['software']}"
     for name in ("model", "revision", "weights_sha256", "dtype", "num_recycles"):
         if told[name]:
             facts[name] = told[name]
@@ -312,7 +309,7 @@ class Table:
         """The cells on the structure itself."""
         value = {name: values[row] for name, values in self.values.items()}
         iptm = "" if np.isnan(value["iptm"]) else f"{value['iptm']:.4f}"
-        told = self.arrays.attributes
+        told = self.arrays.origin
         return [
             str(self.arrays.chain_count(row)),
             f"{value['mean_plddt']:.2f}",
