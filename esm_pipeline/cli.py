@@ -32,7 +32,7 @@ DISK_ERRORS = {
     errno.EFBIG: "larger than a file may be; raise the limit (ulimit -f) or choose another place",
     errno.EMFILE: "too many open files; raise the limit (ulimit -n)",
     errno.EROFS: "the file system is read-only; choose another place for the output",
-    errno.EIO: "the disk or file system fails to read or write; check it, and run the command again",
+    errno.EIO: "the disk fails to read or write; check it and run the command again",
     errno.ENOLCK: "the file system has no locks to give; check how it is mounted",
     errno.ESTALE: "the network file system lost it; run the command again",
     errno.EACCES: "permission denied; choose another place or change its permissions",

@@ -23,7 +23,11 @@ ALPHABET = "ACDEFGHIKLMNPQRSTVWY"
 KINDS: dict[str, tuple[list[Array], dict[str, str]]] = {
     "embeddings": (
         [
-            *(Array(f"{kind}/{layer}", "sequence", (4,), "<f4") for kind in ("mean", "bos") for layer in (0, 2)),
+            *(
+                Array(f"{kind}/{layer}", "sequence", (4,), "<f4")
+                for kind in ("mean", "bos")
+                for layer in (0, 2)
+            ),
             *(Array(f"residue/{layer}", "residue", (4,), "<f2") for layer in (0, 2)),
             Array("contacts", "pair", (), "<f2"),
         ],
@@ -31,7 +35,10 @@ KINDS: dict[str, tuple[list[Array], dict[str, str]]] = {
     ),
     "saturation": (
         [
-            *(Array(name, "residue", (20,), "<f4") for name in ("log_odds", "log_odds.a", "log_odds.b")),
+            *(
+                Array(name, "residue", (20,), "<f4")
+                for name in ("log_odds", "log_odds.a", "log_odds.b")
+            ),
             Array("wild_type", "residue", (), "|S1"),
         ],
         {"alphabet": ALPHABET, "strategy": "wt_marginal", "models": "{}"},
@@ -44,14 +51,14 @@ KINDS: dict[str, tuple[list[Array], dict[str, str]]] = {
         [Array("p", "residue", (2,), "<f4"), Array("sequence", "residue", (), "|S1")],
         {"labels": LABELS, "problem_type": "single_label_classification"},
     ),
-}  # fmt: skip
+}
 NAMES = (*KINDS, "structures")
 
 
 def write_result(path: Path, kind: str) -> Path:
     """A result of this kind, with four records of three sequences."""
     if kind == "structures":
-        chains = [("MKV",), ("X",), ("GAV", "LIW")]
+        chains = [("MKV",), ("G",), ("GAV", "LIW")]
         return write_arrays(path, [made_up(*one, spread=3) for one in chains], ENTRIES)
     arrays, attributes = KINDS[kind]
     told = {"format": f"esm-pipeline/{kind}", **attributes}

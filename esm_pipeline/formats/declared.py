@@ -22,7 +22,7 @@ import h5py
 import numpy as np
 
 from esm_pipeline.errors import DamagedError, InputError
-from esm_pipeline.formats.hdf5 import FORMAT_VERSION, Per, datasets, require
+from esm_pipeline.formats.hdf5 import FORMAT_VERSION, Per, datasets, read_attribute, require
 
 MOST_DATASETS = 10_000
 HEAPS = 1 << 20  # bytes at the beginning, where attributes are
@@ -170,15 +170,19 @@ def require_shape(
         require(size == expected, name)
 
 
-def text_attribute(file: h5py.File, name: str) -> str:
+def text_attribute(item: h5py.File | h5py.Dataset, name: str) -> str:
     """An attribute that is text. Raises ValueError if it is missing or anything else."""
-    if name not in file.attrs:
+    if name not in item.attrs:
         raise ValueError(f"attribute {name!r} is missing")
-    kind = h5py.h5a.open(file.id, name.encode())
-    value = file.attrs[name] if kind.shape == () else None
+    value = read_attribute(item, name)
     if not isinstance(value, str):
         raise ValueError(f"attribute {name!r} is not text")
     return value
+
+
+def read_attributes(file: h5py.File) -> dict[str, Any]:
+    """All attributes of a file; see `read_attribute`."""
+    return {name: read_attribute(file, name) for name in file.attrs}
 
 
 def json_attribute(file: h5py.File, name: str, kind: type) -> Any:
@@ -202,9 +206,8 @@ def require_version(path: str | os.PathLike[str], file: h5py.File) -> None:
     """Raise InputError for a format version newer than this, ValueError for one that is none."""
     if "format_version" not in file.attrs:
         raise ValueError("attribute 'format_version' is missing")
-    kind = h5py.h5a.open(file.id, b"format_version")
-    version = file.attrs["format_version"] if kind.shape == () else None
-    if not isinstance(version, (int, np.integer)) or isinstance(version, bool) or version < 1:
+    version = read_attribute(file, "format_version")
+    if not isinstance(version, np.integer) or version < 1:
         raise ValueError("attribute 'format_version' is not a version")
     if version > FORMAT_VERSION:
         raise InputError(

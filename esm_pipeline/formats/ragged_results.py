@@ -22,6 +22,7 @@ from esm_pipeline.formats.declared import (
     damaged,
     judging,
     open_hdf5,
+    read_attributes,
     read_ids,
     require_version,
     text_attribute,
@@ -156,7 +157,7 @@ class RaggedResults(ABC, Generic[Item]):
         """How the file was made: model, revision, weights_sha256, dtype, software, …"""
         file = self.file
         with self.judged():
-            return dict(file.attrs)
+            return read_attributes(file)
 
     @cached_property
     def ids(self) -> list[str]:

@@ -19,7 +19,7 @@ from typing import Any
 import esm_pipeline
 from esm_pipeline.errors import DamagedError, InputError
 from esm_pipeline.files import atomic_path
-from esm_pipeline.formats.declared import judging, open_hdf5
+from esm_pipeline.formats.declared import judging, open_hdf5, read_attributes
 from esm_pipeline.formats.digests import line, sha256
 from esm_pipeline.locks import Outputs
 from esm_pipeline.settings import Settings, load_settings
@@ -186,7 +186,7 @@ def attributes(path: Path) -> dict[str, Any]:
     """What an HDF5 result says of itself: model, revision, digest of the weights, versions."""
     try:
         with open_hdf5(path) as file, judging(path):
-            values = {name: plain(value) for name, value in file.attrs.items()}
+            values = {name: plain(value) for name, value in read_attributes(file).items()}
     except DamagedError as error:
         raise InputError(
             f"{path}: not a whole HDF5 result ({error.why}); remove it and run the workflow again"
