@@ -1,7 +1,9 @@
 """The command line: `esm-pipeline TASK …`.
 
 Exit codes: 0 all records ok or skipped; 1 something failed; 2 bad input, settings, weights or
-paths, told in one line; 130 interrupted; 143 terminated. A bug keeps its traceback.
+paths, told in one line; 128 + n ended by signal n: 129 its terminal is gone (SIGHUP), 130
+interrupted (SIGINT), 143 terminated (SIGTERM). A signal leaves no temporary file and no process,
+and is obeyed within seconds; see `interruption`. A bug keeps its traceback.
 """
 
 from __future__ import annotations
@@ -11,13 +13,13 @@ import errno
 import importlib
 import os
 import re
-import signal
 import sys
-import threading
 from collections.abc import Sequence
 from typing import Any, NoReturn, TypeVar
 
 from esm_pipeline.errors import EsmPipelineError, InputError
+from esm_pipeline.interruption import INTERRUPTED, obeying_signals
+from esm_pipeline.locks import claim
 from esm_pipeline.sections import Section, check
 from esm_pipeline.settings import MOST_SHARDS
 from esm_pipeline.tasks import TASKS
@@ -30,6 +32,9 @@ DISK_ERRORS = {
     errno.EFBIG: "larger than a file may be; raise the limit (ulimit -f) or choose another place",
     errno.EMFILE: "too many open files; raise the limit (ulimit -n)",
     errno.EROFS: "the file system is read-only; choose another place for the output",
+    errno.EIO: "the disk fails to read or write; check it and run the command again",
+    errno.ENOLCK: "the file system has no locks to give; check how it is mounted",
+    errno.ESTALE: "the network file system lost it; run the command again",
     errno.EACCES: "permission denied; choose another place or change its permissions",
 }
 
@@ -105,11 +110,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = Parser(prog=f"esm-pipeline {name.task}", description=about, allow_abbrev=False)
     task.add_arguments(parser)
     args = parser.parse_args(argv[1:])
-    if threading.current_thread() is threading.main_thread():
-        # what a scheduler sends first: end as by an error, so that temporary files are removed
-        signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     try:
-        return int(task.run(args))
+        with obeying_signals(), claim(task.outputs(args)):
+            return int(task.run(args))
     except EsmPipelineError as error:
         return fail(parser.prog, str(error))
     except OSError as error:
@@ -120,7 +123,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return fail(parser.prog, f"{place}: {told}" if place else told)
     except KeyboardInterrupt:
         print(f"{parser.prog}: interrupted", file=sys.stderr)
-        return 130
+        return INTERRUPTED
 
 
 def fail(program: str, message: str) -> int:

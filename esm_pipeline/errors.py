@@ -32,6 +32,21 @@ class InputError(EsmPipelineError):
     """A file, record, option or setting that cannot be used as it is."""
 
 
+class DamagedError(InputError):
+    """A file whose contents are not as they were written; it has to be made again.
+
+    A file that merely cannot be read, for its permissions or its file system, is not damaged.
+    `why`: what is wrong with it.
+    """
+
+    def __init__(self, path: str, why: str) -> None:
+        super().__init__(f"{path}: {why}; give the file as it was written, or make it again")
+        self.path, self.why = path, why
+
+    def __reduce__(self) -> tuple[type[DamagedError], tuple[str, str]]:
+        return type(self), (self.path, self.why)
+
+
 class AmbiguousIdError(InputError):
     """An id that names several records with different sequences."""
 

@@ -1,14 +1,17 @@
 """Whole files or none: everything is written beside its target and moved into place.
 
 A temporary file is named after its target, the host and the process. One that a killed process left
-behind is thereby known, and removed when its target is written again on the same host.
+behind is thereby known, and removed when its target is written again on the same host. A process
+that a signal ends removes its own, with `remove_temporary`.
 """
 
 from __future__ import annotations
 
+import atexit
 import errno
 import os
 import re
+import secrets
 import shutil
 import socket
 import stat
@@ -25,6 +28,11 @@ STEM_BYTES = 100
 
 UNNAMED = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
 """What a write or a flush may end in; such an error names no file."""
+
+_temporary_paths: set[Path] = set()
+"""Files and folders of this process that are not in their places yet."""
+
+_scratch_folders: set[Path] = set()
 
 
 @contextmanager
@@ -62,10 +70,12 @@ def atomic_paths(*targets: str | os.PathLike[str], sweep: bool = True) -> Iterat
             place.unlink(missing_ok=True)
         for path, place in zip(paths, places, strict=True):
             os.replace(path, place)
+            _temporary_paths.discard(path)
     except BaseException as error:
         for path in paths:
             with suppress(OSError):  # a disk gone bad; the first error tells more
                 path.unlink(missing_ok=True)
+                _temporary_paths.discard(path)
         if isinstance(error, OSError):
             _name_targets(error, paths, places)
         raise
@@ -75,14 +85,18 @@ def atomic_paths(*targets: str | os.PathLike[str], sweep: bool = True) -> Iterat
 def atomic_folder(target: Path) -> Iterator[Path]:
     """The same for a folder: yield an empty one beside the target, which it replaces when done.
 
-    What the target held is removed: the caller sees to it that this is its own.
+    What the target held is removed: the caller sees to it that this is its own. Raises InputError
+    if the target is there and no folder, or one that cannot be replaced.
     """
+    require_replaceable(target)
+    target = _resolved(target)
     target.parent.mkdir(parents=True, exist_ok=True)
     remove_leftovers(target.parent, target.name)
-    prefix = f".{_stem(target.name)}.{_host()}-{os.getpid()}."
-    made = [Path(tempfile.mkdtemp(prefix=prefix, dir=target.parent)) for _ in range(2)]
+    made = [_temporary_path(target) for _ in range(2)]
     folder, old = made
     try:
+        for path in made:
+            path.mkdir(0o700)
         yield folder
         if hasattr(os, "sync"):
             os.sync()  # one call for all files
@@ -93,6 +107,7 @@ def atomic_folder(target: Path) -> Iterator[Path]:
     finally:
         for path in made:
             shutil.rmtree(path, ignore_errors=True)
+            _temporary_paths.discard(path)
 
 
 @contextmanager
@@ -104,6 +119,26 @@ def scratch_path(target: str | os.PathLike[str]) -> Iterator[Path]:
             yield path
     finally:
         path.unlink(missing_ok=True)
+        _temporary_paths.discard(path)
+
+
+def scratch_folder() -> Path:
+    """A new folder among the system's temporary ones, removed when this process ends."""
+    folder = Path(tempfile.mkdtemp(prefix="esm-pipeline-"))
+    _scratch_folders.add(folder)
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return folder
+
+
+def remove_temporary(*, ending: bool = False) -> None:
+    """Remove what this process has not moved into place, because a signal ended its work.
+
+    When the process is `ending` without the interpreter's own clean-up, its scratch folders too.
+    """
+    for path in [*_temporary_paths, *(_scratch_folders if ending else ())]:
+        with suppress(OSError):
+            _remove(path)
+    _temporary_paths.clear()
 
 
 @contextmanager
@@ -117,11 +152,15 @@ def blaming(place: Path) -> Iterator[None]:
         raise
 
 
+def _resolved(target: Path) -> Path:
+    """The target, or what a link leads to."""
+    return Path(os.path.realpath(target)) if target.is_symlink() else target
+
+
 def _place(target: Path) -> Path:
     """Where a file is to be put: what a link leads to, in a folder that is there."""
     require_regular(target)
-    if target.is_symlink():
-        target = Path(os.path.realpath(target))
+    target = _resolved(target)
     target.parent.mkdir(parents=True, exist_ok=True)
     return target
 
@@ -130,14 +169,24 @@ def _new_file(place: Path, sweep: bool) -> Path:
     """A temporary file beside `place`."""
     if sweep:
         remove_leftovers(place.parent, place.name)
-    prefix = f".{_stem(place.name)}.{_host()}-{os.getpid()}."
+    path = _temporary_path(place)
     try:
-        handle, name = tempfile.mkstemp(prefix=prefix, dir=place.parent)
+        os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
     except OSError as error:
         error.filename = os.fspath(place)
         raise
-    os.close(handle)
-    return Path(name)
+    return path
+
+
+def _temporary_path(place: Path) -> Path:
+    """A new name for a temporary file or folder beside `place`.
+
+    It is noted before anything is made, so that no signal can come between the two.
+    """
+    stem, unique = _stem(place.name), secrets.token_hex(4)
+    path = place.with_name(f".{stem}.{_host()}-{os.getpid()}.{unique}")
+    _temporary_paths.add(path)
+    return path
 
 
 def _name_targets(error: OSError, paths: list[Path], places: list[Path]) -> None:
@@ -157,6 +206,17 @@ def require_regular(target: Path) -> None:
         return
     if not stat.S_ISREG(mode):
         raise InputError(f"{target}: not a regular file; choose another place for the output")
+
+
+def require_replaceable(target: Path) -> None:
+    """Raise InputError if `target`, or what it links to, is there and no folder to replace."""
+    if target.exists() and not target.is_dir():
+        raise InputError(f"{target}: not a folder; choose another place for the output")
+    if os.path.ismount(_resolved(target)):
+        raise InputError(
+            f"{target}: a mounted file system, which cannot be replaced; choose another place for "
+            "the output"
+        )
 
 
 def is_same(path: Path, other: Path) -> bool:

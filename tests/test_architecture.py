@@ -19,6 +19,8 @@ ALLOWED = {
     "errors": set(),
     "files": {"errors"},
     "json_files": {"errors"},
+    "locks": {"errors", "files"},
+    "interruption": {"files", "locks"},
     "residues": set(),
     "data": set(),
     "problems": set(),
@@ -27,8 +29,11 @@ ALLOWED = {
     "settings": {"errors", "problems", "samples", "sections"},
     "formats": {*FLOOR, "settings", "formats"},
     "model": {*FLOOR, "data", "model"},
-    "tasks": {*FLOOR, "sections", "settings", "formats", "model", "tasks", "cli", "data", ""},
-    "cli": {"errors", "sections", "settings", "tasks", ""},
+    "tasks": {
+        *(FLOOR | {"locks", "interruption", "sections", "settings", "formats", "model", "tasks"}),
+        *("cli", "data", ""),
+    },
+    "cli": {"errors", "interruption", "locks", "sections", "settings", "tasks", ""},
     "__main__": {"cli"},
     "": {"formats", "model", "tasks"},
 }

@@ -358,7 +358,6 @@ OTHER_WORDS = {
     "large id": "Python int too large",
     "path for an id": "invalid literal for int",
     "negative id": "its rows are not those of its records.tsv",
-    "numbers for ids": "an HDF5 string datatype",
     "a name that is no UTF-8": "not the result of a shard",
 }
 

@@ -11,16 +11,18 @@ with open_results("residue_classes.h5") as results:
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from functools import cached_property
 from itertools import compress
 from typing import TYPE_CHECKING, Any
 
+import h5py
 import numpy as np
 from numpy.typing import NDArray
 
 from esm_pipeline.errors import InputError
+from esm_pipeline.formats.declared import Declared, json_attribute, text_attribute
+from esm_pipeline.formats.hdf5 import Int64, Per, require
 from esm_pipeline.formats.ragged_results import RaggedResults, StoredRecord
 from esm_pipeline.formats.tables import Column
 
@@ -29,6 +31,7 @@ if TYPE_CHECKING:
 
 REGRESSION = "regression"
 MULTI_LABEL = "multi_label_classification"
+PROBLEMS = ("single_label_classification", MULTI_LABEL, REGRESSION)
 P, VALUE, SEQUENCE = "p", "value", "sequence"
 BETWEEN = ";"
 """What parts several labels, and no label has."""
@@ -37,6 +40,11 @@ THRESHOLD = 0.5
 """Least probability of a label that is told, of several."""
 
 Float32 = NDArray[np.float32]
+
+
+def declared_per(per: Per) -> tuple[Declared, ...]:
+    """The dataset with what the model says."""
+    return (Declared(f"{P}|{VALUE}", per, ("K",), ("<f4",)),)
 
 
 def array_name(problem: str) -> str:
@@ -83,7 +91,8 @@ class Classified(StoredRecord["Classes | ResidueClasses"]):
     @property
     def sequence(self) -> str:
         """The residues that were classified. Stored where classes are theirs."""
-        return bytes(self._read(SEQUENCE).tobytes()).decode()
+        with self._results.judged():
+            return bytes(self._read(SEQUENCE).tobytes()).decode("ascii")
 
     def _read(self, name: str) -> NDArray[Any]:
         values: NDArray[Any] = self._results.stored(name)[self._results.units(self._row)]
@@ -94,6 +103,17 @@ class Classes(RaggedResults[Classified]):
     """The records of a `classes.h5`, with something for each sequence."""
 
     format = "esm-pipeline/classes"
+    declared = declared_per("sequence")
+
+    def check_more(self) -> None:
+        """There is a label for each column, and what the model says of its problem."""
+        problem, labels = self.problem, self.labels
+        if problem not in PROBLEMS:
+            raise ValueError(f"attribute 'problem_type' is none of {', '.join(PROBLEMS)}")
+        name = array_name(problem)
+        require(isinstance(self.file.get(name), h5py.Dataset), name)
+        if not labels or len(labels) != self.sizes["K"]:
+            raise ValueError("attribute 'labels' has not one for each column")
 
     def item(self, position: int) -> Classified:
         """The record at a position among those that are stored."""
@@ -102,13 +122,15 @@ class Classes(RaggedResults[Classified]):
     @cached_property
     def labels(self) -> list[str]:
         """The K labels, or names of values."""
-        labels: list[str] = json.loads(self.attributes["labels"])
-        return labels
+        with self.judged():
+            labels: list[str] = json_attribute(self.file, "labels", list)
+            return labels
 
     @cached_property
     def problem(self) -> str:
         """`single_label_classification`, `multi_label_classification` or `regression`."""
-        return str(self.attributes["problem_type"])
+        with self.judged():
+            return text_attribute(self.file, "problem_type")
 
     def stored(self, name: str) -> Any:
         """The dataset of that name. Raises InputError if there is none."""
@@ -165,10 +187,22 @@ class ResidueClasses(Classes):
     """The records of a `residue_classes.h5`, with something for each residue."""
 
     format = "esm-pipeline/residue_classes"
+    declared = (*declared_per("residue"), Declared(SEQUENCE, "residue", (), ("|S1",)))
+
+    def check_more(self) -> None:
+        """The same; and the residues are there."""
+        super().check_more()
+        require(isinstance(self.file.get(SEQUENCE), h5py.Dataset), SEQUENCE)
 
     def units(self, row: int) -> int | slice:
         """What of a dataset is that of a row."""
         return slice(*self.offset[row : row + 2].tolist())
+
+    def letters(self, units: Int64 | slice) -> NDArray[np.str_]:
+        """The residues at some units, a letter each."""
+        letters = self.mapped(SEQUENCE)[units]
+        with self.judged():
+            return letters.astype(str)
 
     def to_pandas(self, threshold: float = THRESHOLD) -> pd.DataFrame:
         """A table with one row a residue: id, index, position from 1, residue, then as above.
@@ -182,6 +216,6 @@ class ResidueClasses(Classes):
             "id": np.repeat(np.array(self.ids, object), lengths),
             "index": np.repeat(self.index, lengths),
             "position": places - np.repeat(self.offset[self.row], lengths) + 1,
-            "residue": self.mapped(SEQUENCE)[places].astype(str),
+            "residue": self.letters(places),
         }
         return self._table(table, np.asarray(self.mapped()[places]), threshold)

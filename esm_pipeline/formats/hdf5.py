@@ -16,6 +16,7 @@ gives the same bytes.
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -40,6 +41,7 @@ KINDS = ("<f2", "<f4", "<i4", "|u1", "|S1")
 
 FORMAT_VERSION = 1
 BLOCK = 4 << 20  # bytes read at a time when rows are copied
+MOST_BYTES = 1 << 16  # of an attribute; what HDF5 lets stand in a header
 ENTRIES = 1 << 14  # records written at a time
 
 
@@ -237,7 +239,7 @@ def arrays_of(file: h5py.File) -> list[Array]:
     arrays = []
     for name, item in found.items():
         if "per" in item.attrs:
-            per, kind = item.attrs["per"], item.dtype.str
+            per, kind = read_attribute(item, "per"), item.dtype.str
             require(isinstance(per, str) and per in get_args(Per) and kind in KINDS, name)
             require(not item.size or item.id.get_offset() is not None, name)
             require(item.shape[:1] == (unit_starts(lengths, per)[-1],), name)
@@ -260,6 +262,24 @@ def datasets(group: h5py.Group, prefix: str = "") -> Iterator[tuple[str, h5py.Da
             require(isinstance(item, h5py.Dataset), path)
             require(not item.external and not item.is_virtual, path)
             yield path, item
+
+
+def read_attribute(item: h5py.File | h5py.Dataset, name: str) -> Any:
+    """An attribute that is text, or numbers, few enough for the header of a file.
+
+    Raises ValueError for anything else: HDF5 crashes on text of a type that there is not.
+    """
+    name.encode()
+    kind = h5py.h5a.open(item.id, name.encode())
+    stored, count = kind.get_type(), math.prod(kind.shape)
+    text = isinstance(stored, h5py.h5t.TypeStringID)
+    number = isinstance(stored, (h5py.h5t.TypeIntegerID, h5py.h5t.TypeFloatID))
+    if not (text or number) or count * stored.get_size() > MOST_BYTES:
+        raise ValueError(f"attribute {name!a} is neither text nor a number")
+    value = item.attrs[name]
+    if isinstance(value, str):
+        value.encode()
+    return value
 
 
 def require(holds: Any, name: str) -> None:

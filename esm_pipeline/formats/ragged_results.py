@@ -5,17 +5,29 @@ from __future__ import annotations
 import operator
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import cached_property
 from types import TracebackType
-from typing import Any, Generic, Self, SupportsIndex, TypeVar
+from typing import Any, ClassVar, Generic, Self, SupportsIndex, TypeVar
 
 import h5py
 import numpy as np
 from numpy.typing import NDArray
 
 from esm_pipeline.errors import AmbiguousIdError, InputError
-from esm_pipeline.formats.hdf5 import FORMAT_VERSION, datasets
+from esm_pipeline.formats.declared import (
+    Declared,
+    check,
+    damaged,
+    judging,
+    open_hdf5,
+    read_attributes,
+    read_ids,
+    require_version,
+    text_attribute,
+)
+from esm_pipeline.formats.hdf5 import Int64, Per, require, unit_starts
 
 FORMATS = {
     "esm-pipeline/embeddings": "embeddings.h5",
@@ -54,16 +66,37 @@ class RaggedResults(ABC, Generic[Item]):
 
     `results[id]` and `results[index]` give a record, `in` tells whether there is one; iteration
     gives all, in input order. Once closed, what needs the file raises InputError.
+
+    A subclass says which `format` it reads and which datasets are `declared` in it: these are
+    checked when the file is opened, from its headers. Lengths, offsets and rows are checked when
+    they are read, once. What does not fit raises DamagedError.
     """
 
     format: str
+    declared: ClassVar[Sequence[Declared]] = ()
 
     def __init__(self, path: str | os.PathLike[str], file: h5py.File) -> None:
         self.path, self._file = os.fspath(path), file
+        try:
+            with self.judged():
+                self.sizes = check(file, self.declared)
+                self.check_more()
+        except BaseException:
+            file.close()
+            raise
+
+    def check_more(self) -> None:
+        """Check what the datasets' headers do not tell: attributes, names. Raises ValueError."""
+
+    @contextmanager
+    def judged(self) -> Iterator[None]:
+        """Turn what h5py and `require` raise into an InputError that names the file."""
+        with judging(self.path):
+            yield
 
     @classmethod
     def open(cls, path: str | os.PathLike[str]) -> Self:
-        """Open a file of this kind. Raises InputError if it is another."""
+        """Open a file of this kind. Raises InputError if it is another, or damaged."""
         file = open_file(path)
         if file.attrs["format"] != cls.format:
             file.close()
@@ -97,7 +130,8 @@ class RaggedResults(ABC, Generic[Item]):
         return self._file
 
     def __len__(self) -> int:
-        return int(self.file["id"].shape[0])
+        _ = self.file
+        return self.sizes["N"]
 
     def __iter__(self) -> Iterator[Item]:
         return (self.item(position) for position in range(len(self)))
@@ -121,36 +155,57 @@ class RaggedResults(ABC, Generic[Item]):
     @property
     def attributes(self) -> dict[str, Any]:
         """How the file was made: model, revision, weights_sha256, dtype, software, …"""
-        return dict(self.file.attrs)
+        file = self.file
+        with self.judged():
+            return read_attributes(file)
 
     @cached_property
     def ids(self) -> list[str]:
         """The id of each record, in input order."""
-        ids: list[str] = self.file["id"].asstr()[...].tolist()
-        return ids
+        file = self.file
+        with self.judged():
+            return read_ids(file)
 
     @cached_property
-    def index(self) -> NDArray[np.int64]:
+    def index(self) -> Int64:
         """(N,) the place of each record in the input: not all of 0, 1, … if some were skipped."""
-        return np.asarray(self.file["index"][...], np.int64)
+        index = np.asarray(self.file["index"][...], np.int64)
+        with self.judged():
+            require((index >= 0).all() and (index[1:] > index[:-1]).all(), "index")
+        return index
 
     @cached_property
-    def row(self) -> NDArray[np.int64]:
+    def row(self) -> Int64:
         """(N,) the row of each record; records with the same sequence share one."""
-        rows = np.asarray(self.file["row"][...], np.int64)
-        if rows.size and not 0 <= rows.min() <= rows.max() < len(self.length):
-            raise InputError(f"{self.path}: its rows are not those of its records; make it again")
+        rows, count = np.asarray(self.file["row"][...], np.int64), self.sizes["U"]
+        if rows.size and not 0 <= rows.min() <= rows.max() < count:
+            raise damaged(self.path, "its rows are not those of its records")
+        with self.judged():
+            require(np.bincount(rows, minlength=count).all(), "row")
         return rows
 
     @cached_property
     def length(self) -> NDArray[np.int32]:
         """(U,) residues of each row."""
-        return np.asarray(self.file["length"][...], np.int32)
+        lengths = np.asarray(self.file["length"][...], np.int32)
+        with self.judged():
+            require((lengths > 0).all(), "length")
+        return lengths
 
     @cached_property
-    def offset(self) -> NDArray[np.int64]:
+    def offset(self) -> Int64:
         """(U + 1,) where the residues of each row begin."""
-        return np.asarray(self.file["offset"][...], np.int64)
+        offset = np.asarray(self.file["offset"][...], np.int64)
+        with self.judged():
+            require(np.array_equal(offset, self.starts("residue")), "offset")
+        return offset
+
+    def starts(self, per: Per) -> Int64:
+        """(U + 1,) where the units of each row begin, by the lengths. Raises DamagedError."""
+        starts = unit_starts(self.length, per)
+        with self.judged():
+            require(starts.min() >= 0, "length")  # their sum is no number of 64 bits
+        return starts
 
     @cached_property
     def _positions(self) -> dict[str, int]:
@@ -196,36 +251,18 @@ class RaggedResults(ABC, Generic[Item]):
 def open_file(path: str | os.PathLike[str]) -> h5py.File:
     """Open any of the results for reading.
 
-    Raises InputError if the file is missing, unreadable, no HDF5, of another format or a later
-    version.
+    Raises InputError if the file is missing, unreadable, of another format or a later version,
+    DamagedError if it is no HDF5 or its format is no text.
     """
     if os.path.exists(path) and not os.path.isfile(path):
         raise InputError(f"{path}: not a file; give {A_RESULT}")
+    file = open_hdf5(path)
     try:
-        file = h5py.File(path, "r")
-    except FileNotFoundError:
-        raise InputError(f"{path}: no such file; check the path") from None
-    except OSError as error:
-        why = os.strerror(error.errno) if error.errno else " ".join(str(error).split())
-        raise InputError(f"{path}: cannot be read as HDF5 ({why}); check the file") from None
-    try:
-        require_ours(path, file)
-    except InputError:
+        with judging(path):
+            if "format" not in file.attrs or text_attribute(file, "format") not in FORMATS:
+                raise InputError(f"{path}: an HDF5 file, but not of esm-pipeline; give {A_RESULT}")
+            require_version(path, file)
+    except BaseException:
         file.close()
         raise
     return file
-
-
-def require_ours(path: str | os.PathLike[str], file: h5py.File) -> None:
-    """Raise InputError unless `file` is of one of the formats, and all of it in one file."""
-    found, version = file.attrs.get("format"), file.attrs.get("format_version", 0)
-    if not isinstance(found, str) or found not in FORMATS:
-        raise InputError(f"{path}: an HDF5 file, but not of esm-pipeline; give {A_RESULT}")
-    if version > FORMAT_VERSION:
-        raise InputError(
-            f"{path}: format version {version}, newer than this esm-pipeline; update it"
-        )
-    try:
-        _ = dict(datasets(file))
-    except (ValueError, TypeError, KeyError) as error:
-        raise InputError(f"{path}: {error}; give {A_RESULT} as it was written") from None

@@ -9,13 +9,17 @@ with open_results("embeddings.h5") as results:
 from __future__ import annotations
 
 import os
+import re
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
+import h5py
 from numpy.typing import NDArray
 
 from esm_pipeline.errors import InputError
 from esm_pipeline.formats.classes import Classes, ResidueClasses
+from esm_pipeline.formats.declared import Declared
+from esm_pipeline.formats.hdf5 import Int64, require
 from esm_pipeline.formats.ragged_results import RaggedResults, StoredRecord, open_file
 from esm_pipeline.formats.saturation import Saturations
 from esm_pipeline.formats.structure_arrays import Structures
@@ -50,7 +54,7 @@ class Embedding(StoredRecord["Embeddings"]):
     def contacts(self) -> Values:
         """(R, R) float16, the probability that two residues are in contact, 0 to 1."""
         dataset = self._results.stored("contacts")
-        first, stop = self._results.file["contacts_offset"][self._row : self._row + 2]
+        first, stop = self._results.pairs[self._row : self._row + 2]
         values: Values = dataset[first:stop].reshape(self.length, self.length)
         return values
 
@@ -63,6 +67,20 @@ class Embeddings(RaggedResults[Embedding]):
     """The records of an `embeddings.h5`."""
 
     format = FORMAT
+    declared = (
+        Declared(r"(mean|bos)/[0-9]{1,4}", "sequence", ("D",), ("<f4",)),
+        Declared(r"residue/[0-9]{1,4}", "residue", ("D",), ("<f2", "<f4")),
+        Declared("contacts", "pair", (), ("<f2",)),
+    )
+
+    def check_more(self) -> None:
+        """Every kind has the same layers, and nothing else."""
+        for kind in {"mean", "bos", "residue"} & {*self.file}:
+            require(isinstance(self.file[kind], h5py.Group), kind)
+            names = sorted(self.file[kind])
+            require(all(re.fullmatch("0|[1-9][0-9]{0,3}", name) for name in names), kind)
+            require(names == sorted(map(str, self.layers)), kind)
+        require("contacts" not in self.file or isinstance(self.file["contacts"], h5py.Dataset), "c")
 
     def item(self, position: int) -> Embedding:
         """The record at a position among those that are stored."""
@@ -78,6 +96,14 @@ class Embeddings(RaggedResults[Embedding]):
         """The layers that are stored, 0 being the embedding."""
         named = [kind for kind in self.kinds if kind != "contacts"]
         return sorted(map(int, self.file[named[0]])) if named else []
+
+    @cached_property
+    def pairs(self) -> Int64:
+        """(U + 1,) where the pairs of residues of each row begin."""
+        pairs = self.starts("pair")
+        with self.judged():
+            require(pairs[-1] == self.stored("contacts").shape[0], "contacts")
+        return pairs
 
     def stored(self, kind: str) -> Any:
         """The group or dataset of `kind`. Raises InputError if it was not stored."""

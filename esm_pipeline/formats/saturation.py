@@ -10,10 +10,14 @@ from __future__ import annotations
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
+import h5py
 import numpy as np
 from numpy.typing import NDArray
 
+from esm_pipeline.formats.declared import Declared, text_attribute
+from esm_pipeline.formats.hdf5 import require
 from esm_pipeline.formats.ragged_results import RaggedResults, StoredRecord
+from esm_pipeline.formats.variants import AMINO_ACIDS
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -29,7 +33,8 @@ class Saturation(StoredRecord["Saturations"]):
     @property
     def sequence(self) -> str:
         """The wild type."""
-        return bytes(self._read(WILD_TYPE).tobytes()).decode()
+        with self._results.judged():
+            return bytes(self._read(WILD_TYPE).tobytes()).decode("ascii")
 
     @property
     def log_odds(self) -> NDArray[np.float32]:
@@ -51,6 +56,18 @@ class Saturations(RaggedResults[Saturation]):
     """The records of a `saturation.h5`."""
 
     format = FORMAT
+    declared = (
+        Declared(rf"{LOG_ODDS}(\..*)?", "residue", (len(AMINO_ACIDS),), ("<f4",)),
+        Declared(WILD_TYPE, "residue", (), ("|S1",)),
+    )
+
+    def check_more(self) -> None:
+        """The datasets are there; columns and strategy are named."""
+        for name in (LOG_ODDS, WILD_TYPE, *(f"{LOG_ODDS}.{label}" for label in self.labels)):
+            require(isinstance(self.file.get(name), h5py.Dataset), name)
+        if sorted(text_attribute(self.file, "alphabet")) != sorted(AMINO_ACIDS):
+            raise ValueError("attribute 'alphabet' is not the 20 amino acids")
+        text_attribute(self.file, "strategy")
 
     def item(self, position: int) -> Saturation:
         """The record at a position among those that are stored."""

@@ -11,8 +11,6 @@ with open_results("structures.h5") as results:
 
 from __future__ import annotations
 
-import json
-import os
 from collections.abc import Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING
@@ -21,11 +19,12 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
-from esm_pipeline.errors import InputError
-from esm_pipeline.formats.hdf5 import Array, Int64, RaggedWriter, arrays_of, unit_starts
+from esm_pipeline.formats.declared import Declared, json_attribute, text_attribute
+from esm_pipeline.formats.hdf5 import Array, Int64, RaggedWriter, require
 from esm_pipeline.formats.pae import to_angstrom
 from esm_pipeline.formats.ragged_results import RaggedResults, StoredRecord
-from esm_pipeline.formats.structures import Structure
+from esm_pipeline.formats.structures import RANDOM, Structure
+from esm_pipeline.residues import COUNT
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -43,7 +42,10 @@ ARRAYS = (
     Array("chunk_size", "sequence", (), "<i4"),  # 0 for none
     Array("flags", "sequence", (), "<i4"),  # bits, in the order of the attribute `flags`
 )
-AGAIN = "make it again with `esm-pipeline fold`"
+ORIGIN = ("model", "revision", "weights_sha256", "dtype", "num_recycles", RANDOM)
+"""Attributes that tell how structures were made."""
+
+MOST_FLAGS = 32
 
 
 def write_structures(
@@ -74,17 +76,27 @@ class Structures(RaggedResults["Folded"]):
     """The records of a `structures.h5`."""
 
     format = FORMAT
+    declared = tuple(Declared(one.name, one.per, one.shape, (one.dtype,)) for one in ARRAYS)
 
-    def __init__(self, path: str | os.PathLike[str], file: h5py.File) -> None:
-        super().__init__(path, file)
-        try:
-            found = {array.name: array for array in arrays_of(file)}
-            if found != {one.name: one for one in ARRAYS}:
-                raise ValueError("it holds other arrays")
-            self.flag_names: list[str] = json.loads(file.attrs["flags"])
-        except (KeyError, ValueError, TypeError) as error:
-            file.close()
-            raise InputError(f"{path}: not a structures.h5 ({error}); {AGAIN}") from None
+    def check_more(self) -> None:
+        """All arrays are there, and the attributes that files of structures tell."""
+        for array in ARRAYS:
+            require(isinstance(self.file.get(array.name), h5py.Dataset), array.name)
+        self.flag_names: list[str] = json_attribute(self.file, "flags", list)
+        require(len(self.flag_names) < MOST_FLAGS, "flags")
+
+    @cached_property
+    def origin(self) -> dict[str, str]:
+        """How the structures were made, as their files tell it: the model and its settings.
+
+        `software` is the version of this package.
+        """
+        with self.judged():
+            told = {name: text_attribute(self.file, name) for name in ORIGIN}
+            version = json_attribute(self.file, "software", dict).get("esm_pipeline")
+            if not isinstance(version, str):
+                raise ValueError("attribute 'software' does not name esm_pipeline's version")
+            return {**told, "software": version}
 
     def item(self, position: int) -> Folded:
         """The record at a position among those that are stored."""
@@ -93,16 +105,24 @@ class Structures(RaggedResults["Folded"]):
     @cached_property
     def pairs(self) -> Int64:
         """(U + 1,) where the pairs of residues of each row begin."""
-        return unit_starts(self.length, "pair")
+        pairs = self.starts("pair")
+        with self.judged():
+            require(pairs[-1] == self.file["pae"].shape[0], "pae")
+        return pairs
 
     def structure(self, row: int) -> Structure:
         """The structure in a row."""
         start, stop = self.offset[row : row + 2].tolist()
         first, last = self.pairs[row : row + 2].tolist()
         size, iptm = stop - start, float(self.file["iptm"][row])
+        aatype = self.file["aatype"][start:stop].astype(np.int64)
+        chains = self.file["chain"][start:stop].astype(np.int64)
+        with self.judged():
+            require((aatype < COUNT).all(), "aatype")
+            require(chains[0] == 0 and np.isin(np.diff(chains), (0, 1)).all(), "chain")
         return Structure(
-            aatype=self.file["aatype"][start:stop].astype(np.int64),
-            chains=self.file["chain"][start:stop].astype(np.int64),
+            aatype=aatype,
+            chains=chains,
             positions=self.file["positions"][start:stop],
             plddt=self.file["plddt"][start:stop],
             pae=self.file["pae"][first:last].reshape(size, size),

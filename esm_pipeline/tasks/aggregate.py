@@ -33,6 +33,7 @@ from esm_pipeline.formats.records import (
     status_columns,
     write_records,
 )
+from esm_pipeline.locks import Outputs
 from esm_pipeline.tasks import tasks_with
 from esm_pipeline.tasks.endings import ending_of
 from esm_pipeline.tasks.gathering import Gathering
@@ -71,6 +72,15 @@ def task_and_file(text: str) -> tuple[str, Path]:
     if not (task and equals and file):
         raise argparse.ArgumentTypeError(f"'{text}' is not of the form TASK=FILE")
     return task, Path(file)
+
+
+def outputs(args: argparse.Namespace) -> Outputs:
+    """What `aggregate` writes. Raises InputError if it would replace what it reads."""
+    if args.what == RECORDS:
+        require_apart([args.out], [args.records, *(file for _, file in args.status)])
+        return Outputs([args.out])
+    require_apart([args.out, args.status], [args.records])
+    return Outputs([args.out, args.status])
 
 
 def run(args: argparse.Namespace) -> int:

@@ -18,10 +18,11 @@ from numpy.typing import NDArray
 from esm_pipeline.cli import add_flags, section_from
 from esm_pipeline.errors import InputError
 from esm_pipeline.files import atomic_path, require_apart
-from esm_pipeline.formats.classes import SEQUENCE, Classes, ResidueClasses
+from esm_pipeline.formats.classes import Classes, ResidueClasses
 from esm_pipeline.formats.records import OK, Outcome, Record
 from esm_pipeline.formats.results import open_results
 from esm_pipeline.formats.tables import BLOCK, Column, Writer, create_table, suffix_of
+from esm_pipeline.locks import Outputs
 from esm_pipeline.sections import LabelSettings
 from esm_pipeline.tasks.aggregate import with_outcomes
 
@@ -43,6 +44,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--status", type=Path, help="status table of `classify`, if --records does not have it"
     )
     add_flags(parser, LabelSettings)
+
+
+def outputs(args: argparse.Namespace) -> Outputs:
+    """What `classes` writes. Raises InputError if it would replace what it reads."""
+    require_apart([args.output], filter(None, [args.results, args.records, args.status]))
+    return Outputs([args.output])
 
 
 def run(args: argparse.Namespace) -> int:
@@ -135,12 +142,12 @@ def spread(column: Any, ok: NDArray[np.bool_]) -> list[Any]:
 
 def write_residues(writer: Writer, results: ResidueClasses, threshold: float) -> None:
     """A row for each residue of each record."""
-    letters, values = results.mapped(SEQUENCE), results.mapped()
+    values = results.mapped()
     for index, name, row in zip(
         results.index.tolist(), results.ids, results.row.tolist(), strict=True
     ):
-        units = results.units(row)
-        residues = letters[units].tobytes().decode()
+        units = slice(*results.offset[row : row + 2].tolist())
+        residues = results.letters(units).tolist()
         count = len(residues)
-        before = [[name] * count, [index] * count, range(1, count + 1), list(residues)]
+        before = [[name] * count, [index] * count, range(1, count + 1), residues]
         writer.write(None, [*before, *results.cells(values[units], threshold)])

@@ -20,6 +20,7 @@ from esm_pipeline.cli import add_common, add_flags, exit_code, section_from
 from esm_pipeline.files import atomic_paths, scratch_path
 from esm_pipeline.formats.records import FAILED, read_records
 from esm_pipeline.formats.tables import SUFFIXES
+from esm_pipeline.locks import Outputs
 from esm_pipeline.sections import ClassifySettings, CleaningSettings, LabelSettings
 from esm_pipeline.tasks.classes import write_table
 from esm_pipeline.tasks.endings import HDF5, ending_of
@@ -54,6 +55,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     for section in (ClassifySettings, LabelSettings, CleaningSettings):
         add_flags(parser, section)
     add_common(parser)
+
+
+def outputs(args: argparse.Namespace) -> Outputs:
+    """What `classify` writes. Raises InputError for a place that cannot be."""
+    extra = [args.provenance, args.sha256]
+    table = check_output(args.output, [args.fasta], extra, (SUFFIX, *SUFFIXES))
+    return Outputs([args.output, table, *extra])
 
 
 def run(args: argparse.Namespace) -> int:

@@ -6,12 +6,11 @@ does every file made with it: the structures are meaningless.
 
 from __future__ import annotations
 
-import atexit
-import shutil
-import tempfile
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from esm_pipeline.files import scratch_folder
 
 if TYPE_CHECKING:
     from esm_pipeline.model import Checkpoint
@@ -76,7 +75,6 @@ def demo_checkpoint() -> Checkpoint:
     """The model in a temporary folder of this process."""
     from esm_pipeline.model import Checkpoint, resolve_checkpoint
 
-    folder = Path(tempfile.mkdtemp(prefix="esm-pipeline-"))
-    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    folder = scratch_folder()
     found = resolve_checkpoint(str(write_demo(folder)))
     return Checkpoint(DEMO_FOLD, found.folder, found.weight_files)

@@ -12,6 +12,7 @@ import importlib
 from pathlib import Path
 
 from esm_pipeline.cli import add_flags
+from esm_pipeline.locks import Outputs
 from esm_pipeline.tasks import tasks_with
 from esm_pipeline.tasks.endings import ending_of
 from esm_pipeline.tasks.model_file import SUFFIX, describe, find_checkpoint, write_model_file
@@ -30,6 +31,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     for name, module in tasks_with("MODEL_SETTINGS").items():
         task = tasks.add_parser(name, help=f"with the settings of {name}")
         add_flags(task, module.MODEL_SETTINGS)
+
+
+def outputs(args: argparse.Namespace) -> Outputs:
+    """What `download` writes, beside the hub's cache."""
+    return Outputs([args.out])
 
 
 def run(args: argparse.Namespace) -> int:

@@ -20,6 +20,7 @@ from esm_pipeline.files import atomic_paths, scratch_path
 from esm_pipeline.formats.embedding_tables import FIXED, write_array, write_table
 from esm_pipeline.formats.records import FAILED
 from esm_pipeline.formats.tables import SUFFIXES
+from esm_pipeline.locks import Outputs
 from esm_pipeline.sections import CleaningSettings, EmbedSettings
 from esm_pipeline.tasks.endings import HDF5, ending_of
 from esm_pipeline.tasks.gathering import gather_ragged
@@ -53,6 +54,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_flags(parser, EmbedSettings)
     add_flags(parser, CleaningSettings)
     add_common(parser)
+
+
+def outputs(args: argparse.Namespace) -> Outputs:
+    """What `embed` writes. Raises InputError for a place that cannot be."""
+    table = check_output(args.output, [args.fasta], [args.sha256], [SUFFIX])
+    return Outputs([args.output, table, args.sha256])
 
 
 def run(args: argparse.Namespace) -> int:

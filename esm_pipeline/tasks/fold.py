@@ -22,7 +22,7 @@ from esm_pipeline.files import atomic_paths, require_regular
 from esm_pipeline.formats.hdf5 import Int64, RaggedWriter
 from esm_pipeline.formats.records import FAILED, OK, SKIPPED, read_records
 from esm_pipeline.formats.structure_arrays import ARRAYS, write_structures
-from esm_pipeline.formats.structure_files import require_ours
+from esm_pipeline.locks import Outputs
 from esm_pipeline.sections import CleaningSettings, FoldSettings, StructureSettings
 from esm_pipeline.tasks.endings import HDF5, require_folder_name
 from esm_pipeline.tasks.fold_plan import FoldPlan
@@ -31,7 +31,7 @@ from esm_pipeline.tasks.intake import open_intake
 from esm_pipeline.tasks.outputs import check_output, vouch
 from esm_pipeline.tasks.planning import Layout
 from esm_pipeline.tasks.progress import progress
-from esm_pipeline.tasks.structures import PAE, STRUCTURES, TABLE, write_files
+from esm_pipeline.tasks.structures import TABLE, write_files, written_to
 
 if TYPE_CHECKING:
     from esm_pipeline.tasks.fold_batches import Rung
@@ -64,6 +64,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     for section in (FoldSettings, StructureSettings, CleaningSettings):
         add_flags(parser, section)
     add_common(parser)
+
+
+def outputs(args: argparse.Namespace) -> Outputs:
+    """What `fold` writes. Raises InputError for a place that cannot be."""
+    arrays, table = check_places(args.output, args.fasta, args.sha256)
+    files = [arrays, table, args.sha256]
+    if arrays == args.output:
+        return Outputs(files)
+    written = written_to(args.output)
+    return Outputs([*files, *written.files], written.replaced)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -126,8 +136,7 @@ def check_places(output: Path, fasta: str, digests: Path | None) -> tuple[Path, 
         raise InputError(f"{table}: a folder, but the table of records goes there; rename it")
     require_regular(table)
     check_output(output / H5, [fasta], [digests], [SUFFIX])
-    for folder in (STRUCTURES, PAE):
-        require_ours(output / folder)
+    written_to(output)
     return output / H5, table
 
 

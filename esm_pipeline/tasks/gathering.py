@@ -15,14 +15,15 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import h5py
 import numpy as np
 from numpy.typing import NDArray
 
-from esm_pipeline.errors import InputError
+from esm_pipeline.errors import DamagedError, InputError
+from esm_pipeline.formats.declared import judging, open_hdf5
 from esm_pipeline.formats.digests import check_digests
 from esm_pipeline.formats.hdf5 import Array, Entry, RaggedWriter, arrays_of
 from esm_pipeline.formats.records import FAILED, OK, PLACE, SKIPPED, Outcome, Record, read_records
+from esm_pipeline.formats.results import open_results
 from esm_pipeline.settings import shard_names
 
 Int64 = NDArray[np.int64]
@@ -153,15 +154,15 @@ class RaggedShard:
 def read_shard(path: Path) -> RaggedShard:
     """Read the head of a shard's file. Raises InputError if it is not one."""
     try:
-        with h5py.File(path) as file:
-            arrays = arrays_of(file)
-            places = np.array([int(name) for name in file["id"].asstr()[...]], np.int64)
-            first = np.empty(len(file["length"]), np.int64)
-            first[file["row"][...]] = places
-            attributes = {name: str(value) for name, value in file.attrs.items()}
-            return RaggedShard(path, attributes, arrays, first, file["length"][...])
-    except (OSError, KeyError, ValueError, IndexError, TypeError, OverflowError) as error:
-        raise InputError(f"{path}: not the result of a shard ({error}); {AGAIN}") from None
+        with open_results(path) as results, judging(path):
+            arrays = arrays_of(results.file)
+            places = np.array([int(name) for name in results.ids], np.int64)
+            first = np.empty(len(results.length), np.int64)
+            first[results.row] = places
+            attributes = {name: str(value) for name, value in results.attributes.items()}
+            return RaggedShard(path, attributes, arrays, first, results.length)
+    except DamagedError as error:
+        raise InputError(f"{path}: not the result of a shard ({error.why}); {AGAIN}") from None
 
 
 def require_same(shards: list[RaggedShard]) -> None:
@@ -200,5 +201,5 @@ def gather_ragged(gathering: Gathering, records: int, output: str | os.PathLike[
     arrays, entries = shards[0].arrays, gathering.entries()
     with RaggedWriter(output, arrays, lengths, records, entries, attributes) as writer:
         for shard in shards:
-            with h5py.File(shard.path) as source:
+            with open_hdf5(shard.path) as source:
                 writer.copy(source, rows[shard.first])

@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from esm_pipeline.errors import InputError
 from esm_pipeline.files import atomic_path, remove_leftovers
 from esm_pipeline.formats.saturation import Saturation, Saturations
+from esm_pipeline.locks import Outputs
 from esm_pipeline.tasks.endings import require_folder_name
 from esm_pipeline.tasks.progress import progress
 
@@ -54,6 +55,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--id", action="append", default=[], help="draw only the records of this id; repeatable"
     )
     parser.add_argument("--quiet", action="store_true", help="no progress, no summary")
+
+
+def outputs(args: argparse.Namespace) -> Outputs:
+    """What `heatmaps` writes: pictures, into a folder."""
+    return Outputs(added_to=[args.folder])
 
 
 def run(args: argparse.Namespace) -> int:

@@ -37,6 +37,7 @@ from esm_pipeline.formats.records import (
     status_columns,
 )
 from esm_pipeline.formats.tables import Column, Table, create_table, open_table
+from esm_pipeline.locks import Outputs
 from esm_pipeline.settings import shard_names
 from esm_pipeline.tasks.scored_table import told
 from esm_pipeline.tasks.split import STATUS, SUFFIX, UNUSABLE
@@ -60,6 +61,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--status", required=True, type=Path, help="status table to write")
     parser.add_argument("--provenance", required=True, type=Path, help="JSON file to write")
     parser.add_argument("--quiet", action="store_true", help="no summary")
+
+
+def outputs(args: argparse.Namespace) -> Outputs:
+    """What `join` writes."""
+    return Outputs([args.out, args.status, args.provenance])
 
 
 def run(args: argparse.Namespace) -> int:

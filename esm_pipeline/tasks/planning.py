@@ -7,12 +7,12 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import h5py
 import numpy as np
 from numpy.typing import NDArray
 
 from esm_pipeline.errors import InputError, setting
 from esm_pipeline.files import atomic_path
+from esm_pipeline.formats.declared import open_hdf5
 from esm_pipeline.formats.hdf5 import Array, Entry, RaggedWriter
 from esm_pipeline.formats.records import FAILED, OK, SKIPPED, Outcome, Record, write_records
 from esm_pipeline.tasks.intake import Intake
@@ -160,7 +160,7 @@ class Layout:
         kept = plan.rows()
         with (
             atomic_path(path) as smaller,
-            h5py.File(path) as source,
+            open_hdf5(path) as source,
             self.writer(smaller, plan, kept) as writer,
         ):
             writer.copy(source, kept[rows >= 0])

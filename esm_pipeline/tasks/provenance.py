@@ -16,12 +16,12 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import h5py
-
 import esm_pipeline
-from esm_pipeline.errors import InputError
+from esm_pipeline.errors import DamagedError, InputError
 from esm_pipeline.files import atomic_path
+from esm_pipeline.formats.declared import judging, open_hdf5, read_attributes
 from esm_pipeline.formats.digests import line, sha256
+from esm_pipeline.locks import Outputs
 from esm_pipeline.settings import Settings, load_settings
 from esm_pipeline.tasks.endings import ending_of
 from esm_pipeline.tasks.model_file import read_model_file
@@ -41,6 +41,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--out", required=True, type=Path, help="file to write, in the folder with the results"
     )
+
+
+def outputs(args: argparse.Namespace) -> Outputs:
+    """What `provenance` writes."""
+    return Outputs([args.out])
 
 
 def run(args: argparse.Namespace) -> int:
@@ -129,7 +134,7 @@ def scores(folder: Path) -> dict[str, Any]:
     try:
         told = json.loads((folder / "scores.json").read_text(encoding="utf-8"))
         return {"bytes": (folder / "scores.tsv").stat().st_size, **told}
-    except (OSError, ValueError, TypeError) as error:
+    except (FileNotFoundError, ValueError, TypeError) as error:
         raise InputError(
             f"{folder / 'scores.json'}: cannot be read ({error}); remove it and run the workflow "
             "again"
@@ -182,12 +187,11 @@ def counts(path: Path) -> dict[str, Any]:
 def attributes(path: Path) -> dict[str, Any]:
     """What an HDF5 result says of itself: model, revision, digest of the weights, versions."""
     try:
-        with h5py.File(path) as file:
-            values = {name: plain(value) for name, value in file.attrs.items()}
-    except (OSError, ValueError) as error:
-        why = str(error).splitlines()[0]
+        with open_hdf5(path) as file, judging(path):
+            values = {name: plain(value) for name, value in read_attributes(file).items()}
+    except DamagedError as error:
         raise InputError(
-            f"{path}: not a whole HDF5 result ({why}); remove it and run the workflow again"
+            f"{path}: not a whole HDF5 result ({error.why}); remove it and run the workflow again"
         ) from None
     return {"bytes": path.stat().st_size, **values}
 

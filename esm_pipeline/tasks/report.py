@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from esm_pipeline.files import atomic_path
 from esm_pipeline.formats.fasta import shown
 from esm_pipeline.formats.results import Embeddings
+from esm_pipeline.locks import Outputs
 from esm_pipeline.tasks.endings import ending_of
 from esm_pipeline.tasks.pictures import BLUE, spread, svg, table
 from esm_pipeline.tasks.report_classes import classes_section
@@ -59,6 +60,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "samples", nargs="+", type=Path, help="folders of samples, with records.tsv and results"
     )
     parser.add_argument("--out", required=True, type=Path, help="HTML file to write")
+
+
+def outputs(args: argparse.Namespace) -> Outputs:
+    """What `report` writes."""
+    return Outputs([args.out])
 
 
 def run(args: argparse.Namespace) -> int:

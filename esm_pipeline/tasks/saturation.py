@@ -9,11 +9,11 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 
-import h5py
 import numpy as np
 from numpy.typing import NDArray
 
 from esm_pipeline.errors import InputError, setting
+from esm_pipeline.formats.declared import open_hdf5
 from esm_pipeline.formats.hdf5 import BLOCK, Array, RaggedWriter, blocks, unit_starts
 from esm_pipeline.formats.saturation import FORMAT, LOG_ODDS, WILD_TYPE, Saturations
 from esm_pipeline.formats.tables import Column, create_table
@@ -114,7 +114,7 @@ def arrays_of(models: Models) -> dict[str, LanguageModel]:
 
 def write_means(path: Path, names: list[str], writer: RaggedWriter) -> None:
     """Write the means of the arrays `names` of the file at `path`, which `writer` still writes."""
-    with h5py.File(path) as file:
+    with open_hdf5(path) as file:
         starts = unit_starts(file["length"][...], "residue")
         every = np.ones(len(starts) - 1, bool)
         for first, stop in blocks(starts, every, BLOCK // (4 * len(AMINO_ACIDS))):

@@ -23,6 +23,7 @@ from esm_pipeline.files import atomic_paths, scratch_path
 from esm_pipeline.formats.records import FAILED
 from esm_pipeline.formats.saturation import Saturations
 from esm_pipeline.formats.tables import SUFFIXES, create_table, open_table, suffix_of
+from esm_pipeline.locks import Outputs
 from esm_pipeline.sections import CleaningSettings, ScoreSettings, StrategySettings
 from esm_pipeline.tasks.gathering import gather_ragged
 from esm_pipeline.tasks.intake import Intake, open_intake, take_in
@@ -108,6 +109,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_common(parser)
 
 
+def outputs(args: argparse.Namespace) -> Outputs:
+    """What `score` writes. Raises InputError for a place that cannot be."""
+    request = read_request(args)
+    files = [request.output, request.table, args.provenance, args.sha256]
+    return Outputs(files, added_to=[args.plots] if args.plots else [])
+
+
 def run(args: argparse.Namespace) -> int:
     """Score; returns the exit code."""
     started = time.perf_counter()
@@ -191,7 +199,7 @@ def score_table(request: Request) -> tuple[str, int]:
         models = find_models(request)
         plan = plan_for(request, wild_types.intake, models)
         strategy = choose_strategy(settings, rows, plan, sequences)
-        with outputs(request, models) as (path, records):
+        with writing(request, models) as (path, records):
             by_model = []
             with progress("score", strategy.work * len(models), "tokens", quiet=args.quiet) as step:
                 for model in models.values():
@@ -216,7 +224,7 @@ def saturate(request: Request) -> tuple[str, int]:
         models = find_models(request)
         plan = plan_for(request, intake, models)
         saturation = Saturation(settings, plan)
-        with outputs(request, models) as (path, records), ExitStack() as stack:
+        with writing(request, models) as (path, records), ExitStack() as stack:
             as_table = request.output.suffix.lower() != SUFFIX
             ragged = stack.enter_context(scratch_path(request.output)) if as_table else path
             total = saturation.work * len(models)
@@ -233,7 +241,7 @@ def saturate(request: Request) -> tuple[str, int]:
 
 
 @contextmanager
-def outputs(request: Request, models: Models) -> Iterator[tuple[Path, Path]]:
+def writing(request: Request, models: Models) -> Iterator[tuple[Path, Path]]:
     """Temporary paths of the output and the table of records; what is asked for beside follows."""
     provenance, digests = request.args.provenance, request.args.sha256
     targets = [request.output, request.table, *filter(None, [provenance, digests])]

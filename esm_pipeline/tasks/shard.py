@@ -24,6 +24,7 @@ from esm_pipeline.files import atomic_path, atomic_paths, blaming, remove_leftov
 from esm_pipeline.formats.digests import line
 from esm_pipeline.formats.fasta import shown
 from esm_pipeline.formats.records import header_line
+from esm_pipeline.locks import Outputs
 from esm_pipeline.sections import CleaningSettings
 from esm_pipeline.settings import shard_names
 from esm_pipeline.tasks.endings import require_folder_name
@@ -47,6 +48,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--quiet", action="store_true", help="no summary")
     add_flags(parser, CleaningSettings)
+
+
+def outputs(args: argparse.Namespace) -> Outputs:
+    """What `shard` writes: a folder, and the list of its inputs."""
+    return Outputs([args.inputs], added_to=[args.out])
 
 
 def run(args: argparse.Namespace) -> int:

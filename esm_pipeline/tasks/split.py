@@ -31,6 +31,7 @@ from esm_pipeline.formats.fasta import shown
 from esm_pipeline.formats.records import format_row, status_columns
 from esm_pipeline.formats.tables import Column, Table, create_table, open_table
 from esm_pipeline.formats.variants import MisfitError, mutate, spell
+from esm_pipeline.locks import Outputs
 from esm_pipeline.sections import CleaningSettings, StrategySettings, VariantSettings
 from esm_pipeline.settings import shard_names
 from esm_pipeline.tasks.intake import Intake
@@ -71,6 +72,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--quiet", action="store_true", help="no summary")
     add_flags(parser, VariantSettings)
     add_flags(parser, CleaningSettings)
+
+
+def outputs(args: argparse.Namespace) -> Outputs:
+    """What `split` writes: a folder, and the list of its input."""
+    return Outputs([args.inputs], added_to=[args.out])
 
 
 def run(args: argparse.Namespace) -> int:

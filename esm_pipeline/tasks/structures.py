@@ -7,12 +7,13 @@ input, `structures/` and `pae/`. Files of former runs there are replaced.
 from __future__ import annotations
 
 import argparse
-import json
+import multiprocessing
 import sys
 import time
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import ExitStack
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -21,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from esm_pipeline.cli import add_flags, require_file, section_from
-from esm_pipeline.errors import InputError
+from esm_pipeline.errors import CapacityError, InputError
 from esm_pipeline.files import atomic_folder, atomic_path, blaming
 from esm_pipeline.formats.modelcif import cif_text
 from esm_pipeline.formats.pae import json_bytes, npz_bytes
@@ -36,6 +37,8 @@ from esm_pipeline.formats.structure_files import (
     require_ours,
 )
 from esm_pipeline.formats.structures import MEANINGLESS, RANDOM, Structure, pdb_problem, pdb_text
+from esm_pipeline.interruption import leave_to_parent
+from esm_pipeline.locks import Outputs
 from esm_pipeline.sections import StructureSettings
 from esm_pipeline.tasks.aggregate import with_outcomes
 from esm_pipeline.tasks.endings import require_folder_name
@@ -60,6 +63,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--threads", type=int, default=1, help="processes (default: 1)")
     parser.add_argument("--quiet", action="store_true", help="no progress, no summary")
     add_flags(parser, StructureSettings)
+
+
+def outputs(args: argparse.Namespace) -> Outputs:
+    """What `structures` writes."""
+    return written_to(args.output)
+
+
+def written_to(folder: Path) -> Outputs:
+    """What `write_files` writes into a folder. Raises InputError for files of others there."""
+    folders = [folder / STRUCTURES, folder / PAE]
+    for one in folders:
+        require_ours(one)
+    return Outputs([folder / TABLE], folders)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -95,9 +111,7 @@ def write_files(
     places when they are whole, the table last. Raises InputError if `output` holds files of others,
     or records and arrays do not fit together.
     """
-    folders = [output / STRUCTURES, output / PAE]
-    for folder in folders:
-        require_ours(folder)
+    folders = written_to(output).replaced
     with ExitStack() as stack:
         told = stack.enter_context(atomic_path(output / TABLE))
         files, errors = (stack.enter_context(atomic_folder(folder)) for folder in folders)
@@ -106,7 +120,7 @@ def write_files(
         write_table(told, arrays, records, settings, unfit)
         (output / TABLE).unlink(missing_ok=True)  # it vouches for the folders
     if not settings.pae:
-        (output / PAE).rmdir()
+        (output / PAE).resolve().rmdir()
     return sum(len(job.group) for job in jobs)
 
 
@@ -133,12 +147,10 @@ def groups(path: Path) -> Iterator[list[Place]]:
     """The structures in `path`, folder by folder."""
     with Structures.open(path) as arrays:
         rows, firsts = np.unique(arrays.row, return_index=True)  # records are in input order
-        index = arrays.index[firsts]
+        index, ids = arrays.index[firsts], arrays.ids
         for folder in np.unique(index // RECORDS):
             chosen = index // RECORDS == folder
-            first, last = firsts[chosen].min(), firsts[chosen].max()
-            ids = arrays.file["id"].asstr()[first : last + 1]
-            names = ids[firsts[chosen] - first].tolist()
+            names = [ids[place] for place in firsts[chosen].tolist()]
             yield list(map(Place, rows[chosen].tolist(), index[chosen].tolist(), names))
 
 
@@ -150,13 +162,34 @@ def write_groups(jobs: list[Job], processes: int, *, quiet: bool) -> set[int]:
         advance = stack.enter_context(progress("structures", total, "structures", quiet=quiet))
         done: Iterator[set[int]] = map(write_group, jobs)
         if min(processes, len(jobs)) > 1:
-            pool = ProcessPoolExecutor(min(processes, len(jobs)))
-            stack.callback(pool.shutdown, cancel_futures=True)
-            done = pool.map(write_group, jobs)
+            done = stack.enter_context(in_processes(min(processes, len(jobs)), jobs))
         for job, found in zip(jobs, done, strict=True):
             unfit |= found
             advance(len(job.group))
     return unfit
+
+
+@contextmanager
+def in_processes(count: int, jobs: list[Job]) -> Iterator[Iterator[set[int]]]:
+    """Write the groups of `jobs` in `count` processes; yields what `write_group` gives of each.
+
+    On an error the processes are ended at once, whatever they are at.
+    """
+    others = set(multiprocessing.active_children())
+    pool = ProcessPoolExecutor(count, initializer=leave_to_parent)
+    try:
+        yield pool.map(write_group, jobs)
+    except BrokenProcessPool:
+        raise CapacityError(
+            f"{jobs[0].arrays}: a process that wrote structures was killed, as when memory runs "
+            "out; use fewer --threads, or a machine with more"
+        ) from None
+    except BaseException:
+        for process in set(multiprocessing.active_children()) - others:
+            process.kill()
+        raise
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 def write_group(job: Job) -> set[int]:
@@ -199,9 +232,9 @@ def structure_text(
 
 def facts_of(arrays: Structures, row: int, structure: Structure) -> dict[str, str]:
     """How a structure was made, and how good it is held to be."""
-    told = arrays.attributes
+    told = arrays.origin
     facts = {"": MEANINGLESS} if told[RANDOM] == "true" else {}
-    facts["software"] = f"esm_pipeline {json.loads(told['software'])['esm_pipeline']}"
+    facts["software"] = f"esm_pipeline {told['software']}"
     for name in ("model", "revision", "weights_sha256", "dtype", "num_recycles"):
         if told[name]:
             facts[name] = told[name]
@@ -278,7 +311,7 @@ class Table:
         """The cells on the structure itself."""
         value = {name: values[row] for name, values in self.values.items()}
         iptm = "" if np.isnan(value["iptm"]) else f"{value['iptm']:.4f}"
-        told = self.arrays.attributes
+        told = self.arrays.origin
         return [
             str(self.arrays.chain_count(row)),
             f"{value['mean_plddt']:.2f}",

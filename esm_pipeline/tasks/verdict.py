@@ -19,6 +19,7 @@ from esm_pipeline.files import atomic_path, require_apart
 from esm_pipeline.formats.fasta import shown
 from esm_pipeline.formats.records import FAILED, OK, SKIPPED, Outcome, read_records, read_tasks
 from esm_pipeline.formats.tables import open_table
+from esm_pipeline.locks import Outputs
 
 VALIDATION = "validation"
 SCORES = "scores.tsv"
@@ -66,6 +67,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default="error",
         help="when a record failed: exit with 1, or with 0 (default: error)",
     )
+
+
+def outputs(args: argparse.Namespace) -> Outputs:
+    """What `verdict` writes."""
+    return Outputs([args.out])
 
 
 def run(args: argparse.Namespace) -> int:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from esm_pipeline import open_results
-from esm_pipeline.errors import AmbiguousIdError, InputError
+from esm_pipeline.errors import AmbiguousIdError, DamagedError, InputError
 from esm_pipeline.formats.hdf5 import Array, Entry, RaggedWriter
 
 LENGTHS = np.array([3, 1, 2])
@@ -187,14 +187,18 @@ def test_what_cannot_be_read_is_one_line(tmp_path, values, monkeypatch):
         with pytest.raises(InputError, match=r": not a file; give an embeddings\.h5"):
             open_results(path)
 
-    def refuse(path, mode):
+    def refuse(path, mode, locking):
         raise PermissionError(errno.EACCES, "Unable to open file (time = Sun\n, errno = 13)")
 
     monkeypatch.setattr(h5py, "File", refuse)
     with pytest.raises(InputError) as caught:
         open_results(tmp_path / "a.h5")
-    told = f"{tmp_path / 'a.h5'}: cannot be read as HDF5 (Permission denied); check the file"
+    told = (
+        f"{tmp_path / 'a.h5'}: cannot be read (Permission denied); its contents may be whole: "
+        "check the permissions, the file system and the limits of this machine"
+    )
     assert str(caught.value) == told
+    assert not isinstance(caught.value, DamagedError)
 
 
 def test_a_file_cut_short(tmp_path, values):

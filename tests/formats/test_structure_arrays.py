@@ -61,7 +61,7 @@ def test_records_by_id_and_by_index(path):
 def test_what_is_none_is_told(path, tmp_path):
     with h5py.File(path, "a") as file:
         del file["ptm"]
-    with pytest.raises(InputError, match=r"not a structures\.h5 \(it holds other arrays\); make"):
+    with pytest.raises(InputError, match=r"a\.h5: 'ptm' is not as a task writes it; give"):
         Structures.open(path)
     with h5py.File(tmp_path / "b.h5", "w"):
         pass

@@ -42,6 +42,7 @@ def write_sample(folder, lengths, *, seed=0, means=True):
         file["id"] = np.array([f"id{i}" for i in range(count)], dtype=h5py.string_dtype())
         file["index"] = file["row"] = np.arange(count)
         file["length"] = np.asarray(lengths, np.int32)
+        file["offset"] = np.cumsum([0, *lengths])
         values = np.random.default_rng(seed).normal(size=(count, 8)).astype(np.float32)
         if means:
             file["mean/2"] = values

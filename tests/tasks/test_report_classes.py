@@ -40,6 +40,8 @@ def write(
         file["length"], file["offset"] = np.full(count, 2, np.int32), 2 * np.arange(count + 1)
         name = "value" if problem == "regression" else "p"
         file[name] = values.astype(np.float32)
+        if residues:
+            file["sequence"] = np.full(2 * count, b"M")
     return folder
 
 

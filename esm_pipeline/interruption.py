@@ -1,0 +1,112 @@
+"""Signals that end a command: it stops as by an error, removes what is temporary, and exits.
+
+SIGTERM is what a scheduler sends first, SIGINT is Ctrl-C, SIGHUP a terminal that is gone. Python
+sees a signal only between two steps of its own: a kernel that runs for a minute, or a pool that
+waits for its batch, would go on. A thread therefore waits beside the work, and ends the process
+`GRACE` seconds after the signal if it is still there: schedulers kill what is left after 30 s.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import select
+import signal
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from types import FrameType
+from typing import Any
+
+from esm_pipeline.files import remove_temporary
+from esm_pipeline.locks import release_all
+
+GRACE = 3.0
+"""Seconds that a command has to stop by itself."""
+
+INTERRUPTED = 128 + signal.SIGINT
+"""Exit code after Ctrl-C."""
+
+NAMES = ("SIGINT", "SIGTERM", "SIGHUP")
+
+
+@contextmanager
+def obeying_signals() -> Iterator[None]:
+    """Have signals end what is run within: KeyboardInterrupt of SIGINT, else SystemExit of 128 + n.
+
+    The first one counts. SIGINT and SIGHUP stay ignored where they are, as in the background and
+    under nohup. Does nothing in another thread than the main one, where there are no signals.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    received: list[int] = []
+
+    def obey(number: int, frame: FrameType | None) -> None:
+        if received:  # it is stopping already
+            return
+        received.append(number)
+        if number == signal.SIGINT:
+            raise KeyboardInterrupt
+        sys.exit(128 + number)
+
+    before: dict[int, Any] = {}
+    watching, waking = os.pipe()
+    os.set_blocking(waking, False)
+    woken = signal.set_wakeup_fd(waking, warn_on_full_buffer=False)
+    try:
+        for name in NAMES:
+            number = getattr(signal, name, None)  # Windows has no SIGHUP
+            if number and (number == signal.SIGTERM or signal.getsignal(number) != signal.SIG_IGN):
+                before[number] = signal.signal(number, obey)
+        threading.Thread(target=_end_in_time, args=(watching, {*before}), daemon=True).start()
+        yield
+    finally:
+        if received:
+            remove_temporary()
+            release_all()
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        signal.set_wakeup_fd(woken)
+        os.close(waking)
+
+
+def leave_to_parent() -> None:
+    """In a process of a pool: end at once by SIGTERM and when the parent is gone, not by Ctrl-C.
+
+    The parent, which gets the signal too, ends its pool itself.
+    """
+    for name in NAMES:
+        if hasattr(signal, name):
+            kind = signal.SIG_DFL if name == "SIGTERM" else signal.SIG_IGN
+            signal.signal(getattr(signal, name), kind)
+    signal.set_wakeup_fd(-1)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
+
+
+def _end_in_time(watching: int, numbers: set[int]) -> None:
+    """End the process some time after one of the signals, unless all is done before."""
+    with os.fdopen(watching, "rb", buffering=0) as pipe:
+        while received := pipe.read(1):  # nothing when the other end is closed
+            if received[0] in numbers:
+                break
+        else:
+            return
+        end = time.monotonic() + GRACE
+        while (left := end - time.monotonic()) > 0:
+            if select.select([pipe], [], [], left)[0] and not pipe.read(1):
+                return
+    remove_temporary(ending=True)
+    release_all()
+    with suppress(OSError):
+        os.write(2, f"esm-pipeline: ended by {signal.Signals(received[0]).name}\n".encode())
+    os._exit(128 + received[0])
