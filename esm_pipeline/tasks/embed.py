@@ -58,8 +58,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def outputs(args: argparse.Namespace) -> Outputs:
     """What `embed` writes. Raises InputError for a place that cannot be."""
-    table = check_output(args.output, [args.fasta], [args.sha256], [SUFFIX])
-    return Outputs([args.output, table, args.sha256])
+    ids = ids_beside(args.output)
+    table = check_output(args.output, [args.fasta], [args.sha256, *ids], ENDINGS)
+    return Outputs([args.output, table, args.sha256, *ids])
+
+
+def ids_beside(output: Path) -> list[Path]:
+    """The file of the ids of an array's rows; none where the output itself has them."""
+    is_array = ending_of(output, ENDINGS) == ARRAY
+    return [output.with_suffix(".ids.tsv")] if is_array else []
 
 
 def run(args: argparse.Namespace) -> int:
@@ -70,7 +77,7 @@ def run(args: argparse.Namespace) -> int:
     ending = ending_of(args.output, ENDINGS)
     if ending not in HDF5:
         require_fixed(args.output, settings.include)
-    ids = [args.output.with_suffix(".ids.tsv")] if ending == ARRAY else []
+    ids = ids_beside(args.output)
     table = check_output(args.output, [args.fasta], [args.sha256, *ids], ENDINGS)
     folder = args.output.parent
     with open_intake([args.fasta], cleaning, folder, allow_empty=args.allow_empty) as intake:
