@@ -36,7 +36,7 @@ demo: $(VENV)/.workflow  ## embed and fold the packaged proteins with demo model
 	@$(RUN) workflow.scripts.show_results results
 
 test: lint  ## lint, then every test but the long ones
-	@$(PYTEST) --numprocesses auto --dist loadfile -m "not long" $(TEST_FLAGS)
+	@$(PYTEST) --numprocesses auto --dist loadfile --no-loadscope-reorder -m "not long" $(TEST_FLAGS)
 
 test-long: $(VENV)/.test  ## the heavy proofs
 	@$(PYTEST) -m long $(TEST_FLAGS)
