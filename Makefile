@@ -36,7 +36,7 @@ demo: $(VENV)/.workflow  ## embed and fold the packaged proteins with demo model
 	@$(RUN) workflow.scripts.show_results results
 
 test: lint  ## lint, then every test but the long ones
-	@$(PYTEST) --numprocesses auto --dist loadfile -m "not long" $(TEST_FLAGS)
+	@$(PYTEST) --numprocesses auto --dist loadfile --no-loadscope-reorder -m "not long" $(TEST_FLAGS)
 
 test-long: $(VENV)/.test  ## the heavy proofs
 	@$(PYTEST) -m long $(TEST_FLAGS)
@@ -65,10 +65,10 @@ clean:  ## remove what was made here, except results
 	rm -rf $(VENV) .snakemake .pytest_cache .mypy_cache .ruff_cache .hypothesis build *.egg-info
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-# What no setting can mend: Python's path and Snakemake's patterns read these signs in a folder's name.
+# What no setting can mend: Python's path, setuptools and Snakemake's patterns take these signs for something.
 define CHECK_PLACE
-@case "$$(pwd -P)" in *[:{}\\]*) echo "$$(pwd -P): Python and Snakemake cannot work in a folder with \
-':', '{', '}' or '\\' in its path; move this one to a path without them" >&2; exit 1;; esac
+@case "$$(pwd -P)" in *[:{}$$\\]*) printf '%s: %s\n' "$$(pwd -P)" 'Python and Snakemake cannot be set up \
+with : { } $$ or \ in the path; move this folder to a path without them' >&2; exit 1;; esac
 endef
 
 # Installing: the lock by hash, then torch by version (its companions differ by platform, and pip

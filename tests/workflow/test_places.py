@@ -78,14 +78,16 @@ def test_make_test(odd: Path) -> None:
     assert " passed in " in done.stdout.splitlines()[-1]
 
 
-@pytest.mark.parametrize("name", ["a:b", "a{b", "a}b"])
+@pytest.mark.parametrize("name", ["a:b", "a{b", "a}b", "a$b"])
 def test_a_place_that_cannot_be_used_is_told_in_one_line(tmp_path, model, name) -> None:
     folder = clone(tmp_path / name / "esm_pipeline")
     made = make(folder, "demo")
     assert made.returncode == 2
     told, end = made.stdout.splitlines()
-    assert told.startswith(f"{folder}: Python and Snakemake cannot work in a folder with ':'")
+    assert told.startswith(f"{folder}: Python and Snakemake cannot be set up with : {{ }} $ or ")
     assert end.startswith("make: *** ")
+    if name == "a$b":  # only setuptools takes it for something
+        return
     write_fasta(folder / "a.fasta")
     run = snakemake(tmp_path, "-n", *config(model), snakefile=folder / "Snakefile")
     assert run.code == 1
