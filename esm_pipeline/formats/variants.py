@@ -28,7 +28,10 @@ RESIDUE = rf"(?:{'|'.join(THREE_LETTERS)}|[A-Z*])"
 PLACE = r"-?\d{1,9}"
 SOME = r"[A-Z*]+"
 
-ONE = re.compile(r"([A-Z])(\d{1,9})([A-Z])", re.ASCII)
+PLAIN = re.compile(r"[A-Z]\d{1,9}[A-Z](?:[:;,+][A-Z]\d{1,9}[A-Z])*", re.ASCII)
+"""Nearly all there is, read without more ado: `A42G:T50K`."""
+
+BETWEEN = re.compile("[:;,+]")
 EDIT = re.compile(
     rf"""(?:p\.)?
     (?P<first>{RESIDUE})(?P<start>{PLACE})
@@ -85,9 +88,9 @@ def parse(text: str, offset: int = 0) -> Variant:
     Residue `offset` + 1 of the text is the first of the protein. Several mutations are parted by
     `:`, `;`, `,`, `+` or space. Raises InputError, which says why it cannot be scored or read.
     """
-    if match := ONE.fullmatch(text):  # nearly all there is
-        place = int(match[2]) - 1 - offset
-        return (_substitution(place, match[1], match[3], text),)
+    if PLAIN.fullmatch(text):
+        parts = BETWEEN.split(text)
+        return tuple(_substitution(int(p[1:-1]) - 1 - offset, p[0], p[-1], p) for p in parts)
     body = split_reference(text.strip())[1].replace("%3D", "=")  # as VEP writes `=`
     if is_missing(body):
         raise InputError("no mutation; write WT for the wild type")
@@ -117,7 +120,7 @@ def split_reference(text: str) -> tuple[str, str]:
 
     `NP_000509.1:p.Glu7Val`, `P62593:S2A`, ClinVar's `NM_000518.5(HBB):c.20A>T (p.Glu7Val)`.
     """
-    if ":" not in text and "(" not in text:
+    if (":" not in text and "(" not in text) or PLAIN.fullmatch(text):
         return "", text
     if match := DNA.fullmatch(text):
         return match["name"] or "", match["change"]

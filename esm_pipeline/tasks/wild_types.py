@@ -23,7 +23,7 @@ SEVERAL = -1
 
 SEQUENCES_HELD = 256
 NAME_SHOWN = 60  # characters of a name in a message
-MOST_COMPARED = 10_000
+MOST_COMPARED = 100
 """Names up to which the one most like an unknown one is looked for."""
 
 PROTEIN = "protein"
@@ -84,6 +84,7 @@ class WildTypes:
                 for name in names_of(record.id):
                     self._add(name, record.index)
         self.sequence = lru_cache(SEQUENCES_HELD)(self._sequence)
+        self.near = lru_cache(SEQUENCES_HELD)(self._near)
         self.protein = protein
         self._chosen: int | None = None
         if protein is not None:
@@ -184,7 +185,9 @@ class WildTypes:
 
     def knows(self, name: str) -> bool:
         """Whether a record is called `name`."""
-        return name in self._names or bool(self._by_parts(name))
+        return name in self._names or (
+            ("|" in name or name.endswith(")")) and bool(self._by_parts(name))
+        )
 
     def contradict(self, name: str) -> bool:
         """Whether `name` is an accession that none of the wild types has."""
@@ -199,7 +202,7 @@ class WildTypes:
                 called[record].add(name)
         return called
 
-    def near(self, name: str) -> str | None:
+    def _near(self, name: str) -> str | None:
         """The name of a wild type that is most like an unknown one, if any is like it."""
         if known := self._bases.get(base_of(name)):
             return known
