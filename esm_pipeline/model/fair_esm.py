@@ -14,7 +14,7 @@ from typing import Any
 
 from torch import Tensor
 
-from esm_pipeline.errors import WeightsError
+from esm_pipeline.errors import WeightsError, brief
 from esm_pipeline.model.tensors import PickledFile, is_named_tensors, load_pickle
 
 REGRESSION = "-contact-regression.pt"
@@ -127,8 +127,8 @@ def esm1_settings(
     """
     if wanted(given, "arch", path) != BERT:
         raise WeightsError(
-            f"{path}: its architecture is '{given['arch']}', which is not among the models here; "
-            "use ESM-1b, ESM-1v or ESM-2"
+            f"{path}: its architecture is {brief(given['arch'])}, which is not among the models "
+            "here; use ESM-1b, ESM-1v or ESM-2"
         )
     keys = [PREFIX.sub("", key) for key in tensors]
     return {

@@ -16,9 +16,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from esm_pipeline.errors import WeightsError
+from esm_pipeline.errors import WeightsError, brief
 from esm_pipeline.model import fair_esm
 from esm_pipeline.model.hub import FAIR_SUFFIX, Checkpoint
+from esm_pipeline.model.pickle_sizes import DIMENSIONS
 from esm_pipeline.model.tensors import (
     Entry,
     PickledFile,
@@ -39,6 +40,9 @@ if TYPE_CHECKING:
 
 Misfit = tuple[str, tuple[int, ...], tuple[int, ...]]
 """A key, the shape it has, and the shape asked for."""
+
+MOST_NAME = 500
+"""Characters of a tensor's name."""
 
 HEADS = ("lm_head.", "classifier.", "pooler.")
 """Heads that a checkpoint may have and the class being loaded may lack."""
@@ -88,6 +92,11 @@ def open_entries(files: Iterable[Path]) -> dict[str, Entry]:
     entries: dict[str, Entry] = {}
     for path in files:
         for entry in open_file(path).entries():
+            if not is_plain(entry):
+                raise WeightsError(
+                    f"{path}: {brief(entry.key)} is no name of a tensor, or not of one of a model; "
+                    "is this a checkpoint?"
+                )
             other = entries.setdefault(modern_key(entry.key), entry)
             if other is not entry:
                 raise WeightsError(
@@ -95,6 +104,12 @@ def open_entries(files: Iterable[Path]) -> dict[str, Entry]:
                     "which one holds is not known: remove one"
                 )
     return entries
+
+
+def is_plain(entry: Entry) -> bool:
+    """Whether a tensor has a name of one line, and no more dimensions than PyTorch has."""
+    name = entry.key
+    return name.isprintable() and len(name) <= MOST_NAME and len(entry.shape) <= DIMENSIONS
 
 
 def entries_of(state: Mapping[str, Tensor]) -> dict[str, Entry]:
@@ -384,8 +399,8 @@ def other_class(model: EsmPreTrainedModel, key: str, keys: Iterable[str]) -> str
     `key` is what does not fit, `keys` are what the checkpoint has.
     """
     told = getattr(model.config, "architectures", None)
-    if isinstance(told, list) and told:
-        name = str(told[0])
+    if isinstance(told, list) and told and str(told[0]).isidentifier():
+        name = str(told[0])[:MOST_NAME]
     elif key.startswith(HEADS):
         name = class_of(keys)
     else:

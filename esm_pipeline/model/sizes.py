@@ -12,6 +12,7 @@ from operator import attrgetter
 from typing import TYPE_CHECKING, Any
 
 from esm_pipeline.errors import WeightsError, brief
+from esm_pipeline.model.loading import class_of
 from esm_pipeline.model.weights import BASE_PREFIX, POSITIONS
 
 if TYPE_CHECKING:
@@ -71,7 +72,8 @@ def require_sizes(
         asked = wanted(config, setting)
         numbers = {match[1] for key in shapes if (match := re.fullmatch(pattern, key))}
         if asked is not None and asked > len(numbers):
-            raise disagreement(setting, asked, f"{len(numbers)} of them")
+            other = class_of(entries) if setting.startswith(TRUNK) and not numbers else ""
+            raise disagreement(setting, asked, f"{len(numbers)} of them", other)
     if counts_only:
         return
     absolute = config.position_embedding_type == "absolute"
@@ -89,9 +91,11 @@ def wanted(config: EsmConfig, setting: str) -> int | None:
     return value if type(value) is int and value > 0 else None
 
 
-def disagreement(setting: str, asked: int, found: str) -> WeightsError:
-    """The error that config and weights do not agree."""
+def disagreement(setting: str, asked: int, found: str, other: str = "") -> WeightsError:
+    """The error that config and weights do not agree; the latter may be of an `other` class."""
+    remedy = (
+        f"load them with {other}" if other else "weights and config.json do not belong together"
+    )
     return WeightsError(
-        f"config: {setting} is {brief(asked)}, but the weights have {found}; weights and "
-        "config.json do not belong together"
+        f"config: {setting} is {brief(asked)}, but the weights have {found}; {remedy}"
     )

@@ -69,7 +69,7 @@ def find_checkpoint(name: str, revision: str | None) -> Checkpoint:
     a revision beside a model file.
     """
     path = Path(name)
-    if path.suffix != SUFFIX or not path.is_file():
+    if path.suffix.lower() != SUFFIX or not path.is_file():
         return checkpoint_named(name, revision=revision)
     if revision:
         raise InputError(f"{name}: it names a revision; leave --revision out")

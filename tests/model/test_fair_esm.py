@@ -330,6 +330,22 @@ def without(name: str) -> Callable[[Content], None]:
         ),
         (
             "ESM-2",
+            lambda c: setattr(c["cfg"]["model"], "encoder_layers", 10**9),
+            "num_hidden_layers is 1000000000, but the weights have 3 of them",
+        ),
+        (
+            "ESM-1b",
+            lambda c: setattr(c["args"], "embed_dim", 10**15),
+            "hidden_size is 1000000000000000, but the weights have 48",
+        ),
+        ("ESM-1b", lambda c: setattr(c["args"], "arch", "x" * 10**6), "its architecture is 'xxx"),
+        (
+            "ESM-2",
+            lambda c: c["model"].update(wide=torch.zeros(2).expand(10**6, 2)),
+            r"a tensor of shape \(1000000, 2\) in it has only 2 items",
+        ),
+        (
+            "ESM-2",
             lambda c: setattr(c["cfg"]["model"], "encoder_layers", 2),
             r"\(1, 12\), the",
         ),

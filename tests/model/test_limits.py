@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import safetensors.torch
 
-from esm_pipeline import EsmConfig, EsmForMaskedLM, EsmModel
+from esm_pipeline import EsmConfig, EsmForMaskedLM, EsmForProteinFolding, EsmModel
 from esm_pipeline.errors import InputError, WeightsError
 from esm_pipeline.json_files import MOST_BYTES, read_object
 from esm_pipeline.model.folding.config import EsmFoldConfig
@@ -397,3 +398,40 @@ def test_tokenizer_files_that_are_refused(tmp_path: Path) -> None:
         assert message in told[case].said
         assert (f"{file}: " in told[case].said) == bool(message), "the last is read"
         told[case].require_small()
+
+
+@pytest.mark.parametrize(
+    ("name", "shape"),
+    [("a\nb", [1]), ("x" * 10**6, [1]), ("\x1b[31m", [1]), ("a", [1] * 10**5)],
+    ids=["lines", "long", "colours", "dimensions"],
+)
+def test_names_of_tensors_that_are_refused(
+    name: str, shape: list[int], checkpoint: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(checkpoint, tmp_path, dirs_exist_ok=True)
+    facts = {"dtype": "F32", "shape": shape, "data_offsets": [0, 4]}
+    content = json.dumps({name: facts}).encode()
+    (tmp_path / "model.safetensors").write_bytes(header(len(content), content, 4))
+    with pytest.raises(WeightsError, match=r"safetensors: .* is no name of a tensor") as caught:
+        EsmModel.from_pretrained(tmp_path)
+    assert len(str(caught.value)) < 400
+    assert str(caught.value).isprintable()
+
+
+def test_weights_of_another_class(checkpoint: Path, tmp_path: Path) -> None:
+    """What the config says of the class may be anything."""
+    shutil.copytree(checkpoint, tmp_path, dirs_exist_ok=True)
+    change(tmp_path, "config.json", architectures=["x\n" * 10**6])
+    state = safetensors.torch.load_file(tmp_path / "model.safetensors")
+    del state["esm.encoder.layer.1.output.dense.bias"]
+    safetensors.torch.save_file(state, tmp_path / "model.safetensors")
+    with pytest.raises(WeightsError, match=r"no 'encoder\.layer\.1\.output\.dense\.b") as caught:
+        EsmModel.from_pretrained(tmp_path)
+    assert len(str(caught.value)) < 400
+    with pytest.raises(
+        WeightsError, match="have 0 of them; load them with EsmForMaskedLM"
+    ) as caught:
+        EsmForProteinFolding.from_pretrained(
+            tmp_path, is_folding_model=True, esmfold_config={"trunk": {"num_blocks": 0}}
+        )
+    assert len(str(caught.value)) < 400
