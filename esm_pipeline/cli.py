@@ -103,6 +103,7 @@ def build_parser() -> Parser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one task and return the exit code."""
+    is_program = argv is None
     argv = list(sys.argv[1:] if argv is None else argv)
     name, _ = build_parser().parse_known_args(argv[:1])
     task = importlib.import_module(f"esm_pipeline.tasks.{name.task}")
@@ -111,7 +112,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     task.add_arguments(parser)
     args = parser.parse_args(argv[1:])
     try:
-        with obeying_signals(), claim(task.outputs(args)):
+        with obeying_signals(ends=is_program), claim(task.outputs(args)):
             return int(task.run(args))
     except EsmPipelineError as error:
         return fail(parser.prog, str(error))

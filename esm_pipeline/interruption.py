@@ -33,11 +33,13 @@ NAMES = ("SIGINT", "SIGTERM", "SIGHUP")
 
 
 @contextmanager
-def obeying_signals() -> Iterator[None]:
+def obeying_signals(*, ends: bool) -> Iterator[None]:
     """Have signals end what is run within: KeyboardInterrupt of SIGINT, else SystemExit of 128 + n.
 
-    The first one counts. SIGINT and SIGHUP stay ignored where they are, as in the background and
-    under nohup. Does nothing in another thread than the main one, where there are no signals.
+    The first one counts. The process `ends` afterwards, or it goes on, as one that calls a command
+    from Python: then only what is run within has to be done in time. SIGINT and SIGHUP stay ignored
+    where they are, as in the background and under nohup. Does nothing in another thread than the
+    main one, where there are no signals.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -67,10 +69,11 @@ def obeying_signals() -> Iterator[None]:
         if received:
             remove_temporary()
             release_all()
-        for number, handler in before.items():
-            signal.signal(number, handler)
-        signal.set_wakeup_fd(woken)
-        os.close(waking)
+        if not (received and ends):  # threads that Python waits for at its end have to end too
+            for number, handler in before.items():
+                signal.signal(number, handler)
+            signal.set_wakeup_fd(woken)
+            os.close(waking)
 
 
 def leave_to_parent() -> None:

@@ -81,8 +81,8 @@ def claim(outputs: Outputs) -> Iterator[None]:
         for marker, target in markers.items():
             _make_folder(marker.parent, stack)
             _require_removable(target)
-            stack.callback(_release, marker)
             _take(marker, target)
+            stack.callback(_release, marker)
         ended = threading.Event()
         thread = threading.Thread(target=_renew, args=(list(markers), ended), daemon=True)
         thread.start()
@@ -129,17 +129,18 @@ def _take(marker: Path, target: Path) -> None:
     """Make the marker of `target`. Raises InputError if another process has it."""
     text = json.dumps({**_machine(), **_process(os.getpid()), "since": int(time.time())})
     while True:
-        _held[marker] = text
-        try:
-            with open(marker, "x", encoding="utf-8") as handle:
-                handle.write(text)
-            return
-        except FileExistsError:
-            del _held[marker]
-        except OSError as error:
-            _release(marker, text="")
-            error.filename = os.fspath(target)
-            raise
+        if marker not in _held:
+            _held[marker] = text
+            try:
+                with open(marker, "x", encoding="utf-8") as handle:
+                    handle.write(text)
+                return
+            except FileExistsError:
+                del _held[marker]
+            except OSError as error:
+                _release(marker, text="")
+                error.filename = os.fspath(target)
+                raise
         seen = _look(marker)
         if seen is not None:
             _require_left_behind(marker, target, seen)

@@ -8,6 +8,7 @@ the process that it forked, or the command that it ran, has ended.
 from __future__ import annotations
 
 import atexit
+import ctypes
 import importlib
 import json
 import os
@@ -20,6 +21,7 @@ import threading
 import traceback
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 ROOT = Path(__file__).resolve().parents[1]
 CHANGES = ("open", "pwrite", "posix_fallocate", "fsync", "chmod", "unlink", "replace", "mkdir")
@@ -78,7 +80,7 @@ class Forked:
 
         Accidents: `change=k` kills it before its k-th change of the disk, `line=k` before the k-th
         line that it has not run before, counted from 1; `user=n` runs it as user n; `files=n` lets
-        it open n files, `size=n` write n bytes into one.
+        it open n files, `size=n` write n bytes into one; `flock=n` has flock fail with error n.
         """
         return self._ask(arguments=[*map(str, arguments)], accident=accident)
 
@@ -137,6 +139,34 @@ def limit_size(number: int) -> None:
     resource.setrlimit(resource.RLIMIT_FSIZE, (number, number))
 
 
+class Instruction(ctypes.Structure):
+    """A step of a filter of system calls."""
+
+    _fields_: ClassVar = [
+        *(("code", ctypes.c_ushort), ("yes", ctypes.c_ubyte), ("no", ctypes.c_ubyte)),
+        ("value", ctypes.c_uint),
+    ]
+
+
+class Filter(ctypes.Structure):
+    _fields_: ClassVar = [("size", ctypes.c_ushort), ("steps", ctypes.POINTER(Instruction))]
+
+
+def fail_flock(number: int) -> None:
+    """Have the kernel refuse flock, as a file system does that has none (seccomp)."""
+    flock = {"x86_64": 73, "aarch64": 32}[os.uname().machine]
+    steps = (Instruction * 4)(
+        (0x20, 0, 0, 0),  # the number of the call
+        (0x15, 0, 1, flock),
+        (0x06, 0, 0, 0x00050000 | number),  # an error
+        (0x06, 0, 0, 0x7FFF0000),  # as usual
+    )
+    call = ctypes.CDLL(None, use_errno=True).prctl
+    for arguments in ((38, 1, 0, 0, 0), (22, 2, ctypes.byref(Filter(4, steps)))):
+        if call(*arguments):
+            raise OSError(ctypes.get_errno(), "no filter of system calls here")
+
+
 def become(user: int) -> None:
     os.setgroups([])
     os.setresgid(user, user, user)
@@ -149,6 +179,7 @@ ACCIDENTS = {
     "files": limit_files,
     "size": limit_size,
     "user": become,
+    "flock": fail_flock,
 }
 
 

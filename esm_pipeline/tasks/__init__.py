@@ -1,8 +1,9 @@
 """Tasks: what the command line and the workflow run.
 
-Each module listed here has `add_arguments(parser)` and `run(args) -> int` (an exit code); one that
-runs on shards also `SUFFIX` and `aggregate`, one that runs a model `MODEL_SETTINGS` and
-`check_model(args)`. None imports torch before it needs it, so that light tasks load none.
+Each module listed here has `add_arguments(parser)`, `outputs(args) -> Outputs` (what it writes,
+claimed before anything is read) and `run(args) -> int` (an exit code); one that runs on shards also
+`SUFFIX` and `aggregate`, one that runs a model `MODEL_SETTINGS` and `check_model(args)`. None
+imports torch before it needs it, so that light tasks load none.
 """
 
 import importlib

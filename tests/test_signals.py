@@ -1,0 +1,170 @@
+"""A signal ends a command within seconds, whatever it is at, and nothing is left of it."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from esm_pipeline.formats.hdf5 import Entry
+from esm_pipeline.formats.records import Record, write_records
+from tests.folded import made_up, write_arrays
+
+SIGNALS = ["SIGTERM", "SIGINT", "SIGHUP"]
+SOON = 5  # seconds; a cluster kills after 30
+COUNT = 4_000
+HOLDING = """
+import sys, time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from esm_pipeline.files import atomic_folder, atomic_path, scratch_folder
+from esm_pipeline.interruption import obeying_signals
+from esm_pipeline.locks import Outputs, claim
+
+folder = Path(sys.argv[1])
+with obeying_signals(ends=True), claim(Outputs([folder / "a"])), atomic_path(folder / "a") as path:
+    with atomic_folder(folder / "b") as made, ThreadPoolExecutor(1) as pool:
+        (made / "x").write_text("x")
+        pool.submit(time.sleep, 60)
+        print(scratch_folder(), flush=True)
+        time.sleep(60)
+"""
+
+
+@pytest.fixture(scope="module")
+def arrays(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """So many structures that writing them takes half a minute; the records beside them."""
+    folder = tmp_path_factory.mktemp("arrays")
+    entries = [Entry(f"r{place}", place, place) for place in range(COUNT)]
+    write_arrays(folder / "a.h5", [made_up("MKVLAAGIVGLCTRWEDNQSPHFY" * 3)] * COUNT, entries)
+    records = [Record(place, f"r{place}", f"r{place}", 72, "", "ok") for place in range(COUNT)]
+    records = [one.with_outcome("fold", "ok") for one in records]
+    write_records(folder / "records.tsv", records, ["fold"])
+    return folder
+
+
+def children(number: int) -> list[int]:
+    """Processes that a process has started."""
+    found = Path(f"/proc/{number}/task/{number}/children").read_text().split()
+    return [int(one) for one in found]
+
+
+def is_there(number: int) -> bool:
+    try:
+        state = Path(f"/proc/{number}/stat").read_text().rpartition(")")[2].split()[0]
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+    return state != "Z"
+
+
+def wait_until(true, seconds: float = 60) -> None:
+    end = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < end, "it takes too long"
+        time.sleep(0.02)
+
+
+def start(arrays: Path, out: Path, processes: int, *before: str) -> subprocess.Popen[str]:
+    """`structures`, once it is writing files."""
+    command = [*before, sys.executable, "-m", "esm_pipeline", "structures", "--quiet"]
+    options = [f"--threads={processes}", f"--records={arrays / 'records.tsv'}"]
+    process = subprocess.Popen(
+        [*command, *options, arrays / "a.h5", out], stderr=subprocess.PIPE, text=True
+    )
+    wait_until(lambda: list(out.glob(".structures.*/*/*")) or process.poll() is not None)
+    assert process.poll() is None
+    return process
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+@pytest.mark.parametrize("name", SIGNALS)
+def test_structures_obeys_soon_and_leaves_nothing(arrays, tmp_path, name, processes):
+    out = tmp_path / "out"
+    process = start(arrays, out, processes)
+    started = children(process.pid)
+    assert len(started) == (2 if processes > 1 else 0)
+    began = time.monotonic()
+    process.send_signal(getattr(signal, name))
+    said = process.communicate(timeout=60)[1]
+    assert time.monotonic() - began < SOON
+    assert process.returncode == 128 + getattr(signal, name)
+    assert said.count("\n") <= 1
+    assert not any(map(is_there, started))
+    assert not out.exists()
+
+
+def test_structures_obeys_when_all_its_processes_get_the_signal(arrays, tmp_path):
+    """As from a terminal, or from a scheduler: one line, and no more."""
+    out = tmp_path / "out"
+    process = start(arrays, out, 2, "setsid")
+    os.killpg(process.pid, signal.SIGINT)
+    said = process.communicate(timeout=SOON)[1]
+    assert (process.returncode, said) == (130, "esm-pipeline structures: interrupted\n")
+    assert not out.exists()
+
+
+def test_a_killed_structures_leaves_no_process(arrays, tmp_path):
+    process = start(arrays, tmp_path / "out", 2)
+    started = children(process.pid)
+    process.kill()
+    process.communicate()
+    wait_until(lambda: not any(map(is_there, started)), SOON)
+
+
+def test_a_killed_process_of_structures_is_one_line(arrays, tmp_path):
+    """As the kernel kills one when memory runs out."""
+    process = start(arrays, tmp_path / "out", 2)
+    os.kill(children(process.pid)[0], signal.SIGKILL)
+    said = process.communicate(timeout=60)[1]
+    assert (process.returncode, said.count("\n")) == (2, 1)
+    assert "a process that wrote structures was killed, as when memory runs out; use fewer" in said
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("name", SIGNALS)
+def test_what_does_not_stop_by_itself_is_ended(tmp_path, name):
+    """As a pool that waits for its batch, or a kernel that takes minutes."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", HOLDING, tmp_path],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout
+    scratch = Path(process.stdout.readline().strip())
+    assert scratch.is_dir()
+    assert len(list(tmp_path.iterdir())) == 4
+    began = time.monotonic()
+    process.send_signal(getattr(signal, name))
+    said = process.communicate(timeout=60)[1]
+    assert 1 < time.monotonic() - began < SOON
+    assert process.returncode == 128 + getattr(signal, name)
+    assert said == f"esm-pipeline: ended by {name}\n"
+    assert list(tmp_path.iterdir()) == []
+    assert not scratch.exists()
+
+
+def test_under_nohup_a_lost_terminal_ends_nothing(arrays, tmp_path):
+    process = start(arrays, tmp_path / "out", 2, "nohup")
+    process.send_signal(signal.SIGHUP)
+    time.sleep(1)
+    assert process.poll() is None
+    process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=SOON)
+    assert process.returncode == 143
+
+
+def test_more_signals_do_not_keep_it_from_cleaning_up(arrays, tmp_path):
+    out = tmp_path / "out"
+    process = start(arrays, out, 2)
+    while process.poll() is None:
+        process.send_signal(signal.SIGTERM)
+        time.sleep(0.02)
+    process.communicate()
+    assert process.returncode in (143, -signal.SIGTERM)  # the latter when all was done
+    assert not out.exists()
