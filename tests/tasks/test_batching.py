@@ -1,6 +1,9 @@
 """Batches within the budget, the out-of-memory ladder, and iter_packed beside the padded door."""
 
+import re
 import threading
+import time
+import weakref
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -27,6 +30,7 @@ from esm_pipeline.tasks.batching import (
     run_with_ladder,
     token_batches,
 )
+from tests.allocator import Allocator, tokens
 
 SEQUENCES = ["MKTAYIAKQR", "G", "ACDEFGHIKLMNPQRSTVWY", "MKTAYIAKQR", "WWPHL", "ACDBUZOX"]
 
@@ -54,14 +58,12 @@ def test_equal_lengths_keep_their_order():
 
 @given(count=st.integers(1, 40), room=st.integers(0, 12), big=st.sets(st.integers(0, 39)))
 def test_ladder_gives_every_sequence_once(count, room, big):
-    """`room` sequences fit together, those in `big` not even alone."""
-    calls = []
+    """There is room for `room` sequences, and not even for one of those in `big`."""
+    memory = Allocator(room)
 
     def compute(part):
-        calls.append(len(part))
-        if len(part) > room or big & set(part.tolist()):
-            raise torch.OutOfMemoryError("CUDA out of memory")
-        return part * 10
+        with memory.hold(sum(99 if place in big else 1 for place in part.tolist())):
+            return part * 10
 
     results = list(run_with_ladder(np.arange(count), compute))
     assert np.concatenate([part for part, _ in results]).tolist() == list(range(count))
@@ -72,7 +74,7 @@ def test_ladder_gives_every_sequence_once(count, room, big):
         else:
             assert result.tolist() == (part * 10).tolist()
     if room >= count and not big & set(range(count)):
-        assert calls == [count], "what fits is computed in one go"
+        assert memory.tried == [count], "what fits is computed in one go"
 
 
 @pytest.mark.parametrize(
@@ -85,6 +87,18 @@ def test_ladder_gives_every_sequence_once(count, room, big):
         ),
         RuntimeError("MPS backend out of memory (MPS allocated: 1 GB)"),
         RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+        RuntimeError(
+            "CUDA error: CUBLAS_STATUS_NOT_INITIALIZED when calling `cublasCreate(handle)`"
+        ),
+        RuntimeError("CUDA error: out of memory\nCUDA kernel errors might be asynchronously rep"),
+        torch.AcceleratorError("CUDA error: out of memory", 2),
+        RuntimeError("HIP error: out of memory"),
+        RuntimeError("HIP out of memory. Tried to allocate 2.00 GiB"),
+        RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"),
+        RuntimeError("cuDNN error: CUDNN_STATUS_NOT_INITIALIZED"),
+        RuntimeError("cusolver error: CUSOLVER_STATUS_ALLOC_FAILED, when calling `cusolverDnCre"),
+        RuntimeError("DefaultCPUAllocator: not enough memory: you tried to allocate 9 bytes."),
+        RuntimeError("std::bad_alloc"),
     ],
 )
 def test_what_counts_as_out_of_memory(error):
@@ -97,18 +111,26 @@ def test_the_real_allocator_is_understood():
     assert is_out_of_memory(error.value)
 
 
-@pytest.mark.parametrize("error", [RuntimeError("shapes do not match"), ValueError("memory")])
+@pytest.mark.parametrize(
+    "error",
+    [
+        RuntimeError("shapes do not match"),
+        RuntimeError("CUDA error: an illegal memory access was encountered"),
+        RuntimeError("CUDA error: CUBLAS_STATUS_EXECUTION_FAILED when calling `cublasSgemm`"),
+        ValueError("memory"),
+        ValueError("CUDA error: out of memory"),
+    ],
+)
 def test_other_errors_pass_through(error):
     def compute(part):
         raise error
 
-    with pytest.raises(type(error), match=str(error)):
+    with pytest.raises(type(error), match=re.escape(str(error))):
         list(run_with_ladder(np.arange(4), compute))
 
 
 def test_the_failed_attempt_is_gone_before_the_next(monkeypatch):
     """What the frames of the error held must be free when memory is given back."""
-    import weakref
 
     class Tensor:
         pass
@@ -199,31 +221,119 @@ def test_new_threads_have_the_number_from_before():
 
 
 @pytest.mark.usefixtures("threads")
-def test_errors_of_a_thread_end_all():
-    calls = []
+def test_an_error_ends_all_at_their_next_part():
+    """Batches that wait are not begun, and a ladder of another thread does not go on."""
+    lengths, begun, failed = np.full(200, 600), [], threading.Event()
 
     def compute(part):
-        calls.append(part)
-        if 5 in part:
-            raise ValueError("five")
+        begun.append(part.tolist())
+        if 6 in part:
+            failed.set()
+            raise ValueError("six")
+        assert failed.wait(20)
+        time.sleep(0.2)  # the pool hears of the error first
+        if len(part) > 1:
+            raise MemoryError
         return part
 
-    with pytest.raises(ValueError, match="five"):
-        list(compute_batches(np.full(200, 600), 3000, compute, CPU))
-    assert len(calls) < 20
+    with pytest.raises(ValueError, match="six"):
+        list(compute_batches(lengths, 8000, compute, CPU))
+    assert len(begun) <= 3, "one of each thread: no other batch, no half of one"
+    assert {len(part) for part in begun} == {4}
     assert not [one for one in threading.enumerate() if one.name.startswith("batch")]
 
 
 @pytest.mark.usefixtures("threads")
-def test_the_ladder_in_threads():
+def test_whoever_stops_reading_ends_all():
+    """The first part comes while others are at work and one waits: it is not begun."""
+    begun, go_on = [], threading.Event()
+
     def compute(part):
-        if len(part) > 2 or 7 in part:
-            raise MemoryError
+        begun.append(int(part[0]))
+        if part[0]:
+            assert go_on.wait(20)
         return part
 
+    parts = compute_batches(np.full(200, 2000), 3 * 2002, compute, CPU)
+    assert next(parts).part.tolist() == [0]
+    while len(begun) < 4:
+        time.sleep(0.01)
+    timer = threading.Timer(0.5, go_on.set)
+    timer.start()
+    parts.close()
+    timer.join()
+    assert sorted(begun) == [0, 1, 2, 3]
+
+
+@pytest.mark.usefixtures("threads")
+def test_the_ladder_in_threads():
+    """What does not fit alone is told last: it had to be tried alone."""
+    memory = Allocator(900)
+
+    def compute(part):
+        with memory.hold(9999 if 7 in part else 102 * len(part)):
+            return part
+
     found = list(compute_batches(np.full(40, 100), 16_384, compute, CPU))
-    assert np.concatenate([part for part, _ in found]).tolist() == list(range(40))
+    order = np.concatenate([part for part, _ in found]).tolist()
+    assert sorted(order) == list(range(40))
     assert [part.tolist() for part, result in found if result is None] == [[7]]
+    assert order[-1] == 7
+
+
+@pytest.mark.usefixtures("threads")
+def test_what_does_not_fit_beside_others_is_computed_alone():
+    memory, alone = Allocator(800, MemoryError(), waits=True), []
+
+    def compute(part):
+        with memory.hold(502 * len(part)):
+            if threading.current_thread() is threading.main_thread():
+                assert torch.get_num_threads() == 3
+                assert memory.held == 502
+                alone.extend(part.tolist())
+            return part * 10
+
+    found = list(compute_batches(np.full(12, 500), 16_384, compute, CPU))
+    assert sorted(int(part[0]) for part, _ in found) == list(range(12))
+    for part, result in found:
+        assert result is not None
+        assert result.tolist() == (part * 10).tolist()
+    assert memory.crowded
+    assert alone == sorted(alone)
+    assert alone == [int(part[0]) for part, _ in found[-len(alone) :]]
+
+
+def test_no_result_is_held_while_the_next_is_computed():
+    """A graphics card may have no room for both."""
+    memory, made, alive = Allocator(1), [], []
+
+    def compute(part):
+        alive.append(sum(one() is not None for one in made))
+        with memory.hold(len(part)):
+            values = torch.zeros(1)
+        made.append(weakref.ref(values))
+        return values
+
+    for computed in compute_batches(np.full(5, 8), 50, compute, torch.device("meta")):
+        del computed
+    assert len(made) == 5
+    assert set(alive) == {0}
+
+
+def test_iter_packed_holds_no_batch_while_the_next_is_computed(model, monkeypatch):
+    whole, made, alive = EsmForMaskedLM.packed_logits, [], []
+
+    def packed_logits(self, tokens, layout):
+        alive.append(sum(one() is not None for one in made))
+        logits = whole(self, tokens, layout)
+        made.append(weakref.ref(logits.untyped_storage()))
+        return logits
+
+    monkeypatch.setattr(EsmForMaskedLM, "packed_logits", packed_logits)
+    found = iter_packed(model, ["MKT"] * 5, token_budget=10)
+    for _ in range(5):
+        next(found)
+    assert alive == [0] * 3
 
 
 @pytest.mark.usefixtures("threads")
@@ -322,14 +432,7 @@ def test_lazy_sequences_are_asked_for_batch_by_batch(model):
 
 def test_iter_packed_halves_what_does_not_fit(model, monkeypatch):
     expected = dict(iter_packed(model, SEQUENCES))
-    whole = EsmForMaskedLM.packed_logits
-
-    def small(self, tokens, layout):
-        if len(tokens) > 24:
-            raise torch.OutOfMemoryError("CUDA out of memory")
-        return whole(self, tokens, layout)
-
-    monkeypatch.setattr(EsmForMaskedLM, "packed_logits", small)
+    Allocator(24).limit(monkeypatch, EsmForMaskedLM, "packed_logits", tokens())
     found = dict(iter_packed(model, SEQUENCES))
     assert sorted(found) == sorted(expected)
     for place, logits in found.items():

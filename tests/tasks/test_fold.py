@@ -22,6 +22,7 @@ from esm_pipeline.sections import FoldSettings
 from esm_pipeline.tasks import predictor
 from esm_pipeline.tasks.demo_fold import demo_checkpoint, write_demo
 from esm_pipeline.tasks.fold_batches import Rung
+from tests.allocator import Allocator
 
 FASTA = """\
 >a first
@@ -223,16 +224,13 @@ class Limited:
 
     def __init__(self, monkeypatch, room, error=None):
         self.tried = []
-        right = predictor.Predictor.__call__
 
-        def call(this, texts, rung):
-            sizes = [len(text.replace(":", "")) for text in texts]
-            self.tried.append((len(texts), max(sizes), rung.chunk_size))
-            if len(texts) * max(sizes) ** 2 * (rung.chunk_size or 256) > room:
-                raise error or torch.OutOfMemoryError("CUDA out of memory")
-            return right(this, texts, rung)
+        def size(this, texts, rung):
+            longest = max(len(text.replace(":", "")) for text in texts)
+            self.tried.append((len(texts), longest, rung.chunk_size))
+            return len(texts) * longest**2 * (rung.chunk_size or 256)
 
-        monkeypatch.setattr(predictor.Predictor, "__call__", call)
+        Allocator(room, error).limit(monkeypatch, predictor.Predictor, "__call__", size)
 
 
 def test_out_of_memory_costs_time_and_no_record(fold, alone, monkeypatch):
