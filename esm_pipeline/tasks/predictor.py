@@ -14,6 +14,7 @@ from esm_pipeline.errors import CapacityError, WeightsError
 from esm_pipeline.formats.structure_arrays import FORMAT
 from esm_pipeline.formats.structures import RANDOM, Structure
 from esm_pipeline.model import EsmForProteinFolding, optimize_for_inference
+from esm_pipeline.model.finite import require_finite
 from esm_pipeline.model.folding.complexes import BREAK, LINKER
 from esm_pipeline.model.folding.memory import choose_chunk_size, fold_memory
 from esm_pipeline.model.folding.quality import FLAGS, examine
@@ -66,10 +67,12 @@ class Predictor(Runner[EsmForProteinFolding]):
 
     @cached_property
     def model(self) -> EsmForProteinFolding:
-        """The model, ready to fold."""
+        """The model, ready to fold. Raises WeightsError for weights that are no numbers."""
         if self.device.type == "cpu":
             return optimize_for_inference(self.loaded(), self.stem_dtype)
-        return self.loaded().to(self.device)
+        found = self.loaded()
+        require_finite(found)
+        return found.to(self.device)
 
     def loaded(self) -> EsmForProteinFolding:
         """The model as it is in the checkpoint, the language model in its precision."""

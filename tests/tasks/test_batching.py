@@ -1,10 +1,8 @@
 """Batches within the budget, the out-of-memory ladder, and iter_packed beside the padded door."""
 
 import re
-import threading
-import time
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
@@ -169,140 +167,6 @@ def test_batches_of_several_workers_get_smaller(lengths, budget, workers):
         left -= size
 
 
-@pytest.fixture
-def threads() -> Iterator[None]:
-    """PyTorch with 3 threads."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(3)
-    yield
-    torch.set_num_threads(before)
-
-
-CPU = torch.device("cpu")
-
-
-@pytest.mark.usefixtures("threads")
-def test_threads_compute_at_once_and_results_keep_their_order():
-    lengths = np.array([*range(2000, 2010), *[100] * 100])
-    meeting, alone, calls = threading.Barrier(3, timeout=20), [], []
-
-    def compute(part):
-        if threading.current_thread() is threading.main_thread():
-            alone.extend(part.tolist())
-            assert torch.get_num_threads() == 3
-        else:
-            assert torch.get_num_threads() == 1
-        return part
-
-    found = list(compute_batches(lengths, 4096, compute, CPU))
-    order = np.concatenate([part for part, _ in found]).tolist()
-    assert order == np.argsort(-lengths, kind="stable").tolist()
-    assert sorted(alone) == list(range(10)), "beyond a share of 1,365 tokens: one at a time"
-    assert torch.get_num_threads() == 3
-
-    def meet(part):
-        calls.append(part)
-        if len(calls) <= 3:
-            meeting.wait()
-        return part
-
-    list(compute_batches(np.full(12, 300), 9 * LEAST_TOKENS, meet, CPU))
-    assert len(calls) > 3
-
-
-@pytest.mark.usefixtures("threads")
-def test_new_threads_have_the_number_from_before():
-    list(compute_batches(np.full(12, 300), 16_384, lambda part: part, CPU))
-    seen = []
-    other = threading.Thread(target=lambda: seen.append(torch.get_num_threads()))
-    other.start()
-    other.join()
-    assert seen == [3]
-
-
-@pytest.mark.usefixtures("threads")
-def test_an_error_ends_all_at_their_next_part():
-    """Batches that wait are not begun, and a ladder of another thread does not go on."""
-    lengths, begun, failed = np.full(200, 600), [], threading.Event()
-
-    def compute(part):
-        begun.append(part.tolist())
-        if 6 in part:
-            failed.set()
-            raise ValueError("six")
-        assert failed.wait(20)
-        time.sleep(0.2)  # the pool hears of the error first
-        if len(part) > 1:
-            raise MemoryError
-        return part
-
-    with pytest.raises(ValueError, match="six"):
-        list(compute_batches(lengths, 8000, compute, CPU))
-    assert len(begun) <= 3, "one of each thread: no other batch, no half of one"
-    assert {len(part) for part in begun} == {4}
-    assert not [one for one in threading.enumerate() if one.name.startswith("batch")]
-
-
-@pytest.mark.usefixtures("threads")
-def test_whoever_stops_reading_ends_all():
-    """The first part comes while others are at work and one waits: it is not begun."""
-    begun, go_on = [], threading.Event()
-
-    def compute(part):
-        begun.append(int(part[0]))
-        if part[0]:
-            assert go_on.wait(20)
-        return part
-
-    parts = compute_batches(np.full(200, 2000), 3 * 2002, compute, CPU)
-    assert next(parts).part.tolist() == [0]
-    while len(begun) < 4:
-        time.sleep(0.01)
-    timer = threading.Timer(0.5, go_on.set)
-    timer.start()
-    parts.close()
-    timer.join()
-    assert sorted(begun) == [0, 1, 2, 3]
-
-
-@pytest.mark.usefixtures("threads")
-def test_the_ladder_in_threads():
-    """What does not fit alone is told last: it had to be tried alone."""
-    memory = Allocator(900)
-
-    def compute(part):
-        with memory.hold(9999 if 7 in part else 102 * len(part)):
-            return part
-
-    found = list(compute_batches(np.full(40, 100), 16_384, compute, CPU))
-    order = np.concatenate([part for part, _ in found]).tolist()
-    assert sorted(order) == list(range(40))
-    assert [part.tolist() for part, result in found if result is None] == [[7]]
-    assert order[-1] == 7
-
-
-@pytest.mark.usefixtures("threads")
-def test_what_does_not_fit_beside_others_is_computed_alone():
-    memory, alone = Allocator(800, MemoryError(), waits=True), []
-
-    def compute(part):
-        with memory.hold(502 * len(part)):
-            if threading.current_thread() is threading.main_thread():
-                assert torch.get_num_threads() == 3
-                assert memory.held == 502
-                alone.extend(part.tolist())
-            return part * 10
-
-    found = list(compute_batches(np.full(12, 500), 16_384, compute, CPU))
-    assert sorted(int(part[0]) for part, _ in found) == list(range(12))
-    for part, result in found:
-        assert result is not None
-        assert result.tolist() == (part * 10).tolist()
-    assert memory.crowded
-    assert alone == sorted(alone)
-    assert alone == [int(part[0]) for part, _ in found[-len(alone) :]]
-
-
 def test_no_result_is_held_while_the_next_is_computed():
     """A graphics card may have no room for both."""
     memory, made, alive = Allocator(1), [], []
@@ -334,24 +198,6 @@ def test_iter_packed_holds_no_batch_while_the_next_is_computed(model, monkeypatc
     for _ in range(5):
         next(found)
     assert alive == [0] * 3
-
-
-@pytest.mark.usefixtures("threads")
-@pytest.mark.parametrize("why", ["autocast", "small budget", "one batch", "device"])
-def test_one_thread_where_others_are_of_no_use(why):
-    """Autocast is of one thread; a GPU has its own."""
-    seen = []
-
-    def compute(part):
-        seen.append(threading.current_thread())
-        return part
-
-    lengths = np.full(40, 100) if why != "one batch" else np.full(1, 100)
-    budget = 1000 if why == "small budget" else 16_384
-    device = torch.device("meta") if why == "device" else CPU
-    with torch.autocast("cpu", torch.bfloat16, enabled=why == "autocast"):
-        list(compute_batches(lengths, budget, compute, device))
-    assert set(seen) == {threading.main_thread()}
 
 
 @pytest.fixture(scope="module")

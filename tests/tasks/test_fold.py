@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from esm_pipeline import residues
+from esm_pipeline.errors import WeightsError
 from esm_pipeline.formats.records import read_records
 from esm_pipeline.formats.structure_arrays import Structures
 from esm_pipeline.model import EsmForProteinFolding
@@ -464,3 +465,22 @@ def test_download_checks_a_folding_model(esm, rotary, tmp_path, capsys):
     code, said = esm("fold", *given)
     assert (code, len(said)) == (2, 1)
     assert "the weights of demo-fold are no longer those" in said[0]
+
+
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+def test_weights_that_are_no_numbers_are_refused(checkpoint, monkeypatch, device):
+    """On a graphics card, for which another device stands here, the model is not optimized."""
+    whole = predictor.Predictor.loaded
+
+    def loaded(self):
+        monkeypatch.setattr(self, "device", torch.device("cpu"))
+        found = whole(self)
+        found.trunk.recycle_disto.weight.data[0, 0] = float("nan")
+        monkeypatch.setattr(self, "device", torch.device(device))
+        return found
+
+    monkeypatch.setattr(predictor.Predictor, "loaded", loaded)
+    one = predictor.Predictor(str(checkpoint), None, FoldSettings(device="cpu"))
+    one.device = torch.device(device)
+    with pytest.raises(WeightsError, match="has NaN or infinity"):
+        one.load()
