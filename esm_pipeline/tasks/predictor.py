@@ -19,7 +19,7 @@ from esm_pipeline.model.folding.complexes import BREAK, LINKER
 from esm_pipeline.model.folding.memory import choose_chunk_size, fold_memory
 from esm_pipeline.model.folding.quality import FLAGS, examine
 from esm_pipeline.model.folding.structures import structures_of
-from esm_pipeline.sections import FoldSettings
+from esm_pipeline.sections import FoldSettings, texts
 from esm_pipeline.tasks.checkpoints import Runner, software
 from esm_pipeline.tasks.demo_fold import DEMO_FOLD
 from esm_pipeline.tasks.device import free_memory
@@ -92,7 +92,7 @@ class Predictor(Runner[EsmForProteinFolding]):
         return {
             "format": FORMAT,
             **self.origin,
-            "num_recycles": str(self.settings.num_recycles),
+            **texts(self.settings),
             RANDOM: "true" if self.random else "false",
             "flags": json.dumps(FLAG_NAMES),
             "software": json.dumps(software()),

@@ -52,9 +52,9 @@ def one_by_one(qkv: torch.Tensor, layout: PackedLayout, rotary: bool) -> torch.T
 
 
 def in_tiles(looks: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
-    """Attention with scores in the values' dtype, of queries and keys in float32."""
+    """Attention of queries and keys in float32, weights in the values' dtype."""
     out = torch.full_like(values, torch.nan)
-    attend_in_tiles((looks * half_scale(looks.shape[-1])).to(values.dtype), values, out)
+    attend_in_tiles(looks * half_scale(looks.shape[-1]), values, out)
     return out
 
 

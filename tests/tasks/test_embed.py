@@ -157,6 +157,10 @@ def test_the_file_says_how_it_was_made(esm, rotary, fasta, tmp_path):
         "revision": "",
         "weights_sha256": digest(rotary / "model.safetensors"),
         "dtype": "float32",
+        "layers": "0,1,-1",
+        "include": "mean,residue,bos,contacts",
+        "residue_dtype": "float16",
+        "long": "auto",
     }
 
 

@@ -83,7 +83,10 @@ def test_the_file(esm, rotary, fasta, tmp_path):
         "format": "esm-pipeline/saturation",
         "format_version": 1,
         "alphabet": AMINO_ACIDS,
+        "dtype": "float32",
         "strategy": "masked_marginal",
+        "long": "auto",
+        "window": "1024",
     }
     told = {one.id: one.outcomes["score"] for one in read_records(tmp_path / "out.records.tsv")}
     assert {name for name, outcome in told.items() if outcome.status == "ok"} == set(SEQUENCES)
