@@ -6,6 +6,7 @@ import gzip
 import re
 import subprocess
 import sys
+import weakref
 from pathlib import Path
 
 import numpy as np
@@ -15,10 +16,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from esm_pipeline import optimize_for_inference
 from esm_pipeline.cli import main
 from esm_pipeline.formats import text_tables
 from esm_pipeline.formats.records import read_records
 from esm_pipeline.model import EsmForMaskedLM
+from esm_pipeline.tasks import checkpoints
+from esm_pipeline.tasks.checkpoints import Runner
 from tests.allocator import Allocator, tokens
 from tests.tasks.conftest import TABLE
 from tests.tasks.scoring import MARGINAL, OTHER, WILD_TYPE, mutants, passes, run, shifted
@@ -236,6 +240,32 @@ def test_full_needs_models_without_a_table(esm, absolute, rotary, files):
     found = run(esm, rotary, fasta, table, out, *both)[2]
     assert [row["status"] for row in found] == ["ok", "skipped", "skipped", "skipped"]
     assert TABLE == 30
+
+
+@pytest.mark.parametrize("what", ["table", "saturation"])
+def test_an_ensemble_holds_one_model_at_a_time(esm, rotary, absolute, files, monkeypatch, what):
+    """Each is gone before the next is loaded."""
+    alive: weakref.WeakSet[EsmForMaskedLM] = weakref.WeakSet()
+    held = []
+    whole = Runner.loaded
+
+    def loaded(self):
+        held.append(len(alive))
+        return whole(self)
+
+    def optimized(model, dtype):
+        fast = optimize_for_inference(model, dtype)
+        alive.add(fast)
+        return fast
+
+    monkeypatch.setattr(Runner, "loaded", loaded)
+    monkeypatch.setattr(checkpoints, "optimize_for_inference", optimized)
+    fasta, table, out = files({"a": WILD_TYPE}, mutants("K2L"))
+    models = ("--model", rotary, "--model", absolute)
+    given = ("--variants", table) if what == "table" else ("--saturation",)
+    assert esm("score", *models, *given, fasta, out)[0] == 0
+    assert held == [0, 0]
+    assert not alive
 
 
 def memory_for(monkeypatch, room, never=()):
