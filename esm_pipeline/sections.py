@@ -428,13 +428,27 @@ def is_execution(section: type[Section], name: str) -> bool:
     return isinstance(extra, dict) and bool(extra.get("execution"))
 
 
+def values(section: Section, *, execution: bool = False) -> dict[str, Any]:
+    """The fields of `section` that do not (or do) leave results as they are, if they are set."""
+    return {
+        name: value
+        for name, value in section
+        if is_execution(type(section), name) is execution and value is not None
+    }
+
+
+def texts(section: Section, *, execution: bool = False) -> dict[str, str]:
+    """The same as text."""
+    return {
+        name: ",".join(map(str, value)) if isinstance(value, list) else str(value)
+        for name, value in values(section, execution=execution).items()
+    }
+
+
 def flag_values(section: Section, *, execution: bool) -> Iterator[tuple[str, str]]:
-    """Flags and values of the fields that do (or do not) change results."""
-    for name in type(section).model_fields:
-        value = getattr(section, name)
-        if is_execution(type(section), name) is execution and value is not None:
-            text = ",".join(map(str, value)) if isinstance(value, list) else str(value)
-            yield "--" + name.replace("_", "-"), text
+    """The same as flags and their values."""
+    for name, text in texts(section, execution=execution).items():
+        yield "--" + name.replace("_", "-"), text
 
 
 def flags(section: Section, *, execution: bool = False) -> str:

@@ -9,6 +9,7 @@ Peer: transformers modeling_esm.py `EsmSelfAttention`.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import cache
 from importlib.util import find_spec
 
 import torch
@@ -23,6 +24,8 @@ VARLEN = "torch.nn.attention.varlen"
 
 Its kernels know heads of widths that are multiples of 8, up to 256.
 """
+AMPERE = (8, 0)
+"""Compute capability from which on cards can run them: PyTorch's kernels refuse older ones."""
 
 Backend = Callable[[Tensor, Tensor, Tensor, PackedLayout, float], Tensor]
 
@@ -38,9 +41,16 @@ def choose_backend(q: Tensor, dropout: float) -> Backend:
         return attend_by_length
     half = q.dtype in (torch.float16, torch.bfloat16)
     fits = half and q.shape[-1] % 8 == 0 and q.shape[-1] <= 256
-    if q.device.type == "cuda" and fits and dropout == 0.0 and find_spec(VARLEN):
+    if q.device.type == "cuda" and fits and dropout == 0.0 and has_varlen(q.device):
         return attend_variable_length
     return attend_padded
+
+
+@cache
+def has_varlen(device: torch.device) -> bool:
+    """Whether this PyTorch has `VARLEN`, and the card can run it."""
+    built = torch.backends.cuda.is_flash_attention_available() and find_spec(VARLEN) is not None
+    return built and torch.cuda.get_device_capability(device) >= AMPERE
 
 
 def attend_by_length(

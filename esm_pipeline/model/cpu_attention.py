@@ -2,9 +2,10 @@
 
 Two things make it faster than the general one. Rotary pairs lie side by side, where the reference
 has them half a head apart, so that turning them is one product of complex numbers; queries and keys
-are permuted alike, which no score notices. And in bfloat16 the scores are, too, a few heads at a
-time, which stay in the processor's cache from their product to that with the values: PyTorch's own
-kernel has them in float32, through which it takes twice as long.
+are permuted alike, which no score notices. And in bfloat16, a few heads are computed at a time,
+whose scores stay in the processor's cache from their product to that with the values. Only weights,
+from 0 to 1 but for a factor, are rounded to bfloat16: scores are float32, as in PyTorch's own
+kernel, since an exponential makes a relative error of what is an absolute one in them.
 """
 
 from __future__ import annotations
@@ -21,8 +22,8 @@ from esm_pipeline.model.layout import PackedLayout
 from esm_pipeline.model.linears import FusedLinear
 from esm_pipeline.model.rotary import Tables, turn_pairs
 
-SCORES = 2**20
-"""Scores that are computed at a time: 2 MB in bfloat16, which caches hold."""
+SCORES = 2**19
+"""Scores that are computed at a time: 2 MB in float32, which caches hold."""
 
 COLUMNS = 32
 """Columns that a product is fastest with, however few are needed: those of a processor's vector."""
@@ -91,7 +92,7 @@ def attend_joined(qkv: Tensor, turns: Tensor | None, layout: PackedLayout, heads
         if whole:
             place.copy_(F.scaled_dot_product_attention(looks[0], looks[1], joined[2]))
         else:
-            attend_in_tiles(looks.to(qkv.dtype), joined[2], place)
+            attend_in_tiles(looks, joined[2], place)
     return out
 
 
@@ -102,10 +103,10 @@ def half_scale(width: int) -> float:
 
 
 def attend_in_tiles(looks: Tensor, values: Tensor, out: Tensor) -> None:
-    """Softmax attention with scores in the dtype of all.
+    """Softmax attention with scores in float32 and weights in the dtype of the values.
 
-    Queries and keys (2, N, H, L, K), multiplied by `half_scale`, and values (N, H, L, K); `out`
-    (N, H, L, K) is filled.
+    Queries and keys (2, N, H, L, K) float32, multiplied by `half_scale`, and values (N, H, L, K);
+    `out` (N, H, L, K) is filled.
     """
     *_, length, width = values.shape
     queries, keys = looks.view(2, -1, length, width)
@@ -131,18 +132,20 @@ def mix_tiles(queries: Tensor, keys: Tensor, values: Tensor, *, shift: bool) -> 
     """
     count, length, _ = queries.shape
     heads, rows = part_of(count, SCORES // length**2), min(max(1, SCORES // length), length)
-    tile = queries.new_empty(heads * rows * length)
+    tile, rounded = (x.new_empty(heads * rows * length) for x in (queries, values))
     mixed = torch.empty_like(values)
     for head in range(0, count, heads):
         own_keys, own_values = keys[head : head + heads], values[head : head + heads]
         for row in range(0, length, rows):
             place = slice(head, head + heads), slice(row, row + rows)
             some = queries[place]
-            scores = tile[: some.shape[0] * some.shape[1] * length].view(*some.shape[:2], length)
+            shape = (*some.shape[:2], length)
+            scores, weights = (x[: math.prod(shape)].view(shape) for x in (tile, rounded))
             torch.bmm(some, own_keys, out=scores)
             if shift:
                 scores -= scores.amax(-1, keepdim=True)
-            torch.bmm(scores.exp2_(), own_values, out=mixed[place])
+            weights.copy_(scores.exp2_())
+            torch.bmm(weights, own_values, out=mixed[place])
     return mixed
 
 

@@ -12,6 +12,7 @@ from torch import nn
 from esm_pipeline.errors import InputError
 from esm_pipeline.model.base import EsmPreTrainedModel
 from esm_pipeline.model.cpu_attention import CpuSelfAttention
+from esm_pipeline.model.finite import require_finite
 from esm_pipeline.model.folding.esmfold import EsmForProteinFolding
 from esm_pipeline.model.folding.optimize import optimize_block
 from esm_pipeline.model.folding.trunk import TrunkBlock
@@ -50,7 +51,8 @@ def optimize_for_inference(
     oneDNN where that works. In int8 the layers of the encoder are in 8 bits, after some packaged
     proteins went through the original to see how wide its values are; states and logits are
     float32. It is for the CPU, and the least exact. Raises InputError for another dtype, for a
-    model that is optimized already, and where int8 cannot be.
+    model that is optimized already, and where int8 cannot be; WeightsError for weights that are
+    NaN or infinite.
     """
     if dtype not in (torch.float32, torch.bfloat16, torch.int8):
         raise InputError(f"optimize_for_inference: dtype {dtype} is not float32, bfloat16 or int8")
@@ -71,6 +73,7 @@ def optimize_for_inference(
     if folds:
         fast.esm = twin(fast.base_model, dtype)
     del model  # if the caller has let go of it too, each weight goes when it is packed
+    require_finite(fast)
     fast.eval().optimized = True
     ranges = find_ranges(fast) if quantizes else []
     packs = packs_at(fast.base_model) and not quantizes

@@ -1,15 +1,19 @@
 """Token-budget batches, threads, the out-of-memory ladder, and `iter_packed`, which has all three.
 
 Sequences go longest first: neighbours are of like length, and if memory runs out it does so at the
-start. A batch that does not fit is halved and computed in parts; nothing is given up but a sequence
-that does not fit alone.
+start. A batch that does not fit is halved and computed in parts. A sequence that does not fit
+beside those of other threads is tried again when they are done. So nothing is given up but a
+sequence that does not fit alone.
 """
 
 from __future__ import annotations
 
+import re
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
+from itertools import chain
+from threading import Event
 from typing import Any, Generic, Literal, NamedTuple, TypeAlias, TypeVar, cast
 
 import numpy as np
@@ -28,12 +32,15 @@ from esm_pipeline.model import (
 )
 from esm_pipeline.tasks.windows import SPECIAL_TOKENS
 
-OUT_OF_MEMORY = (
-    "can't allocate memory",  # PyTorch's CPU allocator
-    "MPS backend out of memory",
-    "CUBLAS_STATUS_ALLOC_FAILED",
+OUT_OF_MEMORY = re.compile(
+    r"can't allocate memory|not enough memory|std::bad_alloc"  # PyTorch on the CPU
+    r"|(CUDA|HIP) error: out of memory|(CUDA|HIP|MPS backend) out of memory"
+    r"|(CUBLAS|CUDNN|CUSOLVER|CUSPARSE|HIPBLAS|ROCBLAS)_STATUS_(ALLOC_FAILED|NOT_INITIALIZED)"
 )
-"""What a RuntimeError says that means the same as torch.OutOfMemoryError."""
+"""What a RuntimeError says that means the same as torch.OutOfMemoryError.
+
+Libraries of CUDA that find no room for their own workspace call themselves not initialized.
+"""
 
 CPU_TOKENS = 4096
 """Most tokens of a batch on the CPU: what fits its caches is computed faster."""
@@ -75,18 +82,20 @@ class Computed(NamedTuple, Generic[R]):
 def run_with_ladder(batch: Indices, compute: Callable[[Indices], R]) -> Iterator[Computed[R]]:
     """Compute `batch`, or if memory runs out its halves, and so on down to one sequence.
 
-    Yields each part in its order. Errors that are not about memory pass through.
+    Yields each part in its order, and holds none of them while it computes the next. Errors that
+    are not about memory pass through.
     """
     pending = [batch]
     while pending:
         part = pending.pop()
         try:
-            result = compute(part)
+            computed = Computed(part, compute(part))
         except (MemoryError, RuntimeError) as error:
             if not is_out_of_memory(error):
                 raise
         else:
-            yield Computed(part, result)
+            yield computed
+            del computed
             continue
         release_memory()  # here the error is gone, and with it what its frames held
         if len(part) == 1:
@@ -130,10 +139,33 @@ def compute_batches(
 def run_in_threads(
     batches: Sequence[Indices], compute: Callable[[Indices], R], workers: int, threads: int
 ) -> Iterator[Computed[R]]:
-    """Compute `batches`, `workers` at a time with `threads` each; parts in the batches' order."""
+    """Compute `batches`, `workers` at a time with `threads` each; parts in the batches' order.
+
+    Sequences that failed beside others come last, each computed anew when the threads are done. An
+    error in one batch, or the end of whoever reads the parts, stops the others at their next part.
+    """
+    stop, lone = Event(), list[Indices]()
+
+    def compute_unless_stopped(part: Indices) -> R:
+        if stop.is_set():
+            raise CancelledError
+        return compute(part)
 
     def run(batch: Indices) -> list[Computed[R]]:
-        return list(run_with_ladder(batch, compute))
+        found: list[Computed[R]] = []
+        try:
+            for computed in run_with_ladder(batch, compute_unless_stopped):
+                found.append(computed)
+        except CancelledError:
+            pass  # whoever stopped it has the error
+        except BaseException:
+            stop.set()
+            raise
+        return found
+
+    def fitting(found: list[Computed[R]]) -> Iterator[Computed[R]]:
+        lone.extend(part for part, result in found if result is None)
+        return (computed for computed in found if computed.result is not None)
 
     pool = ThreadPoolExecutor(workers, "batch", torch.set_num_threads, (threads,))
     ahead: deque[Future[list[Computed[R]]]] = deque()
@@ -141,19 +173,21 @@ def run_in_threads(
         for batch in batches:
             ahead.append(pool.submit(run, batch))
             if len(ahead) > workers:
-                yield from ahead.popleft().result()
+                yield from fitting(ahead.popleft().result())
         while ahead:
-            yield from ahead.popleft().result()
+            yield from fitting(ahead.popleft().result())
     finally:
-        pool.shutdown(cancel_futures=True)
+        stop.set()  # those that wait end as they begin
+        pool.shutdown()
         torch.set_num_threads(torch.get_num_threads())  # of threads made later, as of this one
+    yield from chain.from_iterable(run_with_ladder(part, compute) for part in lone)
 
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether `error` says that memory ran out, on the device or on the host."""
     if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
         return True
-    return isinstance(error, RuntimeError) and any(text in str(error) for text in OUT_OF_MEMORY)
+    return isinstance(error, RuntimeError) and OUT_OF_MEMORY.search(str(error)) is not None
 
 
 def release_memory() -> None:
@@ -240,7 +274,10 @@ def results_of(
                 f"sequence {place} ({lengths[place]} residues) does not fit into memory alone; "
                 "use a machine with more"
             )
-        yield from zip(part.tolist(), results, strict=True)
+        places = zip(part.tolist(), results, strict=True)
+        del results  # the next batch may need the room
+        yield from places
+        del places
 
 
 def as_sequence(sequences: object) -> Sequence[Any]:

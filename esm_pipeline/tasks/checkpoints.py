@@ -82,17 +82,22 @@ class Runner(Generic[M]):
 
     @cached_property
     def model(self) -> M:
-        """The model, ready for inference."""
+        """The model, ready for inference. Raises WeightsError for weights that are no numbers."""
+        # no name for what is loaded: each weight goes when it is packed
+        return optimize_for_inference(self.loaded(), getattr(torch, self.settings.dtype))
+
+    def loaded(self) -> M:
+        """The model as it is in the checkpoint, in the precision that it is optimized from."""
         dtype = getattr(torch, self.settings.dtype)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of what is missing: `check` has seen to it
-            loaded: M = self.model_class.from_pretrained(
+            found: M = self.model_class.from_pretrained(
                 self.checkpoint.source,
                 **self.options,
                 dtype=torch.float32 if dtype == torch.int8 else dtype,
                 device=self.device,
             )
-        return optimize_for_inference(loaded, dtype)
+        return found
 
     @cached_property
     def tokenizer(self) -> EsmTokenizer:

@@ -34,7 +34,7 @@ from esm_pipeline.model import (
     EsmForTokenClassification,
 )
 from esm_pipeline.model.loading import class_of, open_entries
-from esm_pipeline.sections import CLASSIFIERS, ClassifySettings
+from esm_pipeline.sections import CLASSIFIERS, ClassifySettings, texts
 from esm_pipeline.tasks.batching import pack
 from esm_pipeline.tasks.checkpoints import software
 from esm_pipeline.tasks.computing import ArrayRunner, Computed
@@ -101,6 +101,7 @@ class Classifier(ArrayRunner[WithClasses]):
             "problem_type": self.problem,
             "labels": json.dumps(self.labels),
             **self.origin,
+            **texts(self.settings),
             "software": json.dumps(software()),
         }
 

@@ -91,18 +91,20 @@ def run_with_rungs(
 ) -> Iterator[Folded[R]]:
     """Fold `batch`, or if memory runs out its halves, and a sequence alone in the other `ways`.
 
-    Yields each part in its order. Errors that are not about memory pass through.
+    Yields each part in its order, and holds none of them while it computes the next. Errors that
+    are not about memory pass through.
     """
     pending = [(batch, 0)]
     while pending:
         part, level = pending.pop()
         try:
-            result = compute(part, ways[level])
+            folded = Folded(part, compute(part, ways[level]), ways[level])
         except (MemoryError, RuntimeError) as error:
             if not is_out_of_memory(error):
                 raise
         else:
-            yield Folded(part, result, ways[level])
+            yield folded
+            del folded
             continue
         release_memory()  # here the error is gone, and with it what its frames held
         if len(part) > 1:

@@ -183,14 +183,19 @@ def write_rows(path: Path, table: Table, columns: list[str], cells: Cells) -> Co
     return counts
 
 
+def severity(outcome: Outcome) -> tuple[int, bool]:
+    """Which of two outcomes of one protein is told: the worse, and if alike, one with a reason."""
+    return SEVERITY[outcome.status], bool(outcome.reason)
+
+
 def write_status(path: Path, records: Path, before: Path, shards: list[Shard]) -> None:
     """Write what became of each record: as `split` found it, then as the shards' jobs did."""
     found: dict[int, Outcome] = {}
     for shard in shards:
         for record in read_records(shard.records):
             outcome = record.outcomes[TASK]
-            known = found.get(int(record.id), Outcome(OK))
-            if SEVERITY[outcome.status] > SEVERITY[known.status] or not known.reason:
+            known = found.setdefault(int(record.id), outcome)
+            if severity(outcome) > severity(known):
                 found[int(record.id)] = outcome
     with path.open("w", encoding="utf-8", newline="") as handle:
         handle.write(format_row(status_columns(TASK)))

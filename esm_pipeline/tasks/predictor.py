@@ -14,11 +14,12 @@ from esm_pipeline.errors import CapacityError, WeightsError
 from esm_pipeline.formats.structure_arrays import FORMAT
 from esm_pipeline.formats.structures import RANDOM, Structure
 from esm_pipeline.model import EsmForProteinFolding, optimize_for_inference
+from esm_pipeline.model.finite import require_finite
 from esm_pipeline.model.folding.complexes import BREAK, LINKER
 from esm_pipeline.model.folding.memory import choose_chunk_size, fold_memory
 from esm_pipeline.model.folding.quality import FLAGS, examine
 from esm_pipeline.model.folding.structures import structures_of
-from esm_pipeline.sections import FoldSettings
+from esm_pipeline.sections import FoldSettings, texts
 from esm_pipeline.tasks.checkpoints import Runner, software
 from esm_pipeline.tasks.demo_fold import DEMO_FOLD
 from esm_pipeline.tasks.device import free_memory
@@ -66,10 +67,12 @@ class Predictor(Runner[EsmForProteinFolding]):
 
     @cached_property
     def model(self) -> EsmForProteinFolding:
-        """The model, ready to fold."""
+        """The model, ready to fold. Raises WeightsError for weights that are no numbers."""
         if self.device.type == "cpu":
             return optimize_for_inference(self.loaded(), self.stem_dtype)
-        return self.loaded().to(self.device)
+        found = self.loaded()
+        require_finite(found)
+        return found.to(self.device)
 
     def loaded(self) -> EsmForProteinFolding:
         """The model as it is in the checkpoint, the language model in its precision."""
@@ -89,7 +92,7 @@ class Predictor(Runner[EsmForProteinFolding]):
         return {
             "format": FORMAT,
             **self.origin,
-            "num_recycles": str(self.settings.num_recycles),
+            **texts(self.settings),
             RANDOM: "true" if self.random else "false",
             "flags": json.dumps(FLAG_NAMES),
             "software": json.dumps(software()),

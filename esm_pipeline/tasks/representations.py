@@ -14,7 +14,7 @@ from esm_pipeline.errors import WeightsError
 from esm_pipeline.formats.hdf5 import Array
 from esm_pipeline.formats.results import FORMAT
 from esm_pipeline.model import EsmModel, PackedLayout
-from esm_pipeline.sections import EmbedSettings
+from esm_pipeline.sections import EmbedSettings, texts
 from esm_pipeline.tasks.batching import check_layer, pack
 from esm_pipeline.tasks.checkpoints import software
 from esm_pipeline.tasks.computing import ArrayRunner, Computed
@@ -64,7 +64,12 @@ class Encoder(ArrayRunner[EsmModel]):
     @property
     def attributes(self) -> dict[str, str]:
         """How the results were made: what the file says of itself."""
-        return {"format": FORMAT, **self.origin, "software": json.dumps(software())}
+        return {
+            "format": FORMAT,
+            **self.origin,
+            **texts(self.settings),
+            "software": json.dumps(software()),
+        }
 
     @torch.inference_mode()
     def __call__(self, sequences: Sequence[str]) -> Computed:

@@ -18,7 +18,7 @@ from esm_pipeline.formats.hdf5 import BLOCK, Array, RaggedWriter, blocks, unit_s
 from esm_pipeline.formats.saturation import FORMAT, LOG_ODDS, WILD_TYPE, Saturations
 from esm_pipeline.formats.tables import Column, create_table
 from esm_pipeline.formats.variants import AMINO_ACIDS
-from esm_pipeline.sections import ScoreSettings
+from esm_pipeline.sections import ScoreSettings, StrategySettings, texts
 from esm_pipeline.tasks.checkpoints import software
 from esm_pipeline.tasks.marginals import LanguageModel, Passes, one_masked, ranges, unmasked
 from esm_pipeline.tasks.planning import Layout, Plan
@@ -99,7 +99,7 @@ class Saturation:
         attributes = {
             "format": FORMAT,
             "alphabet": AMINO_ACIDS,
-            "strategy": self.settings.strategy,
+            **texts(self.settings.part(StrategySettings)),
             "models": json.dumps(origins),
             "software": json.dumps(software()),
         }

@@ -24,7 +24,7 @@ from esm_pipeline.formats.records import FAILED
 from esm_pipeline.formats.saturation import Saturations
 from esm_pipeline.formats.tables import SUFFIXES, create_table, open_table, suffix_of
 from esm_pipeline.locks import Outputs
-from esm_pipeline.sections import CleaningSettings, ScoreSettings, StrategySettings
+from esm_pipeline.sections import CleaningSettings, ScoreSettings, StrategySettings, values
 from esm_pipeline.tasks.gathering import gather_ragged
 from esm_pipeline.tasks.intake import Intake, open_intake, take_in
 from esm_pipeline.tasks.model_file import MODEL_HELP
@@ -261,9 +261,7 @@ def describe(settings: ScoreSettings, models: Models) -> dict[str, Any]:
     return {
         "format": "esm-pipeline/scores",
         "format_version": 1,
-        "strategy": settings.strategy,
-        "long": settings.long,
-        "window": settings.window,
+        **values(settings.part(StrategySettings)),
         "models": {label: model.origin for label, model in models.items()},
         "software": software(),
     }

@@ -33,7 +33,7 @@ from esm_pipeline.tasks.planning import DOES_NOT_FIT, NOT_FINITE, Plan
 from esm_pipeline.tasks.variant_rows import Rows
 from esm_pipeline.tasks.windows import SPECIAL_TOKENS
 
-READY, UNUSABLE, TOO_LONG, BEYOND, APART = range(5)
+READY, UNUSABLE, TOO_LONG, BEYOND, APART, RESIZED = range(6)
 """What can be said of a row before any model runs."""
 
 PLACES_PLANNED = 1 << 14
@@ -207,6 +207,10 @@ class Likelihoods(Strategy):
         kept = self.mutants.rows() >= 0
         if len(kept):
             self.codes[self.ready & ~kept[self.mutant]] = TOO_LONG
+        if plan.reach.policy == "truncate" and plan.reach.cut is not None and len(kept):
+            own, other = (sequences.lengths[which] for which in (self.mutant, self.wild_type))
+            cut = np.maximum(own, other) > plan.reach.cut
+            self.codes[self.ready & cut & (own != other)] = RESIZED
         needed = np.unique(np.concatenate([self.mutant[self.ready], self.wild_type[self.ready]]))
         lengths = self.mutants.lengths[needed].astype(np.int64)
         self.needed = needed[np.argsort(-lengths, kind="stable")]
@@ -242,11 +246,17 @@ class Likelihoods(Strategy):
             yield one_masked(sequence, place, sequence, tokens, window)
 
     def outcome(self, row: int, failed: bool) -> Outcome:
-        """Also of mutants that are too long by themselves."""
+        """Also of mutants that are long by themselves, or cut in another place."""
+        if self.codes[row] == RESIZED:
+            return Outcome(
+                SKIPPED,
+                "the variant changes the length of the protein, of which only the first "
+                f"{self.plan.reach.cut} residues are scored; set score.long to window",
+            )
         found = super().outcome(row, failed)
-        if self.codes[row] == TOO_LONG and found.status == OK:
-            return self.plan.reach.outcome(int(self.mutants.intake.lengths[self.mutant[row]]))
-        return found
+        if found != Outcome(OK):
+            return found
+        return self.plan.reach.outcome(int(self.mutants.intake.lengths[self.mutant[row]]))
 
     def failure(self, row: int) -> str:
         """That of the mutant or of its wild type."""

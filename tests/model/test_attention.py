@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+
 import pytest
 import torch
 from torch import Tensor
@@ -88,6 +90,40 @@ class Elsewhere:
         self.device, self.dtype, self.shape = torch.device(device), dtype, (9, 4, width)
 
 
+@pytest.fixture
+def card(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., None]]:
+    """Have PyTorch see a card of some compute capability, with its kernels or without."""
+
+    def see(capability: tuple[int, int], *, built: bool = True) -> None:
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+        monkeypatch.setattr(torch.backends.cuda, "is_flash_attention_available", lambda: built)
+
+    attention.has_varlen.cache_clear()
+    yield see
+    attention.has_varlen.cache_clear()
+
+
+@pytest.mark.parametrize(
+    ("capability", "built", "expected"),
+    [
+        ((7, 0), True, attention.attend_padded),
+        ((7, 5), True, attention.attend_padded),
+        ((8, 0), True, attention.attend_variable_length),
+        ((8, 0), False, attention.attend_padded),
+        ((9, 0), True, attention.attend_variable_length),
+        ((12, 0), True, attention.attend_variable_length),
+    ],
+)
+def test_older_cards_pad(
+    capability: tuple[int, int],
+    built: bool,
+    expected: attention.Backend,
+    card: Callable[..., None],
+) -> None:
+    card(capability, built=built)
+    assert attention.choose_backend(Elsewhere("cuda:1", torch.bfloat16, 24), 0.0) is expected
+
+
 @pytest.mark.parametrize(
     ("device", "dtype", "dropout", "kernel", "expected"),
     [
@@ -109,7 +145,9 @@ def test_choice_of_backend(
     width: int,
     expected: attention.Backend,
     monkeypatch: pytest.MonkeyPatch,
+    card: Callable[..., None],
 ) -> None:
+    card((8, 0))
     if not kernel:
         monkeypatch.setattr(attention, "VARLEN", "torch.nn.attention.of_an_older_torch")
     if width != 24 and device == "cuda":

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 
@@ -52,9 +54,9 @@ def one_by_one(qkv: torch.Tensor, layout: PackedLayout, rotary: bool) -> torch.T
 
 
 def in_tiles(looks: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
-    """Attention with scores in the values' dtype, of queries and keys in float32."""
+    """Attention of queries and keys in float32, weights in the values' dtype."""
     out = torch.full_like(values, torch.nan)
-    attend_in_tiles((looks * half_scale(looks.shape[-1])).to(values.dtype), values, out)
+    attend_in_tiles(looks * half_scale(looks.shape[-1]), values, out)
     return out
 
 
@@ -99,6 +101,27 @@ def test_tiles_of_every_size(
     values = values.bfloat16()
     found = in_tiles(looks, values)
     assert float((found - expected).abs().max()) <= 0.05
+
+
+@pytest.mark.parametrize("largest", [1, 20, 139, 500])
+def test_large_scores_lose_nothing(largest: float) -> None:
+    """In bfloat16, which has 8 bits, scores of 139 would be off by half of 1, and weights by as
+    much: what is left are the roundings of weights, of their sums and of what they make."""
+    qkv, layout = joined([100])
+    q, k, v = (part.view(100, HEADS, WIDTH).transpose(0, 1) for part in qkv.chunk(3, -1))
+    scores = q @ k.transpose(-1, -2) * WIDTH**-0.5
+    qkv[:, : 2 * HEADS * WIDTH] *= (largest / float(scores.abs().max())) ** 0.5
+    qkv = qkv.bfloat16()
+    expected = one_by_one(qkv, layout, rotary=False)
+    bound = 4 * 2**-9 * float(v.abs().max())
+    found = attend_joined(qkv, None, layout, HEADS)
+    assert float((found - expected).abs().max()) <= bound
+    # the mistake: scores rounded before the exponential
+    q, k, v = (part.view(100, HEADS, WIDTH).transpose(0, 1) for part in qkv.float().chunk(3, -1))
+    rounded = (q @ k.transpose(-1, -2) * half_scale(WIDTH) ** 2).bfloat16().double()
+    wrong = (rounded * math.log(2)).softmax(-1) @ v.double()
+    wrong = wrong.transpose(0, 1).flatten(1)
+    assert (float((wrong - expected).abs().max()) > bound) == (largest >= 20)
 
 
 @pytest.mark.parametrize("sign", [1, -1])

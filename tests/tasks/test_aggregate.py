@@ -10,7 +10,6 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
-import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -20,6 +19,7 @@ from esm_pipeline.formats.digests import write_digests
 from esm_pipeline.formats.records import Record, read_records, write_records
 from esm_pipeline.formats.results import open_results
 from esm_pipeline.model import EsmModel
+from tests.allocator import Allocator, tokens
 
 FASTA = """\
 >first
@@ -199,14 +199,7 @@ def test_gathering_twice_gives_the_same_bytes(rotary, tmp_path):
 
 
 def test_a_failure_reaches_every_duplicate(rotary, tmp_path, esm, monkeypatch):
-    whole = EsmModel.represent
-
-    def represent(self, ids, layout, *arguments, **options):
-        if 24 in layout.lengths:
-            raise torch.OutOfMemoryError("CUDA out of memory")
-        return whole(self, ids, layout, *arguments, **options)
-
-    monkeypatch.setattr(EsmModel, "represent", represent)
+    Allocator(1000).limit(monkeypatch, EsmModel, "represent", tokens({24: 1001}))
     shard(tmp_path, 2)
     embed(tmp_path, rotary, 2)
     code, lines = esm(*gather_command(tmp_path, 2))

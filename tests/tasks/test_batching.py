@@ -1,7 +1,8 @@
 """Batches within the budget, the out-of-memory ladder, and iter_packed beside the padded door."""
 
-import threading
-from collections.abc import Iterator, Sequence
+import re
+import weakref
+from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
@@ -27,6 +28,7 @@ from esm_pipeline.tasks.batching import (
     run_with_ladder,
     token_batches,
 )
+from tests.allocator import Allocator, tokens
 
 SEQUENCES = ["MKTAYIAKQR", "G", "ACDEFGHIKLMNPQRSTVWY", "MKTAYIAKQR", "WWPHL", "ACDBUZOX"]
 
@@ -54,14 +56,12 @@ def test_equal_lengths_keep_their_order():
 
 @given(count=st.integers(1, 40), room=st.integers(0, 12), big=st.sets(st.integers(0, 39)))
 def test_ladder_gives_every_sequence_once(count, room, big):
-    """`room` sequences fit together, those in `big` not even alone."""
-    calls = []
+    """There is room for `room` sequences, and not even for one of those in `big`."""
+    memory = Allocator(room)
 
     def compute(part):
-        calls.append(len(part))
-        if len(part) > room or big & set(part.tolist()):
-            raise torch.OutOfMemoryError("CUDA out of memory")
-        return part * 10
+        with memory.hold(sum(99 if place in big else 1 for place in part.tolist())):
+            return part * 10
 
     results = list(run_with_ladder(np.arange(count), compute))
     assert np.concatenate([part for part, _ in results]).tolist() == list(range(count))
@@ -72,7 +72,7 @@ def test_ladder_gives_every_sequence_once(count, room, big):
         else:
             assert result.tolist() == (part * 10).tolist()
     if room >= count and not big & set(range(count)):
-        assert calls == [count], "what fits is computed in one go"
+        assert memory.tried == [count], "what fits is computed in one go"
 
 
 @pytest.mark.parametrize(
@@ -85,6 +85,18 @@ def test_ladder_gives_every_sequence_once(count, room, big):
         ),
         RuntimeError("MPS backend out of memory (MPS allocated: 1 GB)"),
         RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+        RuntimeError(
+            "CUDA error: CUBLAS_STATUS_NOT_INITIALIZED when calling `cublasCreate(handle)`"
+        ),
+        RuntimeError("CUDA error: out of memory\nCUDA kernel errors might be asynchronously rep"),
+        torch.AcceleratorError("CUDA error: out of memory", 2),
+        RuntimeError("HIP error: out of memory"),
+        RuntimeError("HIP out of memory. Tried to allocate 2.00 GiB"),
+        RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"),
+        RuntimeError("cuDNN error: CUDNN_STATUS_NOT_INITIALIZED"),
+        RuntimeError("cusolver error: CUSOLVER_STATUS_ALLOC_FAILED, when calling `cusolverDnCre"),
+        RuntimeError("DefaultCPUAllocator: not enough memory: you tried to allocate 9 bytes."),
+        RuntimeError("std::bad_alloc"),
     ],
 )
 def test_what_counts_as_out_of_memory(error):
@@ -97,18 +109,26 @@ def test_the_real_allocator_is_understood():
     assert is_out_of_memory(error.value)
 
 
-@pytest.mark.parametrize("error", [RuntimeError("shapes do not match"), ValueError("memory")])
+@pytest.mark.parametrize(
+    "error",
+    [
+        RuntimeError("shapes do not match"),
+        RuntimeError("CUDA error: an illegal memory access was encountered"),
+        RuntimeError("CUDA error: CUBLAS_STATUS_EXECUTION_FAILED when calling `cublasSgemm`"),
+        ValueError("memory"),
+        ValueError("CUDA error: out of memory"),
+    ],
+)
 def test_other_errors_pass_through(error):
     def compute(part):
         raise error
 
-    with pytest.raises(type(error), match=str(error)):
+    with pytest.raises(type(error), match=re.escape(str(error))):
         list(run_with_ladder(np.arange(4), compute))
 
 
 def test_the_failed_attempt_is_gone_before_the_next(monkeypatch):
     """What the frames of the error held must be free when memory is given back."""
-    import weakref
 
     class Tensor:
         pass
@@ -147,101 +167,37 @@ def test_batches_of_several_workers_get_smaller(lengths, budget, workers):
         left -= size
 
 
-@pytest.fixture
-def threads() -> Iterator[None]:
-    """PyTorch with 3 threads."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(3)
-    yield
-    torch.set_num_threads(before)
-
-
-CPU = torch.device("cpu")
-
-
-@pytest.mark.usefixtures("threads")
-def test_threads_compute_at_once_and_results_keep_their_order():
-    lengths = np.array([*range(2000, 2010), *[100] * 100])
-    meeting, alone, calls = threading.Barrier(3, timeout=300), [], []
+def test_no_result_is_held_while_the_next_is_computed():
+    """A graphics card may have no room for both."""
+    memory, made, alive = Allocator(1), [], []
 
     def compute(part):
-        if threading.current_thread() is threading.main_thread():
-            alone.extend(part.tolist())
-            assert torch.get_num_threads() == 3
-        else:
-            assert torch.get_num_threads() == 1
-        return part
+        alive.append(sum(one() is not None for one in made))
+        with memory.hold(len(part)):
+            values = torch.zeros(1)
+        made.append(weakref.ref(values))
+        return values
 
-    found = list(compute_batches(lengths, 4096, compute, CPU))
-    order = np.concatenate([part for part, _ in found]).tolist()
-    assert order == np.argsort(-lengths, kind="stable").tolist()
-    assert sorted(alone) == list(range(10)), "beyond a share of 1,365 tokens: one at a time"
-    assert torch.get_num_threads() == 3
-
-    def meet(part):
-        calls.append(part)
-        if len(calls) <= 3:
-            meeting.wait()
-        return part
-
-    list(compute_batches(np.full(12, 300), 9 * LEAST_TOKENS, meet, CPU))
-    assert len(calls) > 3
+    for computed in compute_batches(np.full(5, 8), 50, compute, torch.device("meta")):
+        del computed
+    assert len(made) == 5
+    assert set(alive) == {0}
 
 
-@pytest.mark.usefixtures("threads")
-def test_new_threads_have_the_number_from_before():
-    list(compute_batches(np.full(12, 300), 16_384, lambda part: part, CPU))
-    seen = []
-    other = threading.Thread(target=lambda: seen.append(torch.get_num_threads()))
-    other.start()
-    other.join()
-    assert seen == [3]
+def test_iter_packed_holds_no_batch_while_the_next_is_computed(model, monkeypatch):
+    whole, made, alive = EsmForMaskedLM.packed_logits, [], []
 
+    def packed_logits(self, tokens, layout):
+        alive.append(sum(one() is not None for one in made))
+        logits = whole(self, tokens, layout)
+        made.append(weakref.ref(logits.untyped_storage()))
+        return logits
 
-@pytest.mark.usefixtures("threads")
-def test_errors_of_a_thread_end_all():
-    calls = []
-
-    def compute(part):
-        calls.append(part)
-        if 5 in part:
-            raise ValueError("five")
-        return part
-
-    with pytest.raises(ValueError, match="five"):
-        list(compute_batches(np.full(200, 600), 3000, compute, CPU))
-    assert len(calls) < 20
-    assert not [one for one in threading.enumerate() if one.name.startswith("batch")]
-
-
-@pytest.mark.usefixtures("threads")
-def test_the_ladder_in_threads():
-    def compute(part):
-        if len(part) > 2 or 7 in part:
-            raise MemoryError
-        return part
-
-    found = list(compute_batches(np.full(40, 100), 16_384, compute, CPU))
-    assert np.concatenate([part for part, _ in found]).tolist() == list(range(40))
-    assert [part.tolist() for part, result in found if result is None] == [[7]]
-
-
-@pytest.mark.usefixtures("threads")
-@pytest.mark.parametrize("why", ["autocast", "small budget", "one batch", "device"])
-def test_one_thread_where_others_are_of_no_use(why):
-    """Autocast is of one thread; a GPU has its own."""
-    seen = []
-
-    def compute(part):
-        seen.append(threading.current_thread())
-        return part
-
-    lengths = np.full(40, 100) if why != "one batch" else np.full(1, 100)
-    budget = 1000 if why == "small budget" else 16_384
-    device = torch.device("meta") if why == "device" else CPU
-    with torch.autocast("cpu", torch.bfloat16, enabled=why == "autocast"):
-        list(compute_batches(lengths, budget, compute, device))
-    assert set(seen) == {threading.main_thread()}
+    monkeypatch.setattr(EsmForMaskedLM, "packed_logits", packed_logits)
+    found = iter_packed(model, ["MKT"] * 5, token_budget=10)
+    for _ in range(5):
+        next(found)
+    assert alive == [0] * 3
 
 
 @pytest.fixture(scope="module")
@@ -322,14 +278,7 @@ def test_lazy_sequences_are_asked_for_batch_by_batch(model):
 
 def test_iter_packed_halves_what_does_not_fit(model, monkeypatch):
     expected = dict(iter_packed(model, SEQUENCES))
-    whole = EsmForMaskedLM.packed_logits
-
-    def small(self, tokens, layout):
-        if len(tokens) > 24:
-            raise torch.OutOfMemoryError("CUDA out of memory")
-        return whole(self, tokens, layout)
-
-    monkeypatch.setattr(EsmForMaskedLM, "packed_logits", small)
+    Allocator(24).limit(monkeypatch, EsmForMaskedLM, "packed_logits", tokens())
     found = dict(iter_packed(model, SEQUENCES))
     assert sorted(found) == sorted(expected)
     for place, logits in found.items():

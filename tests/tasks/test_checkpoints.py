@@ -71,6 +71,9 @@ def index(*names: str) -> Change:
 
 
 NORM = "esm__encoder__emb_layer_norm_after__weight"
+QUERY = "esm__encoder__layer__1__attention__self__query__weight"
+REGRESSION = "esm__contact_head__regression__bias"
+NAN = float("nan")
 
 
 @pytest.mark.parametrize(
@@ -84,6 +87,14 @@ NORM = "esm__encoder__emb_layer_norm_after__weight"
         (tensors(**{NORM: None}), "{m}: no 'encoder.emb_layer_norm_after.weight' among its w"),
         (tensors(esm__surprise=torch.ones(1)), "{m}: 'surprise' among its weights is not part"),
         (tensors(**{NORM: torch.ones(3)}), "has the shape (3,), the config asks for"),
+        (
+            tensors(**{QUERY: torch.full((16, 16), NAN)}),
+            "{m}: 'encoder.layer.1.attention.self.query.weight' has NaN or infinity among its we",
+        ),
+        (
+            tensors(**{REGRESSION: torch.tensor([-float("inf")])}),
+            "{m}: 'contact_head.regression.bias' has NaN or infinity among its weights; copy or",
+        ),
         (config(hidden_size=32), "weights and config.json do not belong together"),
         (config(num_hidden_layers="two"), "{m}: config: num_hidden_layers is 'two'"),
         (config(model_type="bert"), "{m}/config.json: config: model_type is 'bert', not 'esm'"),
@@ -170,6 +181,19 @@ def test_a_model_that_the_hub_does_not_have(esm, tmp_path, monkeypatch):
             "spelling, or if it is private `hf auth login`, or a token in HF_TOKEN"
         )
         assert hub.requests
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_scores_of_no_numbers_are_refused(esm, rotary, tmp_path, dtype):
+    """Short proteins would have finite ones: the kernel of attention hides NaN."""
+    model = shutil.copytree(rotary, tmp_path / "model")
+    tensors(**{QUERY: torch.full((16, 16), NAN)})(model)
+    (tmp_path / "wt.fasta").write_text(">a\nMKTAYIAKQR\n")
+    command = ("score", "--saturation", tmp_path / "wt.fasta", tmp_path / "out.h5")
+    code, lines = esm(*command, "--model", model, "--dtype", dtype)
+    assert (code, len(lines)) == (2, 1)
+    assert "'esm.encoder.layer.1.attention.self.query.weight' has NaN or infinity" in lines[0]
+    assert not (tmp_path / "out.h5").exists()
 
 
 class Payload:

@@ -17,6 +17,7 @@ from esm_pipeline import EsmForSequenceClassification, EsmTokenizer, open_result
 from esm_pipeline.cli import main
 from esm_pipeline.errors import InputError
 from esm_pipeline.tasks import classifier
+from tests.allocator import Allocator, tokens
 from tests.oracles.peers import ESM1B, ESM2
 from tests.tasks.classifying import (
     FASTA,
@@ -265,17 +266,21 @@ def test_what_a_result_says_of_itself(model: Path, fasta: Path, tmp_path: Path) 
 # What is not classified.
 
 
-def nothing_finite_of_six(self: Any, tokens: torch.Tensor, layout: Any) -> torch.Tensor:
-    logits: torch.Tensor = self.logits(self.esm.represent(tokens, layout).hidden[-1], layout)
-    logits[[length == 8 for length in layout.lengths]] = torch.nan
-    return logits
+def nothing_finite_of_six(monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = EsmForSequenceClassification.packed_logits
+
+    def packed_logits(self: Any, tokens: torch.Tensor, layout: Any) -> torch.Tensor:
+        logits = whole(self, tokens, layout)
+        logits[[length == 8 for length in layout.lengths]] = torch.nan
+        return logits
+
+    monkeypatch.setattr(EsmForSequenceClassification, "packed_logits", packed_logits)
 
 
-def no_memory_for_six(self: Any, tokens: torch.Tensor, layout: Any) -> torch.Tensor:
-    if 8 in layout.lengths:
-        raise torch.OutOfMemoryError
-    logits: torch.Tensor = self.logits(self.esm.represent(tokens, layout).hidden[-1], layout)
-    return logits
+def no_memory_for_six(monkeypatch: pytest.MonkeyPatch) -> None:
+    memory = Allocator(1000)
+    size = tokens({8: 1001})
+    memory.limit(monkeypatch, EsmForSequenceClassification, "packed_logits", size)
 
 
 @pytest.mark.parametrize(
@@ -291,7 +296,7 @@ def test_a_failed_sequence_has_its_row(
 ) -> None:  # fmt: skip
     save(model, SEQUENCE)
     assert classify(model, fasta, tmp_path / "whole.tsv") == 0
-    monkeypatch.setattr(EsmForSequenceClassification, "packed_logits", accident)
+    accident(monkeypatch)
     assert classify(model, fasta, tmp_path / "o.tsv") == 1
     table, whole = rows(tmp_path / "o.tsv"), rows(tmp_path / "whole.tsv")
     failed = table.pop("b")

@@ -20,6 +20,7 @@ from esm_pipeline.formats.results import open_results
 from esm_pipeline.model import EsmModel, EsmTokenizer
 from esm_pipeline.model.quantize import can_quantize
 from esm_pipeline.tasks import representations
+from tests.allocator import Allocator, tokens
 
 FASTA = """\
 >a first
@@ -156,6 +157,10 @@ def test_the_file_says_how_it_was_made(esm, rotary, fasta, tmp_path):
         "revision": "",
         "weights_sha256": digest(rotary / "model.safetensors"),
         "dtype": "float32",
+        "layers": "0,1,-1",
+        "include": "mean,residue,bos,contacts",
+        "residue_dtype": "float16",
+        "long": "auto",
     }
 
 
@@ -351,23 +356,15 @@ def test_full_needs_a_model_without_a_table(esm, absolute, rotary, long_fasta, t
     check_against_the_padded_door(rotary, tmp_path / "out.h5", LONG)
 
 
-def memory_for(monkeypatch, tokens, sequences_that_fail=()):
-    """Have the model run out of memory beyond `tokens` tokens; returns the sizes tried."""
-    whole, tried = EsmModel.represent, []
-
-    def represent(self, ids, layout, *arguments, **options):
-        tried.append(len(ids))
-        if len(ids) > tokens or set(layout.lengths) & set(sequences_that_fail):
-            raise torch.OutOfMemoryError("CUDA out of memory")
-        return whole(self, ids, layout, *arguments, **options)
-
-    monkeypatch.setattr(EsmModel, "represent", represent)
-    return tried
+def memory_for(monkeypatch, room, sequences_that_fail=()):
+    """Have memory for so many tokens, and for no sequence of these; returns the allocator."""
+    heavy = dict.fromkeys(sequences_that_fail, room + 1)
+    return Allocator(room).limit(monkeypatch, EsmModel, "represent", tokens(heavy))
 
 
 @pytest.mark.parametrize("room", [60, 40, 27])
 def test_a_batch_that_does_not_fit_is_halved(esm, rotary, fasta, tmp_path, monkeypatch, room):
-    tried = memory_for(monkeypatch, room)
+    tried = memory_for(monkeypatch, room).tried
     code, _ = esm("embed", "--model", rotary, *EVERYTHING, fasta, tmp_path / "out.h5")
     assert code == 0
     assert tried[0] == 62

@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from esm_pipeline import residues
+from esm_pipeline.errors import WeightsError
 from esm_pipeline.formats.records import read_records
 from esm_pipeline.formats.structure_arrays import Structures
 from esm_pipeline.model import EsmForProteinFolding
@@ -22,6 +23,7 @@ from esm_pipeline.sections import FoldSettings
 from esm_pipeline.tasks import predictor
 from esm_pipeline.tasks.demo_fold import demo_checkpoint, write_demo
 from esm_pipeline.tasks.fold_batches import Rung
+from tests.allocator import Allocator
 
 FASTA = """\
 >a first
@@ -223,16 +225,13 @@ class Limited:
 
     def __init__(self, monkeypatch, room, error=None):
         self.tried = []
-        right = predictor.Predictor.__call__
 
-        def call(this, texts, rung):
-            sizes = [len(text.replace(":", "")) for text in texts]
-            self.tried.append((len(texts), max(sizes), rung.chunk_size))
-            if len(texts) * max(sizes) ** 2 * (rung.chunk_size or 256) > room:
-                raise error or torch.OutOfMemoryError("CUDA out of memory")
-            return right(this, texts, rung)
+        def size(this, texts, rung):
+            longest = max(len(text.replace(":", "")) for text in texts)
+            self.tried.append((len(texts), longest, rung.chunk_size))
+            return len(texts) * longest**2 * (rung.chunk_size or 256)
 
-        monkeypatch.setattr(predictor.Predictor, "__call__", call)
+        Allocator(room, error).limit(monkeypatch, predictor.Predictor, "__call__", size)
 
 
 def test_out_of_memory_costs_time_and_no_record(fold, alone, monkeypatch):
@@ -466,3 +465,22 @@ def test_download_checks_a_folding_model(esm, rotary, tmp_path, capsys):
     code, said = esm("fold", *given)
     assert (code, len(said)) == (2, 1)
     assert "the weights of demo-fold are no longer those" in said[0]
+
+
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+def test_weights_that_are_no_numbers_are_refused(checkpoint, monkeypatch, device):
+    """On a graphics card, for which another device stands here, the model is not optimized."""
+    whole = predictor.Predictor.loaded
+
+    def loaded(self):
+        monkeypatch.setattr(self, "device", torch.device("cpu"))
+        found = whole(self)
+        found.trunk.recycle_disto.weight.data[0, 0] = float("nan")
+        monkeypatch.setattr(self, "device", torch.device(device))
+        return found
+
+    monkeypatch.setattr(predictor.Predictor, "loaded", loaded)
+    one = predictor.Predictor(str(checkpoint), None, FoldSettings(device="cpu"))
+    one.device = torch.device(device)
+    with pytest.raises(WeightsError, match="has NaN or infinity"):
+        one.load()

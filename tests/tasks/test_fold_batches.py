@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from esm_pipeline.tasks.fold_batches import LAUNCH, Rung, cost, fold_batches, run_with_rungs, rungs
+from tests.allocator import Allocator
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
 LENGTHS = st.lists(st.integers(1, 2_000), max_size=60)
@@ -76,17 +77,17 @@ def test_the_ways():
 
 
 class Memory:
-    """Stands for a device: holds `room` sequences at the first rung, more at later ones."""
+    """Stands for a device: holds one of `needs` at the first rung, twice as much at each next."""
 
     def __init__(self, sizes, needs):
         self.sizes, self.needs, self.calls = sizes, needs, []
+        self.allocator = Allocator(1, MemoryError())
 
     def __call__(self, part, rung):
         level = self.sizes.index(rung)
         self.calls.append((part.tolist(), level))
-        if sum(self.needs[place] for place in part) > 2**level:
-            raise [torch.OutOfMemoryError("CUDA out of memory"), MemoryError()][level % 2]
-        return [place * 10 for place in part.tolist()]
+        with self.allocator.hold(sum(self.needs[place] for place in part) / 2**level):
+            return [place * 10 for place in part.tolist()]
 
 
 WAYS = rungs(64, GPU)

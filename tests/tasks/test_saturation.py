@@ -11,7 +11,6 @@ import matplotlib.image
 import numpy as np
 import pandas as pd
 import pytest
-import torch
 
 from esm_pipeline import open_results
 from esm_pipeline.errors import InputError
@@ -19,6 +18,7 @@ from esm_pipeline.formats.records import read_records
 from esm_pipeline.model import EsmForMaskedLM
 from esm_pipeline.tasks import saturation, strategies
 from esm_pipeline.tasks.heatmaps import ORDER
+from tests.allocator import Allocator, tokens
 
 AMINO_ACIDS = "ACDEFGHIKLMNPQRSTVWY"
 FASTA = """\
@@ -83,7 +83,10 @@ def test_the_file(esm, rotary, fasta, tmp_path):
         "format": "esm-pipeline/saturation",
         "format_version": 1,
         "alphabet": AMINO_ACIDS,
+        "dtype": "float32",
         "strategy": "masked_marginal",
+        "long": "auto",
+        "window": "1024",
     }
     told = {one.id: one.outcomes["score"] for one in read_records(tmp_path / "out.records.tsv")}
     assert {name for name, outcome in told.items() if outcome.status == "ok"} == set(SEQUENCES)
@@ -177,14 +180,8 @@ def test_two_runs_give_the_same_bytes(esm, rotary, fasta, tmp_path):
 
 @pytest.mark.parametrize("models", [1, 2])
 def test_what_fails_is_left_out(esm, rotary, absolute, fasta, tmp_path, monkeypatch, models):
-    whole = EsmForMaskedLM.packed_logits
-
-    def packed_logits(self, ids, layout, rows=None):
-        if 24 in layout.lengths:
-            raise torch.OutOfMemoryError("CUDA out of memory")
-        return whole(self, ids, layout, rows)
-
-    monkeypatch.setattr(EsmForMaskedLM, "packed_logits", packed_logits)
+    memory = Allocator(1000)
+    memory.limit(monkeypatch, EsmForMaskedLM, "packed_logits", tokens({24: 1001}))
     options = [f"--model={folder}" for folder in (rotary, absolute)[:models]]
     code, lines = esm("score", *options, "--saturation", fasta, tmp_path / "out.h5")
     assert code == 1

@@ -6,6 +6,7 @@ import gzip
 import re
 import subprocess
 import sys
+import weakref
 from pathlib import Path
 
 import numpy as np
@@ -15,10 +16,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from esm_pipeline import optimize_for_inference
 from esm_pipeline.cli import main
 from esm_pipeline.formats import text_tables
 from esm_pipeline.formats.records import read_records
 from esm_pipeline.model import EsmForMaskedLM
+from esm_pipeline.tasks import checkpoints
+from esm_pipeline.tasks.checkpoints import Runner
+from tests.allocator import Allocator, tokens
 from tests.tasks.conftest import TABLE
 from tests.tasks.scoring import MARGINAL, OTHER, WILD_TYPE, mutants, passes, run, shifted
 
@@ -238,25 +243,43 @@ def test_full_needs_models_without_a_table(esm, absolute, rotary, files):
     assert TABLE == 30
 
 
-def memory_for(monkeypatch, tokens, never=()):
-    """Have the model run out of memory beyond `tokens` tokens, and for sequences of lengths."""
-    whole, tried = EsmForMaskedLM.packed_logits, []
+@pytest.mark.parametrize("what", ["table", "saturation"])
+def test_an_ensemble_holds_one_model_at_a_time(esm, rotary, absolute, files, monkeypatch, what):
+    """Each is gone before the next is loaded."""
+    alive: weakref.WeakSet[EsmForMaskedLM] = weakref.WeakSet()
+    held = []
+    whole = Runner.loaded
 
-    def packed_logits(self, ids, layout, rows=None):
-        tried.append(len(ids))
-        if len(ids) > tokens or set(layout.lengths) & set(never):
-            raise torch.OutOfMemoryError("CUDA out of memory")
-        return whole(self, ids, layout, rows)
+    def loaded(self):
+        held.append(len(alive))
+        return whole(self)
 
-    monkeypatch.setattr(EsmForMaskedLM, "packed_logits", packed_logits)
-    return tried
+    def optimized(model, dtype):
+        fast = optimize_for_inference(model, dtype)
+        alive.add(fast)
+        return fast
+
+    monkeypatch.setattr(Runner, "loaded", loaded)
+    monkeypatch.setattr(checkpoints, "optimize_for_inference", optimized)
+    fasta, table, out = files({"a": WILD_TYPE}, mutants("K2L"))
+    models = ("--model", rotary, "--model", absolute)
+    given = ("--variants", table) if what == "table" else ("--saturation",)
+    assert esm("score", *models, *given, fasta, out)[0] == 0
+    assert held == [0, 0]
+    assert not alive
+
+
+def memory_for(monkeypatch, room, never=()):
+    """Have memory for so many tokens, and for no sequence of lengths; returns the allocator."""
+    heavy = dict.fromkeys(never, room + 1)
+    return Allocator(room).limit(monkeypatch, EsmForMaskedLM, "packed_logits", tokens(heavy))
 
 
 @pytest.mark.parametrize("strategy", [MARGINAL, LIKELIHOOD])
 def test_a_batch_that_does_not_fit_is_halved(esm, rotary, files, monkeypatch, strategy):
     fasta, table, out = files({"a": WILD_TYPE}, mutants(*shifted(0)))
     wanted = run(esm, rotary, fasta, table, out, "--strategy", strategy)[2]
-    tried = memory_for(monkeypatch, 50)
+    tried = memory_for(monkeypatch, 50).tried
     code, _, found = run(esm, rotary, fasta, table, out, "--strategy", strategy)
     assert code == 0
     assert max(tried) > 200

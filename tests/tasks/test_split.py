@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import random
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -15,8 +17,15 @@ from hypothesis import strategies as st
 
 from esm_pipeline.cli import main
 from esm_pipeline.formats import text_tables
-from esm_pipeline.formats.records import read_records, read_status
+from esm_pipeline.formats.records import (
+    Outcome,
+    Record,
+    read_records,
+    read_status,
+    write_records,
+)
 from esm_pipeline.settings import shard_names
+from esm_pipeline.tasks.join import write_status
 from tests.tasks.scoring import MARGINAL, OTHER, WILD_TYPE, rows_of
 
 LIKELIHOOD = "pseudo_log_likelihood"
@@ -117,6 +126,37 @@ def test_any_number_of_shards_gives_the_same(
     assert list(read_status(tmp_path / "status.tsv", "score")) == statuses
     facts = json.loads((tmp_path / "joined.json").read_text())
     assert (facts["strategy"], list(facts["models"])) == (strategy, [rotary.name])
+
+
+CUT, FITS_NOT = Outcome("ok", "truncated"), Outcome("failed", "does not fit")
+
+
+@pytest.mark.parametrize(
+    ("of_shards", "expected"),
+    [
+        ([Outcome("ok"), CUT, Outcome("ok")], CUT),
+        ([Outcome("ok"), FITS_NOT, Outcome("ok"), CUT], FITS_NOT),
+        ([CUT, FITS_NOT], FITS_NOT),
+        ([Outcome("ok"), Outcome("skipped", "too long")], Outcome("skipped", "too long")),
+        ([FITS_NOT, Outcome("skipped", "too long")], FITS_NOT),
+        ([Outcome("failed"), Outcome("ok"), CUT], Outcome("failed")),
+        ([Outcome("ok"), Outcome("ok")], Outcome("ok")),
+    ],
+)
+def test_a_protein_of_several_shards_has_the_worst_outcome(tmp_path, of_shards, expected):
+    """Whichever shard comes first; a reason is told wherever it is from."""
+    record = Record(0, "a", "a", 22, "0" * 64, "ok")
+    write_records(tmp_path / "records.tsv", [record], [])
+    (tmp_path / "before.tsv").write_text("index\tscore_status\tscore_reason\n0\tok\t\n")
+    shard = record._replace(id="0")
+    for number, outcome in enumerate(of_shards):
+        one = shard.with_outcome("score", *outcome)
+        write_records(tmp_path / f"{number}.records.tsv", [one], ["score"])
+    for order in itertools.permutations(range(len(of_shards))):
+        shards = [SimpleNamespace(records=tmp_path / f"{n}.records.tsv") for n in order]
+        paths = (tmp_path / "status.tsv", tmp_path / "records.tsv", tmp_path / "before.tsv")
+        write_status(*paths, shards)
+        assert list(read_status(paths[0], "score")) == [(0, expected)]
 
 
 def split_rows(folder: Path) -> list[list[int]]:
