@@ -172,7 +172,9 @@ def load_weights(
     if plan.causes:
         remedy = "train before use"
         if checkpoint.is_fair_esm:
-            remedy += f", or put {fair_esm.regression_of(checkpoint.source).name} beside it"
+            remedy += (
+                f", or put {fair_esm.regression_of(checkpoint.weight_files[0]).name} beside it"
+            )
         warnings.warn(
             f"{checkpoint.name}: {'; '.join(plan.causes)}; initialised at random, {remedy}",
             stacklevel=4,  # who called from_pretrained, within `uncollected`

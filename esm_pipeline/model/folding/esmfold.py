@@ -46,6 +46,10 @@ class EsmForProteinFolding(EsmPreTrainedModel):
     takes it too, and reads the weights straight into it.
     """
 
+    _no_split_modules = (
+        *EsmPreTrainedModel._no_split_modules,
+        *("StructureModule", "TriangleAttention", "TriangleMultiplication"),
+    )
     offloads = False
     """Whether the language model is on the device only while it runs."""
 
