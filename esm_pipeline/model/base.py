@@ -23,7 +23,7 @@ from esm_pipeline.model.adapters import Adapter, require_merged
 from esm_pipeline.model.config import EsmConfig, named_dtype
 from esm_pipeline.model.encoder import Checkpointing
 from esm_pipeline.model.hub import Checkpoint, resolve_checkpoint
-from esm_pipeline.model.keywords import hub_options, refuse, settle
+from esm_pipeline.model.keywords import WITHOUT_EFFECT, hub_options, refuse, settle
 from esm_pipeline.model.loading import (
     entries_of,
     initialise,
@@ -274,6 +274,22 @@ class EsmPreTrainedModel(ModuleUtils):
         return (model, info) if output_loading_info else model
 
     @classmethod
+    def _from_config(
+        cls: type[M],
+        config: EsmConfig,
+        *,
+        dtype: torch.dtype | str | None = None,
+        torch_dtype: torch.dtype | str | None = None,
+        **options: Any,
+    ) -> M:
+        """A model with random weights, in training mode, as the reference's classes make it."""
+        refuse(f"{cls.__name__}._from_config", options)
+        options = {key: options[key] for key in options.keys() - WITHOUT_EFFECT}
+        given = dtype if dtype is not None else torch_dtype
+        wanted = config.torch_dtype if given == "auto" else read_dtype(given)
+        return cls(config, **options).to(wanted or torch.float32)
+
+    @classmethod
     def is_foreign(cls) -> bool:
         """Whether the class is a script's own, of whose weights nothing is known here."""
         return cls.__module__.split(".")[0] != __name__.split(".")[0]
@@ -300,7 +316,8 @@ class EsmPreTrainedModel(ModuleUtils):
         """
         refuse("save_pretrained", {"push_to_hub": push_to_hub, "variant": variant, **options})
         require_folder(save_directory)
-        self.require_original("save_pretrained")
+        if self.optimized:
+            raise InputError("a model optimized for inference cannot be saved; save the original")
         if not safe_serialization:
             raise InputError("save_pretrained: pickles are not written; leave safe_serialization")
         if not is_main_process:

@@ -14,6 +14,7 @@ import torch
 from esm_pipeline.errors import WeightsError
 from esm_pipeline.files import atomic_path, require_folder
 from esm_pipeline.model import fair_esm
+from esm_pipeline.model.adapters import settings_of
 from esm_pipeline.model.folding.config import EsmFoldConfig
 from esm_pipeline.model.hub import CONFIG_FILE, FAIR_SUFFIX, find_config
 from esm_pipeline.model.keywords import hub_options, refuse, refuse_unknown, settle
@@ -274,8 +275,10 @@ class EsmConfig:
         given = {"cache_dir": cache_dir, "token": token, "revision": revision, **options}
         given |= {"local_files_only": local_files_only, "force_download": force_download}
         name, options = settle("EsmConfig.from_pretrained", path_or_hub_id, given)
-        file = find_config(name, **hub_options(name, options))
+        where = hub_options(name, options)
+        file = find_config(name, **where)
         values = cls.read_file(file)
+        options = {**settings_of(name, **where), **options}
         unused: dict[str, Any] = {}
         if with_unused:
             known = cls.from_dict(values)

@@ -141,7 +141,7 @@ class EsmEncoderAttention(nn.Module):
         """Normed states (T, D) → (T, H * K), the maps if asked for, and keys and values."""
         assert ask.memory is not None, "EsmEncoder.steps asks for it"
         assert ask.memory.states_visible is not None, "build_memory makes it"
-        states = self.look(ask.memory, ask.past, x.dtype)
+        states = self.look(ask.memory, ask.past)
         mixed, maps = attend_to_padded(
             self.query(x).unflatten(-1, (self.heads, -1)),  # (T, H, K)
             *states,
@@ -153,13 +153,12 @@ class EsmEncoderAttention(nn.Module):
         )
         return mixed.flatten(1), Seen(cross_maps=maps, cache=states)
 
-    def look(
-        self, memory: Memory, past: tuple[Tensor, ...], dtype: torch.dtype
-    ) -> tuple[Tensor, Tensor]:
+    def look(self, memory: Memory, past: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
         """Keys and values (B, H, S, K) of the encoder's states, cached ones if there are."""
         if len(past) == 4:
             return past[2], past[3]
         assert memory.states is not None, "build_memory asks for it"
+        dtype = getattr(self.query.weight, "dtype", memory.states.dtype)  # none in 8 bits
         states = memory.states.to(dtype)
         k, v = (
             project(states).unflatten(-1, (self.heads, -1)).transpose(1, 2)

@@ -102,8 +102,8 @@ class ModuleUtils(nn.Module):
     def refuse(self, what: str) -> NoReturn:
         """Raise InputError: this is a copy for inference."""
         raise InputError(
-            f"{what}: a model optimized for inference cannot be saved, loaded into, trained or "
-            "changed; take the original, and optimize it again"
+            f"{what}: a model optimized for inference has no gradients, and its weights are in "
+            "another form; take the original, and optimize that again"
         )
 
     def state_dict(self, *args: Any, **kwargs: Any) -> Any:
