@@ -20,7 +20,7 @@ from esm_pipeline.model.decoder import EsmDecoderLayer
 from esm_pipeline.model.layer import Ask, EsmLayer, Seen
 from esm_pipeline.model.layout import PackedLayout
 from esm_pipeline.model.memory import Memory
-from esm_pipeline.model.rotary import rotary_frequencies, rotary_tables
+from esm_pipeline.model.rotary import RotaryEmbedding, rotary_frequencies, rotary_tables
 
 MASKED_IN_TRAINING = 0.15 * 0.8
 """Share of tokens shown as <mask> when the published models were trained."""
@@ -138,11 +138,25 @@ class EsmEncoder(nn.Module):
         self.rotary = config.position_embedding_type == "rotary"
         self.needs_states = config.add_cross_attention
         self.head_width = config.hidden_size // config.num_attention_heads
-        self.frequencies = rotary_frequencies(self.head_width)  # (K / 2,), or a checkpoint's own
         kind = EsmDecoderLayer if config.is_decoder else EsmLayer
         self.layer = nn.ModuleList(kind(config) for _ in range(config.num_hidden_layers))
         self.emb_layer_norm_after = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.checkpointing: Checkpointing | None = None  # see gradient_checkpointing_enable
+
+    @property
+    def frequencies(self) -> Tensor:
+        """(K / 2,) float32, those of the first layer: all have the same, a checkpoint's own."""
+        held = next(self.rotary_embeddings(), None)
+        return rotary_frequencies(self.head_width) if held is None else held.inv_freq
+
+    @frequencies.setter
+    def frequencies(self, table: Tensor) -> None:
+        for one in self.rotary_embeddings():
+            one.inv_freq = table.detach().float().clone()
+
+    def rotary_embeddings(self) -> Iterator[RotaryEmbedding]:
+        """Where the frequencies are held."""
+        return (one for one in self.modules() if isinstance(one, RotaryEmbedding))
 
     @property
     def layers(self) -> list[EsmLayer]:

@@ -213,7 +213,8 @@ def wanted_of(model: EsmPreTrainedModel) -> dict[str, Tensor]:
     wanted: dict[str, Tensor] = dict(model.named_parameters())
     if model.is_foreign():
         kept = model.state_dict().keys()
-        wanted.update({name: own for name, own in model.named_buffers() if name in kept})
+        own = {name: held for name, held in model.named_buffers() if name in kept}
+        wanted |= {name: held for name, held in own.items() if not FREQUENCIES.fullmatch(name)}
     return wanted
 
 
