@@ -102,9 +102,20 @@ def require_merged(keys: Iterable[str], name: str) -> None:
 class Change:
     """What an adapter has for one module: two factors, the scale of their product, and more."""
 
-    rank: float
-    scale: float
+    ranks: list[float]
+    """What the settings say that the rank may be."""
+
+    alpha: float
+    rooted: bool
+    """Whether the product is divided by the root of the rank (rsLoRA), not by the rank."""
+
     parts: dict[str, Entry] = field(default_factory=dict)
+
+    @property
+    def scale(self) -> float:
+        """What the product of the two factors is multiplied by."""
+        rank = self.parts[self.pair[0]].shape[0]
+        return self.alpha / math.sqrt(rank) if self.rooted else self.alpha / rank
 
     @property
     def pair(self) -> tuple[str, str]:
@@ -118,8 +129,9 @@ class Change:
             return f"no {' and '.join(self.pair)} among its weights; is the adapter whole?"
         if [len(down.shape), len(up.shape)] != [2, 2] or down.shape[0] != up.shape[1]:
             return f"its factors have shapes {down.shape} and {up.shape}, which do not fit"
-        if down.shape[0] != self.rank:
-            return f"is of rank {down.shape[0]}, its settings say {self.rank}; are they of another?"
+        if down.shape[0] not in self.ranks:
+            told = " or ".join(map(str, self.ranks))
+            return f"is of rank {down.shape[0]}, its settings say {told}; are they of another?"
         if self.pair == PAIRS[1] and MAGNITUDE in self.parts:
             return f"DoRA of an embedding cannot be merged here; {MERGE}"
         return None
@@ -180,7 +192,7 @@ class Adapter:
                 continue
             module = bare(match["module"])
             if module not in adapter.changes:
-                adapter.changes[module] = Change(*rank_and_scale(settings, match["module"], config))
+                adapter.changes[module] = change_of(settings, match["module"], config)
             adapter.changes[module].parts[match["part"]] = entry
         for module, change in adapter.changes.items():
             problem = change.problem()
@@ -319,28 +331,34 @@ def read_settings(path: Path) -> dict[str, Any]:
     return dict(settings)
 
 
-def rank_and_scale(settings: Mapping[str, Any], module: str, path: Path) -> tuple[float, float]:
-    """Rank r of `module`, and what its product is multiplied by: alpha / r, for rsLoRA alpha / √r.
+def change_of(settings: Mapping[str, Any], module: str, path: Path) -> Change:
+    """What the settings say of `module`. Raises WeightsError.
 
-    Raises WeightsError.
+    Patterns are written in another order than they were given in, so that of several that match
+    and disagree, it is not known which was meant.
     """
-    rank = pattern_value(settings, "rank_pattern", "r", module, path)
-    alpha = pattern_value(settings, "alpha_pattern", "lora_alpha", module, path)
-    return rank, alpha / math.sqrt(rank) if settings.get("use_rslora") else alpha / rank
+    ranks = pattern_values(settings, "rank_pattern", "r", module, path)
+    alphas = pattern_values(settings, "alpha_pattern", "lora_alpha", module, path)
+    if len(alphas) > 1:
+        told = " and ".join(map(str, alphas))
+        raise WeightsError(f"{path}: alpha_pattern gives {module} {told}; leave one")
+    return Change(ranks, alphas[0], bool(settings.get("use_rslora")))
 
 
-def pattern_value(
+def pattern_values(
     settings: Mapping[str, Any], patterns: str, default: str, module: str, path: Path
-) -> float:
-    """A setting of `module`, by the first of `patterns` that matches. Raises WeightsError."""
-    value = settings.get(default, 8)
+) -> list[float]:
+    """What a setting of `module` may be, by the `patterns` that match. Raises WeightsError."""
     try:
-        for pattern, own in (settings.get(patterns) or {}).items():
-            if re.fullmatch(rf"(.*\.)?({pattern})", module):
-                value = own
-                break
+        found = [
+            value
+            for pattern, value in (settings.get(patterns) or {}).items()
+            if re.fullmatch(rf"(.*\.)?({pattern})", module)
+        ]
     except (re.error, AttributeError) as error:
         raise WeightsError(f"{path}: {patterns} cannot be read ({error})") from None
-    if isinstance(value, bool) or not isinstance(value, int | float) or not value > 0:
-        raise WeightsError(f"{path}: {default} is {value!r}; it should be a number above 0")
-    return value
+    values = found or [settings.get(default, 8)]
+    for value in values:
+        if isinstance(value, bool) or not isinstance(value, int | float) or not value > 0:
+            raise WeightsError(f"{path}: {default} is {value!r}; it should be a number above 0")
+    return list(dict.fromkeys(values))

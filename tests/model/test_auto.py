@@ -57,6 +57,7 @@ def test_tokenizer_and_config() -> None:
 
 
 def test_what_is_refused(tmp_path: Path) -> None:
+    EsmModel.from_pretrained("demo", False).save_pretrained(tmp_path)
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "bert"}))
     with pytest.raises(WeightsError, match="model_type is 'bert', not 'esm'"):
         esm_pipeline.AutoModel.from_pretrained(tmp_path)
