@@ -116,7 +116,7 @@ def resolve_checkpoint(name: str, *, needs_config: bool = True, **options: Any) 
     WeightsError, or CapacityError where the disk is full.
     """
     path = local_path(name)
-    config = fetch_first(name, CONFIG_FILE, **options) if path is None else None
+    config = fetch_config(name, **options) if path is None else None
     adapter = find_adapter(name, **options) if config is None else None
     if adapter is not None:
         return resolve_adapter(name, adapter, **options)
@@ -219,7 +219,7 @@ def find_config(name: str, **options: Any) -> Path:
     path = local_path(name)
     if path is not None and path.is_file():
         return path
-    found = fetch_first(name, CONFIG_FILE, **options) if path is None else path / CONFIG_FILE
+    found = fetch_config(name, **options) if path is None else path / CONFIG_FILE
     if found is not None and found.is_file():
         return found
     adapter = find_adapter(name, **options)
@@ -236,6 +236,13 @@ def find_config(name: str, **options: Any) -> Path:
         f"{name}: no {CONFIG_FILE} in it; is this an ESM checkpoint? (of a bare state, as a "
         "Trainer writes it, load with config=)"
     )
+
+
+def fetch_config(name: str, **options: Any) -> Path | None:
+    """The config.json of a hub model, asked for first; None if it has none, as adapters do."""
+    if cached(name, ADAPTER_CONFIG, **options) and not cached(name, CONFIG_FILE, **options):
+        return None
+    return fetch_first(name, CONFIG_FILE, **options)
 
 
 def step_folders(path: Path) -> dict[int, str]:

@@ -186,7 +186,9 @@ def explained(
         return disk_error(name, file, error, options)
     status = getattr(getattr(error, "response", None), "status_code", None)
     told = refusal(name, error) if status is None else answer(name, error, status, options)
-    told = f"{NO_FOLDER}, and {told}" if first and not told.startswith(NO_FOLDER) else told
+    known = type(error).__name__ in ("RevisionNotFoundError", "GatedRepoError")
+    if first and not known and not told.startswith(NO_FOLDER):
+        told = f"{NO_FOLDER}, and {told}"
     return WeightsError(f"{name}: {told}")
 
 
