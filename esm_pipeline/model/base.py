@@ -245,7 +245,8 @@ class EsmPreTrainedModel(ModuleUtils):
             checkpoint = resolve_checkpoint(name, needs_config=config is None, **where)
         if config is None or isinstance(config, (str, os.PathLike)):
             source = checkpoint.source if config is None else config
-            at = checkpoint.where if config is None else {}
+            followed = config is None and checkpoint.adapter  # to its base model
+            at = {**where, **checkpoint.where} if followed else {}
             settings: EsmConfig = cls.config_class.from_pretrained(source, **at, **options)
         elif options:
             raise InputError(f"{caller}: with a config, leave out {', '.join(options)}")
