@@ -4,6 +4,11 @@ The command line prints one line for these and exits 2; anything else is a bug a
 traceback. A message tells the place, what is wrong there, and the remedy.
 """
 
+import os
+
+IN_WORKFLOW = "ESM_PIPELINE_IN_WORKFLOW"
+"""The environment variable that the workflow sets for its jobs."""
+
 
 class EsmPipelineError(Exception):
     """Base of every error a user can mend."""
@@ -23,3 +28,17 @@ class WeightsError(EsmPipelineError):
 
 class CapacityError(EsmPipelineError):
     """More memory, disk or table positions asked for than there are."""
+
+
+def to_set(key: str, value: str | None = None) -> str:
+    """How a reader sets `key`, to `value`: in the config file, or by a flag of the command line.
+
+    Jobs of the workflow tell keys, since that is where the user is.
+    """
+    name = key if os.environ.get(IN_WORKFLOW) else flag_of(key)
+    return f"set {name}" if value is None else f"set {name} to '{value}'"
+
+
+def flag_of(key: str) -> str:
+    """`shard.gaps` -> `--gaps`."""
+    return "--" + key.rpartition(".")[2].replace("_", "-")

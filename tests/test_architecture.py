@@ -14,10 +14,11 @@ ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "esm_pipeline"
 LINES = 500
 
-FLOOR = {"errors", "files", "residues"}
+FLOOR = {"errors", "files", "nucleotides", "residues"}
 ALLOWED = {
     "errors": set(),
     "files": {"errors"},
+    "nucleotides": set(),
     "residues": set(),
     "data": set(),
     "problems": set(),

@@ -131,7 +131,7 @@ def test_flags_follow_from_the_settings():
 def test_a_bad_value_names_the_command_line():
     args = argparse.Namespace(**dict.fromkeys(EmbedSettings.model_fields))
     args.include = "mean,colour"
-    with pytest.raises(InputError, match=r"command line: 'include\.1' = 'colour'"):
+    with pytest.raises(InputError, match=r"command line: --include = 'colour'"):
         cli.section_from(EmbedSettings, args)
 
 

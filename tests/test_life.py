@@ -12,6 +12,7 @@ import gzip
 import hashlib
 import io
 import itertools
+import re
 import tempfile
 from pathlib import Path
 from types import SimpleNamespace
@@ -30,6 +31,7 @@ from tests.workflow import tools
 from tests.workflow.tools import config, snakemake
 
 SAMPLE = "in"
+KEY = re.compile(r"shard\.(\w+)")
 GAP = "; set shard.gaps to 'remove' to drop gaps"
 STOP = " inside the sequence; set shard.internal_stops to 'replace' to read it as X"
 FOREIGN = " is no amino acid; correct the sequence"
@@ -123,6 +125,13 @@ LIVES = {
         "no id: named record_31",
         id="record_31",
     ),
+    "nucleotides": Life(
+        b"cds",
+        b"ATGGCGAAACTGGTG\nATTacccgttggcaggaataa",
+        "",
+        "looks like DNA; set shard.nucleotides to 'translate' to read coding sequences, or to "
+        "'keep' to take the letters as residues",
+    ),
 }
 
 CHANGED = {
@@ -159,11 +168,18 @@ SETTINGS = {
 WAYS = ("shard", "embed", "pipe", "classify", "workflow")
 
 
+def flag(key: re.Match[str]) -> str:
+    """The flag of a key of the section `shard`."""
+    return "--" + key[1].replace("_", "-")
+
+
 def expected(name: str, settings: str, way: str) -> Record:
     """The row of one record."""
     life = LIVES[name]
     if settings == "changed":
         life = life._replace(**CHANGED.get(name, {}))
+    if way != "workflow":  # where there are flags in place of keys
+        life = life._replace(reason=KEY.sub(flag, life.reason))
     text = life.header.decode() if life.text is None else life.text
     status = "ok" if life.sequence else "skipped"
     length = len(life.sequence.replace(":", "")) or None
@@ -329,7 +345,20 @@ NO_FASTA = {
         ONE.decode().encode("utf-16"),
         ":1: not FASTA, looks like UTF-16 text; save it as UTF-8",
     ),
-    "zip": (b"PK\3\4", ":1: not FASTA, looks like a compressed file; unpack it, or use gzip"),
+    "zip": (
+        b"PK\3\4",
+        ":1: not FASTA, looks like a zip archive, such as a Word or Excel file; unpack it, or save "
+        "its text as FASTA",
+    ),
+    "nucleotides": (
+        b">cds\nATGGCGAAACTGGTGATTACCCGTTGGCAGGAATAA\n",
+        ":1: looks like DNA, as 1 of the first 1 records do; set shard.nucleotides to 'translate' "
+        "to read coding sequences, or to 'keep' to take the letters as residues",
+    ),
+    "PIR": (
+        b">P1;CRAB_ANAPL\nALPHA CRYSTALLIN B CHAIN\nMDITIHNPLI*\n",
+        ":1: not FASTA, looks like PIR, whose second line is a title; convert it to FASTA",
+    ),
     "cut": (
         gzip.compress(ONE)[:-3],
         ":3: the gzip file is cut short; fetch or copy it again",
@@ -377,6 +406,7 @@ def test_a_file_that_is_no_fasta(
         path = Path("standard input")
         code = run("embed", "--model=demo", "-", out / "out.h5")
     task = "embed" if way == "pipe" else way
+    told = KEY.sub(flag, told)
     assert (code, capsys.readouterr().err) == (2, f"esm-pipeline {task}: {path}{told}\n")
     assert not out.exists() or list(out.iterdir()) == []
 

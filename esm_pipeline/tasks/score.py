@@ -23,7 +23,7 @@ from esm_pipeline.files import atomic_paths, scratch_path
 from esm_pipeline.formats.records import FAILED
 from esm_pipeline.formats.saturation import Saturations
 from esm_pipeline.formats.tables import SUFFIXES, create_table, open_table, suffix_of
-from esm_pipeline.sections import CleaningSettings, ScoreSettings, StrategySettings
+from esm_pipeline.sections import AS_VALIDATED, CleaningSettings, ScoreSettings, StrategySettings
 from esm_pipeline.tasks.gathering import gather_ragged
 from esm_pipeline.tasks.intake import Intake, open_intake, take_in
 from esm_pipeline.tasks.model_file import MODEL_HELP
@@ -181,7 +181,8 @@ def score_table(request: Request) -> tuple[str, int]:
         rows, sequences = Rows(sets=settings.strategy.endswith("joint")), None
         if not marginal:
             mutants = rows.read_sequences(table, reader)
-            sequences = stack.enter_context(take_in(mutants, cleaning, folder))
+            taken = cleaning.model_copy(update=AS_VALIDATED)
+            sequences = stack.enter_context(take_in(mutants, taken, folder))
         else:
             rows.read(table, reader)
         add_hints(table, reader, rows.misfits)

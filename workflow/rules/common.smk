@@ -11,8 +11,8 @@ from snakemake.settings.types import DeploymentMethod
 HOME = Path(str(workflow.current_basedir)).resolve().parents[1]
 sys.path.insert(0, str(HOME))
 
-from esm_pipeline.errors import InputError
-from esm_pipeline.sections import CleaningSettings, VariantSettings, flags
+from esm_pipeline.errors import IN_WORKFLOW, InputError
+from esm_pipeline.sections import AS_VALIDATED, CleaningSettings, VariantSettings, flags
 from esm_pipeline.settings import file_state, load_settings, shard_names
 
 
@@ -21,14 +21,15 @@ def esm(wildcards, resources):
 
     Snakemake takes PYTHONPATH away from a job in a conda environment, so it is set here. Without
     such an environment the interpreter is the one that runs Snakemake, whatever the PATH says. -P
-    keeps the working directory, which may hold anything, off the module path.
+    keeps the working directory, which may hold anything, off the module path. A job told that it is
+    the workflow's names keys of the config file in its errors, not flags.
 
     A parameter that follows from resources reruns nothing when it changes: a clone may move.
     """
     isolated = {DeploymentMethod.CONDA, DeploymentMethod.APPTAINER}
     own = isolated & set(workflow.deployment_settings.deployment_method)
     python = "python" if own else shlex.quote(sys.executable)
-    return f"PYTHONPATH={shlex.quote(str(HOME))} {python} -P -m esm_pipeline"
+    return f"{IN_WORKFLOW}=1 PYTHONPATH={shlex.quote(str(HOME))} {python} -P -m esm_pipeline"
 
 
 def all_settings(wildcards, resources):
@@ -100,3 +101,4 @@ settings, SAMPLES, SHARDS, TABLES, TABLE_SHARDS, MODELS, CLASSIFIED = read_confi
 OUT = settings.outdir
 RESULTS = []  # the files that each task's rules add
 cleaning_flags = flags(settings.shard.part(CleaningSettings))
+validated_flags = flags(CleaningSettings(**AS_VALIDATED))  # for jobs that read what `shard` wrote
