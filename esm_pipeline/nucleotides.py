@@ -28,6 +28,11 @@ NUMBERS[np.frombuffer(CODES, np.uint8)] = range(len(CODES))
 NUMBERS[ord("U")] = CODES.index(b"T")
 PLACES = np.array([256, 16, 1])
 
+NUCLEOTIDES = ("refuse", "keep")
+"""What a function that takes sequences can do with them."""
+
+KEEP_NUCLEOTIDES = "translate it, or pass nucleotides='keep' to take the letters as residues"
+
 FRAME = re.compile(rb"\[frame=([123])\]")
 """How the NCBI's files of coding sequences tell the frame, where it is not the first."""
 

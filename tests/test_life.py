@@ -125,13 +125,6 @@ LIVES = {
         "no id: named record_31",
         id="record_31",
     ),
-    "nucleotides": Life(
-        b"cds",
-        b"ATGGCGAAACTGGTG\nATTacccgttggcaggaataa",
-        "",
-        "looks like DNA; set shard.nucleotides to 'translate' to read coding sequences, or to "
-        "'keep' to take the letters as residues",
-    ),
 }
 
 CHANGED = {
@@ -168,18 +161,14 @@ SETTINGS = {
 WAYS = ("shard", "embed", "pipe", "classify", "workflow")
 
 
-def flag(key: re.Match[str]) -> str:
-    """The flag of a key of the section `shard`."""
-    return "--" + key[1].replace("_", "-")
-
-
 def expected(name: str, settings: str, way: str) -> Record:
     """The row of one record."""
     life = LIVES[name]
     if settings == "changed":
         life = life._replace(**CHANGED.get(name, {}))
     if way != "workflow":  # where there are flags in place of keys
-        life = life._replace(reason=KEY.sub(flag, life.reason))
+        flagged = KEY.sub(lambda key: "--" + key[1].replace("_", "-"), life.reason)
+        life = life._replace(reason=flagged)
     text = life.header.decode() if life.text is None else life.text
     status = "ok" if life.sequence else "skipped"
     length = len(life.sequence.replace(":", "")) or None
@@ -350,15 +339,6 @@ NO_FASTA = {
         ":1: not FASTA, looks like a zip archive, such as a Word or Excel file; unpack it, or save "
         "its text as FASTA",
     ),
-    "nucleotides": (
-        b">cds\nATGGCGAAACTGGTGATTACCCGTTGGCAGGAATAA\n",
-        ":1: looks like DNA, as 1 of the first 1 records do; set shard.nucleotides to 'translate' "
-        "to read coding sequences, or to 'keep' to take the letters as residues",
-    ),
-    "PIR": (
-        b">P1;CRAB_ANAPL\nALPHA CRYSTALLIN B CHAIN\nMDITIHNPLI*\n",
-        ":1: not FASTA, looks like PIR, whose second line is a title; convert it to FASTA",
-    ),
     "cut": (
         gzip.compress(ONE)[:-3],
         ":3: the gzip file is cut short; fetch or copy it again",
@@ -406,7 +386,6 @@ def test_a_file_that_is_no_fasta(
         path = Path("standard input")
         code = run("embed", "--model=demo", "-", out / "out.h5")
     task = "embed" if way == "pipe" else way
-    told = KEY.sub(flag, told)
     assert (code, capsys.readouterr().err) == (2, f"esm-pipeline {task}: {path}{told}\n")
     assert not out.exists() or list(out.iterdir()) == []
 
