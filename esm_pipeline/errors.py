@@ -1,13 +1,23 @@
 """Errors whose cause lies outside this code: input, settings, weights, capacity.
 
 The command line prints one line for these and exits 2; anything else is a bug and keeps its
-traceback. A message tells the place, what is wrong there, and the remedy.
+traceback. A message tells the place, what is wrong there, and the remedy, with the settings called
+as they are where the user is.
 """
+
+from __future__ import annotations
 
 import os
 
-IN_WORKFLOW = "ESM_PIPELINE_IN_WORKFLOW"
+IN_WORKFLOW = "ESM_PIPELINE_WORKFLOW"
 """The environment variable that the workflow sets for its jobs."""
+
+
+def setting(key: str) -> str:
+    """What a message calls the setting `key`: `score.offset` in the workflow, else `--offset`."""
+    if os.environ.get(IN_WORKFLOW):
+        return key
+    return "--" + key.rpartition(".")[2].replace("_", "-")
 
 
 class EsmPipelineError(Exception):
@@ -28,17 +38,3 @@ class WeightsError(EsmPipelineError):
 
 class CapacityError(EsmPipelineError):
     """More memory, disk or table positions asked for than there are."""
-
-
-def to_set(key: str, value: str | None = None) -> str:
-    """How a reader sets `key`, to `value`: in the config file, or by a flag of the command line.
-
-    Jobs of the workflow tell keys, since that is where the user is.
-    """
-    name = key if os.environ.get(IN_WORKFLOW) else flag_of(key)
-    return f"set {name}" if value is None else f"set {name} to '{value}'"
-
-
-def flag_of(key: str) -> str:
-    """`shard.gaps` -> `--gaps`."""
-    return "--" + key.rpartition(".")[2].replace("_", "-")

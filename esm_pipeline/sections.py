@@ -22,7 +22,7 @@ from pydantic import (
     model_validator,
 )
 
-from esm_pipeline.errors import InputError, flag_of
+from esm_pipeline.errors import InputError
 from esm_pipeline.problems import explain, place_of
 
 EXECUTION: dict[str, Any] = {"execution": True}
@@ -431,7 +431,8 @@ def check(section: type[S], values: Mapping[str, Any], source: str) -> S:
             place = place_of(section, one["loc"])
             told = explain(section, one)
             if source == COMMAND_LINE:
-                told = told.replace(f"'{'.'.join(map(str, place))}'", flag_of(str(place[0])), 1)
+                flag = "--" + str(place[0]).replace("_", "-")
+                told = told.replace(f"'{'.'.join(map(str, place))}'", flag, 1)
             problems.setdefault(tuple(place), told)
         raise InputError("\n".join(f"{source}: {each}" for each in problems.values())) from None
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import NamedTuple
 
-from esm_pipeline.errors import InputError, to_set
+from esm_pipeline.errors import InputError, setting
 
 LOOK = 1024
 """Bytes that tell what a file is."""
@@ -151,7 +151,7 @@ def require_no_a3m(records: bytes, name: str, line: int) -> None:
         and columns[0].strip(b"-")
         and any(b"-" in one for one in columns)
     ):
-        remedy = f"convert it to FASTA, or {to_set('shard.gaps', 'remove')} to drop the gaps"
+        remedy = f"convert it to FASTA, or set {setting('shard.gaps')} to 'remove' to drop gaps"
         what = "A3M or A2M, an alignment with insertions in lower case"
         raise InputError(f"{name}:{line}: not FASTA, looks like {what}; {remedy}")
 

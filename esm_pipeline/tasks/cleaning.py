@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from typing import NamedTuple
 
-from esm_pipeline.errors import to_set
+from esm_pipeline.errors import setting
 from esm_pipeline.nucleotides import nucleotides_in, only_nucleotides, translate
 from esm_pipeline.sections import CleaningSettings
 
@@ -43,7 +43,7 @@ class Policy(NamedTuple):
     @property
     def remedy(self) -> str:
         """What to set, and what for."""
-        return f"{to_set(f'shard.{self.setting}', self.accepting)} to {self.effect}"
+        return f"set {setting(f'shard.{self.setting}')} to '{self.accepting}' to {self.effect}"
 
 
 UNKNOWN = Policy(
@@ -101,8 +101,10 @@ def read_sequence(sequence: bytes, cleaning: CleaningSettings, header: bytes = b
 
 def nucleotides_remedy() -> str:
     """What to set where proteins look like nucleotides."""
-    chosen = to_set("shard.nucleotides", "translate")
-    return f"{chosen} to read coding sequences, or to 'keep' to take the letters as residues"
+    return (
+        f"set {setting('shard.nucleotides')} to 'translate' to read coding sequences, or to 'keep' "
+        "to take the letters as residues"
+    )
 
 
 def _translated(sequence: bytes, cleaning: CleaningSettings, header: bytes) -> Cleaned:

@@ -20,7 +20,7 @@ from typing import IO, TYPE_CHECKING, Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from esm_pipeline.errors import InputError, to_set
+from esm_pipeline.errors import InputError, setting
 from esm_pipeline.files import blaming
 from esm_pipeline.formats.fasta import (
     MOST_HEADER,
@@ -32,12 +32,12 @@ from esm_pipeline.formats.fasta import (
     shown,
 )
 from esm_pipeline.formats.records import OK, SKIPPED, Record, format_row, parse_lines
-from esm_pipeline.nucleotides import nucleotides_in
+from esm_pipeline.nucleotides import LEAST_LETTERS, nucleotides_in
 from esm_pipeline.sections import CleaningSettings
 from esm_pipeline.tasks.cleaning import (
     CHAIN_BREAK,
+    RESIDUES,
     Cleaned,
-    is_clean,
     nucleotides_remedy,
     read_sequence,
 )
@@ -55,6 +55,8 @@ FIRST_RECORDS = 1000
 """Records of a file that tell whether it is of nucleotides."""
 
 CODON = 3
+L, E = b"LE"
+"""What has one of them is no nucleotides."""
 
 BLOCK = 1 << 20
 BATCH = 1 << 23
@@ -178,10 +180,13 @@ class Spool:
         for index, (_, header, sequence) in enumerate(batch, start=len(self.sizes)):
             words = header.split(None, 1)
             length = len(sequence)
-            usual = words and length + len(header) <= usual_bytes and is_clean(sequence)
-            # what has an L or E is no nucleotides
-            usual = usual and (b"L" in sequence or b"E" in sequence)
-            if usual and not header.translate(None, PLAIN):
+            if (
+                words
+                and (L in sequence or E in sequence or 0 < length < LEAST_LETTERS)
+                and length + len(header) <= usual_bytes
+                and not sequence.translate(None, RESIDUES)
+                and not header.translate(None, PLAIN)
+            ):
                 digest = sha256(sequence).digest()
                 cells = index, words[0], header, length, hexlify(digest)
                 rows.append(b"%d\t%b\t%b\t%d\t%b\tok\t\t\t\n" % cells)
@@ -212,7 +217,7 @@ def _cleaned(header: bytes, sequence: bytes, cleaning: CleaningSettings, most: i
         return read_sequence(sequence, cleaning, header)
     remedy = "cut it in parts"
     if most < MOST_LETTERS:
-        remedy = f"{to_set('shard.max_letters')} to as many as it has, or {remedy}"
+        remedy = f"set {setting('shard.max_letters')} to as many as it has, or {remedy}"
     return Cleaned(b"", f"more than {most:,} letters; {remedy}")
 
 

@@ -143,7 +143,7 @@ def test_an_alignment_with_insertions_is_named(tmp_path: Path, content: bytes) -
     path.write_bytes(content)
     assert refusal(path) == (
         "in.a3m:1: not FASTA, looks like A3M or A2M, an alignment with insertions in lower case; "
-        "convert it to FASTA, or set --gaps to 'remove' to drop the gaps"
+        "convert it to FASTA, or set --gaps to 'remove' to drop gaps"
     )
     rows = [entry for batch in read_batches(str(path), aligned=True) for entry in batch]
     assert rows[1][2].replace(b".", b"") == b"MK--YIAKQRQRQI", "with its insertions"

@@ -201,7 +201,7 @@ def test_the_first_thousand_records_tell(tmp_path: Path) -> None:
     ):
         path.write_text(content)
         with (
-            pytest.raises(InputError, match="in.fasta:1: looks like DNA")
+            pytest.raises(InputError, match=r"in\.fasta:1: looks like DNA")
             if refused
             else nullcontext()
         ):

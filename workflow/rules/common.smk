@@ -21,15 +21,16 @@ def esm(wildcards, resources):
 
     Snakemake takes PYTHONPATH away from a job in a conda environment, so it is set here. Without
     such an environment the interpreter is the one that runs Snakemake, whatever the PATH says. -P
-    keeps the working directory, which may hold anything, off the module path. A job told that it is
-    the workflow's names keys of the config file in its errors, not flags.
+    keeps the working directory, which may hold anything, off the module path.
 
     A parameter that follows from resources reruns nothing when it changes: a clone may move.
+    Messages name keys of the config file, not flags: the variable says so.
     """
     isolated = {DeploymentMethod.CONDA, DeploymentMethod.APPTAINER}
     own = isolated & set(workflow.deployment_settings.deployment_method)
     python = "python" if own else shlex.quote(sys.executable)
-    return f"{IN_WORKFLOW}=1 PYTHONPATH={shlex.quote(str(HOME))} {python} -P -m esm_pipeline"
+    variables = f"PYTHONPATH={shlex.quote(str(HOME))} {IN_WORKFLOW}=1"
+    return f"{variables} {python} -P -m esm_pipeline"
 
 
 def all_settings(wildcards, resources):
