@@ -20,11 +20,13 @@ from typing import Any, NoReturn, TypeVar
 from esm_pipeline.errors import EsmPipelineError, InputError
 from esm_pipeline.interruption import INTERRUPTED, obeying_signals
 from esm_pipeline.locks import claim
-from esm_pipeline.sections import Section, check
+from esm_pipeline.sections import COMMAND_LINE, Section, check
 from esm_pipeline.settings import MOST_SHARDS
 from esm_pipeline.tasks import TASKS
 
 S = TypeVar("S", bound=Section)
+
+OUT_OF_MEMORY = "memory ran out; use a machine with more, or allow the job more"
 
 DISK_ERRORS = {
     errno.ENOSPC: "no space left on the disk; free some and run the same command again",
@@ -35,6 +37,7 @@ DISK_ERRORS = {
     errno.EIO: "the disk fails to read or write; check it and run the command again",
     errno.ENOLCK: "the file system has no locks to give; check how it is mounted",
     errno.ESTALE: "the network file system lost it; run the command again",
+    errno.ENOMEM: OUT_OF_MEMORY,
     errno.EACCES: "permission denied; choose another place or change its permissions",
 }
 
@@ -72,7 +75,7 @@ def section_from(section: type[S], args: argparse.Namespace) -> S:
             is_list = isinstance(field.get_default(call_default_factory=True), list)
             parts = [part.strip() for part in text.split(",")] if text else []
             values[name] = parts if is_list else text
-    return check(section, values, "command line")
+    return check(section, values, COMMAND_LINE)
 
 
 def add_common(parser: argparse.ArgumentParser) -> None:
@@ -122,9 +125,22 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         told = DISK_ERRORS.get(error.errno or 0, f"{error.strerror}; choose another place")
         return fail(parser.prog, f"{place}: {told}" if place else told)
+    except (MemoryError, RuntimeError) as error:
+        if not ran_out_of_memory(error):
+            raise
+        return fail(parser.prog, OUT_OF_MEMORY)
     except KeyboardInterrupt:
         print(f"{parser.prog}: interrupted", file=sys.stderr)
         return INTERRUPTED
+
+
+def ran_out_of_memory(error: Exception) -> bool:
+    """Whether `error` says that memory ran out: Python's, NumPy's or PyTorch's."""
+    if isinstance(error, MemoryError) or "torch" not in sys.modules:
+        return isinstance(error, MemoryError)
+    from esm_pipeline.tasks.batching import is_out_of_memory
+
+    return is_out_of_memory(error)
 
 
 def fail(program: str, message: str) -> int:

@@ -28,7 +28,12 @@ from esm_pipeline.problems import explain, place_of
 EXECUTION: dict[str, Any] = {"execution": True}
 """Marks a field that changes how a result is computed, never the result: it reruns nothing."""
 
+COMMAND_LINE = "command line"
+"""The source of settings that are flags, and told as such."""
+
 MOST_THREADS = 1024
+MOST_LETTERS = 2_000_000_000
+STANDARD_CODE = 11
 DIGITS = re.compile("[+-]?[0-9]{1,18}")
 CONTROL = re.compile("[\0-\x1f\x7f-\x9f\u2028\u2029]")
 LABEL = re.compile("[A-Za-z0-9._-]{1,100}")
@@ -73,6 +78,17 @@ def labels(value: dict[str, str]) -> dict[str, str]:
     return value
 
 
+def known_code(value: int) -> int:
+    """`value`, or ValueError if the NCBI has no genetic code of that number."""
+    if value != STANDARD_CODE:
+        from Bio.Data import CodonTable
+
+        if value not in CodonTable.unambiguous_dna_by_id:
+            known = ", ".join(map(str, sorted(CodonTable.unambiguous_dna_by_id)))
+            raise ValueError(f"no genetic code of the NCBI; choose one of {known}")
+    return value
+
+
 Whole: TypeAlias = Annotated[int, Field(strict=True), BeforeValidator(digits)]
 Layer: TypeAlias = Annotated[int, Field(strict=True, ge=-1), BeforeValidator(digits)]
 ChunkSize: TypeAlias = Annotated[int, Field(strict=True, gt=0), BeforeValidator(digits)]
@@ -102,6 +118,27 @@ class CleaningSettings(Section):
     gaps: Literal["skip", "remove"] = Field(
         "skip", description="'-' and '.' in a sequence: skip the record, or remove the gaps"
     )
+    nucleotides: Literal["refuse", "translate", "keep"] = Field(
+        "refuse",
+        description="DNA or RNA: skip the record, and stop where most of a file is that; translate "
+        "coding sequences; or keep the letters as residues",
+    )
+    genetic_code: Annotated[Whole, AfterValidator(known_code)] = Field(
+        STANDARD_CODE,
+        description="the NCBI's number of the genetic code by which coding sequences are "
+        "translated; 11 is that of bacteria, archaea and plastids",
+    )
+    max_letters: Whole = Field(
+        100_000,
+        gt=0,
+        le=MOST_LETTERS,
+        description="most letters of a record, which is else skipped; three times as many where "
+        "coding sequences are translated",
+    )
+
+
+AS_VALIDATED = {"nucleotides": "keep", "max_letters": MOST_LETTERS}
+"""Values of CleaningSettings under which what `shard` wrote is read as it stands."""
 
 
 class ShardSettings(CleaningSettings):
@@ -418,7 +455,12 @@ def check(section: type[S], values: Mapping[str, Any], source: str) -> S:
     except ValidationError as error:
         problems: dict[tuple[int | str, ...], str] = {}
         for one in error.errors():  # several of one place are of a union: the first tells all
-            problems.setdefault(tuple(place_of(section, one["loc"])), explain(section, one))
+            place = place_of(section, one["loc"])
+            told = explain(section, one)
+            if source == COMMAND_LINE:
+                flag = "--" + str(place[0]).replace("_", "-")
+                told = told.replace(f"'{'.'.join(map(str, place))}'", flag, 1)
+            problems.setdefault(tuple(place), told)
         raise InputError("\n".join(f"{source}: {each}" for each in problems.values())) from None
 
 

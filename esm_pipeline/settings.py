@@ -174,7 +174,8 @@ class Settings(Section):
 
     def shard_count(self, files: list[str]) -> int:
         """Shards of a sample: as set, or from the size of its files in bytes."""
-        return self._shards(files, self.shard.residues)
+        letters = 3 if self.shard.nucleotides == "translate" else 1
+        return self._shards(files, letters * self.shard.residues)
 
     def table_shard_count(self, table: str) -> int:
         """Shards of a table of variants."""

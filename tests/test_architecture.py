@@ -14,13 +14,14 @@ ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "esm_pipeline"
 LINES = 500
 
-FLOOR = {"errors", "files", "json_files", "residues"}
+FLOOR = {"errors", "files", "json_files", "nucleotides", "residues"}
 ALLOWED = {
     "errors": set(),
     "files": {"errors"},
     "json_files": {"errors"},
     "locks": {"errors", "files"},
     "interruption": {"files", "locks"},
+    "nucleotides": set(),
     "residues": set(),
     "data": set(),
     "problems": set(),

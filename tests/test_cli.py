@@ -9,13 +9,15 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 
 from esm_pipeline import cli
 from esm_pipeline.errors import InputError
 from esm_pipeline.formats.records import write_records
 from esm_pipeline.sections import EmbedSettings
-from esm_pipeline.tasks import TASKS, verdict
+from esm_pipeline.tasks import TASKS, shard, verdict
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -131,7 +133,7 @@ def test_flags_follow_from_the_settings():
 def test_a_bad_value_names_the_command_line():
     args = argparse.Namespace(**dict.fromkeys(EmbedSettings.model_fields))
     args.include = "mean,colour"
-    with pytest.raises(InputError, match=r"command line: 'include\.1' = 'colour'"):
+    with pytest.raises(InputError, match=r"command line: --include = 'colour'"):
         cli.section_from(EmbedSettings, args)
 
 
@@ -143,3 +145,41 @@ def test_a_value_that_begins_with_a_dash_and_a_flag_cut_short(capsys):
         with pytest.raises(SystemExit):
             cli.main(["embed", *flags, "in.fasta", "out.h5"])
         assert told in capsys.readouterr().err
+
+
+def array_memory_error():
+    """NumPy's own kind of MemoryError."""
+    with pytest.raises(MemoryError) as error:
+        np.empty(2**62, np.uint8)
+    return error.value
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        array_memory_error(),
+        torch.OutOfMemoryError("CUDA out of memory"),
+        RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"),
+        OSError(errno.ENOMEM, "Cannot allocate memory"),
+    ],
+    ids=["Python", "NumPy", "a GPU", "PyTorch", "the system"],
+)
+def test_memory_that_runs_out_is_one_line(error, tmp_path, monkeypatch, capsys):
+    def fail(*_, **__):
+        raise error
+
+    monkeypatch.setattr(shard, "open_intake", fail)
+    (tmp_path / "in.fasta").write_text(">a\nMK\n")
+    code = cli.main(["shard", "--shards=1", f"--out={tmp_path}", str(tmp_path / "in.fasta")])
+    assert (code, capsys.readouterr().err) == (
+        2,
+        "esm-pipeline shard: memory ran out; use a machine with more, or allow the job more\n",
+    )
+
+
+def test_another_runtime_error_keeps_its_traceback(tmp_path, monkeypatch):
+    monkeypatch.setattr(shard, "open_intake", lambda *_, **__: exec("raise RuntimeError('bug')"))
+    (tmp_path / "in.fasta").write_text(">a\nMK\n")
+    with pytest.raises(RuntimeError, match="bug"):
+        cli.main(["shard", "--shards=1", f"--out={tmp_path}", str(tmp_path / "in.fasta")])

@@ -16,6 +16,7 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, BinaryIO, TypeAlias
 
 from esm_pipeline.errors import InputError
+from esm_pipeline.formats.looks import LOOK, require_fasta, require_no_a3m, require_no_other
 
 if TYPE_CHECKING:
     import hashlib
@@ -42,15 +43,17 @@ else would take 80 MB."""
 PENDING = re.compile(rb"[ \t\v\f]*|;[^\n]*|\xef\xbb?")
 """What may yet become one of them."""
 
-LOOKS = (
-    (rb"\xff\xfe|\xfe\xff|(?:\0[^\0]){2}|(?:[^\0]\0){2}", "UTF-16 text", "save it as UTF-8"),
-    (rb"@", "FASTQ", "convert it to FASTA"),
-    (rb"<", "HTML or XML, perhaps the error page of a download", "fetch the file again"),
-    (rb"\x1f\x8b", "gzip inside gzip", "unpack it once"),
-    (rb"BZh|\xfd7zXZ|\x28\xb5\x2f\xfd|PK\x03\x04", "a compressed file", "unpack it, or use gzip"),
-    (rb"(?s)[^>].{0,500}?[\0-\x08\x0e-\x1f\x7f]", "binary data", "give a FASTA file"),
-)
-"""How a file that is no FASTA may begin, what that is, and the remedy."""
+MOST_HEADER = 100_000
+"""Bytes of a header that are kept."""
+
+MOST_LETTERS = 2_000_000_000
+"""In one sequence: lengths are int32, and Linux reads no more at once."""
+
+LARGE = 1 << 20
+"""Bytes of a record beyond which white space, and letters beyond the most, are not kept."""
+
+SEAM = len(b"\n" + BYTE_ORDER_MARK)
+"""Bytes that may belong to the beginning of a record which the next block has."""
 
 
 def read_fasta(path: str, *, allow_empty: bool = False) -> Iterator[Entry]:
@@ -63,13 +66,24 @@ def read_fasta(path: str, *, allow_empty: bool = False) -> Iterator[Entry]:
 
 
 def read_batches(
-    path: str, *, allow_empty: bool = False, digest: hashlib._Hash | None = None
+    path: str,
+    *,
+    allow_empty: bool = False,
+    aligned: bool = False,
+    most_letters: int = MOST_LETTERS,
+    digest: hashlib._Hash | None = None,
 ) -> Iterator[list[Entry]]:
     """The same as `read_fasta`, in lists of as many records as a block of the file has.
 
-    `digest` is fed the bytes of the file as they are read.
+    `aligned` accepts A3M, an alignment with insertions in lower case. A sequence of more than
+    `most_letters` is cut, but remains longer than that; so is a header of more than `MOST_HEADER`
+    bytes: a record takes no more memory than they do, whatever its size. `digest` is fed the bytes
+    of the file as they are read.
     """
-    for line, chunk in _chunks(path, allow_empty, digest):
+    for line, chunk in _chunks(path, allow_empty, most_letters, digest):
+        if not aligned:
+            require_no_a3m(chunk, shown(path), line)
+            aligned = True  # the first records tell
         batch = []
         for text in chunk[1:].split(b"\n>"):
             header, _, body = text.partition(b"\n")
@@ -82,9 +96,16 @@ def read_header(header: bytes, index: int) -> tuple[str, str, tuple[str, ...]]:
     """Id, text and notes of the header of record `index`.
 
     The id is the first word; a record without one is named after its index. Bytes that are not
-    UTF-8, and control characters other than the tab, become U+FFFD.
+    UTF-8, and control characters other than the tab, become U+FFFD; a header beyond `MOST_HEADER`
+    bytes is cut.
     """
     notes: tuple[str, ...] = ()
+    if len(header) > MOST_HEADER:
+        end = MOST_HEADER
+        while header[end] & 0xC0 == 0x80 and end > MOST_HEADER - 4:  # within a character of UTF-8
+            end -= 1
+        header = header[:end]
+        notes += (f"header cut after {MOST_HEADER:,} bytes",)
     try:
         text = header.decode("utf-8")
     except UnicodeDecodeError:
@@ -108,10 +129,11 @@ def shown(path: str) -> str:
 
 
 def _chunks(
-    path: str, allow_empty: bool, digest: hashlib._Hash | None
+    path: str, allow_empty: bool, most: int, digest: hashlib._Hash | None
 ) -> Iterator[tuple[int, bytes]]:
     """Whole records of a file, some at a time, with the line number of the first."""
     name, buffer, line, begun = shown(path), bytearray(), 1, False
+    hidden, room = 0, LARGE  # lines of the open record that are not kept; bytes it may take
     try:
         with _open(path) as file:
             for block in _unix_lines(_unpacked(_blocks(file, digest))):
@@ -121,19 +143,53 @@ def _chunks(
                     line += _drop_preamble(buffer)
                     begun = _begins(buffer, name, line)
                     fresh = 0
+                if len(buffer) > room:
+                    buffer, fresh = bytearray(_without_marks(bytes(buffer))), 0
                 if begun and (cut := buffer.rfind(b"\n>", fresh) + 1):
-                    chunk = bytes(buffer[:cut])
+                    for chunk, lines in _judged(bytes(buffer[:cut]), name, line, hidden):
+                        yield line, chunk
+                        line += lines
                     del buffer[:cut]
-                    yield line, _without_marks(chunk)
-                    line += chunk.count(b"\n")
+                    hidden, room = 0, LARGE
+                elif begun and len(buffer) > room:
+                    require_no_other(bytes(buffer), name, line)
+                    buffer, lines = _squeezed(buffer, most)
+                    hidden += lines
+                    room = max(LARGE, 2 * len(buffer))
     except (OSError, EOFError, zlib.error) as error:
-        line += buffer.count(b"\n")
+        line += buffer.count(b"\n") + hidden
         raise InputError(f"{name}:{line}: {_damage(error)}") from None
+    if not begun and buffer:
+        begun = _begins(buffer, name, line, whole=True)
     if begun:
-        yield line, _without_marks(bytes(buffer))
+        for chunk, lines in _judged(bytes(buffer), name, line, hidden):
+            yield line, chunk
+            line += lines
     elif not allow_empty:
         what = "no record in the file" if buffer or line > 1 else "the file is empty"
         raise InputError(f"{name}:{line}: {what}; a record begins with a line '>id'")
+
+
+def _judged(text: bytes, name: str, line: int, hidden: int) -> Iterator[tuple[bytes, int]]:
+    """Some records, and how many lines they take in the file, `hidden` of them of the first.
+
+    Raises InputError for another format among them.
+    """
+    text = _without_marks(text)
+    require_no_other(text, name, line)
+    if hidden and (cut := text.find(b"\n>") + 1):
+        yield text[:cut], text.count(b"\n", 0, cut) + hidden
+        text, hidden = text[cut:], 0
+    yield text, text.count(b"\n") + hidden
+
+
+def _squeezed(buffer: bytearray, most: int) -> tuple[bytearray, int]:
+    """The beginning of a record in less memory, and how many lines it has fewer."""
+    text, seam = bytes(buffer[:-SEAM]), buffer[-SEAM:]
+    header, newline, body = text.partition(b"\n")
+    kept = body.translate(UPPER, WHITESPACE)[: most + 1]
+    lines = body.count(b"\n")
+    return bytearray(header[: MOST_HEADER + 2] + newline + kept) + seam, lines
 
 
 def _drop_preamble(buffer: bytearray) -> int:
@@ -145,7 +201,7 @@ def _drop_preamble(buffer: bytearray) -> int:
     return lines
 
 
-def _begins(text: bytearray, name: str, line: int) -> bool:
+def _begins(text: bytearray, name: str, line: int, *, whole: bool = False) -> bool:
     """Whether the text begins with a record; False as long as it is open. Raises InputError.
 
     Of an endless comment or blank line only the first character is kept.
@@ -154,13 +210,9 @@ def _begins(text: bytearray, name: str, line: int) -> bool:
         if not BYTE_ORDER_MARK.startswith(text):
             del text[1:]
         return False
-    for pattern, what, remedy in LOOKS:
-        if re.match(pattern, text):
-            raise InputError(f"{name}:{line}: not FASTA, looks like {what}; {remedy}")
-    if not text.startswith(b">"):
-        start = text.split(b"\n", 1)[0][:40].decode("utf-8", "replace")
-        remedy = "begin each record with a line '>id'"
-        raise InputError(f"{name}:{line}: text before the first '>': {start!a}; {remedy}")
+    if not whole and not text.startswith(b">") and len(text) < LOOK:
+        return False
+    require_fasta(text, f"{name}:{line}")
     return True
 
 

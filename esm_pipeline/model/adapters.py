@@ -8,7 +8,6 @@ a changed base model (PiSSA, OLoRA): peft itself converts or merges these.
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import re
@@ -21,6 +20,7 @@ import torch
 from torch import Tensor
 
 from esm_pipeline.errors import WeightsError
+from esm_pipeline.json_files import read_object
 from esm_pipeline.model.hub import (
     ADAPTER_CONFIG,
     ADAPTER_FILES,
@@ -310,10 +310,10 @@ def read(entry: Entry) -> Tensor:
 def read_settings(path: Path) -> dict[str, Any]:
     """What `adapter_config.json` says. Raises WeightsError for what cannot be merged here."""
     try:
-        settings = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
+        settings = read_object(path)
+    except (OSError, ValueError) as error:
         raise WeightsError(f"{path}: not the settings of an adapter ({error})") from None
-    kind = settings.get("peft_type") if isinstance(settings, dict) else None
+    kind = settings.get("peft_type")
     if kind != "LORA":
         raise WeightsError(
             f"{path}: an adapter of peft_type {kind!r}, and LORA alone is merged here; put it on "
@@ -328,7 +328,7 @@ def read_settings(path: Path) -> dict[str, Any]:
     for name, value in settings.items():
         if name not in WITHOUT_EFFECT and value:
             raise WeightsError(f"{path}: {name} is set, which cannot be merged here; {MERGE}")
-    return dict(settings)
+    return settings
 
 
 def change_of(settings: Mapping[str, Any], module: str, path: Path) -> Change:

@@ -192,9 +192,9 @@ def base_of(name: str, config: Path, **options: Any) -> tuple[str, dict[str, Any
     Raises WeightsError if the adapter does not say, or if that is an adapter as well.
     """
     try:
-        told = json.loads(config.read_text(encoding="utf-8"))
+        told = read_object(config)
         base, revision = told["base_model_name_or_path"], told.get("revision")
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    except (OSError, ValueError, KeyError) as error:
         raise WeightsError(f"{config}: not the settings of an adapter ({error!r})") from None
     if not isinstance(base, str) or not base or not isinstance(revision, str | None):
         raise WeightsError(

@@ -195,17 +195,17 @@ class EsmTokenizer(TokenizerCalls):
 
     # what the pipeline needs
     def encode_residues(self, sequence: str) -> np.ndarray:
-        """Ids (L,) int64 of a sequence with BOS and EOS: those of a call, faster for residues.
+        """Ids (L,) int64 of a sequence with BOS and EOS, as `residue_ids` reads it.
 
-        A text with anything but known single letters (`<mask>`, spaces, lower case) takes the way
-        of a call.
+        Those of a call where the text is of known tokens; a call takes others as they are written,
+        so that lower case is `<unk>` there.
         """
-        letters = self.letters_of(sequence)
-        if letters is None or self.cls_token is None or self.eos_token is None:
-            return np.array(self.encode(sequence, verbose=False), dtype=np.int64)
-        ids = np.empty(len(letters) + 2, dtype=np.int64)
-        ids[0], ids[-1] = self.cls_token_id, self.eos_token_id
-        ids[1:-1] = np.frombuffer(letters, dtype=np.uint8)
+        inner = self.residue_ids(sequence)
+        before, after = self._around()
+        ids = np.empty(len(before) + len(inner) + len(after), dtype=np.int64)
+        ids[: len(before)], ids[len(ids) - len(after) :] = before, after
+        middle = slice(len(before), len(before) + len(inner))
+        ids[middle] = np.frombuffer(inner, np.uint8) if isinstance(inner, bytes) else inner
         return ids
 
     def require_fit(self, vocab_size: int | None) -> None:

@@ -6,6 +6,7 @@ Peer: transformers 4.37.2 `PreTrainedTokenizer` and `EsmTokenizer`.
 from __future__ import annotations
 
 import re
+import string
 from collections.abc import Iterable, Sequence
 from itertools import groupby
 from typing import Any
@@ -13,6 +14,7 @@ from typing import Any
 from esm_pipeline.errors import InputError
 from esm_pipeline.model.special_tokens import Ids, SpecialTokens
 
+STOP, UNKNOWN = "*", "X"
 NO_LETTER = 255
 """Stands for a byte that is no token of its own."""
 
@@ -37,6 +39,41 @@ def letters_in(ids: dict[str, int]) -> bytes | None:
     return bytes(table)
 
 
+class Spelling:
+    """How sequences are written, to be read as tokens: in any case, with white space, with a `*`
+    at the end, and with J for I or L, which is X.
+
+    What is a token itself is taken as it is.
+    """
+
+    def __init__(self, ids: dict[str, int]) -> None:
+        letters = {token for token in ids if len(token) == 1}
+        words = sorted((token for token in ids if len(token) > 1), key=len, reverse=True)
+        self._end = string.whitespace if STOP in letters else string.whitespace + STOP
+        self._table: dict[int, str] = dict.fromkeys(map(ord, string.whitespace), "")
+        if UNKNOWN in letters and "J" not in letters:
+            self._table |= {ord("J"): UNKNOWN, ord("j"): UNKNOWN}
+        for letter in letters & set(string.ascii_uppercase):
+            if letter.lower() not in letters:
+                self._table[ord(letter.lower())] = letter
+        read = "".join(map(re.escape, [*letters, *map(chr, self._table)]))
+        known = "|".join(map(re.escape, words)) or "(?!)"
+        self._known = re.compile(rf"(?:{known}|[{read}])*+")
+        self._word = re.compile(f"({known})")
+
+    def read(self, text: str) -> str:
+        """A text of known tokens alone. Raises InputError, with the character and its place."""
+        body = text.rstrip(self._end)
+        found = self._known.match(body)
+        assert found, "it matches nothing, too"
+        if (end := found.end()) < len(body):
+            why = "is inside the sequence" if body[end] == STOP else "is no residue"
+            raise InputError(f"{body[end]!a} at place {end + 1} {why}; correct the sequence")
+        parts = self._word.split(body)
+        parts[::2] = [part.translate(self._table) for part in parts[::2]]
+        return "".join(parts)
+
+
 class TextTokens(SpecialTokens):
     """Tokens in a text, and around it: `<cls>` before a sequence, `<eos>` after it."""
 
@@ -47,6 +84,7 @@ class TextTokens(SpecialTokens):
         super()._index()
         self._pattern = pattern_of(self._ids)
         self._letters = letters_in(self._ids)
+        self._spelling = Spelling(self._ids)
 
     def tokenize(self, text: str, split_special_tokens: bool | None = None) -> list[str]:
         """Tokens of `text`: those known, and what stands between, cut at blanks.
@@ -68,6 +106,22 @@ class TextTokens(SpecialTokens):
         except UnicodeEncodeError:
             return None
         return None if NO_LETTER in found else found
+
+    def residue_ids(self, sequence: str) -> bytes | Ids:
+        """Ids (R,) of a sequence, without special tokens around it.
+
+        Tokens are taken as they are. Else lower case is upper case, white space and a `*` at the
+        end are left out, and J is X, as `shard` does. Raises InputError for anything else.
+        """
+        letters = self.letters_of(sequence)
+        if letters is not None:
+            return letters
+        text = self._spelling.read(sequence)
+        letters = self.letters_of(text)
+        if letters is not None:
+            return letters
+        ids: Ids = self.convert_tokens_to_ids(self.tokenize(text, split_special_tokens=False))
+        return ids
 
     @staticmethod
     def convert_tokens_to_string(tokens: Iterable[str]) -> str:

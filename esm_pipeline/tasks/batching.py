@@ -30,6 +30,7 @@ from esm_pipeline.model import (
     EsmTokenizer,
     PackedLayout,
 )
+from esm_pipeline.nucleotides import KEEP_NUCLEOTIDES, NUCLEOTIDES, nucleotides_in
 from esm_pipeline.tasks.windows import SPECIAL_TOKENS
 
 OUT_OF_MEMORY = re.compile(
@@ -41,6 +42,9 @@ OUT_OF_MEMORY = re.compile(
 
 Libraries of CUDA that find no room for their own workspace call themselves not initialized.
 """
+
+GAP = re.compile(r"[.\-](?![^<]*>)")
+"""A gap, not within a token such as `<null_1>`."""
 
 CPU_TOKENS = 4096
 """Most tokens of a batch on the CPU: what fits its caches is computed faster."""
@@ -215,6 +219,7 @@ def iter_packed(
     token_budget: int = 16_384,
     output: Literal["logits", "representation"] = "logits",
     layer: int = -1,
+    nucleotides: Literal["refuse", "keep"] = "refuse",
 ) -> Iterator[tuple[int, Tensor]]:
     """Run `model` over many sequences, packed; yield `(i, tensor)` for each, in the order computed.
 
@@ -222,8 +227,10 @@ def iter_packed(
     table's column is made a list. `output` is "logits", (L, V), of classifiers (L, num_labels) or
     (num_labels,), or the "representation" (L, D) of `layer` (0 to n, -1 is n), L with BOS and EOS,
     on the model's device and without gradients; each tensor is a part of its batch's (clone it
-    to keep one of many). The tokenizer is the checkpoint's, else the standard alphabet. On the CPU,
-    the threads that PyTorch may use compute several batches at once, `token_budget` tokens in all.
+    to keep one of many). The tokenizer is the checkpoint's, else the standard alphabet: tokens such
+    as `<mask>` are read, lower case, white space and a `*` at the end as `shard` does. DNA and RNA
+    are refused, or their letters kept as residues. On the CPU, the threads that PyTorch may use
+    compute several batches at once, `token_budget` tokens in all.
     Raises InputError for unusable arguments at once, CapacityError for a sequence that does not fit
     into memory alone.
     """
@@ -238,8 +245,11 @@ def iter_packed(
         raise InputError(f"token_budget {token_budget} is not positive")
     encoder = cast(EsmModel, getattr(model, "esm", model))
     check_layer(layer, encoder.config.num_hidden_layers)
+    if nucleotides not in NUCLEOTIDES:
+        raise InputError(f"nucleotides {nucleotides!r} is not 'refuse' or 'keep'")
     sequences = as_sequence(sequences)
-    lengths = lengths_of(sequences)
+    chosen = default_tokenizer(model) if tokenizer is None else tokenizer
+    lengths = lengths_of(sequences, chosen, nucleotides)
     limit = encoder.max_residues
     if limit is not None and lengths.size and lengths.max() > limit:
         place = int(lengths.argmax())
@@ -247,7 +257,6 @@ def iter_packed(
             f"sequence {place} has {lengths[place]} residues, the model has positions for {limit}; "
             "cut it"
         )
-    chosen = default_tokenizer(model) if tokenizer is None else tokenizer
 
     @torch.no_grad()
     def compute(part: Indices) -> list[Tensor]:
@@ -290,15 +299,32 @@ def as_sequence(sequences: object) -> Sequence[Any]:
     return sequences
 
 
-def lengths_of(sequences: Sequence[Any]) -> Indices:
-    """(N,) characters of each sequence. Raises InputError for one that is no str."""
+def lengths_of(sequences: Sequence[Any], tokenizer: EsmTokenizer, nucleotides: str) -> Indices:
+    """(N,) tokens of each sequence, without BOS and EOS.
+
+    Raises InputError, with its index, for one that is no str, has gaps or other characters that are
+    no residues, or looks like nucleotides, unless they are to be kept.
+    """
     lengths = np.empty(len(sequences), np.int64)
     for place, sequence in enumerate(sequences):
         if not isinstance(sequence, str):
             kind = type(sequence).__name__
             raise InputError(f"sequence {place} is of type {kind}; pass a list of str")
-        lengths[place] = len(sequence)
+        try:
+            lengths[place] = len(tokenizer.residue_ids(sequence))
+        except InputError as error:
+            raise InputError(f"sequence {place}: {error}") from None
+        if ("-" in sequence or "." in sequence) and (gap := GAP.search(sequence)):
+            what = f"gap {gap[0]!r} at place {gap.start() + 1}"
+            raise InputError(f"sequence {place}: {what}; remove the gaps")
+        if nucleotides == "refuse" and "L" not in sequence and (kind := nucleotides_of(sequence)):
+            raise InputError(f"sequence {place} looks like {kind}; {KEEP_NUCLEOTIDES}")
     return lengths
+
+
+def nucleotides_of(sequence: str) -> str:
+    """What `nucleotides_in` says of a sequence in any case, with white space."""
+    return nucleotides_in("".join(sequence.split()).upper().encode("utf-8", "replace"))
 
 
 def check_layer(layer: int, count: int) -> None:

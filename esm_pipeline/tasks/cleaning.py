@@ -1,10 +1,15 @@
-"""What becomes of unusual letters in a sequence: kept, replaced, removed, or the record skipped."""
+"""What becomes of a sequence: taken, its unusual letters replaced or removed, or skipped.
+
+Nucleotides are no residues, though their letters are: they are refused, translated, or kept.
+"""
 
 from __future__ import annotations
 
 import re
 from typing import NamedTuple
 
+from esm_pipeline.errors import setting
+from esm_pipeline.nucleotides import nucleotides_in, only_nucleotides, translate
 from esm_pipeline.sections import CleaningSettings
 
 RESIDUES = b"ACDEFGHIKLMNPQRSTVWYBUZOX"
@@ -34,6 +39,11 @@ class Policy(NamedTuple):
     """Its value that keeps the record."""
     effect: str
     done: str
+
+    @property
+    def remedy(self) -> str:
+        """What to set, and what for."""
+        return f"set {setting(f'shard.{self.setting}')} to '{self.accepting}' to {self.effect}"
 
 
 UNKNOWN = Policy(
@@ -74,6 +84,59 @@ class Cleaned(NamedTuple):
     """Why the record is skipped."""
     notes: tuple[str, ...] = ()
     """What was changed."""
+
+
+def read_sequence(sequence: bytes, cleaning: CleaningSettings, header: bytes = b"") -> Cleaned:
+    """What becomes of an upper-case sequence without whitespace, as it stands in an input.
+
+    Nucleotides are refused, translated or kept, and then the policies applied; the header may tell
+    the frame and whether the start is there.
+    """
+    if cleaning.nucleotides == "translate":
+        return _translated(sequence, cleaning, header)
+    if cleaning.nucleotides == "refuse" and (kind := nucleotides_in(sequence)):
+        return Cleaned(b"", f"looks like {kind}; {nucleotides_remedy()}")
+    return clean(sequence, cleaning)
+
+
+def nucleotides_remedy() -> str:
+    """What to set where proteins look like nucleotides."""
+    return (
+        f"set {setting('shard.nucleotides')} to 'translate' to read coding sequences, or to 'keep' "
+        "to take the letters as residues"
+    )
+
+
+def _translated(sequence: bytes, cleaning: CleaningSettings, header: bytes) -> Cleaned:
+    """The protein of a coding sequence; what cannot be one is cleaned as a protein.
+
+    A sequence that consists of nucleotide codes is read so whatever its length.
+    """
+    if not only_nucleotides(sequence.translate(None, b"-.:")):
+        if nucleotides_in(sequence):  # with '*' in it
+            place = sequence.index(b"*") + 1
+            return Cleaned(b"", f"stop '*' at nucleotide {place}; correct the sequence")
+        cleaned = clean(sequence, cleaning)
+        note = "not nucleotides: taken as a protein"
+        return cleaned._replace(notes=(note, *cleaned.notes)) if cleaned.sequence else cleaned
+    notes: list[str] = []
+    if gap := GAP.pattern.search(sequence.decode()):
+        what = f"{GAP.name.format(gap[0])} at nucleotide {gap.start() + 1}"
+        if cleaning.gaps != GAP.accepting:
+            return Cleaned(b"", f"{what}; {GAP.remedy}")
+        more = sum(map(sequence.count, (b"-", b"."))) - 1
+        notes.append(f"{what}{f' and {more} more' if more else ''} {GAP.done}")
+    chains = sequence.translate(None, b"-.").split(CHAIN_BREAK)
+    number = cleaning.genetic_code
+    read = [translate(chain, number, header if len(chains) == 1 else b"") for chain in chains]
+    how = f"translated in frame {read[0].frame} by genetic code {number}"
+    for place, one in enumerate(read, 1):
+        where = f" (chain {place})" if len(chains) > 1 else ""
+        notes += [f"{note}{where}" for note in one.notes]
+    cleaned = clean(CHAIN_BREAK.join(one.protein for one in read), cleaning)
+    if not cleaned.sequence:
+        return Cleaned(b"", f"{how}: {cleaned.reason}")
+    return cleaned._replace(notes=(how, *notes, *cleaned.notes))
 
 
 def is_clean(sequence: bytes) -> bool:
@@ -118,8 +181,7 @@ def _clean_chain(chain: str, where: str, cleaning: CleaningSettings) -> Cleaned:
             more = len(policy.pattern.findall(text)) - 1
             notes.append(f"{what}{f' and {more} more' if more else ''}{where} {policy.done}")
         else:
-            remedy = f"set shard.{policy.setting} to '{policy.accepting}' to {policy.effect}"
-            refused.append((match.start(), f"{what}{where}{policy.detail}; {remedy}"))
+            refused.append((match.start(), f"{what}{where}{policy.detail}; {policy.remedy}"))
     if match := FOREIGN.search(chain):
         what = f"character {match[0]!a} at residue {match.start() + 1}{where}"
         why = NO_LETTER.get(match[0], "is no amino acid; correct the sequence")

@@ -6,6 +6,7 @@ a name, so that memory stays small whatever the input, and a killed process leav
 
 from __future__ import annotations
 
+import itertools
 import os
 import tempfile
 from array import array
@@ -14,17 +15,35 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from hashlib import sha256
 from pathlib import Path
-from typing import IO, Any, Self
+from typing import IO, TYPE_CHECKING, Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
-from esm_pipeline.errors import InputError
+from esm_pipeline.errors import InputError, setting
 from esm_pipeline.files import blaming
-from esm_pipeline.formats.fasta import STANDARD_INPUT, Entry, read_batches, read_header, shown
+from esm_pipeline.formats.fasta import (
+    MOST_HEADER,
+    MOST_LETTERS,
+    STANDARD_INPUT,
+    Entry,
+    read_batches,
+    read_header,
+    shown,
+)
 from esm_pipeline.formats.records import OK, SKIPPED, Record, format_row, parse_lines
+from esm_pipeline.nucleotides import LEAST_LETTERS, nucleotides_in
 from esm_pipeline.sections import CleaningSettings
-from esm_pipeline.tasks.cleaning import CHAIN_BREAK, Cleaned, clean, is_clean
+from esm_pipeline.tasks.cleaning import (
+    CHAIN_BREAK,
+    RESIDUES,
+    Cleaned,
+    nucleotides_remedy,
+    read_sequence,
+)
+
+if TYPE_CHECKING:
+    import hashlib
 
 DIGEST = 16
 """Bytes of a sequence's SHA-256 that find its equals; no two others will ever share 128 bits."""
@@ -32,8 +51,12 @@ DIGEST = 16
 PLAIN = bytes(byte for byte in range(0x20, 0x7F) if byte != ord('"'))
 """Bytes of a header that need no second look."""
 
-MOST_LETTERS = 2_000_000_000
-"""In one sequence: lengths are int32, and Linux reads no more at once."""
+FIRST_RECORDS = 1000
+"""Records of a file that tell whether it is of nucleotides."""
+
+CODON = 3
+L, E = b"LE"
+"""What has one of them is no nucleotides."""
 
 BLOCK = 1 << 20
 BATCH = 1 << 23
@@ -59,14 +82,53 @@ def open_intake(
     if list(paths).count(STANDARD_INPUT) > 1:
         raise InputError(f"{shown(STANDARD_INPUT)}: given twice, but can be read once; drop one")
     digests = [sha256() for _ in paths]
-    batches = (
-        batch
-        for path, digest in zip(paths, digests, strict=True)
-        for batch in read_batches(path, allow_empty=allow_empty, digest=digest)
-    )
+
+    def read(path: str, digest: hashlib._Hash) -> Iterator[list[Entry]]:
+        batches = read_batches(
+            path,
+            allow_empty=allow_empty,
+            aligned=cleaning.gaps == "remove",
+            most_letters=most_letters(cleaning),
+            digest=digest,
+        )
+        return proteins(batches, shown(path)) if cleaning.nucleotides == "refuse" else batches
+
+    batches = itertools.chain.from_iterable(map(read, paths, digests))
     intake = take_in(batches, cleaning, spool_dir, complexes=complexes)
     intake.digests = [digest.hexdigest() for digest in digests]
     return intake
+
+
+def most_letters(cleaning: CleaningSettings) -> int:
+    """The most letters of a record: three are one residue of a coding sequence."""
+    letters = cleaning.max_letters * (CODON if cleaning.nucleotides == "translate" else 1)
+    return min(letters, MOST_LETTERS)
+
+
+def proteins(batches: Iterable[list[Entry]], name: str) -> Iterator[list[Entry]]:
+    """The records of the file `name`; InputError if most of the first ones are nucleotides."""
+    seen, found = 0, 0
+    line, kind = 0, ""
+
+    def judge() -> None:
+        if 2 * found > seen:
+            count = f"{found:,} of the first {seen:,} records"
+            raise InputError(
+                f"{name}:{line}: looks like {kind}, as {count} do; {nucleotides_remedy()}"
+            )
+
+    for batch in batches:
+        if seen < FIRST_RECORDS:
+            for place, _, sequence in batch[: FIRST_RECORDS - seen]:
+                seen += 1
+                if looks := nucleotides_in(sequence):
+                    found += 1
+                    line, kind = line or place, kind or looks
+            if seen == FIRST_RECORDS:
+                judge()
+        yield batch
+    if seen < FIRST_RECORDS:
+        judge()
 
 
 def take_in(
@@ -113,16 +175,23 @@ class Spool:
     def add(self, batch: list[Entry], cleaning: CleaningSettings) -> None:
         """Validate some records and put them at the end."""
         rows, sequences, digests, residues = [], [], [], []
+        most = most_letters(cleaning)
+        usual_bytes = 0 if cleaning.nucleotides == "translate" else min(most, MOST_HEADER)
         for index, (_, header, sequence) in enumerate(batch, start=len(self.sizes)):
             words = header.split(None, 1)
             length = len(sequence)
-            usual = words and length <= MOST_LETTERS and is_clean(sequence)
-            if usual and not header.translate(None, PLAIN):
+            if (
+                words
+                and (L in sequence or E in sequence or 0 < length < LEAST_LETTERS)
+                and length + len(header) <= usual_bytes
+                and not sequence.translate(None, RESIDUES)
+                and not header.translate(None, PLAIN)
+            ):
                 digest = sha256(sequence).digest()
                 cells = index, words[0], header, length, hexlify(digest)
                 rows.append(b"%d\t%b\t%b\t%d\t%b\tok\t\t\t\n" % cells)
             else:
-                cleaned = _cleaned(sequence, cleaning)
+                cleaned = _cleaned(header, sequence, cleaning, most)
                 sequence = cleaned.sequence
                 length = len(sequence) - sequence.count(CHAIN_BREAK)
                 digest = sha256(sequence).digest()
@@ -142,11 +211,14 @@ class Spool:
         self.sequences.flush()
 
 
-def _cleaned(sequence: bytes, cleaning: CleaningSettings) -> Cleaned:
-    """What `clean` makes of a sequence that is not longer than can be handled."""
-    if len(sequence) <= MOST_LETTERS:
-        return clean(sequence, cleaning)
-    return Cleaned(b"", f"{len(sequence):,} letters, the most is {MOST_LETTERS:,}; cut it in parts")
+def _cleaned(header: bytes, sequence: bytes, cleaning: CleaningSettings, most: int) -> Cleaned:
+    """What becomes of a sequence; one of more than `most` letters is skipped."""
+    if len(sequence) <= most:
+        return read_sequence(sequence, cleaning, header)
+    remedy = "cut it in parts"
+    if most < MOST_LETTERS:
+        remedy = f"set {setting('shard.max_letters')} to as many as it has, or {remedy}"
+    return Cleaned(b"", f"more than {most:,} letters; {remedy}")
 
 
 def _row(index: int, header: bytes, residues: int, digest: bytes, cleaned: Cleaned) -> bytes:

@@ -160,6 +160,7 @@ class Predictor(Runner[EsmForProteinFolding]):
                 chunk_size=rung.chunk_size,
                 offload_stem=rung.offload and not rung.cpu,
                 compact=True,
+                nucleotides="keep",  # `shard` has judged them
             )
         return [self.judged(structure) for structure in structures_of(output)]
 

@@ -24,7 +24,13 @@ from esm_pipeline.formats.records import FAILED
 from esm_pipeline.formats.saturation import Saturations
 from esm_pipeline.formats.tables import SUFFIXES, create_table, open_table, suffix_of
 from esm_pipeline.locks import Outputs
-from esm_pipeline.sections import CleaningSettings, ScoreSettings, StrategySettings, values
+from esm_pipeline.sections import (
+    AS_VALIDATED,
+    CleaningSettings,
+    ScoreSettings,
+    StrategySettings,
+    values,
+)
 from esm_pipeline.tasks.gathering import gather_ragged
 from esm_pipeline.tasks.intake import Intake, open_intake, take_in
 from esm_pipeline.tasks.model_file import MODEL_HELP
@@ -191,7 +197,8 @@ def score_table(request: Request) -> tuple[str, int]:
         rows, sequences = Rows(sets=settings.strategy.endswith("joint")), None
         if not marginal:
             mutants = rows.read_sequences(table, reader)
-            sequences = stack.enter_context(take_in(mutants, cleaning, folder))
+            taken = cleaning.model_copy(update=AS_VALIDATED)
+            sequences = stack.enter_context(take_in(mutants, taken, folder))
         else:
             rows.read(table, reader)
         require_match(table, wild_types)

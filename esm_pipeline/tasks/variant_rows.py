@@ -31,7 +31,7 @@ from esm_pipeline.formats.variants import (
     substitutions,
 )
 from esm_pipeline.sections import CleaningSettings, VariantSettings
-from esm_pipeline.tasks.cleaning import clean
+from esm_pipeline.tasks.cleaning import read_sequence
 from esm_pipeline.tasks.wild_types import WildTypes, residues
 
 LIKELIHOOD = "pseudo_log_likelihood"
@@ -120,7 +120,7 @@ class Reader:
         raise AssertionError("a row that cannot be used has a reason")
 
     def _sequence(self, text: str) -> str:
-        cleaned = clean(residues(text), self.cleaning)
+        cleaned = read_sequence(residues(text), self.cleaning)
         if not cleaned.sequence:
             if is_mutation(text):
                 where = setting("score.mutation_col")

@@ -79,8 +79,8 @@ def test_reads(read, content: bytes, expected: list[tuple[int, bytes, bytes]]) -
         (b"\n\n", "in.fasta:3: no record in the file; a record begins with a line '>id'"),
         (b"; only", "in.fasta:1: no record in the file; a record begins with a line '>id'"),
         (
-            b"\n;\nMKVLAA\n>a\nMK\n",
-            "in.fasta:3: text before the first '>': 'MKVLAA'; begin each record with a line '>id'",
+            b"\n;\nMKVL AA\n>a\nMK\n",
+            "in.fasta:3: text before the first '>': 'MKVL AA'; begin each record with a line '>id'",
         ),
         (
             b" >a\nMK\n",
@@ -103,7 +103,8 @@ def test_reads(read, content: bytes, expected: list[tuple[int, bytes, bytes]]) -
         ),
         (
             b"PK\3\4" + bytes(9),
-            "in.fasta:1: not FASTA, looks like a compressed file; unpack it, or use gzip",
+            "in.fasta:1: not FASTA, looks like a zip archive, such as a Word or Excel file; "
+            "unpack it, or save its text as FASTA",
         ),
         (
             b"BZh91AY",
@@ -291,7 +292,7 @@ def test_agrees_with_biopython(records: list[tuple[str, list[str]]]) -> None:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "in.fasta")
         path.write_text(text)
-        entries = list(read_fasta(str(path)))
+        entries = [*itertools.chain(*read_batches(str(path), aligned=True))]
     ours = [(header.decode(), sequence.decode()) for _, header, sequence in entries]
     peer = [(title, sequence.upper()) for title, sequence in SimpleFastaParser(io.StringIO(text))]
     assert ours == peer

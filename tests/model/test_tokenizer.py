@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import pickle
+import re
+import string
 import time
 import warnings
 from typing import Any
@@ -111,8 +113,67 @@ def test_fast_path_for_residues(ours: EsmTokenizer, sequence: str) -> None:
 
 
 @given(text=TEXT)
-def test_fast_path_is_that_of_a_call_for_any_text(ours: EsmTokenizer, text: str) -> None:
-    assert ours.encode_residues(text).tolist() == ours(text).input_ids
+def test_residues_of_any_text_are_those_of_a_call_or_refused(ours: EsmTokenizer, text: str) -> None:
+    """What is all of known tokens is as in a call, and nothing else becomes `<unk>`."""
+    known = all(token in ours.get_vocab() for token in ours.tokenize(text))
+    known = known and all(one in string.whitespace for one in text if one.isspace())
+    try:
+        found = ours.encode_residues(text).tolist()
+    except InputError as error:
+        told = str(error)
+    else:
+        assert found.count(ours.unk_token_id) == text.count("<unk>")
+        assert not known or found == ours(text).input_ids
+        return
+    assert not known
+    place = int(re.search(r" at place (\d+) is ", told)[1])
+    assert told.startswith(f"{text[place - 1]!a} at place")
+
+
+SPELLINGS = [
+    ("mktayi", "MKTAYI"),
+    ("MK tay\ni\t", "MKTAYI"),
+    (" mk*\n", "MK"),
+    ("MK**", "MK"),
+    ("mJj", "MXX"),
+    ("mk<mask>v*", "MK<mask>V"),
+    ("<cls>m k<eos>", "<cls>MK<eos>"),
+    ("m.-k", "M.-K"),
+]
+
+
+@pytest.mark.parametrize(("written", "read"), SPELLINGS)
+def test_residues_are_read_as_they_are_written(ours: EsmTokenizer, written: str, read: str) -> None:
+    """A call takes them as transformers does: lower case is unknown there."""
+    expected = ours(read).input_ids
+    assert ours.unk_token_id not in expected
+    assert ours.encode_residues(written).tolist() == expected
+    split = EsmTokenizer(ALPHABET, split_special_tokens=True)
+    assert split.encode_residues(written).tolist() == expected
+    assert ours("mkt").input_ids == [0, 3, 2]
+
+
+@pytest.mark.parametrize(
+    ("written", "message"),
+    [
+        ("MK7", "'7' at place 3 is no residue; correct the sequence"),
+        ("m k*v", "'*' at place 4 is inside the sequence; correct the sequence"),
+        ("MK<msk>", "'<' at place 3 is no residue"),
+        ("MK\u00e9", "'\\xe9' at place 3 is no residue"),
+        ("<mask>?", "'?' at place 7 is no residue"),
+    ],
+)
+def test_what_is_no_residue_is_refused(ours: EsmTokenizer, written: str, message: str) -> None:
+    with pytest.raises(InputError, match=re.escape(message)):
+        ours.encode_residues(written)
+
+
+def test_other_vocabularies_are_spelled_in_their_own_case() -> None:
+    lower = EsmTokenizer([*ALPHABET, *"k*"])
+    assert lower.encode_residues("Mkm*").tolist() == [0, 20, 33, 20, 34, 2]
+    bare = EsmTokenizer([one for one in ALPHABET if one != "X"])
+    with pytest.raises(InputError, match="'J' at place 2 is no residue"):
+        bare.encode_residues("MJ")
 
 
 def test_fast_path_does_not_miss_longer_tokens() -> None:

@@ -136,8 +136,8 @@ def test_odd_labels_that_a_table_can_have(model: Path, fasta: Path, tmp_path: Pa
     ("out", "flags", "told"),
     [
         ("o.txt", (), "o.txt: cannot be written; let its name end in .h5, .tsv, .csv, .parquet"),
-        ("in.fasta.tsv", ("--threshold=2",), "'threshold' = '2': should be a number from 0 to 1"),
-        ("o.tsv", ("--of=both",), "'of' = 'both': should be 'auto', 'sequences' or 'residues'"),
+        ("in.fasta.tsv", ("--threshold=2",), "--threshold = '2': should be a number from 0 to 1"),
+        ("o.tsv", ("--of=both",), "--of = 'both': should be 'auto', 'sequences' or 'residues'"),
         ("o.tsv", ("--provenance=in.fasta",), "in.fasta: the input itself"),
     ],
 )

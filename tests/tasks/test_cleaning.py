@@ -18,9 +18,9 @@ SETTINGS = [
     for gaps in ("skip", "remove")
 ]
 TO_X = "to read it as X"
-REPLACE_J = f"is unknown to the models; set shard.unknown_residues to 'replace' {TO_X}"
-REPLACE_STOP = f"inside the sequence; set shard.internal_stops to 'replace' {TO_X}"
-DROP_GAPS = "set shard.gaps to 'remove' to drop gaps"
+REPLACE_J = f"is unknown to the models; set --unknown-residues to 'replace' {TO_X}"
+REPLACE_STOP = f"inside the sequence; set --internal-stops to 'replace' {TO_X}"
+DROP_GAPS = "set --gaps to 'remove' to drop gaps"
 
 
 def cleaned(sequence: str, **settings: str) -> Cleaned:

@@ -242,9 +242,9 @@ def test_bad_input_fails_before_pytorch_is_loaded(tmp_path):
     [
         (("--layers", "3"), "layer 3 does not exist; the model has layers 0 to 2"),
         (("--layers", "0,0"), "names something twice"),
-        (("--include", "means"), "'include.0' = 'means'"),
+        (("--include", "means"), "--include = 'means'"),
         (("--device", "cuda:99"), "device cuda:99"),
-        (("--token-budget", "0"), "'token_budget' = 0: should be a whole number from 1"),
+        (("--token-budget", "0"), "--token-budget = 0: should be a whole number from 1"),
     ],
 )
 def test_unusable_settings_are_one_line(esm, rotary, fasta, tmp_path, arguments, message):

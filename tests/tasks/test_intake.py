@@ -45,19 +45,24 @@ def sha(sequence: str) -> str:
     return hashlib.sha256(sequence.encode()).hexdigest()
 
 
-def take(folder: Path, *texts: str | bytes, **options: bool) -> Intake:
+def take(
+    folder: Path,
+    *texts: str | bytes,
+    cleaning: CleaningSettings = CLEANING,
+    **options: bool,
+) -> Intake:
     """The intake of some files with these contents."""
     paths = []
     for number, text in enumerate(texts):
         paths.append(folder / f"in{number}.fasta")
         paths[-1].write_bytes(text if isinstance(text, bytes) else text.encode())
-    return open_intake([str(path) for path in paths], CLEANING, folder, **options)
+    return open_intake([str(path) for path in paths], cleaning, folder, **options)
 
 
 def test_records(tmp_path: Path) -> None:
     with take(tmp_path, MIXED) as intake:
         assert intake.count == 8
-        gap = "gap '-' at residue 3; set shard.gaps to 'remove' to drop gaps"
+        gap = "gap '-' at residue 3; set --gaps to 'remove' to drop gaps"
         changed = "J at residue 3 replaced by X; '*' at the end removed"
         assert list(intake.records()) == [
             Record(0, "a", "a first", 6, sha("MKVLAA"), "ok"),
@@ -168,15 +173,13 @@ def test_blocks_and_batches_leave_no_seams(
         assert all(one == other for one, other in together)
 
 
-def test_a_sequence_beyond_all_bounds_is_skipped(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """With the true bound the number of residues still fits into what holds it."""
+def test_a_sequence_beyond_the_most_letters_is_skipped(tmp_path: Path) -> None:
+    """With the most that can be set the number of residues still fits into what holds it."""
     assert np.iinfo(np.int32).max - 4096 > module.MOST_LETTERS
-    monkeypatch.setattr(module, "MOST_LETTERS", 6)
-    with take(tmp_path, MIXED + ">long\nMKVLA\nAA\n>gaps\n-------\n") as intake:
+    text = MIXED + ">long\nMKVLA\nAA\n>gaps\n-------\n"
+    with take(tmp_path, text, cleaning=CleaningSettings(max_letters=6)) as intake:
         records = list(intake.records())
-        told = "7 letters, the most is 6; cut it in parts"
+        told = "more than 6 letters; set --max-letters to as many as it has, or cut it in parts"
         skipped = [record.index for record in records if record.reason == told]
         assert skipped == [5, 6, 8, 9]
         assert [int(intake.unique[place]) for place in skipped] == [-1] * 4

@@ -407,8 +407,8 @@ def test_an_empty_table(esm, rotary, files):
         (["wt.fasta", "out.csv"], "one of the arguments --variants --saturation is required"),
         (["--variants", "none.csv", "wt.fasta", "out.csv"], "none.csv: no such file"),
         (["--variants", "in.csv", "none.fasta", "out.csv"], "none.fasta: no such file"),
-        (["--variants", "in.csv", "--strategy=x", "wt.fasta", "out.csv"], "'strategy' = 'x'"),
-        (["--variants", "in.csv", "--window=3", "wt.fasta", "out.csv"], "'window' = 3: should be"),
+        (["--variants", "in.csv", "--strategy=x", "wt.fasta", "out.csv"], "--strategy = 'x'"),
+        (["--variants", "in.csv", "--window=3", "wt.fasta", "out.csv"], "--window = 3: should be"),
         (["--variants", "in.csv", "--sha256=wt.fasta", "wt.fasta", "out.csv"], "wt.fasta: the inp"),
     ],
 )

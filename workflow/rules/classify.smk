@@ -32,10 +32,12 @@ rule classify:
     params:
         esm=esm,
         flags=flags(settings.classify.computing()),
+        validated=validated_flags,
     message:
         "classify: shard {wildcards.shard} of sample {wildcards.sample}"
     shell:
-        "{params.esm} classify --model={input.model:q} {params.flags} --device {resources.device}"
+        "{params.esm} classify --model={input.model:q} {params.flags} {params.validated}"
+        " --device {resources.device}"
         " --token-budget {resources.token_budget} --threads {threads} --allow-empty"
         " --on-failure keep --sha256={output.digests:q} -- {input.fasta:q} {output.h5:q}"
         " 2>&1 | tee -- {log:q}"

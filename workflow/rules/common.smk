@@ -17,7 +17,7 @@ if unusable := {":", "{", "}"} & {*str(HOME)}:
 sys.path.insert(0, str(HOME))
 
 from esm_pipeline.errors import IN_WORKFLOW, InputError
-from esm_pipeline.sections import CleaningSettings, VariantSettings, flags
+from esm_pipeline.sections import AS_VALIDATED, CleaningSettings, VariantSettings, flags
 from esm_pipeline.settings import file_state, load_settings, shard_names
 
 
@@ -107,3 +107,4 @@ settings, SAMPLES, SHARDS, TABLES, TABLE_SHARDS, MODELS, CLASSIFIED = read_confi
 OUT = settings.outdir
 RESULTS = []  # the files that each task's rules add
 cleaning_flags = flags(settings.shard.part(CleaningSettings))
+validated_flags = flags(CleaningSettings(**AS_VALIDATED))  # for jobs that read what `shard` wrote

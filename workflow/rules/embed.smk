@@ -28,10 +28,12 @@ rule embed:
     params:
         esm=esm,
         flags=flags(settings.embed),
+        validated=validated_flags,
     message:
         "embed: shard {wildcards.shard} of sample {wildcards.sample}"
     shell:
-        "{params.esm} embed --model={input.model:q} {params.flags} --device {resources.device}"
+        "{params.esm} embed --model={input.model:q} {params.flags} {params.validated}"
+        " --device {resources.device}"
         " --token-budget {resources.token_budget} --threads {threads} --allow-empty"
         " --on-failure keep --sha256={output.digests:q} -- {input.fasta:q} {output.h5:q}"
         " 2>&1 | tee -- {log:q}"

@@ -33,10 +33,12 @@ rule fold:
     params:
         esm=esm,
         flags=flags(settings.fold.computing()),
+        validated=validated_flags,
     message:
         "fold: shard {wildcards.shard} of sample {wildcards.sample}"
     shell:
-        "{params.esm} fold --model={input.model:q} {params.flags} --device {resources.device}"
+        "{params.esm} fold --model={input.model:q} {params.flags} {params.validated}"
+        " --device {resources.device}"
         " --token-budget {resources.token_budget} --chunk-size {resources.chunk_size}"
         " --memory {resources.memory} --threads {threads} --allow-empty --on-failure keep"
         " --sha256={output.digests:q} -- {input.fasta:q} {output.h5:q} 2>&1 | tee -- {log:q}"

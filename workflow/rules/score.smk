@@ -8,9 +8,9 @@ if settings.score.saturation:
     VARIANTS_STATUS = temp(f"{OUT}/{{sample}}/variants/status.tsv")
 
 SCORE_COMMAND = (
-    "{params.esm} score {params.models} {params.flags} --device {resources.device}"
-    " --token-budget {resources.token_budget} --threads {threads} --allow-empty"
-    " --on-failure keep --sha256={output.digests:q}"
+    "{params.esm} score {params.models} {params.flags} {params.validated}"
+    " --device {resources.device} --token-budget {resources.token_budget} --threads {threads}"
+    " --allow-empty --on-failure keep --sha256={output.digests:q}"
 )
 
 
@@ -50,6 +50,7 @@ if settings.score.saturation:
             esm=esm,
             models=model_flags,
             flags=flags(strategy),
+            validated=validated_flags,
         message:
             "score: every substitution of shard {wildcards.shard} of sample {wildcards.sample}"
         shell:
@@ -186,6 +187,7 @@ if TABLES:
             esm=esm,
             models=model_flags,
             flags=flags(strategy),
+            validated=validated_flags,
         message:
             "score_variants: shard {wildcards.shard} of the variants of sample {wildcards.sample}"
         shell:

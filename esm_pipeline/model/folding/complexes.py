@@ -16,6 +16,7 @@ from torch import Tensor
 
 from esm_pipeline import residues
 from esm_pipeline.errors import InputError
+from esm_pipeline.nucleotides import KEEP_NUCLEOTIDES, NUCLEOTIDES, nucleotides_in
 
 BREAK = ":"
 LINKER = "G" * 25
@@ -62,15 +63,27 @@ def encode(
     linker: str = LINKER,
     gap: int = CHAIN_GAP,
     device: torch.device | str = "cpu",
+    *,
+    nucleotides: str = "refuse",
 ) -> Encoded:
     """Sequences, chains parted by ":", as the model takes them; letters it does not know are X.
 
-    White space is left out. Raises InputError for no sequence, for an empty chain, and for what is
-    no letter.
+    White space and a `*` at the end of a chain are left out. Raises InputError for no sequence, for
+    an empty chain, for what is no letter, and for nucleotides unless they are to be kept.
     """
+    if nucleotides not in NUCLEOTIDES:
+        raise InputError(f"infer: nucleotides {nucleotides!r} is not 'refuse' or 'keep'")
     if not sequences:
         raise InputError("infer: no sequences; give at least one")
-    rows = [encode_one(sequence, linker, gap) for sequence in sequences]
+    rows = []
+    for place, sequence in enumerate(sequences):
+        try:
+            text = letters(sequence)
+            if nucleotides == "refuse" and (kind := nucleotides_in(text.encode())):
+                raise InputError(f"looks like {kind}; {KEEP_NUCLEOTIDES}")
+            rows.append(encode_one(text, linker, gap))
+        except InputError as error:
+            raise InputError(f"infer: sequence {place}: {error}") from None
     width = max(row.shape[1] for row in rows)
     padded = torch.zeros(len(rows), len(fields(Encoded)), width, dtype=torch.int64)
     for place, row in zip(padded, rows, strict=True):
@@ -79,10 +92,10 @@ def encode(
 
 
 def encode_one(sequence: str, linker: str, gap: int) -> Tensor:
-    """(6, R): what `Encoded` says of one sequence."""
-    chains = letters(sequence).split(BREAK)
+    """(6, R): what `Encoded` says of one sequence, as `letters` gives it."""
+    chains = sequence.split(BREAK)
     if not all(chains):
-        raise InputError(f"infer: {sequence[:40]!r} has a chain without residues")
+        raise InputError(f"{sequence[:40]!r} has a chain without residues")
     columns: list[Tensor] = []
     start = 0
     for number, chain in enumerate(chains):
@@ -98,13 +111,16 @@ def encode_one(sequence: str, linker: str, gap: int) -> Tensor:
 
 
 def letters(sequence: str) -> str:
-    """A sequence in upper case, without white space. Raises InputError for what is no letter."""
+    """A sequence in upper case, without white space and `*` at the ends of chains.
+
+    Raises InputError for what is no letter.
+    """
     if not isinstance(sequence, str):
-        raise InputError(f"infer: {sequence!r:.40} is no sequence; give text")
-    text = "".join(sequence.split()).upper()
+        raise InputError(f"{sequence!r:.40} is no sequence; give text")
+    text = re.sub(rf"\*+(?={BREAK}|\Z)", "", "".join(sequence.split()).upper())
     if wrong := re.search(f"[^A-Z{BREAK}]", text):
         raise InputError(
-            f"infer: {wrong[0]!r} at place {wrong.start() + 1} of {text[:40]!r} is no residue; "
+            f"{wrong[0]!r} at place {wrong.start() + 1} of {text[:40]!r} is no residue; "
             "remove it, or write X"
         )
     return text

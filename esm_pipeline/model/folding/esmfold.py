@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -252,9 +252,12 @@ class EsmForProteinFolding(EsmPreTrainedModel):
         linker: str = LINKER,
         chain_gap: int = CHAIN_GAP,
         offload_stem: bool = False,
+        nucleotides: Literal["refuse", "keep"] = "refuse",
     ) -> EsmForProteinFoldingOutput:
         """Fold sequences, chains parted by ":"; letters that are no amino acid are X.
 
+        Lower case, white space and a `*` at the end of a chain are taken as `shard` takes them;
+        what looks like DNA or RNA is refused, or its letters kept as residues.
         position_ids: (R,) or (B, R), linkers counted, in place of 0, 1, … and of the jumps between
         chains; `residue_index` of a batch with complexes is from 0 in each chain all the same.
         chunk_size: as `trunk.set_chunk_size`, for this call. linker: residues between chains, in
@@ -263,7 +266,7 @@ class EsmForProteinFolding(EsmPreTrainedModel):
         Raises InputError.
         """
         sequences = [seqs] if isinstance(seqs, str) else list(seqs)
-        encoded = encode(sequences, linker, chain_gap, self.trunk_device)
+        encoded = encode(sequences, linker, chain_gap, self.trunk_device, nucleotides=nucleotides)
         if position_ids is None:
             position_ids = encoded.position_ids
         with self.chunked(chunk_size), self.offloaded(offload_stem):

@@ -198,8 +198,8 @@ def test_white_space_and_lower_case_are_of_no_matter():
 @pytest.mark.parametrize(
     ("wrong", "told"),
     [
-        ("MK*", "'*' at place 3 of 'MK*' is no residue; remove it, or write X"),
-        ("M-K", "'-' at place 2"),
+        ("M*K", "infer: sequence 1: '*' at place 2 of 'M*K' is no residue; remove it, or write X"),
+        ("M-K", "infer: sequence 1: '-' at place 2"),
         ("MK1", "'1' at place 3"),
         ("MKé", "'É' at place 3"),
         (7, "7 is no sequence; give text"),
@@ -209,6 +209,28 @@ def test_white_space_and_lower_case_are_of_no_matter():
 def test_what_is_no_letter_is_told(model: EsmForProteinFolding, wrong: Any, told: str):
     with pytest.raises(InputError, match=re.escape(told)):
         model.infer(["GAV", wrong])
+
+
+def test_stops_at_the_ends_of_chains_are_left_out():
+    one, other = encode(["mk*:v *\n"]), encode(["MK:V"])
+    assert torch.equal(one.aatype, other.aatype)
+    assert torch.equal(one.chain_index, other.chain_index)
+
+
+def test_nucleotides_are_refused_or_kept(model: EsmForProteinFolding):
+    cds = "atggcgaaactggtgattacc"
+    told = (
+        "infer: sequence 1: looks like DNA; translate it, or pass nucleotides='keep' to take the "
+        "letters as residues"
+    )
+    with pytest.raises(InputError, match=re.escape(told)):
+        model.infer(["GAV", cds])
+    with pytest.raises(InputError, match="looks like RNA"):
+        model.infer_pdb(cds.replace("t", "u"))
+    kept = model.infer([cds], num_recycles=0, nucleotides="keep")
+    assert kept.aatype.shape == (1, len(cds))
+    with pytest.raises(InputError, match="nucleotides 'no' is not 'refuse' or 'keep'"):
+        model.infer([cds], nucleotides="no")
 
 
 def test_padding_is_of_nothing():
