@@ -1,15 +1,24 @@
-"""SHA-256 digests beside the files they belong to, in the format of `sha256sum`."""
+"""SHA-256 digests beside the files they belong to, in the format of `sha256sum`.
+
+The result of a shard has a list of its own, `{shard}.sha256`. Other files that one command writes and
+another reads are in the list of their folder, `digests.sha256`.
+"""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 
 from esm_pipeline.errors import InputError
 from esm_pipeline.files import blaming
 
+LISTING = "digests.sha256"
+"""The list of a folder."""
+
 REMEDY = "remove it and run the workflow again"
+LINES = 1024  # written at a time
 
 
 def sha256(path: Path) -> str:
@@ -28,9 +37,62 @@ def write_digests(path: Path, files: Mapping[str, Path]) -> None:
         path.write_text("".join(lines), encoding="utf-8", errors="surrogateescape")
 
 
+def write_lines(path: Path, lines: Iterable[bytes]) -> str:
+    """Write a new file; returns the digest of what was written."""
+    digest, rest = hashlib.sha256(), iter(lines)
+    with blaming(path), open(path, "wb") as file:
+        while block := b"".join(islice(rest, LINES)):
+            digest.update(block)
+            file.write(block)
+    return digest.hexdigest()
+
+
 def line(digest: str, name: str) -> str:
     """A line of such a list."""
     return f"{digest}  {name}\n"
+
+
+def read_list(digests: Path) -> Iterator[tuple[str, str]]:
+    """Digest and name of each file in a list. Raises InputError, with the line, if it is none."""
+    try:
+        with open(digests, encoding="utf-8", errors="surrogateescape", newline="\n") as handle:
+            for number, text in enumerate(handle, 1):
+                digest, _, name = text.removesuffix("\n").partition("  ")
+                if len(digest) != 64 or not name:
+                    raise InputError(f"{digests}:{number}: not a digest and a file name; {REMEDY}")
+                yield digest, name
+    except FileNotFoundError:
+        raise InputError(f"{digests}: no such file; run the workflow again to make it") from None
+    except OSError as error:
+        raise InputError(f"{digests}: cannot be read ({error.strerror}); {REMEDY}") from None
+
+
+def listed_digest(path: Path) -> str | None:
+    """The digest of `path` in its folder's list; None if one is not there, or `path` is not in it.
+
+    Raises InputError for a list that is none.
+    """
+    digests = path.parent / LISTING
+    if not digests.exists() or not path.exists():
+        return None
+    return next((digest for digest, name in read_list(digests) if name == path.name), None)
+
+
+def check_listed(path: Path) -> None:
+    """Raise InputError unless `path` is as the list of its folder has it, if there is a list.
+
+    Reads the file once: little beside what it takes to parse it.
+    """
+    digest, digests = listed_digest(path), path.parent / LISTING
+    if digest is None and path.exists() and digests.exists():
+        raise InputError(f"{digests}: does not list {path.name}; {REMEDY}")
+    if digest is not None and sha256(path) != digest:
+        raise damaged(path, LISTING)
+
+
+def damaged(path: Path, listing: str) -> InputError:
+    """The error that a file is not what a list has."""
+    return InputError(f"{path}: damaged, its digest is not that in {listing}; {REMEDY}")
 
 
 def check_digests(digests: Path, files: Sequence[Path]) -> None:
@@ -38,17 +100,8 @@ def check_digests(digests: Path, files: Sequence[Path]) -> None:
 
     Raises InputError that names the file that is missing, damaged or not listed.
     """
-    try:
-        lines = digests.read_text(encoding="utf-8").splitlines()
-    except FileNotFoundError:
-        raise InputError(f"{digests}: no such file; run the workflow again to make it") from None
-    except UnicodeDecodeError:
-        raise InputError(f"{digests}: no list of digests; {REMEDY}") from None
     listed = []
-    for number, line in enumerate(lines, 1):
-        digest, _, name = line.partition("  ")
-        if len(digest) != 64 or not name:
-            raise InputError(f"{digests}:{number}: not a digest and a file name; {REMEDY}")
+    for number, (digest, name) in enumerate(read_list(digests), 1):
         listed.append(file := digests.parent / name)
         if file not in files:
             raise InputError(f"{digests}:{number}: {name!a} is no file of this shard; {REMEDY}")
@@ -58,7 +111,7 @@ def check_digests(digests: Path, files: Sequence[Path]) -> None:
                 "workflow again"
             )
         if sha256(file) != digest:
-            raise InputError(f"{file}: damaged, its digest is not that in {digests.name}; {REMEDY}")
+            raise damaged(file, digests.name)
     for file in files:
         if file not in listed:
             raise InputError(f"{digests}: does not list {file.name}; {REMEDY}")

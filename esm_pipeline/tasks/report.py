@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import argparse
 import html
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from string import Template
 from typing import TYPE_CHECKING
@@ -18,11 +18,21 @@ from numpy.typing import NDArray
 from esm_pipeline.files import atomic_path
 from esm_pipeline.formats.fasta import shown
 from esm_pipeline.formats.results import Embeddings
+from esm_pipeline.results import SCORES
 from esm_pipeline.tasks.pictures import BLUE, spread, svg, table
 from esm_pipeline.tasks.report_classes import classes_section
 from esm_pipeline.tasks.report_scores import Part, saturation_section, variants_section
 from esm_pipeline.tasks.report_structures import structures_section
-from esm_pipeline.tasks.verdict import COLUMNS, COMMONEST, Tally, count
+from esm_pipeline.tasks.structures import TABLE
+from esm_pipeline.tasks.verdict import (
+    COLUMNS,
+    COMMONEST,
+    Tally,
+    add_run,
+    count_all,
+    others_told,
+    settings_of,
+)
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -54,22 +64,23 @@ $body
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the flags of `report`."""
-    parser.add_argument(
-        "samples", nargs="+", type=Path, help="folders of samples, with records.tsv and results"
-    )
-    parser.add_argument("--out", required=True, type=Path, help="HTML file to write")
+    add_run(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     """Write the page; returns 0."""
-    tallies = [tally for folder in args.samples for tally in count(folder / "records.tsv")]
+    settings, folder = settings_of(args), args.out.parent
+    tallies, samples = count_all(settings, folder), settings.results()
+    shown_samples = list(samples.items())[:PICTURES]
     parts = [
         records_table(tallies),
         reasons_table(tallies),
-        *(sample_section(folder) for folder in args.samples[:PICTURES]),
+        *(sample_section(folder / sample, names) for sample, names in shown_samples),
     ]
-    if len(args.samples) > PICTURES:
-        parts.append(f"<p>Pictures of the first {PICTURES} samples of {len(args.samples):,}.</p>")
+    if len(samples) > PICTURES:
+        parts.append(f"<p>Pictures of the first {PICTURES} samples of {len(samples):,}.</p>")
+    if told := others_told(settings, folder):
+        parts.append(f"<p>{html.escape(told.capitalize())}.</p>")
     page = PAGE.substitute(
         title="Proteins and what the models make of them", body="\n".join(filter(None, parts))
     )
@@ -99,22 +110,20 @@ def reasons_table(tallies: Sequence[Tally]) -> str:
     return heading + table(("sample", "step", "records", "status", "reason"), rows, numbers=(2,))
 
 
-def sample_section(folder: Path) -> str:
-    """What the results of one sample are, and how they look."""
-    found = [part for section in SECTIONS if (part := section(folder))]
+def sample_section(folder: Path, names: Collection[str]) -> str:
+    """What the results of one sample are, the files `names` of it, and how they look."""
+    found = [section(folder / name) for name, section in SECTIONS.items() if name in names]
     if not found:
         return ""
-    heading = f"<h2>Sample {html.escape(shown(folder.absolute().name))}</h2>\n"
+    heading = f"<h2>Sample {html.escape(shown(folder.name))}</h2>\n"
     facts = "".join(f"<p>{told}</p>\n" for told, _ in found)
     pictures = "\n".join(picture for _, some in found for picture in some if picture)
     return f'{heading}{facts}<div class="pictures">\n{pictures}\n</div>'
 
 
-def embeddings_section(folder: Path) -> Part:
-    """What the embeddings of a sample are, with their lengths and a map; None without any."""
-    if not (folder / "embeddings.h5").exists():
-        return None
-    with Embeddings.open(folder / "embeddings.h5") as results:
+def embeddings_section(path: Path) -> Part:
+    """What the embeddings of a sample are, with their lengths and a map."""
+    with Embeddings.open(path) as results:
         return embedding_facts(results), [length_histogram(results), embedding_map(results)]
 
 
@@ -201,11 +210,12 @@ def principal_components(
     return points, scale[:2] ** 2 / max((scale**2).sum(), np.finfo(float).tiny)
 
 
-SECTIONS = (
-    embeddings_section,
-    saturation_section,
-    variants_section,
-    classes_section,
-    structures_section,
-)
-"""What is told of each sample, by what lies in its folder."""
+SECTIONS: dict[str, Callable[[Path], Part]] = {
+    "embeddings.h5": embeddings_section,
+    "saturation.h5": saturation_section,
+    SCORES: variants_section,
+    "classes.h5": classes_section,
+    "residue_classes.h5": classes_section,
+    TABLE: structures_section,
+}
+"""What is told of each sample, by the results that it has."""

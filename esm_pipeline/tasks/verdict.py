@@ -1,11 +1,13 @@
 """Count what became of every record, and fail if any failed: the last word of a workflow.
 
-Results are written and kept whatever the verdict; it comes after all of them.
+Results are written and kept whatever the verdict; it comes after all of them. Those of this run are
+counted, as the settings name them; what else lies there is named.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import re
 import sys
 from collections import Counter
@@ -15,15 +17,19 @@ from pathlib import Path
 
 from esm_pipeline.cli import exit_code
 from esm_pipeline.errors import InputError
-from esm_pipeline.files import atomic_path, require_apart
+from esm_pipeline.files import atomic_path
 from esm_pipeline.formats.fasta import shown
 from esm_pipeline.formats.records import FAILED, OK, SKIPPED, Outcome, read_records, read_tasks
 from esm_pipeline.formats.tables import open_table
+from esm_pipeline.results import RECORDS, SCORES, not_of_this_run
+from esm_pipeline.settings import Settings, load_settings
 
 VALIDATION = "validation"
-SCORES = "scores.tsv"
 COLUMNS = ("sample", "step", "records", OK, SKIPPED, FAILED, "duplicates")
 COMMONEST = 3
+OTHERS = 10
+"""Names of what is not of this run, at most."""
+
 NUMBER = re.compile(r"(?<!')\d+")
 """A number in a reason; not a digit between quotes, which stood in a sequence."""
 
@@ -58,8 +64,7 @@ class Tally:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the flags of `verdict`."""
-    parser.add_argument("records", nargs="+", type=Path, metavar="SAMPLE/records.tsv")
-    parser.add_argument("--out", required=True, type=Path, help="text file to write")
+    add_run(parser)
     parser.add_argument(
         "--on-failure",
         choices=("error", "keep"),
@@ -68,30 +73,75 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_run(parser: argparse.ArgumentParser) -> None:
+    """Add the flags of a command that reads all results of a run."""
+    parser.add_argument("--settings", required=True, help="the workflow's settings, as JSON")
+    parser.add_argument(
+        "--out", required=True, type=Path, help="file to write, in the folder with the results"
+    )
+
+
 def run(args: argparse.Namespace) -> int:
     """Write the verdict and print it to standard error; returns the exit code."""
-    require_apart([args.out], args.records)
-    tallies = [tally for path in args.records for tally in count(path)]
+    settings, folder = settings_of(args), args.out.parent
+    tallies = count_all(settings, folder)
     failed = sum(tally.statuses[FAILED] for tally in tallies)
-    text = report(tallies)
+    text = report(tallies, others_told(settings, folder))
     with atomic_path(args.out) as path:
         path.write_text(text, encoding="utf-8")
     print(text, end="", file=sys.stderr)
     return exit_code(failed, args.on_failure)
 
 
-def count(path: Path) -> list[Tally]:
-    """Tallies of validation and of each task of one `records.tsv`, and of the variants beside it.
+def settings_of(args: argparse.Namespace) -> Settings:
+    """The settings of the run. Raises InputError if they are none."""
+    try:
+        values = json.loads(args.settings)
+    except (json.JSONDecodeError, RecursionError) as error:
+        raise InputError(f"--settings: not JSON ({error})") from None
+    return load_settings(values, "--settings")
 
-    The sample is named after the folder. Raises InputError for a task without an outcome.
+
+def count_all(settings: Settings, folder: Path) -> list[Tally]:
+    """Tallies of all samples of a run, whose results lie in `folder`."""
+    return [
+        tally
+        for sample, names in settings.results().items()
+        for tally in count(folder / sample, settings.tasks, SCORES in names)
+    ]
+
+
+def others(settings: Settings, folder: Path) -> list[str]:
+    """What lies in `folder` beside the results of a run."""
+    return list(not_of_this_run(folder, settings.models(), settings.results(), settings.tasks))
+
+
+def others_told(settings: Settings, folder: Path) -> str:
+    """The same as a sentence; empty if there is nothing else."""
+    found = list(map(shown, others(settings, folder)))
+    if not found:
+        return ""
+    more = f" and {len(found) - OTHERS:,} more" if len(found) > OTHERS else ""
+    return f"also in {shown(folder.name)}/, not of this run: {', '.join(found[:OTHERS])}{more}"
+
+
+def count(folder: Path, tasks: Sequence[str], scored: bool) -> list[Tally]:
+    """Tallies of validation and of each task of a sample's records, and of its variants if `scored`.
+
+    Raises InputError for a task without an outcome, and for records of other tasks.
     """
-    sample = shown(path.absolute().parent.name)
+    path, sample = folder / RECORDS, shown(folder.name)
+    if sorted(found := read_tasks(path)) != sorted(tasks):
+        raise InputError(
+            f"{path}: has columns of {' and '.join(found) or 'no task'}, but this run is of "
+            f"{' and '.join(tasks)}; remove it and run the workflow again"
+        )
     validation = Tally(sample, VALIDATION)
-    tasks = {task: Tally(sample, task) for task in read_tasks(path)}
+    tallies = {task: Tally(sample, task) for task in found}
     for record in read_records(path):
         duplicate = record.duplicate_of is not None
         validation.add(Outcome(record.status, record.reason), duplicate=duplicate)
-        for task, tally in tasks.items():
+        for task, tally in tallies.items():
             outcome = record.outcomes[task]
             if outcome.status not in (OK, SKIPPED, FAILED):
                 raise InputError(
@@ -99,9 +149,8 @@ def count(path: Path) -> list[Tally]:
                     "the table again with `esm-pipeline aggregate records`"
                 )
             tally.add(outcome, duplicate=duplicate, new=record.status == OK)
-    scores = path.with_name(SCORES)
-    scored = [count_variants(scores, sample)] if "score" in tasks and scores.exists() else []
-    return [validation, *tasks.values(), *scored]
+    variants = [count_variants(folder / SCORES, sample)] if scored else []
+    return [validation, *tallies.values(), *variants]
 
 
 def count_variants(path: Path, sample: str) -> Tally:
@@ -115,8 +164,11 @@ def count_variants(path: Path, sample: str) -> Tally:
     return tally
 
 
-def report(tallies: Sequence[Tally]) -> str:
-    """The verdict as text: a table, the commonest reasons of each status, what failed in all."""
+def report(tallies: Sequence[Tally], others: str) -> str:
+    """The verdict as text: a table, the commonest reasons of each status, what else lies there.
+
+    Its last line says how many failed in all.
+    """
     lines = table([COLUMNS, *(tally.row() for tally in tallies)])
     lines += [
         f"{tally.sample}, {tally.step}: {number:,} {status}: {reason}"
@@ -124,6 +176,7 @@ def report(tallies: Sequence[Tally]) -> str:
         for status, reasons in tally.reasons.items()
         for reason, number in reasons.most_common(COMMONEST)
     ]
+    lines += [others] if others else []
     failed = sum(tally.statuses[FAILED] for tally in tallies)
     lines.append(f"{failed:,} failed" if failed else "nothing failed")
     return "\n".join(lines) + "\n"
