@@ -26,11 +26,10 @@ OF_TASK = {
 }
 """All that a task may leave in a sample's folder, by any settings."""
 
-FOLDERS = ("structures", "pae", "heatmaps")
-"""Those of them that are folders, whose files are in a list of digests beside them."""
+LISTS = {"structures.sha256": ("structures", "pae"), "heatmaps.sha256": ("heatmaps",)}
+"""Lists of digests among them, and the folders whose files each has."""
 
-LISTS = ("structures.sha256", "heatmaps.sha256")
-"""These lists."""
+FOLDERS = tuple(folder for folders in LISTS.values() for folder in folders)
 
 WORK = ("shards", "split", "variants", *OF_TASK)
 """Folders in a sample's folder for what is on the way to results."""
@@ -65,11 +64,11 @@ def not_of_this_run(
     """
     own = {PROVENANCE, PROVENANCE_LIST, REPORT, VERDICT, *NOT_COUNTED, *samples}
     own |= {Path(name).parts[0] for name in models}
-    work = {*tasks, "shards", *(("split", "variants") if "score" in tasks else ())}
     for name in visible(folder):
         if name not in own:
             yield name
         elif name in samples:
+            work = {*tasks, "shards", *(("split", "variants") if SCORES in samples[name] else ())}
             others = set(visible(folder / name)) - {*samples[name], *work}
             yield from (f"{name}/{other}" for other in sorted(others))
         elif name == MODELS:

@@ -1,12 +1,13 @@
 """SHA-256 digests beside the files they belong to, in the format of `sha256sum`.
 
-The result of a shard has a list of its own, `{shard}.sha256`. Other files that one command writes and
-another reads are in the list of their folder, `digests.sha256`.
+The result of a shard has a list of its own, `{shard}.sha256`. Other files that one command writes
+and another reads are in the list of their folder, `digests.sha256`.
 """
 
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
@@ -67,26 +68,38 @@ def read_list(digests: Path) -> Iterator[tuple[str, str]]:
         raise InputError(f"{digests}: cannot be read ({error.strerror}); {REMEDY}") from None
 
 
-def listed_digest(path: Path) -> str | None:
-    """The digest of `path` in its folder's list; None if one is not there, or `path` is not in it.
+def listed_digest(path: Path, digests: Path | None = None) -> str | None:
+    """The digest of `path` in a list, that of its folder unless `digests` is given.
 
-    Raises InputError for a list that is none.
+    None if there is no such list, or `path` is not in it. Raises InputError for what is no list.
     """
-    digests = path.parent / LISTING
+    digests = digests or path.parent / LISTING
     if not digests.exists() or not path.exists():
         return None
-    return next((digest for digest, name in read_list(digests) if name == path.name), None)
+    wanted = os.path.relpath(path, digests.parent)
+    return next((digest for digest, name in read_list(digests) if name == wanted), None)
 
 
-def check_listed(path: Path) -> None:
-    """Raise InputError unless `path` is as the list of its folder has it, if there is a list.
+def check_listed(path: Path, digests: Path | None = None) -> None:
+    """Raise InputError unless `path` is as a list has it, that of its folder, or `digests`.
 
-    Reads the file once: little beside what it takes to parse it.
+    Where there is no list nothing is checked. The file is read once, which takes little beside
+    parsing it.
     """
-    digest, digests = listed_digest(path), path.parent / LISTING
+    digest, digests = listed_digest(path, digests), digests or path.parent / LISTING
     if digest is None and path.exists() and digests.exists():
         raise InputError(f"{digests}: does not list {path.name}; {REMEDY}")
     if digest is not None and sha256(path) != digest:
+        raise damaged(path, digests.name)
+
+
+def check_shard(path: Path, digest: str | None = None) -> None:
+    """The same for what may be a shard, or a file of someone's own, which no list has.
+
+    `digest` is that of the file if it is known, as when it has been read.
+    """
+    listed = listed_digest(path)
+    if listed is not None and listed != (digest or sha256(path)):
         raise damaged(path, LISTING)
 
 

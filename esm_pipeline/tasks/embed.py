@@ -13,6 +13,7 @@ from pathlib import Path
 
 from esm_pipeline.cli import add_common, add_flags, exit_code, section_from
 from esm_pipeline.files import atomic_paths
+from esm_pipeline.formats.inputs import require_unchanged
 from esm_pipeline.formats.records import FAILED
 from esm_pipeline.sections import CleaningSettings, EmbedSettings
 from esm_pipeline.tasks.gathering import gather_ragged
@@ -43,6 +44,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Embed `args.fasta`; returns the exit code."""
     started = time.perf_counter()
+    require_unchanged(args.unchanged)
     settings = section_from(EmbedSettings, args)
     cleaning = section_from(CleaningSettings, args)
     table = check_output(args.output, [args.fasta], [args.sha256], [SUFFIX])

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from esm_pipeline.errors import InputError
 from esm_pipeline.files import blaming
+from esm_pipeline.formats.digests import check_shard
 from esm_pipeline.formats.fasta import STANDARD_INPUT, Entry, read_batches, read_header, shown
 from esm_pipeline.formats.records import OK, SKIPPED, Record, format_row, parse_lines
 from esm_pipeline.sections import CleaningSettings
@@ -66,6 +67,8 @@ def open_intake(
     )
     intake = take_in(batches, cleaning, spool_dir, complexes=complexes)
     intake.digests = [digest.hexdigest() for digest in digests]
+    for path, found in zip(paths, intake.digests, strict=True):
+        check_shard(Path(path), found)
     return intake
 
 

@@ -80,7 +80,7 @@ def run(args: argparse.Namespace) -> int:
     if len(samples) > PICTURES:
         parts.append(f"<p>Pictures of the first {PICTURES} samples of {len(samples):,}.</p>")
     if told := others_told(settings, folder):
-        parts.append(f"<p>{html.escape(told.capitalize())}.</p>")
+        parts.append(f"<p>{html.escape(told[0].upper() + told[1:])}.</p>")
     page = PAGE.substitute(
         title="Proteins and what the models make of them", body="\n".join(filter(None, parts))
     )

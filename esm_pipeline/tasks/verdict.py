@@ -121,12 +121,13 @@ def others_told(settings: Settings, folder: Path) -> str:
     found = list(map(shown, others(settings, folder)))
     if not found:
         return ""
+    told = ", ".join(found[:OTHERS])
     more = f" and {len(found) - OTHERS:,} more" if len(found) > OTHERS else ""
-    return f"also in {shown(folder.name)}/, not of this run: {', '.join(found[:OTHERS])}{more}"
+    return f"also in {shown(folder.absolute().name)}/, not of this run: {told}{more}"
 
 
 def count(folder: Path, tasks: Sequence[str], scored: bool) -> list[Tally]:
-    """Tallies of validation and of each task of a sample's records, and of its variants if `scored`.
+    """Tallies of validation and each task of a sample's records, and of its variants if `scored`.
 
     Raises InputError for a task without an outcome, and for records of other tasks.
     """

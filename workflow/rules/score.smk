@@ -112,8 +112,8 @@ if settings.score.saturation:
             message:
                 "heatmaps: a picture of each protein of sample {wildcards.sample}"
             shell:
-                "{params.esm} heatmaps --sha256={output.digests:q} -- {input.h5:q} {output.folder:q}"
-                " 2>&1 | tee -- {log:q}"
+                "{params.esm} heatmaps --listed={input.listed:q} --sha256={output.digests:q}"
+                " -- {input.h5:q} {output.folder:q} 2>&1 | tee -- {log:q}"
 
 
 # One rule for each table: they differ in their number of shards.
