@@ -29,6 +29,7 @@ from esm_pipeline.results import (
     FOLDERS,
     INPUTS,
     PROVENANCE_LIST,
+    RECORDS,
     REPORT,
     SCORES,
     VARIANTS,
@@ -71,12 +72,13 @@ def provenance(settings: Settings, folder: Path) -> dict[str, Any]:
         "models": {
             name.removesuffix(".json"): {**model_facts(folder / name), "tasks": model.tasks}
             for name, model in models.items()
+            if (folder / name).exists()
         },
         "samples": {
             name: {
                 **inputs_of(folder / name, inputs[name], tables.get(name)),
                 "shards": settings.shard_count(inputs[name]),
-                "records": counts(folder / name, settings.tasks, name in tables),
+                "records": counts(folder / name / RECORDS, name in tables, settings.tasks),
                 "results": results_of(folder / name, names),
             }
             for name, names in settings.results().items()
@@ -134,15 +136,17 @@ def inputs(files: list[str], listing: Path) -> list[dict[str, Any]]:
 
     Raises InputError for one that has changed since, or is not there any more.
     """
-    found, listed = [], {line(*pair) for pair in read_list(listing)}
+    found: list[dict[str, Any]] = []
     for file in files:
         try:
             size, digest = os.path.getsize(file), sha256(Path(file))
         except OSError as error:
             raise gone(file, error) from None
-        if line(digest, file) not in listed:
-            raise changed(file, listing)
         found.append({"path": file, "bytes": size, "sha256": digest})
+    listed = {line(*pair) for pair in read_list(listing)}
+    for one in found:
+        if line(one["sha256"], one["path"]) not in listed:
+            raise changed(one["path"], listing)
     return found
 
 
@@ -218,7 +222,7 @@ def scores(path: Path) -> dict[str, Any]:
         ) from None
 
 
-def counts(folder: Path, tasks: Sequence[str], scored: bool) -> dict[str, Any]:
+def counts(path: Path, scored: bool, tasks: Sequence[str]) -> dict[str, Any]:
     """What validation and each task made of a sample's records."""
     return {
         tally.step: {
@@ -226,7 +230,7 @@ def counts(folder: Path, tasks: Sequence[str], scored: bool) -> dict[str, Any]:
             **tally.statuses,
             "duplicates": tally.duplicates,
         }
-        for tally in count(folder, tasks, scored)
+        for tally in count(path, scored, tasks)
     }
 
 

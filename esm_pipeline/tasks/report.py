@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import html
 from collections.abc import Callable, Collection, Sequence
+from itertools import islice
 from pathlib import Path
 from string import Template
 from typing import TYPE_CHECKING
@@ -18,21 +19,13 @@ from numpy.typing import NDArray
 from esm_pipeline.files import atomic_path
 from esm_pipeline.formats.fasta import shown
 from esm_pipeline.formats.results import Embeddings
-from esm_pipeline.results import SCORES
+from esm_pipeline.results import RECORDS, SCORES
 from esm_pipeline.tasks.pictures import BLUE, spread, svg, table
 from esm_pipeline.tasks.report_classes import classes_section
 from esm_pipeline.tasks.report_scores import Part, saturation_section, variants_section
 from esm_pipeline.tasks.report_structures import structures_section
 from esm_pipeline.tasks.structures import TABLE
-from esm_pipeline.tasks.verdict import (
-    COLUMNS,
-    COMMONEST,
-    Tally,
-    add_run,
-    count_all,
-    others_told,
-    settings_of,
-)
+from esm_pipeline.tasks.verdict import COLUMNS, COMMONEST, Tally, add_run, find
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -64,23 +57,25 @@ $body
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the flags of `report`."""
+    parser.add_argument(
+        "samples", nargs="*", type=Path, help="folders of samples, with records.tsv and results"
+    )
     add_run(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     """Write the page; returns 0."""
-    settings, folder = settings_of(args), args.out.parent
-    tallies, samples = count_all(settings, folder), settings.results()
-    shown_samples = list(samples.items())[:PICTURES]
+    found = find(args, [folder / RECORDS for folder in args.samples])
+    sections = islice(found.samples.items(), PICTURES)
     parts = [
-        records_table(tallies),
-        reasons_table(tallies),
-        *(sample_section(folder / sample, names) for sample, names in shown_samples),
+        records_table(found.tallies),
+        reasons_table(found.tallies),
+        *(sample_section(folder, names) for folder, names in sections),
     ]
-    if len(samples) > PICTURES:
-        parts.append(f"<p>Pictures of the first {PICTURES} samples of {len(samples):,}.</p>")
-    if told := others_told(settings, folder):
-        parts.append(f"<p>{html.escape(told[0].upper() + told[1:])}.</p>")
+    if len(found.samples) > PICTURES:
+        parts.append(f"<p>Pictures of the first {PICTURES} samples of {len(found.samples):,}.</p>")
+    if found.others:
+        parts.append(f"<p>{html.escape(found.others[0].upper() + found.others[1:])}.</p>")
     page = PAGE.substitute(
         title="Proteins and what the models make of them", body="\n".join(filter(None, parts))
     )
@@ -111,11 +106,15 @@ def reasons_table(tallies: Sequence[Tally]) -> str:
 
 
 def sample_section(folder: Path, names: Collection[str]) -> str:
-    """What the results of one sample are, the files `names` of it, and how they look."""
+    """What the results of one sample are, the files `names` of it, and how they look.
+
+    A table of scores is left out that nothing beside it tells the origin of.
+    """
+    names = {*names} if "scores.json" in names else {*names} - {SCORES}
     found = [section(folder / name) for name, section in SECTIONS.items() if name in names]
     if not found:
         return ""
-    heading = f"<h2>Sample {html.escape(shown(folder.name))}</h2>\n"
+    heading = f"<h2>Sample {html.escape(shown(folder.absolute().name))}</h2>\n"
     facts = "".join(f"<p>{told}</p>\n" for told, _ in found)
     pictures = "\n".join(picture for _, some in found for picture in some if picture)
     return f'{heading}{facts}<div class="pictures">\n{pictures}\n</div>'

@@ -1,8 +1,8 @@
 """Write structures that `fold` computed as files: PDB, mmCIF, aligned errors, and their table.
 
 Needs no model and no PyTorch. Into OUTDIR go `structures.tsv`, with a row for every record of the
-input, `structures/`, `pae/`, and `structures.sha256` with the digests of the files in both. Files of
-former runs there are replaced.
+input, `structures/`, `pae/`, and `structures.sha256` with the digests of the files in both. Files
+of former runs there are replaced.
 """
 
 from __future__ import annotations

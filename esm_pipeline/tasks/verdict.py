@@ -11,13 +11,15 @@ import json
 import re
 import sys
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
+from typing import NamedTuple
 
 from esm_pipeline.cli import exit_code
 from esm_pipeline.errors import InputError
-from esm_pipeline.files import atomic_path
+from esm_pipeline.files import atomic_path, require_apart
 from esm_pipeline.formats.fasta import shown
 from esm_pipeline.formats.records import FAILED, OK, SKIPPED, Outcome, read_records, read_tasks
 from esm_pipeline.formats.tables import open_table
@@ -62,8 +64,17 @@ class Tally:
         return [self.sample, self.step, *(f"{count:,}" for count in (*counts, self.duplicates))]
 
 
+class Found(NamedTuple):
+    """What a command tells of: tallies, names of the results in each sample's folder, the rest."""
+
+    tallies: list[Tally]
+    samples: Mapping[Path, Collection[str]]
+    others: str
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the flags of `verdict`."""
+    parser.add_argument("records", nargs="*", type=Path, metavar="SAMPLE/records.tsv")
     add_run(parser)
     parser.add_argument(
         "--on-failure",
@@ -75,40 +86,59 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def add_run(parser: argparse.ArgumentParser) -> None:
     """Add the flags of a command that reads all results of a run."""
-    parser.add_argument("--settings", required=True, help="the workflow's settings, as JSON")
     parser.add_argument(
-        "--out", required=True, type=Path, help="file to write, in the folder with the results"
+        "--settings",
+        help="those of a workflow, as JSON: its results are read, in the folder of OUT",
     )
+    parser.add_argument("--out", required=True, type=Path, help="file to write")
 
 
 def run(args: argparse.Namespace) -> int:
     """Write the verdict and print it to standard error; returns the exit code."""
-    settings, folder = settings_of(args), args.out.parent
-    tallies = count_all(settings, folder)
-    failed = sum(tally.statuses[FAILED] for tally in tallies)
-    text = report(tallies, others_told(settings, folder))
+    require_apart([args.out], args.records)
+    found = find(args, args.records)
+    failed = sum(tally.statuses[FAILED] for tally in found.tallies)
+    text = report(found.tallies, found.others)
     with atomic_path(args.out) as path:
         path.write_text(text, encoding="utf-8")
     print(text, end="", file=sys.stderr)
     return exit_code(failed, args.on_failure)
 
 
+def find(args: argparse.Namespace, tables: Sequence[Path]) -> Found:
+    """The results of the run with these `--settings`, or all that lie beside `tables` of records.
+
+    Raises InputError for settings that are none, and for tables that are not of the run.
+    """
+    if bool(tables) == (args.settings is not None):
+        raise InputError("give the samples, or the --settings of a run, and not both")
+    if tables:
+        beside = {
+            table.parent: [path.name for path in table.parent.iterdir()]
+            for table in tables
+            if table.exists()
+        }
+        tallies = [count(table, SCORES in beside.get(table.parent, [])) for table in tables]
+        return Found(list(chain.from_iterable(tallies)), beside, "")
+    settings, folder = settings_of(args), args.out.parent
+    results = settings.results()
+    tallies = [
+        count(folder / sample / RECORDS, SCORES in names, settings.tasks)
+        for sample, names in results.items()
+    ]
+    samples = {folder / sample: names for sample, names in results.items()}
+    return Found(list(chain.from_iterable(tallies)), samples, others_told(settings, folder))
+
+
 def settings_of(args: argparse.Namespace) -> Settings:
     """The settings of the run. Raises InputError if they are none."""
     try:
-        values = json.loads(args.settings)
+        values = json.loads(args.settings or "null")
     except (json.JSONDecodeError, RecursionError) as error:
         raise InputError(f"--settings: not JSON ({error})") from None
+    if not isinstance(values, dict):
+        raise InputError("--settings: no settings; give those of a workflow, as JSON")
     return load_settings(values, "--settings")
-
-
-def count_all(settings: Settings, folder: Path) -> list[Tally]:
-    """Tallies of all samples of a run, whose results lie in `folder`."""
-    return [
-        tally
-        for sample, names in settings.results().items()
-        for tally in count(folder / sample, settings.tasks, SCORES in names)
-    ]
 
 
 def others(settings: Settings, folder: Path) -> list[str]:
@@ -126,13 +156,14 @@ def others_told(settings: Settings, folder: Path) -> str:
     return f"also in {shown(folder.absolute().name)}/, not of this run: {told}{more}"
 
 
-def count(folder: Path, tasks: Sequence[str], scored: bool) -> list[Tally]:
-    """Tallies of validation and each task of a sample's records, and of its variants if `scored`.
+def count(path: Path, scored: bool, tasks: Sequence[str] | None = None) -> list[Tally]:
+    """Tallies of validation and of each task of one `records.tsv`.
 
-    Raises InputError for a task without an outcome, and for records of other tasks.
+    And of the table of scores beside it, if the records were `scored`. The sample is named after
+    the folder. Raises InputError for a task without an outcome, or other tasks than `tasks`.
     """
-    path, sample = folder / RECORDS, shown(folder.name)
-    if sorted(found := read_tasks(path)) != sorted(tasks):
+    sample, found = shown(path.absolute().parent.name), read_tasks(path)
+    if tasks is not None and sorted(found) != sorted(tasks):
         raise InputError(
             f"{path}: has columns of {' and '.join(found) or 'no task'}, but this run is of "
             f"{' and '.join(tasks)}; remove it and run the workflow again"
@@ -150,8 +181,9 @@ def count(folder: Path, tasks: Sequence[str], scored: bool) -> list[Tally]:
                     "the table again with `esm-pipeline aggregate records`"
                 )
             tally.add(outcome, duplicate=duplicate, new=record.status == OK)
-    variants = [count_variants(folder / SCORES, sample)] if scored else []
-    return [validation, *tallies.values(), *variants]
+    variants = scored and "score" in found
+    scores = [count_variants(path.with_name(SCORES), sample)] if variants else []
+    return [validation, *tallies.values(), *scores]
 
 
 def count_variants(path: Path, sample: str) -> Tally:

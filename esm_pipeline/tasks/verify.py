@@ -2,8 +2,8 @@
 
 Each file is read once and compared with its digest, in several threads; files of structures and
 pictures with the lists that have theirs, and in their folders nothing else may lie. A line on
-standard output for each file that differs; exit code 0 if none does, 1 if one does, 2 for what is no
-folder of results. What else lies there, not of this run, is named, and is no difference.
+standard output for each file that differs; exit code 0 if none does, 1 if one does, 2 for what is
+no folder of results. What else lies there, not of this run, is named, and is no difference.
 """
 
 from __future__ import annotations
@@ -80,14 +80,15 @@ class Check:
         """Print that a file differs, and what to remove to have it made anew."""
         self.different += 1
         place, again = (shown(str(self.folder / path)) for path in (name, source))
-        print(f"{place}: {what}; remove {again} and run the workflow again", flush=True)
+        remedy = "" if what == MISSING and name == source else f"remove {again} and "
+        print(f"{place}: {what}; {remedy}run the workflow again", flush=True)
 
     def provenance(self) -> dict[str, Any] | None:
         """What `provenance.json` tells; None if it cannot be read."""
         self.count += 1
         path, listing = self.folder / PROVENANCE, self.folder / PROVENANCE_LIST
         if not path.is_file():
-            self.tell(PROVENANCE, MISSING, PROVENANCE_LIST)
+            self.tell(PROVENANCE, MISSING, PROVENANCE)
             return None
         try:
             digest = {name: digest for digest, name in read_list(listing)}.get(PROVENANCE)
@@ -143,8 +144,8 @@ class Check:
         def compare(some: list[File]) -> list[tuple[File, str]]:
             return [(file, problem(self.folder / file.name, file.digest)) for file in some]
 
-        batches = iter(lambda: list(islice(rest, together)), [])
         rest = iter(files)
+        batches = iter(lambda: list(islice(rest, together)), [])
         for done in in_threads(compare, batches, self.threads):
             advance(len(done))
             self.count += len(done)

@@ -230,7 +230,7 @@ def test_splitting_again_leaves_nothing_of_before(tmp_path, inputs):
         esm("split", *options, "--variants", table, *fasta)
     names = sorted(path.name for path in (tmp_path / "split").iterdir())
     parts = ["00000.fasta", "00000.tsv", "00001.fasta", "00001.tsv"]
-    assert names == [*parts, "status.tsv", "unusable.tsv"]
+    assert names == [*parts, "digests.sha256", "status.tsv", "unusable.tsv"]
 
 
 @pytest.mark.parametrize(
@@ -272,6 +272,7 @@ def damage(folder: Path, what: str) -> None:
         path = split / "unusable.tsv"
         lines = path.read_text().splitlines()
         path.write_text("\n".join([lines[0], *lines[2:]]) + "\n")
+        (split / "digests.sha256").unlink()
     elif what == "a longer table":
         path = folder / "in.csv"
         path.write_text(path.read_text() + "K2L,x,a\n")
@@ -282,6 +283,7 @@ def damage(folder: Path, what: str) -> None:
         path = folder / "shards" / "records.tsv"
         lines = path.read_text().splitlines()
         path.write_text("\n".join([lines[0], *lines[2:]]) + "\n")
+        path.with_name("digests.sha256").unlink()
 
 
 @pytest.mark.parametrize(

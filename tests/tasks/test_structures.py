@@ -114,7 +114,7 @@ def test_every_file_is_where_the_table_says_and_no_other(write):
     stems = {"00000/0_sp_P1_A": 0, "00000/2_a_b": 1, "00001/1003_far": 2}
     wanted = {f"structures/{stem}.{kind}" for stem in stems for kind in ("pdb", "cif")}
     wanted |= {f"pae/{stem}.{kind}" for stem in stems for kind in ("json", "npz")}
-    assert set(files(out)) == wanted | {"structures.tsv"}
+    assert set(files(out)) == wanted | {"structures.tsv", "structures.sha256"}
     for stem, row in stems.items():
         read = gemmi.read_structure(str(out / f"structures/{stem}.pdb"))
         assert len(read[0]) == len(STRUCTURES[row].ends)
@@ -130,9 +130,11 @@ def test_the_first_format_is_the_one_in_the_table(write):
 def test_archives_hold_the_same_files(write):
     loose = write("--formats=pdb,cif")
     wanted = {name: (loose / name).read_bytes() for name in files(loose)}
-    del wanted["structures.tsv"]
+    tables = ["structures.sha256", "structures.tsv"]
+    for name in tables:
+        del wanted[name]
     out = write("--formats=pdb,cif", "--archive=true")
-    assert [name for name in files(out) if not name.endswith(".zip")] == ["structures.tsv"]
+    assert [name for name in files(out) if not name.endswith(".zip")] == tables
     found = {}
     for path in out.rglob("*.zip"):
         with zipfile.ZipFile(path) as archive:
