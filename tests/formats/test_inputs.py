@@ -91,7 +91,7 @@ def test_what_went_away_is_told(listed):
 def test_what_changes_while_it_is_read_is_told(listed):
     before = inputs.states(["a"])
     keep_the_time("a")
-    with pytest.raises(InputError, match="^a: was changed while it was read; run again"):
+    with pytest.raises(InputError, match=r"^a: was changed while it was read; run again"):
         inputs.write_inputs(Path("new.sha256"), ["a"], ["0" * 64], before)
     assert not Path("new.sha256").exists()
 
