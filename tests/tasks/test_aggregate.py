@@ -4,7 +4,6 @@ import csv
 import hashlib
 import itertools
 import shutil
-import subprocess
 from collections import Counter
 from pathlib import Path
 
@@ -425,44 +424,6 @@ def test_status_tables_of_other_records(embedded, esm, change, message):
     assert (code, len(lines)) == (2, 1)
     assert message in lines[0]
     assert not (embedded / "records.tsv").exists()
-
-
-@pytest.mark.parametrize(
-    ("name", "old", "new"),
-    [
-        ("shards/records.tsv", "\tmiddle\t", "\tmiddlE\t"),
-        ("embed/status.tsv", "stop '*' at", "stop '*' near"),
-        ("embed/status.tsv", "\tok\t", "\tfailed\t"),
-    ],
-)
-def test_what_was_changed_on_the_way_is_no_result(embedded, esm, name, old, new):
-    """An id, a reason or a status, in tables that are whole in all else."""
-    assert run(*gather_command(embedded, 3), "--quiet") == 0
-    replace(name, old, new)(embedded)
-    code, lines = esm(*table_command(embedded))
-    assert (code, len(lines)) == (2, 1)
-    told = "damaged, its digest is not that in digests.sha256; remove it and run the workflow again"
-    assert f"{embedded / name}: {told}" in lines[0]
-    assert not (embedded / "records.tsv").exists()
-
-
-def test_a_shard_that_was_changed_is_told_before_it_is_computed(rotary, tmp_path, esm):
-    shard(tmp_path, 1)
-    replace("shards/00000.fasta", "GAV", "GAA")(tmp_path)
-    fasta = tmp_path / "shards" / "00000.fasta"
-    code, lines = esm("embed", "--model", rotary, fasta, tmp_path / "out.h5")
-    assert (code, len(lines)) == (2, 1)
-    assert f"{fasta}: damaged, its digest is not that in digests.sha256; remove it" in lines[0]
-    assert not (tmp_path / "out.h5").exists()
-
-
-def test_the_lists_are_those_of_sha256sum(embedded):
-    assert run(*gather_command(embedded, 3), "--quiet") == 0
-    for folder in ("shards", "embed"):
-        command = ["sha256sum", "--check", "--strict", "digests.sha256"]
-        told = subprocess.run(command, cwd=embedded / folder, capture_output=True, text=True)
-        assert (told.returncode, told.stderr) == (0, "")
-    assert told.stdout == "status.tsv: OK\n../embeddings.h5: OK\n"
 
 
 def test_records_without_any_task(embedded):
