@@ -41,7 +41,9 @@ MODELS = "models"
 NOT_COUNTED = ("logs", "benchmarks", ACCEPTED)
 """What lies beside the samples' folders and is no result."""
 
-MODEL_NAMES = ("model.json", *(f"{task}_model.json" for task in OF_TASK))
+MODEL_NAMES = ("model.json", "classify_model.json", "fold_model.json")
+"""Files that tell which model all tasks run, or one that has its own."""
+
 TOP = (PROVENANCE, PROVENANCE_LIST, REPORT, VERDICT, MODELS, *MODEL_NAMES, *NOT_COUNTED)
 """All that any run may leave beside the samples' folders."""
 

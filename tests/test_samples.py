@@ -64,7 +64,7 @@ QUOTE = "a cell begins with '\"' and does not end with one; a cell in quotes end
         ("sample\tfasta\na\tx\nLogs\ty\n", "t.tsv:3: 'Logs' is a name of the workflow's own"),
         *(
             (f"sample\tfasta\n{name}\tx\n", f"t.tsv:2: '{name}' is a name of the workflow's own")
-            for name in ("fold_model.json", "Fold_Model.json", "embed_model.json", "Model.json")
+            for name in ("fold_model.json", "Fold_Model.json", "classify_model.json", "Model.json")
         ),
         *(
             (f"sample\tfasta\n{name}\tx\n", f"t.tsv:2: '{name}' is a name of the workflow's own")
