@@ -52,5 +52,4 @@ rule all:
         f"{OUT}/verdict.txt",
         f"{OUT}/provenance.json",
         f"{OUT}/report.html",
-        expand(f"{OUT}/{{sample}}/records.tsv", sample=SAMPLES),
         RESULTS,

@@ -15,6 +15,7 @@ import os
 import re
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
 from esm_pipeline.errors import EsmPipelineError, InputError
@@ -87,6 +88,14 @@ def add_common(parser: argparse.ArgumentParser) -> None:
         help="when a record failed: exit with 1, or with 0 (default: error)",
     )
     parser.add_argument("--quiet", action="store_true", help="no progress, no summary")
+    parser.add_argument(
+        "--unchanged",
+        action="append",
+        default=[],
+        type=Path,
+        metavar="FILE",
+        help="digests of inputs, as `shard` or `split` wrote them: stop if one has changed since",
+    )
 
 
 def build_parser() -> Parser:

@@ -11,27 +11,16 @@ import os
 import re
 import stat
 import zlib
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
 from esm_pipeline.errors import InputError
+from esm_pipeline.results import IN_SAMPLE, TOP, is_taken
 
 COLUMNS = ("sample", "fasta")
 OPTIONAL = "variants"
 SAMPLE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
-RESERVED_NAMES = {
-    *("logs", "benchmarks", "models", ".accepted"),
-    *("model.json", "classify_model.json", "provenance.json", "report.html", "verdict.txt"),
-}
-"""What lies beside the samples' folders in the output folder, in lower case."""
-
-RESULT_SUFFIXES = (".h5", ".tsv", ".json")
-"""Ends of the names of what lies in a sample's folder, beside its folders."""
-
-RESULT_FOLDERS = {"shards", "split", "variants", "heatmaps"}
-"""Folders in a sample's folder, beside those of its tasks."""
-
 FASTA_SUFFIX = re.compile(r"(\.(fasta|fa|faa|fas|pep|txt))?(\.gz)?$", re.IGNORECASE)
 GZIP_MAGIC = b"\x1f\x8b"
 GZIP_EXPANSION = 2  # bytes of protein FASTA behind one compressed byte, about
@@ -60,7 +49,7 @@ def sample_name(fasta: str) -> str:
     """The name of a single input's sample: its file name, without the suffix."""
     name = FASTA_SUFFIX.sub("", Path(fasta).name)
     cleaned = re.sub(r"[^A-Za-z0-9._-]+", "_", name).strip("._-")[:100]
-    if not cleaned or cleaned.lower() in RESERVED_NAMES:
+    if not cleaned or is_taken(cleaned, TOP):
         return f"sample_{cleaned}".rstrip("_")
     return cleaned
 
@@ -113,7 +102,7 @@ def require_sample_name(sample: str, place: str) -> None:
             f"{place}: sample name {sample[:120]!a} cannot name a folder; use up to 100 letters, "
             "digits, '.', '_' and '-', beginning with a letter or digit"
         )
-    if sample.lower() in RESERVED_NAMES:
+    if is_taken(sample, TOP):
         raise InputError(
             f"{place}: '{sample}' is a name of the workflow's own in the output folder; "
             "rename the sample"
@@ -192,7 +181,7 @@ def require_usable(path: str, place: str) -> None:
         raise InputError(f"{place}: {path!a}: {what}; {remedy}")
 
 
-def require_apart(samples: Mapping[str, Sample], outdir: str, tasks: Collection[str]) -> None:
+def require_apart(samples: Mapping[str, Sample], outdir: str) -> None:
     """Raise InputError for an input where the workflow writes or removes files itself."""
     root = Path(os.path.realpath(outdir))
     inputs = [file for sample in samples.values() for file in (*sample.fasta, sample.variants)]
@@ -200,10 +189,9 @@ def require_apart(samples: Mapping[str, Sample], outdir: str, tasks: Collection[
         path = Path(os.path.realpath(file))
         if not path.is_relative_to(root):
             continue
-        folder, *rest = path.relative_to(root).parts
-        result = len(rest) == 1 and path.suffix in RESULT_SUFFIXES
-        own = not rest or rest[0] in {*RESULT_FOLDERS, *tasks} or result
-        if folder in RESERVED_NAMES or (folder in samples and own):
+        folder, *rest = path.relative_to(root).parts or ("",)
+        own = not rest or is_taken(rest[0], IN_SAMPLE)
+        if is_taken(folder, TOP) or (is_taken(folder, samples) and own):
             raise InputError(
                 f"{file}: lies where the workflow writes results, in {outdir}; move it, or choose "
                 "another outdir"

@@ -17,6 +17,7 @@ from typing import Annotated, Any, Literal, NamedTuple, TypeAlias
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from esm_pipeline.errors import InputError
+from esm_pipeline.results import HEATMAPS, INPUTS, OF_TASK, RECORDS, SCORES, VARIANTS
 from esm_pipeline.samples import (
     Sample,
     expanded_size,
@@ -131,6 +132,24 @@ class Settings(Section):
         found = {name: sample.variants for name, sample in samples.items()}
         return {name: table for name, table in found.items() if table is not None}
 
+    def results(self) -> dict[str, list[str]]:
+        """Names of all results of each sample, in its folder, folders among them.
+
+        Raises InputError as the methods above do.
+        """
+        tables, names = self.tables(), [RECORDS, INPUTS]
+        for task in self.tasks:
+            names += OF_TASK[task] if task in ("embed", "fold") else ()
+        if "fold" in self.tasks and not self.fold.pae:
+            names.remove("pae")
+        if "classify" in self.tasks:
+            residues = self.classified() == "residues"
+            names += ["residue_classes.h5"] if residues else ["classes.h5", "classes.tsv"]
+        if "score" in self.tasks and self.score.saturation:
+            names += ["saturation.h5", *(HEATMAPS if self.score.plots else ())]
+        scored = [SCORES, "scores.json", VARIANTS]
+        return {one: [*names, *(scored if one in tables else ())] for one in self.inputs()}
+
     def _samples(self) -> dict[str, Sample]:
         if self.samples is not None:
             samples = read_samples(self.samples)
@@ -141,7 +160,7 @@ class Settings(Section):
             samples = {sample_name(self.fasta): Sample([self.fasta], self.variants)}
         require_usable(self.outdir, "outdir")
         require_folder(self.outdir)
-        require_apart(samples, self.outdir, self.tasks)
+        require_apart(samples, self.outdir)
         return samples
 
     def models(self) -> dict[str, Model]:

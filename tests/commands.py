@@ -51,9 +51,9 @@ def table(sample: Sample, out: Path) -> Command:
 
 
 COMMANDS: dict[Callable[..., Command], tuple[str, ...]] = {
-    shard: ("records.tsv",),
+    shard: ("records.tsv", "digests.sha256"),
     embed: ("out.records.tsv", "out.sha256"),
-    gather: ("status.tsv",),
+    gather: ("status.tsv", "digests.sha256"),
     table: (),
 }
 """Each command, and those of its files that vouch for all the others, or all that came before."""

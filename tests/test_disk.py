@@ -176,11 +176,11 @@ def provenance(sample: Sample, out: Path) -> Command:
 FIRST = {
     shard: {"."},
     embed: {"."},
-    gather: {"embeddings.h5", "status.tsv"},
+    gather: {"embeddings.h5", "status.tsv", "digests.sha256"},
     table: {"records.tsv"},
     verdict: {"verdict.txt"},
     report: {"report.html"},
-    provenance: {"provenance.json"},
+    provenance: {"provenance.json", "provenance.sha256"},
 }
 """What each command cannot write first, by name; `.` is the folder."""
 
@@ -194,12 +194,23 @@ def put_results(sample: Sample, folder: Path) -> None:
         shutil.copy(sample.folder / name, folder / "in" / name)
     listing = line(sha256(sample.fasta), str(sample.fasta))
     (folder / "in" / "inputs.sha256").write_text(listing)
+    facts = {"format": "esm-pipeline/model", "name": "demo", "revision": None}
+    (folder / "model.json").write_text(json.dumps({**facts, "weights_sha256": "0" * 64}))
+    for name in ("report.html", "verdict.txt"):
+        (folder / name).touch()
+
+
+LEFT = ["in", "model.json", "report.html", "verdict.txt"]
+
+
+def files_in(folder: Path) -> list[Path]:
+    return [path for path in folder.rglob("*") if path.is_file()]
 
 
 def written(folder: Path) -> str:
-    """All files in a folder, without the time that `provenance` writes down."""
+    """All files in a folder, without the time that `provenance` writes down, and its digest."""
     files = {path.name: path.read_bytes() for path in sorted(folder.iterdir()) if path.is_file()}
-    return re.sub(r"\d\d:\d\d:\d\d", "", repr(files))
+    return re.sub(r"\d\d:\d\d:\d\d|[0-9a-f]{64}  provenance", "", repr(files))
 
 
 @needs_a_disk
@@ -218,10 +229,10 @@ def test_a_disk_that_takes_nothing(forked, samples, disk, tmp_path, make, bad, g
     for folder in (disk.seen, tmp_path / "whole"):
         put_results(sample, folder)
     command = make(sample, disk.path)
-    used = sum(-(-path.stat().st_size // 4096) * 4 for path in (disk.seen / "in").iterdir())
-    disk.set(bad.format(used=used, inodes=5))
+    used = sum(-(-path.stat().st_size // 4096) * 4 for path in files_in(disk.seen))
+    disk.set(bad.format(used=used, inodes=2 + len(files_in(disk.seen))))
     assert told(forked.main(*command), remedy, disk.path) in FIRST[make]
-    assert [path.name for path in disk.seen.iterdir()] == ["in"]
+    assert sorted(path.name for path in disk.seen.iterdir()) == LEFT
     disk.set(good)
     assert forked.main(*command).code == 0
     assert forked.main(*make(sample, tmp_path / "whole")).code == 0
@@ -252,6 +263,6 @@ def test_a_folder_of_someone_else(powerless, public, make):
     command = make(public, out)
     remedy = "permission denied; choose another place or change its permissions"
     assert told(powerless.main(*command, **accident), remedy, out) in FIRST[make]
-    assert [path.name for path in out.iterdir()] == ["in"]
+    assert sorted(path.name for path in out.iterdir()) == LEFT
     out.chmod(0o777)
     assert powerless.main(*command, **accident).code == 0

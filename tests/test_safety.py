@@ -113,6 +113,7 @@ def to_the_end(folder: Path, model: Path, fasta: bytes) -> None:
 FILES = {
     *("in.fasta", "report.html", "verdict.txt", f"{SAMPLE}/records.tsv", f"{SAMPLE}/embeddings.h5"),
     *("shards/records.tsv", "shards/00000.fasta", "shards/00001.fasta", "embed/status.tsv"),
+    *("shards/digests.sha256", "embed/digests.sha256"),
     *(f"embed/0000{n}.{end}" for n in (0, 1) for end in ("h5", "records.tsv", "sha256")),
 }
 CONTROL = re.compile("[\x00-\x08\x0a-\x1f\x7f-\x9f]")

@@ -62,6 +62,14 @@ QUOTE = "a cell begins with '\"' and does not end with one; a cell in quotes end
         (f"sample\tfasta\n{TOO_LONG}\tx\n", f"sample name '{TOO_LONG}' cannot name a folder"),
         ("sample\tfasta\n\tx\n", "t.tsv:2: sample name '' cannot name a folder"),
         ("sample\tfasta\na\tx\nLogs\ty\n", "t.tsv:3: 'Logs' is a name of the workflow's own"),
+        *(
+            (f"sample\tfasta\n{name}\tx\n", f"t.tsv:2: '{name}' is a name of the workflow's own")
+            for name in ("fold_model.json", "Fold_Model.json", "classify_model.json", "Model.json")
+        ),
+        *(
+            (f"sample\tfasta\n{name}\tx\n", f"t.tsv:2: '{name}' is a name of the workflow's own")
+            for name in ("models", "benchmarks", "report.html", "provenance.sha256", "VERDICT.txt")
+        ),
         ("sample\tfasta\na\t\n", "t.tsv:2: sample 'a' has no fasta; name its file"),
         ("sample\tfasta\na\n", "t.tsv:2: sample 'a' has no fasta; name its file"),
         ("sample\tfasta\na\tx\tb\n", "t.tsv:2: 3 cells, but 2 columns; remove a tab, or name"),
@@ -222,6 +230,14 @@ def test_what_cannot_stand_in_a_path(tmp_path, path, told):
         ("{out}/logs/x.fasta", True),
         ("{out}/report.html", True),
         ("link/a/shards/00000.fasta", True),
+        ("{out}/a/structures/x.fasta", True),
+        ("{out}/a/pae/x.fasta", True),
+        ("{out}/a/structures.sha256", True),
+        ("{out}/a/fold/x.fasta", True),
+        ("{out}/A/Structures/x.fasta", True),
+        ("{out}/fold_model.json", True),
+        ("{out}/provenance.sha256", True),
+        ("{out}/a/mine.tsv", False),
         ("{out}/a/proteins.fasta", False),
         ("{out}/a/mine/records.tsv", False),
         ("{out}/b/shards/00000.fasta", False),

@@ -1,15 +1,25 @@
-"""SHA-256 digests beside the files they belong to, in the format of `sha256sum`."""
+"""SHA-256 digests beside the files they belong to, in the format of `sha256sum`.
+
+The result of a shard has a list of its own, `{shard}.sha256`. Other files that one command writes
+and another reads are in the list of their folder, `digests.sha256`.
+"""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 
 from esm_pipeline.errors import InputError
 from esm_pipeline.files import blaming
 
+LISTING = "digests.sha256"
+"""The list of a folder."""
+
 REMEDY = "remove it and run the workflow again"
+LINES = 1024  # written at a time
 
 
 def sha256(path: Path) -> str:
@@ -28,9 +38,74 @@ def write_digests(path: Path, files: Mapping[str, Path]) -> None:
         path.write_text("".join(lines), encoding="utf-8", errors="surrogateescape")
 
 
+def write_lines(path: Path, lines: Iterable[bytes]) -> str:
+    """Write a new file; returns the digest of what was written."""
+    digest, rest = hashlib.sha256(), iter(lines)
+    with blaming(path), open(path, "wb") as file:
+        while block := b"".join(islice(rest, LINES)):
+            digest.update(block)
+            file.write(block)
+    return digest.hexdigest()
+
+
 def line(digest: str, name: str) -> str:
     """A line of such a list."""
     return f"{digest}  {name}\n"
+
+
+def read_list(digests: Path) -> Iterator[tuple[str, str]]:
+    """Digest and name of each file in a list. Raises InputError, with the line, if it is none."""
+    try:
+        with open(digests, encoding="utf-8", errors="surrogateescape", newline="\n") as handle:
+            for number, text in enumerate(handle, 1):
+                digest, _, name = text.removesuffix("\n").partition("  ")
+                if len(digest) != 64 or not name:
+                    raise InputError(f"{digests}:{number}: not a digest and a file name; {REMEDY}")
+                yield digest, name
+    except FileNotFoundError:
+        raise InputError(f"{digests}: no such file; run the workflow again to make it") from None
+    except OSError as error:
+        raise InputError(f"{digests}: cannot be read ({error.strerror}); {REMEDY}") from None
+
+
+def listed_digest(path: Path, digests: Path | None = None) -> str | None:
+    """The digest of `path` in a list, that of its folder unless `digests` is given.
+
+    None if there is no such list, or `path` is not in it. Raises InputError for what is no list.
+    """
+    digests = digests or path.parent / LISTING
+    if not digests.exists() or not path.exists():
+        return None
+    wanted = os.path.relpath(path, digests.parent)
+    return next((digest for digest, name in read_list(digests) if name == wanted), None)
+
+
+def check_listed(path: Path, digests: Path | None = None) -> None:
+    """Raise InputError unless `path` is as a list has it, that of its folder, or `digests`.
+
+    Where there is no list nothing is checked. The file is read once, which takes little beside
+    parsing it.
+    """
+    digest, digests = listed_digest(path, digests), digests or path.parent / LISTING
+    if digest is None and path.exists() and digests.exists():
+        raise InputError(f"{digests}: does not list {path.name}; {REMEDY}")
+    if digest is not None and sha256(path) != digest:
+        raise damaged(path, digests.name)
+
+
+def check_shard(path: Path, digest: str | None = None) -> None:
+    """The same for what may be a shard, or a file of someone's own, which no list has.
+
+    `digest` is that of the file if it is known, as when it has been read.
+    """
+    listed = listed_digest(path)
+    if listed is not None and listed != (digest or sha256(path)):
+        raise damaged(path, LISTING)
+
+
+def damaged(path: Path, listing: str) -> InputError:
+    """The error that a file is not what a list has."""
+    return InputError(f"{path}: damaged, its digest is not that in {listing}; {REMEDY}")
 
 
 def check_digests(digests: Path, files: Sequence[Path]) -> None:
@@ -38,17 +113,8 @@ def check_digests(digests: Path, files: Sequence[Path]) -> None:
 
     Raises InputError that names the file that is missing, damaged or not listed.
     """
-    try:
-        lines = digests.read_text(encoding="utf-8").splitlines()
-    except FileNotFoundError:
-        raise InputError(f"{digests}: no such file; run the workflow again to make it") from None
-    except UnicodeDecodeError:
-        raise InputError(f"{digests}: no list of digests; {REMEDY}") from None
     listed = []
-    for number, line in enumerate(lines, 1):
-        digest, _, name = line.partition("  ")
-        if len(digest) != 64 or not name:
-            raise InputError(f"{digests}:{number}: not a digest and a file name; {REMEDY}")
+    for number, (digest, name) in enumerate(read_list(digests), 1):
         listed.append(file := digests.parent / name)
         if file not in files:
             raise InputError(f"{digests}:{number}: {name!a} is no file of this shard; {REMEDY}")
@@ -58,7 +124,7 @@ def check_digests(digests: Path, files: Sequence[Path]) -> None:
                 "workflow again"
             )
         if sha256(file) != digest:
-            raise InputError(f"{file}: damaged, its digest is not that in {digests.name}; {REMEDY}")
+            raise damaged(file, digests.name)
     for file in files:
         if file not in listed:
             raise InputError(f"{digests}: does not list {file.name}; {REMEDY}")

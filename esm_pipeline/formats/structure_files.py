@@ -12,11 +12,13 @@ import os
 import re
 import zipfile
 from collections.abc import Iterator
+from hashlib import sha256
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
 from esm_pipeline.errors import AmbiguousIdError, InputError
+from esm_pipeline.formats.digests import sha256 as digest_of
 
 RECORDS = 1_000
 """Records of the input whose files share a folder."""
@@ -64,10 +66,14 @@ def require_ours(folder: Path) -> None:
 
 
 class Bundle:
-    """A folder or an archive to add files to, made with the first. A context manager."""
+    """A folder or an archive to add files to, made with the first. A context manager.
+
+    `digests` has those of the files in the end, or that of the archive, by their paths in `parent`.
+    """
 
     def __init__(self, parent: Path, name: str, *, archive: bool) -> None:
         self.name = f"{name}.zip" if archive else name
+        self.digests: dict[str, str] = {}
         self._path, self._archive = parent / self.name, archive
         self._zip: zipfile.ZipFile | None = None
 
@@ -76,6 +82,7 @@ class Bundle:
         if not self._archive:
             self._path.mkdir(exist_ok=True)
             (self._path / name).write_bytes(data)
+            self.digests[f"{self.name}/{name}"] = sha256(data).hexdigest()
             return
         if self._zip is None:
             self._zip = zipfile.ZipFile(self._path, "w")
@@ -95,6 +102,7 @@ class Bundle:
     ) -> None:
         if self._zip is not None:
             self._zip.close()
+            self.digests[self.name] = digest_of(self._path)
 
 
 def read_file(place: Path) -> bytes:

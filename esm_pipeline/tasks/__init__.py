@@ -24,6 +24,7 @@ TASKS = {
     "aggregate": "gather the shards of a task into one result, with every record in it",
     "provenance": "write down versions, model, settings and inputs of the results",
     "report": "a page with counts, reasons, a map of the embeddings, confidence of structures",
+    "verify": "check that results are as they were written, by their digests",
     "verdict": "count what became of every record; fail if any failed",
 }
 """Name of each task, which is also its module and its command, and its help text."""

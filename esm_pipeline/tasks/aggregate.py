@@ -4,13 +4,15 @@
 record; `aggregate records` adds the status tables of all tasks to records.tsv. A task that can be
 gathered has `SUFFIX`, that of its result for a shard, and `aggregate(gathering, records, output)`,
 where `records` is the number of those that are ok and `output` a temporary file. The status table
-takes its place last: where it stands, the result beside it is its own.
+takes its place after the result, and after it the list of both digests, `digests.sha256`: where
+that stands, both are its own.
 """
 
 from __future__ import annotations
 
 import argparse
 import importlib
+import os
 import sys
 import time
 from collections import Counter
@@ -20,6 +22,7 @@ from pathlib import Path
 from esm_pipeline.cli import number_of_shards
 from esm_pipeline.errors import InputError
 from esm_pipeline.files import atomic_paths, blaming, require_apart
+from esm_pipeline.formats.digests import LISTING, check_listed, write_digests
 from esm_pipeline.formats.records import (
     ANEW,
     FAILED,
@@ -97,12 +100,15 @@ def run(args: argparse.Namespace) -> int:
     module = importlib.import_module(f"esm_pipeline.tasks.{args.what}")
     ending_of(args.out, (module.SUFFIX,))
     ending_of(args.status, (".tsv",))
-    require_apart([args.out, args.status], [args.records])
+    digests = args.status.with_name(LISTING)
+    require_apart([args.out, args.status, digests], [args.records])
     gathering = Gathering(args.what, module.SUFFIX, args.records, args.shards_dir, args.shards)
     require_apart([args.out, args.status], gathering.results)
-    with atomic_paths(args.out, args.status) as (output, status):
+    with atomic_paths(args.out, args.status, digests) as (output, status, listed):
         counts = write_status(status, gathering)
         module.aggregate(gathering, counts[OK], output)
+        result = os.path.relpath(args.out, digests.parent)
+        write_digests(listed, {args.status.name: status, result: output})
     if not args.quiet:
         told = ", ".join(f"{counts[status]:,} {status}" for status in (OK, SKIPPED, FAILED))
         seconds = time.perf_counter() - started
@@ -128,8 +134,10 @@ def write_status(target: Path, gathering: Gathering) -> Counter[str]:
 def with_outcomes(records: Path, statuses: Mapping[str, Path]) -> Iterator[Record]:
     """The records of `records`, each with its row of every status table.
 
-    Raises InputError if a table is not of the same records.
+    Raises InputError if a table is not of the same records, or not as it was written.
     """
+    for path in (records, *statuses.values()):
+        check_listed(path)
     tables = {task: read_status(path, task) for task, path in statuses.items()}
     for record in read_records(records):
         for task, table in tables.items():

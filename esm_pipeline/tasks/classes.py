@@ -19,6 +19,7 @@ from esm_pipeline.cli import add_flags, section_from
 from esm_pipeline.errors import InputError
 from esm_pipeline.files import atomic_path, require_apart
 from esm_pipeline.formats.classes import Classes, ResidueClasses
+from esm_pipeline.formats.digests import LISTING, check_listed
 from esm_pipeline.formats.records import OK, Outcome, Record
 from esm_pipeline.formats.results import open_results
 from esm_pipeline.formats.tables import BLOCK, Column, Writer, create_table, suffix_of
@@ -58,6 +59,8 @@ def run(args: argparse.Namespace) -> int:
     suffix = suffix_of(args.output)
     require_apart([args.output], filter(None, [args.results, args.records, args.status]))
     records = None
+    if args.status:
+        check_listed(args.results, args.status.with_name(LISTING))
     if args.records:
         statuses = {TASK: args.status} if args.status else {}
         records = with_outcomes(args.records, statuses)

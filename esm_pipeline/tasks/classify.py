@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 
 from esm_pipeline.cli import add_common, add_flags, exit_code, section_from
 from esm_pipeline.files import atomic_paths, scratch_path
+from esm_pipeline.formats.inputs import require_unchanged
 from esm_pipeline.formats.records import FAILED, read_records
 from esm_pipeline.formats.tables import SUFFIXES
 from esm_pipeline.locks import Outputs
@@ -67,6 +68,7 @@ def outputs(args: argparse.Namespace) -> Outputs:
 def run(args: argparse.Namespace) -> int:
     """Classify `args.fasta`; returns the exit code."""
     started = time.perf_counter()
+    require_unchanged(args.unchanged)
     settings = section_from(ClassifySettings, args)
     threshold = section_from(LabelSettings, args).threshold
     cleaning = section_from(CleaningSettings, args)

@@ -18,6 +18,7 @@ from esm_pipeline.cli import add_common, add_flags, exit_code, section_from
 from esm_pipeline.errors import InputError
 from esm_pipeline.files import atomic_paths, scratch_path
 from esm_pipeline.formats.embedding_tables import FIXED, write_array, write_table
+from esm_pipeline.formats.inputs import require_unchanged
 from esm_pipeline.formats.records import FAILED
 from esm_pipeline.formats.tables import SUFFIXES
 from esm_pipeline.locks import Outputs
@@ -72,6 +73,7 @@ def ids_beside(output: Path) -> list[Path]:
 def run(args: argparse.Namespace) -> int:
     """Embed `args.fasta`; returns the exit code."""
     started = time.perf_counter()
+    require_unchanged(args.unchanged)
     settings = section_from(EmbedSettings, args)
     cleaning = section_from(CleaningSettings, args)
     ending = ending_of(args.output, ENDINGS)

@@ -20,6 +20,7 @@ from esm_pipeline.cli import add_common, add_flags, exit_code, section_from
 from esm_pipeline.errors import InputError
 from esm_pipeline.files import atomic_paths, require_regular
 from esm_pipeline.formats.hdf5 import Int64, RaggedWriter
+from esm_pipeline.formats.inputs import require_unchanged
 from esm_pipeline.formats.records import FAILED, OK, SKIPPED, read_records
 from esm_pipeline.formats.structure_arrays import ARRAYS, write_structures
 from esm_pipeline.locks import Outputs
@@ -79,6 +80,7 @@ def outputs(args: argparse.Namespace) -> Outputs:
 def run(args: argparse.Namespace) -> int:
     """Fold `args.fasta`; returns the exit code."""
     started = time.perf_counter()
+    require_unchanged(args.unchanged)
     settings = section_from(FoldSettings, args)
     written = section_from(StructureSettings, args)
     cleaning = section_from(CleaningSettings, args)

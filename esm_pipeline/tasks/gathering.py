@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from esm_pipeline.errors import DamagedError, InputError
 from esm_pipeline.formats.declared import judging, open_hdf5
-from esm_pipeline.formats.digests import check_digests
+from esm_pipeline.formats.digests import check_digests, check_listed
 from esm_pipeline.formats.hdf5 import Array, Entry, RaggedWriter, arrays_of
 from esm_pipeline.formats.records import FAILED, OK, PLACE, SKIPPED, Outcome, Record, read_records
 from esm_pipeline.formats.results import open_results
@@ -50,6 +50,7 @@ class Gathering:
         self.task, self.records, self.folder = task, records, folder
         self.results = [folder / f"{name}{suffix}" for name in shard_names(shards)]
         self._reasons: dict[int, str] = {}
+        check_listed(records)
         places, codes, digests = array("q"), array("b"), array("Q")
         for name, result in zip(shard_names(shards), self.results, strict=True):
             table = folder / f"{name}.records.tsv"

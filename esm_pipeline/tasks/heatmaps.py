@@ -23,9 +23,11 @@ from numpy.typing import NDArray
 
 from esm_pipeline.errors import InputError
 from esm_pipeline.files import atomic_path, remove_leftovers
+from esm_pipeline.formats.digests import check_listed
 from esm_pipeline.formats.saturation import Saturation, Saturations
 from esm_pipeline.locks import Outputs
 from esm_pipeline.tasks.endings import require_folder_name
+from esm_pipeline.tasks.outputs import vouch
 from esm_pipeline.tasks.progress import progress
 
 if TYPE_CHECKING:
@@ -54,6 +56,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--id", action="append", default=[], help="draw only the records of this id; repeatable"
     )
+    parser.add_argument(
+        "--listed", type=Path, metavar="FILE", help="list with the digest of what is drawn"
+    )
+    parser.add_argument("--sha256", type=Path, metavar="FILE", help="write digests of the pictures")
     parser.add_argument("--quiet", action="store_true", help="no progress, no summary")
 
 
@@ -65,33 +71,38 @@ def outputs(args: argparse.Namespace) -> Outputs:
 def run(args: argparse.Namespace) -> int:
     """Draw; returns 0."""
     require_folder_name(args.folder, "pictures")
+    if args.listed:
+        check_listed(args.saturation, args.listed)
     with Saturations.open(args.saturation) as results:
         for name in args.id:
             if name not in results:
                 raise InputError(f"{args.saturation}: no record with id {name!a}; check the id")
         wanted = [item for item in results if not args.id or item.id in args.id]
-        count = draw_all(results, wanted, args.folder, quiet=args.quiet)
+        drawn = draw_all(results, wanted, args.folder, quiet=args.quiet)
+    if args.sha256:
+        with atomic_path(args.sha256) as path:
+            vouch(path, args.sha256, {picture: picture for picture in drawn})
     if not args.quiet:
-        print(f"heatmaps: {count:,} pictures in {args.folder}", file=sys.stderr)
+        print(f"heatmaps: {len(drawn):,} pictures in {args.folder}", file=sys.stderr)
     return 0
 
 
 def draw_all(
     results: Saturations, wanted: Iterable[Saturation], folder: Path, *, quiet: bool = False
-) -> int:
-    """Draw the records `wanted`, with pictures named by index and id; returns their number."""
+) -> list[Path]:
+    """Draw the records `wanted`, with pictures named by index and id; returns these."""
     wanted = list(wanted)
     folder.mkdir(parents=True, exist_ok=True)
     remove_leftovers(folder)
-    count = 0
+    drawn = []
     with progress("heatmaps", len(wanted), "records", quiet=quiet) as advance:
         for item in wanted:
             for page, figure in enumerate(figures(item, results.alphabet, results.strategy), 1):
-                with atomic_path(folder / file_name(item, page), sweep=False) as path:
+                drawn.append(folder / file_name(item, page))
+                with atomic_path(drawn[-1], sweep=False) as path:
                     figure.canvas.print_png(path, metadata={"Software": None})
-                count += 1
             advance(1)
-    return count
+    return drawn
 
 
 def file_name(item: Saturation, page: int) -> str:

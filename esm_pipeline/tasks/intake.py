@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 
 from esm_pipeline.errors import InputError, setting
 from esm_pipeline.files import blaming
+from esm_pipeline.formats.digests import check_shard
 from esm_pipeline.formats.fasta import (
     MOST_HEADER,
     MOST_LETTERS,
@@ -96,6 +97,8 @@ def open_intake(
     batches = itertools.chain.from_iterable(map(read, paths, digests))
     intake = take_in(batches, cleaning, spool_dir, complexes=complexes)
     intake.digests = [digest.hexdigest() for digest in digests]
+    for path, found in zip(paths, intake.digests, strict=True):
+        check_shard(Path(path), found)
     return intake
 
 

@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from esm_pipeline.cli import number_of_shards
 from esm_pipeline.errors import InputError
 from esm_pipeline.files import atomic_paths, blaming
-from esm_pipeline.formats.digests import check_digests
+from esm_pipeline.formats.digests import LISTING, check_digests, check_listed, write_digests
 from esm_pipeline.formats.records import (
     FAILED,
     OK,
@@ -73,12 +73,16 @@ def run(args: argparse.Namespace) -> int:
     started = time.perf_counter()
     table = open_table(args.variants)
     shards = [Shard(args.scores, name) for name in shard_names(args.shards)]
+    for path in (args.records, args.split / UNUSABLE, args.split / STATUS):
+        check_listed(path)
     with ExitStack() as stack:
         stack.enter_context(blaming(args.out))
         args.out.parent.mkdir(parents=True, exist_ok=True)
         spool = stack.enter_context(tempfile.TemporaryFile(dir=args.out.parent))
-        outputs = atomic_paths(args.out, args.provenance, args.status)
-        out, provenance, status = stack.enter_context(outputs)
+        targets = [args.out, args.provenance, args.status]
+        digests = args.status.with_name(LISTING)
+        paths = stack.enter_context(atomic_paths(*targets, digests))
+        out, provenance, status, listed = paths
         columns = same([shard.columns for shard in shards], args.scores, "columns")
         facts = shards[0].provenance
         same([without_software(shard.provenance) for shard in shards], args.scores, "provenance")
@@ -89,6 +93,8 @@ def run(args: argparse.Namespace) -> int:
         cells.take(unusable_rows(args.split / UNUSABLE, len(columns)))
         counts = write_rows(out, table, columns, cells)
         write_status(status, args.records, args.split / STATUS, shards)
+        names = [os.path.relpath(target, digests.parent) for target in targets]
+        write_digests(listed, dict(zip(names, paths, strict=False)))
     if not args.quiet:
         seconds = time.perf_counter() - started
         print(f"join: {told(counts, 'variants')}; {seconds:.1f} s", file=sys.stderr)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from esm_pipeline.errors import InputError, WeightsError
 from esm_pipeline.files import atomic_path
+from esm_pipeline.formats.digests import sha256
 from esm_pipeline.json_files import read_object
 
 if TYPE_CHECKING:
@@ -21,6 +22,12 @@ FORMAT = "esm-pipeline/model"
 FORMAT_VERSION = 1
 SUFFIX = ".json"
 MODEL_HELP = "hub id, folder with a checkpoint, fair-esm file, demo, or a file of `download --out`"
+OTHER_FILES = (
+    *("config.json", "vocab.txt", "tokenizer_config.json", "special_tokens_map.json"),
+    "added_tokens.json",
+)
+"""Files of a checkpoint that change what a model computes, beside its weights."""
+
 CONFIG_FACTS = (
     *("num_hidden_layers", "hidden_size", "num_attention_heads", "vocab_size"),
     *("position_embedding_type", "max_residues", "token_dropout"),
@@ -35,8 +42,18 @@ def describe(checkpoint: Checkpoint, config: EsmConfig) -> dict[str, Any]:
         "name": checkpoint.name,
         "revision": checkpoint.revision,
         "weights_sha256": checkpoint.weights_sha256(),
+        "files_sha256": other_files(checkpoint),
         "config": {name: getattr(config, name) for name in CONFIG_FACTS},
     }
+
+
+def other_files(checkpoint: Checkpoint) -> dict[str, str]:
+    """Digests of the files of a checkpoint that are not its weights, by their names."""
+    paths = [checkpoint.folder / name for name in OTHER_FILES]
+    if checkpoint.is_fair_esm:
+        file = checkpoint.weight_files[0]
+        paths = [file.with_name(f"{file.stem}-contact-regression{file.suffix}")]
+    return {path.name: sha256(path) for path in paths if path.is_file()}
 
 
 def write_model_file(target: Path, facts: dict[str, Any]) -> None:
@@ -52,8 +69,10 @@ def read_model_file(path: Path) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         raise InputError(f"{path}: not a readable model file ({error})") from None
     wanted = {"name": str, "revision": str | None, "weights_sha256": str}
-    if facts.get("format") != FORMAT or not all(
-        isinstance(facts.get(name), kind) for name, kind in wanted.items()
+    if (
+        facts.get("format") != FORMAT
+        or not all(isinstance(facts.get(name), kind) for name, kind in wanted.items())
+        or not isinstance(facts.get("files_sha256", {}), dict)
     ):
         raise InputError(
             f"{path}: not a model file; make one with `esm-pipeline download --out {path}`"
@@ -76,11 +95,17 @@ def find_checkpoint(name: str, revision: str | None) -> Checkpoint:
     facts = read_model_file(path)
     pinned = {"revision": facts["revision"], "local_files_only": True}
     checkpoint = checkpoint_named(facts["name"], **pinned)
+    again = "remove it, and run the workflow again"
     if checkpoint.weights_sha256() != facts["weights_sha256"]:
         raise WeightsError(
-            f"{name}: the weights of {facts['name']} are no longer those it tells of; remove it, "
-            "and run the workflow again"
+            f"{name}: the weights of {facts['name']} are no longer those it tells of; {again}"
         )
+    found = other_files(checkpoint)
+    for file, digest in facts.get("files_sha256", {}).items():
+        if found.get(file) != digest:
+            raise WeightsError(
+                f"{name}: {file} of {facts['name']} is no longer the one it tells of; {again}"
+            )
     return checkpoint
 
 

@@ -1,7 +1,8 @@
-"""Write down where results came from: versions, model, settings and inputs.
+"""Write down where results came from: versions, model, settings and inputs, and their digests.
 
-The only result with a time in it. Everything is read from the results themselves, so that the file
-tells what was done and not what was asked for.
+The only result with a time in it, and the last: it has the digest of every other one of this run,
+files of structures and pictures by the lists that have theirs. Beside it stands its own digest. All
+but the settings is read from the results, so that the file tells what was done.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import json
 import os
 import platform
 import subprocess
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
@@ -18,29 +20,35 @@ from typing import Any
 
 import esm_pipeline
 from esm_pipeline.errors import DamagedError, InputError
-from esm_pipeline.files import atomic_path
+from esm_pipeline.files import atomic_paths
 from esm_pipeline.formats.declared import judging, open_hdf5, read_attributes
-from esm_pipeline.formats.digests import line, sha256
+from esm_pipeline.formats.digests import LISTING, REMEDY, line, read_list, sha256, write_digests
+from esm_pipeline.formats.inputs import changed, gone
 from esm_pipeline.locks import Outputs
-from esm_pipeline.settings import Settings, load_settings
+from esm_pipeline.results import (
+    FOLDERS,
+    INPUTS,
+    PROVENANCE_LIST,
+    RECORDS,
+    REPORT,
+    SCORES,
+    VARIANTS,
+    VERDICT,
+    WORK,
+)
+from esm_pipeline.settings import Settings
 from esm_pipeline.tasks.endings import ending_of
 from esm_pipeline.tasks.model_file import read_model_file
-from esm_pipeline.tasks.verdict import count
+from esm_pipeline.tasks.verdict import add_run, count, others, settings_of
 
 FORMAT_VERSION = 1
-INPUTS = "inputs.sha256"
-VARIANTS = "variants.sha256"
-"""In a sample's folder: what its FASTA files were when they were read."""
 PACKAGES = ("biotite", "h5py", "huggingface_hub", "numpy", "safetensors", "snakemake", "torch")
 HOME = Path(esm_pipeline.__file__).resolve().parents[1]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the flags of `provenance`."""
-    parser.add_argument("--settings", required=True, help="the workflow's settings, as JSON")
-    parser.add_argument(
-        "--out", required=True, type=Path, help="file to write, in the folder with the results"
-    )
+    add_run(parser)
 
 
 def outputs(args: argparse.Namespace) -> Outputs:
@@ -49,22 +57,18 @@ def outputs(args: argparse.Namespace) -> Outputs:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Write the file; returns 0. Raises InputError for settings that are none."""
+    """Write the file and its digest; returns 0. Raises InputError for settings that are none."""
     ending_of(args.out, (".json",))
-    try:
-        values = json.loads(args.settings)
-    except (json.JSONDecodeError, RecursionError) as error:
-        raise InputError(f"--settings: not JSON ({error})") from None
-    settings = load_settings(values, "--settings")
-    facts = provenance(settings, args.out.parent)
-    with atomic_path(args.out) as path:
+    facts = provenance(settings_of(args), args.out.parent)
+    with atomic_paths(args.out, args.out.with_name(PROVENANCE_LIST)) as (path, listed):
         path.write_text(json.dumps(facts, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        write_digests(listed, {args.out.name: path})
     return 0
 
 
 def provenance(settings: Settings, folder: Path) -> dict[str, Any]:
     """All there is to tell of the results in `folder`, where the files of the models lie too."""
-    tables = settings.tables()
+    tables, models, inputs = settings.tables(), settings.models(), settings.inputs()
     return {
         "format": "esm-pipeline/provenance",
         "format_version": FORMAT_VERSION,
@@ -74,13 +78,20 @@ def provenance(settings: Settings, folder: Path) -> dict[str, Any]:
         "settings": settings.model_dump(),
         "models": {
             name.removesuffix(".json"): {**model_facts(folder / name), "tasks": model.tasks}
-            for name, model in settings.models().items()
+            for name, model in models.items()
             if (folder / name).exists()
         },
         "samples": {
-            name: sample(folder / name, files, settings.shard_count(files), tables.get(name))
-            for name, files in settings.inputs().items()
+            name: {
+                **inputs_of(folder / name, inputs[name], tables.get(name)),
+                "shards": settings.shard_count(inputs[name]),
+                "records": counts(folder / name / RECORDS, name in tables, settings.tasks),
+                "results": results_of(folder / name, names),
+            }
+            for name, names in settings.results().items()
         },
+        "results": {name: result(folder / name) for name in (*models, REPORT, VERDICT)},
+        "not_of_this_run": others(settings, folder),
     }
 
 
@@ -119,26 +130,12 @@ def git(folder: Path, *arguments: str) -> str:
     return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
 
 
-def sample(folder: Path, files: list[str], shards: int, variants: str | None) -> dict[str, Any]:
-    """Inputs, records and results of one sample."""
-    told: dict[str, Any] = {"fasta": inputs(files, folder / INPUTS), "shards": shards}
-    results = {path.name: attributes(path) for path in sorted(folder.glob("*.h5"))}
+def inputs_of(folder: Path, files: list[str], variants: str | None) -> dict[str, Any]:
+    """The inputs of one sample."""
+    told: dict[str, Any] = {"fasta": inputs(files, folder / INPUTS)}
     if variants is not None:
         told["variants"] = inputs([variants], folder / VARIANTS)[0]
-        results["scores.tsv"] = scores(folder)
-    return {**told, "records": counts(folder / "records.tsv"), "results": results}
-
-
-def scores(folder: Path) -> dict[str, Any]:
-    """What is told of a table of scores beside it."""
-    try:
-        told = json.loads((folder / "scores.json").read_text(encoding="utf-8"))
-        return {"bytes": (folder / "scores.tsv").stat().st_size, **told}
-    except (FileNotFoundError, ValueError, TypeError) as error:
-        raise InputError(
-            f"{folder / 'scores.json'}: cannot be read ({error}); remove it and run the workflow "
-            "again"
-        ) from None
+    return told
 
 
 def inputs(files: list[str], listing: Path) -> list[dict[str, Any]]:
@@ -146,33 +143,93 @@ def inputs(files: list[str], listing: Path) -> list[dict[str, Any]]:
 
     Raises InputError for one that has changed since, or is not there any more.
     """
-    found = [origin(file) for file in files]
-    try:
-        lines = os.fsdecode(listing.read_bytes()).splitlines(keepends=True)
-    except OSError as error:
-        raise InputError(
-            f"{listing}: cannot be read ({error.strerror}); run the workflow again to make it"
-        ) from None
+    found: list[dict[str, Any]] = []
+    for file in files:
+        try:
+            size, digest = os.path.getsize(file), sha256(Path(file))
+        except OSError as error:
+            raise gone(file, error) from None
+        found.append({"path": file, "bytes": size, "sha256": digest})
+    listed = {line(*pair) for pair in read_list(listing)}
     for one in found:
-        if line(one["sha256"], one["path"]) not in lines:
-            raise InputError(
-                f"{one['path']}: has changed since the workflow read it; remove {listing} and run "
-                "the workflow again"
-            )
+        if line(one["sha256"], one["path"]) not in listed:
+            raise changed(one["path"], listing)
     return found
 
 
-def origin(file: str) -> dict[str, Any]:
-    """Size and digest of an input. Raises InputError if it is not there any more."""
+def results_of(folder: Path, names: list[str]) -> dict[str, dict[str, Any]]:
+    """Size and digest of each result of a sample, and what it says of itself.
+
+    Those in folders are in lists, which are results too.
+    """
+    known = written(folder)
+    return {
+        name: {
+            **result(folder / name, *known.get(os.path.normpath(folder / name), ("", None))),
+            **told_by(folder / name),
+        }
+        for name in names
+        if name not in FOLDERS
+    }
+
+
+def written(folder: Path) -> dict[str, tuple[str, Path]]:
+    """The digest of each result that was in a list as it was written, and that list.
+
+    A later list counts more: an earlier run may have left one.
+    """
+    lists = [folder / work / LISTING for work in WORK if work != "shards"]
+    there = sorted(filter(Path.exists, lists), key=lambda path: path.stat().st_ctime_ns)
+    return {
+        os.path.normpath(listing.parent / name): (digest, listing)
+        for listing in there
+        for digest, name in read_list(listing)
+    }
+
+
+def result(path: Path, digest: str = "", listing: Path | None = None) -> dict[str, Any]:
+    """Size and digest of a result. Raises InputError if it is not there, or `digest_of` does."""
     try:
-        return {"path": file, "bytes": os.path.getsize(file), "sha256": sha256(Path(file))}
+        return {"bytes": path.stat().st_size, "sha256": digest_of(path, digest, listing)}
     except OSError as error:
         raise InputError(
-            f"{file}: cannot be read any more ({error.strerror}); put the input back"
+            f"{path}: cannot be read ({error.strerror}); run the workflow again to make it"
         ) from None
 
 
-def counts(path: Path) -> dict[str, Any]:
+def digest_of(path: Path, digest: str, listing: Path | None) -> str:
+    """The digest of a result: as `listing` has it from when it was written, or by reading it.
+
+    Raises InputError if it has changed since. It is read again only where the file system cannot
+    tell that it has not.
+    """
+    if listing and path.stat().st_ctime_ns <= listing.stat().st_ctime_ns:
+        return digest
+    found = sha256(path)
+    if listing and found != digest:
+        raise InputError(f"{path}: has changed since it was written; {REMEDY}")
+    return found
+
+
+def told_by(path: Path) -> dict[str, Any]:
+    """What a result says of itself, or a table of scores in the file beside it."""
+    if path.suffix == ".h5":
+        return attributes(path)
+    return scores(path) if path.name == SCORES else {}
+
+
+def scores(path: Path) -> dict[str, Any]:
+    """What is told of a table of scores beside it."""
+    origin = path.with_name("scores.json")
+    try:
+        return {**json.loads(origin.read_text(encoding="utf-8"))}
+    except (OSError, ValueError, TypeError) as error:
+        raise InputError(
+            f"{origin}: cannot be read ({error}); remove it and run the workflow again"
+        ) from None
+
+
+def counts(path: Path, scored: bool, tasks: Sequence[str]) -> dict[str, Any]:
     """What validation and each task made of a sample's records."""
     return {
         tally.step: {
@@ -180,7 +237,7 @@ def counts(path: Path) -> dict[str, Any]:
             **tally.statuses,
             "duplicates": tally.duplicates,
         }
-        for tally in count(path)
+        for tally in count(path, scored, tasks)
     }
 
 
@@ -188,12 +245,11 @@ def attributes(path: Path) -> dict[str, Any]:
     """What an HDF5 result says of itself: model, revision, digest of the weights, versions."""
     try:
         with open_hdf5(path) as file, judging(path):
-            values = {name: plain(value) for name, value in read_attributes(file).items()}
+            return {name: plain(value) for name, value in read_attributes(file).items()}
     except DamagedError as error:
         raise InputError(
             f"{path}: not a whole HDF5 result ({error.why}); remove it and run the workflow again"
         ) from None
-    return {"bytes": path.stat().st_size, **values}
 
 
 def plain(value: Any) -> Any:

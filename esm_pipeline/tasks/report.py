@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import argparse
 import html
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Sequence
+from itertools import islice
 from pathlib import Path
 from string import Template
 from typing import TYPE_CHECKING
@@ -19,12 +20,14 @@ from esm_pipeline.files import atomic_path
 from esm_pipeline.formats.fasta import shown
 from esm_pipeline.formats.results import Embeddings
 from esm_pipeline.locks import Outputs
+from esm_pipeline.results import RECORDS, SCORES
 from esm_pipeline.tasks.endings import ending_of
 from esm_pipeline.tasks.pictures import BLUE, spread, svg, table
 from esm_pipeline.tasks.report_classes import classes_section
 from esm_pipeline.tasks.report_scores import Part, saturation_section, variants_section
 from esm_pipeline.tasks.report_structures import structures_section
-from esm_pipeline.tasks.verdict import COLUMNS, COMMONEST, Tally, count
+from esm_pipeline.tasks.structures import TABLE
+from esm_pipeline.tasks.verdict import COLUMNS, COMMONEST, Tally, add_run, find
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -57,9 +60,9 @@ $body
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the flags of `report`."""
     parser.add_argument(
-        "samples", nargs="+", type=Path, help="folders of samples, with records.tsv and results"
+        "samples", nargs="*", type=Path, help="folders of samples, with records.tsv and results"
     )
-    parser.add_argument("--out", required=True, type=Path, help="HTML file to write")
+    add_run(parser)
 
 
 def outputs(args: argparse.Namespace) -> Outputs:
@@ -70,14 +73,17 @@ def outputs(args: argparse.Namespace) -> Outputs:
 def run(args: argparse.Namespace) -> int:
     """Write the page; returns 0."""
     ending_of(args.out, (".html", ".htm"))
-    tallies = [tally for folder in args.samples for tally in count(folder / "records.tsv")]
+    found = find(args, [folder / RECORDS for folder in args.samples])
+    sections = islice(found.samples.items(), PICTURES)
     parts = [
-        records_table(tallies),
-        reasons_table(tallies),
-        *(sample_section(folder) for folder in args.samples[:PICTURES]),
+        records_table(found.tallies),
+        reasons_table(found.tallies),
+        *(sample_section(folder, names) for folder, names in sections),
     ]
-    if len(args.samples) > PICTURES:
-        parts.append(f"<p>Pictures of the first {PICTURES} samples of {len(args.samples):,}.</p>")
+    if len(found.samples) > PICTURES:
+        parts.append(f"<p>Pictures of the first {PICTURES} samples of {len(found.samples):,}.</p>")
+    if found.others:
+        parts.append(f"<p>{html.escape(found.others[0].upper() + found.others[1:])}.</p>")
     page = PAGE.substitute(
         title="Proteins and what the models make of them", body="\n".join(filter(None, parts))
     )
@@ -107,9 +113,13 @@ def reasons_table(tallies: Sequence[Tally]) -> str:
     return heading + table(("sample", "step", "records", "status", "reason"), rows, numbers=(2,))
 
 
-def sample_section(folder: Path) -> str:
-    """What the results of one sample are, and how they look."""
-    found = [part for section in SECTIONS if (part := section(folder))]
+def sample_section(folder: Path, names: Collection[str]) -> str:
+    """What the results of one sample are, the files `names` of it, and how they look.
+
+    A table of scores is left out that nothing beside it tells the origin of.
+    """
+    names = {*names} if "scores.json" in names else {*names} - {SCORES}
+    found = [section(folder / name) for name, section in SECTIONS.items() if name in names]
     if not found:
         return ""
     heading = f"<h2>Sample {html.escape(shown(folder.absolute().name))}</h2>\n"
@@ -118,11 +128,9 @@ def sample_section(folder: Path) -> str:
     return f'{heading}{facts}<div class="pictures">\n{pictures}\n</div>'
 
 
-def embeddings_section(folder: Path) -> Part:
-    """What the embeddings of a sample are, with their lengths and a map; None without any."""
-    if not (folder / "embeddings.h5").exists():
-        return None
-    with Embeddings.open(folder / "embeddings.h5") as results:
+def embeddings_section(path: Path) -> Part:
+    """What the embeddings of a sample are, with their lengths and a map."""
+    with Embeddings.open(path) as results:
         return embedding_facts(results), [length_histogram(results), embedding_map(results)]
 
 
@@ -209,11 +217,12 @@ def principal_components(
     return points, scale[:2] ** 2 / max((scale**2).sum(), np.finfo(float).tiny)
 
 
-SECTIONS = (
-    embeddings_section,
-    saturation_section,
-    variants_section,
-    classes_section,
-    structures_section,
-)
-"""What is told of each sample, by what lies in its folder."""
+SECTIONS: dict[str, Callable[[Path], Part]] = {
+    "embeddings.h5": embeddings_section,
+    "saturation.h5": saturation_section,
+    SCORES: variants_section,
+    "classes.h5": classes_section,
+    "residue_classes.h5": classes_section,
+    TABLE: structures_section,
+}
+"""What is told of each sample, by the results that it has."""

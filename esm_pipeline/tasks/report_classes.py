@@ -33,13 +33,11 @@ LONGEST = 24  # letters of a label
 Counts = NDArray[np.int64]
 
 
-def classes_section(folder: Path) -> Part:
-    """What the classes of a sample are, with their numbers; None without any."""
-    for name, kind in (("classes.h5", Classes), ("residue_classes.h5", ResidueClasses)):
-        if (folder / name).exists():
-            with kind.open(folder / name) as results:
-                return facts(results), pictures(results)
-    return None
+def classes_section(path: Path) -> Part:
+    """What the classes of a sample, of sequences or residues, are, with their numbers."""
+    kind = ResidueClasses if path.name == "residue_classes.h5" else Classes
+    with kind.open(path) as results:
+        return facts(results), pictures(results)
 
 
 def facts(results: Classes) -> str:

@@ -23,17 +23,15 @@ if TYPE_CHECKING:
 
 PROTEINS = 200  # whose substitutions are in the picture of a saturation, at most
 
-Part: TypeAlias = tuple[str, list[str]] | None
+Part: TypeAlias = tuple[str, list[str]]
 """What is told of a sample, as HTML, and its pictures."""
 
 Values: TypeAlias = NDArray[np.floating[Any]]
 
 
-def saturation_section(folder: Path) -> Part:
-    """What the saturation of a sample is, with a histogram; None without any."""
-    if not (folder / "saturation.h5").exists():
-        return None
-    with Saturations.open(folder / "saturation.h5") as results:
+def saturation_section(path: Path) -> Part:
+    """What the saturation of a sample is, with a histogram."""
+    with Saturations.open(path) as results:
         residues, chosen = int(results.length.sum()), spread(len(results), PROTEINS)
         odds = [log_odds for place in chosen.tolist() if (log_odds := others(results, place)).size]
         facts = (
@@ -53,13 +51,10 @@ def others(results: Saturations, place: int) -> NDArray[np.float32]:
     return found
 
 
-def variants_section(folder: Path) -> Part:
-    """What the scores of a table of variants are, with a histogram; None without any."""
-    path, origin = folder / "scores.tsv", folder / "scores.json"
-    if not path.exists() or not origin.exists():
-        return None
+def variants_section(path: Path) -> Part:
+    """What the scores of a table of variants are, with a histogram."""
     try:
-        facts = json.loads(origin.read_text(encoding="utf-8"))
+        facts = json.loads(path.with_name("scores.json").read_text(encoding="utf-8"))
         strategy, models = facts["strategy"], models_told(facts["models"])
         rows, values = scores(path, strategy)
     except (OSError, ValueError, TypeError, KeyError) as error:

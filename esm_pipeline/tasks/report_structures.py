@@ -15,7 +15,6 @@ from esm_pipeline.formats.structure_files import read_table
 from esm_pipeline.formats.structures import MEANINGLESS, RANDOM
 from esm_pipeline.tasks.pictures import BLUE, GREY, svg, table
 from esm_pipeline.tasks.report_scores import Part
-from esm_pipeline.tasks.structures import TABLE
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -24,12 +23,10 @@ LEVELS = (50, 70, 90)
 """pLDDT at which the AlphaFold database changes the word: low, confident, very high."""
 
 
-def structures_section(folder: Path) -> Part:
-    """What the structures of a sample are, and how good they are held to be; None without any."""
-    if not (folder / TABLE).exists():
-        return None
+def structures_section(path: Path) -> Part:
+    """What the structures of a sample are, and how good they are held to be, by their table."""
     plddt, ptm, flags = [], [], Counter[str]()
-    for row in read_table(folder / TABLE):
+    for row in read_table(path):
         if row["plddt"]:
             plddt.append(float(row["plddt"]))
             ptm.append(float(row["ptm"]))

@@ -20,6 +20,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 from esm_pipeline.cli import add_common, add_flags, exit_code, section_from
 from esm_pipeline.errors import InputError
 from esm_pipeline.files import atomic_paths, scratch_path
+from esm_pipeline.formats.digests import check_shard
+from esm_pipeline.formats.inputs import require_unchanged
 from esm_pipeline.formats.records import FAILED
 from esm_pipeline.formats.saturation import Saturations
 from esm_pipeline.formats.tables import SUFFIXES, create_table, open_table, suffix_of
@@ -125,6 +127,7 @@ def outputs(args: argparse.Namespace) -> Outputs:
 def run(args: argparse.Namespace) -> int:
     """Score; returns the exit code."""
     started = time.perf_counter()
+    require_unchanged(args.unchanged)
     request = read_request(args)
     summary, failed = saturate(request) if args.saturation else score_table(request)
     if not args.quiet:
@@ -181,6 +184,7 @@ def score_table(request: Request) -> tuple[str, int]:
     """Score the rows of a table; returns what to tell, and how many failed."""
     settings, cleaning, args = request.settings, request.cleaning, request.args
     folder = request.output.parent
+    check_shard(Path(args.variants))
     table = open_table(args.variants)
     columns = added_columns(settings.strategy, [model.label for model in request.models])
     suffix = suffix_of(request.output)

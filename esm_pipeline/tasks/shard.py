@@ -1,18 +1,19 @@
 """Validate FASTA files, remove duplicate sequences, cut the rest into shards of equal cost.
 
 Writes `records.tsv`, a row for every record, and the shards `00000.fasta` and on: each unique
-sequence stands in one of them under the index of its first record, the longest first.
+sequence stands in one of them under the index of its first record, the longest first. The digests
+of all are in `digests.sha256`.
 """
 
 from __future__ import annotations
 
 import argparse
 import heapq
-import os
+import itertools
 import re
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -20,9 +21,10 @@ from numpy.typing import NDArray
 
 from esm_pipeline.cli import add_flags, number_of_shards, section_from
 from esm_pipeline.errors import InputError
-from esm_pipeline.files import atomic_path, atomic_paths, blaming, remove_leftovers
-from esm_pipeline.formats.digests import line
+from esm_pipeline.files import atomic_paths, remove_leftovers
+from esm_pipeline.formats.digests import LISTING, line, write_lines
 from esm_pipeline.formats.fasta import shown
+from esm_pipeline.formats.inputs import states, write_inputs
 from esm_pipeline.formats.records import header_line
 from esm_pipeline.locks import Outputs
 from esm_pipeline.sections import CleaningSettings
@@ -62,13 +64,14 @@ def run(args: argparse.Namespace) -> int:
     require_folder_name(args.out, "shards")
     for path in args.fasta:
         place = Path(path).resolve()
-        ours = place.name == TABLE or SHARD_FILE.fullmatch(place.name)
+        ours = place.name in (TABLE, LISTING) or SHARD_FILE.fullmatch(place.name)
         if ours and place.parent == args.out.resolve():
             raise InputError(f"{shown(path)}: a shard would replace it; choose another --out")
+    before = states(args.fasta)
     with open_intake(args.fasta, cleaning, args.out, complexes=True) as intake:
         write_shards(intake, args.out, args.shards)
         if args.inputs:
-            write_inputs(args.inputs, args.fasta, intake.digests)
+            write_inputs(args.inputs, args.fasta, intake.digests, before)
         if not args.quiet:
             print(_summary(intake, args.shards, time.monotonic() - began), file=sys.stderr)
     return 0
@@ -77,29 +80,25 @@ def run(args: argparse.Namespace) -> int:
 def write_shards(intake: Intake, folder: Path, count: int) -> None:
     """Write `count` shards and `records.tsv` into `folder`, in place of those that are there.
 
-    They take their places together when all are written, `records.tsv` last: where it is, the
-    shards are its own and whole. Old shards beyond `count` are removed.
+    They take their places together when all are written, the list of their digests last: where it
+    is, the others are its own and whole. Old shards beyond `count` are removed.
     """
-    table = folder / TABLE
+    table, digests = folder / TABLE, folder / LISTING
     shards = [folder / f"{name}.fasta" for name in shard_names(count)]
     remove_leftovers(folder)
-    with atomic_paths(*shards, table, sweep=False) as (*paths, told):
-        for path, numbers in zip(paths, deal(intake.lengths, count), strict=True):
-            with blaming(path), open(path, "wb") as file:
-                file.writelines(_entries(intake, numbers))
-        with blaming(told), open(told, "wb") as file:
-            file.write(header_line().encode())
-            file.writelines(intake.lines())
+    with atomic_paths(*shards, table, digests, sweep=False) as (*paths, told, listed):
+        lines = [
+            line(write_lines(path, _entries(intake, numbers)), shard.name)
+            for path, shard, numbers in zip(paths, shards, deal(intake.lengths, count), strict=True)
+        ]
+        rows = itertools.chain([header_line().encode()], intake.lines())
+        lines.append(line(write_lines(told, rows), TABLE))
+        write_lines(listed, (text.encode() for text in lines))
+        digests.unlink(missing_ok=True)
         table.unlink(missing_ok=True)
         for old in folder.iterdir():
             if SHARD_FILE.fullmatch(old.name) and int(old.stem) >= count:
                 old.unlink()
-
-
-def write_inputs(target: Path, files: Sequence[str], digests: Sequence[str]) -> None:
-    """Write the digests of the FASTA files, under their paths as given."""
-    with atomic_path(target) as path, open(path, "wb") as file:
-        file.writelines(os.fsencode(line(*pair)) for pair in zip(digests, files, strict=True))
 
 
 def _entries(intake: Intake, numbers: NDArray[np.int64]) -> Iterator[bytes]:

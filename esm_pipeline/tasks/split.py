@@ -26,8 +26,9 @@ from numpy.typing import NDArray
 from esm_pipeline.cli import add_flags, number_of_shards, section_from
 from esm_pipeline.errors import InputError
 from esm_pipeline.files import atomic_path, blaming, remove_leftovers
-from esm_pipeline.formats.digests import sha256
+from esm_pipeline.formats.digests import LISTING, sha256, write_digests
 from esm_pipeline.formats.fasta import shown
+from esm_pipeline.formats.inputs import require_unchanged, states, write_inputs
 from esm_pipeline.formats.records import format_row, status_columns
 from esm_pipeline.formats.tables import Column, Table, create_table, open_table
 from esm_pipeline.formats.variants import MisfitError, mutate, spell
@@ -38,7 +39,7 @@ from esm_pipeline.tasks.intake import Intake
 from esm_pipeline.tasks.offsets import add_hints
 from esm_pipeline.tasks.planning import Plan, Reach
 from esm_pipeline.tasks.scored_table import added_columns
-from esm_pipeline.tasks.shard import EVEN_LENGTH, write_inputs
+from esm_pipeline.tasks.shard import EVEN_LENGTH
 from esm_pipeline.tasks.table_columns import check_columns, require_match
 from esm_pipeline.tasks.variant_rows import LIKELIHOOD, Reader, cells_of
 from esm_pipeline.tasks.wild_types import open_wild_types
@@ -64,6 +65,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--inputs", type=Path, metavar="FILE", help="write the digest of the table as read"
     )
     parser.add_argument(
+        "--unchanged",
+        action="append",
+        default=[],
+        type=Path,
+        metavar="FILE",
+        help="digests of the FASTA files, as `shard` wrote them: stop if one has changed since",
+    )
+    parser.add_argument(
         "--strategy",
         choices=get_args(StrategySettings.model_fields["strategy"].annotation),
         default="masked_marginal",
@@ -87,10 +96,10 @@ def run(args: argparse.Namespace) -> int:
     table.refuse(added_columns(args.strategy, []), SUFFIX)
     own = Path(args.variants)
     if own.resolve().parent == args.out.resolve() and (
-        SHARD_FILE.fullmatch(own.name) or own.name in (UNUSABLE, STATUS)
+        SHARD_FILE.fullmatch(own.name) or own.name in (UNUSABLE, STATUS, LISTING)
     ):
         raise InputError(f"{shown(str(own))}: a shard would replace it; choose another --out")
-    digest = sha256(Path(table.path))
+    before, digest = states([args.variants]), sha256(Path(table.path))
     with (
         open_wild_types(args.fasta, table, settings, cleaning, args.out) as wild_types,
         blaming(args.out),
@@ -104,8 +113,9 @@ def run(args: argparse.Namespace) -> int:
         require_match(table, wild_types)
         add_hints(table, reader, rows.misfits)
         write_shards(rows, table, reader, args.out, args.shards)
+    require_unchanged(args.unchanged)
     if args.inputs:
-        write_inputs(args.inputs, [args.variants], [digest])
+        write_inputs(args.inputs, [args.variants], [digest], before)
     if not args.quiet:
         unusable = int((rows.proteins < 0).sum())
         print(
@@ -196,9 +206,11 @@ class Split:
 def write_shards(rows: Split, table: Table, reader: Reader, folder: Path, count: int) -> None:
     """Write `count` shards and `unusable.tsv` into `folder`, in place of those that are there.
 
-    `unusable.tsv` is removed first and written last: where it is, the shards are its own and whole.
+    `unusable.tsv` and the list of all digests are removed first and written last: where these are,
+    the shards are their own and whole.
     """
-    (folder / UNUSABLE).unlink(missing_ok=True)
+    for name in (LISTING, UNUSABLE):
+        (folder / name).unlink(missing_ok=True)
     for old in folder.iterdir():
         if (match := SHARD_FILE.fullmatch(old.name)) and int(match[1]) >= count:
             old.unlink()
@@ -223,6 +235,9 @@ def write_shards(rows: Split, table: Table, reader: Reader, folder: Path, count:
         write_status(path, intake)
     with atomic_path(folder / UNUSABLE) as path:
         write_unusable(path, rows.proteins, table, reader)
+    written = [f"{name}.{end}" for name in shard_names(count) for end in ("tsv", "fasta")]
+    with atomic_path(folder / LISTING) as path:
+        write_digests(path, {name: folder / name for name in (*written, STATUS, UNUSABLE)})
 
 
 def write_unusable(path: Path, proteins: NDArray[np.int32], table: Table, reader: Reader) -> None:

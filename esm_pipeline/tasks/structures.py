@@ -1,7 +1,8 @@
 """Write structures that `fold` computed as files: PDB, mmCIF, aligned errors, and their table.
 
 Needs no model and no PyTorch. Into OUTDIR go `structures.tsv`, with a row for every record of the
-input, `structures/` and `pae/`. Files of former runs there are replaced.
+input, `structures/`, `pae/`, and `structures.sha256` with the digests of the files in both. Files
+of former runs there are replaced.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import IO, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,6 +25,7 @@ from numpy.typing import NDArray
 from esm_pipeline.cli import add_flags, require_file, section_from
 from esm_pipeline.errors import CapacityError, InputError
 from esm_pipeline.files import atomic_folder, atomic_path, blaming
+from esm_pipeline.formats.digests import LISTING, check_listed, line
 from esm_pipeline.formats.modelcif import cif_text
 from esm_pipeline.formats.pae import json_bytes, npz_bytes
 from esm_pipeline.formats.records import OK, Record, format_row, read_records
@@ -46,6 +48,7 @@ from esm_pipeline.tasks.progress import progress
 
 TASK = "fold"
 TABLE, STRUCTURES, PAE = "structures.tsv", "structures", "pae"
+DIGESTS = "structures.sha256"
 NOT_PDB = "not_pdb"
 """Flag of a structure that does not fit into a PDB file, and is written as mmCIF."""
 
@@ -86,6 +89,8 @@ def run(args: argparse.Namespace) -> int:
     for path in (args.arrays, args.records, *([args.status] if args.status else [])):
         require_file(str(path))
     statuses = {TASK: args.status} if args.status else {}
+    if args.status:
+        check_listed(args.arrays, args.status.with_name(LISTING))
     records = with_outcomes(args.records, statuses) if statuses else read_records(args.records)
     count = write_files(
         args.arrays, args.output, records, settings, processes=args.threads, quiet=args.quiet
@@ -114,11 +119,14 @@ def write_files(
     folders = written_to(output).replaced
     with ExitStack() as stack:
         told = stack.enter_context(atomic_path(output / TABLE))
+        listed = stack.enter_context(atomic_path(output / DIGESTS))
         files, errors = (stack.enter_context(atomic_folder(folder)) for folder in folders)
         jobs = [Job(arrays, group, files, errors, settings) for group in groups(arrays)]
-        unfit = write_groups(jobs, processes, quiet=quiet)
+        with blaming(listed), open(listed, "w", encoding="ascii") as listing:
+            unfit = write_groups(jobs, processes, listing, quiet=quiet)
         write_table(told, arrays, records, settings, unfit)
-        (output / TABLE).unlink(missing_ok=True)  # it vouches for the folders
+        for old in (TABLE, DIGESTS):
+            (output / old).unlink(missing_ok=True)  # they vouch for the folders
     if not settings.pae:
         (output / PAE).resolve().rmdir()
     return sum(len(job.group) for job in jobs)
@@ -154,23 +162,27 @@ def groups(path: Path) -> Iterator[list[Place]]:
             yield list(map(Place, rows[chosen].tolist(), index[chosen].tolist(), names))
 
 
-def write_groups(jobs: list[Job], processes: int, *, quiet: bool) -> set[int]:
-    """Write all files; returns the rows that do not fit into a PDB file."""
+def write_groups(jobs: list[Job], processes: int, listing: IO[str], *, quiet: bool) -> set[int]:
+    """Write all files, and their digests into `listing`.
+
+    Returns the rows that do not fit into a PDB file.
+    """
     unfit: set[int] = set()
     total = sum(len(job.group) for job in jobs)
     with ExitStack() as stack:
         advance = stack.enter_context(progress("structures", total, "structures", quiet=quiet))
-        done: Iterator[set[int]] = map(write_group, jobs)
+        done: Iterator[tuple[set[int], str]] = map(write_group, jobs)
         if min(processes, len(jobs)) > 1:
             done = stack.enter_context(in_processes(min(processes, len(jobs)), jobs))
-        for job, found in zip(jobs, done, strict=True):
+        for job, (found, lines) in zip(jobs, done, strict=True):
             unfit |= found
+            listing.write(lines)
             advance(len(job.group))
     return unfit
 
 
 @contextmanager
-def in_processes(count: int, jobs: list[Job]) -> Iterator[Iterator[set[int]]]:
+def in_processes(count: int, jobs: list[Job]) -> Iterator[Iterator[tuple[set[int], str]]]:
     """Write the groups of `jobs` in `count` processes; yields what `write_group` gives of each.
 
     On an error the processes are ended at once, whatever they are at.
@@ -192,8 +204,11 @@ def in_processes(count: int, jobs: list[Job]) -> Iterator[Iterator[set[int]]]:
         pool.shutdown(cancel_futures=True)
 
 
-def write_group(job: Job) -> set[int]:
-    """Write the files of one folder; returns the rows that do not fit into a PDB file."""
+def write_group(job: Job) -> tuple[set[int], str]:
+    """Write the files of one folder.
+
+    Returns the rows that do not fit into a PDB file, and the lines of the files' digests.
+    """
     unfit = set()
     folder, zipped = folder_name(job.group[0].first), job.settings.archive
     with (
@@ -210,7 +225,9 @@ def write_group(job: Job) -> set[int]:
                 files.add(f"{stem}.{kind}", structure_text(kind, structure, stem, name, facts))
             for kind in job.settings.pae:
                 errors.add(f"{stem}.{kind}", PAE_BYTES[kind](structure.pae))
-    return unfit
+    written = ((STRUCTURES, files.digests), (PAE, errors.digests))
+    named = [(f"{top}/{file}", found) for top, some in written for file, found in some.items()]
+    return unfit, "".join(line(digest, file) for file, digest in named)
 
 
 def kinds_written(settings: StructureSettings, *, fits: bool) -> list[str]:

@@ -1,17 +1,21 @@
 """Count what became of every record, and fail if any failed: the last word of a workflow.
 
-Results are written and kept whatever the verdict; it comes after all of them.
+Results are written and kept whatever the verdict; it comes after all of them. Those of this run are
+counted, as the settings name them; what else lies there is named.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import re
 import sys
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
+from typing import NamedTuple
 
 from esm_pipeline.cli import exit_code
 from esm_pipeline.errors import InputError
@@ -20,11 +24,15 @@ from esm_pipeline.formats.fasta import shown
 from esm_pipeline.formats.records import FAILED, OK, SKIPPED, Outcome, read_records, read_tasks
 from esm_pipeline.formats.tables import open_table
 from esm_pipeline.locks import Outputs
+from esm_pipeline.results import RECORDS, SCORES, not_of_this_run
+from esm_pipeline.settings import Settings, load_settings
 
 VALIDATION = "validation"
-SCORES = "scores.tsv"
 COLUMNS = ("sample", "step", "records", OK, SKIPPED, FAILED, "duplicates")
 COMMONEST = 3
+OTHERS = 10
+"""Names of what is not of this run, at most."""
+
 NUMBER = re.compile(r"(?<!')\d+")
 """A number in a reason; not a digit between quotes, which stood in a sequence."""
 
@@ -57,10 +65,18 @@ class Tally:
         return [self.sample, self.step, *(f"{count:,}" for count in (*counts, self.duplicates))]
 
 
+class Found(NamedTuple):
+    """What a command tells of: tallies, names of the results in each sample's folder, the rest."""
+
+    tallies: list[Tally]
+    samples: Mapping[Path, Collection[str]]
+    others: str
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the flags of `verdict`."""
-    parser.add_argument("records", nargs="+", type=Path, metavar="SAMPLE/records.tsv")
-    parser.add_argument("--out", required=True, type=Path, help="text file to write")
+    parser.add_argument("records", nargs="*", type=Path, metavar="SAMPLE/records.tsv")
+    add_run(parser)
     parser.add_argument(
         "--on-failure",
         choices=("error", "keep"),
@@ -74,30 +90,96 @@ def outputs(args: argparse.Namespace) -> Outputs:
     return Outputs([args.out])
 
 
+def add_run(parser: argparse.ArgumentParser) -> None:
+    """Add the flags of a command that reads all results of a run."""
+    parser.add_argument(
+        "--settings",
+        help="those of a workflow, as JSON: its results are read, in the folder of OUT",
+    )
+    parser.add_argument("--out", required=True, type=Path, help="file to write")
+
+
 def run(args: argparse.Namespace) -> int:
     """Write the verdict and print it to standard error; returns the exit code."""
     require_apart([args.out], args.records)
-    tallies = [tally for path in args.records for tally in count(path)]
-    failed = sum(tally.statuses[FAILED] for tally in tallies)
-    text = report(tallies)
+    found = find(args, args.records)
+    failed = sum(tally.statuses[FAILED] for tally in found.tallies)
+    text = report(found.tallies, found.others)
     with atomic_path(args.out) as path:
         path.write_text(text, encoding="utf-8")
     print(text, end="", file=sys.stderr)
     return exit_code(failed, args.on_failure)
 
 
-def count(path: Path) -> list[Tally]:
-    """Tallies of validation and of each task of one `records.tsv`, and of the variants beside it.
+def find(args: argparse.Namespace, tables: Sequence[Path]) -> Found:
+    """The results of the run with these `--settings`, or all that lie beside `tables` of records.
 
-    The sample is named after the folder. Raises InputError for a task without an outcome.
+    Raises InputError for settings that are none, and for tables that are not of the run.
     """
-    sample = shown(path.absolute().parent.name)
+    if bool(tables) == (args.settings is not None):
+        raise InputError("give the samples, or the --settings of a run, and not both")
+    if tables:
+        beside = {
+            table.parent: [path.name for path in table.parent.iterdir()]
+            for table in tables
+            if table.exists()
+        }
+        tallies = [count(table, SCORES in beside.get(table.parent, [])) for table in tables]
+        return Found(list(chain.from_iterable(tallies)), beside, "")
+    settings, folder = settings_of(args), args.out.parent
+    results = settings.results()
+    tallies = [
+        count(folder / sample / RECORDS, SCORES in names, settings.tasks)
+        for sample, names in results.items()
+    ]
+    samples = {folder / sample: names for sample, names in results.items()}
+    return Found(list(chain.from_iterable(tallies)), samples, others_told(settings, folder))
+
+
+def settings_of(args: argparse.Namespace) -> Settings:
+    """The settings of the run. Raises InputError if they are none."""
+    try:
+        values = json.loads(args.settings or "null")
+    except (json.JSONDecodeError, RecursionError) as error:
+        raise InputError(f"--settings: not JSON ({error})") from None
+    if not isinstance(values, dict):
+        raise InputError("--settings: no settings; give those of a workflow, as JSON")
+    return load_settings(values, "--settings")
+
+
+def others(settings: Settings, folder: Path) -> list[str]:
+    """What lies in `folder` beside the results of a run."""
+    return list(not_of_this_run(folder, settings.models(), settings.results(), settings.tasks))
+
+
+def others_told(settings: Settings, folder: Path) -> str:
+    """The same as a sentence; empty if there is nothing else."""
+    found = list(map(shown, others(settings, folder)))
+    if not found:
+        return ""
+    told = ", ".join(found[:OTHERS])
+    more = f" and {len(found) - OTHERS:,} more" if len(found) > OTHERS else ""
+    return f"also in {shown(folder.absolute().name)}/, not of this run: {told}{more}"
+
+
+def count(path: Path, scored: bool, tasks: Sequence[str] | None = None) -> list[Tally]:
+    """Tallies of validation and of each task of one `records.tsv`.
+
+    And of the table of scores beside it, if the records were `scored`. The sample is named after
+    the folder. Raises InputError for a task without an outcome, or other tasks than `tasks`.
+    """
+    sample, found = shown(path.absolute().parent.name), read_tasks(path)
+    if tasks is not None and sorted(found) != sorted(tasks):
+        raise InputError(
+            f"{path}: has columns of {' and '.join(found) or 'no task'}, but this run is of "
+            f"{' and '.join(tasks)}; remove it and run the workflow again"
+        )
     validation = Tally(sample, VALIDATION)
-    tasks = {task: Tally(sample, task) for task in read_tasks(path)}
+    tallies = {task: Tally(sample, task) for task in found}
     for record in read_records(path):
         duplicate = record.duplicate_of is not None
         validation.add(Outcome(record.status, record.reason), duplicate=duplicate)
-        for task, tally in tasks.items():
+        for task, tally in tallies.items():
             outcome = record.outcomes[task]
             if outcome.status not in (OK, SKIPPED, FAILED):
                 raise InputError(
@@ -105,9 +187,9 @@ def count(path: Path) -> list[Tally]:
                     "the table again with `esm-pipeline aggregate records`"
                 )
             tally.add(outcome, duplicate=duplicate, new=record.status == OK)
-    scores = path.with_name(SCORES)
-    scored = [count_variants(scores, sample)] if "score" in tasks and scores.exists() else []
-    return [validation, *tasks.values(), *scored]
+    variants = scored and "score" in found
+    scores = [count_variants(path.with_name(SCORES), sample)] if variants else []
+    return [validation, *tallies.values(), *scores]
 
 
 def count_variants(path: Path, sample: str) -> Tally:
@@ -121,8 +203,11 @@ def count_variants(path: Path, sample: str) -> Tally:
     return tally
 
 
-def report(tallies: Sequence[Tally]) -> str:
-    """The verdict as text: a table, the commonest reasons of each status, what failed in all."""
+def report(tallies: Sequence[Tally], others: str) -> str:
+    """The verdict as text: a table, the commonest reasons of each status, what else lies there.
+
+    Its last line says how many failed in all.
+    """
     lines = table([COLUMNS, *(tally.row() for tally in tallies)])
     lines += [
         f"{tally.sample}, {tally.step}: {number:,} {status}: {reason}"
@@ -130,6 +215,7 @@ def report(tallies: Sequence[Tally]) -> str:
         for status, reasons in tally.reasons.items()
         for reason, number in reasons.most_common(COMMONEST)
     ]
+    lines += [others] if others else []
     failed = sum(tally.statuses[FAILED] for tally in tallies)
     lines.append(f"{failed:,} failed" if failed else "nothing failed")
     return "\n".join(lines) + "\n"

@@ -11,6 +11,7 @@ import shutil
 import tempfile
 from pathlib import Path
 
+from esm_pipeline.formats.digests import write_digests
 from tests.workflow.tools import GOLDEN, GOLDEN_TASKS, config, save_model, snakemake
 
 
@@ -30,6 +31,8 @@ def main() -> None:
         unwanted = ("logs", "benchmarks", "report.html", ".snakemake_timestamp")
         shutil.copytree(run.results, GOLDEN / "results", ignore=shutil.ignore_patterns(*unwanted))
     hide_the_machine(GOLDEN / "results" / "provenance.json")
+    files = {"provenance.json": GOLDEN / "results" / "provenance.json"}
+    write_digests(GOLDEN / "results" / "provenance.sha256", files)
 
 
 def hide_the_machine(path: Path) -> None:

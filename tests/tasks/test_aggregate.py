@@ -299,14 +299,38 @@ def not_a_shard(folder):
     signed(folder, "00002")
 
 
+def sign(path):
+    """Write the digest of a file anew in its folder's list, as if it had been so from the start."""
+    write_digests(path.parent / "digests.sha256", {path.name: path})
+
+
 def another_input(folder):
     records = list(read_records(folder / "shards" / "records.tsv"))
     write_records(folder / "shards" / "records.tsv", records[:-1])
+    sign(folder / "shards" / "records.tsv")
+
+
+def replace(name, old, new):
+    def change(folder):
+        text = (folder / name).read_text()
+        assert old in text
+        (folder / name).write_text(text.replace(old, new, 1))
+
+    return change
 
 
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
+        (
+            replace("shards/records.tsv", "\tmiddle\t", "\tmiddlE\t"),
+            "shards/records.tsv: damaged, its digest is not that in digests.sha256; remove it and",
+        ),
+        (
+            replace("shards/digests.sha256", "records.tsv", "record.tsv"),
+            "shards/digests.sha256: does not list records.tsv; remove it and run the workflow",
+        ),
+        (replace("shards/digests.sha256", "  ", " "), "digests.sha256:1: not a digest and a file"),
         (flip, "00001.h5: damaged, its digest is not that in 00001.sha256; remove it and run the"),
         (cut, "00001.h5: damaged"),
         (cut_and_sign, "00001.h5: not the result of a shard"),
@@ -388,6 +412,7 @@ def test_status_tables_of_other_records(embedded, esm, change, message):
     assert run(*gather_command(embedded, 3), "--quiet") == 0
     status = embedded / "embed" / "status.tsv"
     status.write_text("".join(change(lines_of(status))))
+    sign(status)
     code, lines = esm(*table_command(embedded))
     assert (code, len(lines)) == (2, 1)
     assert message in lines[0]
@@ -451,6 +476,7 @@ def test_outputs_do_not_replace_inputs(rotary, tmp_path, esm):
 def test_a_status_table_that_is_none(rotary, tmp_path, esm, text):
     whole_run(tmp_path, rotary, 1)
     (tmp_path / "embed" / "status.tsv").write_bytes(text)
+    sign(tmp_path / "embed" / "status.tsv")
     code, told = esm(*table_command(tmp_path))
     assert (code, len(told)) == (2, 1)
     assert "embed/status.tsv:" in told[0]

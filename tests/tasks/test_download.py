@@ -99,6 +99,14 @@ def test_the_file(tmp_path: Path, rotary: Path, esm: Esm) -> None:
         "name": str(rotary),
         "revision": None,
         "weights_sha256": sha256(rotary / "model.safetensors"),
+        "files_sha256": {
+            name: sha256(rotary / name)
+            for name in (
+                *("config.json", "vocab.txt", "tokenizer_config.json", "special_tokens_map.json"),
+                "added_tokens.json",
+            )
+            if (rotary / name).exists()
+        },
         "config": {
             "num_hidden_layers": 2,
             "hidden_size": 16,
@@ -143,6 +151,24 @@ def test_weights_that_changed_since(tmp_path: Path, esm: Esm) -> None:
         f"esm-pipeline embed: {file}: the weights of {folder} are no longer those it tells of; "
         "remove it, and run the workflow again"
     ]
+
+
+@pytest.mark.parametrize("name", ["config.json", "vocab.txt"])
+def test_a_configuration_that_changed_since(tmp_path: Path, esm: Esm, name: str) -> None:
+    folder = save_model(tmp_path / "m", position_embedding_type="rotary")
+    EsmTokenizer.standard().save_pretrained(folder)
+    file = tmp_path / "model.json"
+    esm("download", "--model", folder, "--out", file)
+    text = (folder / name).read_text()
+    (folder / name).write_text(text + "\n")
+    code, lines = esm("embed", "--model", file, fasta(tmp_path), tmp_path / "o.h5")
+    assert (code, lines) == (
+        2,
+        [
+            f"esm-pipeline embed: {file}: {name} of {folder} is no longer the one it tells of; "
+            "remove it, and run the workflow again"
+        ],
+    )
 
 
 @pytest.mark.parametrize(

@@ -166,7 +166,9 @@ def test_every_record_is_told(fold):
     assert (rows["complex"]["chains"], rows["complex"]["length"]) == ("3", "18")
     assert rows["c"]["file"] == rows["a"]["file"] == "structures/00000/0_a.pdb"
     assert all("random_weights" in row["flags"] for row in rows.values() if row["file"])
-    assert sorted(os.listdir(out)) == ["pae", "structures", "structures.h5", "structures.tsv"]
+    assert sorted(os.listdir(out)) == [
+        *("pae", "structures", "structures.h5", "structures.sha256", "structures.tsv"),
+    ]
 
 
 def test_quiet_says_nothing(fold):

@@ -11,6 +11,7 @@ import pytest
 
 from esm_pipeline.cli import main
 from esm_pipeline.errors import InputError
+from esm_pipeline.formats.digests import sha256
 from esm_pipeline.tasks import provenance
 
 
@@ -53,7 +54,6 @@ def test_attributes_are_plain(tmp_path):
         file.attrs.update(model="demo", count=np.int64(3), software='{"torch": "2"}', list=[1, 2])
     found = provenance.attributes(tmp_path / "a.h5")
     assert found == {
-        "bytes": (tmp_path / "a.h5").stat().st_size,
         "model": "demo",
         "count": 3,
         "software": {"torch": "2"},
@@ -89,7 +89,7 @@ def test_an_input_that_changed_meanwhile_is_one_line(tmp_path, capsys):
     shard = ["shard", "--quiet", "--shards", "1", "--out", str(folder), "--inputs", str(listing)]
     assert main([*shard, str(fasta)]) == 0
     found = provenance.inputs([str(fasta)], listing)
-    assert found == [provenance.origin(str(fasta))]
+    assert found == [{"path": str(fasta), "bytes": 7, "sha256": sha256(fasta)}]
     out, settings = tmp_path / "p.json", json.dumps({"fasta": str(fasta), "shards": 1})
     fasta.write_text(">a\nMKI\n")
     assert main(["provenance", "--out", str(out), "--settings", settings]) == 2
@@ -97,7 +97,7 @@ def test_an_input_that_changed_meanwhile_is_one_line(tmp_path, capsys):
     assert f"{fasta}: has changed since the workflow read it; remove {listing} and run" in line
     listing.unlink()
     assert main(["provenance", "--out", str(out), "--settings", settings]) == 2
-    assert f"{listing}: cannot be read (No such file" in capsys.readouterr().err
+    assert f"{listing}: no such file; run the workflow again to make it" in capsys.readouterr().err
     assert not out.exists()
 
 

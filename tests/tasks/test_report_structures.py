@@ -37,8 +37,7 @@ def write(folder: Path, *rows: tuple[str, str, str]) -> Path:
 
 def told(folder: Path) -> tuple[str, str]:
     """Facts and pictures of a sample's structures."""
-    part = structures_section(folder)
-    assert part is not None
+    part = structures_section(folder / "structures.tsv")
     return part[0], "\n".join(map(str, part[1]))
 
 
@@ -58,7 +57,6 @@ def test_random_weights_are_told(tmp_path, drawn):
 
 
 def test_no_structure(tmp_path, drawn):
-    assert structures_section(tmp_path) is None
     assert told(write(tmp_path, ("", "", ""))) == ("0 records with a structure.", "")
     assert drawn == {}
 

@@ -7,6 +7,7 @@ import itertools
 import subprocess
 import sys
 import tempfile
+from hashlib import sha256
 from pathlib import Path
 
 import numpy as np
@@ -46,9 +47,12 @@ def test_shards_and_table(tmp_path: Path, fasta: Path, capsys: pytest.CaptureFix
     out = tmp_path / "made" / "shards"
     assert shard(out, 2, fasta) == 0
     files = contents(out)
-    assert sorted(files) == ["00000.fasta", "00001.fasta", "records.tsv"]
+    assert sorted(files) == ["00000.fasta", "00001.fasta", "digests.sha256", "records.tsv"]
     assert files["00000.fasta"] == b">1\nMKVLAA\n>5\nMKVLA\n"
     assert files["00001.fasta"] == b">4\nMKVL:AA\n>0\nMKV\n>6\nVVV\n"
+    names = ("00000.fasta", "00001.fasta", "records.tsv")
+    listed = "".join(f"{sha256(files[name]).hexdigest()}  {name}\n" for name in names)
+    assert files["digests.sha256"].decode() == listed
     records = list(read_records(out / "records.tsv"))
     assert [record.id for record in records] == list("abcdefg")
     assert [record.status for record in records].count("skipped") == 1
@@ -180,7 +184,8 @@ def test_shards_that_are_no_longer_there_are_removed(tmp_path: Path, fasta: Path
     shard(out, 4, "--quiet", fasta)
     (out / "mine.fasta").touch()
     shard(out, 2, "--quiet", fasta)
-    assert sorted(contents(out)) == ["00000.fasta", "00001.fasta", "mine.fasta", "records.tsv"]
+    left = ["00000.fasta", "00001.fasta", "digests.sha256", "mine.fasta", "records.tsv"]
+    assert sorted(contents(out)) == left
 
 
 def test_the_input_is_not_overwritten(

@@ -270,7 +270,7 @@ def test_splitting_again_leaves_nothing_of_before(tmp_path, inputs):
         esm("split", *options, "--variants", table, *fasta)
     names = sorted(path.name for path in (tmp_path / "split").iterdir())
     parts = ["00000.fasta", "00000.tsv", "00001.fasta", "00001.tsv"]
-    assert names == [*parts, "status.tsv", "unusable.tsv"]
+    assert names == [*parts, "digests.sha256", "status.tsv", "unusable.tsv"]
 
 
 @pytest.mark.parametrize(
@@ -312,6 +312,13 @@ def damage(folder: Path, what: str) -> None:
         path = split / "unusable.tsv"
         lines = path.read_text().splitlines()
         path.write_text("\n".join([lines[0], *lines[2:]]) + "\n")
+        (split / "digests.sha256").unlink()
+    elif what == "a reason":
+        path = split / "unusable.tsv"
+        path.write_text(path.read_text().replace("residue", "Residue", 1))
+    elif what == "an id":
+        path = folder / "shards" / "records.tsv"
+        path.write_text(path.read_text().replace("ok", "OK", 1))
     elif what == "a longer table":
         path = folder / "in.csv"
         path.write_text(path.read_text() + "K2L,x,a\n")
@@ -322,6 +329,7 @@ def damage(folder: Path, what: str) -> None:
         path = folder / "shards" / "records.tsv"
         lines = path.read_text().splitlines()
         path.write_text("\n".join([lines[0], *lines[2:]]) + "\n")
+        path.with_name("digests.sha256").unlink()
 
 
 @pytest.mark.parametrize(
@@ -331,6 +339,8 @@ def damage(folder: Path, what: str) -> None:
         ("a shard is missing", "00001.tsv: no such file, but 00001.sha256 lists it"),
         ("a shard of before", "the shards do not have every row once; remove the folder and run"),
         ("unusable rows", "the shards do not have every row once"),
+        ("a reason", "split/unusable.tsv: damaged, its digest is not that in digests.sha256; remo"),
+        ("an id", "shards/records.tsv: damaged, its digest is not that in digests.sha256; remove"),
         ("a longer table", "in.csv: has more rows than the shards; remove the folder and run the"),
         ("a shorter table", "in.csv: has fewer rows than the shards; remove the folder"),
         ("other records", "status.tsv: not of the records of"),

@@ -6,6 +6,7 @@ import csv
 import json
 import os
 import socket
+import subprocess
 import zipfile
 from pathlib import Path
 
@@ -13,6 +14,7 @@ import gemmi
 import numpy as np
 import pytest
 
+from esm_pipeline.formats.digests import write_digests
 from esm_pipeline.formats.hdf5 import Entry
 from esm_pipeline.formats.pae import read_pae, to_angstrom
 from esm_pipeline.formats.records import Record, write_records
@@ -114,13 +116,45 @@ def test_every_file_is_where_the_table_says_and_no_other(write):
     stems = {"00000/0_sp_P1_A": 0, "00000/2_a_b": 1, "00001/1003_far": 2}
     wanted = {f"structures/{stem}.{kind}" for stem in stems for kind in ("pdb", "cif")}
     wanted |= {f"pae/{stem}.{kind}" for stem in stems for kind in ("json", "npz")}
-    assert set(files(out)) == wanted | {"structures.tsv"}
+    assert set(files(out)) == wanted | {"structures.tsv", "structures.sha256"}
     for stem, row in stems.items():
         read = gemmi.read_structure(str(out / f"structures/{stem}.pdb"))
         assert len(read[0]) == len(STRUCTURES[row].ends)
         told = to_angstrom(STRUCTURES[row].pae)
         np.testing.assert_array_equal(read_pae(out / f"pae/{stem}.npz"), told)
         assert np.abs(read_pae(out / f"pae/{stem}.json") - told).max() < 0.051
+
+
+def test_digests_are_those_of_all_files(write):
+    for flags in (("--formats=pdb,cif", "--pae=json,npz"), ("--archive=true",), ("--pae=",)):
+        out = write(*flags)
+        command = ["sha256sum", "--check", "--strict", "--quiet", "structures.sha256"]
+        told = subprocess.run(command, cwd=out, capture_output=True, text=True)
+        assert (told.returncode, told.stdout + told.stderr) == (0, "")
+        listed = [
+            one.split("  ")[1] for one in (out / "structures.sha256").read_text().splitlines()
+        ]
+        assert sorted([*listed, "structures.sha256", "structures.tsv"]) == files(out)
+
+
+def test_processes_give_the_same_digests(write):
+    one = (write("--threads=1") / "structures.sha256").read_bytes()
+    assert (write("--threads=2") / "structures.sha256").read_bytes() == one
+
+
+def test_arrays_that_were_changed_are_told(inputs, esm):
+    """Those that `aggregate` wrote, whose digest is beside the table of statuses."""
+    status = inputs / "fold" / "status.tsv"
+    status.parent.mkdir()
+    status.write_text("index\tfold_status\tfold_reason\n")
+    known = {"status.tsv": status, "../in.h5": inputs / "in.h5"}
+    write_digests(status.with_name("digests.sha256"), known)
+    with open(inputs / "in.h5", "ab") as file:
+        file.write(b"x")
+    command = ("structures", "--quiet", f"--records={inputs / 'records.tsv'}", f"--status={status}")
+    code, lines = esm(*command, inputs / "in.h5", inputs / "out")
+    assert (code, len(lines)) == (2, 1)
+    assert "in.h5: damaged, its digest is not that in digests.sha256; remove it and run" in lines[0]
 
 
 def test_the_first_format_is_the_one_in_the_table(write):
@@ -130,9 +164,11 @@ def test_the_first_format_is_the_one_in_the_table(write):
 def test_archives_hold_the_same_files(write):
     loose = write("--formats=pdb,cif")
     wanted = {name: (loose / name).read_bytes() for name in files(loose)}
-    del wanted["structures.tsv"]
+    tables = ["structures.sha256", "structures.tsv"]
+    for name in tables:
+        del wanted[name]
     out = write("--formats=pdb,cif", "--archive=true")
-    assert [name for name in files(out) if not name.endswith(".zip")] == ["structures.tsv"]
+    assert [name for name in files(out) if not name.endswith(".zip")] == tables
     found = {}
     for path in out.rglob("*.zip"):
         with zipfile.ZipFile(path) as archive:

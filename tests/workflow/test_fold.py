@@ -66,6 +66,7 @@ def test_what_stays(folded):
     sample = folded.results / SAMPLE
     files = {row["file"] for row in rows(folded) if row["file"]}
     wanted = {"records.tsv", "inputs.sha256", "structures.h5", "structures.tsv", *files}
+    wanted |= {"structures.sha256", "fold/digests.sha256", "shards/digests.sha256"}
     wanted |= {"fold/status.tsv", "shards/records.tsv", "shards/00000.fasta", "shards/00001.fasta"}
     stems = {Path(file).with_suffix("") for file in files}
     wanted |= {f"{stem}.cif" for stem in stems}
@@ -77,6 +78,7 @@ def test_what_stays(folded):
     others = {path.name for path in folded.results.iterdir() if path.is_file()}
     assert others == {
         *(".accepted", "fold_model.json", "provenance.json", "report.html", "verdict.txt"),
+        "provenance.sha256",
     }
 
 

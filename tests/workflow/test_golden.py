@@ -12,6 +12,7 @@ import h5py
 import numpy as np
 import pytest
 
+from esm_pipeline.cli import main
 from tests.workflow.tools import GOLDEN, GOLDEN_TASKS, SAMPLE, Run, config, jobs, snakemake
 
 RESULTS = ("embeddings.h5", "saturation.h5", "structures.h5")
@@ -22,10 +23,20 @@ FOLDED_LIMIT = 0.31  # Å, pLDDT: wide by random weights
 LIMITS_OF = {"structures.h5": {"float32": FOLDED_LIMIT, "uint8": 8 * FOLDED_LIMIT}}
 """Where other limits hold: bytes of a predicted aligned error are eighths of 1 Å."""
 
-MADE_ELSEWHERE = {"model", "models", "software", "bytes"}  # where the checkpoint lies, versions
+MADE_ELSEWHERE = {"model", "models", "software", "bytes", "sha256"}
+"""Where the checkpoint lies, versions, and what follows from them or from the last digits."""
+
 BINARY = {f"{SAMPLE}/{name}" for name in RESULTS}
 APART = {"provenance.json", "model.json", f"{SAMPLE}/scores.json", f"{SAMPLE}/scores.tsv", *BINARY}
 APART |= {"fold_model.json", f"{SAMPLE}/structures.tsv"}
+LISTS = {
+    "provenance.sha256",
+    f"{SAMPLE}/structures.sha256",
+    *(f"{SAMPLE}/{name}/digests.sha256" for name in ("embed", "fold", "score", "variants")),
+}
+"""Digests of files whose last digits may differ."""
+
+APART |= LISTS
 FOLDED = (f"{SAMPLE}/structures/", f"{SAMPLE}/pae/")
 """Files whose texts may differ."""
 
@@ -61,6 +72,21 @@ TEXTS = [file for file in files_of(GOLDEN / "results") - APART if not file.start
 @pytest.mark.parametrize("name", sorted(TEXTS))
 def test_text_is_the_same(golden_run, name):
     assert (golden_run.results / name).read_text() == (GOLDEN / "results" / name).read_text()
+
+
+@pytest.mark.parametrize("name", sorted(LISTS))
+def test_lists_name_the_same_files(golden_run, name):
+    texts = [(run / name).read_text() for run in (golden_run.results, GOLDEN / "results")]
+    ours, golden = (re.sub("^[0-9a-f]{64}  ", "", text, flags=re.MULTILINE) for text in texts)
+    assert ours == golden
+
+
+def test_the_example_is_as_it_was_written(capsys):
+    """But for the report, which is left out of it."""
+    results = GOLDEN / "results"
+    assert main(["verify", "--quiet", str(results)]) == 1
+    told = f"{results / 'report.html'}: missing; run the workflow again\n"
+    assert capsys.readouterr().out == told
 
 
 NUMBER = re.compile(r"-?[0-9]+\.[0-9]+")
@@ -209,8 +235,9 @@ def test_provenance_has_the_same_facts(golden_run):
         facts["settings"].pop("model")
         facts["models"]["model"].pop("name")
         facts["models"]["fold_model"].pop("weights_sha256")
-        for result in facts["samples"][SAMPLE]["results"].values():
+        every = [*facts["results"].values(), *facts["samples"][SAMPLE]["results"].values()]
+        for result in every:
             for name in MADE_ELSEWHERE:
                 result.pop(name, None)
-    for part in ("format", "format_version", "settings", "models", "samples"):
+    for part in ("format", "format_version", "settings", "models", "samples", "results"):
         assert ours[part] == golden[part]

@@ -64,9 +64,11 @@ def test_only_results_stay(whole_run):
         f"{SAMPLE}/embed/status.tsv",
         f"{SAMPLE}/inputs.sha256",
         *(f"{SAMPLE}/shards/{name}" for name in ("records.tsv", "00000.fasta", "00001.fasta")),
+        *(f"{SAMPLE}/{folder}/digests.sha256" for folder in ("shards", "embed")),
         ".accepted",
         "model.json",
         "provenance.json",
+        "provenance.sha256",
         "report.html",
         "verdict.txt",
     }
@@ -83,6 +85,10 @@ def test_provenance_tells_where_results_came_from(whole_run, model):
     assert facts["settings"]["model"] == str(model)
     assert facts["settings"]["embed"]["token_budget"] == 16384
     sample = facts["samples"][SAMPLE]
+    results = whole_run.results / SAMPLE
+    for name in ("records.tsv", "embeddings.h5", "inputs.sha256"):
+        assert sample["results"][name]["sha256"] == sha256(results / name)
+    assert facts["not_of_this_run"] == []
     fasta = whole_run.folder / "my proteins.fasta"
     assert sample["fasta"] == [
         {"path": fasta.name, "bytes": fasta.stat().st_size, "sha256": sha256(fasta)}
@@ -133,7 +139,7 @@ def test_a_moved_clone_reruns_nothing(whole_run, model, tmp_path):
     arguments = ["-n", "--printshellcmds", "--forcerun", "counts", *config(model)]
     run = snakemake(whole_run.folder, *arguments, snakefile=clone / "Snakefile")
     assert f"PYTHONPATH={shlex.quote(str(clone))} " in run.said
-    assert jobs(run) == {"counts", "verdict"}
+    assert jobs(run) == {"counts", "provenance", "verdict"}
 
 
 def copy_of_the_project(target):

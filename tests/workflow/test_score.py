@@ -28,8 +28,9 @@ SCAN = [
 ]
 MODELS = "models: {one: {model}, two: demo}"
 SCORE = "saturation: true, plots: true"
-OF_TABLE = {"scores.tsv", "scores.json", "variants.sha256"}
-OF_ALL = {"saturation.h5", "heatmaps", "records.tsv", "score", "shards", "inputs.sha256"}
+OF_TABLE = {"scores.tsv", "scores.json", "variants.sha256", "variants"}
+OF_ALL = {"saturation.h5", "heatmaps", "heatmaps.sha256", "records.tsv", "score", "shards"}
+OF_ALL |= {"inputs.sha256"}
 
 
 @pytest.fixture(scope="module")

@@ -3,12 +3,13 @@
 from esm_pipeline.sections import LabelSettings
 
 CLASSES = "residue_classes.h5" if CLASSIFIED == "residues" else "classes.h5"
-RESULTS += expand(f"{OUT}/{{sample}}/{CLASSES}", sample=SAMPLES)
 
 
 rule classify:
     input:
         fasta=f"{OUT}/{{sample}}/shards/{{shard}}.fasta",
+        digests=f"{OUT}/{{sample}}/shards/digests.sha256",
+        inputs=f"{OUT}/{{sample}}/inputs.sha256",
         model=models_of("classify"),
         checked=f"{OUT}/logs/checked/classify",
     output:
@@ -36,7 +37,8 @@ rule classify:
     message:
         "classify: shard {wildcards.shard} of sample {wildcards.sample}"
     shell:
-        "{params.esm} classify --model={input.model:q} {params.flags} {params.validated}"
+        "{params.esm} classify --unchanged={input.inputs:q} --model={input.model:q} {params.flags}"
+        " {params.validated}"
         " --device {resources.device}"
         " --token-budget {resources.token_budget} --threads {threads} --allow-empty"
         " --on-failure keep --sha256={output.digests:q} -- {input.fasta:q} {output.h5:q}"
@@ -46,12 +48,14 @@ rule classify:
 rule gather_classify:
     input:
         records=f"{OUT}/{{sample}}/shards/records.tsv",
+        listed=f"{OUT}/{{sample}}/shards/digests.sha256",
         h5=shards_of(f"{OUT}/{{sample}}/classify/{{shard}}.h5"),
         statuses=shards_of(f"{OUT}/{{sample}}/classify/{{shard}}.records.tsv"),
         digests=shards_of(f"{OUT}/{{sample}}/classify/{{shard}}.sha256"),
     output:
         h5=f"{OUT}/{{sample}}/{CLASSES}",
         status=f"{OUT}/{{sample}}/classify/status.tsv",
+        digests=f"{OUT}/{{sample}}/classify/digests.sha256",
     log:
         f"{OUT}/logs/gather_classify/{{sample}}.log",
     benchmark:
@@ -74,7 +78,6 @@ rule gather_classify:
 
 
 if CLASSIFIED == "sequences":
-    RESULTS += expand(f"{OUT}/{{sample}}/classes.tsv", sample=SAMPLES)
 
     # By itself: with another threshold nothing is classified or gathered again.
     rule classes:
@@ -82,6 +85,7 @@ if CLASSIFIED == "sequences":
             h5=f"{OUT}/{{sample}}/classes.h5",
             records=f"{OUT}/{{sample}}/shards/records.tsv",
             status=f"{OUT}/{{sample}}/classify/status.tsv",
+            listed=[f"{OUT}/{{sample}}/{name}/digests.sha256" for name in ("shards", "classify")],
         output:
             f"{OUT}/{{sample}}/classes.tsv",
         log:

@@ -53,7 +53,8 @@ def chosen_config():
 def read_config():
     """The checked settings; each sample's FASTA files, and its table of variants if it has one.
 
-    And how many shards there are of each, the models, and what `classify` classifies.
+    And how many shards there are of each, the models, what `classify` classifies, and the names of
+    each sample's results.
     """
     try:
         settings = load_settings(chosen_config(), "config")
@@ -62,9 +63,10 @@ def read_config():
         parts = {sample: settings.table_shard_count(table) for sample, table in tables.items()}
         models = settings.models()
         classified = settings.classified() if "classify" in settings.tasks else ""
+        results = settings.results()
     except InputError as error:
         raise WorkflowError(str(error)) from None
-    return settings, samples, counts, tables, parts, models, classified
+    return settings, samples, counts, tables, parts, models, classified, results
 
 
 def shards_of(pattern):
@@ -92,9 +94,9 @@ def job_threads(section):
     return section.threads or min(workflow.resource_settings.cores or 8, 8)
 
 
-def sample_folders(wildcards, input):
-    """A parameter: the folder of each sample's results."""
-    return [str(Path(file).parent) for file in input.records]
+def result_names(wildcards):
+    """A parameter: what there is of a sample, all taken together; with others, all is told anew."""
+    return sorted({name for names in NAMES.values() for name in names})
 
 
 def status_flags(wildcards, input):
@@ -103,8 +105,8 @@ def status_flags(wildcards, input):
     return shlex.join(f"--status={task}={file}" for task, file in pairs)
 
 
-settings, SAMPLES, SHARDS, TABLES, TABLE_SHARDS, MODELS, CLASSIFIED = read_config()
+settings, SAMPLES, SHARDS, TABLES, TABLE_SHARDS, MODELS, CLASSIFIED, NAMES = read_config()
 OUT = settings.outdir
-RESULTS = []  # the files that each task's rules add
+RESULTS = [f"{OUT}/{sample}/{name}" for sample, names in NAMES.items() for name in names]
 cleaning_flags = flags(settings.shard.part(CleaningSettings))
 validated_flags = flags(CleaningSettings(**AS_VALIDATED))  # for jobs that read what `shard` wrote

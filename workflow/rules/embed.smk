@@ -1,10 +1,11 @@
 # A shard's sequences -> their representations; a sample's shards -> embeddings.h5.
-RESULTS += expand(f"{OUT}/{{sample}}/embeddings.h5", sample=SAMPLES)
 
 
 rule embed:
     input:
         fasta=f"{OUT}/{{sample}}/shards/{{shard}}.fasta",
+        digests=f"{OUT}/{{sample}}/shards/digests.sha256",
+        inputs=f"{OUT}/{{sample}}/inputs.sha256",
         model=models_of("embed"),
         checked=f"{OUT}/logs/checked/embed",
     output:
@@ -32,7 +33,8 @@ rule embed:
     message:
         "embed: shard {wildcards.shard} of sample {wildcards.sample}"
     shell:
-        "{params.esm} embed --model={input.model:q} {params.flags} {params.validated}"
+        "{params.esm} embed --unchanged={input.inputs:q} --model={input.model:q} {params.flags}"
+        " {params.validated}"
         " --device {resources.device}"
         " --token-budget {resources.token_budget} --threads {threads} --allow-empty"
         " --on-failure keep --sha256={output.digests:q} -- {input.fasta:q} {output.h5:q}"
@@ -42,12 +44,14 @@ rule embed:
 rule gather_embed:
     input:
         records=f"{OUT}/{{sample}}/shards/records.tsv",
+        listed=f"{OUT}/{{sample}}/shards/digests.sha256",
         h5=shards_of(f"{OUT}/{{sample}}/embed/{{shard}}.h5"),
         statuses=shards_of(f"{OUT}/{{sample}}/embed/{{shard}}.records.tsv"),
         digests=shards_of(f"{OUT}/{{sample}}/embed/{{shard}}.sha256"),
     output:
         h5=f"{OUT}/{{sample}}/embeddings.h5",
         status=f"{OUT}/{{sample}}/embed/status.tsv",
+        digests=f"{OUT}/{{sample}}/embed/digests.sha256",
     log:
         f"{OUT}/logs/gather_embed/{{sample}}.log",
     benchmark:

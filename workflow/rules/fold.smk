@@ -2,12 +2,12 @@
 # the files that people open. What only changes those files folds nothing again.
 from esm_pipeline.sections import StructureSettings
 
-RESULTS += expand(f"{OUT}/{{sample}}/structures.{{kind}}", sample=SAMPLES, kind=("h5", "tsv"))
-
 
 rule fold:
     input:
         fasta=f"{OUT}/{{sample}}/shards/{{shard}}.fasta",
+        digests=f"{OUT}/{{sample}}/shards/digests.sha256",
+        inputs=f"{OUT}/{{sample}}/inputs.sha256",
         model=models_of("fold"),
         checked=f"{OUT}/logs/checked/fold",
     output:
@@ -37,7 +37,8 @@ rule fold:
     message:
         "fold: shard {wildcards.shard} of sample {wildcards.sample}"
     shell:
-        "{params.esm} fold --model={input.model:q} {params.flags} {params.validated}"
+        "{params.esm} fold --unchanged={input.inputs:q} --model={input.model:q} {params.flags}"
+        " {params.validated}"
         " --device {resources.device}"
         " --token-budget {resources.token_budget} --chunk-size {resources.chunk_size}"
         " --memory {resources.memory} --threads {threads} --allow-empty --on-failure keep"
@@ -47,12 +48,14 @@ rule fold:
 rule gather_fold:
     input:
         records=f"{OUT}/{{sample}}/shards/records.tsv",
+        listed=f"{OUT}/{{sample}}/shards/digests.sha256",
         h5=shards_of(f"{OUT}/{{sample}}/fold/{{shard}}.h5"),
         statuses=shards_of(f"{OUT}/{{sample}}/fold/{{shard}}.records.tsv"),
         digests=shards_of(f"{OUT}/{{sample}}/fold/{{shard}}.sha256"),
     output:
         h5=f"{OUT}/{{sample}}/structures.h5",
         status=f"{OUT}/{{sample}}/fold/status.tsv",
+        digests=f"{OUT}/{{sample}}/fold/digests.sha256",
     log:
         f"{OUT}/logs/gather_fold/{{sample}}.log",
     benchmark:
@@ -79,8 +82,10 @@ rule structures:
         h5=f"{OUT}/{{sample}}/structures.h5",
         records=f"{OUT}/{{sample}}/shards/records.tsv",
         status=f"{OUT}/{{sample}}/fold/status.tsv",
+        listed=[f"{OUT}/{{sample}}/{name}/digests.sha256" for name in ("shards", "fold")],
     output:
         table=f"{OUT}/{{sample}}/structures.tsv",
+        digests=f"{OUT}/{{sample}}/structures.sha256",
         folders=[
             directory(f"{OUT}/{{sample}}/{name}")
             for name in ("structures", *(["pae"] if settings.fold.pae else []))

@@ -4,6 +4,7 @@ rule records:
     input:
         records=f"{OUT}/{{sample}}/shards/records.tsv",
         statuses=[f"{OUT}/{{sample}}/{task}/status.tsv" for task in settings.tasks],
+        listed=[f"{OUT}/{{sample}}/{name}/digests.sha256" for name in ("shards", *settings.tasks)],
     output:
         f"{OUT}/{{sample}}/records.tsv",
     log:
@@ -22,38 +23,8 @@ rule records:
         " --out={output:q} 2>&1 | tee -- {log:q}"
 
 
-rule provenance:
-    input:
-        fasta=list(SAMPLES.values()),
-        variants=list(TABLES.values()),
-        inputs=[
-            *expand(f"{OUT}/{{sample}}/inputs.sha256", sample=SAMPLES),
-            *expand(f"{OUT}/{{sample}}/variants.sha256", sample=TABLES),
-        ],
-        models=[f"{OUT}/{name}" for name in MODELS],
-        records=expand(f"{OUT}/{{sample}}/records.tsv", sample=SAMPLES),
-        results=RESULTS,
-    output:
-        f"{OUT}/provenance.json",
-    log:
-        f"{OUT}/logs/provenance.log",
-    benchmark:
-        f"{OUT}/benchmarks/provenance.tsv"
-    conda:
-        "../../envs/esm.yaml"
-    params:
-        esm=esm,
-        settings=all_settings,
-    message:
-        "provenance: versions, model, settings and digests of the inputs"
-    shell:
-        "{params.esm} provenance --settings={params.settings:q} --out={output:q}"
-        " 2>&1 | tee -- {log:q}"
-
-
 rule report:
     input:
-        records=expand(f"{OUT}/{{sample}}/records.tsv", sample=SAMPLES),
         results=RESULTS,
     output:
         report(f"{OUT}/report.html", caption="../report/results.rst", category="Results"),
@@ -65,11 +36,11 @@ rule report:
         "../../envs/esm.yaml"
     params:
         esm=esm,
-        folders=sample_folders,
+        settings=all_settings,
     message:
         "report: a page with counts, reasons, embeddings and structures"
     shell:
-        "{params.esm} report --out={output:q} -- {params.folders:q} 2>&1 | tee -- {log:q}"
+        "{params.esm} report --settings={params.settings:q} --out={output:q} 2>&1 | tee -- {log:q}"
 
 
 rule counts:
@@ -86,10 +57,39 @@ rule counts:
         "../../envs/esm.yaml"
     params:
         esm=esm,
+        settings=all_settings,
+        names=result_names,
     message:
         "counts: what became of all records and variants"
     shell:
-        "{params.esm} verdict --on-failure keep --out={output:q} -- {input.records:q}"
+        "{params.esm} verdict --on-failure keep --settings={params.settings:q} --out={output:q}"
+        " 2>&1 | tee -- {log:q}"
+
+
+# The last of all that is written: it has the digests of the others.
+rule provenance:
+    input:
+        fasta=list(SAMPLES.values()),
+        variants=list(TABLES.values()),
+        models=[f"{OUT}/{name}" for name in MODELS],
+        results=RESULTS,
+        told=[f"{OUT}/report.html", f"{OUT}/verdict.txt"],
+    output:
+        json=f"{OUT}/provenance.json",
+        digest=f"{OUT}/provenance.sha256",
+    log:
+        f"{OUT}/logs/provenance.log",
+    benchmark:
+        f"{OUT}/benchmarks/provenance.tsv"
+    conda:
+        "../../envs/esm.yaml"
+    params:
+        esm=esm,
+        settings=all_settings,
+    message:
+        "provenance: versions, model, settings, digests of the inputs and of all results"
+    shell:
+        "{params.esm} provenance --settings={params.settings:q} --out={output.json:q}"
         " 2>&1 | tee -- {log:q}"
 
 

@@ -3,12 +3,15 @@
 strategy = settings.score.computing()
 reading = settings.score.part(VariantSettings)
 # What became of each record: of the saturation, if there is one.
-VARIANTS_STATUS = f"{OUT}/{{sample}}/score/status.tsv"
+VARIANTS_FOLDER = f"{OUT}/{{sample}}/score"
+VARIANTS_STATUS = f"{VARIANTS_FOLDER}/status.tsv"
 if settings.score.saturation:
-    VARIANTS_STATUS = temp(f"{OUT}/{{sample}}/variants/status.tsv")
+    VARIANTS_FOLDER = f"{OUT}/{{sample}}/variants"
+    VARIANTS_STATUS = temp(f"{VARIANTS_FOLDER}/status.tsv")
 
 SCORE_COMMAND = (
-    "{params.esm} score {params.models} {params.flags} {params.validated}"
+    "{params.esm} score --unchanged={input.inputs:q} {params.models} {params.flags}"
+    " {params.validated}"
     " --device {resources.device} --token-budget {resources.token_budget} --threads {threads}"
     " --allow-empty --on-failure keep --sha256={output.digests:q}"
 )
@@ -21,11 +24,12 @@ def model_flags(wildcards, input):
 
 
 if settings.score.saturation:
-    RESULTS += expand(f"{OUT}/{{sample}}/saturation.h5", sample=SAMPLES)
 
     rule score:
         input:
             fasta=f"{OUT}/{{sample}}/shards/{{shard}}.fasta",
+            listed=f"{OUT}/{{sample}}/shards/digests.sha256",
+            inputs=f"{OUT}/{{sample}}/inputs.sha256",
             models=models_of("score"),
             checked=f"{OUT}/logs/checked/score",
         output:
@@ -59,12 +63,14 @@ if settings.score.saturation:
     rule gather_score:
         input:
             records=f"{OUT}/{{sample}}/shards/records.tsv",
+            listed=f"{OUT}/{{sample}}/shards/digests.sha256",
             h5=shards_of(f"{OUT}/{{sample}}/score/{{shard}}.h5"),
             statuses=shards_of(f"{OUT}/{{sample}}/score/{{shard}}.records.tsv"),
             digests=shards_of(f"{OUT}/{{sample}}/score/{{shard}}.sha256"),
         output:
             h5=f"{OUT}/{{sample}}/saturation.h5",
             status=f"{OUT}/{{sample}}/score/status.tsv",
+            digests=f"{OUT}/{{sample}}/score/digests.sha256",
         log:
             f"{OUT}/logs/gather_score/{{sample}}.log",
         benchmark:
@@ -86,13 +92,14 @@ if settings.score.saturation:
             " --status={output.status:q} 2>&1 | tee -- {log:q}"
 
     if settings.score.plots:
-        RESULTS += expand(f"{OUT}/{{sample}}/heatmaps", sample=SAMPLES)
 
         rule heatmaps:
             input:
-                f"{OUT}/{{sample}}/saturation.h5",
+                h5=f"{OUT}/{{sample}}/saturation.h5",
+                listed=f"{OUT}/{{sample}}/score/digests.sha256",
             output:
-                directory(f"{OUT}/{{sample}}/heatmaps"),
+                folder=directory(f"{OUT}/{{sample}}/heatmaps"),
+                digests=f"{OUT}/{{sample}}/heatmaps.sha256",
             log:
                 f"{OUT}/logs/heatmaps/{{sample}}.log",
             benchmark:
@@ -106,12 +113,12 @@ if settings.score.saturation:
             message:
                 "heatmaps: a picture of each protein of sample {wildcards.sample}"
             shell:
-                "{params.esm} heatmaps -- {input:q} {output:q} 2>&1 | tee -- {log:q}"
+                "{params.esm} heatmaps --listed={input.listed:q} --sha256={output.digests:q}"
+                " -- {input.h5:q} {output.folder:q} 2>&1 | tee -- {log:q}"
 
 
 # One rule for each table: they differ in their number of shards.
 for sample, table in TABLES.items():
-    RESULTS += [f"{OUT}/{sample}/scores.tsv", f"{OUT}/{sample}/scores.json"]
 
     rule:
         name:
@@ -119,10 +126,12 @@ for sample, table in TABLES.items():
         input:
             fasta=SAMPLES[sample],
             variants=table,
+            read=f"{OUT}/{sample}/inputs.sha256",
         output:
             inputs=f"{OUT}/{sample}/variants.sha256",
             unusable=temp(f"{OUT}/{sample}/split/unusable.tsv"),
             status=temp(f"{OUT}/{sample}/split/status.tsv"),
+            digests=temp(f"{OUT}/{sample}/split/digests.sha256"),
             shards=temp(
                 [
                     f"{OUT}/{sample}/split/{name}.{end}"
@@ -152,7 +161,8 @@ for sample, table in TABLES.items():
         shell:
             "{params.esm} split --variants={input.variants:q} --shards {params.shards}"
             " --strategy={params.strategy} {params.flags} {params.cleaning}"
-            " --out={params.folder:q} --inputs={output.inputs:q} -- {input.fasta:q}"
+            " --out={params.folder:q} --inputs={output.inputs:q} --unchanged={input.read:q}"
+            " -- {input.fasta:q}"
             " 2>&1 | tee -- {log:q}"
 
 
@@ -162,6 +172,9 @@ if TABLES:
         input:
             variants=f"{OUT}/{{sample}}/split/{{shard}}.tsv",
             fasta=f"{OUT}/{{sample}}/split/{{shard}}.fasta",
+            listed=f"{OUT}/{{sample}}/split/digests.sha256",
+            inputs=f"{OUT}/{{sample}}/inputs.sha256",
+            table=f"{OUT}/{{sample}}/variants.sha256",
             models=models_of("score"),
             checked=f"{OUT}/logs/checked/score",
         output:
@@ -191,13 +204,14 @@ if TABLES:
         message:
             "score_variants: shard {wildcards.shard} of the variants of sample {wildcards.sample}"
         shell:
-            SCORE_COMMAND + " --provenance={output.provenance:q} --variants={input.variants:q}"
-            " -- {input.fasta:q} {output.scores:q} 2>&1 | tee -- {log:q}"
+            SCORE_COMMAND + " --unchanged={input.table:q} --provenance={output.provenance:q}"
+            " --variants={input.variants:q} -- {input.fasta:q} {output.scores:q} 2>&1 | tee -- {log:q}"
 
     rule join:
         input:
             variants=lambda wildcards: TABLES[wildcards.sample],
             records=f"{OUT}/{{sample}}/shards/records.tsv",
+            listed=[f"{OUT}/{{sample}}/{name}/digests.sha256" for name in ("shards", "split")],
             unusable=f"{OUT}/{{sample}}/split/unusable.tsv",
             before=f"{OUT}/{{sample}}/split/status.tsv",
             scores=table_shards_of(f"{OUT}/{{sample}}/variants/{{shard}}.tsv"),
@@ -208,6 +222,7 @@ if TABLES:
             scores=f"{OUT}/{{sample}}/scores.tsv",
             provenance=f"{OUT}/{{sample}}/scores.json",
             status=VARIANTS_STATUS,
+            digests=f"{VARIANTS_FOLDER}/digests.sha256",
         log:
             f"{OUT}/logs/join/{{sample}}.log",
         benchmark:

@@ -11,6 +11,7 @@ for sample, files in SAMPLES.items():
         output:
             inputs=f"{OUT}/{sample}/inputs.sha256",
             records=f"{OUT}/{sample}/shards/records.tsv",
+            digests=f"{OUT}/{sample}/shards/digests.sha256",
             shards=[f"{OUT}/{sample}/shards/{name}.fasta" for name in shard_names(SHARDS[sample])],
         log:
             f"{OUT}/logs/shard/{sample}.log",
