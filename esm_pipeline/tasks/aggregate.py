@@ -82,26 +82,27 @@ def outputs(args: argparse.Namespace) -> Outputs:
     if args.what == RECORDS:
         require_apart([args.out], [args.records, *(file for _, file in args.status)])
         return Outputs([args.out])
-    require_apart([args.out, args.status], [args.records])
-    return Outputs([args.out, args.status])
+    digests = args.status.with_name(LISTING)
+    require_apart([args.out, args.status, digests], [args.records])
+    return Outputs([args.out, args.status, digests])
 
 
 def run(args: argparse.Namespace) -> int:
     """Gather; see the module. Returns 0: failed records are for `verdict` to judge."""
     started = time.perf_counter()
     if args.what == RECORDS:
-        ending_of(args.out, (".tsv",))
         statuses = dict(args.status)
         if len(statuses) < len(args.status):
             raise InputError("--status: a task is given twice; drop one")
         require_apart([args.out], [args.records, *statuses.values()])
+        ending_of(args.out, (".tsv",))
         write_records(args.out, with_outcomes(args.records, statuses), list(statuses))
         return 0
     module = importlib.import_module(f"esm_pipeline.tasks.{args.what}")
-    ending_of(args.out, (module.SUFFIX,))
-    ending_of(args.status, (".tsv",))
     digests = args.status.with_name(LISTING)
     require_apart([args.out, args.status, digests], [args.records])
+    ending_of(args.out, (module.SUFFIX,))
+    ending_of(args.status, (".tsv",))
     gathering = Gathering(args.what, module.SUFFIX, args.records, args.shards_dir, args.shards)
     require_apart([args.out, args.status], gathering.results)
     with atomic_paths(args.out, args.status, digests) as (output, status, listed):

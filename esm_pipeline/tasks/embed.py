@@ -66,7 +66,7 @@ def outputs(args: argparse.Namespace) -> Outputs:
 
 def ids_beside(output: Path) -> list[Path]:
     """The file of the ids of an array's rows; none where the output itself has them."""
-    is_array = ending_of(output, ENDINGS) == ARRAY
+    is_array = output.suffix.lower() == ARRAY
     return [output.with_suffix(".ids.tsv")] if is_array else []
 
 
@@ -76,11 +76,11 @@ def run(args: argparse.Namespace) -> int:
     require_unchanged(args.unchanged)
     settings = section_from(EmbedSettings, args)
     cleaning = section_from(CleaningSettings, args)
+    ids = ids_beside(args.output)
+    table = check_output(args.output, [args.fasta], [args.sha256, *ids], ENDINGS)
     ending = ending_of(args.output, ENDINGS)
     if ending not in HDF5:
         require_fixed(args.output, settings.include)
-    ids = ids_beside(args.output)
-    table = check_output(args.output, [args.fasta], [args.sha256, *ids], ENDINGS)
     folder = args.output.parent
     with open_intake([args.fasta], cleaning, folder, allow_empty=args.allow_empty) as intake:
         from esm_pipeline.tasks.computing import summary, write_rows
@@ -89,7 +89,7 @@ def run(args: argparse.Namespace) -> int:
 
         set_threads(settings.threads)
         encoder = Encoder(args.model, args.revision, settings)
-        if ending == ARRAY and len(encoder.arrays) > 1:
+        if is_array and len(encoder.arrays) > 1:
             raise InputError(
                 f"{args.output}: an array of one layer, and of mean or bos; choose one of "
                 f"{', '.join(array.name for array in encoder.arrays)}, or write .h5 or a table"
@@ -103,7 +103,7 @@ def run(args: argparse.Namespace) -> int:
                 rows = stack.enter_context(scratch_path(args.output))
             write_rows(encoder, plan, rows, quiet=args.quiet)
             counts = plan.write_outcomes(paths[1])
-            if ending == ARRAY:
+            if is_array:
                 write_array(paths[0], paths[2], rows)
             elif ending not in HDF5:
                 write_table(paths[0], ending, rows)

@@ -31,7 +31,7 @@ def require_folder_name(path: Path, what: str) -> None:
     what: is written into it, in words.
     """
     ending = path.suffix.lower()
-    if ending in OF_FILES and not path.is_dir():
+    if ending in OF_FILES and not path.exists():
         raise InputError(
             f"{path}: {what} go into a folder, and {ending} is the ending of a file; name a folder"
         )

@@ -64,8 +64,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def outputs(args: argparse.Namespace) -> Outputs:
-    """What `heatmaps` writes: pictures, into a folder."""
-    return Outputs(added_to=[args.folder])
+    """What `heatmaps` writes: pictures, into a folder, and their digests."""
+    return Outputs([args.sha256], added_to=[args.folder])
 
 
 def run(args: argparse.Namespace) -> int:

@@ -65,7 +65,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def outputs(args: argparse.Namespace) -> Outputs:
     """What `join` writes."""
-    return Outputs([args.out, args.status, args.provenance])
+    return Outputs([args.out, args.status, args.provenance, args.status.with_name(LISTING)])
 
 
 def run(args: argparse.Namespace) -> int:

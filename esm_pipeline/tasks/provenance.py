@@ -53,7 +53,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def outputs(args: argparse.Namespace) -> Outputs:
     """What `provenance` writes."""
-    return Outputs([args.out])
+    return Outputs([args.out, args.out.with_name(PROVENANCE_LIST)])
 
 
 def run(args: argparse.Namespace) -> int:

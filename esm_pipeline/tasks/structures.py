@@ -78,7 +78,7 @@ def written_to(folder: Path) -> Outputs:
     folders = [folder / STRUCTURES, folder / PAE]
     for one in folders:
         require_ours(one)
-    return Outputs([folder / TABLE], folders)
+    return Outputs([folder / TABLE, folder / DIGESTS], folders)
 
 
 def run(args: argparse.Namespace) -> int:

@@ -101,12 +101,15 @@ NAN = float("nan")
         (write("config.json", "{"), "{m}/config.json: not a readable config (Expecting prop"),
         (write("config.json", b"\xff"), "{m}/config.json: not a readable config ("),
         (write("config.json", "[" * 99_999), "{m}/config.json: not a readable config ("),
-        (write("config.json", "[]"), "{m}/config.json: not a config; it should hold a JSON object"),
+        (
+            write("config.json", "[]"),
+            "{m}/config.json: not a readable config (holds []; it should hold a JSON object)",
+        ),
         (write("vocab.txt", "<cls>\n"), "{m}: the vocabulary has no token for residue A; is"),
         (index("../outside.safetensors"), "'../outside.safetensors' is not the name of a file"),
         (index("/etc/passwd"), "'/etc/passwd' is not the name of a file beside it"),
         (index("absent.safetensors"), "index.json: lists absent.safetensors, which is not there"),
-        (index(".."), "index.json: lists .., which is not there"),
+        (index(".."), "index.json: '..' is not the name of a file beside it"),
     ],
 )
 def test_a_folder_that_is_no_whole_checkpoint(esm, rotary, tmp_path, change, told):

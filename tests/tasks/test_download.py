@@ -214,7 +214,7 @@ CHECKS: dict[str, tuple[list[str], Callable[[Path], None] | None, str]] = {
     "no setting": (["--layers=x"], None, "'layers.0' = 'x'"),
     "vocabulary": ([], spoil_vocabulary, "the vocabulary has 34 tokens, the model 33"),
     "weights cut": ([], spoil_weights, "not a whole safetensors file"),
-    "other weights": ([], spoil_config, "has the shape (33, 16), the config asks for (33, 32)"),
+    "other weights": ([], spoil_config, "hidden_size is 32, but the weights have 16"),
 }
 
 
