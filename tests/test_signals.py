@@ -62,7 +62,7 @@ def is_there(number: int) -> bool:
     return state != "Z"
 
 
-def wait_until(true, seconds: float = 60) -> None:
+def wait_until(true, seconds: float = 300) -> None:
     end = time.monotonic() + seconds
     while not true():
         assert time.monotonic() < end, "it takes too long"
