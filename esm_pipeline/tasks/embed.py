@@ -89,7 +89,7 @@ def run(args: argparse.Namespace) -> int:
 
         set_threads(settings.threads)
         encoder = Encoder(args.model, args.revision, settings)
-        if is_array and len(encoder.arrays) > 1:
+        if ids and len(encoder.arrays) > 1:
             raise InputError(
                 f"{args.output}: an array of one layer, and of mean or bos; choose one of "
                 f"{', '.join(array.name for array in encoder.arrays)}, or write .h5 or a table"
@@ -103,7 +103,7 @@ def run(args: argparse.Namespace) -> int:
                 rows = stack.enter_context(scratch_path(args.output))
             write_rows(encoder, plan, rows, quiet=args.quiet)
             counts = plan.write_outcomes(paths[1])
-            if is_array:
+            if ids:
                 write_array(paths[0], paths[2], rows)
             elif ending not in HDF5:
                 write_table(paths[0], ending, rows)

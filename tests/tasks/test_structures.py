@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 import os
 import socket
 import subprocess
+import time
 import zipfile
+from contextlib import contextmanager
 from pathlib import Path
 
 import gemmi
@@ -322,3 +325,29 @@ def test_nothing_to_write(inputs, esm):
     assert (code, said[0][:25]) == (0, "structures: 0 written, 0.")
     assert table(inputs / "out") == []
     assert (inputs / "out" / "structures").is_dir()
+
+
+def mark(job: structures.Job) -> tuple[set[int], str]:
+    """Stands for `write_group`: slow, and leaves a mark."""
+    time.sleep(0.2)
+    (job.structures / str(job.group[0].first)).touch()
+    return set(), ""
+
+
+def test_an_error_cancels_the_folders_that_wait(tmp_path, monkeypatch):
+    """As an interruption does: processes end what they have begun, and begin nothing more."""
+
+    @contextmanager
+    def interrupted(*arguments, **options):
+        def advance(count):
+            raise KeyboardInterrupt
+
+        yield advance
+
+    monkeypatch.setattr(structures, "write_group", mark)
+    monkeypatch.setattr(structures, "progress", interrupted)
+    places = [[structures.Place(row, row, "")] for row in range(40)]
+    jobs = [structures.Job(tmp_path, one, tmp_path, tmp_path, None) for one in places]
+    with pytest.raises(KeyboardInterrupt):
+        structures.write_groups(jobs, 2, io.StringIO(), quiet=True)
+    assert 0 < len(list(tmp_path.iterdir())) < 20
