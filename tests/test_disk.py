@@ -90,9 +90,9 @@ def told(ended: Ended, remedy: str, folder: Path) -> str:
 
 
 NAMED = {
-    shard: {".", "00000.fasta", "00001.fasta", "00002.fasta", "records.tsv"},
+    shard: {".", "00000.fasta", "00001.fasta", "00002.fasta", "records.tsv", "digests.sha256"},
     embed: {".", "out.h5", "out.records.tsv", "out.sha256"},
-    gather: {"embeddings.h5"},
+    gather: {"embeddings.h5", "digests.sha256"},
     table: {"records.tsv"},
 }
 """Where a disk fills up that was empty, by name; `.` stands for the spool."""
