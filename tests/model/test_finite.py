@@ -65,6 +65,14 @@ def test_every_tensor_is_looked_at(kind: type[EsmPreTrainedModel]) -> None:
         require_finite(model)
 
 
+def test_buffers_of_a_script_are_looked_at() -> None:
+    model = make(EsmForMaskedLM)
+    model.register_buffer("counts", torch.tensor([1, 2]))
+    model.register_buffer("scales", torch.tensor([1.0, NAN]))
+    with pytest.raises(WeightsError, match="'scales' has NaN"):
+        require_finite(model)
+
+
 def test_infinities_do_not_cancel_out() -> None:
     model = make(EsmForMaskedLM)
     weight = model.esm.encoder.layer[0].output.dense.weight.data

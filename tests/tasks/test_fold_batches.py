@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from itertools import pairwise
 
 import numpy as np
@@ -103,6 +104,23 @@ def test_all_at_once_if_there_is_room():
     (one,), calls = run([0.3, 0.3, 0.4])
     assert (one.part.tolist(), one.result, one.rung) == ([0, 1, 2], [0, 10, 20], WAYS[0])
     assert len(calls) == 1
+
+
+def test_no_result_is_held_while_the_next_is_computed():
+    made, alive = [], []
+
+    def compute(part, rung):
+        alive.append(sum(one() is not None for one in made))
+        if len(part) > 1:
+            raise MemoryError
+        values = torch.zeros(1)
+        made.append(weakref.ref(values))
+        return values
+
+    for folded in run_with_rungs(np.arange(4), WAYS, compute):
+        del folded
+    assert len(made) == 4
+    assert set(alive) == {0}
 
 
 def test_halves_first_then_the_other_ways_then_none():

@@ -107,24 +107,25 @@ def test_an_error_ends_all_at_their_next_part():
 
 @pytest.mark.usefixtures("threads")
 def test_whoever_stops_reading_ends_all():
-    """The first part comes while others are at work and one waits: it is not begun."""
+    """The first part comes while others are at work: they do not go on with halves."""
     begun, go_on = [], threading.Event()
 
     def compute(part):
-        begun.append(int(part[0]))
-        if part[0]:
+        begun.append(part.tolist())
+        if 0 not in part:
             assert go_on.wait(20)
+            raise MemoryError
         return part
 
-    parts = compute_batches(np.full(200, 2000), 3 * 2002, compute, CPU)
-    assert next(parts).part.tolist() == [0]
+    parts = compute_batches(np.full(200, 1000), 3 * 2 * 1002, compute, CPU)
+    assert next(parts).part.tolist() == [0, 1]
     while len(begun) < 4:
         time.sleep(0.01)
     timer = threading.Timer(0.5, go_on.set)
     timer.start()
     parts.close()
     timer.join()
-    assert sorted(begun) == [0, 1, 2, 3]
+    assert sorted(begun) == [[0, 1], [2, 3], [4, 5], [6, 7]]
 
 
 @pytest.mark.usefixtures("threads")
