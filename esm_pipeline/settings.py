@@ -42,7 +42,8 @@ from esm_pipeline.sections import (
 
 MODEL_FILES = re.compile(
     r"config\.json|vocab\.txt|tokenizer_config\.json|special_tokens_map\.json|added_tokens\.json"
-    r"|.+\.safetensors(\.index\.json)?|pytorch_model.*\.bin(\.index\.json)?"
+    r"|.+\.safetensors(\.index\.json)?|(pytorch|adapter)_model.*\.bin(\.index\.json)?"
+    r"|adapter_config\.json"
 )
 """Names of the files in a folder that make up a model."""
 
@@ -219,7 +220,18 @@ class Model(NamedTuple):
             found = [file for file in (path, beside) if file.is_file()]
         else:
             found = [file for file in path.iterdir() if MODEL_FILES.fullmatch(file.name)]
-        return sorted(map(str, found))
+        return [*sorted(map(str, found)), *self.base_files(path / "adapter_config.json")]
+
+    def base_files(self, adapter: Path) -> list[str]:
+        """The files of the model that an adapter is of, if it names one on this machine."""
+        try:
+            name = json.loads(adapter.read_text(encoding="utf-8"))["base_model_name_or_path"]
+            base = Path(os.path.expanduser(name))
+            if (base / adapter.name).exists():  # of another adapter, which is told later
+                return []
+            return Model(name, None, []).files()
+        except (OSError, ValueError, KeyError, TypeError):
+            return []
 
     def architectures(self) -> list[str]:
         """What its config.json says it is; nothing if it does not, or is not on this machine."""

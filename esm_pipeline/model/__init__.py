@@ -5,6 +5,14 @@ B batch (sequences), L tokens of a sequence with BOS and EOS, T packed tokens of
 end, R residues, D width, H heads, K head width, F feed-forward width, V vocabulary, n layers.
 """
 
+from esm_pipeline.model.auto import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForMaskedLM,
+    AutoModelForSequenceClassification,
+    AutoModelForTokenClassification,
+    AutoTokenizer,
+)
 from esm_pipeline.model.base import EsmPreTrainedModel
 from esm_pipeline.model.config import EsmConfig
 from esm_pipeline.model.esm import EsmModel, Represented
@@ -20,6 +28,12 @@ from esm_pipeline.model.optimize import optimize_for_inference
 from esm_pipeline.model.tokenizer import EsmTokenizer
 
 __all__ = [
+    "AutoConfig",
+    "AutoModel",
+    "AutoModelForMaskedLM",
+    "AutoModelForSequenceClassification",
+    "AutoModelForTokenClassification",
+    "AutoTokenizer",
     "Checkpoint",
     "EsmConfig",
     "EsmForMaskedLM",

@@ -100,3 +100,8 @@ def head_masks(config: EsmConfig, head_mask: Tensor | None) -> list[Tensor] | No
             f"head_mask has shape {tuple(head_mask.shape)}; give {shape[1:]} or {shape}"
         )
     return list(head_mask.expand(shape).unbind(0))
+
+
+def wants_gradient(*given: Tensor | None) -> bool:
+    """Whether a gradient would flow back to one of these."""
+    return torch.is_grad_enabled() and any(one is not None and one.requires_grad for one in given)

@@ -19,9 +19,11 @@ from torch.utils.hooks import RemovableHandle
 
 from esm_pipeline.errors import InputError, WeightsError
 from esm_pipeline.files import require_folder
-from esm_pipeline.model.config import EsmConfig
+from esm_pipeline.model.adapters import Adapter, require_merged
+from esm_pipeline.model.config import EsmConfig, named_dtype
+from esm_pipeline.model.encoder import Checkpointing
 from esm_pipeline.model.hub import Checkpoint, resolve_checkpoint
-from esm_pipeline.model.keywords import hub_options, refuse, settle
+from esm_pipeline.model.keywords import WITHOUT_EFFECT, hub_options, refuse, settle
 from esm_pipeline.model.loading import (
     entries_of,
     initialise,
@@ -29,7 +31,8 @@ from esm_pipeline.model.loading import (
     open_entries,
     uncollected,
 )
-from esm_pipeline.model.pruning import impossible, prune_layer, union
+from esm_pipeline.model.module_utils import ModuleUtils
+from esm_pipeline.model.pruning import impossible, prune_layer, read_pruned, union
 from esm_pipeline.model.saving import save_checkpoint
 from esm_pipeline.model.vocabulary import resized_rows, target_count
 from esm_pipeline.model.weights import accept_reference_state, complete_state
@@ -39,7 +42,7 @@ STATE_DICT = "state_dict"
 """Name of a checkpoint that is none but the weights a caller gave."""
 
 
-class EsmPreTrainedModel(nn.Module):
+class EsmPreTrainedModel(ModuleUtils):
     """Base of the ESM models."""
 
     config_class = EsmConfig
@@ -47,12 +50,14 @@ class EsmPreTrainedModel(nn.Module):
     main_input_name = "input_ids"
     framework = "pt"
     supports_gradient_checkpointing = True
+    _no_split_modules: tuple[str, ...] = ("EsmLayer", "EsmDecoderLayer", "EsmEmbeddings")
+    """Classes of modules that tools leave on one device."""
+
+    _tied_weights_keys: tuple[str, ...] | None = None
+    _keys_to_ignore_on_save = None
     name_or_path: str = ""
     source: Path | None = None
     """The folder, or the fair-esm file, that the weights are from."""
-
-    optimized = False
-    """Whether `optimize_for_inference` made this model, which then cannot be saved or trained."""
 
     _requiring: RemovableHandle | None = None
 
@@ -76,31 +81,9 @@ class EsmPreTrainedModel(nn.Module):
         """Random weights for one module; a script's own class may have others."""
         initialise(module, self.config.initializer_range)
 
-    @property
-    def dtype(self) -> torch.dtype:
-        """Precision of the weights."""
-        return next(self.parameters()).dtype
-
     def precision_of(self, name: str) -> torch.dtype | None:
         """What a parameter is loaded in, whatever was asked for; None for what was."""
         return None
-
-    @property
-    def device(self) -> torch.device:
-        """Where the weights lie."""
-        return next(self.parameters()).device
-
-    def num_parameters(self, only_trainable: bool = False, exclude_embeddings: bool = False) -> int:
-        """Number of weights; of those that are not frozen, and without tables of embeddings."""
-        tables = [m.weight for m in self.modules() if isinstance(m, nn.Embedding)]
-        left_out = {id(table) for table in tables if exclude_embeddings}
-        own = (p for p in self.parameters() if p.requires_grad or not only_trainable)
-        return sum(parameter.numel() for parameter in own if id(parameter) not in left_out)
-
-    def get_memory_footprint(self, return_buffers: bool = True) -> int:
-        """Bytes of the weights, and of buffers."""
-        held = [*self.parameters(), *(self.buffers() if return_buffers else ())]
-        return sum(tensor.nbytes for tensor in held)
 
     def can_generate(self) -> bool:
         """No model here generates text."""
@@ -108,6 +91,7 @@ class EsmPreTrainedModel(nn.Module):
 
     def enable_input_require_grads(self) -> None:
         """Let gradients reach what leaves the token embedding, for adapters on frozen weights."""
+        self.require_original("enable_input_require_grads")
         self.disable_input_require_grads()
         embedding = self.get_input_embeddings()
         self._requiring = embedding.register_forward_hook(
@@ -163,50 +147,69 @@ class EsmPreTrainedModel(nn.Module):
         """Give a head that predicts tokens `count` of them."""
 
     def prune_heads(self, heads_to_prune: Mapping[int, Iterable[int]]) -> None:
-        """Cut heads out of layers for good: layer, from 0, to numbers of its heads.
+        """Cut heads out of layers for good: layer, from 0 or −1 for the last, to its heads.
 
         A head keeps its number when others go. The states are those of a head mask with zeros
         there; `config.pruned_heads` tells it to whoever loads the saved model. Optimizers should be
         made afterwards. Raises InputError for heads that the model lacks, and for what
         `optimize_for_inference` made.
         """
-        pruned = union(self.config.pruned_heads, heads_to_prune)
+        chosen = read_pruned(heads_to_prune, self.config.num_hidden_layers)
+        pruned = union(self.config.pruned_heads, chosen)
         wrong = impossible(pruned, self.config)
         if wrong:
             raise InputError(f"prune_heads: {wrong}")
-        if self.optimized:
-            raise InputError("prune_heads: a model optimized for inference stays as it is")
-        for number in heads_to_prune:
+        self.require_original("prune_heads")
+        for number in chosen:
             prune_layer(self.base_model.encoder.layers[number], pruned[number])
         self.config.pruned_heads = pruned
 
     def gradient_checkpointing_enable(
-        self, gradient_checkpointing_kwargs: dict[str, Any] | None = None
+        self,
+        gradient_checkpointing_kwargs: dict[str, Any] | None = None,
+        every_n_layers: int = 1,
+        offload: bool = False,
     ) -> None:
         """In training, keep what enters each layer alone and compute the rest again backwards.
 
         Less memory for a third more time; gradients are the same. The keywords are those of
         `torch.utils.checkpoint.checkpoint`, but `use_reentrant`, which would lose the gradients
-        above frozen embeddings, is always False.
+        above frozen embeddings, is always False. `every_n_layers`: of these the first alone.
+        `offload`: what is kept waits in the memory of the CPU. Raises InputError.
         """
-        keywords = gradient_checkpointing_kwargs or {}
-        self.base_model.encoder.checkpointing = {**keywords, "use_reentrant": False}
+        self.require_original("gradient_checkpointing_enable")
+        if type(every_n_layers) is not int or every_n_layers < 1:
+            raise InputError(f"every_n_layers is {every_n_layers!r}; give a whole number above 0")
+        keywords = {**(gradient_checkpointing_kwargs or {}), "use_reentrant": False}
+        self.base_model.encoder.checkpointing = Checkpointing(keywords, every_n_layers, offload)
 
     def gradient_checkpointing_disable(self) -> None:
         """Keep all that gradients need, as at first."""
         self.base_model.encoder.checkpointing = None
+
+    def activation_checkpointing_enable(
+        self, activation_checkpointing_kwargs: dict[str, Any] | None = None, **options: Any
+    ) -> None:
+        """Transformers 5's name of `gradient_checkpointing_enable`."""
+        self.gradient_checkpointing_enable(activation_checkpointing_kwargs, **options)
+
+    def activation_checkpointing_disable(self) -> None:
+        """Transformers 5's name of `gradient_checkpointing_disable`."""
+        self.gradient_checkpointing_disable()
 
     @property
     def is_gradient_checkpointing(self) -> bool:
         """Whether layers are computed again for gradients."""
         return self.base_model.encoder.checkpointing is not None
 
+    is_activation_checkpointing = is_gradient_checkpointing
+
     @classmethod
     @uncollected()
     def from_pretrained(
         cls: type[M],
         path_or_hub_id: str | os.PathLike[str] | None = None,
-        *,
+        *model_args: Any,
         config: EsmConfig | str | os.PathLike[str] | None = None,
         state_dict: Mapping[str, Tensor] | None = None,
         ignore_mismatched_sizes: bool = False,
@@ -219,9 +222,10 @@ class EsmPreTrainedModel(nn.Module):
         """Load a folder, a fair-esm file, a hub id or "demo"; the model is in evaluation mode.
 
         `revision`, `cache_dir`, `local_files_only` and `token` say where from; `dtype` (also spelt
-        `torch_dtype`) is the precision, float32 unless told, "auto" for the file's; other keywords
-        go to the class (`add_pooling_layer`) or replace settings of the config. `config` stands for
-        the checkpoint's own, and `state_dict` for its weights; with both, no checkpoint is needed.
+        `torch_dtype`) is the precision, float32 unless told, "auto" for the file's; other keywords,
+        and positional arguments, go to the class (`add_pooling_layer`), or replace settings of the
+        config. `config` stands for the checkpoint's own, and `state_dict` for its weights; with
+        both, no checkpoint is needed.
         With `output_loading_info`, returns (model, dict): the keys that were missing and left out.
         A missing pooler or classifier is initialised with a warning, so is what a script's own
         class adds to the encoder, and with `ignore_mismatched_sizes` every weight of another shape
@@ -233,7 +237,7 @@ class EsmPreTrainedModel(nn.Module):
         if path_or_hub_id is None and state_dict is not None and config is not None:
             path_or_hub_id = STATE_DICT
         name, options = settle(caller, path_or_hub_id, options)
-        where = hub_options(options)
+        where = hub_options(name, options)
         known = inspect.signature(cls).parameters.keys() - {"config"}
         arguments = {key: options.pop(key) for key in known if key in options}
         checkpoint = Checkpoint(name, Path(name), ())
@@ -241,17 +245,26 @@ class EsmPreTrainedModel(nn.Module):
             checkpoint = resolve_checkpoint(name, needs_config=config is None, **where)
         if config is None or isinstance(config, (str, os.PathLike)):
             source = checkpoint.source if config is None else config
-            settings: EsmConfig = cls.config_class.from_pretrained(source, **options)
+            followed = config is None and checkpoint.adapter  # to its base model
+            at = {**where, **checkpoint.where} if followed else {}
+            settings: EsmConfig = cls.config_class.from_pretrained(source, **at, **options)
         elif options:
             raise InputError(f"{caller}: with a config, leave out {', '.join(options)}")
         else:
             settings = config
+        files, adapter = checkpoint.weight_files, Adapter.of(checkpoint)
+        entries = open_entries(files) if state_dict is None else entries_of(state_dict)
+        require_merged(entries, name)
+        if adapter is not None:
+            entries = adapter.merged(entries)
+            settings.tie_word_embeddings = settings.tie_word_embeddings and not adapter.unties
         with nullcontext() if cls.is_foreign() else without_weights():
-            model = cls(settings, **arguments)
+            model = cls(settings, *model_args, **arguments)
+        settings.name_or_path = name
         info = load_weights(
             model,
             checkpoint,
-            open_entries(checkpoint.weight_files) if state_dict is None else entries_of(state_dict),
+            entries,
             read_dtype(dtype if dtype is not None else torch_dtype),
             device,
             ignore_mismatched_sizes=ignore_mismatched_sizes,
@@ -260,6 +273,22 @@ class EsmPreTrainedModel(nn.Module):
         model.source = checkpoint.source
         model.eval()
         return (model, info) if output_loading_info else model
+
+    @classmethod
+    def _from_config(
+        cls: type[M],
+        config: EsmConfig,
+        *,
+        dtype: torch.dtype | str | None = None,
+        torch_dtype: torch.dtype | str | None = None,
+        **options: Any,
+    ) -> M:
+        """A model with random weights, in training mode, as the reference's classes make it."""
+        refuse(f"{cls.__name__}._from_config", options)
+        options = {key: options[key] for key in options.keys() - WITHOUT_EFFECT}
+        given = dtype if dtype is not None else torch_dtype
+        wanted = config.torch_dtype if given == "auto" else read_dtype(given)
+        return cls(config, **options).to(wanted or torch.float32)
 
     @classmethod
     def is_foreign(cls) -> bool:
@@ -272,9 +301,10 @@ class EsmPreTrainedModel(nn.Module):
         is_main_process: bool = True,
         state_dict: Mapping[str, Tensor] | None = None,
         save_function: Any = None,
-        *,
+        push_to_hub: bool = False,
         max_shard_size: int | str = "5GB",
         safe_serialization: bool = True,
+        variant: str | None = None,
         **options: Any,
     ) -> None:
         """Write config and weights into a folder, in the layout of transformers 4.37.2.
@@ -285,7 +315,7 @@ class EsmPreTrainedModel(nn.Module):
         a model that `optimize_for_inference` made, and for the pickled layout, which is read but
         not written, so that `save_function` is never called.
         """
-        refuse("save_pretrained", options)
+        refuse("save_pretrained", {"push_to_hub": push_to_hub, "variant": variant, **options})
         require_folder(save_directory)
         if self.optimized:
             raise InputError("a model optimized for inference cannot be saved; save the original")
@@ -294,7 +324,7 @@ class EsmPreTrainedModel(nn.Module):
         if not is_main_process:
             return
         self.config.architectures = [type(self).__name__]
-        self.config.torch_dtype = str(self.dtype).removeprefix("torch.")
+        self.config.torch_dtype = self.dtype
         save_checkpoint(self, save_directory, max_shard_size, state_dict)
 
 
@@ -324,10 +354,7 @@ def read_dtype(given: torch.dtype | str | None) -> torch.dtype | None:
     """The dtype asked for; None stands for the checkpoint's own. Raises WeightsError."""
     if given == "auto":
         return None
-    if isinstance(given, str):
-        found = getattr(torch, given.removeprefix("torch."), None)
-    else:
-        found = torch.float32 if given is None else given
-    if not isinstance(found, torch.dtype) or not found.is_floating_point:
+    found = torch.float32 if given is None else named_dtype(given)
+    if found is None or not found.is_floating_point:
         raise WeightsError(f"dtype '{given}' is not known; use float32, bfloat16 or auto")
     return found

@@ -9,9 +9,12 @@ import os
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from esm_pipeline.errors import WeightsError
 from esm_pipeline.files import atomic_path, require_folder
 from esm_pipeline.model import fair_esm
+from esm_pipeline.model.adapters import settings_of
 from esm_pipeline.model.folding.config import EsmFoldConfig
 from esm_pipeline.model.hub import CONFIG_FILE, FAIR_SUFFIX, find_config
 from esm_pipeline.model.keywords import hub_options, refuse, refuse_unknown, settle
@@ -43,8 +46,8 @@ class EsmConfig:
 
     model_type = "esm"
     architectures: list[str] | None = None
-    torch_dtype: str | None = None
-    """Class and precision of the model that was saved with it; set if it was."""
+    torch_dtype: torch.dtype | None = None
+    """Class and precision, text in the file, of the model that was saved with it; set if it was."""
 
     # what scripts ask every config of the reference for; not written to config.json unless set
     is_encoder_decoder = False
@@ -62,7 +65,6 @@ class EsmConfig:
     task_specific_params: dict[str, Any] | None = None
     tokenizer_class: str | None = None
     prefix: str | None = None
-    name_or_path = ""
     _name_or_path = ""
     _commit_hash: str | None = None
     transformers_version: str | None = None
@@ -113,7 +115,7 @@ class EsmConfig:
             self.vocab_list = list(ALPHABET)
         self.is_decoder: bool = kwargs.pop("is_decoder", False)
         self.add_cross_attention: bool = kwargs.pop("add_cross_attention", False)
-        self.pruned_heads = read_pruned(kwargs.pop("pruned_heads", None))
+        self.pruned_heads = read_pruned(kwargs.pop("pruned_heads", None), num_hidden_layers)
         self.output_attentions: bool = kwargs.pop("output_attentions", False)
         self.output_hidden_states: bool = kwargs.pop("output_hidden_states", False)
         self.return_dict: bool = kwargs.pop("return_dict", True)
@@ -126,6 +128,32 @@ class EsmConfig:
         )
         for name, value in kwargs.items():
             setattr(self, name, value)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """A precision given as text is one of PyTorch's here."""
+        super().__setattr__(name, read_torch_dtype(value) if name == "torch_dtype" else value)
+
+    @property
+    def dtype(self) -> torch.dtype | None:
+        """Transformers 5's name of `torch_dtype`."""
+        return self.torch_dtype
+
+    @dtype.setter
+    def dtype(self, dtype: torch.dtype | str | None) -> None:
+        self.torch_dtype = read_torch_dtype(dtype)
+
+    @property
+    def name_or_path(self) -> str:
+        """What it was loaded from; not written to config.json."""
+        return self._name_or_path
+
+    @name_or_path.setter
+    def name_or_path(self, name: object) -> None:
+        self._name_or_path = str(name)
+
+    def get_text_config(self, *args: Any, **kwargs: Any) -> EsmConfig:
+        """Itself: there is one for all."""
+        return self
 
     @property
     def use_return_dict(self) -> bool:
@@ -194,10 +222,11 @@ class EsmConfig:
     def to_dict(self) -> dict[str, Any]:
         """All settings, as `config.json` holds them."""
         values = {**copy.deepcopy(vars(self)), "model_type": self.model_type}
+        values.pop("_name_or_path", None)  # a place on one machine
         if isinstance(self.esmfold_config, EsmFoldConfig):
             values["esmfold_config"] = self.esmfold_config.to_dict()
-        if "torch_dtype" in values:
-            values["torch_dtype"] = str(values["torch_dtype"]).removeprefix("torch.")
+        if self.torch_dtype is not None:
+            values["torch_dtype"] = str(self.torch_dtype).removeprefix("torch.")
         return values
 
     @classmethod
@@ -227,7 +256,14 @@ class EsmConfig:
 
     @classmethod
     def from_pretrained(
-        cls, path_or_hub_id: str | os.PathLike[str] | None = None, **options: Any
+        cls,
+        path_or_hub_id: str | os.PathLike[str] | None = None,
+        cache_dir: str | os.PathLike[str] | None = None,
+        force_download: bool = False,
+        local_files_only: bool = False,
+        token: str | bool | None = None,
+        revision: str | None = None,
+        **options: Any,
     ) -> Any:
         """Read the settings of a folder, a config or fair-esm file, a hub id or "demo".
 
@@ -236,15 +272,20 @@ class EsmConfig:
         returned beside the config. Raises WeightsError, InputError.
         """
         with_unused = options.pop("return_unused_kwargs", False)
-        name, options = settle("EsmConfig.from_pretrained", path_or_hub_id, options)
-        file = find_config(name, **hub_options(options))
+        given = {"cache_dir": cache_dir, "token": token, "revision": revision, **options}
+        given |= {"local_files_only": local_files_only, "force_download": force_download}
+        name, options = settle("EsmConfig.from_pretrained", path_or_hub_id, given)
+        where = hub_options(name, options)
+        file = find_config(name, **where)
         values = cls.read_file(file)
+        options = {**settings_of(name, **where), **options}
         unused: dict[str, Any] = {}
         if with_unused:
             known = cls.from_dict(values)
             unused = {key: value for key, value in options.items() if not hasattr(known, key)}
             options = {key: value for key, value in options.items() if key not in unused}
         config = cls.from_values(file, values, **options)
+        config.name_or_path = name
         return (config, unused) if with_unused else config
 
     @classmethod
@@ -263,7 +304,7 @@ class EsmConfig:
     ) -> tuple[dict[str, Any], dict[str, Any]]:
         """What the file says that `from_pretrained` would read, and the keywords left over."""
         name, options = settle("EsmConfig.get_config_dict", path_or_hub_id, options)
-        return cls.read_file(find_config(name, **hub_options(options))), options
+        return cls.read_file(find_config(name, **hub_options(name, options))), options
 
     @classmethod
     def read_file(cls, path: Path) -> dict[str, Any]:
@@ -295,9 +336,11 @@ class EsmConfig:
         for name, value in values.items():
             setattr(self, name, value)
 
-    def save_pretrained(self, save_directory: str | os.PathLike[str], **options: Any) -> None:
+    def save_pretrained(
+        self, save_directory: str | os.PathLike[str], push_to_hub: bool = False, **options: Any
+    ) -> None:
         """Write `config.json` into a folder. Raises InputError for what is no folder."""
-        refuse("EsmConfig.save_pretrained", options)
+        refuse("EsmConfig.save_pretrained", {"push_to_hub": push_to_hub, **options})
         require_folder(save_directory)
         self.to_json_file(Path(save_directory) / CONFIG_FILE)
 
@@ -328,3 +371,17 @@ class EsmConfig:
 
     def __repr__(self) -> str:
         return f"EsmConfig {json.dumps(self.to_dict(), indent=2, sort_keys=True)}"
+
+
+def named_dtype(given: Any) -> torch.dtype | None:
+    """A precision, or the one of a name with or without "torch."; None if it is none."""
+    found = getattr(torch, given.removeprefix("torch."), None) if isinstance(given, str) else given
+    return found if isinstance(found, torch.dtype) else None
+
+
+def read_torch_dtype(given: Any) -> torch.dtype | None:
+    """What `torch_dtype` says, None for nothing. Raises WeightsError for no precision."""
+    found = named_dtype(given)
+    if found is None and given not in (None, "auto"):
+        raise WeightsError(f"config: torch_dtype is {given!r}, no precision; float32 is one")
+    return found

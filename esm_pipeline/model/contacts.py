@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from esm_pipeline.model.config import EsmConfig
+from esm_pipeline.model.linears import weight_and_bias
 
 
 class EsmContactPredictionHead(nn.Module):
@@ -27,14 +28,21 @@ class EsmContactPredictionHead(nn.Module):
 
         In the precision of the regression, whatever that of the maps is.
         """
-        weights = self.regression.weight.view(-1, self.heads)[layer - 1, heads]
+        weights = weight_and_bias(self.regression)[0].view(-1, self.heads)[layer - 1, heads]
         residues = maps[..., 1:-1, 1:-1].to(weights.dtype)  # without BOS and EOS
         corrected = average_product_corrected(residues + residues.transpose(-1, -2))
         return torch.einsum("nhij,h->nij", corrected, weights)
 
     def forward(self, logits: Tensor) -> Tensor:
         """Probabilities from the sum of all layers' logits."""
-        return torch.sigmoid(logits + self.regression.bias)
+        return torch.sigmoid(logits + self.bias)
+
+    @property
+    def bias(self) -> Tensor:
+        """(1,) the logit of a pair that no head looks at."""
+        bias = weight_and_bias(self.regression)[1]
+        assert bias is not None, "the regression has one"
+        return bias
 
 
 def average_product_corrected(maps: Tensor) -> Tensor:

@@ -41,6 +41,8 @@ class CpuSelfAttention(EsmSelfAttention):
         nn.Module.__init__(self)
         self.heads, self.head_width = plain.heads, plain.head_width
         self.distance_embedding, self.dropout = None, nn.Dropout(0.0)
+        if rotary:
+            self.rotary_embeddings = plain.rotary_embeddings
         self.fused = FusedLinear([plain.query, plain.key, plain.value])
         if rotary:
             self.fused.reorder(by_pairs(len(self.heads), self.head_width))

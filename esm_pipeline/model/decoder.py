@@ -34,7 +34,7 @@ from esm_pipeline.model.layer import (
 )
 from esm_pipeline.model.layout import PackedLayout
 from esm_pipeline.model.memory import Memory
-from esm_pipeline.model.rotary import Tables, rotary_tables, rotate
+from esm_pipeline.model.rotary import RotaryEmbedding, Tables, rotary_tables, rotate
 
 
 class EsmDecoderLayer(EsmLayer):
@@ -136,6 +136,8 @@ class EsmEncoderAttention(nn.Module):
         self.key = nn.Linear(width, width)
         self.value = nn.Linear(width, width)
         self.dropout = nn.Dropout(config.attention_probs_dropout_prob)
+        if config.position_embedding_type == "rotary":  # without use, as checkpoints have it
+            self.rotary_embeddings = RotaryEmbedding(width // self.heads)
 
     def forward(self, x: Tensor, layout: PackedLayout, ask: Ask) -> tuple[Tensor, Seen]:
         """Normed states (T, D) → (T, H * K), the maps if asked for, and keys and values."""
@@ -158,7 +160,8 @@ class EsmEncoderAttention(nn.Module):
         if len(past) == 4:
             return past[2], past[3]
         assert memory.states is not None, "build_memory asks for it"
-        states = memory.states.to(self.query.weight.dtype)
+        dtype = getattr(self.query.weight, "dtype", memory.states.dtype)  # none in 8 bits
+        states = memory.states.to(dtype)
         k, v = (
             project(states).unflatten(-1, (self.heads, -1)).transpose(1, 2)
             for project in (self.key, self.value)

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.graph import save_on_cpu
 from torch.utils.checkpoint import checkpoint
 
 from esm_pipeline.errors import CapacityError, InputError
@@ -19,10 +20,35 @@ from esm_pipeline.model.decoder import EsmDecoderLayer
 from esm_pipeline.model.layer import Ask, EsmLayer, Seen
 from esm_pipeline.model.layout import PackedLayout
 from esm_pipeline.model.memory import Memory
-from esm_pipeline.model.rotary import rotary_frequencies, rotary_tables
+from esm_pipeline.model.rotary import RotaryEmbedding, rotary_frequencies, rotary_tables
 
 MASKED_IN_TRAINING = 0.15 * 0.8
 """Share of tokens shown as <mask> when the published models were trained."""
+
+
+class Checkpointing(NamedTuple):
+    """How layers are computed again for gradients: see `gradient_checkpointing_enable`."""
+
+    keywords: dict[str, Any]
+    every: int = 1
+    offload: bool = False
+
+    def wrapped(self, layer: nn.Module, number: int) -> Callable[..., Any]:
+        """Layer `number`, from 1, to be called as it is, or so that it keeps its inputs alone."""
+        if (number - 1) % self.every:
+            return layer
+        again = partial(checkpoint, layer, **self.keywords)
+        return on_cpu(again) if self.offload else again
+
+
+def on_cpu(layer: Callable[..., Any]) -> Callable[..., Any]:
+    """A layer of which all that is kept for gradients waits in the CPU's memory."""
+
+    def call(*inputs: Any) -> Any:
+        with save_on_cpu(pin_memory=torch.cuda.is_available()):
+            return layer(*inputs)
+
+    return call
 
 
 class Step(NamedTuple):
@@ -112,11 +138,25 @@ class EsmEncoder(nn.Module):
         self.rotary = config.position_embedding_type == "rotary"
         self.needs_states = config.add_cross_attention
         self.head_width = config.hidden_size // config.num_attention_heads
-        self.frequencies = rotary_frequencies(self.head_width)  # (K / 2,), or a checkpoint's own
         kind = EsmDecoderLayer if config.is_decoder else EsmLayer
         self.layer = nn.ModuleList(kind(config) for _ in range(config.num_hidden_layers))
         self.emb_layer_norm_after = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
-        self.checkpointing: dict[str, Any] | None = None  # see gradient_checkpointing_enable
+        self.checkpointing: Checkpointing | None = None  # see gradient_checkpointing_enable
+
+    @property
+    def frequencies(self) -> Tensor:
+        """(K / 2,) float32, those of the first layer: all have the same, a checkpoint's own."""
+        held = next(self.rotary_embeddings(), None)
+        return rotary_frequencies(self.head_width) if held is None else held.inv_freq
+
+    @frequencies.setter
+    def frequencies(self, table: Tensor) -> None:
+        for one in self.rotary_embeddings():
+            one.inv_freq = table.detach().float().clone()
+
+    def rotary_embeddings(self) -> Iterator[RotaryEmbedding]:
+        """Where the frequencies are held."""
+        return (one for one in self.modules() if isinstance(one, RotaryEmbedding))
 
     @property
     def layers(self) -> list[EsmLayer]:
@@ -161,8 +201,9 @@ class EsmEncoder(nn.Module):
                 () if past is None else past.cache[number - 1],
                 rows if number == last else None,
             )
+            run: Callable[..., Any] = layer
             if self.checkpointing is not None and self.training:
-                layer = partial(checkpoint, layer, **self.checkpointing)  # type: ignore[assignment]
-            x, seen = layer(x, layout, tables, ask)
+                run = self.checkpointing.wrapped(layer, number)
+            x, seen = run(x, layout, tables, ask)
             x = through(self.emb_layer_norm_after(x) if number == last else x)
             yield Step(number, x, seen)

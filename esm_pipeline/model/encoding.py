@@ -26,6 +26,7 @@ PADDINGS = ("longest", "max_length", "do_not_pad")
 TRUNCATIONS = ("longest_first", "only_first", "only_second", "do_not_truncate")
 SIDES = ("right", "left")
 OLD_OPTIONS = {"pad_to_max_length": "padding='max_length'", "truncation_strategy": "truncation"}
+"""Options of transformers 3, and what to say instead; they are understood."""
 
 
 def ignore(message: str) -> None:
@@ -143,8 +144,9 @@ class Options:
         that is not known, InputError for a value that cannot be.
         """
         known = [field.name for field in fields(cls)]
+        given = renewed(given, warn)
         for name in set(given) - set(known):
-            near = OLD_OPTIONS.get(name) or next(iter(get_close_matches(name, known)), None)
+            near = next(iter(get_close_matches(name, known)), None)
             raise TypeError(
                 f"the tokenizer has no option '{name}'" + (f"; use {near}" if near else "")
             )
@@ -193,6 +195,22 @@ class Options:
                 f"pad_to_multiple_of={self.pad_to_multiple_of}"
             )
         return replace(self, padding=padding, truncation=truncation, max_length=length)
+
+
+def renewed(given: Mapping[str, Any], warn: Warn) -> dict[str, Any]:
+    """Options with those of transformers 3 in the words of today. Peer: 4.37.2."""
+    options = dict(given)
+    old = {name: options.pop(name) for name in OLD_OPTIONS if name in options}
+    for name in old:
+        warn(f"'{name}' is an old option; use {OLD_OPTIONS[name]}")
+    cut = options.get("truncation") is None and options.get("max_length") is not None
+    if old.get("pad_to_max_length") and not options.get("padding"):
+        options["padding"] = "max_length" if options.get("max_length") else "longest"
+        options["truncation"] = cut or options.get("truncation")
+    strategy = old.get("truncation_strategy", "do_not_truncate")
+    if options.get("truncation") is None and strategy != "do_not_truncate":
+        options["truncation"] = strategy
+    return options
 
 
 def choice(name: str, value: Any, known: Sequence[str]) -> str:

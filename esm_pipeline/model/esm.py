@@ -14,7 +14,13 @@ import torch
 from torch import Tensor, nn
 
 from esm_pipeline.errors import InputError
-from esm_pipeline.model.arguments import batch_shape, head_masks, table_rows, token_mask
+from esm_pipeline.model.arguments import (
+    batch_shape,
+    head_masks,
+    table_rows,
+    token_mask,
+    wants_gradient,
+)
 from esm_pipeline.model.attention import unpack_maps, unpack_rows
 from esm_pipeline.model.base import EsmPreTrainedModel
 from esm_pipeline.model.config import EsmConfig
@@ -162,6 +168,8 @@ class EsmModel(EsmPreTrainedModel):
     ) -> Encoded:
         """What `forward` does, up to the packed states, on which a head can go on."""
         batch, width = batch_shape(self.config, input_ids, inputs_embeds)
+        if self.optimized and wants_gradient(inputs_embeds, encoder_hidden_states):
+            self.refuse("a gradient of the inputs")
         past = None
         if past_key_values:
             past = read_past(self.config, past_key_values, batch)
@@ -291,7 +299,7 @@ class EsmModel(EsmPreTrainedModel):
             position_ids=None if rows is None else layout.pack(rows),
         )
         residues = max(0, tokens.shape[1] - 2)
-        background = torch.sigmoid(self.contact_head.regression.bias)
+        background = torch.sigmoid(self.contact_head.bias)
         padded = background.repeat(len(layout.lengths), residues, residues)
         for place, single in enumerate(represented.contacts or ()):
             padded[place, : single.shape[0], : single.shape[1]] = single

@@ -18,6 +18,7 @@ from esm_pipeline.model.base import EsmPreTrainedModel
 from esm_pipeline.model.config import EsmConfig
 from esm_pipeline.model.esm import EsmModel
 from esm_pipeline.model.layout import PackedLayout
+from esm_pipeline.model.linears import weight_and_bias
 from esm_pipeline.model.losses import sequence_loss, token_loss
 from esm_pipeline.model.outputs import (
     MaskedLMOutput,
@@ -25,10 +26,14 @@ from esm_pipeline.model.outputs import (
     TokenClassifierOutput,
 )
 from esm_pipeline.model.vocabulary import resized_rows
+from esm_pipeline.model.weights import TIED
 
 
 class EsmLMHead(nn.Module):
     """Dense, GELU, norm, vocabulary. Its model ties `decoder` to the token embedding."""
+
+    tied = False
+    """Whether the weight of `decoder` is the token embedding's."""
 
     def __init__(self, config: EsmConfig) -> None:
         super().__init__()
@@ -39,10 +44,36 @@ class EsmLMHead(nn.Module):
         self.decoder = nn.Linear(width, config.vocab_size, bias=False)
         self.bias = nn.Parameter(torch.zeros(config.vocab_size))
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Raises InputError for an adapter on a tied `decoder` that changes the embedding too."""
+        if name == "decoder" and self.tied:
+            require_same_embedding(self.decoder, value)
+        super().__setattr__(name, value)
+
     def forward(self, x: Tensor) -> Tensor:
-        """Last states (…, D) → logits (…, V)."""
+        """Last states (…, D) → logits (…, V), in float32 under autocast, as the bias is."""
         x = self.layer_norm(F.gelu(self.dense(x)))
-        return F.linear(x, self.decoder.weight, self.bias)
+        logits: Tensor = self.decoder(x) + self.bias
+        return logits
+
+
+def require_same_embedding(old: nn.Module, new: nn.Module) -> None:
+    """Raise InputError if peft, which puts `new` in place of a tied `old`, changed the weight.
+
+    It does so when it merges, and for adapters that start from a part of the weight (PiSSA, OLoRA).
+    """
+    inner = getattr(new, "base_layer", None)
+    merged = getattr(old, "base_layer", None) is new and getattr(old, "merged_adapters", False)
+    if isinstance(inner, nn.Linear) and not inner.weight.is_meta:
+        with torch.no_grad():
+            whole, rest = (weight_and_bias(one)[0] for one in (new, inner))  # type: ignore[arg-type]
+            merged = bool((whole - rest).abs().max() > 1e-3 * whole.abs().max())
+    if merged:
+        raise InputError(
+            "lm_head.decoder: its weight is the token embedding's too, and this adapter changed "
+            "both; load the model anew, and leave the layer out (exclude_modules=['decoder']), or "
+            "give it a weight of its own first (set_output_embeddings)"
+        )
 
 
 def looks_at_tokens(head: nn.Module) -> bool:
@@ -65,6 +96,8 @@ def by_token(head: nn.Module, states: Tensor, layout: PackedLayout) -> Tensor:
 
 class EsmForMaskedLM(EsmPreTrainedModel):
     """The encoder with the head that predicts residues."""
+
+    _tied_weights_keys = (TIED,)
 
     def __init__(self, config: EsmConfig) -> None:
         super().__init__(config)
@@ -131,7 +164,9 @@ class EsmForMaskedLM(EsmPreTrainedModel):
     def tie_weights(self) -> None:
         """Let the head share the token embedding, unless the config says no."""
         if self.config.tie_word_embeddings:
-            self.lm_head.decoder.weight = self.get_input_embeddings().weight
+            decoder = self.lm_head.decoder  # an adapter holds the layer
+            getattr(decoder, "base_layer", decoder).weight = self.get_input_embeddings().weight
+        self.lm_head.tied = self.config.tie_word_embeddings
 
     def get_output_embeddings(self) -> nn.Linear:
         """The head's last layer, D to V; its weight is the token embedding if tied."""
@@ -148,6 +183,7 @@ class EsmForMaskedLM(EsmPreTrainedModel):
             raise InputError(f"output embeddings should be a layer from {width}, with bias=False")
         self.lm_head.decoder = new_embeddings
         tied = new_embeddings.weight is self.get_input_embeddings().weight
+        self.lm_head.tied = self.lm_head.tied and tied
         self.config.tie_word_embeddings = self.config.tie_word_embeddings and tied
         self.resize_output(new_embeddings.weight.shape[0])
 

@@ -28,23 +28,36 @@ WEIGHT_FILES = (
 )
 """Names a checkpoint's weights may have, in the order of preference; an index names shards."""
 
+ADAPTER_CONFIG = "adapter_config.json"
+ADAPTER_FILES = ("adapter_model.safetensors", "adapter_model.bin")
+"""What peft writes: the settings of an adapter, and its weights by one of these names."""
+
 FAIR_SUFFIX = ".pt"
 TOKENIZER_FILES = (
     *("vocab.txt", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
 )
 HUB_OPTIONS = ("revision", "cache_dir", "local_files_only", "token")
+STEP_FOLDER = re.compile(r"checkpoint-(\d+)")
+"""Folders in which a Trainer saves what it has after so many steps."""
+
 HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 DIGEST = re.compile(r"[0-9a-f]{64}")
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A checkpoint on this machine. `revision` is the commit on the hub, None for what is local."""
+    """A checkpoint on this machine. `revision` is the commit on the hub, None for what is local.
+
+    `adapter` has the settings and the weights of a peft adapter, if it is one: `weight_files` are
+    then those of its base model, which has the commit `base_revision`.
+    """
 
     name: str
     folder: Path
     weight_files: tuple[Path, ...]
     revision: str | None = None
+    adapter: tuple[Path, ...] = ()
+    base_revision: str | None = None
 
     @property
     def is_fair_esm(self) -> bool:
@@ -53,15 +66,22 @@ class Checkpoint:
 
     @property
     def source(self) -> Path:
-        """What `from_pretrained` takes: the folder, or the fair-esm file."""
-        return self.weight_files[0] if self.is_fair_esm else self.folder
+        """What `from_pretrained` takes, with `where`: the folder, or the fair-esm file."""
+        return self.weight_files[0] if self.is_fair_esm and not self.adapter else self.folder
+
+    @property
+    def where(self) -> dict[str, Any]:
+        """Keywords of `from_pretrained` by which an adapter keeps to this base model."""
+        if self.base_revision is None:
+            return {}
+        return {"revision": self.base_revision, "local_files_only": True}
 
     def weights_sha256(self) -> str:
         """Digest of the weights: of the file, or of the files' digests in the order of names.
 
         The hub's cache names large files by their digest, which is then taken from there.
         """
-        digests = [file_digest(path) for path in sorted(self.weight_files)]
+        digests = [file_digest(path) for path in (*sorted(self.weight_files), *self.adapter)]
         if len(digests) == 1:
             return digests[0]
         return hashlib.sha256("\n".join(digests).encode()).hexdigest()
@@ -96,14 +116,19 @@ def resolve_checkpoint(name: str, *, needs_config: bool = True, **options: Any) 
     WeightsError, or CapacityError where the disk is full.
     """
     path = local_path(name)
+    config = fetch_config(name, **options) if path is None else None
+    adapter = find_adapter(name, **options) if config is None else None
+    if adapter is not None:
+        return resolve_adapter(name, adapter, **options)
     if path is not None and options.get("revision"):
         raise WeightsError(
             f"{name}: a revision is of a hub model, this lies on the disk; leave it out"
         )
     if path is not None and path.is_file():
         return Checkpoint(name, path.parent, fair_esm.files_of(path))
-    needs_config = needs_config or path is None
-    folder = find_config(name, **options).parent if needs_config else path
+    if config is None and (needs_config or path is None):
+        config = find_config(name, **options)
+    folder = path if config is None else config.parent
     assert folder is not None, "a name without a path has its config in the cache"
     commit = None
     if path is None:  # what the revision means now holds for all the rest
@@ -117,6 +142,73 @@ def resolve_checkpoint(name: str, *, needs_config: bool = True, **options: Any) 
     return Checkpoint(name, folder, files, commit)
 
 
+def find_adapter(name: str, **options: Any) -> Path | None:
+    """The settings of a peft adapter, None if `name` is a whole checkpoint.
+
+    Raises WeightsError if it is both.
+    """
+    found = find_file(name, ADAPTER_CONFIG, **options)
+    path = local_path(name)
+    whole = [one for one in WEIGHT_FILES if path and (path / one).is_file()] if found else []
+    if whole:
+        raise WeightsError(
+            f"{name}: has {whole[0]} and {ADAPTER_CONFIG}, a whole model and an adapter; which one "
+            "is meant is not known: move one to a folder of its own"
+        )
+    return found
+
+
+def resolve_adapter(name: str, config: Path, **options: Any) -> Checkpoint:
+    """The checkpoint of a peft adapter: its base model's weights, and its own. A revision is that
+    of the base model if the adapter is local. Raises WeightsError."""
+    base_name, base_options = base_of(name, config, **options)
+    base = resolve_checkpoint(base_name, **base_options)
+    local = local_path(name) is not None
+    if not local:
+        options["revision"] = config.parent.name
+    for file in ADAPTER_FILES:
+        weights = find_file(name, file, **options)
+        if weights is not None:
+            break
+    else:
+        raise WeightsError(f"{name}: has {ADAPTER_CONFIG}, but no {ADAPTER_FILES[0]} beside it")
+    if not local:
+        for extra in TOKENIZER_FILES:
+            find_file(name, extra, **options)
+    return Checkpoint(
+        *(name, config.parent, base.weight_files),
+        revision=base.revision if local else config.parent.name,
+        adapter=(config, weights),
+        base_revision=base.revision,
+    )
+
+
+def base_of(name: str, config: Path, **options: Any) -> tuple[str, dict[str, Any]]:
+    """Name of an adapter's base model, and the options with which it is found.
+
+    Raises WeightsError if the adapter does not say, or if that is an adapter as well.
+    """
+    try:
+        told = json.loads(config.read_text(encoding="utf-8"))
+        base, revision = told["base_model_name_or_path"], told.get("revision")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise WeightsError(f"{config}: not the settings of an adapter ({error!r})") from None
+    if not isinstance(base, str) or not base or not isinstance(revision, str | None):
+        raise WeightsError(
+            f"{config}: base_model_name_or_path is {base!r}; set it to the model that the adapter "
+            "was trained on: a folder, a hub id, or demo"
+        )
+    try:
+        path = local_path(base)
+    except WeightsError as error:
+        raise WeightsError(f"{config}: base_model_name_or_path: {error}") from None
+    if path is not None and (path / ADAPTER_CONFIG).is_file():
+        raise WeightsError(f"{config}: its base model {base} is an adapter too; merge that first")
+    given = options.get("revision") if local_path(name) is not None else None
+    revision = given or (revision if path is None else None)
+    return base, {**options, "revision": revision}
+
+
 def find_config(name: str, **options: Any) -> Path:
     """Where the settings of the checkpoint `name` stand, itself if it is a file of settings.
 
@@ -127,13 +219,36 @@ def find_config(name: str, **options: Any) -> Path:
     path = local_path(name)
     if path is not None and path.is_file():
         return path
-    found = fetch_first(name, CONFIG_FILE, **options) if path is None else path / CONFIG_FILE
-    if found is None or not found.is_file():
+    found = fetch_config(name, **options) if path is None else path / CONFIG_FILE
+    if found is not None and found.is_file():
+        return found
+    adapter = find_adapter(name, **options)
+    if adapter is not None:
+        base, base_options = base_of(name, adapter, **options)
+        return find_config(base, **base_options)
+    steps = {} if path is None else step_folders(path)
+    if steps:
         raise WeightsError(
-            f"{name}: no {CONFIG_FILE} in it; is this an ESM checkpoint? (of a bare state, as a "
-            "Trainer writes it, load with config=)"
+            f"{name}: no {CONFIG_FILE} in it, but folders of a Trainer; give one of them, the last "
+            f"is {os.path.join(name, steps[max(steps)])}"
         )
-    return found
+    raise WeightsError(
+        f"{name}: no {CONFIG_FILE} in it; is this an ESM checkpoint? (of a bare state, as a "
+        "Trainer writes it, load with config=)"
+    )
+
+
+def fetch_config(name: str, **options: Any) -> Path | None:
+    """The config.json of a hub model, asked for first; None if it has none, as adapters do."""
+    if cached(name, ADAPTER_CONFIG, **options) and not cached(name, CONFIG_FILE, **options):
+        return None
+    return fetch_first(name, CONFIG_FILE, **options)
+
+
+def step_folders(path: Path) -> dict[int, str]:
+    """Steps → name of the folder that a Trainer saved then, in `path`."""
+    found = {one.name: STEP_FOLDER.fullmatch(one.name) for one in path.iterdir() if one.is_dir()}
+    return {int(match[1]): name for name, match in found.items() if match}
 
 
 def find_weights(name: str, **options: Any) -> Path:
@@ -209,8 +324,20 @@ def local_path(name: str) -> Path | None:
 
 
 def find_file(name: str, file: str, **options: Any) -> Path | None:
-    """One file of the checkpoint `name`, None if it has none of that name. Raises WeightsError."""
+    """One file of the checkpoint `name`, None if it has none of that name.
+
+    What an adapter lacks is its base model's, but for weights. Raises WeightsError.
+    """
     path = local_path(name)
     if path is None:
-        return fetch(name, file, **options)
-    return path / file if (path / file).is_file() else None
+        found = fetch(name, file, **options)
+        adapter = None if found else cached(name, ADAPTER_CONFIG, **options)
+    else:
+        found = path / file if (path / file).is_file() else None
+        adapter = path / ADAPTER_CONFIG
+    if found or file in (*WEIGHT_FILES, *ADAPTER_FILES, ADAPTER_CONFIG):
+        return found
+    if adapter is None or not adapter.is_file():
+        return None
+    base, base_options = base_of(name, adapter, **options)
+    return find_file(base, file, **base_options)

@@ -24,6 +24,7 @@ from esm_pipeline.errors import CapacityError, EsmPipelineError, WeightsError
 COMMIT = re.compile(r"[0-9a-f]{40}")
 REVISION = re.compile(r"(?!.*\.\.)\w[\w./+@#-]*")
 LOG_IN = "`hf auth login`, or a token in HF_TOKEN"
+NO_FOLDER = "no such folder"
 AGAIN = "run the same again"
 PATIENCE = 10.0
 """Seconds that the first answer may take; the client's own retries would make it six minutes."""
@@ -70,7 +71,7 @@ def fetch_first(name: str, file: str, **options: Any) -> Path | None:
         if found is None:
             revision = f" --revision {options['revision']}" if options.get("revision") else ""
             raise WeightsError(
-                f"{name}: no such folder, and not in the cache {cache_folder(options)}; this is "
+                f"{name}: {NO_FOLDER}, and not in the cache {cache_folder(options)}; this is "
                 f"offline: fetch it once by esm-pipeline download --model {name}{revision}"
             )
         return found
@@ -78,7 +79,7 @@ def fetch_first(name: str, file: str, **options: Any) -> Path | None:
         return found
     problem = ask(name, file, options)
     if problem is not None and found is None:
-        raise explained(name, file, problem, options) from None
+        raise explained(name, file, problem, options, first=True) from None
     return fetch(name, file, **options) if problem is None else found
 
 
@@ -175,13 +176,19 @@ def quiet() -> Iterator[None]:
 
 
 def explained(
-    name: str, file: str, error: BaseException, options: dict[str, Any]
+    name: str, file: str, error: BaseException, options: dict[str, Any], *, first: bool = False
 ) -> EsmPipelineError:
-    """The error to raise for what the client raised."""
+    """The error to raise for what the client raised.
+
+    Of the `first` file of a name, which may be that of a folder, mistyped, it begins with that.
+    """
     if isinstance(error, OSError) and error.errno is not None:
         return disk_error(name, file, error, options)
     status = getattr(getattr(error, "response", None), "status_code", None)
     told = refusal(name, error) if status is None else answer(name, error, status, options)
+    known = type(error).__name__ in ("RevisionNotFoundError", "GatedRepoError")
+    if first and not known and not told.startswith(NO_FOLDER):
+        told = f"{NO_FOLDER}, and {told}"
     return WeightsError(f"{name}: {told}")
 
 
@@ -210,7 +217,7 @@ def refusal(name: str, error: BaseException) -> str:
     """What to say where no answer came, or none of the hub's."""
     kind, why = type(error).__name__, (str(error).splitlines() or ["no answer"])[0]
     if kind == "HFValidationError":
-        return "no such folder, and not a hub id"
+        return f"{NO_FOLDER}, and not a hub id"
     if kind == "FileMetadataError":
         return "what answered is not the hub; check the proxy, or HF_ENDPOINT if it is set"
     if kind == "ProxyError":
@@ -245,7 +252,7 @@ def answer(name: str, error: BaseException, status: int, options: dict[str, Any]
         return f"access is restricted; accept its licence at {page}, then {LOG_IN}"
     if isinstance(error, RepositoryNotFoundError):
         return (
-            "no such folder, and no such public model on the hub; check the spelling, or if it is "
+            f"{NO_FOLDER}, and no such public model on the hub; check the spelling, or if it is "
             f"private {LOG_IN}"
         )
     if status in (401, 403):

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import difflib
 import os
+import warnings
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 from esm_pipeline.errors import InputError
-from esm_pipeline.model.hub import HUB_OPTIONS
+from esm_pipeline.model.hub import ADAPTER_CONFIG, DEMO, HUB_OPTIONS
 
 WITHOUT_EFFECT = {
     *("low_cpu_mem_usage", "_fast_init", "trust_remote_code", "resume_download", "mirror"),
@@ -33,6 +35,9 @@ REFUSED = {
     "push_to_hub": "save to a folder, and upload it with `hf upload`",
 }
 """Keyword → what to do instead."""
+
+MAIN = "main"
+"""The revision that the reference asks for unless told."""
 
 ARGUMENTS = ("ignore_mismatched_sizes", "output_loading_info", "torch_dtype", "add_pooling_layer")
 """Our own, that one may misspell."""
@@ -64,9 +69,27 @@ def refuse(caller: str, options: dict[str, Any]) -> None:
             raise InputError(f"{caller}: '{name}' is not here; {REFUSED[name]}")
 
 
-def hub_options(options: dict[str, Any]) -> dict[str, Any]:
-    """What of `options` says where a checkpoint is from; taken out of them."""
-    return {name: options.pop(name) for name in HUB_OPTIONS if name in options}
+def hub_options(name: str, options: dict[str, Any]) -> dict[str, Any]:
+    """What of `options` says where the checkpoint `name` is from; taken out of them.
+
+    What lies on the disk has no revisions, as in the reference: one beside it is left out, with a
+    warning unless it is the default's name.
+    """
+    where = {key: options.pop(key) for key in HUB_OPTIONS if key in options}
+    path = Path(name).expanduser()
+    if where.get("revision") and is_whole(name, path):
+        if where["revision"] != MAIN:
+            warnings.warn(
+                f"{name}: lies on the disk, where revision '{where['revision']}' means nothing",
+                stacklevel=4,
+            )
+        del where["revision"]
+    return where
+
+
+def is_whole(name: str, path: Path) -> bool:
+    """Whether a checkpoint lies on the disk, and is no adapter, whose base model may have one."""
+    return name == DEMO or (path.exists() and not (path / ADAPTER_CONFIG).is_file())
 
 
 def refuse_unknown(caller: str, options: Iterable[str], known: Iterable[str]) -> None:

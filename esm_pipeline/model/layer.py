@@ -17,7 +17,7 @@ from esm_pipeline.model.config import EsmConfig
 from esm_pipeline.model.layout import PackedLayout
 from esm_pipeline.model.memory import Memory
 from esm_pipeline.model.positions import distance_embedding
-from esm_pipeline.model.rotary import Tables, rotate
+from esm_pipeline.model.rotary import RotaryEmbedding, Tables, rotate
 
 
 class Ask(NamedTuple):
@@ -58,6 +58,8 @@ class EsmSelfAttention(nn.Module):
         self.fused: nn.Module | None = None
         self.distance_embedding = distance_embedding(config)
         self.dropout = nn.Dropout(config.attention_probs_dropout_prob)
+        if config.position_embedding_type == "rotary":
+            self.rotary_embeddings = RotaryEmbedding(self.head_width)
 
     def forward(
         self, x: Tensor, layout: PackedLayout, tables: Tables | None, ask: Ask

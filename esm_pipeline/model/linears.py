@@ -15,8 +15,34 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+PACKAGE = __name__.split(".")[0]
 ROWS_EXPECTED = 4096
 """Rows (tokens) the packed weights are laid out for; other numbers work as well."""
+
+
+def is_plain(layer: nn.Module, *kinds: type[nn.Module]) -> bool:
+    """Whether a layer is one of PyTorch's `kinds` (linear) or ours, and no more than its weight.
+
+    With adapters, hooks, parametrizations and offloaded weights it is.
+    """
+    kinds = kinds or (nn.Linear,)
+    own = type(layer) in kinds or type(layer).__module__.split(".")[0] == PACKAGE
+    hooks = layer._forward_hooks or layer._forward_pre_hooks
+    return own and isinstance(layer, kinds) and "forward" not in vars(layer) and not hooks
+
+
+def weight_and_bias(layer: nn.Linear) -> tuple[Tensor, Tensor | None]:
+    """Weight (out, in) and bias (out,) of what a linear layer computes, whatever stands around it.
+
+    For sums that are not written as `layer(x)`: of a layer that is not plain, unit vectors tell it.
+    """
+    if is_plain(layer):
+        return layer.weight, layer.bias
+    held = [one for one in layer.parameters() if one.is_floating_point() and not one.is_meta]
+    like = held[0] if held else torch.empty(0)  # in 8 bits, or somewhere else for now
+    units = torch.eye(layer.in_features, dtype=like.dtype, device=like.device)
+    bias: Tensor = layer(torch.zeros_like(units[:1]))
+    return (layer(units) - bias).T, bias[0]
 
 
 class Packed(nn.Module):

@@ -172,7 +172,9 @@ def load_weights(
     if plan.causes:
         remedy = "train before use"
         if checkpoint.is_fair_esm:
-            remedy += f", or put {fair_esm.regression_of(checkpoint.source).name} beside it"
+            remedy += (
+                f", or put {fair_esm.regression_of(checkpoint.weight_files[0]).name} beside it"
+            )
         warnings.warn(
             f"{checkpoint.name}: {'; '.join(plan.causes)}; initialised at random, {remedy}",
             stacklevel=4,  # who called from_pretrained, within `uncollected`
@@ -211,7 +213,8 @@ def wanted_of(model: EsmPreTrainedModel) -> dict[str, Tensor]:
     wanted: dict[str, Tensor] = dict(model.named_parameters())
     if model.is_foreign():
         kept = model.state_dict().keys()
-        wanted.update({name: own for name, own in model.named_buffers() if name in kept})
+        own = {name: held for name, held in model.named_buffers() if name in kept}
+        wanted |= {name: held for name, held in own.items() if not FREQUENCIES.fullmatch(name)}
     return wanted
 
 

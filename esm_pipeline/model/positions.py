@@ -43,7 +43,8 @@ class DistanceEmbedding(nn.Embedding):
                 f"a sequence needs the distance {reach}, but the model's table of distances ends "
                 f"at {self.most}; shorten the sequence, or use a rotary model (ESM-2)"
             )
-        band = self.weight[self.most - reach : self.most + reach + 1]  # (2 * reach + 1, K)
+        places = torch.arange(self.most - reach, self.most + reach + 1, device=q.device)
+        band = self(places)  # (2 * reach + 1, K)
         rows = (distances + reach).unsqueeze(1)  # (N, 1, L, S)
         scores = chosen(q @ band.T, rows)
         if self.with_keys:

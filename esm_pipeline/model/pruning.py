@@ -6,7 +6,7 @@ A head keeps its number when others go: numbers are those of the whole model, in
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -22,17 +22,27 @@ Pruned = dict[int, list[int]]
 """Layer, from 0, to the numbers of its heads."""
 
 
-def read_pruned(given: Any) -> Pruned:
-    """`pruned_heads` with numbers as keys, which JSON has as text. Raises WeightsError."""
+def read_pruned(given: Any, layers: Any = None) -> Pruned:
+    """`pruned_heads` with numbers as keys, which JSON has as text.
+
+    Of a model with that many `layers`, negative ones are counted from its end, as scripts of the
+    reference write them. Raises WeightsError.
+    """
+    pruned: dict[int, set[Any]] = {}
+    count = layers if type(layers) is int else 0
     try:
-        return {int(layer): sorted(set(heads)) for layer, heads in dict(given or {}).items()}
+        for key, heads in dict(given or {}).items():
+            layer = int(key)
+            layer += count if -count <= layer < 0 else 0
+            pruned.setdefault(layer, set()).update(heads)
+        return {layer: sorted(heads) for layer, heads in pruned.items()}
     except (TypeError, ValueError):
         raise WeightsError(
             f"config: pruned_heads should map layers to lists of heads, it is {given!r}"
         ) from None
 
 
-def union(pruned: Pruned, more: Mapping[int, Iterable[int]]) -> Pruned:
+def union(pruned: Pruned, more: Pruned) -> Pruned:
     """Both together."""
     joined = {layer: [*heads, *pruned.get(layer, ())] for layer, heads in more.items()}
     return {**pruned, **read_pruned(joined)}

@@ -6,11 +6,13 @@ The angles are computed in float32, as the peers do, whatever the model's precis
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Self
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 BASE = 10_000.0
 
@@ -36,6 +38,27 @@ def rotary_frequencies(width: int) -> Tensor:
     """
     exponents = torch.arange(0, width, 2, device="cpu").float() / width
     return 1.0 / BASE**exponents
+
+
+class RotaryEmbedding(nn.Module):
+    """The frequencies of one attention, where the reference has them; those of all are the same.
+
+    They are float32 whatever the model is.
+    """
+
+    inv_freq: Tensor
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.register_buffer("inv_freq", rotary_frequencies(width))
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        """Follow to a device, not to a precision."""
+        device = fn(self.inv_freq).device
+        if self.inv_freq.is_meta and device.type != "meta":
+            self.inv_freq = rotary_frequencies(2 * len(self.inv_freq))
+        self.inv_freq = self.inv_freq.to(device)
+        return self
 
 
 def rotary_tables(positions: Tensor, frequencies: Tensor, dtype: torch.dtype) -> Tables:

@@ -110,7 +110,7 @@ class EsmTokenizer(TokenizerCalls):
         standard alphabet. Raises WeightsError.
         """
         name, options = settle("EsmTokenizer.from_pretrained", path_or_hub_id, options)
-        where = hub_options(options)
+        where = hub_options(name, options)
         vocabulary = find_file(name, VOCABULARY_FILE, **where)
         if vocabulary is None and (
             EsmConfig.from_pretrained(name, **where).vocab_size != len(ALPHABET)
@@ -140,13 +140,14 @@ class EsmTokenizer(TokenizerCalls):
         save_directory: str | os.PathLike[str],
         legacy_format: bool | None = None,
         filename_prefix: str | None = None,
+        push_to_hub: bool = False,
         **options: Any,
     ) -> tuple[str, ...]:
         """Write the vocabulary and the settings into a folder; returns the files' paths.
 
         There is one format. Raises InputError for what is no folder.
         """
-        refuse("EsmTokenizer.save_pretrained", options)
+        refuse("EsmTokenizer.save_pretrained", {"push_to_hub": push_to_hub, **options})
         require_folder(save_directory)
         stem = f"{Path(save_directory)}/{filename_prefix + '-' if filename_prefix else ''}"
         settings = {**self.init_kwargs, **dict.fromkeys(USUAL_ROLES), **self.special_tokens_map}

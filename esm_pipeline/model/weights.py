@@ -1,6 +1,6 @@
 """What a model's state has beside its parameters, whose names are the reference's.
 
-Rotary frequencies belong to a state and are kept; tables that only the reference has are left out.
+Tables that only the reference has are left out.
 """
 
 from __future__ import annotations
@@ -42,12 +42,10 @@ def modern_key(key: str) -> str:
 def complete_state(
     model: EsmPreTrainedModel, state: dict[str, Tensor], prefix: str, _: Any
 ) -> None:
-    """After `state_dict`: add the rotary frequencies, and let no two entries share memory.
+    """After `state_dict`: let no two entries share memory.
 
-    So that whoever writes a bare state, as a Trainer does, can write it and loses nothing.
+    So that whoever writes a bare state, as a Trainer does, can write it.
     """
-    if model.base_model is model:
-        state.update({f"{prefix}{key}": table for key, table in frequencies_of(model).items()})
     shared, own = f"{prefix}{TIED}", state.get(f"{prefix}{EMBEDDING}")
     if shared in state and own is not None:
         same = state[shared].data_ptr() == own.data_ptr()
@@ -57,20 +55,27 @@ def complete_state(
 def accept_reference_state(
     model: EsmPreTrainedModel, state: dict[str, Tensor], prefix: str, *_: object
 ) -> None:
-    """Before `load_state_dict`: take the rotary frequencies out of a state, and drop other tables.
+    """Before `load_state_dict`: rename what has old names, and drop tables that are not needed.
 
-    A tied head that the state lacks is its token embedding.
+    Rotary frequencies may be missing, or stand once for all. A tied head that the state lacks is
+    its token embedding.
     """
     own = {f"{prefix}{name}" for name, _ in model.named_parameters(remove_duplicate=False)}
-    for key in [key for key in state if key.startswith(prefix) and key not in own]:
+    buffers = {f"{prefix}{name}": held for name, held in model.named_buffers()}
+    tables = {key: held for key, held in buffers.items() if FREQUENCIES.fullmatch(key)}
+    shapes = {held.shape for held in tables.values()}
+    for key in [key for key in state if key.startswith(prefix) and key not in own | tables.keys()]:
         table = state[key]
-        if FREQUENCIES.fullmatch(key) and model.base_model.encoder.rotary:
-            own_table = model.base_model.encoder.frequencies
-            if table.shape != own_table.shape:
-                continue  # it is told as unexpected
-            model.base_model.encoder.frequencies = table.detach().float().cpu().clone()
+        if modern_key(key) in own:
+            state[modern_key(key)] = state.pop(key)
+        elif FREQUENCIES.fullmatch(key) and table.shape in shapes:
+            tables = dict.fromkeys(tables, table)
         if IGNORED.fullmatch(key) or key.endswith(POSITIONS):
-            del state[key]
+            state.pop(key, None)
+    told = next((state[key] for key in tables if key in state), None)
+    for key, table in tables.items():
+        own_table = table if told is None else told
+        state[key] = state.get(key, own_table).detach().float().clone()
     shared, embedding = f"{prefix}{TIED}", f"{prefix}{EMBEDDING}"
     tied = shared in own and model.config.tie_word_embeddings
     if tied and shared not in state and embedding in state:
@@ -89,18 +94,6 @@ def reference_state(
     own = model.state_dict() if state is None else state
     kept = {key: tensor.contiguous() for key, tensor in own.items() if key not in tied}
     return {**reference_tables(model), **kept}
-
-
-def frequencies_of(model: EsmPreTrainedModel) -> dict[str, Tensor]:
-    """The rotary frequencies under the reference's keys, one for each attention."""
-    config, encoder = model.config, model.base_model.encoder
-    names = ["attention", *["crossattention"] * config.add_cross_attention] * encoder.rotary
-    key = "encoder.layer.{}.{}.self.rotary_embeddings.inv_freq"
-    return {
-        key.format(number, name): encoder.frequencies.clone()
-        for number in range(config.num_hidden_layers)
-        for name in names
-    }
 
 
 def reference_tables(model: EsmPreTrainedModel) -> dict[str, Tensor]:

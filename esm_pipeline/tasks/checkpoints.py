@@ -40,7 +40,7 @@ class Runner(Generic[M]):
         self.settings = settings
         self.device = resolve_device(settings.device)
         self.checkpoint = find_checkpoint(name, revision)
-        self.config = EsmConfig.from_pretrained(self.checkpoint.source)
+        self.config = EsmConfig.from_pretrained(self.checkpoint.source, **self.checkpoint.where)
         try:
             self.config.require_supported()
         except WeightsError as error:
@@ -52,7 +52,11 @@ class Runner(Generic[M]):
         """Judge tokenizer and weights, these by their files' headers. Raises WeightsError."""
         _ = self.tokenizer
         _, info = self.model_class.from_pretrained(
-            self.checkpoint.source, **self.options, device="meta", output_loading_info=True
+            self.checkpoint.source,
+            **self.checkpoint.where,
+            **self.options,
+            device="meta",
+            output_loading_info=True,
         )
         self.judge(info["missing_keys"])
 
@@ -88,6 +92,7 @@ class Runner(Generic[M]):
             warnings.simplefilter("ignore")  # of what is missing: `check` has seen to it
             loaded: M = self.model_class.from_pretrained(
                 self.checkpoint.source,
+                **self.checkpoint.where,
                 **self.options,
                 dtype=torch.float32 if dtype == torch.int8 else dtype,
                 device=self.device,
@@ -97,7 +102,7 @@ class Runner(Generic[M]):
     @cached_property
     def tokenizer(self) -> EsmTokenizer:
         """The checkpoint's tokenizer."""
-        found = EsmTokenizer.from_pretrained(self.checkpoint.source)
+        found = EsmTokenizer.from_pretrained(self.checkpoint.source, **self.checkpoint.where)
         try:
             found.require_fit(self.config.vocab_size)
         except WeightsError as error:

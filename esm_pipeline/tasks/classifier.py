@@ -33,6 +33,7 @@ from esm_pipeline.model import (
     EsmForSequenceClassification,
     EsmForTokenClassification,
 )
+from esm_pipeline.model.adapters import Adapter
 from esm_pipeline.model.loading import class_of, open_entries
 from esm_pipeline.sections import CLASSIFIERS, ClassifySettings
 from esm_pipeline.tasks.batching import pack
@@ -133,6 +134,8 @@ def class_name(checkpoint: Checkpoint, config: EsmConfig) -> str:
     Raises WeightsError if it is none.
     """
     told = config.architectures if isinstance(config.architectures, list) else []
+    adapter = Adapter.of(checkpoint)
+    told = told if adapter is None else [*adapter.settings().get("architectures", ()), *told]
     for name in told:
         if isinstance(name, str) and name in CLASSIFIERS:
             return name

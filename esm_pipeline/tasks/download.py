@@ -36,7 +36,7 @@ def run(args: argparse.Namespace) -> int:
     from esm_pipeline.model import EsmConfig
 
     checkpoint = find_checkpoint(args.model, args.revision)
-    facts = describe(checkpoint, EsmConfig.from_pretrained(checkpoint.source))
+    facts = describe(checkpoint, EsmConfig.from_pretrained(checkpoint.source, **checkpoint.where))
     if args.task:
         importlib.import_module(f"esm_pipeline.tasks.{args.task}").check_model(args)
     if args.out:

@@ -62,7 +62,9 @@ class Predictor(Runner[EsmForProteinFolding]):
 
     def check(self) -> None:
         """Judge the weights by their files' headers. Raises WeightsError."""
-        self.model_class.from_pretrained(self.checkpoint.source, device="meta")
+        self.model_class.from_pretrained(
+            self.checkpoint.source, **self.checkpoint.where, device="meta"
+        )
 
     @cached_property
     def model(self) -> EsmForProteinFolding:
@@ -74,7 +76,10 @@ class Predictor(Runner[EsmForProteinFolding]):
     def loaded(self) -> EsmForProteinFolding:
         """The model as it is in the checkpoint, the language model in its precision."""
         found: EsmForProteinFolding = self.model_class.from_pretrained(
-            self.checkpoint.source, stem_dtype=self.stem_dtype, device=self.device
+            self.checkpoint.source,
+            **self.checkpoint.where,
+            stem_dtype=self.stem_dtype,
+            device=self.device,
         )
         return found
 

@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import safetensors.torch
+import torch
 from huggingface_hub import constants, file_download
 
 from esm_pipeline import EsmConfig, EsmForMaskedLM, EsmTokenizer
@@ -303,8 +305,73 @@ def test_what_the_hub_does_not_have(hub: Hub, tmp_path: Path) -> None:
 
 def test_unreachable_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     point_at("http://127.0.0.1:9", monkeypatch)
-    with pytest.raises(WeightsError, match=r"the hub was not reached \(.*refused\); check network"):
+    told = r"esm2_tiny: no such folder, and the hub was not reached \(.*refused\); check network"
+    with pytest.raises(WeightsError, match=told):
         resolve_checkpoint(NAME, cache_dir=tmp_path)
+
+
+def test_a_folder_of_a_trainer(tmp_path: Path) -> None:
+    """What a run leaves; each of its folders is one to give."""
+    for name in ("checkpoint-500", "checkpoint-1500", "checkpoint-best", "logs"):
+        (tmp_path / name).mkdir()
+    told = r"folders of a Trainer; give one of them, the last is .*checkpoint-1500$"
+    with pytest.raises(WeightsError, match=told):
+        resolve_checkpoint(str(tmp_path))
+    for name in ("checkpoint-500", "checkpoint-1500"):
+        (tmp_path / name).rmdir()
+    with pytest.raises(WeightsError, match=r"no config\.json in it; is this an ESM checkpoint"):
+        resolve_checkpoint(str(tmp_path))
+
+
+@pytest.fixture
+def adapter(models: Path) -> Iterator[str]:
+    """An adapter on the hub, of a base model there."""
+    folder = models / "lab" / "adapter"
+    folder.mkdir(parents=True, exist_ok=True)
+    settings = {"peft_type": "LORA", "r": 2, "lora_alpha": 2, "base_model_name_or_path": NAME}
+    (folder / "adapter_config.json").write_text(json.dumps(settings))
+    key = "base_model.model.esm.encoder.layer.0.attention.self.query.lora_{}.weight"
+    width = json.loads((models / NAME / "config.json").read_text())["hidden_size"]
+    factors = {"A": torch.ones(2, width), "B": torch.ones(width, 2)}
+    state = {key.format(name): factor for name, factor in factors.items()}
+    safetensors.torch.save_file(state, folder / "adapter_model.safetensors")
+    yield "lab/adapter"
+    shutil.rmtree(folder)
+
+
+def test_an_adapter_on_the_hub(adapter: str, hub: Hub, models: Path, tmp_path: Path) -> None:
+    found = resolve_checkpoint(adapter, cache_dir=tmp_path)
+    base = resolve_checkpoint(NAME, cache_dir=tmp_path)
+    assert found.weight_files == base.weight_files
+    assert found.base_revision == base.revision
+    assert found.weights_sha256() != base.weights_sha256()
+    plain, merged = (
+        EsmForMaskedLM.from_pretrained(name, cache_dir=tmp_path) for name in (NAME, adapter)
+    )
+    pair = [m.esm.encoder.layer[0].attention.self.query.weight for m in (plain, merged)]
+    assert torch.allclose(pair[1], pair[0] + 2)
+    hub.requests.clear()
+    again = resolve_checkpoint(adapter, cache_dir=tmp_path, local_files_only=True)
+    assert again == found
+    where = {"cache_dir": tmp_path, **found.where}
+    EsmForMaskedLM.from_pretrained(found.source, **where)
+    EsmTokenizer.from_pretrained(found.source, **where)
+    assert hub.requests == []
+
+
+def test_a_local_adapter_of_a_model_on_the_hub(
+    adapter: str, hub: Hub, models: Path, tmp_path: Path
+) -> None:
+    folder, cache = tmp_path / "mine", {"cache_dir": tmp_path / "cache"}
+    shutil.copytree(models / adapter, folder)
+    base = resolve_checkpoint(NAME, **cache)
+    found = resolve_checkpoint(str(folder), **cache)
+    assert (found.revision, found.base_revision) == (base.revision, base.revision)
+    pinned = resolve_checkpoint(str(folder), **cache, revision=base.revision)
+    assert pinned == found
+    EsmForMaskedLM.from_pretrained(folder, **cache, revision=base.revision)
+    with pytest.raises(WeightsError, match=f"{NAME}: no revision 'v9'"):
+        resolve_checkpoint(str(folder), **cache, revision="v9")
 
 
 @pytest.mark.parametrize(

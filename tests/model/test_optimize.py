@@ -111,3 +111,137 @@ def test_an_optimized_model_is_neither_saved_nor_optimized(
 def test_other_dtypes_are_refused(model: EsmForMaskedLM) -> None:
     with pytest.raises(InputError, match="is not float32, bfloat16 or int8"):
         optimize_for_inference(model, torch.float16)
+
+
+# What is the copy's own.
+
+DTYPES = [torch.float32, torch.bfloat16, torch.int8]
+
+
+def fast_or_skip(model: EsmForMaskedLM, dtype: torch.dtype | str) -> EsmForMaskedLM:
+    if dtype in (torch.int8, "int8") and not can_quantize():
+        pytest.skip("no exact 8-bit product here")
+    return optimize_for_inference(model, dtype)
+
+
+@pytest.mark.parametrize("place", ["lm_head", "esm.embeddings.word_embeddings", "esm.encoder"])
+@pytest.mark.parametrize("kind", ["register_forward_hook", "register_forward_pre_hook"])
+def test_a_hook_is_of_one_copy(model: EsmForMaskedLM, kind: str, place: str) -> None:
+    one, other = optimize_for_inference(model), optimize_for_inference(model)
+    called = []
+    getattr(one.get_submodule(place), kind)(lambda *_: called.append(place))
+    tokens, _ = batch([5])
+    with torch.inference_mode():
+        model(tokens)
+        other(tokens)
+        assert called == []
+        if place != "esm.encoder":  # walked through, not called
+            one(tokens)
+            assert called == [place]
+
+
+def test_settings_and_buffers_are_of_one_copy(model: EsmForMaskedLM, tmp_path: Path) -> None:
+    model.esm.register_buffer("own", torch.zeros(2))
+    fast, other = optimize_for_inference(model), optimize_for_inference(model)
+    assert fast.config is fast.esm.config
+    assert fast.config == model.config
+    fast.resize_token_embeddings(40)
+    fast.esm.own += 1
+    assert (model.config.vocab_size, other.config.vocab_size) == (33, 33)
+    assert not model.esm.own.any()
+    del model.esm.own
+    model.save_pretrained(tmp_path)
+    assert EsmForMaskedLM.from_pretrained(tmp_path).config.vocab_size == 33
+    tokens, mask = batch([9, 4])
+    with torch.inference_mode():
+        assert max_abs(fast(tokens).logits[..., :33], model(tokens).logits, mask) <= 1e-4
+
+
+@pytest.mark.parametrize("dtype", ["float32", "torch.bfloat16", "int8"])
+def test_precisions_as_text(model: EsmForMaskedLM, dtype: str) -> None:
+    fast, same = fast_or_skip(model, dtype), getattr(torch, dtype.removeprefix("torch."))
+    tokens, _ = batch([9])
+    with torch.inference_mode():
+        assert torch.equal(fast(tokens).logits, optimize_for_inference(model, same)(tokens).logits)
+    with pytest.raises(InputError, match="dtype bf16 is not float32, bfloat16 or int8"):
+        optimize_for_inference(model, "bf16")
+    with pytest.raises(InputError, match="trunk_dtype int8 is not float32 or bfloat16"):
+        optimize_for_inference(model, trunk_dtype="int8")
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_size_of_a_copy(model: EsmForMaskedLM, dtype: torch.dtype) -> None:
+    fast = fast_or_skip(model, dtype)
+    for excluded in (True, False):
+        expected = model.num_parameters(exclude_embeddings=excluded)
+        assert fast.num_parameters(exclude_embeddings=excluded) == expected > 1000
+    assert fast.num_parameters(only_trainable=True) == 0
+    shares = {torch.float32: (0.99, 1.01), torch.bfloat16: (0.5, 0.52), torch.int8: (0.25, 0.7)}
+    least, most = shares[dtype]
+    assert least <= fast.get_memory_footprint() / model.get_memory_footprint() <= most
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_a_tied_weight_stays_one(model: EsmForMaskedLM, dtype: torch.dtype) -> None:
+    fast = fast_or_skip(model, dtype)
+    assert fast.lm_head.decoder.weight is fast.get_input_embeddings().weight
+
+
+REFUSED = {
+    "to": (lambda m: m.to(torch.float16), "keeps its precision; for torch.float16, optimize the o"),
+    "half": (lambda m: m.half(), "keeps its precision"),
+    "double": (lambda m: m.double(), "keeps its precision"),
+    "within": (lambda m: torch.nn.ModuleList([m]).half(), "keeps its precision"),
+    "the encoder": (lambda m: m.esm.half(), "keeps its precision"),
+    "meta": (lambda m: m.to("meta"), "is optimized for the CPU; for meta, move the original"),
+    "state_dict": (lambda m: m.state_dict(), "state_dict: a model optimized for inference has no"),
+    "a state within": (lambda m: torch.nn.ModuleList([m]).state_dict(), "state_dict: a model"),
+    "load": (lambda m: m.load_state_dict({}), "load_state_dict: a model optimized"),
+    "train": (lambda m: m.train(), "train: a model optimized for inference has no gradients"),
+    "grad": (lambda m: m.requires_grad_(), "requires_grad_: a model optimized"),
+    "inputs": (lambda m: m.enable_input_require_grads(), "enable_input_require_grads: a model"),
+    "layers": (lambda m: m.gradient_checkpointing_enable(), "gradient_checkpointing_enable: a"),
+    "prune": (lambda m: m.prune_heads({0: [0]}), "prune_heads: a model optimized"),
+}
+
+
+@pytest.mark.parametrize("what", REFUSED)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_what_a_copy_cannot_do(model: EsmForMaskedLM, dtype: torch.dtype, what: str) -> None:
+    fast = fast_or_skip(model, dtype)
+    tokens, _ = batch([9])
+    with torch.inference_mode():
+        expected = fast(tokens).logits
+    act, message = REFUSED[what]
+    with pytest.raises(InputError, match=message):
+        act(fast)
+    with torch.inference_mode():
+        assert torch.equal(fast(tokens).logits, expected)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_what_a_copy_can_do(model: EsmForMaskedLM, dtype: torch.dtype) -> None:
+    fast = fast_or_skip(model, dtype)
+    tokens, _ = batch([9])
+    expected = fast(tokens).logits
+    same = fast.eval().train(False).to("cpu").to(fast.dtype).requires_grad_(False)
+    assert same is fast
+    assert torch.equal(fast(tokens).logits, expected)
+    assert not expected.requires_grad
+
+
+@pytest.mark.parametrize("packs", [True, False], ids=["packed", "fallback"])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_gradients_of_inputs_are_refused(
+    model: EsmForMaskedLM, dtype: torch.dtype, packs: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(optimize, "can_pack", lambda dtype: packs)
+    fast = fast_or_skip(model, dtype)
+    embeds = torch.randn(1, 9, SMALL["hidden_size"], dtype=fast.dtype)
+    with torch.no_grad():
+        expected = fast(inputs_embeds=embeds).logits
+    embeds.requires_grad_()
+    with pytest.raises(InputError, match="a gradient of the inputs: a model optimized"):
+        fast(inputs_embeds=embeds)
+    with torch.no_grad():
+        assert torch.equal(fast(inputs_embeds=embeds).logits, expected)

@@ -184,7 +184,7 @@ def test_frozen_weights_stay_frozen() -> None:
     ("heads", "message"),
     [
         ({2: [0]}, "there is no layer 2; they are 0 to 1"),
-        ({-1: [0]}, "there is no layer -1"),
+        ({-3: [0]}, "there is no layer -3"),
         ({0: [3]}, "layer 0 has no head 3; they are 0 to 2"),
         ({0: [-1]}, "layer 0 has no head -1"),
         ({0: [1.0]}, r"layer 0 has no head 1\.0"),

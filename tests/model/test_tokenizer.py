@@ -284,8 +284,6 @@ def test_texts_that_are_none(ours: EsmTokenizer, texts: Any, message: str) -> No
 def test_more_errors(ours: EsmTokenizer) -> None:
     with pytest.raises(TypeError, match=r"no option 'paddding'; use padding"):
         ours("M", paddding=True)
-    with pytest.raises(TypeError, match=r"no option 'pad_to_max_length'; use padding='max_length'"):
-        ours("M", pad_to_max_length=True)
     with pytest.raises(InputError, match="encodings to pad need input_ids; there are labels"):
         ours.pad([{"labels": 1}])
     with pytest.raises(InputError, match="1 of 'input_ids', 2 of 'labels'"):
@@ -296,3 +294,20 @@ def test_more_errors(ours: EsmTokenizer) -> None:
         EsmTokenizer(ALPHABET, unk_token=None)("Mj")
     with pytest.raises(InputError, match="padding_side 'up' is not 'right' or 'left'"):
         EsmTokenizer(ALPHABET, padding_side="up")
+
+
+def test_old_options_are_understood(ours: EsmTokenizer) -> None:
+    """As transformers 4.37.2 reads them, with a warning; those of today win."""
+    texts = ["MKV", "MKVLAAG"]
+    with pytest.warns(UserWarning, match="'pad_to_max_length' is an old option; use padding='max"):
+        found = ours(texts, pad_to_max_length=True, max_length=7)
+    assert found == ours(texts, padding="max_length", truncation=True, max_length=7)
+    again = EsmTokenizer(ALPHABET)
+    with pytest.warns(UserWarning, match="'pad_to_max_length'"):
+        assert again(texts, pad_to_max_length=True) == ours(texts, padding=True)
+    with pytest.warns(UserWarning, match="'truncation_strategy' is an old option"):
+        found = again(texts, truncation_strategy="only_first", max_length=5)
+    assert found == ours(texts, truncation="only_first", max_length=5)
+    assert again(texts, pad_to_max_length=False) == ours(texts)
+    told = again(texts, pad_to_max_length=True, padding="longest", max_length=30, truncation=True)
+    assert told == ours(texts, padding="longest")

@@ -332,8 +332,6 @@ def test_arguments_that_cannot_be(folder: Path) -> None:
     for dtype in (torch.int8, "int8", "float33"):
         with pytest.raises(WeightsError, match="is not known; use float32"):
             EsmForMaskedLM.from_pretrained(folder, dtype=dtype)
-    with pytest.raises(WeightsError, match="a revision is of a hub model"):
-        EsmForMaskedLM.from_pretrained(folder, revision="main")
 
 
 @pytest.mark.parametrize("case", CONFIGS)

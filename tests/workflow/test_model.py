@@ -10,6 +10,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from esm_pipeline.formats.digests import sha256
 from tests.oracles.hub_server import COMMIT, serve
@@ -37,6 +39,32 @@ def own_run(tmp_path_factory: pytest.TempPathFactory) -> Run:
     run = snakemake(folder, *config(Path("model"), "shards=1"))
     assert run.code == 0, run.said
     return run
+
+
+def test_an_adapter_is_a_model(tmp_path: Path) -> None:
+    """It is merged into its base model, whose files are watched too."""
+    write_fasta(tmp_path / "my proteins.fasta")
+    shutil.copytree(GOLDEN / "model", tmp_path / "base")
+    folder = tmp_path / "adapter"
+    folder.mkdir()
+    settings = {"peft_type": "LORA", "r": 1, "lora_alpha": 1, "base_model_name_or_path": "base"}
+    (folder / "adapter_config.json").write_text(json.dumps(settings))
+    width = json.loads((tmp_path / "base" / "config.json").read_text())["hidden_size"]
+    key = "base_model.model.esm.encoder.layer.0.attention.self.value.lora_{}.weight"
+    state = {key.format("A"): torch.ones(1, width), key.format("B"): torch.ones(width, 1)}
+    save_file(state, folder / "adapter_model.safetensors")
+    run = snakemake(tmp_path, *config(Path("adapter"), "shards=1"))
+    assert run.code == 0, run.said
+    told = json.loads((tmp_path / "results" / "model.json").read_text())
+    assert told["name"] == "adapter"
+    assert told["weights_sha256"] != sha256(tmp_path / "base" / "model.safetensors")
+    arguments = ("-n", *config(Path("adapter"), "shards=1"))
+    assert jobs(snakemake(tmp_path, *arguments)) == set()
+    (folder / "adapter_config.json").write_text(json.dumps({**settings, "lora_alpha": 2}))
+    assert "model" in jobs(snakemake(tmp_path, *arguments))
+    (folder / "adapter_config.json").write_text(json.dumps(settings))
+    save_model(tmp_path / "base", scale=2.0)
+    assert "model" in jobs(snakemake(tmp_path, *arguments))
 
 
 def planned(run: Run) -> set[str]:

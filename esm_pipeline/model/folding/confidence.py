@@ -19,6 +19,8 @@ import torch
 from torch import Tensor
 
 from esm_pipeline import residues
+from esm_pipeline.model.folding.structure_module import full_precision
+from esm_pipeline.model.losses import precise
 
 BINS = 64
 STEP = 0.5
@@ -37,8 +39,10 @@ AT_ONCE = 2**24
 def plddt(logits: Tensor) -> Tensor:
     """(*, bins) scores of bins from 0 to 100 → (*), their mean in 0–100."""
     bins = logits.shape[-1]
+    logits = precise(logits)
     centres = (torch.arange(bins, device=logits.device, dtype=logits.dtype) + 0.5) * (100 / bins)
-    mean: Tensor = logits.softmax(-1) @ centres
+    with full_precision(logits.device.type):
+        mean: Tensor = logits.softmax(-1) @ centres
     return mean
 
 
@@ -64,11 +68,13 @@ def predicted_aligned_error(logits: Tensor) -> dict[str, Tensor]:
     `aligned_confidence_probs` (*, 64), `predicted_aligned_error` (*) in Å, and
     `max_predicted_aligned_error` (), 31.75 Å.
     """
-    probabilities = logits.softmax(-1)
-    centres = bin_centres(logits.device, logits.dtype)
+    probabilities = precise(logits).softmax(-1)
+    centres = bin_centres(logits.device, probabilities.dtype)
+    with full_precision(logits.device.type):
+        error = probabilities @ centres
     return {
         "aligned_confidence_probs": probabilities,
-        "predicted_aligned_error": probabilities @ centres,
+        "predicted_aligned_error": error,
         "max_predicted_aligned_error": centres[-1],
     }
 
@@ -97,7 +103,13 @@ def pair_confidences(
     scores = tm_of_bins(mask.sum(-1), dtype)
     centres = bin_centres(z.device, dtype).expand_as(scores)
     values = torch.stack([centres, scores], dim=-1).unsqueeze(1)  # (B, 1, 64, 2)
-    parts = [head(some).to(dtype).softmax(-1) @ values for some in z.split(rows, dim=1)]
+
+    def told(some: Tensor) -> Tensor:
+        logits = head(some).to(dtype)  # as precise as autocast has it
+        with full_precision(z.device.type):
+            return logits.softmax(-1) @ values
+
+    parts = [told(some) for some in z.split(rows, dim=1)]
     return PairConfidences(*torch.cat(parts, dim=1).unbind(-1))  # from (B, R, R, 2)
 
 

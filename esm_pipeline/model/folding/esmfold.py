@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from esm_pipeline import residues
 from esm_pipeline.errors import InputError, WeightsError
-from esm_pipeline.model.base import EsmPreTrainedModel
+from esm_pipeline.model.base import EsmPreTrainedModel, read_dtype
 from esm_pipeline.model.config import EsmConfig
 from esm_pipeline.model.esm import EsmModel
 from esm_pipeline.model.folding import confidence, stem
@@ -46,12 +46,16 @@ class EsmForProteinFolding(EsmPreTrainedModel):
     takes it too, and reads the weights straight into it.
     """
 
+    _no_split_modules = (
+        *EsmPreTrainedModel._no_split_modules,
+        *("StructureModule", "TriangleAttention", "TriangleMultiplication"),
+    )
     offloads = False
     """Whether the language model is on the device only while it runs."""
 
-    def __init__(self, config: EsmConfig, *, stem_dtype: torch.dtype | None = None) -> None:
+    def __init__(self, config: EsmConfig, *, stem_dtype: torch.dtype | str | None = None) -> None:
         super().__init__(config)
-        self.stem_dtype = stem_dtype
+        self.stem_dtype = None if stem_dtype is None else read_dtype(stem_dtype)
         if config.esmfold_config is None:
             raise WeightsError("config: is_folding_model is not set; this is no folding model")
         self.fold_config: EsmFoldConfig = config.esmfold_config
@@ -78,7 +82,7 @@ class EsmForProteinFolding(EsmPreTrainedModel):
             nn.Linear(hidden, ATOMS * LDDT_BINS),
         )
         self.post_init()
-        self.esm.to(stem_dtype)
+        self.esm.to(self.stem_dtype)
 
     def precision_of(self, name: str) -> torch.dtype | None:
         """The language model may have its own."""
@@ -142,12 +146,31 @@ class EsmForProteinFolding(EsmPreTrainedModel):
             attention_mask=own,
         )
 
+    def af2_idx_to_esm_idx(self, aa: Tensor, mask: Tensor) -> Tensor:
+        """Residue numbers and mask (B, R) → token ids of the language model, padding where 0."""
+        return self.af2_to_esm.to(aa.device)[(aa + 1).masked_fill(mask != 1, 0)]
+
+    @torch.no_grad()
+    def compute_language_model_representations(self, esmaa: Tensor) -> Tensor:
+        """Token ids (B, R) without BOS and EOS → all states (B, R, n + 1, D), as the reference's.
+
+        `forward` adds them up as they come, and never holds them all. Zeros at padding.
+        """
+        count = self.config.num_hidden_layers + 1
+        if self.fold_config.bypass_lm:
+            shape = (*esmaa.shape, count, self.config.hidden_size)
+            return torch.zeros(shape, dtype=self.esm.dtype, device=esmaa.device)
+        tokens, layout = stem.framed(self.esm, esmaa)
+        states = self.esm.represent(layout.pack(tokens), layout, range(count)).hidden
+        whole = [layout.unpack(states[layer], tokens.shape[1]) for layer in range(count)]
+        return torch.stack(whole, dim=2)[:, 1:-1]
+
     def start(
         self, aatype: Tensor, mask: Tensor, masking_pattern: Tensor | None
     ) -> tuple[Tensor, Tensor | None]:
         """What the trunk starts from: s (B, R, S), and z (B, R, R, Z) if it is not zeros."""
         settings = self.fold_config
-        ids = self.af2_to_esm.to(aatype.device)[(aatype + 1) * mask]
+        ids = self.af2_idx_to_esm_idx(aatype, mask)
         shown = aatype
         if masking_pattern is not None:
             hidden = torch.eq(masking_pattern, 1)

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from esm_pipeline.model.folding.config import TrunkConfig
 from esm_pipeline.model.folding.linear import FINAL, Gate, Linear
+from esm_pipeline.model.linears import weight_and_bias
 
 PRODUCTS = 2**17
 PRODUCTS_ELSEWHERE = 2**20
@@ -261,7 +262,7 @@ class TriangleAttention(nn.Module):
         """
         if not self.starting:
             z = z.transpose(1, 2)
-        bias = bias_of(z, self.layer_norm, self.linear.weight, rows, room)
+        bias = bias_of(z, self.layer_norm, weight_and_bias(self.linear)[0], rows, room)
         if mask is not None:
             bias = bias.masked_fill(~mask.bool()[:, None, None], HIDDEN)
 

@@ -29,6 +29,7 @@ from esm_pipeline.model.folding.triangle import (
     pair_mask,
     working_room,
 )
+from esm_pipeline.model.linears import weight_and_bias
 
 RECYCLE_BINS = 15
 FIRST_EDGE, LAST_EDGE = 3.375, 21.375
@@ -77,8 +78,10 @@ class SequenceToPair(nn.Module):
     def forward(self, s: Tensor, z: Tensor, rows: int) -> Tensor:
         """s (B, R, S) and z (B, R, R, Z) → z, updated."""
         q, k = self.proj(self.layernorm(s)).chunk(2, dim=-1)  # (B, R, Z / 2)
-        of_product, of_difference = self.o_proj.weight.chunk(2, dim=1)  # (Z, Z / 2)
-        shift: Tensor = self.o_proj.bias - k @ of_difference.T  # (B, R, Z)
+        both, bias = weight_and_bias(self.o_proj)
+        assert bias is not None, "it has one"
+        of_product, of_difference = both.chunk(2, dim=1)  # (Z, Z / 2)
+        shift: Tensor = bias - k @ of_difference.T  # (B, R, Z)
         start = 0
 
         def update(some: Tensor) -> Tensor:
@@ -102,7 +105,7 @@ class PairToSequence(nn.Module):
 
     def forward(self, z: Tensor, rows: int, room: Tensor | None = None) -> Tensor:
         """z (B, R, R, Z) → (B, H, R, R), in the room if given."""
-        return bias_of(z, self.layernorm, self.linear.weight, rows, room)
+        return bias_of(z, self.layernorm, weight_and_bias(self.linear)[0], rows, room)
 
 
 class ResidueMLP(nn.Module):
