@@ -31,14 +31,14 @@ from tests.workflow import tools
 from tests.workflow.tools import config, snakemake
 
 SAMPLE = "in"
-KEY = re.compile(r"shard\.(\w+)")
+KEY = re.compile(r"(?:shard|TASK)\.(\w+)")
 GAP = "; set shard.gaps to 'remove' to drop gaps"
 STOP = " inside the sequence; set shard.internal_stops to 'replace' to read it as X"
 FOREIGN = " is no amino acid; correct the sequence"
 COMPLEX = Outcome("skipped", "a complex of several chains; split it at ':'")
 TOO_LONG = Outcome(
     "skipped",
-    f"{TABLE + 1} residues, but the model has positions for {TABLE}; set --long to truncate, "
+    f"{TABLE + 1} residues, but the model has positions for {TABLE}; set TASK.long to truncate, "
     "or use a rotary model such as ESM-2",
 )
 J = "J at residue 2 replaced by X"
@@ -166,11 +166,10 @@ def expected(name: str, settings: str, way: str) -> Record:
     life = LIVES[name]
     if settings == "changed":
         life = life._replace(**CHANGED.get(name, {}))
-    if way != "workflow":  # where there are flags in place of keys
-        flagged = KEY.sub(lambda key: "--" + key[1].replace("_", "-"), life.reason)
-        life = life._replace(reason=flagged)
     text = life.header.decode() if life.text is None else life.text
+    task = "classify" if way == "classify" else "embed"
     status = "ok" if life.sequence else "skipped"
+    reason = spelled(life.reason, task, way)
     length = len(life.sequence.replace(":", "")) or None
     digest = hashlib.sha256(life.sequence.encode()).hexdigest() if life.sequence else ""
     record = Record(
@@ -180,20 +179,21 @@ def expected(name: str, settings: str, way: str) -> Record:
         length=length,
         sha256=digest,
         status=status,
-        reason=life.reason,
+        reason=reason,
         notes=life.notes,
         duplicate_of=life.duplicate_of,
     )
     if way == "shard":
         return record
-    outcome = (
-        Outcome("skipped", life.reason) if status == "skipped" else life.embed or Outcome("ok")
-    )
-    task = "classify" if way == "classify" else "embed"
-    reason = outcome.reason
-    if way == "workflow":  # where messages name keys
-        reason = reason.replace("--long", f"{task}.long")
-    return record.with_outcome(task, outcome.status, reason)
+    outcome = Outcome("skipped", reason) if status == "skipped" else life.embed or Outcome("ok")
+    return record.with_outcome(task, outcome.status, spelled(outcome.reason, task, way))
+
+
+def spelled(reason: str, task: str, way: str) -> str:
+    """The keys in a reason as they are called on that way: flags, or keys in the workflow."""
+    if way == "workflow":
+        return reason.replace("TASK.", f"{task}.")
+    return KEY.sub(lambda key: "--" + key[1].replace("_", "-"), reason)
 
 
 @pytest.fixture(scope="session")
