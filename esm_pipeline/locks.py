@@ -32,7 +32,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from esm_pipeline.errors import InputError
-from esm_pipeline.files import require_folder, require_regular, require_replaceable
+from esm_pipeline.files import require_regular, require_replaceable
 
 BEAT, WATCH = 5.0, 30.0
 """Seconds between two renewals of a marker, and for which a marker from elsewhere is watched."""
@@ -75,7 +75,8 @@ def claim(outputs: Outputs) -> Iterator[None]:
         require_replaceable(folder)
         markers[_beside(folder)] = folder
     for folder in outputs.added_to:
-        require_folder(folder)
+        if folder.exists() and not folder.is_dir():
+            raise InputError(f"{folder}: not a folder; choose another one for the output")
         markers[folder / ".lock"] = folder
     with ExitStack() as stack:
         for marker, target in markers.items():
@@ -106,7 +107,10 @@ def _beside(target: Path) -> Path:
 def _make_folder(folder: Path, stack: ExitStack) -> None:
     """Make a folder and those above it, to be removed again if they stay empty."""
     missing = [one for one in (folder, *folder.parents) if not one.exists()]
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError):
+        raise InputError(f"{folder}: not a folder; choose another one for the output") from None
     for one in reversed(missing):
         stack.callback(_remove_empty, one)
 

@@ -92,7 +92,7 @@ def told(ended: Ended, remedy: str, folder: Path) -> str:
 NAMED = {
     shard: {".", "00000.fasta", "00001.fasta", "00002.fasta", "records.tsv", "digests.sha256"},
     embed: {".", "out.h5", "out.records.tsv", "out.sha256"},
-    gather: {"embeddings.h5", "digests.sha256"},
+    gather: {"embeddings.h5", "status.tsv", "digests.sha256"},
     table: {"records.tsv"},
 }
 """Where a disk fills up that was empty, by name; `.` stands for the spool."""
@@ -155,9 +155,13 @@ def test_files_that_may_not_grow(forked, samples, tmp_path, make):
 
 
 def test_too_few_open_files(forked, samples, tmp_path):
-    ended = forked.main(*shard(samples["new"], tmp_path), files=5)
-    assert told(ended, "too many open files; raise the limit (ulimit -n)", tmp_path) == "."
-    assert contents(tmp_path) == {}
+    remedy = "too many open files; raise the limit (ulimit -n)"
+    for files in range(5, 9):
+        ended = forked.main(*shard(samples["new"], tmp_path), files=files)
+        assert (ended.code, len(ended.lines)) == (2, 1)
+        assert ended.said.endswith(f": {remedy}\n")
+        assert contents(tmp_path) == {}
+    assert told(ended, remedy, tmp_path) == "."
 
 
 def verdict(sample: Sample, out: Path) -> Command:
@@ -175,7 +179,7 @@ def provenance(sample: Sample, out: Path) -> Command:
 
 FIRST = {
     shard: {"."},
-    embed: {"."},
+    embed: {"out.h5"},
     gather: {"embeddings.h5", "status.tsv", "digests.sha256"},
     table: {"records.tsv"},
     verdict: {"verdict.txt"},

@@ -407,7 +407,6 @@ def test_files_that_are_no_fasta_in_the_workflow(tmp_path: Path, model: Path) ->
         told = NO_FASTA[name][1]
         log = (done.results / "logs" / "shard" / f"{name}.log").read_text()
         assert log == f"esm-pipeline shard: {name}.fasta{told}\n"
-    # jobs side by side write to one terminal: that each line comes through whole is not promised
     assert "esm-pipeline shard: " in done.said
     finished = {path.parent.name for path in done.results.glob("*/records.tsv")}
     assert finished == {"good"}
@@ -487,7 +486,7 @@ def test_any_bytes_end_in_rows_or_in_one_line(
         assert len(lines) == 1
         assert lines[0].startswith(f"esm-pipeline shard: {fasta}:")
         return
-    assert lines == []
+    assert not lines
     assert [record.index for record in records] == list(range(len(records)))
     for record in records:
         assert record.status == ("skipped" if record.reason else "ok")
