@@ -482,8 +482,7 @@ def test_any_bytes_end_in_rows_or_in_one_line(
         whole = b"".join(path.read_bytes() for path in sorted(out.glob("*.fasta")))
     lines = said.getvalue().splitlines()
     if code:
-        assert code == 2
-        assert len(lines) == 1
+        assert (code, len(lines)) == (2, 1)
         assert lines[0].startswith(f"esm-pipeline shard: {fasta}:")
         return
     assert not lines
