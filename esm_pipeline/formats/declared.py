@@ -14,7 +14,7 @@ import math
 import os
 import re
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -75,10 +75,12 @@ def open_hdf5(path: str | os.PathLike[str]) -> h5py.File:
     Raises DamagedError for one that is no HDF5 or cut short, InputError for one that cannot be read
     for another reason.
     """
-    with judging(path):
-        check_heaps(path)
+    with judging(path), ExitStack() as stack:
         # locking: flock fails on file systems without it, and a finished file needs none
-        return h5py.File(path, "r", locking=False)
+        file = stack.enter_context(h5py.File(path, "r", locking=False))  # finds it cut short
+        check_heaps(path)
+        stack.pop_all()
+        return file
 
 
 def check_heaps(path: str | os.PathLike[str]) -> None:

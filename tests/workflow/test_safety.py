@@ -22,6 +22,7 @@ import yaml
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
+from esm_pipeline.errors import IN_WORKFLOW
 from tests.workflow.tools import EMBED, RECORDS, ROOT, SAMPLE, snakemake, write_fasta
 
 HOSTILE = [
@@ -96,7 +97,8 @@ def write_table(path: Path, samples: dict[str, list[str]]) -> str:
 
 def commands(said: str) -> list[str]:
     """Shell commands that Snakemake prints, with a word in the place of the interpreter."""
-    start = f"PYTHONPATH={shlex.quote(str(ROOT))} {shlex.quote(sys.executable)} -P -m"
+    variables = f"PYTHONPATH={shlex.quote(str(ROOT))} {IN_WORKFLOW}=1"
+    start = f"{variables} {shlex.quote(sys.executable)} -P -m"
     lines = re.findall(r"^ *Shell command: (?!None$)(.*)$", said, re.MULTILINE)
     assert sum(line.startswith(start) for line in lines) > 8
     return [line.replace(start, "python", 1) for line in lines]
