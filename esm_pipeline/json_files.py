@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import re
+from codecs import BOM_UTF8
 from typing import Any
 
 from esm_pipeline.errors import brief
@@ -32,7 +33,7 @@ def read_object(path: str | os.PathLike[str], most: int = MOST_BYTES) -> dict[st
         content = handle.read(most + 1)
     if len(content) > most:
         raise ValueError(f"larger than {most >> 20} MiB")
-    text = content.decode("utf-8-sig")
+    text = content.removeprefix(BOM_UTF8).decode("utf-8")
     try:
         found = json.loads(text, parse_int=whole_number, object_pairs_hook=without_duplicates)
     except OverflowError:

@@ -36,6 +36,20 @@ def explain(section: type[BaseModel], problem: Mapping[str, Any]) -> str:
     return f"'{key}' = {SHOWN.repr(value)}: should be {expectation(section, place, value)}"
 
 
+def as_flags(section: type[BaseModel], place: Place, told: str) -> str:
+    """What is `told` of the value at `place`, or of several values, with keys called as flags."""
+    if place:
+        return told.replace(f"'{'.'.join(map(str, place))}'", flag(str(place[0])), 1)
+    for name in section.model_fields:
+        told = told.replace(f"'{name}'", flag(name))
+    return told
+
+
+def flag(name: str) -> str:
+    """The flag of a setting: `--position-col` of `position_col`."""
+    return "--" + name.replace("_", "-")
+
+
 def place_of(section: type[BaseModel], loc: Sequence[int | str]) -> Place:
     """The place of a problem; what pydantic itself adds for a union is left out."""
     inside: type[BaseModel] | None = section

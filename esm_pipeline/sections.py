@@ -23,7 +23,7 @@ from pydantic import (
 )
 
 from esm_pipeline.errors import InputError
-from esm_pipeline.problems import explain, place_of
+from esm_pipeline.problems import as_flags, explain, place_of
 
 EXECUTION: dict[str, Any] = {"execution": True}
 """Marks a field that changes how a result is computed, never the result: it reruns nothing."""
@@ -458,8 +458,7 @@ def check(section: type[S], values: Mapping[str, Any], source: str) -> S:
             place = place_of(section, one["loc"])
             told = explain(section, one)
             if source == COMMAND_LINE:
-                flag = "--" + str(place[0]).replace("_", "-")
-                told = told.replace(f"'{'.'.join(map(str, place))}'", flag, 1)
+                told = as_flags(section, place, told)
             problems.setdefault(tuple(place), told)
         raise InputError("\n".join(f"{source}: {each}" for each in problems.values())) from None
 

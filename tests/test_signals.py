@@ -69,12 +69,21 @@ def wait_until(true, seconds: float = 300) -> None:
         time.sleep(0.02)
 
 
+def as_in_a_terminal() -> None:
+    """Obey signals: a job in the background is started without."""
+    for name in SIGNALS:
+        signal.signal(getattr(signal, name), signal.SIG_DFL)
+
+
 def start(arrays: Path, out: Path, processes: int, *before: str) -> subprocess.Popen[str]:
     """`structures`, once it is writing files."""
     command = [*before, sys.executable, "-m", "esm_pipeline", "structures", "--quiet"]
     options = [f"--threads={processes}", f"--records={arrays / 'records.tsv'}"]
     process = subprocess.Popen(
-        [*command, *options, arrays / "a.h5", out], stderr=subprocess.PIPE, text=True
+        [*command, *options, arrays / "a.h5", out],
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=as_in_a_terminal,
     )
     wait_until(lambda: list(out.glob(".structures.*/*/*")) or process.poll() is not None)
     assert process.poll() is None
@@ -134,6 +143,7 @@ def test_what_does_not_stop_by_itself_is_ended(tmp_path, name):
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        preexec_fn=as_in_a_terminal,
     )
     assert process.stdout
     scratch = Path(process.stdout.readline().strip())

@@ -39,7 +39,6 @@ def require_finite(model: EsmPreTrainedModel) -> None:
 
 def floating(model: EsmPreTrainedModel) -> Iterator[tuple[str, Tensor]]:
     """Names and values of the numbers that a model computes with."""
-    yield "rotary_embeddings.inv_freq", model.base_model.encoder.frequencies
     for name, tensor in chain(model.named_parameters(), model.named_buffers()):
         if tensor.is_floating_point():
             yield name, tensor.detach()

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from esm_pipeline.errors import InputError, WeightsError
+from esm_pipeline.errors import InputError, WeightsError, setting
 from esm_pipeline.formats.classes import (
     BETWEEN,
     MULTI_LABEL,
@@ -67,8 +67,8 @@ class Classifier(ArrayRunner[WithClasses]):
         self.of = CLASSIFIERS[name]
         if settings.of not in ("auto", self.of):
             raise InputError(
-                f"classify.of is '{settings.of}', but {self.checkpoint.name} is of {name}; set "
-                f"classify.of to {self.of}"
+                f"{setting('classify.of')} is '{settings.of}', but {self.checkpoint.name} is of {name}; set "
+                f"{setting('classify.of')} to {self.of}"
             )
         self.problem = problem_of(self.config)
         try:

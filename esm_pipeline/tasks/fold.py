@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from esm_pipeline.cli import add_common, add_flags, exit_code, section_from
-from esm_pipeline.errors import InputError
+from esm_pipeline.errors import InputError, setting
 from esm_pipeline.files import atomic_paths, require_regular
 from esm_pipeline.formats.hdf5 import Int64, RaggedWriter
 from esm_pipeline.formats.inputs import require_unchanged
@@ -184,12 +184,12 @@ def does_not_fit(residues: int, last: Rung, memory: float) -> str:
 
     `memory`: GB that a batch was allowed, 0 for all that was free.
     """
-    room = f"the {memory:g} GB of fold.memory" if memory else "memory"
+    room = f"the {memory:g} GB of {setting('fold.memory')}" if memory else "memory"
     where = ", nor on the CPU" if last.cpu else ""
     remedy = "raise it" if memory else "use a machine with more"
     return (
         f"{residues} residues do not fit into {room}, even alone and {last.chunk_size} rows at a "
-        f"time{where}; {remedy}, or set fold.max_residues"
+        f"time{where}; {remedy}, or set {setting('fold.max_residues')}"
     )
 
 

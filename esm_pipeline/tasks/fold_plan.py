@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from esm_pipeline.errors import InputError
+from esm_pipeline.errors import InputError, setting
 from esm_pipeline.formats.hdf5 import Int64
 from esm_pipeline.formats.records import FAILED, OK, SKIPPED, Outcome, Record
 from esm_pipeline.residues import LETTERS, UNKNOWN
@@ -48,8 +48,8 @@ class FoldPlan(Plan):
         limits = [limit for limit in (positions, settings.max_residues) if limit]
         if limits and settings.long == "full":
             raise InputError(
-                f"fold.long is 'full', but there is a limit of {min(limits)} residues; set it to "
-                "skip or truncate"
+                f"{setting('fold.long')} is 'full', but there is a limit of {min(limits)} residues; "
+                "set it to skip or truncate"
             )
         return min(limits, default=None)
 
@@ -88,7 +88,7 @@ class FoldPlan(Plan):
         if self.limit == self.positions:
             what += f"the model has positions for {self.limit}"
         else:
-            what += f"fold.max_residues is {self.limit}"
+            what += f"{setting('fold.max_residues')} is {self.limit}"
         if self.complexes[unique]:
             return f"{what}; fold its chains apart, or raise the limit"
-        return f"{what}; set fold.long to truncate, or raise the limit"
+        return f"{what}; set {setting('fold.long')} to truncate, or raise the limit"

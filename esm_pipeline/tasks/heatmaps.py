@@ -65,12 +65,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def outputs(args: argparse.Namespace) -> Outputs:
     """What `heatmaps` writes: pictures, into a folder, and their digests."""
+    require_folder_name(args.folder, "pictures")
     return Outputs([args.sha256], added_to=[args.folder])
 
 
 def run(args: argparse.Namespace) -> int:
     """Draw; returns 0."""
-    require_folder_name(args.folder, "pictures")
     if args.listed:
         check_listed(args.saturation, args.listed)
     with Saturations.open(args.saturation) as results:

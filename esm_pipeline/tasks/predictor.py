@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from esm_pipeline.errors import CapacityError, WeightsError
+from esm_pipeline.errors import CapacityError, WeightsError, setting
 from esm_pipeline.formats.structure_arrays import FORMAT
 from esm_pipeline.formats.structures import RANDOM, Structure
 from esm_pipeline.model import EsmForProteinFolding, optimize_for_inference
@@ -56,8 +56,8 @@ class Predictor(Runner[EsmForProteinFolding]):
         super().__init__(DEMO_FOLD if name == DEMO else name, revision, settings)
         if not self.config.is_folding_model:
             raise WeightsError(
-                f"{self.checkpoint.name}: has no folding part; set fold.model to a folding model, "
-                "such as facebook/esmfold_v1"
+                f"{self.checkpoint.name}: has no folding part; set {setting('fold.model')} to a folding "
+                "model, such as facebook/esmfold_v1"
             )
         self.random = bool(getattr(self.config, RANDOM, False))
 

@@ -54,6 +54,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def outputs(args: argparse.Namespace) -> Outputs:
     """What `shard` writes: a folder, and the list of its inputs."""
+    require_folder_name(args.out, "shards")
     return Outputs([args.inputs], added_to=[args.out])
 
 
@@ -61,7 +62,6 @@ def run(args: argparse.Namespace) -> int:
     """Shard the files; returns the exit code. Raises InputError for input that cannot be used."""
     began = time.monotonic()
     cleaning = section_from(CleaningSettings, args)
-    require_folder_name(args.out, "shards")
     for path in args.fasta:
         place = Path(path).resolve()
         ours = place.name in (TABLE, LISTING) or SHARD_FILE.fullmatch(place.name)

@@ -251,7 +251,7 @@ class Likelihoods(Strategy):
             return Outcome(
                 SKIPPED,
                 "the variant changes the length of the protein, of which only the first "
-                f"{self.plan.reach.cut} residues are scored; set score.long to window",
+                f"{self.plan.reach.cut} residues are scored; set {setting('score.long')} to window",
             )
         found = super().outcome(row, failed)
         if found != Outcome(OK):

@@ -70,6 +70,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def outputs(args: argparse.Namespace) -> Outputs:
     """What `structures` writes."""
+    require_folder_name(args.output, "structures")
     return written_to(args.output)
 
 
@@ -85,7 +86,6 @@ def run(args: argparse.Namespace) -> int:
     """Write the files; returns 0: failed records are for `verdict` to judge."""
     started = time.perf_counter()
     settings = section_from(StructureSettings, args)
-    require_folder_name(args.output, "structures")
     for path in (args.arrays, args.records, *([args.status] if args.status else [])):
         require_file(str(path))
     statuses = {TASK: args.status} if args.status else {}

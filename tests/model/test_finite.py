@@ -52,6 +52,7 @@ def test_every_tensor_is_looked_at(kind: type[EsmPreTrainedModel]) -> None:
     tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
     floating = {name: one for name, one in tensors.items() if one.is_floating_point()}
     assert any("contact_head.regression" in name for name in floating)
+    assert any("inv_freq" in name for name in floating) == (kind is not EsmModel)
     for number, (name, tensor) in enumerate(floating.items()):
         place = tensor.data.view(-1)[-1]
         before = place.item()
@@ -60,9 +61,6 @@ def test_every_tensor_is_looked_at(kind: type[EsmPreTrainedModel]) -> None:
             require_finite(model)
         place.fill_(before)
     require_finite(model)
-    model.base_model.encoder.frequencies = torch.tensor([1.0, NAN])
-    with pytest.raises(WeightsError, match=r"'rotary_embeddings\.inv_freq' has NaN"):
-        require_finite(model)
 
 
 def test_buffers_of_a_script_are_looked_at() -> None:

@@ -370,8 +370,11 @@ def test_rows_of_another_shard_stay_what_they_are(embedded):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (("--layers", "1"), "00002.h5: holds other arrays than 00000.h5"),
-        (("--residue-dtype", "float32"), "00002.h5: holds other arrays than 00000.h5"),
+        (("--layers", "1"), "00002.h5: layers is '1', but '0,-1' in 00000.h5"),
+        (
+            ("--residue-dtype", "float32"),
+            "00002.h5: residue_dtype is 'float32', but 'float16' in 00000.h5",
+        ),
         (("--dtype", "bfloat16"), "00002.h5: dtype is 'bfloat16', but 'float32' in 00000.h5"),
     ],
 )

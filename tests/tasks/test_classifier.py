@@ -69,8 +69,8 @@ def test_the_head_tells_where_the_config_does_not(
             (),
             "has no classifier, being of EsmModel; give a checkpoint",
         ),
-        (RESIDUE, ("--of=sequences",), "classify.of is 'sequences', but "),
-        (SEQUENCE, ("--of=residues",), "(tmp); set classify.of to sequences"),
+        (RESIDUE, ("--of=sequences",), "--of is 'sequences', but "),
+        (SEQUENCE, ("--of=residues",), "(tmp); set --of to sequences"),
     ],
 )
 def test_checkpoints_of_other_heads(
@@ -135,7 +135,11 @@ def test_odd_labels_that_a_table_can_have(model: Path, fasta: Path, tmp_path: Pa
 @pytest.mark.parametrize(
     ("out", "flags", "told"),
     [
-        ("o.txt", (), "o.txt: cannot be written; let its name end in .h5, .tsv, .csv, .parquet"),
+        (
+            "o.txt",
+            (),
+            "o.txt: cannot be written; let its name end in .h5, .hdf5, .tsv, .csv, .parquet",
+        ),
         ("in.fasta.tsv", ("--threshold=2",), "--threshold = '2': should be a number from 0 to 1"),
         ("o.tsv", ("--of=both",), "--of = 'both': should be 'auto', 'sequences' or 'residues'"),
         ("o.tsv", ("--provenance=in.fasta",), "in.fasta: the input itself"),

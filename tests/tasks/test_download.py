@@ -211,7 +211,7 @@ def spoil_config(folder: Path) -> None:
 CHECKS: dict[str, tuple[list[str], Callable[[Path], None] | None, str]] = {
     "layer": (["--layers=-1,3"], None, "layer 3 does not exist; the model has layers 0"),
     "long": (["--long=full"], None, "--long is 'full', but the model has positions for 30 "),
-    "no setting": (["--layers=x"], None, "'layers.0' = 'x'"),
+    "no setting": (["--layers=x"], None, "--layers = 'x'"),
     "vocabulary": ([], spoil_vocabulary, "the vocabulary has 34 tokens, the model 33"),
     "weights cut": ([], spoil_weights, "not a whole safetensors file"),
     "other weights": ([], spoil_config, "hidden_size is 32, but the weights have 16"),

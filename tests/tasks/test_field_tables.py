@@ -172,12 +172,12 @@ def test_an_offset_of_numbers_in_a_column(esm, rotary, files):
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
-        (["--position-col=p"], "'position_col' and 'mutant_aa_col' go together"),
-        (["--mutant-aa-col=p"], "'position_col' and 'mutant_aa_col' go together"),
-        (["--wild-type-aa-col=p"], "'wild_type_aa_col' needs 'position_col' and 'mutant_aa_col'"),
+        (["--position-col=p"], "--position-col and --mutant-aa-col go together"),
+        (["--mutant-aa-col=p"], "--position-col and --mutant-aa-col go together"),
+        (["--wild-type-aa-col=p"], "--wild-type-aa-col needs --position-col and --mutant-aa-col"),
         (
             ["--position-col=p", "--mutant-aa-col=a", "--mutated-sequence-col=s"],
-            "are two ways to say the same; choose one",
+            "--position-col and --mutated-sequence-col are two ways to say the same; choose one",
         ),
     ],
 )

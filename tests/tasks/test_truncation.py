@@ -18,9 +18,9 @@ RATIO = f"{LIKELIHOOD}_ratio"
 TRUNCATE = ("--long", "truncate", "--strategy", LIKELIHOOD)
 RESIZED = (
     "the variant changes the length of the protein, of which only the first 30 residues are "
-    "scored; set score.long to window"
+    "scored; set --long to window"
 )
-BEYOND = "residue {} is mutated, but the protein is truncated to the first 30; set score.long to"
+BEYOND = "residue {} is mutated, but the protein is truncated to the first 30; set --long to"
 CUT = "truncated to the first 30 residues"
 
 
