@@ -67,8 +67,8 @@ class Classifier(ArrayRunner[WithClasses]):
         self.of = CLASSIFIERS[name]
         if settings.of not in ("auto", self.of):
             raise InputError(
-                f"{setting('classify.of')} is '{settings.of}', but {self.checkpoint.name} is of {name}; set "
-                f"{setting('classify.of')} to {self.of}"
+                f"{setting('classify.of')} is '{settings.of}', but {self.checkpoint.name} is of "
+                f"{name}; set {setting('classify.of')} to {self.of}"
             )
         self.problem = problem_of(self.config)
         try:

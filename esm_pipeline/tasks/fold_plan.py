@@ -48,8 +48,8 @@ class FoldPlan(Plan):
         limits = [limit for limit in (positions, settings.max_residues) if limit]
         if limits and settings.long == "full":
             raise InputError(
-                f"{setting('fold.long')} is 'full', but there is a limit of {min(limits)} residues; "
-                "set it to skip or truncate"
+                f"{setting('fold.long')} is 'full', but there is a limit of {min(limits)} "
+                "residues; set it to skip or truncate"
             )
         return min(limits, default=None)
 

@@ -56,8 +56,8 @@ class Predictor(Runner[EsmForProteinFolding]):
         super().__init__(DEMO_FOLD if name == DEMO else name, revision, settings)
         if not self.config.is_folding_model:
             raise WeightsError(
-                f"{self.checkpoint.name}: has no folding part; set {setting('fold.model')} to a folding "
-                "model, such as facebook/esmfold_v1"
+                f"{self.checkpoint.name}: has no folding part; set {setting('fold.model')} to a "
+                "folding model, such as facebook/esmfold_v1"
             )
         self.random = bool(getattr(self.config, RANDOM, False))
 
