@@ -257,7 +257,7 @@ def test_what_does_not_fit_at_all_has_failed(fold, monkeypatch, error):
     assert failed == {"a", "c", "d", "f"}
     assert found["a"].reason == (
         "31 residues do not fit into memory, even alone and 16 rows at a time; use a machine with "
-        "more, or set fold.max_residues"
+        "more, or set --max-residues"
     )
     assert said[-1].endswith("see " + str(out.with_name("out.records.tsv")))
     rows = table(out / "structures.tsv")
@@ -279,8 +279,8 @@ def test_memory_that_is_set_is_kept_to(fold, alone):
     }
     assert 0 < len(failed) < len(OK)
     for reason in failed.values():
-        assert "do not fit into the 0.0045 GB of fold.memory, even alone" in reason
-        assert reason.endswith("; raise it, or set fold.max_residues")
+        assert "do not fit into the 0.0045 GB of --memory, even alone" in reason
+        assert reason.endswith("; raise it, or set --max-residues")
     assert failed.keys().isdisjoint({"e", "b"})
     out, _ = fold("--memory=1", out="out.h5")
     assert_as_alone(out, alone)
@@ -358,12 +358,11 @@ def test_long_sequences(fold, policy):
     else:
         assert {found[name].status for name in long} == {"skipped"}
         assert found["a"].reason == (
-            "31 residues, but fold.max_residues is 10; set fold.long to truncate, or raise the "
-            "limit"
+            "31 residues, but --max-residues is 10; set --long to truncate, or raise the limit"
         )
     assert found["complex"] == (
         "skipped",
-        "18 residues, but fold.max_residues is 10; fold its chains apart, or raise the limit",
+        "18 residues, but --max-residues is 10; fold its chains apart, or raise the limit",
     )
     assert found["b"].status == "ok"
 
@@ -382,7 +381,7 @@ def test_a_cut_sequence_is_as_the_cut_one(fold, checkpoint):
 def test_contradicting_settings(fold):
     _, said = fold("--long=full", "--max-residues=10", code=2)
     assert said == [
-        "esm-pipeline fold: fold.long is 'full', but there is a limit of 10 residues; set it to "
+        "esm-pipeline fold: --long is 'full', but there is a limit of 10 residues; set it to "
         "skip or truncate"
     ]
 
@@ -390,7 +389,7 @@ def test_contradicting_settings(fold):
 def test_a_model_that_does_not_fold(fold, rotary):
     _, said = fold(model=rotary, code=2)
     assert said == [
-        f"esm-pipeline fold: {rotary}: has no folding part; set fold.model to a folding model, "
+        f"esm-pipeline fold: {rotary}: has no folding part; set --model to a folding model, "
         "such as facebook/esmfold_v1"
     ]
 
