@@ -27,6 +27,12 @@ _EXPORTS = {
     "demo_model": "esm_pipeline.model",
     "iter_packed": "esm_pipeline.tasks.batching",
     "open_results": "esm_pipeline.formats.results",
+    "EsmPipelineError": "esm_pipeline.errors",
+    "InputError": "esm_pipeline.errors",
+    "AmbiguousIdError": "esm_pipeline.errors",
+    "DamagedError": "esm_pipeline.errors",
+    "WeightsError": "esm_pipeline.errors",
+    "CapacityError": "esm_pipeline.errors",
 }
 """Public names and the modules that define them: loaded on first use, imports stay light."""
 

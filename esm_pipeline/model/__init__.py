@@ -24,6 +24,7 @@ from esm_pipeline.model.heads import (
 )
 from esm_pipeline.model.hub import Checkpoint, demo_model, resolve_checkpoint
 from esm_pipeline.model.layout import PackedLayout
+from esm_pipeline.model.module_utils import plain_model
 from esm_pipeline.model.optimize import optimize_for_inference
 from esm_pipeline.model.tokenizer import EsmTokenizer
 
@@ -47,5 +48,6 @@ __all__ = [
     "Represented",
     "demo_model",
     "optimize_for_inference",
+    "plain_model",
     "resolve_checkpoint",
 ]

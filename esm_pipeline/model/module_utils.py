@@ -15,6 +15,25 @@ from esm_pipeline.errors import InputError
 from esm_pipeline.model.linears import Packed
 
 
+def plain_model(model: nn.Module) -> ModuleUtils:
+    """The model within what other libraries put around it: peft, `torch.compile`, DDP.
+
+    Raises InputError for one without a model of ours, or with trained prompts, which it would lose.
+    """
+    inner: Any = model
+    while not isinstance(inner, ModuleUtils):
+        config = getattr(inner, "active_peft_config", None)
+        if getattr(config, "is_prompt_learning", False):
+            raise InputError("a model with trained prompts works by its own call alone; use that")
+        if hasattr(inner, "get_base_model"):
+            inner = inner.get_base_model()
+        else:
+            inner = getattr(inner, "_orig_mod", None) or getattr(inner, "module", None)
+        if inner is None:
+            raise InputError(f"{type(model).__name__} is no ESM model; load one, as EsmForMaskedLM")
+    return inner
+
+
 class ModuleUtils(nn.Module):
     """Base of the models: what needs no weights of a certain kind."""
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import os
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import nn
@@ -31,6 +31,7 @@ from esm_pipeline.model.linears import (
     pack,
     pack_branch,
 )
+from esm_pipeline.model.module_utils import plain_model
 from esm_pipeline.model.quantize import can_quantize, find_ranges, quantize
 from esm_pipeline.model.tokenizer import EsmTokenizer
 
@@ -76,6 +77,7 @@ def optimize_for_inference(
     """
     dtype = one_of("dtype", dtype, torch.float32, torch.bfloat16, torch.int8)
     trunk_dtype = one_of("trunk_dtype", trunk_dtype, torch.float32, torch.bfloat16)
+    model = cast(M, plain_model(model))
     if model.optimized:
         raise InputError("optimize_for_inference: this model is optimized; give the original")
     require_plain(model)

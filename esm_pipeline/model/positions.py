@@ -44,7 +44,7 @@ class DistanceEmbedding(nn.Embedding):
                 f"at {self.most}; shorten the sequence, or use a rotary model (ESM-2)"
             )
         places = torch.arange(self.most - reach, self.most + reach + 1, device=q.device)
-        band = self(places)  # (2 * reach + 1, K)
+        band = self(places).to(q.dtype)  # (2 * reach + 1, K)
         rows = (distances + reach).unsqueeze(1)  # (N, 1, L, S)
         scores = chosen(q @ band.T, rows)
         if self.with_keys:

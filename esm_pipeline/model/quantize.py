@@ -211,6 +211,7 @@ def find_ranges(model: EsmPreTrainedModel) -> list[Ranges]:
                 )
         with torch.inference_mode():
             for sequence in packaged_proteins():
+                sequence = sequence[: encoder.max_residues]
                 tokens = EsmTokenizer.standard()([sequence], return_tensors="pt").input_ids
                 encoder(tokens)
     if not all(seen.isfinite().all() for ranges in found for seen in ranges.values()):

@@ -29,6 +29,7 @@ from esm_pipeline.model import (
     EsmModel,
     EsmTokenizer,
     PackedLayout,
+    plain_model,
 )
 from esm_pipeline.nucleotides import KEEP_NUCLEOTIDES, NUCLEOTIDES, nucleotides_in
 from esm_pipeline.tasks.windows import SPECIAL_TOKENS
@@ -36,6 +37,7 @@ from esm_pipeline.tasks.windows import SPECIAL_TOKENS
 OUT_OF_MEMORY = re.compile(
     r"can't allocate memory|not enough memory|std::bad_alloc"  # PyTorch on the CPU
     r"|(CUDA|HIP) error: out of memory|(CUDA|HIP|MPS backend) out of memory"
+    r"|could not (create|execute) a (primitive|memory)"  # oneDNN
     r"|(CUBLAS|CUDNN|CUSOLVER|CUSPARSE|HIPBLAS|ROCBLAS)_STATUS_(ALLOC_FAILED|NOT_INITIALIZED)"
 )
 """What a RuntimeError says that means the same as torch.OutOfMemoryError.
@@ -231,18 +233,21 @@ def iter_packed(
     as `<mask>` are read, lower case, white space and a `*` at the end as `shard` does. DNA and RNA
     are refused, or their letters kept as residues. On the CPU, the threads that PyTorch may use
     compute several batches at once, `token_budget` tokens in all.
+    A model within peft, `torch.compile` or DDP is found; with trained prompts it is refused.
     Raises InputError for unusable arguments at once, CapacityError for a sequence that does not fit
     into memory alone.
     """
     if output not in ("logits", "representation"):
         raise InputError(f"output '{output}' is not known; choose 'logits' or 'representation'")
+    model = cast(EsmModel | WithLogits, plain_model(model))
     if output == "logits" and not hasattr(model, "packed_logits"):
         raise InputError(
             f"{type(model).__name__} has no logits; load EsmForMaskedLM, or ask for "
             "output='representation'"
         )
-    if token_budget < 1:
-        raise InputError(f"token_budget {token_budget} is not positive")
+    whole = isinstance(token_budget, (int, np.integer)) and not isinstance(token_budget, bool)
+    if not whole or token_budget < 1:
+        raise InputError(f"token_budget {token_budget!r} is not a whole number from 1 on")
     encoder = cast(EsmModel, getattr(model, "esm", model))
     check_layer(layer, encoder.config.num_hidden_layers)
     if nucleotides not in NUCLEOTIDES:
@@ -314,6 +319,8 @@ def lengths_of(sequences: Sequence[Any], tokenizer: EsmTokenizer, nucleotides: s
             lengths[place] = len(tokenizer.residue_ids(sequence))
         except InputError as error:
             raise InputError(f"sequence {place}: {error}") from None
+        if not lengths[place]:
+            raise InputError(f"sequence {place} has no residues; leave it out")
         if ("-" in sequence or "." in sequence) and (gap := GAP.search(sequence)):
             what = f"gap {gap[0]!r} at place {gap.start() + 1}"
             raise InputError(f"sequence {place}: {what}; remove the gaps")

@@ -36,6 +36,7 @@ from esm_pipeline import (
     EsmForMaskedLM,
     EsmForProteinFolding,
     EsmForSequenceClassification,
+    iter_packed,
     optimize_for_inference,
 )
 from esm_pipeline.errors import InputError
@@ -414,3 +415,26 @@ def test_a_merged_model_is_optimized() -> None:
     with torch.inference_mode():
         expected = logits(merged)
         assert max_abs(logits(optimize_for_inference(merged)), expected) <= 1e-5
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_many_sequences_go_through_what_others_put_around_a_model() -> None:
+    ours = EsmForSequenceClassification(EsmConfig(**SMALL, **ESM2)).eval()
+    sequences = ["MKTAYIAKQR", "MKV", "MKTAYI"]
+    expected = dict(iter_packed(ours, sequences))
+    adapted = LoraConfig(target_modules=["query"], task_type="SEQ_CLS")
+    for wrapped in (get_peft_model(copy.deepcopy(ours), adapted), torch.compile(ours)):
+        found = dict(iter_packed(wrapped, sequences))
+        assert found.keys() == expected.keys()
+        assert all(max_abs(found[place], expected[place]) <= 1e-6 for place in expected)
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+@pytest.mark.parametrize("call", [lambda m: iter_packed(m, ["MKV"]), optimize_for_inference])
+def test_trained_prompts_are_not_lost(call: Callable[[Any], Any]) -> None:
+    prompts = PromptTuningConfig(task_type="SEQ_CLS", num_virtual_tokens=4)
+    ours = get_peft_model(EsmForSequenceClassification(EsmConfig(**SMALL, **ESM2)), prompts)
+    with pytest.raises(InputError, match="trained prompts works by its own call alone"):
+        call(ours)
+    with pytest.raises(InputError, match="Linear is no ESM model"):
+        call(nn.Linear(2, 2))

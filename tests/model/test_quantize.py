@@ -105,6 +105,19 @@ def test_random_models(kind: dict[str, object]) -> None:
     assert drift([found[mask.bool()]], [expected[mask.bool()]]) < 0.05
 
 
+@pytest.mark.parametrize("kind", ["absolute", "relative_key", "relative_key_query"])
+def test_tables_that_are_shorter_than_the_packaged_proteins(kind: str) -> None:
+    """As relative positions, which are added to scores in the precision of these."""
+    settings = {"position_embedding_type": kind, "max_position_embeddings": 80}
+    model = EsmForMaskedLM(EsmConfig(**SMALL, **settings)).eval()
+    enliven(model)
+    tokens, mask = batch([1, 30, 70], masked=0.1)
+    fast = optimize_for_inference(model, torch.int8)
+    with torch.inference_mode():
+        expected, found = model(tokens).logits, fast(tokens).logits
+    assert drift([found[mask.bool()]], [expected[mask.bool()]]) < 0.1
+
+
 def test_a_sequence_has_the_same_numbers_in_any_batch(
     model: EsmForMaskedLM, unseen: list[str]
 ) -> None:

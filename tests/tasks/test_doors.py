@@ -46,6 +46,8 @@ def test_sequences_are_read_as_they_are_written(model, written, meant):
         ("<mask>.V", "sequence 1: gap '.' at place 7; remove the gaps"),
         ("MK:V", "sequence 1: ':' at place 3 is no residue"),
         ("MK<maks>", "sequence 1: '<' at place 3 is no residue"),
+        ("", "sequence 1 has no residues; leave it out"),
+        (" *", "sequence 1 has no residues; leave it out"),
         (CDS.lower(), "sequence 1 looks like DNA; translate it, or pass nucleotides='keep'"),
         (CDS.replace("T", "U"), "sequence 1 looks like RNA"),
     ],
