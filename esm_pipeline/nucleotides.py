@@ -77,6 +77,15 @@ def nucleotides_in(sequence: bytes) -> str:
     return "RNA" if u > t else "DNA"
 
 
+def nucleotides_among(sequence: bytes) -> str:
+    """The same of each chain of a complex, which has `:` between them: "DNA in chain 2", or ""."""
+    chains = sequence.split(b":")
+    for number, one in enumerate(chains, 1):
+        if kind := nucleotides_in(one):
+            return f"{kind} in chain {number}" if len(chains) > 1 else kind
+    return ""
+
+
 def only_nucleotides(letters: bytes) -> bool:
     """Whether some letters can be nucleotides: IUPAC codes, 95 % of them A C G T U N."""
     rare = letters.translate(None, USUAL)

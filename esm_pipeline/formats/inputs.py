@@ -17,6 +17,10 @@ from esm_pipeline.formats.fasta import STANDARD_INPUT, shown
 
 State = tuple[int, ...]
 
+MARGIN = 60 * 10**9
+"""Nanoseconds before the time of a list in which a file may have changed unseen: Snakemake sets that
+time anew when the job has ended that wrote the list."""
+
 
 def states(files: Iterable[str]) -> list[State]:
     """What the file system says of each file that is there, for `write_inputs`."""
@@ -55,7 +59,7 @@ def require_unchanged(listings: Iterable[Path]) -> None:
         written = listing.stat().st_mtime_ns if listing.exists() else 0
         for digest, name in read_list(listing):
             try:
-                same = last_change(name) < written or sha256(Path(name)) == digest
+                same = last_change(name) < written - MARGIN or sha256(Path(name)) == digest
             except OSError as error:
                 raise gone(name, error) from None
             if not same:

@@ -78,6 +78,11 @@ BEGINNINGS = (
     ),
     look(rb"data_\S", "mmCIF", CHAINS),
     look(rb"HMMER[23]", "a profile of HMMER", PROTEINS),
+    look(
+        rb"#[0-9,]+\t[0-9,]+[ \t]*\n>",
+        "A3M of ColabFold",
+        "take its first line out, and convert it to FASTA",
+    ),
     look(rb"[^\n>]*\t", "a table (TSV)", "write its sequences as FASTA"),
     look(
         rb"[^\n,;>]+(?:[,;](?! )[^\n,;]*)+(?:\n|\Z)",

@@ -9,7 +9,7 @@ import re
 from typing import NamedTuple
 
 from esm_pipeline.errors import setting
-from esm_pipeline.nucleotides import nucleotides_in, only_nucleotides, translate
+from esm_pipeline.nucleotides import nucleotides_among, nucleotides_in, only_nucleotides, translate
 from esm_pipeline.sections import CleaningSettings
 
 RESIDUES = b"ACDEFGHIKLMNPQRSTVWYBUZOX"
@@ -94,7 +94,7 @@ def read_sequence(sequence: bytes, cleaning: CleaningSettings, header: bytes = b
     """
     if cleaning.nucleotides == "translate":
         return _translated(sequence, cleaning, header)
-    if cleaning.nucleotides == "refuse" and (kind := nucleotides_in(sequence)):
+    if cleaning.nucleotides == "refuse" and (kind := nucleotides_among(sequence)):
         return Cleaned(b"", f"looks like {kind}; {nucleotides_remedy()}")
     return clean(sequence, cleaning)
 

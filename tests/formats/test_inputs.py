@@ -27,7 +27,7 @@ def listed(tmp_path, monkeypatch) -> Path:
 
 def later(listing: Path) -> None:
     """Have the list be newer than all that it lists, as if some time had gone by."""
-    past = os.stat(listing).st_mtime_ns + 10**10
+    past = os.stat(listing).st_mtime_ns + inputs.MARGIN + 10**10
     os.utime(listing, ns=(past, past))
 
 
@@ -35,6 +35,15 @@ def test_what_is_as_it_was_is_not_read_again(listed, monkeypatch):
     later(listed)
     monkeypatch.setattr(inputs, "sha256", None)
     inputs.require_unchanged([listed])
+
+
+def test_a_change_is_told_though_the_list_was_touched_after_it(listed):
+    """Snakemake touches what a job has written when it ends."""
+    change("a")
+    touched = os.stat(listed).st_mtime_ns + 10**9
+    os.utime(listed, ns=(touched, touched))
+    with pytest.raises(InputError, match="^a: has changed since the workflow read it"):
+        inputs.require_unchanged([listed])
 
 
 def test_what_may_have_changed_is_read(listed):

@@ -24,6 +24,10 @@ FORMATS = {
         f"PIR {code}": (f">{code};X\ntitle\nMK*\n".encode(), PIR)
         for code in ("F1", "DL", "DC", "RL", "RC", "N3", "N1", "XX")
     },
+    "A3M of ColabFold": (
+        b"#60\t1\n>101\nMKTAYIAKQRQISF\n>x\nMKTAyyYIAKQ-QISF\n",
+        "A3M of ColabFold; take its first line out, and convert it to FASTA",
+    ),
     "Stockholm": (b"# STOCKHOLM 1.0\n#=GF ID x\na MK-V\n//\n", "Stockholm" + CONVERT),
     "GenBank": (b"LOCUS       SCU49845  5028 bp\nORIGIN\n 1 gatc\n//\n", "GenBank" + CONVERT),
     "UniProt": (

@@ -155,6 +155,14 @@ def test_a_record_among_proteins_is_skipped(shard) -> None:
     assert (rows[1].length, rows[1].sha256) == (None, "")
 
 
+def test_a_chain_of_a_complex_is_skipped_too(shard) -> None:
+    """As structures of proteins with DNA are asked for elsewhere."""
+    code, _, rows = shard(f">P\nMKVLA\n>C\nMKLVELAYIAKQRQ:{CDS}\n>D\nMKVLA:MKE\n")
+    assert code == 0
+    told = REFUSED.replace("DNA", "DNA in chain 2")
+    assert [(row.status, row.reason) for row in rows] == [("ok", ""), ("skipped", told), ("ok", "")]
+
+
 def test_the_row_is_of_the_protein(shard, tmp_path: Path) -> None:
     code, _, (row, same) = shard(f">CDS a\n{CDS}\n>P\n{PROTEIN}\n", "--nucleotides=translate")
     assert code == 0

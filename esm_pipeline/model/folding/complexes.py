@@ -16,7 +16,7 @@ from torch import Tensor
 
 from esm_pipeline import residues
 from esm_pipeline.errors import InputError
-from esm_pipeline.nucleotides import KEEP_NUCLEOTIDES, NUCLEOTIDES, nucleotides_in
+from esm_pipeline.nucleotides import KEEP_NUCLEOTIDES, NUCLEOTIDES, nucleotides_among
 
 BREAK = ":"
 LINKER = "G" * 25
@@ -79,7 +79,7 @@ def encode(
     for place, sequence in enumerate(sequences):
         try:
             text = letters(sequence)
-            if nucleotides == "refuse" and (kind := nucleotides_in(text.encode())):
+            if nucleotides == "refuse" and (kind := nucleotides_among(text.encode())):
                 raise InputError(f"looks like {kind}; {KEEP_NUCLEOTIDES}")
             rows.append(encode_one(text, linker, gap))
         except InputError as error:

@@ -225,6 +225,8 @@ def test_nucleotides_are_refused_or_kept(model: EsmForProteinFolding):
     )
     with pytest.raises(InputError, match=re.escape(told)):
         model.infer(["GAV", cds])
+    with pytest.raises(InputError, match="sequence 0: looks like DNA in chain 2; translate it"):
+        model.infer([f"MKLVELAYIAKQRQ:{cds}"])
     with pytest.raises(InputError, match="looks like RNA"):
         model.infer_pdb(cds.replace("t", "u"))
     kept = model.infer([cds], num_recycles=0, nucleotides="keep")
