@@ -18,8 +18,9 @@ from esm_pipeline.formats.fasta import STANDARD_INPUT, shown
 State = tuple[int, ...]
 
 MARGIN = 60 * 10**9
-"""Nanoseconds before the time of a list in which a file may have changed unseen: Snakemake sets that
-time anew when the job has ended that wrote the list."""
+"""Nanoseconds before the time of a list in which a file may have changed unseen.
+
+Snakemake sets that time anew when the job has ended that wrote the list."""
 
 
 def states(files: Iterable[str]) -> list[State]:

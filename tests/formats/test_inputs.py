@@ -42,7 +42,7 @@ def test_a_change_is_told_though_the_list_was_touched_after_it(listed):
     change("a")
     touched = os.stat(listed).st_mtime_ns + 10**9
     os.utime(listed, ns=(touched, touched))
-    with pytest.raises(InputError, match="^a: has changed since the workflow read it"):
+    with pytest.raises(InputError, match=r"^a: has changed since the workflow read it"):
         inputs.require_unchanged([listed])
 
 
