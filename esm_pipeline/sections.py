@@ -229,8 +229,8 @@ class VariantSettings(Section):
     )
     protein_col: Name | None = Field(
         None,
-        description="column that names the protein of each row, by its id or accession in the "
-        "FASTA; by default 'protein', where there is one",
+        description="column that names the protein of each row, by its id, accession or gene in "
+        "the FASTA; by default 'protein', where there is one",
     )
     protein: Name | None = Field(
         None,

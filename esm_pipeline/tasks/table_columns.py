@@ -16,19 +16,29 @@ from esm_pipeline.formats.tables import Table
 from esm_pipeline.formats.unread_notations import is_missing, looks_like_a_sequence
 from esm_pipeline.formats.variants import THREE_LETTERS, is_mutation
 from esm_pipeline.tasks.variant_rows import Reader
-from esm_pipeline.tasks.wild_types import PROTEIN, WildTypes, is_accession
+from esm_pipeline.tasks.wild_types import PROTEIN, UNIPROT, WildTypes, is_accession, names_in
 
+GENE_COLUMNS = re.compile(r"(hgnc_)?symbol|gene(_?(names?|symbol))?")
 PROTEIN_COLUMNS = re.compile(
-    r"protein(_?(id|name|acc\w*))?|uniprot\w*|swiss-?prot\w*|ensp|refseq(_protein)?|dms_id|symbol|"
-    r"gene(_?(name|symbol|id))?",
-    re.IGNORECASE,
+    r"prot(ein(_?(id|name|acc\w*))?)?|uniprot\w*|swiss_?prot\w*|ensp|refseq(_protein)?|dms_id|"
+    rf"entry_?name|gene_?id|{GENE_COLUMNS.pattern}"
 )
-"""What columns that name a protein are called in the tables of the field."""
+"""What columns that name a protein are called in the tables of the field, as `plain` has it."""
 
 OTHER_COLUMNS = re.compile(
-    r"acc|accession|entry|id|name|target\w*|seq\w*_?id|feature|transcript(_?id)?", re.IGNORECASE
+    r"acc|accession|entry|id|name|isoform|target\w*|seq\w*id|feature|transcript|transcriptid|"
+    r".*_(id|acc\w*)"
 )
 """What columns are called that name a protein if accessions of a database stand in them."""
+
+NO_PROTEINS_PLACE = re.compile("cdna|cds|codon|genom|nucl")
+"""In names of columns with positions in something else."""
+
+SEPARATORS = re.compile(r"[;,/\s]+"), re.compile(r"\|")
+"""What stands between several names in a cell."""
+
+SYMBOL = re.compile(r"(?!ENS[A-Z]*\d)[A-Za-z][\w.-]*", re.ASCII)
+"""What may be the symbol of a gene, and no accession of Ensembl's."""
 
 MOSTLY = 0.5
 EXAMPLES = 2
@@ -46,6 +56,12 @@ def check_columns(table: Table, reader: Reader) -> None:
     """
     wild_types = reader.wild_types
     missing = [name for name in reader.columns if not table.has(name)]
+    first = [name for name in table.columns if DIGIT.search(name) and is_mutation(name)]
+    if missing and first:
+        raise InputError(
+            f"{shown(table.path)}: its first line has {first[0][:30]!a}, so it has no line of "
+            f"column names; add one, with {missing[0]!a} for the column that is asked for"
+        )
     if missing and (found := suggestions(table, wild_types, missing)):
         raise InputError(
             f"{shown(table.path)}: no column {missing[0]!a}; it has {table.listed()}; {found}"
@@ -62,56 +78,99 @@ def refuse_other_proteins(table: Table, reader: Reader) -> None:
     """
     wild_types = reader.wild_types
     columns = [name for name in once(table) if name not in reader.columns]
-    found = {column: Named() for column in columns}
+    found = {column: Named(column, wild_types) for column in columns}
     for block in table.blocks(columns) if columns else ():
         for column, cells in zip(columns, zip(*block.cells, strict=True), strict=True):
-            found[column].take(column.lstrip("#"), cells, wild_types)
+            found[column].take(cells)
     for column, named in found.items():
-        if named.of_several(wild_types):
+        if named.of_several():
             only = next(wild_types.intake.records()).id
+            by_column = f"{setting('score.protein_col')} to {column!a}, or " if named.own else ""
             raise InputError(
                 f"{shown(table.path)}: column {column!a} names {named.told()}, but the only wild "
-                f"type is {only!a}; set {setting('score.protein_col')} to {column!a}, or "
-                f"{setting('score.protein')} to {only!a} if all rows are of it"
+                f"type is {only!a}; set {by_column}{setting('score.protein')} to {only!a} if all "
+                "rows are of it"
             )
 
 
 class Named:
     """The proteins that a column names: the only wild type, by `own`, and some `others`."""
 
-    def __init__(self) -> None:
+    def __init__(self, column: str, wild_types: WildTypes) -> None:
+        name = plain(column)
+        self._by_name = PROTEIN_COLUMNS.fullmatch(name) is not None
+        self._likely = self._by_name or OTHER_COLUMNS.fullmatch(name) is not None
+        self._genes = GENE_COLUMNS.fullmatch(name) is not None
+        self._wild_types = wild_types
         self.own: str | None = None
         self.others: list[str] = []
         self.unlike: str | None = None
         """A cell that is no name as far as the column's name and the cell tell."""
 
-    def take(self, column: str, cells: Sequence[str], wild_types: WildTypes) -> None:
+    def take(self, cells: Sequence[str]) -> None:
         """See what some cells name."""
-        by_name, maybe = PROTEIN_COLUMNS.fullmatch(column), OTHER_COLUMNS.fullmatch(column)
-        for cell in map(str.strip, dict.fromkeys(cells)):
-            if is_missing(cell):
-                continue
-            if wild_types.knows(cell):
-                if by_name or (len(cell) >= SHORTEST_NAME and DIGIT.search(cell)):
-                    self.own = self.own or cell
-            elif not (by_name or (maybe and is_accession(cell))):
-                self.unlike = self.unlike or cell
-            elif len(self.others) < EXAMPLES and cell not in self.others:
-                self.others.append(cell)
+        for cell in dict.fromkeys(map(str.strip, cells)):
+            if not is_missing(cell):
+                for name in several(cell):
+                    self._take(name)
 
-    def of_several(self, wild_types: WildTypes) -> bool:
-        """Whether not all rows can be of the only wild type."""
-        strange = [*self.others, *([self.unlike] if self.own and self.unlike else [])]
-        return bool(
-            (self.own and strange)
-            or len(self.others) == EXAMPLES
-            or any(wild_types.contradict(other) for other in self.others)
+    def _take(self, name: str) -> None:
+        if self._wild_types.knows(name, genes=self._by_name):
+            if self._by_name or (len(name) >= SHORTEST_NAME and DIGIT.search(name)):
+                self.own = self.own or name
+        elif not (self._by_name or (has_accession(name) if self._likely else is_uniprot(name))):
+            self.unlike = self.unlike or name
+        elif len(self.others) < EXAMPLES and name not in self.others:
+            self.others.append(name)
+
+    def of_several(self) -> bool:
+        """Whether not all rows can be of the only wild type.
+
+        Accessions tell in a column of any name, if nothing else stands in it.
+        """
+        if self.own:
+            return bool(self.others or self.unlike)
+        others = self.others if self._likely or not self.unlike else []
+        return len(others) == EXAMPLES or any(map(self._contradicts, others))
+
+    def _contradicts(self, name: str) -> bool:
+        """Whether a name is certainly not the only wild type's."""
+        symbols = name.split(";")
+        return self._wild_types.contradict(name) or (
+            self._genes
+            and not has_accession(name)
+            and all(map(SYMBOL.fullmatch, symbols))
+            and self._wild_types.of_other_genes(symbols)
         )
 
     def told(self) -> str:
         """Examples, for a message."""
         examples = [*filter(None, [self.own]), *self.others, *filter(None, [self.unlike])]
         return " and ".join(f"{name[:30]!a}" for name in examples[:EXAMPLES])
+
+
+def plain(column: str) -> str:
+    """A column's name in lower case, with `_` for all that is no letter or digit."""
+    return re.sub(r"[\W_]+", "_", column).strip("_").lower()
+
+
+def several(cell: str) -> list[str]:
+    """The names in a cell, which are several if each has an accession: `P69905;P68871`."""
+    for separator in SEPARATORS:
+        names = [name for name in separator.split(cell) if name]
+        if len(names) > 1 and all(map(has_accession, names)):
+            return names
+    return [cell]
+
+
+def has_accession(name: str) -> bool:
+    """Whether `name` is an accession, or has one as `sp|P69905|HBA_HUMAN`."""
+    return any(map(is_accession, names_in(name)))
+
+
+def is_uniprot(name: str) -> bool:
+    """Whether `name` is or has an accession of UniProt, in capital letters."""
+    return any(one.isupper() and is_accession(one, UNIPROT) for one in names_in(name))
 
 
 def require_match(table: Table, wild_types: WildTypes) -> None:
@@ -174,11 +233,14 @@ def notation_settings(cells: Columns) -> Iterator[tuple[str, str]]:
         yield "score.mutation_col", mutations[0]
         return
     places = [
-        name for name in cells if mostly(cells[name], lambda cell: bool(PLACE.fullmatch(cell)))
+        name
+        for name in cells
+        if not NO_PROTEINS_PLACE.search(name.lower())
+        and mostly(cells[name], lambda cell: bool(PLACE.fullmatch(cell)))
     ]
     pairs = [name for name in cells if mostly(cells[name], lambda cell: bool(PAIR.fullmatch(cell)))]
     residues = [name for name in cells if mostly(cells[name], is_residue)]
-    places.sort(key=lambda name: re.search("pos|site|res", name.lower()) is None)
+    places.sort(key=likeness, reverse=True)
     if places and pairs:
         yield "score.position_col", places[0]
         yield "score.mutant_aa_col", pairs[0]
@@ -195,6 +257,12 @@ def notation_settings(cells: Columns) -> Iterator[tuple[str, str]]:
         if mostly(cells[name], looks_like_a_sequence) and len(set(cells[name])) > 1
     ]:
         yield "score.mutated_sequence_col", sequences[0]
+
+
+def likeness(name: str) -> list[bool]:
+    """How much the name of a column is like that of positions, and in a protein."""
+    parts = ("pos|site|res", "prot|aa|res")
+    return [re.search(part, name.lower()) is not None for part in parts]
 
 
 def protein_column(cells: Columns, wild_types: WildTypes) -> str | None:

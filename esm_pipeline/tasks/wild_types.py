@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import re
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property, lru_cache
 from hashlib import blake2b
 from pathlib import Path
@@ -45,6 +45,13 @@ ACCESSIONS = (
 )
 """UniProt's, RefSeq's and Ensembl's of proteins and transcripts, without version and isoform."""
 
+UNIPROT = ACCESSIONS[0]
+ENTRY_NAME = re.compile(r"[A-Z\d]{1,10}_[A-Z9][A-Z\d]{2,4}")
+"""UniProt's `HBB_HUMAN`: a protein and a species."""
+
+GENE = re.compile(r"\sGN=(.+?)(?=\s[A-Z]{2}=|\s*$)")
+"""The gene in a header of UniProt."""
+
 Name = str | bytes
 
 
@@ -53,7 +60,7 @@ class WildTypes:
 
     `column` is that of the variants' table which names the protein of each row; None if there is
     none: rows are of the only protein, or of one that their notation names. `protein` is the name
-    of the one that all rows are of. Holds some 200 bytes a protein.
+    of the one that all rows are of. Holds some 200 bytes a protein, twice that with a gene.
 
     `matched` says whether any row so far was of one of them, `first_unmatched` what the first row
     is of that was not.
@@ -74,6 +81,8 @@ class WildTypes:
         self.first_unmatched = None
         self._by_sequence = sequences is not None
         self._names: dict[Name, int] = {} if sequences is None else sequences
+        self._genes: dict[Name, int] = {}
+        self._gene_of: dict[int, str] = {}
         self._refused: dict[int, str] = {}
         for record in intake.records():
             if record.status != OK:
@@ -82,7 +91,10 @@ class WildTypes:
                 self._refused[record.index] = "a complex of several chains"
             if not self._by_sequence:
                 for name in names_of(record.id):
-                    self._add(name, record.index)
+                    self._add(self._names, name, record.index)
+                if gene := GENE.search(record.header):
+                    self._gene_of[record.index] = gene[1]
+                    self._add(self._genes, gene[1], record.index)
         self.sequence = lru_cache(SEQUENCES_HELD)(self._sequence)
         self.near = lru_cache(SEQUENCES_HELD)(self._near)
         self.protein = protein
@@ -92,10 +104,10 @@ class WildTypes:
             self._usable(self._chosen)
             self.matched = column is None
 
-    def _add(self, name: str, record: int) -> None:
-        known = self._names.setdefault(name, record)
+    def _add(self, names: dict[Name, int], name: str, record: int) -> None:
+        known = names.setdefault(name, record)
         if known >= 0 and not self._same(known, record):
-            self._names[name] = SEVERAL
+            names[name] = SEVERAL
 
     def _same(self, one: int, other: int) -> bool:
         """Whether two records have one sequence."""
@@ -105,9 +117,10 @@ class WildTypes:
     def find(self, name: str, reference: str = "") -> int:
         """Number of the unique sequence that a row is of. Raises InputError, with the reason.
 
-        `name` is the cell of `column`: an id, or an accession or entry name in it; the sequence
-        itself, if the column holds those. `reference` is what the notation begins with: where no
-        column says more, the name; else it may not be that of another protein.
+        `name` is the cell of `column`: an id, an accession or entry name in it, or the gene in the
+        header; the sequence itself, if the column holds those. `reference` is what the notation
+        begins with: where no column says more, the name; else it may not be that of another
+        protein.
         """
         try:
             record = self._record_of(name, reference)
@@ -133,7 +146,7 @@ class WildTypes:
         else:
             where = f"{setting('score.protein_col')} or {setting('score.protein')}"
             raise InputError(f"names none of the {self.intake.count:,} proteins; set {where}")
-        if reference and contradicts(reference, self._called[record]):
+        if reference and self._contradicts(reference, record):
             raise InputError(
                 f"the mutation is of {reference[:NAME_SHOWN]!a}, which the row's protein is not; "
                 "correct one of the two"
@@ -177,21 +190,37 @@ class WildTypes:
             raise InputError(f"{name!a} names several wild types; give each a name of its own")
         return first
 
-    def _by_parts(self, name: str) -> set[int]:
-        """The records that the names in one text, such as `sp|P62593|BLAT_ECOLX`, are of."""
-        found = {self._names[part] for part in names_in(name) if part in self._names}
-        found = found - {SEVERAL} or found
-        return {one for one in found if one < 0 or not contradicts(name, self._called[one])}
+    def _by_parts(self, name: str, *, genes: bool = True) -> set[int]:
+        """The records that the names in one text, such as `sp|P62593|BLAT_ECOLX`, are of.
 
-    def knows(self, name: str) -> bool:
-        """Whether a record is called `name`."""
-        return name in self._names or (
-            ("|" in name or name.endswith(")")) and bool(self._by_parts(name))
-        )
+        If they are of none, and `genes`, the records that have one as their gene.
+        """
+        for names in (self._names, self._genes) if genes else (self._names,):
+            found = {names[part] for part in names_in(name) if part in names}
+            found = found - {SEVERAL} or found
+            if found := {one for one in found if one < 0 or not self._contradicts(name, one)}:
+                return found
+        return set()
+
+    def knows(self, name: str, *, genes: bool = True) -> bool:
+        """Whether a record is called `name`, or is of that gene if `genes`."""
+        return name in self._names or bool(self._by_parts(name, genes=genes))
 
     def contradict(self, name: str) -> bool:
-        """Whether `name` is an accession that none of the wild types has."""
-        return all(contradicts(name, names) for names in self._called.values())
+        """Whether `name` is an accession or entry name that none of the wild types has."""
+        return all(self._contradicts(name, record) for record in self._called)
+
+    def of_other_genes(self, symbols: Iterable[str]) -> bool:
+        """Whether the headers of all wild types name genes, and none of `symbols`."""
+        own = {gene.lower() for gene in self._gene_of.values()}
+        return len(self._gene_of) == self.intake.count and own.isdisjoint(map(str.lower, symbols))
+
+    def _contradicts(self, name: str, record: int) -> bool:
+        """Whether `name` is of another protein or, `NM_000558.5(HBA1)`, gene than a record."""
+        ours, gene = self._gene_of.get(record), gene_in(name)
+        return contradicts(name, self._called[record]) or (
+            ours is not None and gene is not None and ours.lower() != gene.lower()
+        )
 
     @cached_property
     def _called(self) -> dict[int, set[str]]:
@@ -323,8 +352,14 @@ def names_in(text: str) -> set[str]:
     """The names that a row gives in one text: `sp|P62593|BLAT_ECOLX`, `NM_000518.5(HBB)`."""
     if "|" in text:
         return set(names_of(text))
-    name, _, gene = text.partition("(")
-    return {name, gene.removesuffix(")")} - {""} if gene.endswith(")") else {text}
+    gene = gene_in(text)
+    return {text} if gene is None else {text.partition("(")[0], gene} - {""}
+
+
+def gene_in(text: str) -> str | None:
+    """The gene in brackets behind a name, `NM_000518.5(HBB)`."""
+    gene = text.partition("(")[2]
+    return gene.removesuffix(")") if gene.endswith(")") else None
 
 
 def base_of(name: str) -> str:
@@ -336,15 +371,15 @@ def base_of(name: str) -> str:
 def contradicts(reference: str, names: set[str]) -> bool:
     """Whether `reference` is another accession of a database that one of `names` is of.
 
-    Accessions of different databases cannot be compared.
+    Accessions of different databases cannot be compared; entry names tell where no accession does.
     """
     given = names_in(reference)
-    for database in ACCESSIONS:
+    for database in (*ACCESSIONS, ENTRY_NAME):
         ours, theirs = (
             {one for one in some if is_accession(one, database)} for some in (given, names)
         )
-        if ours and theirs and not ours & theirs:
-            return True
+        if ours and theirs:
+            return not ours & theirs
     return False
 
 

@@ -185,3 +185,48 @@ def test_columns_that_do_not_go_together(esm, rotary, files, arguments, told):
     fasta, table, out = files({BLAT: WILD_TYPE}, mutants("K2L"))
     code, line, _ = run(esm, rotary, fasta, table, out, *arguments)
     assert (code, told in line) == (2, True), line
+
+
+def test_positions_in_the_protein_are_suggested(esm, rotary, files):
+    row = {
+        "cDNA_position": "20",
+        "CDS_position": "5",
+        "Protein_position": "2",
+        "Amino_acids": "K/L",
+    }
+    told = run(esm, rotary, *files({BLAT: WILD_TYPE}, [row]))[1]
+    assert told.endswith(
+        "--position-col to 'Protein_position' and --mutant-aa-col to 'Amino_acids'"
+    )
+    del row["Protein_position"]
+    told = run(esm, rotary, *files({BLAT: WILD_TYPE}, [row]))[1]
+    assert "--position-col" not in told
+
+
+def test_hints_for_clinvar_lead_to_scores(esm, rotary, files, tmp_path):
+    fasta, _, out = files({f"{BLAT} Lactamase GN=HBB PE=1": WILD_TYPE}, mutants("K2L"))
+    table = tmp_path / "in.tsv"
+    table.write_text(CLINVAR + "10\tNM_000558.5(HBA1):c.20A>T (p.Lys2Leu)\tHBA1\n")
+    told = run(esm, rotary, fasta, table, out)[1]
+    assert told.endswith("set --mutation-col to 'Name' and --protein-col to 'GeneSymbol'")
+    options = ("--mutation-col", "Name")
+    told = run(esm, rotary, fasta, table, out, *options)[1]
+    assert "column 'GeneSymbol' names 'HBB' and 'HBA1', but the only wild type" in told
+    assert "set --protein-col to 'GeneSymbol', or --protein" in told
+    out = tmp_path / "out.tsv"
+    found = run(esm, rotary, fasta, table, out, *options, "--protein-col", "GeneSymbol")[2]
+    assert [row["status"] for row in found] == ["ok"] * 4 + ["skipped"] * 3
+    assert found[-1]["reason"] == "no protein 'HBA1' among the wild types; check the name"
+
+
+@pytest.mark.parametrize("text", ["E7V\nK2L\n", "E7V\n", "P62593,p.Lys2Leu\nP62593,K2L\n"])
+def test_a_table_without_column_names(esm, rotary, files, text):
+    fasta, table, out = files({BLAT: WILD_TYPE}, mutants("K2L"))
+    table.write_text(text)
+    code, told, _ = run(esm, rotary, fasta, table, out)
+    first = text.splitlines()[0].split(",")[-1]
+    assert code == 2
+    assert told.endswith(
+        f"in.csv: its first line has {first!a}, so it has no line of column names; add one, with "
+        "'mutant' for the column that is asked for"
+    )

@@ -231,10 +231,11 @@ def test_a_column_that_names_other_proteins_stops(esm, rotary, files, column):
     code, told, _ = run(esm, rotary, fasta, table, out)
     assert code == (2 if stops else 0), told
     if stops:
+        by_column = f"--protein-col to {column!a}, or " if "P62593" in cells else ""
         assert f"column {column!a} names {cells[0]!a}" in told
         assert told.endswith(
-            f", but the only wild type is {BLAT!a}; set --protein-col to {column!a}, or --protein "
-            f"to {BLAT!a} if all rows are of it"
+            f", but the only wild type is {BLAT!a}; set {by_column}--protein to {BLAT!a} if all "
+            "rows are of it"
         )
     assert run(esm, rotary, fasta, table, out, "--protein", "P62593")[0] == 0
 
@@ -263,3 +264,92 @@ def test_what_a_setting_is_called(monkeypatch):
     assert setting("score.protein_col") == "--protein-col"
     monkeypatch.setenv(IN_WORKFLOW, "1")
     assert setting("score.protein_col") == "score.protein_col"
+
+
+HBB = "sp|P68871|HBB_HUMAN Hemoglobin subunit beta OS=Homo sapiens OX=9606 GN=HBB PE=1 SV=2"
+
+STRANGE = [
+    *[(name, "P69905") for name in ("UniProt ID", "Uniprot accession", "protein accession")],
+    *[(name, "P69905") for name in ("Uniprot.ID", "prot", "any name", "my_acc")],
+    ("isoform", "P69905-2"),
+    *[(name, "sp|P69905|HBA_HUMAN") for name in ("accession", "target_id", "any name")],
+    ("accession", "tr|Q9XYZ1|Q9XYZ1_HUMAN"),
+    *[(name, "HBA_HUMAN") for name in ("uniprot_id", "Entry Name")],
+    *[(name, "HBA1") for name in ("gene", "GeneSymbol", "Gene Names", "SYMBOL")],
+    ("gene", "HBA1;HBA2"),
+]
+"""Columns and cells that tell of another protein than `HBB`."""
+
+
+@pytest.mark.parametrize(("column", "cell"), STRANGE)
+def test_another_protein_however_it_is_named(esm, rotary, files, column, cell):
+    fasta, table, out = files({HBB: WILD_TYPE}, mutants("K2L", "T3S", **{column: cell}))
+    code, told, _ = run(esm, rotary, fasta, table, out)
+    assert code == 2
+    assert f"column {column!a} names {cell!a}, but the only wild type is 'sp|P68871|" in told
+    assert told.endswith("; set --protein to 'sp|P68871|HBB_HUMAN' if all rows are of it")
+    assert run(esm, rotary, fasta, table, out, "--protein", "P68871")[0] == 0
+
+
+@pytest.mark.parametrize("cell", ["P69905;P68871", "P68871, P69905", "P68871|P69905"])
+@pytest.mark.parametrize("column", ["id", "any name", "uniprot_id"])
+def test_several_accessions_in_a_cell(esm, rotary, files, column, cell):
+    fasta, table, out = files({HBB: WILD_TYPE}, mutants("K2L", **{column: cell}))
+    code, told, _ = run(esm, rotary, fasta, table, out)
+    assert code == 2
+    assert f"column {column!a} names 'P68871' and 'P69905', but" in told
+
+
+@pytest.mark.parametrize(
+    ("column", "cells"),
+    [
+        ("gene", ["HBB"]),
+        ("gene", ["hbb"]),
+        ("gene", ["HBB;LOC107133510"]),
+        ("gene_id", ["ENSG00000244734"]),
+        ("gene_name", ["hemoglobin subunit beta"]),
+        ("Entry Name", ["HBB_HUMAN"]),
+        ("uniprot_id", ["tr|P68871|OTHER_NAME"]),
+        ("variant_id", ["1", "2"]),
+        ("isoform", ["1", "2"]),
+        ("id", ["VAR_0001", "VAR_0002"]),
+        ("note", ["HBA1", "HBA_HUMAN"]),
+        ("note", ["HBB", "P69905"]),
+        ("note", ["P69905", "see the paper"]),
+        ("site_id", ["urn:mavedb:00000001-a-1#1", "helix"]),
+        ("hash", ["a1b2c3", "a1b2c3"]),
+    ],
+)
+def test_what_tells_of_no_other_protein(esm, rotary, files, column, cells):
+    rows = [{"mutant": "K2L", column: cell} for cell in cells]
+    code, told, _ = run(esm, rotary, *files({HBB: WILD_TYPE}, rows))
+    assert code == 0, told
+
+
+def test_genes_need_a_gene_in_the_header(esm, rotary, files):
+    fasta, table, out = files({HBB.split()[0]: WILD_TYPE}, mutants("K2L", gene="HBA1"))
+    assert run(esm, rotary, fasta, table, out)[0] == 0
+    by_column = ("--protein-col", "gene")
+    rows = [{"mutant": "K2L", "gene": name} for name in ("HBB", "HBA1", "P68871", "XYZ")]
+    other = "sp|P69905|HBA_HUMAN Hemoglobin GN=XYZ PE=1"
+    for records in ({HBB: WILD_TYPE}, {HBB: WILD_TYPE, other: OTHER}):
+        fasta, table, out = files(records, rows)
+        found = run(esm, rotary, fasta, table, out, *by_column)[2]
+        assert [row["status"] for row in found] == ["ok", "skipped", "ok", "skipped"]
+        assert found[1]["reason"] == "no protein 'HBA1' among the wild types; check the name"
+    assert found[3]["reason"].startswith("residue 2 is A, not K")
+    fasta, table, out = files({HBB: WILD_TYPE, "HBB": OTHER}, rows[:1])
+    found = run(esm, rotary, fasta, table, out, *by_column)[2]
+    assert found[0]["reason"].startswith("residue 2 is A, not K"), "a name before a gene"
+
+
+def test_the_gene_of_a_notation(esm, rotary, files):
+    texts = [f"NM_000558.5({gene}):c.20A>T (p.Lys2Leu)" for gene in ("HBA1", "HBB")]
+    for header, statuses in ((HBB, ["skipped", "ok"]), (HBB.split()[0], ["ok", "ok"])):
+        fasta, table, out = files({header: WILD_TYPE}, mutants(*texts))
+        found = run(esm, rotary, fasta, table, out, "--protein", "P68871")[2]
+        assert [row["status"] for row in found] == statuses
+        if header == HBB:
+            assert found[0]["reason"].startswith("the mutation is of 'NM_000558.5(HBA1)', which")
+            found = run(esm, rotary, fasta, table, out)[2]
+            assert [row["status"] for row in found] == statuses
