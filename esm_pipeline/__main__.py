@@ -1,8 +1,21 @@
-"""`python -m esm_pipeline TASK …`, the same as `esm-pipeline TASK …`."""
+"""`python -m esm_pipeline TASK …`, the same as `esm-pipeline TASK …`.
+
+Ctrl-C while the command line is still imported ends it as later: in one line.
+"""
 
 import sys
 
-from esm_pipeline.cli import main
+
+def main() -> int:
+    """Run one task and return the exit code."""
+    try:
+        from esm_pipeline import cli
+
+        return cli.main()
+    except KeyboardInterrupt:
+        print("esm-pipeline: interrupted", file=sys.stderr)
+        return 130
+
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -167,6 +168,41 @@ def test_under_nohup_a_lost_terminal_ends_nothing(arrays, tmp_path):
     process.send_signal(signal.SIGTERM)
     process.communicate(timeout=SOON)
     assert process.returncode == 143
+
+
+IMPORTING = """
+import signal, sys
+from importlib.abc import MetaPathFinder
+
+class Finder(MetaPathFinder):
+    def find_spec(self, name, path, target=None):
+        if name == interrupted:
+            signal.raise_signal(signal.SIGINT)
+
+interrupted, sys.argv = sys.argv[1], ["esm-pipeline", "structures", "--help"]
+sys.meta_path.insert(0, Finder())
+from esm_pipeline.__main__ import main
+sys.exit(main())
+"""
+
+
+@pytest.mark.parametrize(
+    "name", ["esm_pipeline.cli", "pydantic", "esm_pipeline.tasks.structures", "h5py", "numpy"]
+)
+def test_interrupted_while_it_imports(name):
+    done = subprocess.run(
+        [sys.executable, "-c", IMPORTING, name],
+        capture_output=True,
+        text=True,
+        preexec_fn=as_in_a_terminal,
+    )
+    assert (done.returncode, done.stdout) == (130, "")
+    assert done.stderr == "esm-pipeline: interrupted\n"
+
+
+def test_the_program_is_the_module():
+    told = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text())
+    assert told["project"]["scripts"] == {"esm-pipeline": "esm_pipeline.__main__:main"}
 
 
 def test_more_signals_do_not_keep_it_from_cleaning_up(arrays, tmp_path):

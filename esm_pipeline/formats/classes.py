@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from esm_pipeline.errors import InputError
 from esm_pipeline.formats.declared import Declared, json_attribute, text_attribute
-from esm_pipeline.formats.hdf5 import Int64, Per, require
+from esm_pipeline.formats.hdf5 import Int64, Per, letters_of, require
 from esm_pipeline.formats.ragged_results import RaggedResults, StoredRecord
 from esm_pipeline.formats.tables import Column
 
@@ -92,7 +92,7 @@ class Classified(StoredRecord["Classes | ResidueClasses"]):
     def sequence(self) -> str:
         """The residues that were classified. Stored where classes are theirs."""
         with self._results.judged():
-            return bytes(self._read(SEQUENCE).tobytes()).decode("ascii")
+            return letters_of(self._read(SEQUENCE), SEQUENCE)
 
     def _read(self, name: str) -> NDArray[Any]:
         values: NDArray[Any] = self._results.stored(name)[self._results.units(self._row)]
@@ -202,6 +202,7 @@ class ResidueClasses(Classes):
         """The residues at some units, a letter each."""
         letters = self.mapped(SEQUENCE)[units]
         with self.judged():
+            letters_of(letters, SEQUENCE)
             return letters.astype(str)
 
     def to_pandas(self, threshold: float = THRESHOLD) -> pd.DataFrame:

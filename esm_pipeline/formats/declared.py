@@ -133,12 +133,12 @@ def check(
         ("index", sizes["N"], "<i8"),
         ("row", sizes["N"], "<i8"),
         ("length", sizes["U"], "<i4"),
-        ("offset", sizes["U"] + 1, "<i8"),
     ):
         require(found[name].shape == (size,) and found[name].dtype == dtype, name)
     require(sizes["U"] <= sizes["N"], "length")
-    for name in ("id", "index", "row", "length", "offset"):
+    for name in ("id", "index", "row", "length"):
         require_in_one_piece(name, found[name], bytes_)
+    require_starts("offset", found, sizes["U"] + 1, bytes_)
     first, residues = found["offset"][[0, -1]] if sizes["U"] else (0, 0)
     require(first == 0 and residues >= sizes["U"], "offset")
     for name, item in found.items():
@@ -147,7 +147,8 @@ def check(
                 require(item.dtype.str in one.dtypes, name)
                 require_in_one_piece(name, item, bytes_)
                 require_shape(name, item, one, sizes, int(residues))
-                require(one.per != "pair" or f"{name}_offset" in found, f"{name}_offset")
+                if one.per == "pair":
+                    require_starts(f"{name}_offset", found, sizes["U"] + 1, bytes_)
     return sizes
 
 
@@ -157,6 +158,13 @@ def require_in_one_piece(name: str, item: h5py.Dataset, file_bytes: int) -> None
     if size:
         place = item.id.get_offset()  # None where it is in chunks, or nowhere
         require(place is not None and place + size <= file_bytes, name)
+
+
+def require_starts(name: str, found: dict[str, h5py.Dataset], size: int, file_bytes: int) -> None:
+    """Raise ValueError unless there is a dataset of `size` places in the file."""
+    require(name in found, name)
+    require(found[name].shape == (size,) and found[name].dtype == "<i8", name)
+    require_in_one_piece(name, found[name], file_bytes)
 
 
 def require_shape(

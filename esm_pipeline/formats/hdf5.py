@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import math
 import os
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -280,6 +281,13 @@ def read_attribute(item: h5py.File | h5py.Dataset, name: str) -> Any:
     if isinstance(value, str):
         value.encode()
     return value
+
+
+def letters_of(values: NDArray[np.bytes_], name: str) -> str:
+    """Capital letters, (units,) of dataset `name`, as text. Raises ValueError for anything else."""
+    found = values.tobytes()
+    require(re.fullmatch(b"[A-Z]*", found), name)
+    return str(found, "ascii")
 
 
 def require(holds: Any, name: str) -> None:

@@ -207,6 +207,14 @@ class RaggedResults(ABC, Generic[Item]):
             require(starts.min() >= 0, "length")  # their sum is no number of 64 bits
         return starts
 
+    def pairs_of(self, name: str) -> Int64:
+        """(U + 1,) where the pairs of each row begin in dataset `name`. Raises DamagedError."""
+        pairs = self.starts("pair")
+        with self.judged():
+            require(pairs[-1] == self.file[name].shape[0], name)
+            require(np.array_equal(self.file[f"{name}_offset"][...], pairs), f"{name}_offset")
+        return pairs
+
     @cached_property
     def _positions(self) -> dict[str, int]:
         """Id → position of its first record."""

@@ -100,10 +100,7 @@ class Embeddings(RaggedResults[Embedding]):
     @cached_property
     def pairs(self) -> Int64:
         """(U + 1,) where the pairs of residues of each row begin."""
-        pairs = self.starts("pair")
-        with self.judged():
-            require(pairs[-1] == self.stored("contacts").shape[0], "contacts")
-        return pairs
+        return self.pairs_of("contacts")
 
     def stored(self, kind: str) -> Any:
         """The group or dataset of `kind`. Raises InputError if it was not stored."""

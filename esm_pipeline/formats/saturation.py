@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from esm_pipeline.formats.declared import Declared, text_attribute
-from esm_pipeline.formats.hdf5 import require
+from esm_pipeline.formats.hdf5 import letters_of, require
 from esm_pipeline.formats.ragged_results import RaggedResults, StoredRecord
 from esm_pipeline.formats.variants import AMINO_ACIDS
 
@@ -34,7 +34,7 @@ class Saturation(StoredRecord["Saturations"]):
     def sequence(self) -> str:
         """The wild type."""
         with self._results.judged():
-            return bytes(self._read(WILD_TYPE).tobytes()).decode("ascii")
+            return letters_of(self._read(WILD_TYPE), WILD_TYPE)
 
     @property
     def log_odds(self) -> NDArray[np.float32]:

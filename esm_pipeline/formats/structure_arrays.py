@@ -11,9 +11,10 @@ with open_results("structures.h5") as results:
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import h5py
 import numpy as np
@@ -105,30 +106,44 @@ class Structures(RaggedResults["Folded"]):
     @cached_property
     def pairs(self) -> Int64:
         """(U + 1,) where the pairs of residues of each row begin."""
-        pairs = self.starts("pair")
+        return self.pairs_of("pae")
+
+    @cached_property
+    def of_sequence(self) -> dict[str, NDArray[Any]]:
+        """What there is one value of for each row, (U,) by name. Raises DamagedError."""
+        most = {
+            **{"mean_plddt": 100, "ptm": 1, "iptm": 1, "chunk_size": math.inf},
+            "flags": (1 << len(self.flag_names)) - 1,
+        }
+        found = {name: self.file[name][...] for name in most}
         with self.judged():
-            require(pairs[-1] == self.file["pae"].shape[0], "pae")
-        return pairs
+            for name, values in found.items():
+                fit = (values >= 0) & (values <= most[name])
+                require((fit | np.isnan(values) if name == "iptm" else fit).all(), name)
+        return found
 
     def structure(self, row: int) -> Structure:
         """The structure in a row."""
         start, stop = self.offset[row : row + 2].tolist()
         first, last = self.pairs[row : row + 2].tolist()
-        size, iptm = stop - start, float(self.file["iptm"][row])
+        size, one = stop - start, {name: values[row] for name, values in self.of_sequence.items()}
         aatype = self.file["aatype"][start:stop].astype(np.int64)
         chains = self.file["chain"][start:stop].astype(np.int64)
+        positions, plddt = (self.file[name][start:stop] for name in ("positions", "plddt"))
         with self.judged():
             require((aatype < COUNT).all(), "aatype")
             require(chains[0] == 0 and np.isin(np.diff(chains), (0, 1)).all(), "chain")
+            require(np.isfinite(positions).all(), "positions")
+            require(((plddt >= 0) & (plddt <= 100)).all(), "plddt")
         return Structure(
             aatype=aatype,
             chains=chains,
-            positions=self.file["positions"][start:stop],
-            plddt=self.file["plddt"][start:stop],
+            positions=positions,
+            plddt=plddt,
             pae=self.file["pae"][first:last].reshape(size, size),
-            mean_plddt=float(self.file["mean_plddt"][row]),
-            ptm=float(self.file["ptm"][row]),
-            iptm=None if np.isnan(iptm) else iptm,
+            mean_plddt=float(one["mean_plddt"]),
+            ptm=float(one["ptm"]),
+            iptm=None if np.isnan(one["iptm"]) else float(one["iptm"]),
         )
 
     def chain_count(self, row: int) -> int:
@@ -137,7 +152,7 @@ class Structures(RaggedResults["Folded"]):
 
     def flags(self, row: int) -> list[str]:
         """What is wrong with the structure in a row."""
-        bits = int(self.file["flags"][row])
+        bits = int(self.of_sequence["flags"][row])
         return [name for place, name in enumerate(self.flag_names) if bits >> place & 1]
 
     def to_pandas(self) -> pd.DataFrame:
@@ -150,9 +165,9 @@ class Structures(RaggedResults["Folded"]):
                 "id": self.ids,
                 "index": self.index,
                 "length": self.length[self.row],
-                "plddt": self.file["mean_plddt"][...][self.row],
-                "ptm": self.file["ptm"][...][self.row],
-                "iptm": self.file["iptm"][...][self.row],
+                "plddt": self.of_sequence["mean_plddt"][self.row],
+                "ptm": self.of_sequence["ptm"][self.row],
+                "iptm": self.of_sequence["iptm"][self.row],
                 "flags": [flags[row] for row in self.row.tolist()],
             }
         )

@@ -91,8 +91,8 @@ class TextTable(Table):
                 if line.startswith("#"):
                     remedy = "comments can stand above the column names only: move or remove it"
                 raise InputError(
-                    f"{shown(self.path)}:{lines.count}: {len(row)} cells under "
-                    f"{len(self.columns)} columns; {remedy}"
+                    f"{shown(self.path)}:{lines.count}: "
+                    f"{counted(row, 'cell')} under {counted(self.columns, 'column')}; {remedy}"
                 )
             if row:
                 yield line, row
@@ -237,6 +237,11 @@ def delimiter_of(path: str, header: str) -> str:
     suffixes = [suffix.lower() for suffix in Path(path).suffixes if suffix.lower() != ".gz"]
     usual = DELIMITERS.get(suffixes[-1] if suffixes else "", ",")
     return usual if usual in header else max(usual + OTHERS, key=header.count)
+
+
+def counted(several: Sequence[str], noun: str) -> str:
+    """`1 cell`, `2 cells`."""
+    return f"{len(several)} {noun}{'' if len(several) == 1 else 's'}"
 
 
 def without_end(text: str) -> tuple[str, str]:

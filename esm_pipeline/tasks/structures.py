@@ -240,11 +240,18 @@ def kinds_written(settings: StructureSettings, *, fits: bool) -> list[str]:
 def structure_text(
     kind: str, structure: Structure, stem: str, name: str, facts: dict[str, str]
 ) -> bytes:
-    """One file of a structure."""
+    """One file of a structure. Raises InputError for one that biotite cannot write."""
+    from biotite.file import SerializationError
+    from biotite.structure import BadStructureError
+
     title = f"Predicted structure of {name}"
-    if kind == "pdb":
-        return pdb_text(structure, title, facts).encode("ascii")
-    return cif_text(structure, stem, title, facts).encode("ascii")
+    try:
+        if kind == "pdb":
+            return pdb_text(structure, title, facts).encode("ascii")
+        return cif_text(structure, stem, title, facts).encode("ascii")
+    except (BadStructureError, SerializationError) as error:
+        why = " ".join(str(error).split())
+        raise InputError(f"{title}: cannot be written as {kind} ({why}); fold it again") from None
 
 
 def facts_of(arrays: Structures, row: int, structure: Structure) -> dict[str, str]:
@@ -286,10 +293,6 @@ class Table:
 
     def __init__(self, arrays: Structures, settings: StructureSettings, unfit: set[int]) -> None:
         self.arrays, self.settings, self.unfit = arrays, settings, unfit
-        self.values = {
-            name: arrays.file[name][...] for name in ("mean_plddt", "ptm", "iptm", "chunk_size")
-        }
-        self.bits = arrays.file["flags"][...]
         self.shared = np.bincount(arrays.row, minlength=len(arrays.length)) > 1
         self.files: dict[int, str] = {}  # of rows that several records share
         self.place = 0
@@ -326,7 +329,7 @@ class Table:
 
     def of_row(self, record: Record, row: int) -> list[str]:
         """The cells on the structure itself."""
-        value = {name: values[row] for name, values in self.values.items()}
+        value = {name: values[row] for name, values in self.arrays.of_sequence.items()}
         iptm = "" if np.isnan(value["iptm"]) else f"{value['iptm']:.4f}"
         told = self.arrays.origin
         return [

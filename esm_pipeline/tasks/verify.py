@@ -1,9 +1,10 @@
 """Check that the results in a folder are those that `provenance.json` tells of.
 
 Each file is read once and compared with its digest, in several threads; files of structures and
-pictures with the lists that have theirs, and in their folders nothing else may lie. A line on
-standard output for each file that differs; exit code 0 if none does, 1 if one does, 2 for what is
-no folder of results. What else lies there, not of this run, is named, and is no difference.
+pictures with the lists that have theirs, and in their folders nothing else may lie, hidden or not,
+but for what Snakemake or a running command has there. A line on standard output for each file that
+differs; exit code 0 if none does, 1 if one does, 2 for what is no folder of results. What else lies
+there, not of this run, is named, and is no difference.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -35,6 +37,11 @@ from esm_pipeline.tasks.progress import Advance, progress
 FORMAT = "esm-pipeline/provenance"
 MISSING, DIFFERS = "missing", "differs"
 TOGETHER = 64  # small files that a thread takes at a time
+PASSING = re.compile(
+    r"\.snakemake_timestamp|\.nfs[0-9a-f]+|(\..+)?\.lock|\..+-[0-9]{1,10}\.[a-z0-9_]{8}"
+)
+"""Hidden files that come and go: Snakemake's and NFS's, markers and temporary ones of commands."""
+
 BROKEN = (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError)
 
 
@@ -70,8 +77,10 @@ def run(args: argparse.Namespace) -> int:
     if not args.quiet:
         for name in others(args.folder, facts) if facts else ():
             print(f"{shown(str(args.folder / name))}: not of this run")
-        told = f"{check.different:,} differ" if check.different else "none differs"
-        print(f"verify: {check.count:,} files checked, {told}")
+        told = f"{check.different:,}" if check.different else "none"
+        verb = "differ" if check.different > 1 else "differs"
+        files = "file" if check.count == 1 else "files"
+        print(f"verify: {check.count:,} {files} checked, {told} {verb}")
     return 1 if check.different else 0
 
 
@@ -210,10 +219,10 @@ def others(folder: Path, facts: dict[str, Any]) -> Iterator[str]:
 
 
 def walk(listing: Path) -> Iterator[str]:
-    """Paths of all files in the folders of a list, but for hidden ones."""
+    """Paths of all files in the folders of a list, but for what passes."""
     for top in LISTS[listing.name]:
         for place, _, names in os.walk(listing.parent / top):
-            yield from (os.path.join(place, name) for name in names if not name.startswith("."))
+            yield from (os.path.join(place, name) for name in names if not PASSING.fullmatch(name))
 
 
 def count_lines(path: Path) -> int:

@@ -102,10 +102,10 @@ def test_an_old_mac(tmp_path):
 
 BAD = {
     "only.tsv": ("# a\n# b\n", ":3: no names of columns; begin with a line of them"),
-    "ragged.tsv": (f"{ALPHAMISSENSE}x\n", ":7: 1 cells under 3 columns; quote a cell"),
+    "ragged.tsv": (f"{ALPHAMISSENSE}x\n", ":7: 1 cell under 3 columns; quote a cell"),
     "below.tsv": (
         f"{ALPHAMISSENSE}# the end\n",
-        ":7: 1 cells under 3 columns; comments can stand above the column names only: move or",
+        ":7: 1 cell under 3 columns; comments can stand above the column names only: move or",
     ),
     "many.tsv": ("# x\n" * 10_001, ": more than 10,000 lines of comments; cut them"),
 }

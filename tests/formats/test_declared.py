@@ -114,6 +114,7 @@ OF_ONE = {
     ("embeddings", "a width of 1e12"): sparse("mean/0", 3, LARGE, dtype="<f4"),
     ("embeddings", "dataset for a group"): instead("mean", data=np.zeros((3, 4), "<f4")),
     ("embeddings", "no pairs"): lambda file: file.__delitem__("contacts_offset"),
+    ("embeddings", "pairs begin nowhere"): sparse("contacts_offset", LARGE, dtype="<i8"),
     ("embeddings", "few pairs"): instead("contacts", data=np.zeros(7, "<f2")),
     ("embeddings", "many pairs"): sparse("contacts", LARGE, dtype="<f2"),
     ("saturation", "large"): sparse("log_odds", LARGE, 20, dtype="<f4"),
@@ -123,6 +124,9 @@ OF_ONE = {
     ("saturation", "no alphabet"): missing("alphabet"),
     ("saturation", "alphabet of a number"): attribute("alphabet", 20),
     ("saturation", "no strategy"): missing("strategy"),
+    ("saturation", "no letters"): lambda file: file["wild_type"].__setitem__(0, b"?"),
+    ("saturation", "small letters"): lambda file: file["wild_type"].__setitem__(1, b"m"),
+    ("saturation", "letters missing"): lambda file: file["wild_type"].__setitem__(2, b""),
     ("saturation", "letters of no ASCII"): lambda file: file["wild_type"].__setitem__(0, b"\xff"),
     ("classes", "labels not JSON"): attribute("labels", "in, out"),
     ("classes", "labels nested deep"): attribute("labels", "[" * 9_000),
@@ -135,6 +139,7 @@ OF_ONE = {
     ("classes", "values missing"): lambda file: file.__delitem__("p"),
     ("classes", "many columns"): sparse("p", 3, LARGE, dtype="<f4"),
     ("residue_classes", "no sequence"): lambda file: file.__delitem__("sequence"),
+    ("residue_classes", "no letters"): lambda file: file["sequence"].__setitem__(0, b"1"),
     ("residue_classes", "no ASCII"): lambda file: file["sequence"].__setitem__(0, b"\xff"),
     ("structures", "large"): sparse("positions", LARGE, 14, 3, dtype="<f4"),
     ("structures", "no aligned errors"): lambda file: file.__delitem__("pae"),
@@ -142,6 +147,24 @@ OF_ONE = {
     ("structures", "another type"): instead("ptm", data=np.zeros(3)),
     ("structures", "an unknown residue"): value("aatype", 0, 200),
     ("structures", "chains descending"): value("chain", 0, 5),
+    ("structures", "pairs begin nowhere"): sparse("pae_offset", LARGE, dtype="<i8"),
+    ("structures", "pairs begin in few places"): instead("pae_offset", data=np.zeros(2, "<i8")),
+    ("structures", "pairs begin in text"): instead("pae_offset", data=[b"a", b"b", b"c", b"d"]),
+    ("structures", "pairs begin elsewhere"): value("pae_offset", 1, 2),
+    **{
+        ("structures", f"{name} {number}"): value(name, -1, number)
+        for name, numbers in {
+            "positions": (np.nan, -np.inf),
+            "plddt": (np.nan, np.inf, -1, 101),
+            "mean_plddt": (np.nan, np.inf, -1, 101),
+            "ptm": (np.nan, np.inf, -1, 2),
+            "iptm": (np.inf, -1, 2),
+            "chunk_size": (-1,),
+            "flags": (-1, 4),
+            "chain": (-1,),
+        }.items()
+        for number in numbers
+    },
     ("structures", "flags of a number"): attribute("flags", 3),
     ("structures", "no flags"): missing("flags"),
 }

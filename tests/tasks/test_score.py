@@ -444,7 +444,7 @@ def test_bad_tables_fail_before_pytorch_is_loaded(tmp_path):
     )
     assert done.stdout.split() == ["2", "False"]
     assert done.stderr == (
-        "esm-pipeline score: in.csv:3: 2 cells under 1 columns; quote a cell with ',' in it\n"
+        "esm-pipeline score: in.csv:3: 2 cells under 1 column; quote a cell with ',' in it\n"
     )
 
 

@@ -16,6 +16,7 @@ from pathlib import Path
 import gemmi
 import numpy as np
 import pytest
+from biotite.structure import BadStructureError
 
 from esm_pipeline.formats.digests import write_digests
 from esm_pipeline.formats.hdf5 import Entry
@@ -239,6 +240,19 @@ def test_an_error_leaves_all_as_it_was(write, inputs, monkeypatch):
     write(code=2)
     assert {name: (out / name).read_bytes() for name in files(out)} == before
     assert [name for name in os.listdir(out) if name.startswith(".")] == []
+
+
+@pytest.mark.parametrize("kind", ["pdb", "cif"])
+def test_what_biotite_cannot_write_is_one_line(inputs, esm, monkeypatch, kind):
+    def fail(*arguments: object) -> None:
+        raise BadStructureError("3 pre-decimal columns\nfor B-factor")
+
+    monkeypatch.setattr(structures, f"{kind}_text", fail)
+    given = ("--quiet", f"--records={inputs / 'records.tsv'}", f"--formats={kind}")
+    code, said = esm("structures", *given, inputs / "in.h5", inputs / "out")
+    assert (code, len(said)) == (2, 1)
+    assert f"cannot be written as {kind} (3 pre-decimal columns for B-factor); fold it" in said[0]
+    assert not (inputs / "out" / "structures.tsv").exists()
 
 
 def test_a_table_vouches_for_the_files_beside_it(write, inputs, monkeypatch):

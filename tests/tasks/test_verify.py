@@ -107,6 +107,10 @@ FROM_LIST = f"remove a/structures.sha256 {AGAIN}"
             write("a/structures/00000/2_z.pdb"),
             f"a/structures/00000/2_z.pdb: not in structures.sha256; {FROM_LIST}",
         ),
+        (
+            write("a/structures/00000/.hidden"),
+            f"a/structures/00000/.hidden: not in structures.sha256; {FROM_LIST}",
+        ),
         (write("a/pae/more"), f"a/pae/more: not in structures.sha256; {FROM_LIST}"),
         (flip("a/structures.sha256"), f"a/structures.sha256: differs; {FROM_LIST}"),
         (remove("a/structures.sha256"), "a/structures.sha256: missing; run the workflow again"),
@@ -131,6 +135,19 @@ FROM_LIST = f"remove a/structures.sha256 {AGAIN}"
 def test_what_differs_is_one_line(folder, capsys, change, told):
     change(folder)
     assert verify(folder, capsys, "--quiet") == (1, [told])
+
+
+@pytest.mark.parametrize("name", [".lock", ".0_x.pdb.lock", ".0_x.pdb.node1-42.abcd_123"])
+def test_what_a_running_command_has_there_passes(folder, capsys, name):
+    write(f"a/structures/00000/{name}")(folder)
+    assert verify(folder, capsys, "--quiet") == (0, [])
+
+
+def test_files_that_differ_are_counted(folder, capsys):
+    flip("report.html")(folder)
+    assert verify(folder, capsys)[1][-1] == "verify: 10 files checked, 1 differs"
+    flip("a/structures.tsv")(folder)
+    assert verify(folder, capsys)[1][-1] == "verify: 10 files checked, 2 differ"
 
 
 def test_a_file_that_took_the_place_of_another(folder, capsys):
