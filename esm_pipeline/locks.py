@@ -43,6 +43,9 @@ MOST_BYTES = 4096  # of a marker
 _held: dict[Path, str] = {}
 """Markers of this process, and what stands in them."""
 
+_made: list[Path] = []
+"""Folders that this process made for its outputs."""
+
 
 class Outputs(NamedTuple):
     """What a command writes: files, folders that it replaces whole, folders that it adds to."""
@@ -89,12 +92,15 @@ def claim(outputs: Outputs) -> Iterator[None]:
         thread.start()
         stack.callback(ended.set)
         yield
+        _made.clear()
 
 
 def release_all() -> None:
-    """Remove all markers of this process, which is about to end."""
+    """Remove all markers of this process, which is about to end, and folders that it left empty."""
     for marker in list(_held):
         _release(marker)
+    for folder in reversed(_made):
+        _remove_empty(folder)
 
 
 def _beside(target: Path) -> Path:
@@ -112,6 +118,7 @@ def _make_folder(folder: Path, stack: ExitStack) -> None:
     except (FileExistsError, NotADirectoryError):
         raise InputError(f"{folder}: not a folder; choose another one for the output") from None
     for one in reversed(missing):
+        _made.append(one)
         stack.callback(_remove_empty, one)
 
 

@@ -10,9 +10,10 @@ from __future__ import annotations
 import argparse
 import multiprocessing
 import sys
+import threading
 import time
 from collections.abc import Iterable, Iterator
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import InvalidStateError, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -187,7 +188,7 @@ def in_processes(count: int, jobs: list[Job]) -> Iterator[Iterator[tuple[set[int
 
     On an error the processes are ended at once, whatever they are at.
     """
-    others = set(multiprocessing.active_children())
+    others, hook = set(multiprocessing.active_children()), threading.excepthook
     pool = ProcessPoolExecutor(count, initializer=leave_to_parent)
     try:
         yield pool.map(write_group, jobs)
@@ -197,11 +198,19 @@ def in_processes(count: int, jobs: list[Job]) -> Iterator[Iterator[tuple[set[int
             "out; use fewer --threads, or a machine with more"
         ) from None
     except BaseException:
+        threading.excepthook = tell_unless_cancelled
         for process in set(multiprocessing.active_children()) - others:
             process.kill()
         raise
     finally:
         pool.shutdown(cancel_futures=True)
+        threading.excepthook = hook
+
+
+def tell_unless_cancelled(told: threading.ExceptHookArgs) -> None:
+    """Print what ended a thread, unless it wanted to tell a cancelled job that its process died."""
+    if told.exc_type is not InvalidStateError:
+        threading.__excepthook__(told)
 
 
 def write_group(job: Job) -> tuple[set[int], str]:

@@ -38,9 +38,9 @@ FORMAT = "esm-pipeline/provenance"
 MISSING, DIFFERS = "missing", "differs"
 TOGETHER = 64  # small files that a thread takes at a time
 PASSING = re.compile(
-    r"\.snakemake_timestamp|\.nfs[0-9a-f]+|(\..+)?\.lock|\..+-[0-9]{1,10}\.[a-z0-9_]{8}"
+    r"\.snakemake_timestamp|\.DS_Store|\.nfs[0-9a-f]+|(\..+)?\.lock|\..+-[0-9]{1,10}\.[a-z0-9_]{8}"
 )
-"""Hidden files that come and go: Snakemake's and NFS's, markers and temporary ones of commands."""
+"""Hidden files that come and go: those of Snakemake, the Finder and NFS, markers and temporary ones of commands."""
 
 BROKEN = (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError)
 
