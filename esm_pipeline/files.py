@@ -136,8 +136,9 @@ def remove_temporary(*, ending: bool = False) -> None:
     When the process is `ending` without the interpreter's own clean-up, its scratch folders too.
     """
     for path in [*_temporary_paths, *(_scratch_folders if ending else ())]:
-        with suppress(OSError):
-            _remove(path)
+        for _ in range(3 if ending else 1):  # other threads may still be writing
+            with suppress(OSError):
+                _remove(path)
     _temporary_paths.clear()
 
 

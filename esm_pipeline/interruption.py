@@ -26,6 +26,9 @@ from esm_pipeline.locks import release_all
 GRACE = 3.0
 """Seconds that a command has to stop by itself."""
 
+AGAIN = 0.5
+"""Seconds after which a signal is repeated: Python drops what is raised while it frees objects."""
+
 INTERRUPTED = 128 + signal.SIGINT
 """Exit code after Ctrl-C."""
 
@@ -36,10 +39,10 @@ NAMES = ("SIGINT", "SIGTERM", "SIGHUP")
 def obeying_signals(*, ends: bool) -> Iterator[None]:
     """Have signals end what is run within: KeyboardInterrupt of SIGINT, else SystemExit of 128 + n.
 
-    The first one counts. The process `ends` afterwards, or it goes on, as one that calls a command
-    from Python: then only what is run within has to be done in time. SIGINT and SIGHUP stay ignored
-    where they are, as in the background and under nohup. Does nothing in another thread than the
-    main one, where there are no signals.
+    The first one counts; it is repeated if what it raised was dropped. The process `ends`
+    afterwards, or it goes on, as one that calls a command from Python: then only what is run within
+    has to be done in time. SIGINT and SIGHUP stay ignored where they are, as in the background and
+    under nohup. Does nothing in another thread than the main one, where there are no signals.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -47,13 +50,18 @@ def obeying_signals(*, ends: bool) -> Iterator[None]:
     received: list[int] = []
 
     def obey(number: int, frame: FrameType | None) -> None:
-        if received:  # it is stopping already
-            return
+        if received and isinstance(sys.exc_info()[1], (KeyboardInterrupt, SystemExit)):
+            return  # it is stopping already
         received.append(number)
-        if number == signal.SIGINT:
+        if received[0] == signal.SIGINT:
             raise KeyboardInterrupt
-        sys.exit(128 + number)
+        sys.exit(128 + received[0])
 
+    def tell(dropped: Any) -> None:
+        if not issubclass(dropped.exc_type, (KeyboardInterrupt, SystemExit)):
+            hook(dropped)
+
+    hook, sys.unraisablehook = sys.unraisablehook, tell
     before: dict[int, Any] = {}
     watching, waking = os.pipe()
     os.set_blocking(waking, False)
@@ -69,6 +77,7 @@ def obeying_signals(*, ends: bool) -> Iterator[None]:
         if received:
             remove_temporary()
             release_all()
+        sys.unraisablehook = hook
         if not (received and ends):  # threads that Python waits for at its end have to end too
             for number, handler in before.items():
                 signal.signal(number, handler)
@@ -105,9 +114,14 @@ def _end_in_time(watching: int, numbers: set[int]) -> None:
         else:
             return
         end = time.monotonic() + GRACE
-        while (left := end - time.monotonic()) > 0:
-            if select.select([pipe], [], [], left)[0] and not pipe.read(1):
-                return
+        again = time.monotonic() + AGAIN
+        while (now := time.monotonic()) < end:
+            if select.select([pipe], [], [], min(again, end) - now)[0]:
+                if not pipe.read(1):
+                    return
+            elif time.monotonic() < end:
+                again += AGAIN
+                signal.pthread_kill(threading.main_thread().ident or 0, received[0])
     remove_temporary(ending=True)
     release_all()
     with suppress(OSError):

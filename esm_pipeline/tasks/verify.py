@@ -40,7 +40,7 @@ TOGETHER = 64  # small files that a thread takes at a time
 PASSING = re.compile(
     r"\.snakemake_timestamp|\.DS_Store|\.nfs[0-9a-f]+|(\..+)?\.lock|\..+-[0-9]{1,10}\.[a-z0-9_]{8}"
 )
-"""Hidden files that come and go: those of Snakemake, the Finder and NFS, markers and temporary ones of commands."""
+"""Hidden files that come and go: of Snakemake, the Finder, NFS, and a command at its work."""
 
 BROKEN = (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError)
 
