@@ -48,8 +48,8 @@ def clone(tmp_path_factory) -> Path:
     """A copy of the project whose commands stand still where they are told to."""
     clone = copy_of_the_project(tmp_path_factory.mktemp("clone") / "project")
     main = clone / "esm_pipeline" / "__main__.py"
-    docstring, rest = main.read_text().split("\n\n", 1)
-    main.write_text(docstring + PAUSING + rest)
+    docstring, rest = main.read_text().split('"""\n', 1)
+    main.write_text(f'{docstring}"""\n{PAUSING}{rest}')
     return clone
 
 
