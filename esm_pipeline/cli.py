@@ -88,6 +88,11 @@ def add_common(parser: argparse.ArgumentParser) -> None:
         help="when a record failed: exit with 1, or with 0 (default: error)",
     )
     parser.add_argument("--quiet", action="store_true", help="no progress, no summary")
+    add_unchanged(parser)
+
+
+def add_unchanged(parser: argparse.ArgumentParser) -> None:
+    """Add the flag of what reads inputs that were read before."""
     parser.add_argument(
         "--unchanged",
         action="append",

@@ -49,6 +49,7 @@ HELPERS_OF_CLI = {
     "number_of_shards",
     "add_common",
     "add_flags",
+    "add_unchanged",
     "exit_code",
     "require_file",
     "section_from",

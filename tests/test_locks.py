@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import argparse
+import importlib
 import json
 import multiprocessing
 import os
@@ -341,3 +343,14 @@ def test_a_folder_that_may_not_be_written_is_told_first(tmp_path):
         ended = forked.main("embed", "--model=/nowhere", "missing.fasta", out, user=65534)
     assert (ended.code, len(ended.lines)) == (2, 1)
     assert f"{out}: permission denied" in ended.said
+
+
+@pytest.mark.parametrize("ending", [".h5", ".hdf5", ".tsv"])
+@pytest.mark.parametrize("task", ["embed", "classify"])
+def test_the_table_of_records_is_claimed_by_the_name_that_it_gets(tmp_path, task, ending):
+    module = importlib.import_module(f"esm_pipeline.tasks.{task}")
+    parser = argparse.ArgumentParser()
+    module.add_arguments(parser)
+    args = parser.parse_args(["--model=demo", "in.fasta", str(tmp_path / f"out{ending}")])
+    claimed = {path.name for path in module.outputs(args).files if path}
+    assert claimed == {f"out{ending}", "out.records.tsv"}

@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 
 TASK = "classify"
 SUFFIX = ".h5"
+ENDINGS = (*HDF5, *SUFFIXES)
 MODEL_SETTINGS = ClassifySettings
 aggregate = gather_ragged
 
@@ -61,7 +62,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def outputs(args: argparse.Namespace) -> Outputs:
     """What `classify` writes. Raises InputError for a place that cannot be."""
     extra = [args.provenance, args.sha256]
-    table = check_output(args.output, [args.fasta], extra, (SUFFIX, *SUFFIXES))
+    table = check_output(args.output, [args.fasta], extra, ENDINGS)
     return Outputs([args.output, table, *extra])
 
 
@@ -72,9 +73,8 @@ def run(args: argparse.Namespace) -> int:
     settings = section_from(ClassifySettings, args)
     threshold = section_from(LabelSettings, args).threshold
     cleaning = section_from(CleaningSettings, args)
-    kinds = (*HDF5, *SUFFIXES)
-    ending_of(args.output, kinds)
-    table = check_output(args.output, [args.fasta], [args.provenance, args.sha256], kinds)
+    ending_of(args.output, ENDINGS)
+    table = check_output(args.output, [args.fasta], [args.provenance, args.sha256], ENDINGS)
     folder = args.output.parent
     with open_intake([args.fasta], cleaning, folder, allow_empty=args.allow_empty) as intake:
         from esm_pipeline.tasks.classifier import Classifier

@@ -23,7 +23,7 @@ from typing import IO, Any, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from esm_pipeline.cli import add_flags, number_of_shards, section_from
+from esm_pipeline.cli import add_flags, add_unchanged, number_of_shards, section_from
 from esm_pipeline.errors import InputError
 from esm_pipeline.files import atomic_path, blaming, remove_leftovers
 from esm_pipeline.formats.digests import LISTING, sha256, write_digests
@@ -64,14 +64,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--inputs", type=Path, metavar="FILE", help="write the digest of the table as read"
     )
-    parser.add_argument(
-        "--unchanged",
-        action="append",
-        default=[],
-        type=Path,
-        metavar="FILE",
-        help="digests of the FASTA files, as `shard` wrote them: stop if one has changed since",
-    )
+    add_unchanged(parser)
     parser.add_argument(
         "--strategy",
         choices=get_args(StrategySettings.model_fields["strategy"].annotation),
