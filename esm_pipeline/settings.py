@@ -17,6 +17,7 @@ from typing import Annotated, Any, Literal, NamedTuple, TypeAlias
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from esm_pipeline.errors import InputError
+from esm_pipeline.json_files import read_object
 from esm_pipeline.results import HEATMAPS, INPUTS, OF_TASK, RECORDS, SCORES, VARIANTS
 from esm_pipeline.samples import (
     Sample,
@@ -245,7 +246,7 @@ class Model(NamedTuple):
     def base_files(self, adapter: Path) -> list[str]:
         """The files of the model that an adapter is of, if it names one on this machine."""
         try:
-            name = json.loads(adapter.read_text(encoding="utf-8"))["base_model_name_or_path"]
+            name = read_object(adapter)["base_model_name_or_path"]
             base = Path(os.path.expanduser(name))
             if (base / adapter.name).exists():  # of another adapter, which is told later
                 return []
@@ -257,7 +258,7 @@ class Model(NamedTuple):
         """What its config.json says it is; nothing if it does not, or is not on this machine."""
         try:
             path = Path(os.path.expanduser(self.name)) / "config.json"
-            told = json.loads(path.read_text(encoding="utf-8"))["architectures"]
+            told = read_object(path)["architectures"]
         except (OSError, ValueError, KeyError, TypeError):
             return []
         return [name for name in told if isinstance(name, str)] if isinstance(told, list) else []

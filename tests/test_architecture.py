@@ -28,7 +28,7 @@ ALLOWED = {
     "results": set(),
     "samples": {"errors", "results"},
     "sections": {"errors", "problems"},
-    "settings": {"errors", "problems", "results", "samples", "sections"},
+    "settings": {"errors", "json_files", "problems", "results", "samples", "sections"},
     "formats": {*FLOOR, "settings", "formats"},
     "model": {*FLOOR, "data", "model"},
     "tasks": {

@@ -6,6 +6,7 @@ import datetime
 import gzip
 import re
 import shlex
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -352,3 +353,13 @@ def test_the_command_line_is_told_in_the_same_words():
     config = refusal(load_settings, FASTA | {"embed": {"dtype": "x", "threads": "-1"}})
     assert "config: 'embed.dtype' = 'x': should be" in config
     assert told == re.sub(r"config: 'embed\.(\w+)'", r"command line: --\1", config)
+
+
+@pytest.mark.parametrize("text", ["[" * 100_000, '{"architectures": ' + "9" * 6000 + "}"])
+def test_a_hostile_config_beside_the_weights_tells_nothing(tmp_path, text):
+    """It is refused, with its place, when the model is looked for; not by a traceback before."""
+    for name in ("config.json", "adapter_config.json"):
+        (tmp_path / name).write_text(text)
+    model = Model(str(tmp_path), None, [])
+    assert model.architectures() == []
+    assert {Path(file).parent for file in model.files()} == {tmp_path}
