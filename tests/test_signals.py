@@ -214,3 +214,44 @@ def test_more_signals_do_not_keep_it_from_cleaning_up(arrays, tmp_path):
     process.communicate()
     assert process.returncode in (143, -signal.SIGTERM)  # the latter when all was done
     assert not out.exists()
+
+
+DROPPING = """
+import sys, time
+from pathlib import Path
+from esm_pipeline.interruption import obeying_signals
+
+class Freed:
+    def __del__(self):
+        print("here", flush=True)
+        time.sleep(0.5)
+
+with obeying_signals(ends=True):
+    try:
+        one = Freed()
+        del one
+        time.sleep(60)
+    finally:
+        time.sleep(1.2)
+        Path(sys.argv[1]).touch()
+"""
+
+
+@pytest.mark.parametrize("name", SIGNALS)
+def test_what_is_dropped_is_raised_again_and_cleaning_up_is_left_alone(tmp_path, name):
+    """Python drops what is raised while it frees an object, and says so."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", DROPPING, tmp_path / "cleaned"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=as_in_a_terminal,
+    )
+    assert process.stdout.readline() == "here\n"
+    process.send_signal(getattr(signal, name))
+    said = process.communicate(timeout=60)[1]
+    assert (tmp_path / "cleaned").exists()
+    assert "ignored" not in said
+    assert "ended by" not in said
+    if name != "SIGINT":  # whose exception a command tells itself
+        assert (process.returncode, said) == (128 + getattr(signal, name), "")

@@ -8,8 +8,10 @@ import json
 import os
 import socket
 import subprocess
+import threading
 import time
 import zipfile
+from concurrent.futures import InvalidStateError
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -365,3 +367,29 @@ def test_an_error_cancels_the_folders_that_wait(tmp_path, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         structures.write_groups(jobs, 2, io.StringIO(), quiet=True)
     assert 0 < len(list(tmp_path.iterdir())) < 20
+
+
+def test_a_pool_that_is_ended_says_nothing(monkeypatch, capsys):
+    """A thread of it may want to tell a cancelled job that its process is gone."""
+
+    class Pool:
+        def __init__(self, *arguments, **options):
+            pass
+
+        def map(self, *arguments):
+            return iter(())
+
+        def shutdown(self, **options):
+            for error in (InvalidStateError("cancelled"), ValueError("unforeseen")):
+                threading.excepthook(
+                    threading.ExceptHookArgs((type(error), error, None, threading.current_thread()))
+                )
+
+    monkeypatch.setattr(structures, "ProcessPoolExecutor", Pool)
+    hook = threading.excepthook
+    with pytest.raises(KeyboardInterrupt), structures.in_processes(2, []):
+        raise KeyboardInterrupt
+    assert threading.excepthook is hook
+    said = capsys.readouterr().err
+    assert "unforeseen" in said
+    assert "cancelled" not in said
