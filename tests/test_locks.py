@@ -359,9 +359,14 @@ def test_the_table_of_records_is_claimed_by_the_name_that_it_gets(tmp_path, task
 def test_a_folder_that_was_not_empty_when_the_work_ended_goes_with_the_process(tmp_path):
     """A signal has temporary files removed after that."""
     folder = tmp_path / "a"
-    with pytest.raises(SystemExit), claim(Outputs([folder / "x"])):
-        (folder / ".x.temporary").touch()
-        sys.exit(1)
+
+    def stopped() -> None:
+        with claim(Outputs([folder / "x"])):
+            (folder / ".x.temporary").touch()
+            sys.exit(1)
+
+    with pytest.raises(SystemExit):
+        stopped()
     (folder / ".x.temporary").unlink()
     locks.release_all()
     assert not folder.exists()
