@@ -12,7 +12,7 @@ from pathlib import Path
 
 from esm_pipeline.errors import InputError
 from esm_pipeline.files import atomic_path
-from esm_pipeline.formats.digests import line, read_list, sha256
+from esm_pipeline.formats.checksums import line, read_list, sha256
 from esm_pipeline.formats.fasta import STANDARD_INPUT, shown
 
 State = tuple[int, ...]

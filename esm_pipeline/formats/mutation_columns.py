@@ -9,8 +9,8 @@ from __future__ import annotations
 import re
 
 from esm_pipeline.errors import InputError, setting
-from esm_pipeline.formats.unread_notations import is_missing
-from esm_pipeline.formats.variants import THREE_LETTERS
+from esm_pipeline.formats.mutations import THREE_LETTERS
+from esm_pipeline.formats.unsupported_notations import is_missing
 
 PLACE = re.compile(r"(?P<start>-?\d{1,9})(?:\.0+)?(?:-(?P<stop>\d{1,9}))?(?:/\d+)?", re.ASCII)
 PAIR = re.compile(r"(?P<wild_type>[A-Za-z*-]+)\s*/\s*(?P<mutant>[A-Za-z*-]+)", re.ASCII)

@@ -12,7 +12,7 @@ from itertools import pairwise
 from typing import NamedTuple
 
 from esm_pipeline.errors import InputError
-from esm_pipeline.formats.unread_notations import is_missing, why_unread
+from esm_pipeline.formats.unsupported_notations import is_missing, why_unread
 
 AMINO_ACIDS = "ACDEFGHIKLMNPQRSTVWY"
 RESIDUES = frozenset(AMINO_ACIDS + "UO")

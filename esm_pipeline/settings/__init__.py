@@ -18,8 +18,8 @@ from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from esm_pipeline.errors import InputError
 from esm_pipeline.json_files import read_object
-from esm_pipeline.results import HEATMAPS, INPUTS, OF_TASK, RECORDS, SCORES, VARIANTS
-from esm_pipeline.samples import (
+from esm_pipeline.settings.result_names import HEATMAPS, INPUTS, OF_TASK, RECORDS, SCORES, VARIANTS
+from esm_pipeline.settings.samples import (
     Sample,
     expanded_size,
     read_samples,
@@ -28,7 +28,7 @@ from esm_pipeline.samples import (
     require_usable,
     sample_name,
 )
-from esm_pipeline.sections import (
+from esm_pipeline.settings.sections import (
     CLASSIFIERS,
     ClassifySection,
     EmbedSettings,

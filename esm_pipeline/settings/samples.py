@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from esm_pipeline.errors import InputError
-from esm_pipeline.results import IN_SAMPLE, TOP, is_taken
+from esm_pipeline.settings.result_names import IN_SAMPLE, TOP, is_taken
 
 COLUMNS = ("sample", "fasta")
 OPTIONAL = "variants"

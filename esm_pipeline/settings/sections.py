@@ -23,7 +23,7 @@ from pydantic import (
 )
 
 from esm_pipeline.errors import InputError
-from esm_pipeline.problems import as_flags, explain, place_of
+from esm_pipeline.settings.messages import as_flags, explain, place_of
 
 EXECUTION: dict[str, Any] = {"execution": True}
 """Marks a field that changes how a result is computed, never the result: it reruns nothing."""

@@ -11,10 +11,10 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
-from numpy.typing import NDArray
 
-from esm_pipeline import residues
-from esm_pipeline.formats.structures import Structure, atom_array, chain_name, plain
+from esm_pipeline.arrays import Int64
+from esm_pipeline.structure import residues
+from esm_pipeline.structure.structure import Structure, atom_array, chain_name, plain
 
 if TYPE_CHECKING:
     from biotite.structure import AtomArray
@@ -224,7 +224,7 @@ def quality_categories(structure: Structure) -> dict[str, dict[str, object]]:
     }
 
 
-def set_atoms(block: CIFBlock, atoms: AtomArray, entities: NDArray[np.int64]) -> None:
+def set_atoms(block: CIFBlock, atoms: AtomArray, entities: Int64) -> None:
     """Write the atoms, (N,) of `entities`, with as many digits as a PDB file has."""
     from biotite.structure.io.pdbx import set_structure
 

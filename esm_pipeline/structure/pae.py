@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from esm_pipeline.arrays import Float32, UInt8
 from esm_pipeline.errors import InputError
 
 STEP = 0.125
@@ -23,21 +24,19 @@ STEP = 0.125
 MOST = 31.75
 """Å, the largest error that the model can predict."""
 
-Bytes = NDArray[np.uint8]
 
-
-def to_steps(error: NDArray[np.floating]) -> Bytes:
+def to_steps(error: NDArray[np.floating]) -> UInt8:
     """Å → steps of `STEP`, the nearest; 255 for what is no number."""
-    steps: Bytes = np.clip(np.nan_to_num(np.rint(error / STEP), nan=255), 0, 255).astype(np.uint8)
+    steps: UInt8 = np.clip(np.nan_to_num(np.rint(error / STEP), nan=255), 0, 255).astype(np.uint8)
     return steps
 
 
-def to_angstrom(steps: Bytes) -> NDArray[np.float32]:
+def to_angstrom(steps: UInt8) -> Float32:
     """Steps → Å."""
     return steps * np.float32(STEP)
 
 
-def json_bytes(steps: Bytes) -> bytes:
+def json_bytes(steps: UInt8) -> bytes:
     """(R, R) steps as the AlphaFold database writes them, in Å with one digit.
 
     Viewers read it: ChimeraX, PAE Viewer, Mol* and others.
@@ -48,14 +47,14 @@ def json_bytes(steps: Bytes) -> bytes:
     return f'{head},"max_predicted_aligned_error":{MOST}}}]\n'.encode()
 
 
-def npz_bytes(steps: Bytes) -> bytes:
+def npz_bytes(steps: UInt8) -> bytes:
     """(R, R) steps as npz: `pae` (R, R) uint8, and `step`, the Å that one of them stands for."""
     file = io.BytesIO()
     np.savez_compressed(file, pae=steps, step=np.float32(STEP))
     return file.getvalue()
 
 
-def read_pae(path: Path) -> NDArray[np.float32]:
+def read_pae(path: Path) -> Float32:
     """(R, R) Å of a file of either kind. Raises InputError for any other."""
     try:
         if path.suffix == ".npz":
@@ -69,7 +68,7 @@ def read_pae(path: Path) -> NDArray[np.float32]:
         ) from None
 
 
-def square(rows: Any) -> NDArray[np.float32]:
+def square(rows: Any) -> Float32:
     """`rows` as an array. Raises ValueError unless there are as many as each is long."""
     values = np.array(rows, np.float32)
     if values.ndim != 2 or values.shape[0] != values.shape[1]:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from esm_pipeline import residues
+from esm_pipeline.structure import residues
 
 CIS_CA_CA = 2.95
 """Å between the alpha carbons of neighbours with a cis peptide bond, common before proline."""

@@ -18,6 +18,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from esm_pipeline.arrays import Float64, Int64
+
 LETTERS = "ARNDCQEGHILKMFPSTWYVX"
 """One-letter codes; a residue's number is its place here."""
 
@@ -173,7 +175,7 @@ class Residue:
     name: str
     atoms: tuple[str, ...]
     groups: tuple[int, ...]
-    positions: NDArray[np.float64]
+    positions: Float64
     chain: tuple[str, ...]
 
     @property
@@ -181,9 +183,9 @@ class Residue:
         """How many chi angles it has, 0–4."""
         return max(len(self.chain) - 3, 0)
 
-    def position(self, atom: str) -> NDArray[np.float64]:
+    def position(self, atom: str) -> Float64:
         """(3,) Å of an atom in its group's frame."""
-        at: NDArray[np.float64] = self.positions[self.atoms.index(atom)]
+        at: Float64 = self.positions[self.atoms.index(atom)]
         return at
 
 
@@ -221,7 +223,7 @@ NAMES = (*(residue.name for residue in RESIDUES), "UNK")
 """Three-letter codes by residue number."""
 
 
-def encode(sequence: str) -> NDArray[np.int64]:
+def encode(sequence: str) -> Int64:
     """(R,) residue numbers; any letter that is not of the 20 amino acids is the unknown residue."""
     numbers = {letter: number for number, letter in enumerate(LETTERS)}
     return np.array([numbers.get(letter, UNKNOWN) for letter in sequence], dtype=np.int64)
@@ -232,9 +234,7 @@ def decode(aatype: NDArray[np.integer]) -> str:
     return "".join(LETTERS[number] for number in aatype)
 
 
-def frame(
-    x_axis: NDArray[np.float64], towards: NDArray[np.float64], origin: NDArray[np.float64]
-) -> NDArray[np.float64]:
+def frame(x_axis: Float64, towards: Float64, origin: Float64) -> Float64:
     """(4, 4) frame at `origin`, x along `x_axis` and `towards` in the plane of x and y, y > 0."""
     x = x_axis / np.linalg.norm(x_axis)
     y = towards - (towards @ x) * x
@@ -244,7 +244,7 @@ def frame(
     return matrix
 
 
-def default_frames(residue: Residue) -> NDArray[np.float64]:
+def default_frames(residue: Residue) -> Float64:
     """(8, 4, 4) frames of the groups when all angles are 0.
 
     Those up to chi 1's in the backbone's frame, those of chi 2–4 in that of the chi angle before.

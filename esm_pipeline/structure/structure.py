@@ -15,10 +15,10 @@ from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import numpy as np
-from numpy.typing import NDArray
 
-from esm_pipeline import residues
+from esm_pipeline.arrays import Float32, Int64, UInt8
 from esm_pipeline.errors import InputError
+from esm_pipeline.structure import residues
 
 if TYPE_CHECKING:
     from biotite.structure import AtomArray
@@ -37,9 +37,6 @@ RANDOM = "random_weights"
 
 MEANINGLESS = "RANDOM WEIGHTS: this structure is meaningless, made to try the software"
 
-Int64 = NDArray[np.int64]
-Float32 = NDArray[np.float32]
-Bytes = NDArray[np.uint8]
 
 ATOM_NAMES = np.array(residues.ATOM37)[residues.ATOM14_TO_ATOM37]  # (21, 14)
 
@@ -57,7 +54,7 @@ class Structure:
     chains: Int64
     positions: Float32
     plddt: Float32
-    pae: Bytes
+    pae: UInt8
     mean_plddt: float
     ptm: float
     iptm: float | None = None

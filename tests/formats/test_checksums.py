@@ -6,7 +6,7 @@ import subprocess
 import pytest
 
 from esm_pipeline.errors import InputError
-from esm_pipeline.formats.digests import check_digests, write_digests
+from esm_pipeline.formats.checksums import check_digests, write_digests
 
 
 @pytest.fixture
@@ -60,7 +60,7 @@ def test_unusable_lists(files, tmp_path):
 
 @pytest.mark.parametrize("name", ["/etc/passwd", "../../etc/passwd", "../{}/00000.h5", "x", "\x1b"])
 def test_files_elsewhere_are_not_opened(files, tmp_path, name, monkeypatch):
-    monkeypatch.setattr("esm_pipeline.formats.digests.sha256", lambda path: "0" * 64)
+    monkeypatch.setattr("esm_pipeline.formats.checksums.sha256", lambda path: "0" * 64)
     digests = tmp_path / "00000.sha256"
     digests.write_text(f"{'0' * 64}  {name.format(tmp_path.name)}\n")
     with pytest.raises(InputError, match=r"00000\.sha256:1: '.*' is no file of this shard; remove"):

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from esm_pipeline.errors import InputError
-from esm_pipeline.formats import inputs
-from esm_pipeline.formats.digests import sha256
+from esm_pipeline.formats import input_checksums as inputs
+from esm_pipeline.formats.checksums import sha256
 
 
 @pytest.fixture

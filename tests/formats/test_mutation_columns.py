@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from esm_pipeline.errors import InputError
-from esm_pipeline.formats.residue_columns import notation
-from esm_pipeline.formats.variants import mutate, parse, place
+from esm_pipeline.formats.mutation_columns import notation
+from esm_pipeline.formats.mutations import mutate, parse, place
 
 WILD_TYPE = "MKVLAGKSTW"
 

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from esm_pipeline.errors import InputError
-from esm_pipeline.formats.variants import (
+from esm_pipeline.formats.mutations import (
     AMINO_ACIDS,
     THREE_LETTERS,
     MisfitError,

@@ -12,9 +12,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from esm_pipeline.errors import InputError
-from esm_pipeline.samples import Sample, expanded_size, read_samples, require_usable, sample_name
 from esm_pipeline.settings import load_settings
-from tests.tasks.test_checkpoints import as_nobody
+from esm_pipeline.settings.samples import (
+    Sample,
+    expanded_size,
+    read_samples,
+    require_usable,
+    sample_name,
+)
+from tests.tasks.common.test_runner import as_nobody
 
 
 def refusal(function, *arguments) -> str:

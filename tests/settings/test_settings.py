@@ -13,7 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from esm_pipeline.errors import InputError
-from esm_pipeline.sections import (
+from esm_pipeline.settings import MOST_SHARDS, Model, Settings, load_settings, shard_names
+from esm_pipeline.settings.sections import (
     CleaningSettings,
     EmbedSettings,
     ScoreSection,
@@ -25,7 +26,6 @@ from esm_pipeline.sections import (
     flags,
     is_execution,
 )
-from esm_pipeline.settings import MOST_SHARDS, Model, Settings, load_settings, shard_names
 
 FASTA = {"fasta": "a"}
 QUOTES = "should be text; put it in quotes, in the config file"

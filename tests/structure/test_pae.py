@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from esm_pipeline.errors import InputError
-from esm_pipeline.formats.pae import MOST, json_bytes, npz_bytes, read_pae, to_angstrom, to_steps
+from esm_pipeline.structure.pae import MOST, json_bytes, npz_bytes, read_pae, to_angstrom, to_steps
 
 KINDS = {"json": json_bytes, "npz": npz_bytes}
 

@@ -11,9 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from esm_pipeline import residues
-from esm_pipeline.model.folding import quality
-from esm_pipeline.model.folding.quality import (
+from esm_pipeline.structure import quality, residues
+from esm_pipeline.structure.quality import (
     FLAGS,
     Limits,
     chain_breaks,

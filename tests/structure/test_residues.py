@@ -7,7 +7,7 @@ import pytest
 from numpy.testing import assert_array_equal
 from transformers.models.esm.openfold_utils import residue_constants as peer
 
-from esm_pipeline import residues
+from esm_pipeline.structure import residues
 
 PEER_TABLES = {
     "ATOM14_MASK": peer.restype_atom14_mask,

@@ -14,11 +14,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from esm_pipeline import residues
 from esm_pipeline.errors import InputError
-from esm_pipeline.formats import modelcif, structures
-from esm_pipeline.formats.modelcif import cif_text
-from esm_pipeline.formats.structures import (
+from esm_pipeline.structure import modelcif, residues
+from esm_pipeline.structure import structure as structures
+from esm_pipeline.structure.modelcif import cif_text
+from esm_pipeline.structure.structure import (
     MEANINGLESS,
     Structure,
     chain_name,

@@ -20,11 +20,12 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
+from esm_pipeline.arrays import Float32, Int64
 from esm_pipeline.errors import InputError
-from esm_pipeline.formats.declared import Declared, json_attribute, text_attribute
-from esm_pipeline.formats.hdf5 import Int64, Per, letters_of, require
-from esm_pipeline.formats.ragged_results import RaggedResults, StoredRecord
-from esm_pipeline.formats.tables import Column
+from esm_pipeline.formats.results.reader import RaggedResults, StoredRecord
+from esm_pipeline.formats.results.validation import Declared, json_attribute, text_attribute
+from esm_pipeline.formats.results.writer import Per, letters_of, require
+from esm_pipeline.formats.tables.base import Column
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -38,8 +39,6 @@ BETWEEN = ";"
 
 THRESHOLD = 0.5
 """Least probability of a label that is told, of several."""
-
-Float32 = NDArray[np.float32]
 
 
 def declared_per(per: Per) -> tuple[Declared, ...]:

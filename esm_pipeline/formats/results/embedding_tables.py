@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
+from esm_pipeline.arrays import Float32
 from esm_pipeline.errors import InputError
-from esm_pipeline.formats.results import Embeddings
-from esm_pipeline.formats.tables import BLOCK, PARQUET, Column, create_table
+from esm_pipeline.formats.results.open import Embeddings
+from esm_pipeline.formats.tables.base import BLOCK, PARQUET, Column, create_table
 
 FIXED = ("mean", "bos")
 """What has as many numbers for every record."""
@@ -25,8 +25,6 @@ RECORD = [Column("index", "whole"), Column("id", "text"), Column("length", "whol
 
 CELLS = 1 << 18
 """Numbers that are text at the same time."""
-
-Float32 = NDArray[np.float32]
 
 
 def write_table(target: Path, suffix: str, source: Path) -> None:

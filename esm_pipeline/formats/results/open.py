@@ -16,13 +16,14 @@ from typing import TYPE_CHECKING, Any
 import h5py
 from numpy.typing import NDArray
 
+from esm_pipeline.arrays import Int64
 from esm_pipeline.errors import InputError
-from esm_pipeline.formats.classes import Classes, ResidueClasses
-from esm_pipeline.formats.declared import Declared
-from esm_pipeline.formats.hdf5 import Int64, require
-from esm_pipeline.formats.ragged_results import RaggedResults, StoredRecord, open_file
-from esm_pipeline.formats.saturation import Saturations
-from esm_pipeline.formats.structure_arrays import Structures
+from esm_pipeline.formats.results.classes import Classes, ResidueClasses
+from esm_pipeline.formats.results.reader import RaggedResults, StoredRecord, open_file
+from esm_pipeline.formats.results.saturation import Saturations
+from esm_pipeline.formats.results.structures import Structures
+from esm_pipeline.formats.results.validation import Declared
+from esm_pipeline.formats.results.writer import require
 
 if TYPE_CHECKING:
     import pandas as pd

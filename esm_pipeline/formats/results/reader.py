@@ -13,10 +13,10 @@ from typing import Any, ClassVar, Generic, Self, SupportsIndex, TypeVar
 
 import h5py
 import numpy as np
-from numpy.typing import NDArray
 
+from esm_pipeline.arrays import Int32, Int64
 from esm_pipeline.errors import AmbiguousIdError, InputError
-from esm_pipeline.formats.declared import (
+from esm_pipeline.formats.results.validation import (
     Declared,
     check,
     damaged,
@@ -27,7 +27,7 @@ from esm_pipeline.formats.declared import (
     require_version,
     text_attribute,
 )
-from esm_pipeline.formats.hdf5 import Int64, Per, require, unit_starts
+from esm_pipeline.formats.results.writer import Per, require, unit_starts
 
 FORMATS = {
     "esm-pipeline/embeddings": "embeddings.h5",
@@ -185,7 +185,7 @@ class RaggedResults(ABC, Generic[Item]):
         return rows
 
     @cached_property
-    def length(self) -> NDArray[np.int32]:
+    def length(self) -> Int32:
         """(U,) residues of each row."""
         lengths = np.asarray(self.file["length"][...], np.int32)
         with self.judged():

@@ -14,10 +14,11 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
-from esm_pipeline.formats.declared import Declared, text_attribute
-from esm_pipeline.formats.hdf5 import letters_of, require
-from esm_pipeline.formats.ragged_results import RaggedResults, StoredRecord
-from esm_pipeline.formats.variants import AMINO_ACIDS
+from esm_pipeline.arrays import Float32
+from esm_pipeline.formats.mutations import AMINO_ACIDS
+from esm_pipeline.formats.results.reader import RaggedResults, StoredRecord
+from esm_pipeline.formats.results.validation import Declared, text_attribute
+from esm_pipeline.formats.results.writer import letters_of, require
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -37,12 +38,12 @@ class Saturation(StoredRecord["Saturations"]):
             return letters_of(self._read(WILD_TYPE), WILD_TYPE)
 
     @property
-    def log_odds(self) -> NDArray[np.float32]:
+    def log_odds(self) -> Float32:
         """(R, 20) log p of each amino acid less that of the wild type; the mean over models."""
         return self._read(LOG_ODDS)
 
     @property
-    def by_model(self) -> dict[str, NDArray[np.float32]]:
+    def by_model(self) -> dict[str, Float32]:
         """Label of each model → (R, 20) the same by it alone; empty if there is but one model."""
         return {name: self._read(f"{LOG_ODDS}.{name}") for name in self._results.labels}
 

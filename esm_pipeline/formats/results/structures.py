@@ -20,12 +20,13 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
-from esm_pipeline.formats.declared import Declared, json_attribute, text_attribute
-from esm_pipeline.formats.hdf5 import Array, Int64, RaggedWriter, require
-from esm_pipeline.formats.pae import to_angstrom
-from esm_pipeline.formats.ragged_results import RaggedResults, StoredRecord
-from esm_pipeline.formats.structures import RANDOM, Structure
-from esm_pipeline.residues import COUNT
+from esm_pipeline.arrays import Float32, Int64
+from esm_pipeline.formats.results.reader import RaggedResults, StoredRecord
+from esm_pipeline.formats.results.validation import Declared, json_attribute, text_attribute
+from esm_pipeline.formats.results.writer import Array, RaggedWriter, require
+from esm_pipeline.structure.pae import to_angstrom
+from esm_pipeline.structure.residues import COUNT
+from esm_pipeline.structure.structure import RANDOM, Structure
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -182,7 +183,7 @@ class Folded(StoredRecord["Structures"]):
         return self._results.structure(self._row)
 
     @property
-    def pae(self) -> NDArray[np.float32]:
+    def pae(self) -> Float32:
         """(R, R) predicted aligned error in Å."""
         return to_angstrom(self.structure.pae)
 

@@ -22,7 +22,13 @@ import h5py
 import numpy as np
 
 from esm_pipeline.errors import DamagedError, InputError
-from esm_pipeline.formats.hdf5 import FORMAT_VERSION, Per, datasets, read_attribute, require
+from esm_pipeline.formats.results.writer import (
+    FORMAT_VERSION,
+    Per,
+    datasets,
+    read_attribute,
+    require,
+)
 
 MOST_DATASETS = 10_000
 HEAPS = 1 << 20  # bytes at the beginning, where attributes are

@@ -30,12 +30,12 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
-from esm_pipeline.formats.disk import create, reserve, write_at
+from esm_pipeline.arrays import Bool, Int64
+from esm_pipeline.formats.results.hdf5_file import create, reserve, write_at
 
 Per = Literal["sequence", "residue", "pair"]
 """What an array has one value for."""
 
-Int64 = NDArray[np.int64]
 
 KINDS = ("<f2", "<f4", "<i4", "|u1", "|S1")
 """Types of what is stored: numbers, and letters."""
@@ -212,7 +212,7 @@ def write_entries(
     assert done == records, f"{done} entries for {records} records"
 
 
-def blocks(starts: Int64, keep: NDArray[np.bool_], units: int) -> Iterator[tuple[int, int]]:
+def blocks(starts: Int64, keep: Bool, units: int) -> Iterator[tuple[int, int]]:
     """Cut the rows to `keep` into runs [first, stop) of at most `units` units, or one row."""
     edges = np.flatnonzero(np.diff(np.concatenate([[0], keep.view(np.int8), [0]])))
     for first, end in edges.reshape(-1, 2).tolist():

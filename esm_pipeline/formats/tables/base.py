@@ -124,7 +124,8 @@ def open_table(path: str | os.PathLike[str]) -> Table:
 
     Raises InputError for a file that is missing, unreadable, or something else.
     """
-    from esm_pipeline.formats import parquet_tables, text_tables
+    from esm_pipeline.formats.tables import parquet as parquet_tables
+    from esm_pipeline.formats.tables import text as text_tables
 
     path = os.fspath(path)
     try:
@@ -153,7 +154,8 @@ def create_table(
 
     It has the columns of `like`, and behind them `added`; `like.refuse` tells whether it can.
     """
-    from esm_pipeline.formats import parquet_tables, text_tables
+    from esm_pipeline.formats.tables import parquet as parquet_tables
+    from esm_pipeline.formats.tables import text as text_tables
 
     kind = parquet_tables.ParquetWriter if suffix == PARQUET else text_tables.TextWriter
     writer: Writer = kind(path, suffix, like, added)

@@ -12,7 +12,7 @@ import pyarrow.parquet
 
 from esm_pipeline.errors import InputError
 from esm_pipeline.formats.fasta import shown
-from esm_pipeline.formats.tables import BLOCK, Block, Column, Table, Values, Writer
+from esm_pipeline.formats.tables.base import BLOCK, Block, Column, Table, Values, Writer
 
 TYPES = {
     "text": pyarrow.string(),

@@ -21,7 +21,7 @@ from typing import Any, TextIO
 
 from esm_pipeline.errors import InputError
 from esm_pipeline.formats.fasta import GZIP_MAGIC, shown
-from esm_pipeline.formats.tables import BLOCK, Block, Column, Table, Values, Writer
+from esm_pipeline.formats.tables.base import BLOCK, Block, Column, Table, Values, Writer
 
 MOST_LINES = 10_000
 """Lines of one row; beyond them, a quote was opened that nothing closes."""

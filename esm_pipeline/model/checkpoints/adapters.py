@@ -21,7 +21,7 @@ from torch import Tensor
 
 from esm_pipeline.errors import WeightsError
 from esm_pipeline.json_files import read_object
-from esm_pipeline.model.hub import (
+from esm_pipeline.model.checkpoints.hub import (
     ADAPTER_CONFIG,
     ADAPTER_FILES,
     CONFIG_FILE,
@@ -29,10 +29,10 @@ from esm_pipeline.model.hub import (
     find_file,
     local_path,
 )
-from esm_pipeline.model.hub_client import cached
-from esm_pipeline.model.loading import open_file
-from esm_pipeline.model.tensors import Entry, WeightFile
-from esm_pipeline.model.weights import BASE_PREFIX, EMBEDDING, TIED, modern_key
+from esm_pipeline.model.checkpoints.hub_client import cached
+from esm_pipeline.model.checkpoints.loading import open_file
+from esm_pipeline.model.checkpoints.tensors import Entry, WeightFile
+from esm_pipeline.model.checkpoints.weights import BASE_PREFIX, EMBEDDING, TIED, modern_key
 
 PREFIX = "base_model.model."
 """What peft puts before the names of the model that it wraps."""

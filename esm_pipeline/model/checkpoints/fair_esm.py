@@ -15,7 +15,7 @@ from typing import Any
 from torch import Tensor
 
 from esm_pipeline.errors import WeightsError, brief
-from esm_pipeline.model.tensors import PickledFile, is_named_tensors, load_pickle
+from esm_pipeline.model.checkpoints.tensors import PickledFile, is_named_tensors, load_pickle
 
 REGRESSION = "-contact-regression.pt"
 PREFIX = re.compile(r"^(encoder\.)?(sentence_encoder\.)?")

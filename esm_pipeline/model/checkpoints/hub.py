@@ -13,8 +13,8 @@ from typing import Any
 
 from esm_pipeline.errors import WeightsError, brief
 from esm_pipeline.json_files import read_object
-from esm_pipeline.model import fair_esm
-from esm_pipeline.model.hub_client import cached, fetch, fetch_first
+from esm_pipeline.model.checkpoints import fair_esm
+from esm_pipeline.model.checkpoints.hub_client import cached, fetch, fetch_first
 
 DEMO = "demo"
 CONFIG_FILE = "config.json"
@@ -108,7 +108,7 @@ def computed_digest(path: Path, size: int, changed: int) -> str:
 
 def demo_model() -> Path:
     """Folder of the packaged model: a small ESM-2 for demonstrations, not for science."""
-    return Path(__file__).parent.parent / "data" / "demo_model"
+    return Path(__file__).parents[2] / "data" / "demo_model"
 
 
 def resolve_checkpoint(name: str, *, needs_config: bool = True, **options: Any) -> Checkpoint:

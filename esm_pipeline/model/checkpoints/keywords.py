@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from esm_pipeline.errors import InputError
-from esm_pipeline.model.hub import ADAPTER_CONFIG, DEMO, HUB_OPTIONS
+from esm_pipeline.model.checkpoints.hub import ADAPTER_CONFIG, DEMO, HUB_OPTIONS
 
 WITHOUT_EFFECT = {
     *("low_cpu_mem_usage", "_fast_init", "trust_remote_code", "resume_download", "mirror"),

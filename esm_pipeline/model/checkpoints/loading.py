@@ -17,17 +17,17 @@ import torch
 from torch import Tensor, nn
 
 from esm_pipeline.errors import WeightsError, brief
-from esm_pipeline.model import fair_esm
-from esm_pipeline.model.hub import FAIR_SUFFIX, Checkpoint
-from esm_pipeline.model.pickle_sizes import DIMENSIONS
-from esm_pipeline.model.tensors import (
+from esm_pipeline.model.checkpoints import fair_esm
+from esm_pipeline.model.checkpoints.hub import FAIR_SUFFIX, Checkpoint
+from esm_pipeline.model.checkpoints.pickle_sizes import DIMENSIONS
+from esm_pipeline.model.checkpoints.tensors import (
     Entry,
     PickledFile,
     SafetensorsFile,
     WeightFile,
     open_pickle,
 )
-from esm_pipeline.model.weights import (
+from esm_pipeline.model.checkpoints.weights import (
     BASE_PREFIX,
     FREQUENCIES,
     IGNORED,

@@ -18,8 +18,8 @@ from torch import Tensor
 
 from esm_pipeline.errors import InputError
 from esm_pipeline.files import atomic_path
-from esm_pipeline.model.hub import CONFIG_FILE, SAFETENSORS_FILE, SAFETENSORS_INDEX
-from esm_pipeline.model.weights import reference_state
+from esm_pipeline.model.checkpoints.hub import CONFIG_FILE, SAFETENSORS_FILE, SAFETENSORS_INDEX
+from esm_pipeline.model.checkpoints.weights import reference_state
 
 if TYPE_CHECKING:
     from esm_pipeline.model.base import EsmPreTrainedModel

@@ -12,12 +12,12 @@ from operator import attrgetter
 from typing import TYPE_CHECKING, Any
 
 from esm_pipeline.errors import WeightsError, brief
-from esm_pipeline.model.loading import class_of
-from esm_pipeline.model.weights import BASE_PREFIX, POSITIONS
+from esm_pipeline.model.checkpoints.loading import class_of
+from esm_pipeline.model.checkpoints.weights import BASE_PREFIX, POSITIONS
 
 if TYPE_CHECKING:
+    from esm_pipeline.model.checkpoints.tensors import Entry
     from esm_pipeline.model.config import EsmConfig
-    from esm_pipeline.model.tensors import Entry
 
 TRUNK = "esmfold_config.trunk"
 COUNTS = {

@@ -21,6 +21,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from esm_pipeline.arrays import Int64
 from esm_pipeline.errors import CapacityError, InputError
 from esm_pipeline.model import (
     EsmForMaskedLM,
@@ -31,8 +32,8 @@ from esm_pipeline.model import (
     PackedLayout,
     plain_model,
 )
+from esm_pipeline.model.inference.windows import SPECIAL_TOKENS
 from esm_pipeline.nucleotides import KEEP_NUCLEOTIDES, NUCLEOTIDES, nucleotides_in
-from esm_pipeline.tasks.windows import SPECIAL_TOKENS
 
 OUT_OF_MEMORY = re.compile(
     r"can't allocate memory|not enough memory|std::bad_alloc"  # PyTorch on the CPU
@@ -54,11 +55,10 @@ LEAST_TOKENS = 512
 """Tokens below which a batch is not made smaller for the sake of other threads."""
 
 WithLogits: TypeAlias = EsmForMaskedLM | EsmForSequenceClassification | EsmForTokenClassification
-Indices = NDArray[np.int64]
 R = TypeVar("R")
 
 
-def token_batches(lengths: NDArray[Any], token_budget: int, workers: int = 1) -> Iterator[Indices]:
+def token_batches(lengths: NDArray[Any], token_budget: int, workers: int = 1) -> Iterator[Int64]:
     """Cut sequences of `lengths` residues into batches, longest first, equals in their order.
 
     Yields indices into `lengths`, each once. BOS and EOS counted, a batch has at most
@@ -81,11 +81,11 @@ def token_batches(lengths: NDArray[Any], token_budget: int, workers: int = 1) ->
 class Computed(NamedTuple, Generic[R]):
     """A part of a batch; `result` is None where its one sequence does not fit into memory."""
 
-    part: Indices
+    part: Int64
     result: R | None
 
 
-def run_with_ladder(batch: Indices, compute: Callable[[Indices], R]) -> Iterator[Computed[R]]:
+def run_with_ladder(batch: Int64, compute: Callable[[Int64], R]) -> Iterator[Computed[R]]:
     """Compute `batch`, or if memory runs out its halves, and so on down to one sequence.
 
     Yields each part in its order, and holds none of them while it computes the next. Errors that
@@ -114,7 +114,7 @@ def run_with_ladder(batch: Indices, compute: Callable[[Indices], R]) -> Iterator
 def compute_batches(
     lengths: NDArray[Any],
     token_budget: int,
-    compute: Callable[[Indices], R],
+    compute: Callable[[Int64], R],
     device: torch.device,
 ) -> Iterator[Computed[R]]:
     """Compute sequences of `lengths` residues, longest first, batch by batch; parts in that order.
@@ -143,21 +143,21 @@ def compute_batches(
 
 
 def run_in_threads(
-    batches: Sequence[Indices], compute: Callable[[Indices], R], workers: int, threads: int
+    batches: Sequence[Int64], compute: Callable[[Int64], R], workers: int, threads: int
 ) -> Iterator[Computed[R]]:
     """Compute `batches`, `workers` at a time with `threads` each; parts in the batches' order.
 
     Sequences that failed beside others come last, each computed anew when the threads are done. An
     error in one batch, or the end of whoever reads the parts, stops the others at their next part.
     """
-    stop, lone = Event(), list[Indices]()
+    stop, lone = Event(), list[Int64]()
 
-    def compute_unless_stopped(part: Indices) -> R:
+    def compute_unless_stopped(part: Int64) -> R:
         if stop.is_set():
             raise CancelledError
         return compute(part)
 
-    def run(batch: Indices) -> list[Computed[R]]:
+    def run(batch: Int64) -> list[Computed[R]]:
         found: list[Computed[R]] = []
         try:
             for computed in run_with_ladder(batch, compute_unless_stopped):
@@ -264,7 +264,7 @@ def iter_packed(
         )
 
     @torch.no_grad()
-    def compute(part: Indices) -> list[Tensor]:
+    def compute(part: Int64) -> list[Tensor]:
         tokens, layout = pack([sequences[i] for i in part.tolist()], chosen, model.device)
         if output == "logits":
             values = cast(WithLogits, model).packed_logits(tokens, layout)
@@ -278,7 +278,7 @@ def iter_packed(
 
 
 def results_of(
-    computed: Iterator[Computed[list[Tensor]]], lengths: Indices
+    computed: Iterator[Computed[list[Tensor]]], lengths: Int64
 ) -> Iterator[tuple[int, Tensor]]:
     """`(i, tensor)` of each sequence. Raises CapacityError."""
     for part, results in computed:
@@ -304,7 +304,7 @@ def as_sequence(sequences: object) -> Sequence[Any]:
     return sequences
 
 
-def lengths_of(sequences: Sequence[Any], tokenizer: EsmTokenizer, nucleotides: str) -> Indices:
+def lengths_of(sequences: Sequence[Any], tokenizer: EsmTokenizer, nucleotides: str) -> Int64:
     """(N,) tokens of each sequence, without BOS and EOS.
 
     Raises InputError, with its index, for one that is no str, has gaps or other characters that are

@@ -17,9 +17,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from esm_pipeline.model.attention import split
+from esm_pipeline.model.inference.linears import FusedLinear
 from esm_pipeline.model.layer import Ask, EsmSelfAttention, Seen
 from esm_pipeline.model.layout import PackedLayout
-from esm_pipeline.model.linears import FusedLinear
 from esm_pipeline.model.rotary import Tables, turn_pairs
 
 SCORES = 2**19

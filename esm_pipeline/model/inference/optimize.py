@@ -12,8 +12,6 @@ from torch import nn
 from esm_pipeline.errors import InputError
 from esm_pipeline.model.base import EsmPreTrainedModel
 from esm_pipeline.model.config import EsmConfig, named_dtype
-from esm_pipeline.model.cpu_attention import CpuSelfAttention
-from esm_pipeline.model.finite import require_finite
 from esm_pipeline.model.folding.config import (
     EsmFoldConfig,
     StructureModuleConfig,
@@ -22,8 +20,10 @@ from esm_pipeline.model.folding.config import (
 from esm_pipeline.model.folding.esmfold import EsmForProteinFolding
 from esm_pipeline.model.folding.optimize import optimize_block
 from esm_pipeline.model.folding.trunk import TrunkBlock
-from esm_pipeline.model.layer import EsmLayer, EsmSelfAttention
-from esm_pipeline.model.linears import (
+from esm_pipeline.model.inference.cpu_attention import CpuSelfAttention
+from esm_pipeline.model.inference.finite import require_finite
+from esm_pipeline.model.inference.int8 import can_quantize, find_ranges, quantize
+from esm_pipeline.model.inference.linears import (
     FusedLinear,
     can_pack,
     frozen,
@@ -31,9 +31,9 @@ from esm_pipeline.model.linears import (
     pack,
     pack_branch,
 )
+from esm_pipeline.model.layer import EsmLayer, EsmSelfAttention
 from esm_pipeline.model.module_utils import plain_model
-from esm_pipeline.model.quantize import can_quantize, find_ranges, quantize
-from esm_pipeline.model.tokenizer import EsmTokenizer
+from esm_pipeline.model.tokenizer.tokenizer import EsmTokenizer
 
 M = TypeVar("M", bound=EsmPreTrainedModel)
 T = TypeVar("T", bound=nn.Module)

@@ -11,11 +11,10 @@ from __future__ import annotations
 from functools import cache
 
 import numpy as np
-from numpy.typing import NDArray
+
+from esm_pipeline.arrays import Float64, Int64
 
 SPECIAL_TOKENS = 2  # BOS and EOS
-
-Int64 = NDArray[np.int64]
 
 
 def optimal(places: Int64, tokens: Int64, window: int) -> tuple[Int64, Int64]:
@@ -55,7 +54,7 @@ def overlapping(tokens: int, window: int) -> list[tuple[int, int]]:
 
 
 @cache
-def weights(window: int) -> NDArray[np.float64]:
+def weights(window: int) -> Float64:
     """(window,) how much each token of an overlapping window counts: less at its ends.
 
     Logistic over a quarter of the window at both ends, 1 between them and at the very ends.

@@ -10,7 +10,7 @@ import numpy as np
 from torch import Tensor
 
 from esm_pipeline.errors import InputError
-from esm_pipeline.model.encoding import (
+from esm_pipeline.model.tokenizer.batch_encoding import (
     BatchEncoding,
     Options,
     as_list,
@@ -18,8 +18,8 @@ from esm_pipeline.model.encoding import (
     pad_columns,
     truncate,
 )
-from esm_pipeline.model.special_tokens import Ids
-from esm_pipeline.model.tokens import TextTokens
+from esm_pipeline.model.tokenizer.special_tokens import Ids
+from esm_pipeline.model.tokenizer.tokens import TextTokens
 
 ANY_LENGTH = int(1e30)
 NO_LIMIT = int(1e20)

@@ -23,13 +23,12 @@ import numpy as np
 
 from esm_pipeline.errors import InputError, WeightsError
 from esm_pipeline.files import atomic_path, require_folder
+from esm_pipeline.model.checkpoints.hub import find_file
+from esm_pipeline.model.checkpoints.keywords import hub_options, refuse, settle
 from esm_pipeline.model.config import EsmConfig
-from esm_pipeline.model.encoding import SIDES
-from esm_pipeline.model.hub import find_file
-from esm_pipeline.model.keywords import hub_options, refuse, settle
-from esm_pipeline.model.special_tokens import ADDITIONAL, ALPHABET
-from esm_pipeline.model.tokenizer_calls import ANY_LENGTH, TokenizerCalls
-from esm_pipeline.model.tokenizer_files import (
+from esm_pipeline.model.tokenizer.batch_encoding import SIDES
+from esm_pipeline.model.tokenizer.calls import ANY_LENGTH, TokenizerCalls
+from esm_pipeline.model.tokenizer.files import (
     ADDED_FILE,
     ADDITIONAL_IN_5,
     DECODER,
@@ -40,6 +39,7 @@ from esm_pipeline.model.tokenizer_files import (
     read_vocabulary,
     write_object,
 )
+from esm_pipeline.model.tokenizer.special_tokens import ADDITIONAL, ALPHABET
 
 MODEL_INPUTS = ("input_ids", "attention_mask")
 USUAL_ROLES = ("unk_token", "cls_token", "pad_token", "mask_token", "eos_token")

@@ -13,19 +13,19 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from esm_pipeline.cli import add_flags, section_from
+from esm_pipeline.arrays import Bool
 from esm_pipeline.errors import InputError
 from esm_pipeline.files import atomic_path, require_apart
-from esm_pipeline.formats.classes import Classes, ResidueClasses
-from esm_pipeline.formats.digests import LISTING, check_listed
+from esm_pipeline.flags import add_flags, section_from
+from esm_pipeline.formats.checksums import LISTING, check_listed
 from esm_pipeline.formats.records import OK, Outcome, Record
-from esm_pipeline.formats.results import open_results
-from esm_pipeline.formats.tables import BLOCK, Column, Writer, create_table, suffix_of
+from esm_pipeline.formats.results.classes import Classes, ResidueClasses
+from esm_pipeline.formats.results.open import open_results
+from esm_pipeline.formats.tables.base import BLOCK, Column, Writer, create_table, suffix_of
 from esm_pipeline.locks import Outputs
-from esm_pipeline.sections import LabelSettings
-from esm_pipeline.tasks.aggregate import with_outcomes
+from esm_pipeline.settings.sections import LabelSettings
+from esm_pipeline.tasks.run.aggregate import with_outcomes
 
 TASK = "classify"
 RECORD = [Column("index", "whole"), *(Column(name, "text") for name in ("id", "status", "reason"))]
@@ -136,7 +136,7 @@ def mismatch(results: Classes) -> InputError:
     )
 
 
-def spread(column: Any, ok: NDArray[np.bool_]) -> list[Any]:
+def spread(column: Any, ok: Bool) -> list[Any]:
     """The cells of a column where rows are `ok`, missing ones elsewhere."""
     missing = "" if isinstance(column, list) else np.float32("nan")
     cells = iter(column)

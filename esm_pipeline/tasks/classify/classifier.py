@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from esm_pipeline.errors import InputError, WeightsError, setting
-from esm_pipeline.formats.classes import (
+from esm_pipeline.formats.results.classes import (
     BETWEEN,
     MULTI_LABEL,
     REGRESSION,
@@ -26,21 +26,21 @@ from esm_pipeline.formats.classes import (
     ResidueClasses,
     array_name,
 )
-from esm_pipeline.formats.hdf5 import Array
+from esm_pipeline.formats.results.writer import Array
 from esm_pipeline.model import (
     Checkpoint,
     EsmConfig,
     EsmForSequenceClassification,
     EsmForTokenClassification,
 )
-from esm_pipeline.model.adapters import Adapter
-from esm_pipeline.model.loading import class_of, open_entries
-from esm_pipeline.sections import CLASSIFIERS, ClassifySettings, texts
-from esm_pipeline.tasks.batching import pack
-from esm_pipeline.tasks.checkpoints import software
-from esm_pipeline.tasks.computing import ArrayRunner, Computed
-from esm_pipeline.tasks.representations import residue_states
-from esm_pipeline.tasks.windows import SPECIAL_TOKENS
+from esm_pipeline.model.checkpoints.adapters import Adapter
+from esm_pipeline.model.checkpoints.loading import class_of, open_entries
+from esm_pipeline.model.inference.batching import pack
+from esm_pipeline.model.inference.windows import SPECIAL_TOKENS
+from esm_pipeline.settings.sections import CLASSIFIERS, ClassifySettings, texts
+from esm_pipeline.tasks.common.compute import ArrayRunner, Computed
+from esm_pipeline.tasks.common.runner import software
+from esm_pipeline.tasks.embed.representations import residue_states
 
 SINGLE_LABEL = "single_label_classification"
 REMEDY = "give a checkpoint that was trained as " + " or ".join(CLASSIFIERS)

@@ -16,23 +16,23 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from esm_pipeline.cli import add_common, add_flags, exit_code, section_from
 from esm_pipeline.files import atomic_paths, scratch_path
-from esm_pipeline.formats.inputs import require_unchanged
+from esm_pipeline.flags import add_common, add_flags, exit_code, section_from
+from esm_pipeline.formats.input_checksums import require_unchanged
 from esm_pipeline.formats.records import FAILED, read_records
-from esm_pipeline.formats.tables import SUFFIXES
+from esm_pipeline.formats.tables.base import SUFFIXES
 from esm_pipeline.locks import Outputs
-from esm_pipeline.sections import ClassifySettings, CleaningSettings, LabelSettings
-from esm_pipeline.tasks.classes import write_table
-from esm_pipeline.tasks.endings import HDF5, ending_of
-from esm_pipeline.tasks.gathering import gather_ragged
-from esm_pipeline.tasks.intake import open_intake
-from esm_pipeline.tasks.model_file import MODEL_HELP
-from esm_pipeline.tasks.outputs import check_output, vouch
-from esm_pipeline.tasks.planning import Plan, Reach
+from esm_pipeline.settings.sections import ClassifySettings, CleaningSettings, LabelSettings
+from esm_pipeline.tasks.classify.classes import write_table
+from esm_pipeline.tasks.common.endings import HDF5, ending_of
+from esm_pipeline.tasks.common.model_file import MODEL_HELP
+from esm_pipeline.tasks.common.outputs import check_output, vouch
+from esm_pipeline.tasks.common.plan import Plan, Reach
+from esm_pipeline.tasks.common.sequences import open_intake
+from esm_pipeline.tasks.common.shards import gather_ragged
 
 if TYPE_CHECKING:
-    from esm_pipeline.tasks.classifier import Classifier
+    from esm_pipeline.tasks.classify.classifier import Classifier
 
 TASK = "classify"
 SUFFIX = ".h5"
@@ -77,9 +77,9 @@ def run(args: argparse.Namespace) -> int:
     table = check_output(args.output, [args.fasta], [args.provenance, args.sha256], ENDINGS)
     folder = args.output.parent
     with open_intake([args.fasta], cleaning, folder, allow_empty=args.allow_empty) as intake:
-        from esm_pipeline.tasks.classifier import Classifier
-        from esm_pipeline.tasks.computing import summary
-        from esm_pipeline.tasks.device import set_threads
+        from esm_pipeline.model.inference.device import set_threads
+        from esm_pipeline.tasks.classify.classifier import Classifier
+        from esm_pipeline.tasks.common.compute import summary
 
         set_threads(settings.threads)
         classifier = Classifier(args.model, args.revision, settings)
@@ -94,7 +94,7 @@ def run(args: argparse.Namespace) -> int:
 
 def check_model(args: argparse.Namespace) -> None:
     """Raise now what every job with these settings would fail at, without loading the weights."""
-    from esm_pipeline.tasks.classifier import Classifier
+    from esm_pipeline.tasks.classify.classifier import Classifier
 
     classifier = Classifier(args.model, args.revision, section_from(ClassifySettings, args))
     Reach.choose(TASK, [classifier.config.max_residues], classifier.settings.long)
@@ -105,7 +105,7 @@ def write(
     classifier: Classifier, plan: Plan, table: Path, threshold: float, args: argparse.Namespace
 ) -> Counter[str]:
     """Write all outputs; returns the number of records of each status."""
-    from esm_pipeline.tasks.computing import write_rows
+    from esm_pipeline.tasks.common.compute import write_rows
 
     targets = [args.output, table, *filter(None, [args.provenance, args.sha256])]
     suffix = args.output.suffix.lower()

@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-from numpy.typing import NDArray
 
-from esm_pipeline.formats.classes import (
+from esm_pipeline.arrays import Float32, Int64
+from esm_pipeline.formats.fasta import shown
+from esm_pipeline.formats.results.classes import (
     MULTI_LABEL,
     REGRESSION,
     THRESHOLD,
@@ -18,9 +19,8 @@ from esm_pipeline.formats.classes import (
     ResidueClasses,
     column_names,
 )
-from esm_pipeline.formats.fasta import shown
-from esm_pipeline.tasks.pictures import BLUE, svg
-from esm_pipeline.tasks.report_scores import Part
+from esm_pipeline.tasks.common.pictures import BLUE, svg
+from esm_pipeline.tasks.score.report import Part
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -29,8 +29,6 @@ BARS = 12  # labels in a picture, at most
 HISTOGRAMS = 6  # values of several that get a picture, at most
 BLOCK = 1 << 16
 LONGEST = 24  # letters of a label
-
-Counts = NDArray[np.int64]
 
 
 def classes_section(path: Path) -> Part:
@@ -70,7 +68,7 @@ def pictures(results: Classes) -> list[str]:
     ]
 
 
-def counts_of(results: Classes) -> Counts:
+def counts_of(results: Classes) -> Int64:
     """(K,) how many are of each label."""
     p, counts = results.mapped(), np.zeros(len(results.labels), np.int64)
     for start in range(0, len(p), BLOCK):
@@ -82,7 +80,7 @@ def counts_of(results: Classes) -> Counts:
     return counts
 
 
-def draw_bars(axes: Axes, results: Classes, counts: Counts) -> None:
+def draw_bars(axes: Axes, results: Classes, counts: Int64) -> None:
     """The commonest labels, from the top."""
     order = np.argsort(-counts, kind="stable")[:BARS]
     drawn = axes.barh(range(len(order)), counts[order], height=0.6, color=BLUE)
@@ -96,7 +94,7 @@ def draw_bars(axes: Axes, results: Classes, counts: Counts) -> None:
     axes.set(xticks=[], xlabel=unit(results), title=f"Classes{several}{some}")
 
 
-def draw_values(axes: Axes, values: NDArray[np.float32], name: str, what: str) -> None:
+def draw_values(axes: Axes, values: Float32, name: str, what: str) -> None:
     """How many have which value."""
     axes.hist(values, bins=50, color=BLUE, edgecolor="white", linewidth=0.3)
     axes.set(xlabel=tick(name), ylabel=what, title="Values")

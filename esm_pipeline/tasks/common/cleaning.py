@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from esm_pipeline.errors import setting
 from esm_pipeline.nucleotides import nucleotides_among, nucleotides_in, only_nucleotides, translate
-from esm_pipeline.sections import CleaningSettings
+from esm_pipeline.settings.sections import CleaningSettings
 
 RESIDUES = b"ACDEFGHIKLMNPQRSTVWYBUZOX"
 """The letters every model knows: the 20 amino acids and B U Z O X."""

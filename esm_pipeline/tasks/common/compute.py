@@ -1,6 +1,7 @@
 """What every task shares that computes arrays of unique sequences: batches in, rows of a file out.
 
-The file is a ragged one of `formats/hdf5.py`, with a row for each sequence that could be computed.
+The file is the ragged one of `formats/results/writer.py`, with a row for each sequence that
+could be computed.
 """
 
 from __future__ import annotations
@@ -17,16 +18,16 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from esm_pipeline.formats.hdf5 import Array, RaggedWriter
+from esm_pipeline.arrays import Float32, Int64
 from esm_pipeline.formats.records import FAILED, OK, SKIPPED
+from esm_pipeline.formats.results.writer import Array, RaggedWriter
 from esm_pipeline.model.base import EsmPreTrainedModel
-from esm_pipeline.tasks.batching import compute_batches
-from esm_pipeline.tasks.checkpoints import Runner
-from esm_pipeline.tasks.planning import DOES_NOT_FIT, NOT_FINITE, Layout, Plan
-from esm_pipeline.tasks.progress import progress
+from esm_pipeline.model.inference.batching import compute_batches
+from esm_pipeline.tasks.common.plan import DOES_NOT_FIT, NOT_FINITE, Layout, Plan
+from esm_pipeline.tasks.common.progress import progress
+from esm_pipeline.tasks.common.runner import Runner
 
-Values = NDArray[np.float16] | NDArray[np.float32] | NDArray[np.bytes_]
-Int64 = NDArray[np.int64]
+Values = NDArray[np.float16] | Float32 | NDArray[np.bytes_]
 M = TypeVar("M", bound=EsmPreTrainedModel)
 
 TOO_LARGE = (

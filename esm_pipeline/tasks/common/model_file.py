@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from esm_pipeline.errors import InputError, WeightsError
 from esm_pipeline.files import atomic_path
-from esm_pipeline.formats.digests import sha256
+from esm_pipeline.formats.checksums import sha256
 from esm_pipeline.json_files import read_object
 
 if TYPE_CHECKING:
@@ -112,6 +112,6 @@ def find_checkpoint(name: str, revision: str | None) -> Checkpoint:
 def checkpoint_named(name: str, **options: Any) -> Checkpoint:
     """The checkpoint of this name, which may be that of the demonstration's folding model."""
     from esm_pipeline.model import resolve_checkpoint
-    from esm_pipeline.tasks.demo_fold import DEMO_FOLD, demo_checkpoint
+    from esm_pipeline.model.folding.demo import DEMO_FOLD, demo_checkpoint
 
     return demo_checkpoint() if name == DEMO_FOLD else resolve_checkpoint(name, **options)

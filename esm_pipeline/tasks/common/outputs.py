@@ -8,7 +8,7 @@ from pathlib import Path
 
 from esm_pipeline.errors import InputError
 from esm_pipeline.files import is_same, require_regular
-from esm_pipeline.formats.digests import write_digests
+from esm_pipeline.formats.checksums import write_digests
 from esm_pipeline.formats.fasta import STANDARD_INPUT
 
 

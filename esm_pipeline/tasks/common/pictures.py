@@ -8,7 +8,8 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
-from numpy.typing import NDArray
+
+from esm_pipeline.arrays import Int64
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -58,6 +59,6 @@ def svg(draw: Callable[[Axes], None]) -> str:
     return text.getvalue()[text.getvalue().index("<svg") :]
 
 
-def spread(count: int, most: int) -> NDArray[np.int64]:
+def spread(count: int, most: int) -> Int64:
     """At most `most` of the numbers below `count`, evenly spread, each once, ascending."""
     return np.unique(np.linspace(0, count - 1, min(count, most)).astype(np.int64))

@@ -8,17 +8,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
+from esm_pipeline.arrays import Bool, Int64
 from esm_pipeline.errors import InputError, setting
 from esm_pipeline.files import atomic_path
-from esm_pipeline.formats.declared import open_hdf5
-from esm_pipeline.formats.hdf5 import Array, Entry, RaggedWriter
 from esm_pipeline.formats.records import FAILED, OK, SKIPPED, Outcome, Record, write_records
-from esm_pipeline.tasks.intake import Intake
-from esm_pipeline.tasks.windows import SPECIAL_TOKENS
-
-Int64 = NDArray[np.int64]
+from esm_pipeline.formats.results.validation import open_hdf5
+from esm_pipeline.formats.results.writer import Array, Entry, RaggedWriter
+from esm_pipeline.model.inference.windows import SPECIAL_TOKENS
+from esm_pipeline.tasks.common.sequences import Intake
 
 DOES_NOT_FIT = "{} residues do not fit into memory, even alone; use a machine with more"
 NOT_FINITE = "the model gave values that are not finite numbers"
@@ -85,7 +83,7 @@ class Plan:
         self.intake, self.reach = intake, reach
         lengths = intake.lengths
         self.lengths = lengths if reach.cut is None else np.minimum(lengths, reach.cut)
-        self.too_long: NDArray[np.bool_] = lengths > self.lengths
+        self.too_long: Bool = lengths > self.lengths
         self.failures: dict[int, str] = {}
 
     def rows(self) -> Int64:

@@ -20,9 +20,10 @@ from typing import IO, TYPE_CHECKING, Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from esm_pipeline.arrays import Int32, Int64
 from esm_pipeline.errors import InputError, setting
 from esm_pipeline.files import blaming
-from esm_pipeline.formats.digests import check_shard
+from esm_pipeline.formats.checksums import check_shard
 from esm_pipeline.formats.fasta import (
     MOST_HEADER,
     MOST_LETTERS,
@@ -34,8 +35,8 @@ from esm_pipeline.formats.fasta import (
 )
 from esm_pipeline.formats.records import OK, SKIPPED, Record, format_row, parse_lines
 from esm_pipeline.nucleotides import LEAST_LETTERS, nucleotides_in
-from esm_pipeline.sections import CleaningSettings
-from esm_pipeline.tasks.cleaning import (
+from esm_pipeline.settings.sections import CleaningSettings
+from esm_pipeline.tasks.common.cleaning import (
     CHAIN_BREAK,
     RESIDUES,
     Cleaned,
@@ -245,11 +246,11 @@ class Intake:
     """SHA-256 of each file as it was read, in hexadecimal; none of records from elsewhere."""
     count: int
     """N, the records of all files."""
-    lengths: NDArray[np.int32]
+    lengths: Int32
     """(U,) residues of each unique sequence, in the order of their first records."""
-    first: NDArray[np.int64]
+    first: Int64
     """(U,) index of the first record with each unique sequence."""
-    unique: NDArray[np.int32]
+    unique: Int32
     """(N,) unique sequence of each record; -1 for none: it is skipped, or a complex."""
 
     def __init__(self, spool: Spool, files: ExitStack, *, complexes: bool) -> None:
@@ -312,7 +313,7 @@ class Intake:
         self.close()
 
 
-def _first_with_same(digests: bytearray) -> NDArray[np.int64]:
+def _first_with_same(digests: bytearray) -> Int64:
     """(N,) first record with each record's digest."""
     keys = np.frombuffer(digests, np.uint64).reshape(-1, 2)
     order = np.lexsort((keys[:, 1], keys[:, 0]))  # stable: equal digests stay in input order

@@ -16,17 +16,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
+from esm_pipeline.arrays import Int32, Int64
 from esm_pipeline.errors import DamagedError, InputError
-from esm_pipeline.formats.declared import judging, open_hdf5
-from esm_pipeline.formats.digests import check_digests, check_listed
-from esm_pipeline.formats.hdf5 import Array, Entry, RaggedWriter, arrays_of
+from esm_pipeline.formats.checksums import check_digests, check_listed
 from esm_pipeline.formats.records import FAILED, OK, PLACE, SKIPPED, Outcome, Record, read_records
-from esm_pipeline.formats.results import open_results
+from esm_pipeline.formats.results.open import open_results
+from esm_pipeline.formats.results.validation import judging, open_hdf5
+from esm_pipeline.formats.results.writer import Array, Entry, RaggedWriter, arrays_of
 from esm_pipeline.settings import shard_names
-
-Int64 = NDArray[np.int64]
 
 CODES = {OK: 1, SKIPPED: 2, FAILED: 3}
 """Statuses as one byte; 0 stands for a record that is in no shard."""
@@ -149,7 +147,7 @@ class RaggedShard:
     attributes: dict[str, Any]
     arrays: list[Array]
     first: Int64
-    lengths: NDArray[np.int32]
+    lengths: Int32
 
 
 def read_shard(path: Path) -> RaggedShard:

@@ -14,21 +14,21 @@ from collections.abc import Iterable
 from contextlib import ExitStack
 from pathlib import Path
 
-from esm_pipeline.cli import add_common, add_flags, exit_code, section_from
 from esm_pipeline.errors import InputError
 from esm_pipeline.files import atomic_paths, scratch_path
-from esm_pipeline.formats.embedding_tables import FIXED, write_array, write_table
-from esm_pipeline.formats.inputs import require_unchanged
+from esm_pipeline.flags import add_common, add_flags, exit_code, section_from
+from esm_pipeline.formats.input_checksums import require_unchanged
 from esm_pipeline.formats.records import FAILED
-from esm_pipeline.formats.tables import SUFFIXES
+from esm_pipeline.formats.results.embedding_tables import FIXED, write_array, write_table
+from esm_pipeline.formats.tables.base import SUFFIXES
 from esm_pipeline.locks import Outputs
-from esm_pipeline.sections import CleaningSettings, EmbedSettings
-from esm_pipeline.tasks.endings import HDF5, ending_of
-from esm_pipeline.tasks.gathering import gather_ragged
-from esm_pipeline.tasks.intake import open_intake
-from esm_pipeline.tasks.model_file import MODEL_HELP
-from esm_pipeline.tasks.outputs import check_output, vouch
-from esm_pipeline.tasks.planning import Plan, Reach
+from esm_pipeline.settings.sections import CleaningSettings, EmbedSettings
+from esm_pipeline.tasks.common.endings import HDF5, ending_of
+from esm_pipeline.tasks.common.model_file import MODEL_HELP
+from esm_pipeline.tasks.common.outputs import check_output, vouch
+from esm_pipeline.tasks.common.plan import Plan, Reach
+from esm_pipeline.tasks.common.sequences import open_intake
+from esm_pipeline.tasks.common.shards import gather_ragged
 
 TASK = "embed"
 SUFFIX = ".h5"
@@ -83,9 +83,9 @@ def run(args: argparse.Namespace) -> int:
         require_fixed(args.output, settings.include)
     folder = args.output.parent
     with open_intake([args.fasta], cleaning, folder, allow_empty=args.allow_empty) as intake:
-        from esm_pipeline.tasks.computing import summary, write_rows
-        from esm_pipeline.tasks.device import set_threads
-        from esm_pipeline.tasks.representations import Encoder
+        from esm_pipeline.model.inference.device import set_threads
+        from esm_pipeline.tasks.common.compute import summary, write_rows
+        from esm_pipeline.tasks.embed.representations import Encoder
 
         set_threads(settings.threads)
         encoder = Encoder(args.model, args.revision, settings)
@@ -128,7 +128,7 @@ def require_fixed(output: Path, include: Iterable[str]) -> None:
 
 def check_model(args: argparse.Namespace) -> None:
     """Raise now what every job with these settings would fail at, without loading the weights."""
-    from esm_pipeline.tasks.representations import Encoder
+    from esm_pipeline.tasks.embed.representations import Encoder
 
     encoder = Encoder(args.model, args.revision, section_from(EmbedSettings, args))
     Reach.choose(TASK, [encoder.config.max_residues], encoder.settings.long)

@@ -11,14 +11,14 @@ import torch
 from torch import Tensor
 
 from esm_pipeline.errors import WeightsError
-from esm_pipeline.formats.hdf5 import Array
-from esm_pipeline.formats.results import FORMAT
+from esm_pipeline.formats.results.open import FORMAT
+from esm_pipeline.formats.results.writer import Array
 from esm_pipeline.model import EsmModel, PackedLayout
-from esm_pipeline.sections import EmbedSettings, texts
-from esm_pipeline.tasks.batching import check_layer, pack
-from esm_pipeline.tasks.checkpoints import software
-from esm_pipeline.tasks.computing import ArrayRunner, Computed
-from esm_pipeline.tasks.windows import SPECIAL_TOKENS
+from esm_pipeline.model.inference.batching import check_layer, pack
+from esm_pipeline.model.inference.windows import SPECIAL_TOKENS
+from esm_pipeline.settings.sections import EmbedSettings, texts
+from esm_pipeline.tasks.common.compute import ArrayRunner, Computed
+from esm_pipeline.tasks.common.runner import software
 
 
 class Encoder(ArrayRunner[EsmModel]):

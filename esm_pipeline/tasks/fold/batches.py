@@ -14,7 +14,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from esm_pipeline.tasks.batching import is_out_of_memory, release_memory
+from esm_pipeline.arrays import Int64
+from esm_pipeline.model.inference.batching import is_out_of_memory, release_memory
 
 CUBIC = 640
 """Residues from which on triangle products and attention, R³, cost more than linear layers, R²."""
@@ -26,7 +27,6 @@ CHUNKS = (128, 64, 32, 16)
 """Chunk sizes that are tried one after the other."""
 
 R = TypeVar("R")
-Int64 = NDArray[np.int64]
 
 
 def cost(residues: int) -> float:

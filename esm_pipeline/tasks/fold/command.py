@@ -16,27 +16,28 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from esm_pipeline.cli import add_common, add_flags, exit_code, section_from
+from esm_pipeline.arrays import Int64
 from esm_pipeline.errors import InputError, setting
 from esm_pipeline.files import atomic_paths, require_regular
-from esm_pipeline.formats.hdf5 import Int64, RaggedWriter
-from esm_pipeline.formats.inputs import require_unchanged
+from esm_pipeline.flags import add_common, add_flags, exit_code, section_from
+from esm_pipeline.formats.input_checksums import require_unchanged
 from esm_pipeline.formats.records import FAILED, OK, SKIPPED, read_records
-from esm_pipeline.formats.structure_arrays import ARRAYS, write_structures
+from esm_pipeline.formats.results.structures import ARRAYS, write_structures
+from esm_pipeline.formats.results.writer import RaggedWriter
 from esm_pipeline.locks import Outputs
-from esm_pipeline.sections import CleaningSettings, FoldSettings, StructureSettings
-from esm_pipeline.tasks.endings import HDF5, require_folder_name
-from esm_pipeline.tasks.fold_plan import FoldPlan
-from esm_pipeline.tasks.gathering import gather_ragged
-from esm_pipeline.tasks.intake import open_intake
-from esm_pipeline.tasks.outputs import check_output, vouch
-from esm_pipeline.tasks.planning import Layout
-from esm_pipeline.tasks.progress import progress
-from esm_pipeline.tasks.structures import TABLE, write_files, written_to
+from esm_pipeline.settings.sections import CleaningSettings, FoldSettings, StructureSettings
+from esm_pipeline.tasks.common.endings import HDF5, require_folder_name
+from esm_pipeline.tasks.common.outputs import check_output, vouch
+from esm_pipeline.tasks.common.plan import Layout
+from esm_pipeline.tasks.common.progress import progress
+from esm_pipeline.tasks.common.sequences import open_intake
+from esm_pipeline.tasks.common.shards import gather_ragged
+from esm_pipeline.tasks.fold.plan import FoldPlan
+from esm_pipeline.tasks.fold.structures import TABLE, write_files, written_to
 
 if TYPE_CHECKING:
-    from esm_pipeline.tasks.fold_batches import Rung
-    from esm_pipeline.tasks.predictor import Prediction, Predictor
+    from esm_pipeline.tasks.fold.batches import Rung
+    from esm_pipeline.tasks.fold.predictor import Prediction, Predictor
 
 SUFFIX = ".h5"
 H5 = "structures.h5"
@@ -87,8 +88,8 @@ def run(args: argparse.Namespace) -> int:
     arrays, table = check_places(args.output, args.fasta, args.sha256)
     options = {"allow_empty": args.allow_empty, "complexes": True}
     with open_intake([args.fasta], cleaning, arrays.parent, **options) as intake:
-        from esm_pipeline.tasks.device import set_threads
-        from esm_pipeline.tasks.predictor import Predictor
+        from esm_pipeline.model.inference.device import set_threads
+        from esm_pipeline.tasks.fold.predictor import Predictor
 
         threads = set_threads(settings.threads)
         predictor = Predictor(args.model, args.revision, settings)
@@ -113,7 +114,7 @@ def run(args: argparse.Namespace) -> int:
 
 def check_model(args: argparse.Namespace) -> None:
     """Raise now what every job with these settings would fail at, without loading the weights."""
-    from esm_pipeline.tasks.predictor import Predictor
+    from esm_pipeline.tasks.fold.predictor import Predictor
 
     predictor = Predictor(args.model, args.revision, section_from(FoldSettings, args))
     FoldPlan.limit_of(predictor.config.max_residues, predictor.settings)
@@ -156,7 +157,7 @@ def compute(
 ) -> None:
     """Fold the `unique` sequences, (rows,) of them, batch by batch into the rows of `writer`."""
     from esm_pipeline.model.folding.complexes import LINKER
-    from esm_pipeline.tasks.fold_batches import fold_batches, run_with_rungs
+    from esm_pipeline.tasks.fold.batches import fold_batches, run_with_rungs
 
     def predict(part: Int64, rung: Rung) -> list[Prediction]:
         return predictor(plan.sequences(unique[part]), rung)

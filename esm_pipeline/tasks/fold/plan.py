@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import numpy as np
 
+from esm_pipeline.arrays import Int64
 from esm_pipeline.errors import InputError, setting
-from esm_pipeline.formats.hdf5 import Int64
 from esm_pipeline.formats.records import FAILED, OK, SKIPPED, Outcome, Record
-from esm_pipeline.residues import LETTERS, UNKNOWN
-from esm_pipeline.sections import FoldSettings
-from esm_pipeline.tasks.cleaning import CHAIN_BREAK
-from esm_pipeline.tasks.intake import Intake
-from esm_pipeline.tasks.planning import Plan, Reach
+from esm_pipeline.settings.sections import FoldSettings
+from esm_pipeline.structure.residues import LETTERS, UNKNOWN
+from esm_pipeline.tasks.common.cleaning import CHAIN_BREAK
+from esm_pipeline.tasks.common.plan import Plan, Reach
+from esm_pipeline.tasks.common.sequences import Intake
 
 TASK = "fold"
 AMINO_ACIDS = LETTERS[:UNKNOWN].encode()

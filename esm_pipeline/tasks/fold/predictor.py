@@ -11,20 +11,20 @@ import numpy as np
 import torch
 
 from esm_pipeline.errors import CapacityError, WeightsError, setting
-from esm_pipeline.formats.structure_arrays import FORMAT
-from esm_pipeline.formats.structures import RANDOM, Structure
+from esm_pipeline.formats.results.structures import FORMAT
 from esm_pipeline.model import EsmForProteinFolding, optimize_for_inference
-from esm_pipeline.model.finite import require_finite
 from esm_pipeline.model.folding.complexes import BREAK, LINKER
+from esm_pipeline.model.folding.demo import DEMO_FOLD
 from esm_pipeline.model.folding.memory import choose_chunk_size, fold_memory
-from esm_pipeline.model.folding.quality import FLAGS, examine
 from esm_pipeline.model.folding.structures import structures_of
-from esm_pipeline.sections import FoldSettings, texts
-from esm_pipeline.tasks.checkpoints import Runner, software
-from esm_pipeline.tasks.demo_fold import DEMO_FOLD
-from esm_pipeline.tasks.device import free_memory
-from esm_pipeline.tasks.fold_batches import CHUNKS, Rung, rungs
-from esm_pipeline.tasks.planning import NOT_FINITE
+from esm_pipeline.model.inference.device import free_memory
+from esm_pipeline.model.inference.finite import require_finite
+from esm_pipeline.settings.sections import FoldSettings, texts
+from esm_pipeline.structure.quality import FLAGS, examine
+from esm_pipeline.structure.structure import RANDOM, Structure
+from esm_pipeline.tasks.common.plan import NOT_FINITE
+from esm_pipeline.tasks.common.runner import Runner, software
+from esm_pipeline.tasks.fold.batches import CHUNKS, Rung, rungs
 
 DEMO = "demo"
 FLAG_NAMES = (*FLAGS, RANDOM)

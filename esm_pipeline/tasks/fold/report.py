@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-from numpy.typing import NDArray
 
+from esm_pipeline.arrays import Float64
 from esm_pipeline.formats.structure_files import read_table
-from esm_pipeline.formats.structures import MEANINGLESS, RANDOM
-from esm_pipeline.tasks.pictures import BLUE, GREY, svg, table
-from esm_pipeline.tasks.report_scores import Part
+from esm_pipeline.structure.structure import MEANINGLESS, RANDOM
+from esm_pipeline.tasks.common.pictures import BLUE, GREY, svg, table
+from esm_pipeline.tasks.score.report import Part
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -46,7 +46,7 @@ def structures_section(path: Path) -> Part:
     return facts, shown
 
 
-def histogram(values: Sequence[float], edges: NDArray[np.float64], label: str, title: str) -> str:
+def histogram(values: Sequence[float], edges: Float64, label: str, title: str) -> str:
     """How many structures have which value, as SVG; dotted lines at levels of pLDDT."""
 
     def draw(axes: Axes) -> None:

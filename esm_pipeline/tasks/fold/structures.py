@@ -21,16 +21,13 @@ from pathlib import Path
 from typing import IO, NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
-from esm_pipeline.cli import add_flags, require_file, section_from
 from esm_pipeline.errors import CapacityError, InputError
 from esm_pipeline.files import atomic_folder, atomic_path, blaming
-from esm_pipeline.formats.digests import LISTING, check_listed, line
-from esm_pipeline.formats.modelcif import cif_text
-from esm_pipeline.formats.pae import json_bytes, npz_bytes
+from esm_pipeline.flags import add_flags, require_file, section_from
+from esm_pipeline.formats.checksums import LISTING, check_listed, line
 from esm_pipeline.formats.records import OK, Record, format_row, read_records
-from esm_pipeline.formats.structure_arrays import Structures
+from esm_pipeline.formats.results.structures import Structures
 from esm_pipeline.formats.structure_files import (
     COLUMNS,
     RECORDS,
@@ -39,13 +36,15 @@ from esm_pipeline.formats.structure_files import (
     folder_name,
     require_ours,
 )
-from esm_pipeline.formats.structures import MEANINGLESS, RANDOM, Structure, pdb_problem, pdb_text
 from esm_pipeline.interruption import leave_to_parent
 from esm_pipeline.locks import Outputs
-from esm_pipeline.sections import StructureSettings
-from esm_pipeline.tasks.aggregate import with_outcomes
-from esm_pipeline.tasks.endings import require_folder_name
-from esm_pipeline.tasks.progress import progress
+from esm_pipeline.settings.sections import StructureSettings
+from esm_pipeline.structure.modelcif import cif_text
+from esm_pipeline.structure.pae import json_bytes, npz_bytes
+from esm_pipeline.structure.structure import MEANINGLESS, RANDOM, Structure, pdb_problem, pdb_text
+from esm_pipeline.tasks.common.endings import require_folder_name
+from esm_pipeline.tasks.common.progress import progress
+from esm_pipeline.tasks.run.aggregate import with_outcomes
 
 TASK = "fold"
 TABLE, STRUCTURES, PAE = "structures.tsv", "structures", "pae"
@@ -54,8 +53,6 @@ NOT_PDB = "not_pdb"
 """Flag of a structure that does not fit into a PDB file, and is written as mmCIF."""
 
 PAE_BYTES = {"json": json_bytes, "npz": npz_bytes}
-
-Int64 = NDArray[np.int64]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -19,10 +19,10 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from esm_pipeline.cli import number_of_shards
 from esm_pipeline.errors import InputError
 from esm_pipeline.files import atomic_paths, blaming, require_apart
-from esm_pipeline.formats.digests import LISTING, check_listed, write_digests
+from esm_pipeline.flags import number_of_shards
+from esm_pipeline.formats.checksums import LISTING, check_listed, write_digests
 from esm_pipeline.formats.records import (
     ANEW,
     FAILED,
@@ -37,9 +37,9 @@ from esm_pipeline.formats.records import (
     write_records,
 )
 from esm_pipeline.locks import Outputs
-from esm_pipeline.tasks import tasks_with
-from esm_pipeline.tasks.endings import ending_of
-from esm_pipeline.tasks.gathering import Gathering
+from esm_pipeline.tasks import commands_with
+from esm_pipeline.tasks.common.endings import ending_of
+from esm_pipeline.tasks.common.shards import Gathering
 
 RECORDS = "records"
 NO_ROW = (-1, Outcome(""))
@@ -57,7 +57,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="TASK=FILE",
         help="status table of a task; may be repeated",
     )
-    tasks = tasks_with("SUFFIX")
+    tasks = commands_with("SUFFIX")
     gathered = [commands.add_parser(task, help=f"results of {task}") for task in tasks]
     for task in gathered:
         task.add_argument("--shards-dir", required=True, type=Path, help="folder of the shards")

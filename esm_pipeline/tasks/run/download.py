@@ -11,11 +11,11 @@ import argparse
 import importlib
 from pathlib import Path
 
-from esm_pipeline.cli import add_flags
+from esm_pipeline.flags import add_flags
 from esm_pipeline.locks import Outputs
-from esm_pipeline.tasks import tasks_with
-from esm_pipeline.tasks.endings import ending_of
-from esm_pipeline.tasks.model_file import SUFFIX, describe, find_checkpoint, write_model_file
+from esm_pipeline.tasks import commands_with
+from esm_pipeline.tasks.common.endings import ending_of
+from esm_pipeline.tasks.common.model_file import SUFFIX, describe, find_checkpoint, write_model_file
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -28,7 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--out", type=Path, metavar="FILE.json", help="write which it is, for --model of the tasks"
     )
     tasks = parser.add_subparsers(dest="task", metavar="TASK", title="then check it for a task")
-    for name, module in tasks_with("MODEL_SETTINGS").items():
+    for name, module in commands_with("MODEL_SETTINGS").items():
         task = tasks.add_parser(name, help=f"with the settings of {name}")
         add_flags(task, module.MODEL_SETTINGS)
 

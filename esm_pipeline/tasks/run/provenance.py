@@ -21,11 +21,12 @@ from typing import Any
 import esm_pipeline
 from esm_pipeline.errors import DamagedError, InputError
 from esm_pipeline.files import atomic_paths
-from esm_pipeline.formats.declared import judging, open_hdf5, read_attributes
-from esm_pipeline.formats.digests import LISTING, REMEDY, line, read_list, sha256, write_digests
-from esm_pipeline.formats.inputs import changed, gone
+from esm_pipeline.formats.checksums import LISTING, REMEDY, line, read_list, sha256, write_digests
+from esm_pipeline.formats.input_checksums import changed, gone
+from esm_pipeline.formats.results.validation import judging, open_hdf5, read_attributes
 from esm_pipeline.locks import Outputs
-from esm_pipeline.results import (
+from esm_pipeline.settings import Settings
+from esm_pipeline.settings.result_names import (
     FOLDERS,
     INPUTS,
     PROVENANCE_LIST,
@@ -36,10 +37,9 @@ from esm_pipeline.results import (
     VERDICT,
     WORK,
 )
-from esm_pipeline.settings import Settings
-from esm_pipeline.tasks.endings import ending_of
-from esm_pipeline.tasks.model_file import read_model_file
-from esm_pipeline.tasks.verdict import add_run, count, others, settings_of
+from esm_pipeline.tasks.common.endings import ending_of
+from esm_pipeline.tasks.common.model_file import read_model_file
+from esm_pipeline.tasks.run.verdict import add_run, count, others, settings_of
 
 FORMAT_VERSION = 1
 PACKAGES = ("biotite", "h5py", "huggingface_hub", "numpy", "safetensors", "snakemake", "torch")

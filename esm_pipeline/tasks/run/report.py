@@ -14,20 +14,20 @@ from string import Template
 from typing import TYPE_CHECKING
 
 import numpy as np
-from numpy.typing import NDArray
 
+from esm_pipeline.arrays import Float32, Float64
 from esm_pipeline.files import atomic_path
 from esm_pipeline.formats.fasta import shown
-from esm_pipeline.formats.results import Embeddings
+from esm_pipeline.formats.results.open import Embeddings
 from esm_pipeline.locks import Outputs
-from esm_pipeline.results import RECORDS, SCORES
-from esm_pipeline.tasks.endings import ending_of
-from esm_pipeline.tasks.pictures import BLUE, spread, svg, table
-from esm_pipeline.tasks.report_classes import classes_section
-from esm_pipeline.tasks.report_scores import Part, saturation_section, variants_section
-from esm_pipeline.tasks.report_structures import structures_section
-from esm_pipeline.tasks.structures import TABLE
-from esm_pipeline.tasks.verdict import COLUMNS, COMMONEST, Tally, add_run, find
+from esm_pipeline.settings.result_names import RECORDS, SCORES
+from esm_pipeline.tasks.classify.report import classes_section
+from esm_pipeline.tasks.common.endings import ending_of
+from esm_pipeline.tasks.common.pictures import BLUE, spread, svg, table
+from esm_pipeline.tasks.fold.report import structures_section
+from esm_pipeline.tasks.fold.structures import TABLE
+from esm_pipeline.tasks.run.verdict import COLUMNS, COMMONEST, Tally, add_run, find
+from esm_pipeline.tasks.score.report import Part, saturation_section, variants_section
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -204,8 +204,8 @@ def round_numbers(least: int, most: int) -> list[int]:
 
 
 def principal_components(
-    values: NDArray[np.float32],
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    values: Float32,
+) -> tuple[Float64, Float64]:
     """Coordinates (N, 2) on the two directions of greatest variance, and their shares of it (2,).
 
     The sign of a direction is that which makes its largest coordinate positive.

@@ -17,20 +17,20 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
-from esm_pipeline.cli import add_flags, number_of_shards, section_from
+from esm_pipeline.arrays import Int32, Int64
 from esm_pipeline.errors import InputError
 from esm_pipeline.files import atomic_paths, remove_leftovers
-from esm_pipeline.formats.digests import LISTING, line, write_lines
+from esm_pipeline.flags import add_flags, number_of_shards, section_from
+from esm_pipeline.formats.checksums import LISTING, line, write_lines
 from esm_pipeline.formats.fasta import shown
-from esm_pipeline.formats.inputs import states, write_inputs
+from esm_pipeline.formats.input_checksums import states, write_inputs
 from esm_pipeline.formats.records import header_line
 from esm_pipeline.locks import Outputs
-from esm_pipeline.sections import CleaningSettings
 from esm_pipeline.settings import shard_names
-from esm_pipeline.tasks.endings import require_folder_name
-from esm_pipeline.tasks.intake import Intake, open_intake
+from esm_pipeline.settings.sections import CleaningSettings
+from esm_pipeline.tasks.common.endings import require_folder_name
+from esm_pipeline.tasks.common.sequences import Intake, open_intake
 
 EVEN_LENGTH = 7680
 """Residues at which attention costs what the linear layers do: 6 D, here of D = 1280."""
@@ -101,7 +101,7 @@ def write_shards(intake: Intake, folder: Path, count: int) -> None:
                 old.unlink()
 
 
-def _entries(intake: Intake, numbers: NDArray[np.int64]) -> Iterator[bytes]:
+def _entries(intake: Intake, numbers: Int64) -> Iterator[bytes]:
     for begin in range(0, len(numbers), BLOCK):
         block = numbers[begin : begin + BLOCK]
         sequences = intake.sequences(block)
@@ -109,7 +109,7 @@ def _entries(intake: Intake, numbers: NDArray[np.int64]) -> Iterator[bytes]:
             yield b">%d\n%b\n" % (index, sequence)
 
 
-def deal(lengths: NDArray[np.int32], count: int) -> list[NDArray[np.int64]]:
+def deal(lengths: Int32, count: int) -> list[Int64]:
     """Deal sequences of `lengths (U,)` residues to `count` shards of nearly the same cost.
 
     The longest sequence left goes to the shard with the least to do, so that no two shards differ

@@ -21,10 +21,10 @@ from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
 from esm_pipeline.errors import InputError
-from esm_pipeline.formats.digests import read_list, sha256
+from esm_pipeline.formats.checksums import read_list, sha256
 from esm_pipeline.formats.fasta import shown
 from esm_pipeline.locks import Outputs
-from esm_pipeline.results import (
+from esm_pipeline.settings.result_names import (
     ACCEPTED,
     LISTS,
     PROVENANCE,
@@ -32,7 +32,7 @@ from esm_pipeline.results import (
     VERDICT,
     not_of_this_run,
 )
-from esm_pipeline.tasks.progress import Advance, progress
+from esm_pipeline.tasks.common.progress import Advance, progress
 
 FORMAT = "esm-pipeline/provenance"
 MISSING, DIFFERS = "missing", "differs"

@@ -17,37 +17,37 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
-from esm_pipeline.cli import add_common, add_flags, exit_code, section_from
 from esm_pipeline.errors import InputError
 from esm_pipeline.files import atomic_paths, scratch_path
-from esm_pipeline.formats.digests import check_shard
-from esm_pipeline.formats.inputs import require_unchanged
+from esm_pipeline.flags import add_common, add_flags, exit_code, section_from
+from esm_pipeline.formats.checksums import check_shard
+from esm_pipeline.formats.input_checksums import require_unchanged
 from esm_pipeline.formats.records import FAILED
-from esm_pipeline.formats.saturation import Saturations
-from esm_pipeline.formats.tables import SUFFIXES, create_table, open_table, suffix_of
+from esm_pipeline.formats.results.saturation import Saturations
+from esm_pipeline.formats.tables.base import SUFFIXES, create_table, open_table, suffix_of
 from esm_pipeline.locks import Outputs
-from esm_pipeline.sections import (
+from esm_pipeline.settings.sections import (
     AS_VALIDATED,
     CleaningSettings,
     ScoreSettings,
     StrategySettings,
     values,
 )
-from esm_pipeline.tasks.gathering import gather_ragged
-from esm_pipeline.tasks.intake import Intake, open_intake, take_in
-from esm_pipeline.tasks.model_file import MODEL_HELP
-from esm_pipeline.tasks.offsets import add_hints
-from esm_pipeline.tasks.outputs import check_output, vouch
-from esm_pipeline.tasks.planning import Plan, Reach
-from esm_pipeline.tasks.progress import progress
-from esm_pipeline.tasks.scored_table import Scores, added_columns, told
-from esm_pipeline.tasks.table_columns import check_columns, require_match
-from esm_pipeline.tasks.variant_rows import LIKELIHOOD, Reader, Rows
-from esm_pipeline.tasks.wild_types import open_wild_types
+from esm_pipeline.tasks.common.model_file import MODEL_HELP
+from esm_pipeline.tasks.common.outputs import check_output, vouch
+from esm_pipeline.tasks.common.plan import Plan, Reach
+from esm_pipeline.tasks.common.progress import progress
+from esm_pipeline.tasks.common.sequences import Intake, open_intake, take_in
+from esm_pipeline.tasks.common.shards import gather_ragged
+from esm_pipeline.tasks.score.offsets import add_hints
+from esm_pipeline.tasks.score.scored_table import Scores, added_columns, told
+from esm_pipeline.tasks.score.table_columns import check_columns, require_match
+from esm_pipeline.tasks.score.variant_rows import LIKELIHOOD, Reader, Rows
+from esm_pipeline.tasks.score.wild_types import open_wild_types
 
 if TYPE_CHECKING:
-    from esm_pipeline.tasks.marginals import LanguageModel
-    from esm_pipeline.tasks.strategies import Strategy
+    from esm_pipeline.tasks.score.marginals import LanguageModel
+    from esm_pipeline.tasks.score.strategies import Strategy
 
 TASK = "score"
 SUFFIX = ".h5"
@@ -139,7 +139,7 @@ def run(args: argparse.Namespace) -> int:
 
 def check_model(args: argparse.Namespace) -> None:
     """Raise now what every job with these settings would fail at, without loading the weights."""
-    from esm_pipeline.tasks.marginals import LanguageModel
+    from esm_pipeline.tasks.score.marginals import LanguageModel
 
     settings = section_from(StrategySettings, args)
     model = LanguageModel(args.model, args.revision, settings)
@@ -229,8 +229,8 @@ def saturate(request: Request) -> tuple[str, int]:
     settings, args = request.settings, request.args
     folder, empty = request.output.parent, args.allow_empty
     with open_intake(request.wild_types, request.cleaning, folder, allow_empty=empty) as intake:
-        from esm_pipeline.tasks.heatmaps import draw_all
-        from esm_pipeline.tasks.saturation import Saturation, write_long
+        from esm_pipeline.tasks.score.heatmaps import draw_all
+        from esm_pipeline.tasks.score.saturation import Saturation, write_long
 
         models = find_models(request)
         plan = plan_for(request, intake, models)
@@ -267,7 +267,7 @@ def writing(request: Request, models: Models) -> Iterator[tuple[Path, Path]]:
 
 def describe(settings: ScoreSettings, models: Models) -> dict[str, Any]:
     """How scores are made."""
-    from esm_pipeline.tasks.checkpoints import software
+    from esm_pipeline.tasks.common.runner import software
 
     return {
         "format": "esm-pipeline/scores",
@@ -280,8 +280,8 @@ def describe(settings: ScoreSettings, models: Models) -> dict[str, Any]:
 
 def find_models(request: Request) -> Models:
     """The models by their labels, not loaded yet. PyTorch is, from here on."""
-    from esm_pipeline.tasks.device import set_threads
-    from esm_pipeline.tasks.marginals import LanguageModel
+    from esm_pipeline.model.inference.device import set_threads
+    from esm_pipeline.tasks.score.marginals import LanguageModel
 
     set_threads(request.settings.threads)
     return {
@@ -301,7 +301,7 @@ def choose_strategy(
     settings: ScoreSettings, rows: Rows, plan: Plan, sequences: Intake | None
 ) -> Strategy:
     """The strategy of the settings; likelihoods have `sequences`."""
-    from esm_pipeline.tasks.strategies import Likelihoods, Marginals
+    from esm_pipeline.tasks.score.strategies import Likelihoods, Marginals
 
     if sequences is None:
         return Marginals(settings, rows, plan)

@@ -19,16 +19,16 @@ import matplotlib
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from numpy.typing import NDArray
 
+from esm_pipeline.arrays import Float32
 from esm_pipeline.errors import InputError
 from esm_pipeline.files import atomic_path, remove_leftovers
-from esm_pipeline.formats.digests import check_listed
-from esm_pipeline.formats.saturation import Saturation, Saturations
+from esm_pipeline.formats.checksums import check_listed
+from esm_pipeline.formats.results.saturation import Saturation, Saturations
 from esm_pipeline.locks import Outputs
-from esm_pipeline.tasks.endings import require_folder_name
-from esm_pipeline.tasks.outputs import vouch
-from esm_pipeline.tasks.progress import progress
+from esm_pipeline.tasks.common.endings import require_folder_name
+from esm_pipeline.tasks.common.outputs import vouch
+from esm_pipeline.tasks.common.progress import progress
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -129,7 +129,7 @@ def figures(item: Saturation, alphabet: str, strategy: str) -> Iterator[Figure]:
 
 def picture(
     item: Saturation,
-    values: NDArray[np.float32],
+    values: Float32,
     rows: list[tuple[int, int]],
     limit: float,
     title: str,
@@ -157,9 +157,7 @@ def picture(
     return figure
 
 
-def draw_row(
-    axes: Axes, values: NDArray[np.float32], sequence: str, start: int, limit: float
-) -> AxesImage:
+def draw_row(axes: Axes, values: Float32, sequence: str, start: int, limit: float) -> AxesImage:
     """Residues from `start` on, (20, R) of them, with the wild type above and dotted."""
     colours = matplotlib.colormaps["RdBu"].with_extremes(bad=UNKNOWN)
     image = axes.imshow(

@@ -20,12 +20,11 @@ from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from esm_pipeline.cli import number_of_shards
 from esm_pipeline.errors import InputError
 from esm_pipeline.files import atomic_paths, blaming
-from esm_pipeline.formats.digests import LISTING, check_digests, check_listed, write_digests
+from esm_pipeline.flags import number_of_shards
+from esm_pipeline.formats.checksums import LISTING, check_digests, check_listed, write_digests
 from esm_pipeline.formats.records import (
     FAILED,
     OK,
@@ -36,18 +35,16 @@ from esm_pipeline.formats.records import (
     read_status,
     status_columns,
 )
-from esm_pipeline.formats.tables import Column, Table, create_table, open_table
+from esm_pipeline.formats.tables.base import Column, Table, create_table, open_table
 from esm_pipeline.locks import Outputs
 from esm_pipeline.settings import shard_names
-from esm_pipeline.tasks.scored_table import told
-from esm_pipeline.tasks.split import STATUS, SUFFIX, UNUSABLE
+from esm_pipeline.tasks.score.scored_table import told
+from esm_pipeline.tasks.score.split import STATUS, SUFFIX, UNUSABLE
 
 TASK = "score"
 KEYS = ["row", "protein", "mutant"]
 AGAIN = "remove the folder and run the workflow again"
 SEVERITY = {OK: 0, SKIPPED: 1, FAILED: 2}
-
-Int64 = NDArray[np.int64]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

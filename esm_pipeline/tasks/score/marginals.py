@@ -15,22 +15,20 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
+from esm_pipeline.arrays import Float32, Float64, Int64
 from esm_pipeline.errors import WeightsError
-from esm_pipeline.formats.variants import AMINO_ACIDS
+from esm_pipeline.formats.mutations import AMINO_ACIDS
 from esm_pipeline.model import EsmForMaskedLM, PackedLayout
-from esm_pipeline.sections import ComputeSettings
-from esm_pipeline.tasks import windows
-from esm_pipeline.tasks.batching import compute_batches
-from esm_pipeline.tasks.checkpoints import Runner
-from esm_pipeline.tasks.windows import SPECIAL_TOKENS
+from esm_pipeline.model.inference import windows
+from esm_pipeline.model.inference.batching import compute_batches
+from esm_pipeline.model.inference.windows import SPECIAL_TOKENS
+from esm_pipeline.settings.sections import ComputeSettings
+from esm_pipeline.tasks.common.runner import Runner
 
 LETTERS = AMINO_ACIDS + "BUZOX"
 """What a cleaned sequence is made of."""
 
-Int64 = NDArray[np.int64]
-Ids = NDArray[np.int64]
 Read = Callable[[Int64], Sequence[str]]
 """Gives the residues of sequences by their numbers."""
 
@@ -50,7 +48,7 @@ class Passes:
     ends: Int64
     place: Int64
     slot: Int64
-    weight: NDArray[np.float64]
+    weight: Float64
     masked: bool
     """Whether a place is masked in the pass that is asked about it."""
 
@@ -72,9 +70,9 @@ class Answers(NamedTuple):
 
     sequence: Int64
     slot: Int64
-    weight: NDArray[np.float64]
-    wild_type: Ids
-    log_p: NDArray[np.float32]
+    weight: Float64
+    wild_type: Int64
+    log_p: Float32
     tokens: int
     fits: bool = True
 
@@ -94,14 +92,14 @@ class LanguageModel(Runner[EsmForMaskedLM]):
                 "choose a model with the ESM alphabet"
             )
 
-    def letters(self) -> Ids:
+    def letters(self) -> Int64:
         """(256,) token of each residue by its ASCII code."""
         table = np.full(256, self.tokenizer.unk_token_id)
         for letter in LETTERS:
             table[ord(letter)] = self.tokenizer.convert_tokens_to_ids(letter)
         return table
 
-    def amino_acids(self) -> Ids:
+    def amino_acids(self) -> Int64:
         """(20,) tokens of the amino acids, in alphabetical order of their letters."""
         return self.letters()[np.frombuffer(AMINO_ACIDS.encode(), np.uint8)]
 
@@ -230,7 +228,7 @@ def _in_overlapping_windows(
 
 def shares_of(
     place: Int64, spans: list[tuple[int, int]], tokens: int, window: int
-) -> tuple[list[Int64], list[NDArray[np.float64]]]:
+) -> tuple[list[Int64], list[Float64]]:
     """Of each window over a sequence, which places it has and its share in what is told of each."""
     inside = [np.flatnonzero((place >= start) & (place < stop)) for start, stop in spans]
     curve = windows.weights(window) if tokens > window else np.ones(tokens)

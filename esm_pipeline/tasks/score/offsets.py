@@ -7,13 +7,11 @@ from collections import defaultdict
 from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
+from esm_pipeline.arrays import Int32, Int64, UInt8
 from esm_pipeline.errors import InputError, setting
-from esm_pipeline.formats.tables import Table
-from esm_pipeline.tasks.variant_rows import Reader, cells_of
-
-Int64 = NDArray[np.int64]
+from esm_pipeline.formats.tables.base import Table
+from esm_pipeline.tasks.score.variant_rows import Reader, cells_of
 
 
 class Anchors(NamedTuple):
@@ -63,9 +61,7 @@ def hint(anchors: Anchors, wild_type: str, offset: int) -> str:
     return f"; {fits}, set {setting('score.offset')}"
 
 
-def best_offset(
-    numbers: Int64, letters: NDArray[np.uint8], sequence: NDArray[np.uint8]
-) -> int | None:
+def best_offset(numbers: Int64, letters: UInt8, sequence: UInt8) -> int | None:
     """The offset under which most residues have the letters they are named by; None for a draw."""
     pairs, counts = np.unique(np.stack([numbers, letters]), axis=1, return_counts=True)
     shifts, votes = [], []
@@ -82,9 +78,7 @@ def best_offset(
     return None if (totals == totals[best]).sum() > 1 else int(candidates[best])
 
 
-def fitting(
-    places: Int64, letters: NDArray[np.uint8], rows: NDArray[np.int32], sequence: NDArray[np.uint8]
-) -> int:
+def fitting(places: Int64, letters: UInt8, rows: Int32, sequence: UInt8) -> int:
     """How many rows have every residue they name; the residues of a row stand together."""
     inside = (places >= 0) & (places < len(sequence))
     fit = inside & (sequence[np.where(inside, places, 0)] == letters)

@@ -12,11 +12,12 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from esm_pipeline.arrays import Float32, Float64
 from esm_pipeline.errors import InputError
 from esm_pipeline.formats.records import OK
-from esm_pipeline.formats.saturation import Saturations
-from esm_pipeline.formats.tables import open_table
-from esm_pipeline.tasks.pictures import BLUE, GREY, spread, svg
+from esm_pipeline.formats.results.saturation import Saturations
+from esm_pipeline.formats.tables.base import open_table
+from esm_pipeline.tasks.common.pictures import BLUE, GREY, spread, svg
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -43,11 +44,11 @@ def saturation_section(path: Path) -> Part:
         return facts, [histogram(values, f"Every substitution{some}", results.strategy)]
 
 
-def others(results: Saturations, place: int) -> NDArray[np.float32]:
+def others(results: Saturations, place: int) -> Float32:
     """The log-odds of a record, but for those of each residue to itself."""
     item = results.item(place)
     letters = np.array(list(item.sequence))[:, None]
-    found: NDArray[np.float32] = item.log_odds[letters != np.array(list(results.alphabet))]
+    found: Float32 = item.log_odds[letters != np.array(list(results.alphabet))]
     return found
 
 
@@ -63,7 +64,7 @@ def variants_section(path: Path) -> Part:
     return told, [histogram(values, "Variants", strategy)]
 
 
-def scores(path: Path, strategy: str) -> tuple[int, NDArray[np.float64]]:
+def scores(path: Path, strategy: str) -> tuple[int, Float64]:
     """The number of rows, and the scores of those that are ok; 8 bytes each are held."""
     rows, values = 0, array("d")
     for block in open_table(path).blocks(["status", strategy]):

@@ -10,23 +10,22 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
+from esm_pipeline.arrays import Float64, Int64
 from esm_pipeline.errors import InputError, setting
-from esm_pipeline.formats.declared import open_hdf5
-from esm_pipeline.formats.hdf5 import BLOCK, Array, RaggedWriter, blocks, unit_starts
-from esm_pipeline.formats.saturation import FORMAT, LOG_ODDS, WILD_TYPE, Saturations
-from esm_pipeline.formats.tables import Column, create_table
-from esm_pipeline.formats.variants import AMINO_ACIDS
-from esm_pipeline.sections import ScoreSettings, StrategySettings, texts
-from esm_pipeline.tasks.checkpoints import software
-from esm_pipeline.tasks.marginals import LanguageModel, Passes, one_masked, ranges, unmasked
-from esm_pipeline.tasks.planning import Layout, Plan
-from esm_pipeline.tasks.strategies import Advance, blocks_of, note_failures
-from esm_pipeline.tasks.variant_rows import LIKELIHOOD
-from esm_pipeline.tasks.windows import SPECIAL_TOKENS
+from esm_pipeline.formats.mutations import AMINO_ACIDS
+from esm_pipeline.formats.results.saturation import FORMAT, LOG_ODDS, WILD_TYPE, Saturations
+from esm_pipeline.formats.results.validation import open_hdf5
+from esm_pipeline.formats.results.writer import BLOCK, Array, RaggedWriter, blocks, unit_starts
+from esm_pipeline.formats.tables.base import Column, create_table
+from esm_pipeline.model.inference.windows import SPECIAL_TOKENS
+from esm_pipeline.settings.sections import ScoreSettings, StrategySettings, texts
+from esm_pipeline.tasks.common.plan import Layout, Plan
+from esm_pipeline.tasks.common.runner import software
+from esm_pipeline.tasks.score.marginals import LanguageModel, Passes, one_masked, ranges, unmasked
+from esm_pipeline.tasks.score.strategies import Advance, blocks_of, note_failures
+from esm_pipeline.tasks.score.variant_rows import LIKELIHOOD
 
-Int64 = NDArray[np.int64]
 Models = Mapping[str, LanguageModel]
 """Models by their labels."""
 
@@ -67,9 +66,7 @@ class Saturation:
         if self.plan.failures:
             layout.leave_out_failures(path, self.plan, rows)
 
-    def log_odds(
-        self, model: LanguageModel, numbers: Int64, advance: Advance
-    ) -> NDArray[np.float64]:
+    def log_odds(self, model: LanguageModel, numbers: Int64, advance: Advance) -> Float64:
         """(residues of the sequences `numbers`, 20)."""
         columns = model.amino_acids()
         passes = self.passes(numbers)

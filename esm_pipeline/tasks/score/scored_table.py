@@ -7,17 +7,15 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
-from numpy.typing import NDArray
 
+from esm_pipeline.arrays import Float64
 from esm_pipeline.errors import InputError
 from esm_pipeline.formats.records import FAILED, OK, SKIPPED, Outcome
-from esm_pipeline.formats.tables import Block, Column, Table, Writer
-from esm_pipeline.tasks.variant_rows import LIKELIHOOD, Reader
+from esm_pipeline.formats.tables.base import Block, Column, Table, Writer
+from esm_pipeline.tasks.score.variant_rows import LIKELIHOOD, Reader
 
 if TYPE_CHECKING:
-    from esm_pipeline.tasks.strategies import Strategy
-
-Float64 = NDArray[np.float64]
+    from esm_pipeline.tasks.score.strategies import Strategy
 
 
 def score_names(strategy: str) -> list[str]:

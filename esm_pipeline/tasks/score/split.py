@@ -23,26 +23,27 @@ from typing import IO, Any, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from esm_pipeline.cli import add_flags, add_unchanged, number_of_shards, section_from
+from esm_pipeline.arrays import Int32, Int64
 from esm_pipeline.errors import InputError
 from esm_pipeline.files import atomic_path, blaming, remove_leftovers
-from esm_pipeline.formats.digests import LISTING, sha256, write_digests
+from esm_pipeline.flags import add_flags, add_unchanged, number_of_shards, section_from
+from esm_pipeline.formats.checksums import LISTING, sha256, write_digests
 from esm_pipeline.formats.fasta import shown
-from esm_pipeline.formats.inputs import require_unchanged, states, write_inputs
+from esm_pipeline.formats.input_checksums import require_unchanged, states, write_inputs
+from esm_pipeline.formats.mutations import MisfitError, mutate, spell
 from esm_pipeline.formats.records import format_row, status_columns
-from esm_pipeline.formats.tables import Column, Table, create_table, open_table
-from esm_pipeline.formats.variants import MisfitError, mutate, spell
+from esm_pipeline.formats.tables.base import Column, Table, create_table, open_table
 from esm_pipeline.locks import Outputs
-from esm_pipeline.sections import CleaningSettings, StrategySettings, VariantSettings
 from esm_pipeline.settings import shard_names
-from esm_pipeline.tasks.intake import Intake
-from esm_pipeline.tasks.offsets import add_hints
-from esm_pipeline.tasks.planning import Plan, Reach
-from esm_pipeline.tasks.scored_table import added_columns
-from esm_pipeline.tasks.shard import EVEN_LENGTH
-from esm_pipeline.tasks.table_columns import check_columns, require_match
-from esm_pipeline.tasks.variant_rows import LIKELIHOOD, Reader, cells_of
-from esm_pipeline.tasks.wild_types import open_wild_types
+from esm_pipeline.settings.sections import CleaningSettings, StrategySettings, VariantSettings
+from esm_pipeline.tasks.common.plan import Plan, Reach
+from esm_pipeline.tasks.common.sequences import Intake
+from esm_pipeline.tasks.run.shard import EVEN_LENGTH
+from esm_pipeline.tasks.score.offsets import add_hints
+from esm_pipeline.tasks.score.scored_table import added_columns
+from esm_pipeline.tasks.score.table_columns import check_columns, require_match
+from esm_pipeline.tasks.score.variant_rows import LIKELIHOOD, Reader, cells_of
+from esm_pipeline.tasks.score.wild_types import open_wild_types
 
 SUFFIX = ".tsv"
 UNUSABLE, STATUS = "unusable.tsv", "status.tsv"
@@ -51,8 +52,6 @@ REASONS = (Column("row", "whole"), Column("reason", "text"))
 SHARD_FILE = re.compile(r"([0-9]{5})\.(fasta|tsv)")
 KEY_BYTES = 16
 FEW = 4096  # rows written at a time
-
-Int64 = NDArray[np.int64]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -161,7 +160,7 @@ class Split:
         self._spool.flush()
 
     @property
-    def proteins(self) -> NDArray[np.int32]:
+    def proteins(self) -> Int32:
         """(N,) number of each row's wild type, -1 if the row cannot be used."""
         return np.frombuffer(self._protein, np.int32)
 
@@ -233,7 +232,7 @@ def write_shards(rows: Split, table: Table, reader: Reader, folder: Path, count:
         write_digests(path, {name: folder / name for name in (*written, STATUS, UNUSABLE)})
 
 
-def write_unusable(path: Path, proteins: NDArray[np.int32], table: Table, reader: Reader) -> None:
+def write_unusable(path: Path, proteins: Int32, table: Table, reader: Reader) -> None:
     """Write the rows that cannot be scored, with the reasons."""
     with create_table(path, SUFFIX, None, REASONS) as writer:
         done = 0

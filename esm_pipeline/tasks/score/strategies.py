@@ -14,12 +14,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from esm_pipeline.arrays import Bool, Float64, Int32, Int64
 from esm_pipeline.errors import setting
-from esm_pipeline.formats.hdf5 import unit_starts
 from esm_pipeline.formats.records import FAILED, OK, SKIPPED, Outcome
-from esm_pipeline.sections import ScoreSettings
-from esm_pipeline.tasks.intake import Intake
-from esm_pipeline.tasks.marginals import (
+from esm_pipeline.formats.results.writer import unit_starts
+from esm_pipeline.model.inference.windows import SPECIAL_TOKENS
+from esm_pipeline.settings.sections import ScoreSettings
+from esm_pipeline.tasks.common.plan import DOES_NOT_FIT, NOT_FINITE, Plan
+from esm_pipeline.tasks.common.sequences import Intake
+from esm_pipeline.tasks.score.marginals import (
     Answers,
     LanguageModel,
     Passes,
@@ -29,9 +32,7 @@ from esm_pipeline.tasks.marginals import (
     together_masked,
     unmasked,
 )
-from esm_pipeline.tasks.planning import DOES_NOT_FIT, NOT_FINITE, Plan
-from esm_pipeline.tasks.variant_rows import Rows
-from esm_pipeline.tasks.windows import SPECIAL_TOKENS
+from esm_pipeline.tasks.score.variant_rows import Rows
 
 READY, UNUSABLE, TOO_LONG, BEYOND, APART, RESIZED = range(6)
 """What can be said of a row before any model runs."""
@@ -39,8 +40,6 @@ READY, UNUSABLE, TOO_LONG, BEYOND, APART, RESIZED = range(6)
 PLACES_PLANNED = 1 << 14
 """Places of sequences for which passes are planned together, about."""
 
-Int64 = NDArray[np.int64]
-Float64 = NDArray[np.float64]
 Advance = Callable[[int], None]
 
 
@@ -63,7 +62,7 @@ class Strategy(ABC):
             self.codes[(self.codes == READY) & cut & (rows.last > lengths[protein])] = BEYOND
 
     @property
-    def ready(self) -> NDArray[np.bool_]:
+    def ready(self) -> Bool:
         """(N,) whether the row is to be scored."""
         return np.equal(self.codes, READY)
 
@@ -119,7 +118,7 @@ class Marginals(Strategy):
     def _tokens(self, sequence: NDArray[np.signedinteger[Any]]) -> Int64:
         return np.asarray(self.plan.lengths[sequence], np.int64) + SPECIAL_TOKENS
 
-    def _sites(self, position: NDArray[np.int32], strategy: str) -> tuple[Passes, Int64]:
+    def _sites(self, position: Int32, strategy: str) -> tuple[Passes, Int64]:
         """Passes for the different sites, and the site of each substitution."""
         starts = unit_starts(self.plan.lengths, "residue")
         site = starts[self.rows.protein[self.row]] + position
@@ -267,7 +266,7 @@ class Likelihoods(Strategy):
         raise AssertionError("a row that failed has a reason")
 
 
-def blocks_of(numbers: Int64, lengths: NDArray[np.int32]) -> Iterator[Int64]:
+def blocks_of(numbers: Int64, lengths: Int32) -> Iterator[Int64]:
     """Cut `numbers` of sequences, in their order, into blocks of `PLACES_PLANNED`, about."""
     ends = np.cumsum(lengths[numbers], dtype=np.int64)
     yield from np.split(numbers, np.flatnonzero(np.diff(ends // PLACES_PLANNED)) + 1)

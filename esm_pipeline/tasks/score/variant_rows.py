@@ -14,11 +14,11 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from esm_pipeline.arrays import Int32, Int64, UInt8
 from esm_pipeline.errors import InputError, setting
 from esm_pipeline.formats.fasta import Entry
-from esm_pipeline.formats.residue_columns import notation
-from esm_pipeline.formats.tables import Table
-from esm_pipeline.formats.variants import (
+from esm_pipeline.formats.mutation_columns import notation
+from esm_pipeline.formats.mutations import (
     MisfitError,
     Variant,
     compare,
@@ -30,15 +30,15 @@ from esm_pipeline.formats.variants import (
     split_reference,
     substitutions,
 )
-from esm_pipeline.sections import CleaningSettings, VariantSettings
-from esm_pipeline.tasks.cleaning import read_sequence
-from esm_pipeline.tasks.wild_types import WildTypes, residues
+from esm_pipeline.formats.tables.base import Table
+from esm_pipeline.settings.sections import CleaningSettings, VariantSettings
+from esm_pipeline.tasks.common.cleaning import read_sequence
+from esm_pipeline.tasks.score.wild_types import WildTypes, residues
 
 LIKELIHOOD = "pseudo_log_likelihood"
 SET_BYTES = 16
 MUTANT = b"mutant"
 
-Int64 = NDArray[np.int64]
 Cells = Sequence[str]
 
 
@@ -200,12 +200,12 @@ class Rows:
         return len(self._protein)
 
     @property
-    def protein(self) -> NDArray[np.int32]:
+    def protein(self) -> Int32:
         """(N,) number of each row's wild type, -1 if the row cannot be used."""
         return np.frombuffer(self._protein, np.int32)
 
     @property
-    def last(self) -> NDArray[np.int32]:
+    def last(self) -> Int32:
         """(N,) residues up to the last one that is mutated."""
         return np.frombuffer(self._last, np.int32)
 
@@ -217,12 +217,12 @@ class Rows:
         )
 
     @property
-    def position(self) -> NDArray[np.int32]:
+    def position(self) -> Int32:
         """(E,) mutated residues, from 0, ascending in each row."""
         return np.frombuffer(self._position, np.int32)
 
     @property
-    def letter(self) -> NDArray[np.uint8]:
+    def letter(self) -> UInt8:
         """(E,) what they become, in ASCII."""
         return np.frombuffer(self._letter, np.uint8)
 

@@ -13,9 +13,9 @@ from pathlib import Path
 from esm_pipeline.errors import InputError, setting
 from esm_pipeline.formats.fasta import UPPER, WHITESPACE, Entry
 from esm_pipeline.formats.records import OK
-from esm_pipeline.formats.tables import Table, open_table
-from esm_pipeline.sections import CleaningSettings, VariantSettings
-from esm_pipeline.tasks.intake import Intake, open_intake, take_in
+from esm_pipeline.formats.tables.base import Table, open_table
+from esm_pipeline.settings.sections import CleaningSettings, VariantSettings
+from esm_pipeline.tasks.common.sequences import Intake, open_intake, take_in
 
 TABLES = (".csv", ".tsv", ".parquet")
 SEVERAL = -1

@@ -9,8 +9,8 @@ import h5py
 import numpy as np
 import pytest
 
-from esm_pipeline.formats import disk
-from esm_pipeline.formats.hdf5 import Array, Entry, RaggedWriter
+from esm_pipeline.formats.results import hdf5_file as disk
+from esm_pipeline.formats.results.writer import Array, Entry, RaggedWriter
 
 ARRAYS = [Array("mean/3", "sequence", (4,), "<f4")]
 
@@ -112,7 +112,7 @@ TERMINATED = """
 import os, signal, sys
 import numpy as np
 from esm_pipeline.formats import disk
-from esm_pipeline.formats.hdf5 import Array, RaggedWriter
+from esm_pipeline.formats.results.writer import Array, RaggedWriter
 class Terminated(disk.ForgivingFile):
     written = 0
     def write(self, data):

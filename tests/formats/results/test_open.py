@@ -9,7 +9,7 @@ import pytest
 
 from esm_pipeline import open_results
 from esm_pipeline.errors import AmbiguousIdError, DamagedError, InputError
-from esm_pipeline.formats.hdf5 import Array, Entry, RaggedWriter
+from esm_pipeline.formats.results.writer import Array, Entry, RaggedWriter
 
 LENGTHS = np.array([3, 1, 2])
 ARRAYS = [

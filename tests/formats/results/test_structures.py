@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 from esm_pipeline.errors import InputError
-from esm_pipeline.formats.hdf5 import Entry
-from esm_pipeline.formats.results import open_results
-from esm_pipeline.formats.structure_arrays import Structures
+from esm_pipeline.formats.results.open import open_results
+from esm_pipeline.formats.results.structures import Structures
+from esm_pipeline.formats.results.writer import Entry
 from tests.folded import made_up, write_arrays
 
 STRUCTURES = [made_up("MKV", seed=1), made_up("GXA", "W", "LL", seed=2), made_up("ACD", seed=3)]

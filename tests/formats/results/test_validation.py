@@ -20,8 +20,8 @@ import pytest
 
 from esm_pipeline import open_results
 from esm_pipeline.errors import DamagedError, InputError
-from esm_pipeline.formats.declared import open_hdf5
-from esm_pipeline.formats.structure_arrays import Structures
+from esm_pipeline.formats.results.structures import Structures
+from esm_pipeline.formats.results.validation import open_hdf5
 from tests.results import NAMES, commands, read_all, write_outcomes, write_result
 
 Change = Callable[[h5py.File], object]
@@ -256,7 +256,8 @@ def test_what_a_task_wrote_is_read(kind: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("kind", NAMES)
 def test_damaged_bytes_end_in_one_line(kind: str, tmp_path: Path) -> None:
     """In a process of its own, with little memory: HDF5 itself may crash."""
-    program = f"from tests.formats.test_declared import damage; damage({kind!r}, {str(tmp_path)!r})"
+    place = "tests.formats.results.test_validation"
+    program = f"from {place} import damage; damage({kind!r}, {str(tmp_path)!r})"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, "")
     count, refused = map(int, done.stdout.split())

@@ -12,8 +12,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from esm_pipeline.formats import disk, hdf5
-from esm_pipeline.formats.hdf5 import Array, Entry, RaggedWriter, arrays_of, blocks, unit_starts
+from esm_pipeline.formats.results import hdf5_file as disk
+from esm_pipeline.formats.results import writer as hdf5
+from esm_pipeline.formats.results.writer import (
+    Array,
+    Entry,
+    RaggedWriter,
+    arrays_of,
+    blocks,
+    unit_starts,
+)
 
 ARRAYS = [
     Array("mean/3", "sequence", (4,), "<f4"),

@@ -9,8 +9,8 @@ import pandas as pd
 import pytest
 
 from esm_pipeline.errors import InputError
-from esm_pipeline.formats import text_tables
-from esm_pipeline.formats.tables import Column, create_table, open_table, suffix_of
+from esm_pipeline.formats.tables import text as text_tables
+from esm_pipeline.formats.tables.base import Column, create_table, open_table, suffix_of
 
 ALPHAMISSENSE = """\
 # Copyright 2023 DeepMind Technologies Limited

@@ -16,8 +16,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from esm_pipeline.errors import InputError
-from esm_pipeline.formats import tables, text_tables
-from esm_pipeline.formats.tables import Column, create_table, open_table, suffix_of
+from esm_pipeline.formats.tables import base as tables
+from esm_pipeline.formats.tables import text as text_tables
+from esm_pipeline.formats.tables.base import Column, create_table, open_table, suffix_of
 
 ADDED = [Column("status", "text"), Column("place", "whole"), Column("score")]
 

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from esm_pipeline import EsmConfig, EsmForMaskedLM, EsmModel, EsmTokenizer
 from esm_pipeline.errors import WeightsError
 from esm_pipeline.model import resolve_checkpoint
-from esm_pipeline.model.fair_esm import open_checkpoint
+from esm_pipeline.model.checkpoints.fair_esm import open_checkpoint
 from tests.oracles.peers import MASK, TOLERANCE, batch, enliven, fair_esm1b, fair_esm2, max_abs
 
 Content = dict[str, Any]

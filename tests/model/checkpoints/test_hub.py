@@ -18,8 +18,9 @@ from huggingface_hub import constants, file_download
 
 from esm_pipeline import EsmConfig, EsmForMaskedLM, EsmTokenizer
 from esm_pipeline.errors import CapacityError, EsmPipelineError, WeightsError
-from esm_pipeline.model import Checkpoint, hub_client, resolve_checkpoint
-from esm_pipeline.model.hub import file_digest
+from esm_pipeline.model import Checkpoint, resolve_checkpoint
+from esm_pipeline.model.checkpoints import hub_client
+from esm_pipeline.model.checkpoints.hub import file_digest
 from tests.oracles.hub_server import COMMIT, OTHER_COMMIT, TOKEN, Hub, Trouble, serve
 from tests.oracles.peers import ESM2, SMALL
 

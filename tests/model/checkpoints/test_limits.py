@@ -18,10 +18,10 @@ import safetensors.torch
 from esm_pipeline import EsmConfig, EsmForMaskedLM, EsmForProteinFolding, EsmModel
 from esm_pipeline.errors import InputError, WeightsError
 from esm_pipeline.json_files import MOST_BYTES, read_object
+from esm_pipeline.model.checkpoints.hub import shards_of
 from esm_pipeline.model.folding.config import EsmFoldConfig
-from esm_pipeline.model.hub import shards_of
-from esm_pipeline.tasks.demo_fold import write_demo
-from esm_pipeline.tasks.model_file import read_model_file
+from esm_pipeline.model.folding.demo import write_demo
+from esm_pipeline.tasks.common.model_file import read_model_file
 from tests.oracles.peers import ESM1B, ESM2, SMALL
 from tests.within import Told, judge
 

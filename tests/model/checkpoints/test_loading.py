@@ -20,9 +20,9 @@ import transformers
 import esm_pipeline
 from esm_pipeline import EsmConfig, EsmForMaskedLM, EsmForSequenceClassification, EsmModel
 from esm_pipeline.errors import WeightsError
-from esm_pipeline.model import loading
-from esm_pipeline.model.loading import open_entries
-from esm_pipeline.model.weights import reference_state
+from esm_pipeline.model.checkpoints import loading
+from esm_pipeline.model.checkpoints.loading import open_entries
+from esm_pipeline.model.checkpoints.weights import reference_state
 from tests.oracles.peers import ESM2, SMALL, batch, enliven, max_abs, transformers_peer
 
 

@@ -13,8 +13,8 @@ import safetensors.torch
 import torch
 
 from esm_pipeline import EsmConfig, EsmForMaskedLM
-from esm_pipeline.model.saving import index_of, shard_names, split
-from esm_pipeline.model.weights import reference_state
+from esm_pipeline.model.checkpoints.saving import index_of, shard_names, split
+from esm_pipeline.model.checkpoints.weights import reference_state
 from tests.oracles.peers import ESM2
 
 ESM2_3B = {

@@ -18,8 +18,8 @@ import pytest
 import torch
 
 from esm_pipeline.errors import WeightsError
-from esm_pipeline.model.pickle_sizes import require_bounded
-from esm_pipeline.model.tensors import load_pickle, open_pickle
+from esm_pipeline.model.checkpoints.pickle_sizes import require_bounded
+from esm_pipeline.model.checkpoints.tensors import load_pickle, open_pickle
 from tests.within import Told, judge
 
 STORED = {"0": bytes(400)}
@@ -214,7 +214,7 @@ def told(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Told]:
     folder = tmp_path_factory.mktemp("files")
     for name, (write, _) in CASES.items():
         write(folder / f"{name}.bin")
-    return judge("esm_pipeline.model.tensors.open_pickle", folder)
+    return judge("esm_pipeline.model.checkpoints.tensors.open_pickle", folder)
 
 
 @pytest.mark.parametrize("case", CASES)

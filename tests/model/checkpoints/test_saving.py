@@ -14,9 +14,9 @@ import transformers
 
 from esm_pipeline import EsmConfig, EsmForMaskedLM, EsmModel
 from esm_pipeline.errors import InputError, WeightsError
-from esm_pipeline.model import saving
-from esm_pipeline.model.saving import read_size, shard_names, split
-from esm_pipeline.model.weights import reference_state
+from esm_pipeline.model.checkpoints import saving
+from esm_pipeline.model.checkpoints.saving import read_size, shard_names, split
+from esm_pipeline.model.checkpoints.weights import reference_state
 from tests.oracles.peers import ESM1B, ESM2, KINDS, SMALL, batch, enliven, max_abs
 
 INDEX = "model.safetensors.index.json"

@@ -13,7 +13,7 @@ import transformers
 
 from esm_pipeline import EsmConfig, EsmForMaskedLM, EsmModel
 from esm_pipeline.errors import InputError, WeightsError
-from esm_pipeline.model.weights import reference_state
+from esm_pipeline.model.checkpoints.weights import reference_state
 from tests.oracles.peers import (
     ESM1B,
     ESM2,

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from esm_pipeline import EsmConfig, EsmForProteinFolding
-from esm_pipeline.model.folding import stem
+from esm_pipeline.model.folding import language_model as stem
 from esm_pipeline.model.folding.esmfold import mixer
 from tests.oracles.folding_peers import proteins, settings
 from tests.oracles.peers import enliven

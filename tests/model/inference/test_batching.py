@@ -20,8 +20,8 @@ from esm_pipeline.model import (
     EsmModel,
     EsmTokenizer,
 )
-from esm_pipeline.tasks import batching
-from esm_pipeline.tasks.batching import (
+from esm_pipeline.model.inference import batching
+from esm_pipeline.model.inference.batching import (
     LEAST_TOKENS,
     compute_batches,
     is_out_of_memory,

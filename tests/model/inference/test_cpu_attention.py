@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from esm_pipeline import EsmConfig, EsmForMaskedLM, optimize_for_inference
-from esm_pipeline.model import cpu_attention
-from esm_pipeline.model.cpu_attention import (
+from esm_pipeline.model.inference import cpu_attention
+from esm_pipeline.model.inference.cpu_attention import (
     CpuSelfAttention,
     attend_in_tiles,
     attend_joined,

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from esm_pipeline.errors import InputError
-from esm_pipeline.tasks import device
-from esm_pipeline.tasks.device import resolve_device, set_threads, thread_count
+from esm_pipeline.model.inference import device
+from esm_pipeline.model.inference.device import resolve_device, set_threads, thread_count
 
 
 @pytest.fixture

@@ -15,10 +15,10 @@ from esm_pipeline import (
     optimize_for_inference,
 )
 from esm_pipeline.errors import WeightsError
-from esm_pipeline.model import optimize
 from esm_pipeline.model.base import EsmPreTrainedModel
-from esm_pipeline.model.finite import require_finite
-from esm_pipeline.tasks.demo_fold import STEM, TRUNK
+from esm_pipeline.model.folding.demo import STEM, TRUNK
+from esm_pipeline.model.inference import optimize
+from esm_pipeline.model.inference.finite import require_finite
 from tests.oracles.peers import ESM1B, ESM2, SMALL, enliven
 
 NAN, INF = float("nan"), float("inf")

@@ -15,8 +15,8 @@ from esm_pipeline import (
     optimize_for_inference,
 )
 from esm_pipeline.errors import InputError
-from esm_pipeline.model import quantize
-from esm_pipeline.model.quantize import Int8Linear, LevelNorm, ToLevels, can_quantize
+from esm_pipeline.model.inference import int8 as quantize
+from esm_pipeline.model.inference.int8 import Int8Linear, LevelNorm, ToLevels, can_quantize
 from tests.oracles.peers import ESM1B, ESM2, SMALL, batch, enliven
 
 pytestmark = pytest.mark.skipif(not can_quantize(), reason="no exact 8-bit product here")

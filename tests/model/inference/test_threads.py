@@ -13,11 +13,11 @@ import torch
 from esm_pipeline import iter_packed, open_results
 from esm_pipeline.formats.records import read_records
 from esm_pipeline.model import EsmForMaskedLM, EsmForSequenceClassification, EsmModel
-from esm_pipeline.tasks.batching import LEAST_TOKENS, compute_batches
-from esm_pipeline.tasks.variant_rows import LIKELIHOOD
+from esm_pipeline.model.inference.batching import LEAST_TOKENS, compute_batches
+from esm_pipeline.tasks.score.variant_rows import LIKELIHOOD
 from tests.allocator import Allocator, tokens
-from tests.tasks.classifying import SEQUENCE, save
-from tests.tasks.scoring import MARGINAL, mutants, run
+from tests.tasks.classify.classifying import SEQUENCE, save
+from tests.tasks.score.scoring import MARGINAL, mutants, run
 
 RESIDUES, COUNT = 500, 12
 ROOM = 2 * (RESIDUES + 2) + 100

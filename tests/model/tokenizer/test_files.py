@@ -12,17 +12,17 @@ import transformers
 
 from esm_pipeline import EsmConfig, EsmTokenizer
 from esm_pipeline.errors import WeightsError
-from esm_pipeline.model.hub import TOKENIZER_FILES
-from esm_pipeline.model.special_tokens import ALPHABET, AddedToken
-from esm_pipeline.model.tokenizer_files import (
+from esm_pipeline.model.checkpoints.hub import TOKENIZER_FILES
+from esm_pipeline.model.tokenizer.files import (
     ADDED_FILE,
     ROLES_FILE,
     SETTINGS_FILE,
     VOCABULARY_FILE,
 )
+from esm_pipeline.model.tokenizer.special_tokens import ALPHABET, AddedToken
 from tests.oracles.record_tokenizer import PROPERTIES, TOKENIZERS, answer, build, saved_files
 
-GOLDEN = Path(__file__).parents[1] / "oracles" / "tokenizer_4.37.2.json.xz"
+GOLDEN = Path(__file__).parents[2] / "oracles" / "tokenizer_4.37.2.json.xz"
 OWN_SETTINGS = {"padding_side", "truncation_side", "split_special_tokens", "model_input_names"}
 """Settings that ours always writes, the reference only where they were given."""
 

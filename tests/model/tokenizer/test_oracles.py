@@ -32,7 +32,7 @@ from tests.oracles.record_tokenizer import (
     build,
 )
 
-GOLDEN = Path(__file__).parents[1] / "oracles" / "tokenizer_4.37.2.json.xz"
+GOLDEN = Path(__file__).parents[2] / "oracles" / "tokenizer_4.37.2.json.xz"
 TEXT = st.lists(st.sampled_from([*RESIDUES, *PIECES]), max_size=20).map("".join)
 
 

@@ -19,7 +19,7 @@ from esm_pipeline.cli import main
 from esm_pipeline.errors import InputError
 from esm_pipeline.settings import load_settings
 from tests.oracles.peers import ESM2, SMALL
-from tests.tasks.classifying import (
+from tests.tasks.classify.classifying import (
     FASTA,
     MULTI,
     RESIDUE,

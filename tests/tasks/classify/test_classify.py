@@ -16,10 +16,10 @@ from torch import nn
 from esm_pipeline import EsmForSequenceClassification, EsmTokenizer, open_results
 from esm_pipeline.cli import main
 from esm_pipeline.errors import InputError
-from esm_pipeline.tasks import classifier
+from esm_pipeline.tasks.classify import classifier
 from tests.allocator import Allocator, tokens
 from tests.oracles.peers import ESM1B, ESM2
-from tests.tasks.classifying import (
+from tests.tasks.classify.classifying import (
     FASTA,
     MULTI,
     NAMES,

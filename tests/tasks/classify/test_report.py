@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 
 from esm_pipeline.cli import main
-from esm_pipeline.formats.classes import Classes, ResidueClasses
 from esm_pipeline.formats.records import Record, write_records
-from esm_pipeline.tasks import report_classes
-from esm_pipeline.tasks.pictures import svg
+from esm_pipeline.formats.results.classes import Classes, ResidueClasses
+from esm_pipeline.tasks.classify import report as report_classes
+from esm_pipeline.tasks.common.pictures import svg
 
 SINGLE, MULTI = "single_label_classification", "multi_label_classification"
 

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from esm_pipeline.sections import CleaningSettings
-from esm_pipeline.tasks.cleaning import RESIDUES, Cleaned, clean, is_clean
+from esm_pipeline.settings.sections import CleaningSettings
+from esm_pipeline.tasks.common.cleaning import RESIDUES, Cleaned, clean, is_clean
 
 SETTINGS = [
     CleaningSettings(unknown_residues=unknown, internal_stops=stops, gaps=gaps)

@@ -12,8 +12,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from esm_pipeline.formats import embedding_tables
-from esm_pipeline.formats.results import open_results
+from esm_pipeline.formats.results import embedding_tables
+from esm_pipeline.formats.results.open import open_results
 
 FASTA = """\
 >a first

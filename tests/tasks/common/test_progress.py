@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from esm_pipeline.tasks.progress import progress
+from esm_pipeline.tasks.common.progress import progress
 
 
 class Terminal(io.StringIO):

@@ -14,7 +14,7 @@ import pytest
 import safetensors.torch
 import torch
 
-from tests.model.test_hub import point_at
+from tests.model.checkpoints.test_hub import point_at
 from tests.oracles.hub_server import serve
 
 NOBODY = 65534

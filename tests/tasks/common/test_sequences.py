@@ -17,9 +17,9 @@ from hypothesis import strategies as st
 
 from esm_pipeline.errors import InputError
 from esm_pipeline.formats.records import Record, header_line, read_records
-from esm_pipeline.sections import CleaningSettings
-from esm_pipeline.tasks import intake as module
-from esm_pipeline.tasks.intake import Intake, open_intake
+from esm_pipeline.settings.sections import CleaningSettings
+from esm_pipeline.tasks.common import sequences as module
+from esm_pipeline.tasks.common.sequences import Intake, open_intake
 
 CLEANING = CleaningSettings()
 MIXED = """>a first

@@ -16,10 +16,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from esm_pipeline.cli import main
-from esm_pipeline.formats.results import open_results
+from esm_pipeline.formats.results.open import open_results
 from esm_pipeline.model import EsmModel, EsmTokenizer
-from esm_pipeline.model.quantize import can_quantize
-from esm_pipeline.tasks import representations
+from esm_pipeline.model.inference.int8 import can_quantize
+from esm_pipeline.tasks.embed import representations
 from tests.allocator import Allocator, tokens
 
 FASTA = """\

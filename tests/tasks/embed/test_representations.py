@@ -8,8 +8,8 @@ import pytest
 
 from esm_pipeline import EsmConfig, EsmForMaskedLM, EsmTokenizer
 from esm_pipeline.errors import WeightsError
-from esm_pipeline.sections import EmbedSettings
-from esm_pipeline.tasks.representations import Encoder
+from esm_pipeline.settings.sections import EmbedSettings
+from esm_pipeline.tasks.embed.representations import Encoder
 from tests.oracles.peers import ESM2, SMALL
 
 

@@ -11,7 +11,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from esm_pipeline.tasks.fold_batches import LAUNCH, Rung, cost, fold_batches, run_with_rungs, rungs
+from esm_pipeline.tasks.fold.batches import LAUNCH, Rung, cost, fold_batches, run_with_rungs, rungs
 from tests.allocator import Allocator
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")

@@ -13,16 +13,16 @@ import numpy as np
 import pytest
 import torch
 
-from esm_pipeline import residues
 from esm_pipeline.errors import WeightsError
 from esm_pipeline.formats.records import read_records
-from esm_pipeline.formats.structure_arrays import Structures
+from esm_pipeline.formats.results.structures import Structures
 from esm_pipeline.model import EsmForProteinFolding
-from esm_pipeline.model.folding.quality import FLAGS
-from esm_pipeline.sections import FoldSettings
-from esm_pipeline.tasks import predictor
-from esm_pipeline.tasks.demo_fold import demo_checkpoint, write_demo
-from esm_pipeline.tasks.fold_batches import Rung
+from esm_pipeline.model.folding.demo import demo_checkpoint, write_demo
+from esm_pipeline.settings.sections import FoldSettings
+from esm_pipeline.structure import residues
+from esm_pipeline.structure.quality import FLAGS
+from esm_pipeline.tasks.fold import predictor
+from esm_pipeline.tasks.fold.batches import Rung
 from tests.allocator import Allocator
 
 FASTA = """\

@@ -8,9 +8,9 @@ import pytest
 
 from esm_pipeline.formats.records import format_row
 from esm_pipeline.formats.structure_files import COLUMNS
-from esm_pipeline.formats.structures import MEANINGLESS
-from esm_pipeline.tasks import report_structures
-from esm_pipeline.tasks.report_structures import structures_section
+from esm_pipeline.structure.structure import MEANINGLESS
+from esm_pipeline.tasks.fold import report as report_structures
+from esm_pipeline.tasks.fold.report import structures_section
 
 
 @pytest.fixture

@@ -20,13 +20,13 @@ import numpy as np
 import pytest
 from biotite.structure import BadStructureError
 
-from esm_pipeline.formats.digests import write_digests
-from esm_pipeline.formats.hdf5 import Entry
-from esm_pipeline.formats.pae import read_pae, to_angstrom
+from esm_pipeline.formats.checksums import write_digests
 from esm_pipeline.formats.records import Record, write_records
+from esm_pipeline.formats.results.writer import Entry
 from esm_pipeline.formats.structure_files import COLUMNS, read_structure
-from esm_pipeline.formats.structures import MEANINGLESS
-from esm_pipeline.tasks import structures
+from esm_pipeline.structure.pae import read_pae, to_angstrom
+from esm_pipeline.structure.structure import MEANINGLESS
+from esm_pipeline.tasks.fold import structures
 from tests.folded import made_up, write_arrays
 
 STRUCTURES = [made_up("MKV", seed=1), made_up("GXA", "W", seed=2), made_up("AC" * 30, seed=3)]

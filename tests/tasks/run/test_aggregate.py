@@ -14,10 +14,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from esm_pipeline.cli import main
-from esm_pipeline.formats import hdf5
-from esm_pipeline.formats.digests import write_digests
+from esm_pipeline.formats.checksums import write_digests
 from esm_pipeline.formats.records import Record, read_records, write_records
-from esm_pipeline.formats.results import open_results
+from esm_pipeline.formats.results import writer as hdf5
+from esm_pipeline.formats.results.open import open_results
 from esm_pipeline.model import EsmModel
 from tests.allocator import Allocator, tokens
 

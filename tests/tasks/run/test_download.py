@@ -17,10 +17,10 @@ import pytest
 import torch
 
 from esm_pipeline import open_results
-from esm_pipeline.formats.digests import sha256
+from esm_pipeline.formats.checksums import sha256
 from esm_pipeline.model import EsmForMaskedLM, EsmTokenizer, demo_model
-from esm_pipeline.tasks.model_file import read_model_file
-from tests.model.test_fair_esm import NAMES, write
+from esm_pipeline.tasks.common.model_file import read_model_file
+from tests.model.checkpoints.test_fair_esm import NAMES, write
 from tests.oracles.hub_server import COMMIT, Hub, Trouble, serve
 from tests.tasks.conftest import save_model
 
@@ -36,7 +36,7 @@ def hub(tmp_path: Path) -> Iterator[Hub]:
         yield hub
 
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 
 
 def run(folder: Path, hub: Hub | None, *arguments: object, **variables: str) -> Any:
@@ -236,7 +236,7 @@ def test_what_a_task_would_fail_at(case: str, tmp_path: Path, esm: Esm) -> None:
 
 
 def test_weights_are_not_loaded(rotary: Path, esm: Esm, monkeypatch: pytest.MonkeyPatch) -> None:
-    from esm_pipeline.tasks.representations import Encoder
+    from esm_pipeline.tasks.embed.representations import Encoder
 
     def load(self: Encoder) -> None:
         raise AssertionError("only the headers should be read")
@@ -314,7 +314,7 @@ def test_one_line_where_there_is_no_network_or_no_proxy(tmp_path: Path, hub: Hub
 
 def test_read_model_file_is_light() -> None:
     """The provenance of a result is written without PyTorch."""
-    code = "import sys, esm_pipeline.tasks.provenance; print('torch' in sys.modules)"
+    code = "import sys, esm_pipeline.tasks.run.provenance; print('torch' in sys.modules)"
     said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert said.stdout == "False\n"
-    assert read_model_file.__module__ == "esm_pipeline.tasks.model_file"
+    assert read_model_file.__module__ == "esm_pipeline.tasks.common.model_file"

@@ -9,7 +9,7 @@ import h5py
 import pytest
 
 from esm_pipeline.cli import main
-from esm_pipeline.sections import (
+from esm_pipeline.settings.sections import (
     ClassifySettings,
     EmbedSettings,
     FoldSettings,
@@ -18,8 +18,11 @@ from esm_pipeline.sections import (
     is_execution,
     texts,
 )
-from esm_pipeline.tasks import classify, embed, fold, score
-from tests.tasks.classifying import RESIDUE, save
+from esm_pipeline.tasks.classify import command as classify
+from esm_pipeline.tasks.embed import command as embed
+from esm_pipeline.tasks.fold import command as fold
+from esm_pipeline.tasks.score import command as score
+from tests.tasks.classify.classifying import RESIDUE, save
 
 # Of each task: its settings, what they are told here, and another value of each that changes
 # results. int8 is not for every processor, `auto` stands for one of the others.

@@ -11,8 +11,8 @@ import pytest
 
 from esm_pipeline.cli import main
 from esm_pipeline.errors import InputError
-from esm_pipeline.formats.digests import sha256
-from esm_pipeline.tasks import provenance
+from esm_pipeline.formats.checksums import sha256
+from esm_pipeline.tasks.run import provenance
 
 
 def commit(folder, text):

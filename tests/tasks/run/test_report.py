@@ -12,10 +12,12 @@ import numpy as np
 import pytest
 
 from esm_pipeline.cli import main
-from esm_pipeline.formats import text_tables
 from esm_pipeline.formats.records import Record, write_records
-from esm_pipeline.formats.saturation import Saturations
-from esm_pipeline.tasks import pictures, report, report_scores
+from esm_pipeline.formats.results.saturation import Saturations
+from esm_pipeline.formats.tables import text as text_tables
+from esm_pipeline.tasks.common import pictures
+from esm_pipeline.tasks.run import report
+from esm_pipeline.tasks.score import report as report_scores
 
 
 def write_sample(folder, lengths, *, seed=0, means=True):

@@ -19,11 +19,11 @@ from esm_pipeline.cli import main
 from esm_pipeline.errors import InputError
 from esm_pipeline.formats.fasta import read_fasta
 from esm_pipeline.formats.records import read_records
-from esm_pipeline.sections import CleaningSettings
 from esm_pipeline.settings import shard_names
-from esm_pipeline.tasks import shard as module
-from esm_pipeline.tasks.intake import open_intake
-from esm_pipeline.tasks.shard import EVEN_LENGTH, deal
+from esm_pipeline.settings.sections import CleaningSettings
+from esm_pipeline.tasks.common.sequences import open_intake
+from esm_pipeline.tasks.run import shard as module
+from esm_pipeline.tasks.run.shard import EVEN_LENGTH, deal
 
 MIXED = ">a\nMKV\n>b\nMKVLAA\n>c\nM-K\n>d\nmkv*\n>e\nMKVL:AA\n>f\nMKVLA\n>g\nVVV\n"
 

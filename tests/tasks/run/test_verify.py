@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from esm_pipeline.cli import main
-from esm_pipeline.formats.digests import line, sha256, write_digests
+from esm_pipeline.formats.checksums import line, sha256, write_digests
 
 TEXTS = {
     "report.html": "page",

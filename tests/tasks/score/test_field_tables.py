@@ -7,7 +7,7 @@ import re
 import pandas as pd
 import pytest
 
-from tests.tasks.scoring import MARGINAL, WILD_TYPE, mutants, rows_of, run
+from tests.tasks.score.scoring import MARGINAL, WILD_TYPE, mutants, rows_of, run
 
 BLAT = "sp|P62593|BLAT_TEST"
 PLAIN = ["K2L", "T3S", "A4A", "Q9Q"]

@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 
 from esm_pipeline.errors import WeightsError
 from esm_pipeline.model import EsmConfig, EsmForMaskedLM, EsmTokenizer, PackedLayout
-from esm_pipeline.sections import ScoreSettings
-from esm_pipeline.tasks.batching import CPU_TOKENS
-from esm_pipeline.tasks.marginals import (
+from esm_pipeline.model.inference.batching import CPU_TOKENS
+from esm_pipeline.settings.sections import ScoreSettings
+from esm_pipeline.tasks.score.marginals import (
     LanguageModel,
     one_masked,
     ranges,

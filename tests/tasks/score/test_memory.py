@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.tasks.test_embed_memory import peak_of
+from tests.tasks.embed.test_memory import peak_of
 
 pytestmark = [
     pytest.mark.long,

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from esm_pipeline.cli import main
 from esm_pipeline.errors import IN_WORKFLOW, setting
-from tests.tasks.scoring import MARGINAL, OTHER, WILD_TYPE, mutants, rows_of, run
+from tests.tasks.score.scoring import MARGINAL, OTHER, WILD_TYPE, mutants, rows_of, run
 
 BLAT = "sp|P62593|BLAT_TEST"
 ISOFORM = "is another isoform or version: add this one, or correct the name"

@@ -16,8 +16,8 @@ from esm_pipeline import open_results
 from esm_pipeline.errors import InputError
 from esm_pipeline.formats.records import read_records
 from esm_pipeline.model import EsmForMaskedLM
-from esm_pipeline.tasks import saturation, strategies
-from esm_pipeline.tasks.heatmaps import ORDER
+from esm_pipeline.tasks.score import saturation, strategies
+from esm_pipeline.tasks.score.heatmaps import ORDER
 from tests.allocator import Allocator, tokens
 
 AMINO_ACIDS = "ACDEFGHIKLMNPQRSTVWY"

@@ -18,14 +18,14 @@ from hypothesis import strategies as st
 
 from esm_pipeline import optimize_for_inference
 from esm_pipeline.cli import main
-from esm_pipeline.formats import text_tables
 from esm_pipeline.formats.records import read_records
+from esm_pipeline.formats.tables import text as text_tables
 from esm_pipeline.model import EsmForMaskedLM
-from esm_pipeline.tasks import checkpoints
-from esm_pipeline.tasks.checkpoints import Runner
+from esm_pipeline.tasks.common import runner as checkpoints
+from esm_pipeline.tasks.common.runner import Runner
 from tests.allocator import Allocator, tokens
 from tests.tasks.conftest import TABLE
-from tests.tasks.scoring import MARGINAL, OTHER, WILD_TYPE, mutants, passes, run, shifted
+from tests.tasks.score.scoring import MARGINAL, OTHER, WILD_TYPE, mutants, passes, run, shifted
 
 LIKELIHOOD = "pseudo_log_likelihood"
 
@@ -433,7 +433,7 @@ def test_bad_tables_fail_before_pytorch_is_loaded(tmp_path):
         "code = main('score --model demo --variants in.csv wt.fasta out.csv'.split())\n"
         "print(code, 'torch' in sys.modules)"
     )
-    root = Path(__file__).resolve().parents[2]
+    root = Path(__file__).resolve().parents[3]
     done = subprocess.run(
         [sys.executable, "-c", program],
         cwd=tmp_path,

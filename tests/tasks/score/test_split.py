@@ -16,7 +16,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from esm_pipeline.cli import main
-from esm_pipeline.formats import text_tables
 from esm_pipeline.formats.records import (
     Outcome,
     Record,
@@ -24,9 +23,10 @@ from esm_pipeline.formats.records import (
     read_status,
     write_records,
 )
+from esm_pipeline.formats.tables import text as text_tables
 from esm_pipeline.settings import shard_names
-from esm_pipeline.tasks.join import severity, write_status
-from tests.tasks.scoring import MARGINAL, OTHER, WILD_TYPE, rows_of
+from esm_pipeline.tasks.score.join import severity, write_status
+from tests.tasks.score.scoring import MARGINAL, OTHER, WILD_TYPE, rows_of
 
 LIKELIHOOD = "pseudo_log_likelihood"
 PROTEINS = {

@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 
 from esm_pipeline.formats.records import read_records
-from tests.tasks.scoring import (
+from tests.tasks.score.scoring import (
     MARGINAL,
     OTHER,
     WILD_TYPE,
