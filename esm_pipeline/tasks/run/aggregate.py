@@ -11,7 +11,6 @@ that stands, both are its own.
 from __future__ import annotations
 
 import argparse
-import importlib
 import os
 import sys
 import time
@@ -37,7 +36,7 @@ from esm_pipeline.formats.records import (
     write_records,
 )
 from esm_pipeline.locks import Outputs
-from esm_pipeline.tasks import commands_with
+from esm_pipeline.tasks import commands_with, module_of
 from esm_pipeline.tasks.common.endings import ending_of
 from esm_pipeline.tasks.common.shards import Gathering
 
@@ -98,7 +97,7 @@ def run(args: argparse.Namespace) -> int:
         ending_of(args.out, (".tsv",))
         write_records(args.out, with_outcomes(args.records, statuses), list(statuses))
         return 0
-    module = importlib.import_module(f"esm_pipeline.tasks.{args.what}")
+    module = module_of(args.what)
     digests = args.status.with_name(LISTING)
     require_apart([args.out, args.status, digests], [args.records])
     ending_of(args.out, (module.SUFFIX,))
