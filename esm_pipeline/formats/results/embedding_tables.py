@@ -15,7 +15,8 @@ import numpy as np
 from esm_pipeline.arrays import Float32
 from esm_pipeline.errors import InputError
 from esm_pipeline.formats.results.open import Embeddings
-from esm_pipeline.formats.tables.base import BLOCK, PARQUET, Column, create_table
+from esm_pipeline.formats.tables.base import BLOCK, PARQUET, Column
+from esm_pipeline.formats.tables.open import create_table
 
 FIXED = ("mean", "bos")
 """What has as many numbers for every record."""

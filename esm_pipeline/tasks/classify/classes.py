@@ -22,7 +22,8 @@ from esm_pipeline.formats.checksums import LISTING, check_listed
 from esm_pipeline.formats.records import OK, Outcome, Record
 from esm_pipeline.formats.results.classes import Classes, ResidueClasses
 from esm_pipeline.formats.results.open import open_results
-from esm_pipeline.formats.tables.base import BLOCK, Column, Writer, create_table, suffix_of
+from esm_pipeline.formats.tables.base import BLOCK, Column, Writer, suffix_of
+from esm_pipeline.formats.tables.open import create_table
 from esm_pipeline.locks import Outputs
 from esm_pipeline.settings.sections import LabelSettings
 from esm_pipeline.tasks.run.aggregate import with_outcomes

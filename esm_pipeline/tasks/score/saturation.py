@@ -17,7 +17,8 @@ from esm_pipeline.formats.mutations import AMINO_ACIDS
 from esm_pipeline.formats.results.saturation import FORMAT, LOG_ODDS, WILD_TYPE, Saturations
 from esm_pipeline.formats.results.validation import open_hdf5
 from esm_pipeline.formats.results.writer import BLOCK, Array, RaggedWriter, blocks, unit_starts
-from esm_pipeline.formats.tables.base import Column, create_table
+from esm_pipeline.formats.tables.base import Column
+from esm_pipeline.formats.tables.open import create_table
 from esm_pipeline.model.inference.windows import SPECIAL_TOKENS
 from esm_pipeline.settings.sections import ScoreSettings, StrategySettings, texts
 from esm_pipeline.tasks.common.plan import Layout, Plan

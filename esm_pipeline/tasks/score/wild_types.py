@@ -13,7 +13,8 @@ from pathlib import Path
 from esm_pipeline.errors import InputError, setting
 from esm_pipeline.formats.fasta import UPPER, WHITESPACE, Entry
 from esm_pipeline.formats.records import OK
-from esm_pipeline.formats.tables.base import Table, open_table
+from esm_pipeline.formats.tables.base import Table
+from esm_pipeline.formats.tables.open import open_table
 from esm_pipeline.settings.sections import CleaningSettings, VariantSettings
 from esm_pipeline.tasks.common.sequences import Intake, open_intake, take_in
 
