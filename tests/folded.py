@@ -7,8 +7,9 @@ from pathlib import Path
 
 import numpy as np
 
-from esm_pipeline.formats.results.structures import ARRAYS, FORMAT, write_structures
-from esm_pipeline.formats.results.writer import Entry, RaggedWriter
+from esm_pipeline.formats.results.layout import RecordRow
+from esm_pipeline.formats.results.structures import ARRAYS, Structures, write_structures
+from esm_pipeline.formats.results.writer import RaggedWriter
 from esm_pipeline.structure import residues
 from esm_pipeline.structure.structure import Structure
 
@@ -35,13 +36,13 @@ def made_up(*chains: str, seed: int = 0, spread: float = 30.0) -> Structure:
 def write_arrays(
     path: Path,
     structures: list[Structure],
-    entries: list[Entry],
+    entries: list[RecordRow],
     bits: list[int] | None = None,
     **attributes: str,
 ) -> Path:
     """A `structures.h5` with one row a structure."""
     told = {
-        "format": FORMAT,
+        "format": Structures.format,
         "model": "some/model",
         "revision": "",
         "weights_sha256": "ab" * 32,

@@ -113,7 +113,7 @@ def write_records(
     threshold: float,
 ) -> None:
     """A row for each record; one that has no results has empty cells."""
-    done, values = 0, results.mapped()
+    done, values = 0, results.predictions()
     while block := list(islice(rows, BLOCK)):
         index, names, outcomes = zip(*block, strict=True)
         statuses, reasons = zip(*outcomes, strict=True)
@@ -146,7 +146,7 @@ def spread(column: Any, ok: Bool) -> list[Any]:
 
 def write_residues(writer: Writer, results: ResidueClasses, threshold: float) -> None:
     """A row for each residue of each record."""
-    values = results.mapped()
+    values = results.predictions()
     for index, name, row in zip(
         results.index.tolist(), results.ids, results.row.tolist(), strict=True
     ):

@@ -20,7 +20,8 @@ from torch import Tensor
 
 from esm_pipeline.arrays import Float32, Int64
 from esm_pipeline.formats.records import FAILED, OK, SKIPPED
-from esm_pipeline.formats.results.writer import Array, RaggedWriter
+from esm_pipeline.formats.results.layout import Array
+from esm_pipeline.formats.results.writer import RaggedWriter
 from esm_pipeline.model.base import EsmPreTrainedModel
 from esm_pipeline.model.inference.batching import compute_batches
 from esm_pipeline.tasks.common.plan import DOES_NOT_FIT, NOT_FINITE, Layout, Plan

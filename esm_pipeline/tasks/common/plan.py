@@ -13,8 +13,9 @@ from esm_pipeline.arrays import Bool, Int64
 from esm_pipeline.errors import InputError, setting
 from esm_pipeline.files import atomic_path
 from esm_pipeline.formats.records import FAILED, OK, SKIPPED, Outcome, Record, write_records
+from esm_pipeline.formats.results.layout import Array, RecordRow
 from esm_pipeline.formats.results.validation import open_hdf5
-from esm_pipeline.formats.results.writer import Array, Entry, RaggedWriter
+from esm_pipeline.formats.results.writer import RaggedWriter
 from esm_pipeline.model.inference.windows import SPECIAL_TOKENS
 from esm_pipeline.tasks.common.sequences import Intake
 
@@ -110,12 +111,12 @@ class Plan:
             return Outcome(FAILED, self.failures[unique])
         return self.reach.outcome(int(self.intake.lengths[unique]))
 
-    def entries(self, rows: Int64) -> Iterator[Entry]:
+    def entries(self, rows: Int64) -> Iterator[RecordRow]:
         """Every record whose sequence has one of `rows`."""
         for record in self.intake.records():
             unique = int(self.intake.unique[record.index])
             if unique >= 0 and rows[unique] >= 0:
-                yield Entry(record.id, record.index, int(rows[unique]))
+                yield RecordRow(record.id, record.index, int(rows[unique]))
 
     def entry_count(self, rows: Int64) -> int:
         """The number of `entries`."""

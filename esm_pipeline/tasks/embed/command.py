@@ -19,7 +19,8 @@ from esm_pipeline.files import atomic_paths, scratch_path
 from esm_pipeline.flags import add_common, add_flags, exit_code, section_from
 from esm_pipeline.formats.input_checksums import require_unchanged
 from esm_pipeline.formats.records import FAILED
-from esm_pipeline.formats.results.embedding_tables import FIXED, write_array, write_table
+from esm_pipeline.formats.results.embedding_tables import write_array, write_table
+from esm_pipeline.formats.results.embeddings import FIXED_SIZE
 from esm_pipeline.formats.tables.base import SUFFIXES
 from esm_pipeline.locks import Outputs
 from esm_pipeline.settings.sections import CleaningSettings, EmbedSettings
@@ -119,7 +120,7 @@ def run(args: argparse.Namespace) -> int:
 def require_fixed(output: Path, include: Iterable[str]) -> None:
     """Raise InputError for what has no place in a row of a table: it is as long as the sequence."""
     for kind in include:
-        if kind not in FIXED:
+        if kind not in FIXED_SIZE:
             raise InputError(
                 f"{output}: has a row for each record, which {kind} does not fit into; leave it "
                 "out of --include, or write .h5"

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from esm_pipeline.errors import CapacityError, WeightsError, setting
-from esm_pipeline.formats.results.structures import FORMAT
+from esm_pipeline.formats.results.structures import Structures
 from esm_pipeline.model import EsmForProteinFolding, optimize_for_inference
 from esm_pipeline.model.folding.complexes import BREAK, LINKER
 from esm_pipeline.model.folding.demo import DEMO_FOLD
@@ -95,7 +95,7 @@ class Predictor(Runner[EsmForProteinFolding]):
     def attributes(self) -> dict[str, str]:
         """How the structures were made: what the file says of itself."""
         return {
-            "format": FORMAT,
+            "format": Structures.format,
             **self.origin,
             **texts(self.settings),
             RANDOM: "true" if self.random else "false",

@@ -335,7 +335,7 @@ class Table:
 
     def of_row(self, record: Record, row: int) -> list[str]:
         """The cells on the structure itself."""
-        value = {name: values[row] for name, values in self.arrays.of_sequence.items()}
+        value = {name: values[row] for name, values in self.arrays.per_sequence.items()}
         iptm = "" if np.isnan(value["iptm"]) else f"{value['iptm']:.4f}"
         told = self.arrays.origin
         return [

@@ -22,7 +22,7 @@ from biotite.structure import BadStructureError
 
 from esm_pipeline.formats.checksums import write_digests
 from esm_pipeline.formats.records import Record, write_records
-from esm_pipeline.formats.results.writer import Entry
+from esm_pipeline.formats.results.layout import RecordRow
 from esm_pipeline.formats.structure_files import COLUMNS, read_structure
 from esm_pipeline.structure.pae import read_pae, to_angstrom
 from esm_pipeline.structure.structure import MEANINGLESS
@@ -57,7 +57,7 @@ def records(count: int = 1_004) -> list[Record]:
 
 @pytest.fixture
 def inputs(tmp_path):
-    entries = [Entry(NAMES[index], index, row) for index, row in ROWS.items()]
+    entries = [RecordRow(NAMES[index], index, row) for index, row in ROWS.items()]
     write_arrays(tmp_path / "in.h5", STRUCTURES, entries, [1, 0, 3])
     write_records(tmp_path / "records.tsv", records(), ["fold"])
     return tmp_path
@@ -273,7 +273,7 @@ def test_a_table_vouches_for_the_files_beside_it(write, inputs, monkeypatch):
 
 
 def test_random_weights_are_told_in_every_file(inputs, write):
-    entries = [Entry(NAMES[index], index, row) for index, row in ROWS.items()]
+    entries = [RecordRow(NAMES[index], index, row) for index, row in ROWS.items()]
     flags = json.dumps(["random_weights"])
     told = {"random_weights": "true", "flags": flags}
     write_arrays(inputs / "in.h5", STRUCTURES, entries, [1, 1, 1], **told)
@@ -290,7 +290,7 @@ def test_random_weights_are_told_in_every_file(inputs, write):
 
 def test_what_does_not_fit_into_pdb_becomes_mmcif_and_is_flagged(inputs, write):
     large = [made_up(*["G"] * 63), *STRUCTURES[1:]]
-    entries = [Entry(NAMES[index], index, row) for index, row in ROWS.items()]
+    entries = [RecordRow(NAMES[index], index, row) for index, row in ROWS.items()]
     write_arrays(inputs / "in.h5", large, entries)
     out = write()
     row = table(out)[0]
