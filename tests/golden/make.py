@@ -12,7 +12,6 @@ import tempfile
 from pathlib import Path
 
 from esm_pipeline.formats.checksums import write_digests
-
 from tests.workflow.tools import GOLDEN, GOLDEN_TASKS, config, save_model, snakemake
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from esm_pipeline.arrays import Float64
-from esm_pipeline.formats.structure_files import read_table
+from esm_pipeline.formats.structure_files import structure_rows
 from esm_pipeline.structure.structure import MEANINGLESS, RANDOM
 from esm_pipeline.tasks.common.pictures import BLUE, GREY, svg, table
 from esm_pipeline.tasks.score.report import Part
@@ -26,7 +26,7 @@ LEVELS = (50, 70, 90)
 def structures_section(path: Path) -> Part:
     """What the structures of a sample are, and how good they are held to be, by their table."""
     plddt, ptm, flags = [], [], Counter[str]()
-    for row in read_table(path):
+    for row in structure_rows(path):
         if row["plddt"]:
             plddt.append(float(row["plddt"]))
             ptm.append(float(row["ptm"]))

@@ -31,7 +31,7 @@ from esm_pipeline.formats.results.structures import Structures
 from esm_pipeline.formats.structure_files import (
     COLUMNS,
     RECORDS,
-    Bundle,
+    FileBundle,
     file_stem,
     folder_name,
     require_ours,
@@ -41,7 +41,8 @@ from esm_pipeline.locks import Outputs
 from esm_pipeline.settings.sections import StructureSettings
 from esm_pipeline.structure.modelcif import cif_text
 from esm_pipeline.structure.pae import json_bytes, npz_bytes
-from esm_pipeline.structure.structure import MEANINGLESS, RANDOM, Structure, pdb_problem, pdb_text
+from esm_pipeline.structure.pdb import pdb_problem, pdb_text
+from esm_pipeline.structure.structure import MEANINGLESS, RANDOM, Structure
 from esm_pipeline.tasks.common.endings import require_folder_name
 from esm_pipeline.tasks.common.progress import progress
 from esm_pipeline.tasks.run.aggregate import with_outcomes
@@ -219,8 +220,8 @@ def write_group(job: Job) -> tuple[set[int], str]:
     folder, zipped = folder_name(job.group[0].first), job.settings.archive
     with (
         Structures.open(job.arrays) as arrays,
-        Bundle(job.structures, folder, archive=zipped) as files,
-        Bundle(job.pae, folder, archive=zipped) as errors,
+        FileBundle(job.structures, folder, archive=zipped) as files,
+        FileBundle(job.pae, folder, archive=zipped) as errors,
     ):
         for row, first, name in job.group:
             structure, stem = arrays.structure(row), file_stem(first, name)

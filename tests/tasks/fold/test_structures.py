@@ -23,11 +23,11 @@ from biotite.structure import BadStructureError
 from esm_pipeline.formats.checksums import write_digests
 from esm_pipeline.formats.records import Record, write_records
 from esm_pipeline.formats.results.layout import RecordRow
-from esm_pipeline.formats.structure_files import COLUMNS, read_structure
-from esm_pipeline.structure.pae import read_pae, to_angstrom
+from esm_pipeline.formats.structure_files import COLUMNS
+from esm_pipeline.structure.pae import to_angstrom
 from esm_pipeline.structure.structure import MEANINGLESS
 from esm_pipeline.tasks.fold import structures
-from tests.folded import made_up, write_arrays
+from tests.folded import made_up, read_pae, read_structure, write_arrays
 
 STRUCTURES = [made_up("MKV", seed=1), made_up("GXA", "W", seed=2), made_up("AC" * 30, seed=3)]
 ROWS = {0: 0, 2: 1, 4: 0, 1_003: 2}
@@ -218,7 +218,7 @@ def test_files_of_others_are_left_alone(write, inputs, esm):
     given = ("--quiet", f"--records={inputs / 'records.tsv'}", inputs / "in.h5", inputs / "out")
     code, said = esm("structures", *given)
     assert (code, len(said)) == (2, 1)
-    assert "holds 'mine.pdb', which is not of `fold`" in said[0]
+    assert "holds 'mine.pdb', which `fold` did not write" in said[0]
     assert files(inputs / "out") == ["structures/mine.pdb"]
 
 
