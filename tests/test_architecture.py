@@ -123,7 +123,7 @@ def test_a_wrong_import_is_seen(module, line):
     assert trespasses(module, line)
 
 
-def test_workflow_imports_only_errors_and_settings():
+def test_workflow_imports_only_errors_flags_and_settings():
     found = set()
     for path in [ROOT / "Snakefile", *(ROOT / "workflow" / "rules").glob("*.smk")]:
         for line in path.read_text().splitlines():
@@ -132,8 +132,8 @@ def test_workflow_imports_only_errors_and_settings():
                 found.add(words[1])
     assert found == {
         "esm_pipeline.errors",
+        "esm_pipeline.flags",
         "esm_pipeline.settings",
-        "esm_pipeline.settings.sections",
     }
 
 
