@@ -13,7 +13,7 @@ from itertools import islice
 from pathlib import Path
 
 from esm_pipeline.errors import InputError
-from esm_pipeline.files import blaming
+from esm_pipeline.files import naming_errors
 
 LISTING = "digests.sha256"
 """The list of a folder."""
@@ -34,14 +34,14 @@ def write_digests(path: Path, files: Mapping[str, Path]) -> None:
     `sha256sum --check`, run there, accepts the list.
     """
     lines = [line(sha256(file), name) for name, file in files.items()]
-    with blaming(path):
+    with naming_errors(path):
         path.write_text("".join(lines), encoding="utf-8", errors="surrogateescape")
 
 
 def write_lines(path: Path, lines: Iterable[bytes]) -> str:
     """Write a new file; returns the digest of what was written."""
     digest, rest = hashlib.sha256(), iter(lines)
-    with blaming(path), open(path, "wb") as file:
+    with naming_errors(path), open(path, "wb") as file:
         while block := b"".join(islice(rest, LINES)):
             digest.update(block)
             file.write(block)

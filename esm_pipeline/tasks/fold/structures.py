@@ -23,7 +23,7 @@ from typing import IO, NamedTuple
 import numpy as np
 
 from esm_pipeline.errors import CapacityError, InputError
-from esm_pipeline.files import atomic_folder, atomic_path, blaming
+from esm_pipeline.files import atomic_folder, atomic_path, naming_errors
 from esm_pipeline.flags import add_flags, require_file, section_from
 from esm_pipeline.formats.checksums import LISTING, check_listed, line
 from esm_pipeline.formats.records import OK, Record, format_row, read_records
@@ -121,7 +121,7 @@ def write_files(
         listed = stack.enter_context(atomic_path(output / DIGESTS))
         files, errors = (stack.enter_context(atomic_folder(folder)) for folder in folders)
         jobs = [Job(arrays, group, files, errors, settings) for group in groups(arrays)]
-        with blaming(listed), open(listed, "w", encoding="ascii") as listing:
+        with naming_errors(listed), open(listed, "w", encoding="ascii") as listing:
             unfit = write_groups(jobs, processes, listing, quiet=quiet)
         write_table(told, arrays, records, settings, unfit)
         for old in (TABLE, DIGESTS):
@@ -285,7 +285,7 @@ def write_table(
     """Write `structures.tsv`. Raises InputError unless the records that are ok are those stored."""
     with (
         Structures.open(path) as arrays,
-        blaming(target),
+        naming_errors(target),
         open(target, "w", encoding="utf-8", newline="") as handle,
     ):
         table = Table(arrays, settings, unfit)

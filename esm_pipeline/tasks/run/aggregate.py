@@ -19,7 +19,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from esm_pipeline.errors import InputError
-from esm_pipeline.files import atomic_paths, blaming, require_apart
+from esm_pipeline.files import atomic_paths, naming_errors, require_apart
 from esm_pipeline.flags import number_of_shards
 from esm_pipeline.formats.checksums import LISTING, check_listed, write_digests
 from esm_pipeline.formats.records import (
@@ -123,7 +123,7 @@ def run(args: argparse.Namespace) -> int:
 def write_status(target: Path, gathering: Gathering) -> Counter[str]:
     """Write a task's status table, one row a record; returns the number of each status."""
     counts: Counter[str] = Counter()
-    with blaming(target), open(target, "w", encoding="utf-8", newline="") as handle:
+    with naming_errors(target), open(target, "w", encoding="utf-8", newline="") as handle:
         handle.write(format_row(status_columns(gathering.task)))
         for record, outcome in gathering.outcomes():
             counts[outcome.status] += 1

@@ -22,7 +22,7 @@ from typing import IO, Any
 import numpy as np
 
 from esm_pipeline.errors import InputError
-from esm_pipeline.files import atomic_paths, blaming
+from esm_pipeline.files import atomic_paths, naming_errors
 from esm_pipeline.flags import number_of_shards
 from esm_pipeline.formats.checksums import LISTING, check_digests, check_listed, write_digests
 from esm_pipeline.formats.records import (
@@ -74,7 +74,7 @@ def run(args: argparse.Namespace) -> int:
     for path in (args.records, args.split / UNUSABLE, args.split / STATUS):
         check_listed(path)
     with ExitStack() as stack:
-        stack.enter_context(blaming(args.out))
+        stack.enter_context(naming_errors(args.out))
         args.out.parent.mkdir(parents=True, exist_ok=True)
         spool = stack.enter_context(tempfile.TemporaryFile(dir=args.out.parent))
         targets = [args.out, args.provenance, args.status]
