@@ -23,9 +23,9 @@ from esm_pipeline.files import atomic_paths, naming_errors, require_apart
 from esm_pipeline.flags import number_of_shards
 from esm_pipeline.formats.checksums import LISTING, check_listed, write_digests
 from esm_pipeline.formats.records import (
-    ANEW,
     FAILED,
     OK,
+    REMAKE,
     SKIPPED,
     Outcome,
     Record,
@@ -144,10 +144,10 @@ def with_outcomes(records: Path, statuses: Mapping[str, Path]) -> Iterator[Recor
             index, outcome = next(table, NO_ROW)
             if index != record.index:
                 raise InputError(
-                    f"{statuses[task]}: no row for record {record.index} of {records}; {ANEW}"
+                    f"{statuses[task]}: no row for record {record.index} of {records}; {REMAKE}"
                 )
             record = record.with_outcome(task, *outcome)
         yield record
     for task, table in tables.items():
         if next(table, None) is not None:
-            raise InputError(f"{statuses[task]}: has more records than {records}; {ANEW}")
+            raise InputError(f"{statuses[task]}: has more records than {records}; {REMAKE}")
