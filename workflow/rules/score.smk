@@ -1,120 +1,30 @@
-# A sample's table of variants -> scores.tsv, its columns untouched and the scores behind; a sample's
-# sequences -> saturation.h5, every substitution, and pictures of it.
-strategy = settings.score.computing()
-reading = settings.score.part(VariantSettings)
-# What became of each record: of the saturation, if there is one.
-VARIANTS_FOLDER = f"{OUT}/{{sample}}/score"
-VARIANTS_STATUS = f"{VARIANTS_FOLDER}/status.tsv"
-if settings.score.saturation:
-    VARIANTS_FOLDER = f"{OUT}/{{sample}}/variants"
-    VARIANTS_STATUS = temp(f"{VARIANTS_FOLDER}/status.tsv")
+# The variant table of a sample -> shards of it; their scores -> scores.tsv. Heat maps of saturation.h5.
+from esm_pipeline.sections import VariantSettings
 
-SCORE_COMMAND = (
-    "{params.esm} score --unchanged={input.inputs:q} {params.models} {params.flags}"
-    " {params.validated}"
-    " --device {resources.device} --token-budget {resources.token_budget} --threads {threads}"
-    " --allow-empty --on-failure keep --sha256={output.digests:q}"
-)
+if settings.score.plots:
 
-
-def model_flags(wildcards, input):
-    """A parameter: the models, and the labels of an ensemble's, as command-line flags."""
-    labels = [f"--label={label}" for label in settings.score.models]
-    return shlex.join([*labels, *(f"--model={file}" for file in input.models)])
-
-
-if settings.score.saturation:
-
-    rule score:
+    rule heatmaps:
         input:
-            fasta=f"{OUT}/{{sample}}/shards/{{shard}}.fasta",
-            listed=f"{OUT}/{{sample}}/shards/digests.sha256",
-            inputs=f"{OUT}/{{sample}}/inputs.sha256",
-            models=models_of("score"),
-            checked=f"{OUT}/logs/checked/score",
-        output:
-            h5=temp(f"{OUT}/{{sample}}/score/{{shard}}.h5"),
-            records=temp(f"{OUT}/{{sample}}/score/{{shard}}.records.tsv"),
-            digests=temp(f"{OUT}/{{sample}}/score/{{shard}}.sha256"),
-        log:
-            f"{OUT}/logs/score/{{sample}}/{{shard}}.log",
-        benchmark:
-            f"{OUT}/benchmarks/score/{{sample}}/{{shard}}.tsv"
-        retries: 2
-        conda:
-            "../../envs/esm.yaml"
-        threads: job_threads(settings.score)
-        resources:
-            mem_mb=lambda wildcards, attempt: 8000 * attempt,
-            runtime=lambda wildcards, attempt: 1440 * attempt,
-            device=settings.score.device,
-            gpu=int(settings.score.device.startswith("cuda")),
-            token_budget=lambda wildcards, attempt: max(1, settings.score.token_budget // attempt),
-        params:
-            esm=esm,
-            models=model_flags,
-            flags=flags(strategy),
-            validated=validated_flags,
-        message:
-            "score: every substitution of shard {wildcards.shard} of sample {wildcards.sample}"
-        shell:
-            SCORE_COMMAND + " --saturation -- {input.fasta:q} {output.h5:q} 2>&1 | tee -- {log:q}"
-
-    rule gather_score:
-        input:
-            records=f"{OUT}/{{sample}}/shards/records.tsv",
-            listed=f"{OUT}/{{sample}}/shards/digests.sha256",
-            h5=shards_of(f"{OUT}/{{sample}}/score/{{shard}}.h5"),
-            statuses=shards_of(f"{OUT}/{{sample}}/score/{{shard}}.records.tsv"),
-            digests=shards_of(f"{OUT}/{{sample}}/score/{{shard}}.sha256"),
-        output:
             h5=f"{OUT}/{{sample}}/saturation.h5",
-            status=f"{OUT}/{{sample}}/score/status.tsv",
-            digests=f"{OUT}/{{sample}}/score/digests.sha256",
+            listed=f"{OUT}/{{sample}}/score/digests.sha256",
+        output:
+            folder=directory(f"{OUT}/{{sample}}/heatmaps"),
+            digests=f"{OUT}/{{sample}}/heatmaps.sha256",
         log:
-            f"{OUT}/logs/gather_score/{{sample}}.log",
+            f"{OUT}/logs/heatmaps/{{sample}}.log",
         benchmark:
-            f"{OUT}/benchmarks/gather_score/{{sample}}.tsv"
+            f"{OUT}/benchmarks/heatmaps/{{sample}}.tsv"
         conda:
             "../../envs/esm.yaml"
         resources:
-            mem_mb=4000,
             runtime=240,
         params:
             esm=esm,
-            shards=lambda wildcards: SHARDS[wildcards.sample],
-            folder=lambda wildcards, output: Path(output.status).parent,
         message:
-            "gather_score: every substitution of sample {wildcards.sample} into one file"
+            "heatmaps: a picture of each protein of sample {wildcards.sample}"
         shell:
-            "{params.esm} aggregate score --records={input.records:q}"
-            " --shards-dir={params.folder:q} --shards {params.shards} --out={output.h5:q}"
-            " --status={output.status:q} 2>&1 | tee -- {log:q}"
-
-    if settings.score.plots:
-
-        rule heatmaps:
-            input:
-                h5=f"{OUT}/{{sample}}/saturation.h5",
-                listed=f"{OUT}/{{sample}}/score/digests.sha256",
-            output:
-                folder=directory(f"{OUT}/{{sample}}/heatmaps"),
-                digests=f"{OUT}/{{sample}}/heatmaps.sha256",
-            log:
-                f"{OUT}/logs/heatmaps/{{sample}}.log",
-            benchmark:
-                f"{OUT}/benchmarks/heatmaps/{{sample}}.tsv"
-            conda:
-                "../../envs/esm.yaml"
-            resources:
-                runtime=240,
-            params:
-                esm=esm,
-            message:
-                "heatmaps: a picture of each protein of sample {wildcards.sample}"
-            shell:
-                "{params.esm} heatmaps --listed={input.listed:q} --sha256={output.digests:q}"
-                " -- {input.h5:q} {output.folder:q} 2>&1 | tee -- {log:q}"
+            "{params.esm} heatmaps --listed={input.listed:q} --sha256={output.digests:q}"
+            " -- {input.h5:q} {output.folder:q} 2>&1 | tee -- {log:q}"
 
 
 # One rule for each table: they differ in their number of shards.
@@ -152,8 +62,8 @@ for sample, table in TABLES.items():
             esm=esm,
             shards=TABLE_SHARDS[sample],
             files=SAMPLES[sample],  # in their order, which Snakemake does not compare
-            flags=flags(reading),
-            strategy=strategy.strategy,
+            flags=flags(settings.score.part(VariantSettings)),
+            strategy=settings.score.strategy,
             cleaning=cleaning_flags,
             folder=lambda wildcards, output: Path(output.status).parent,
         message:
@@ -166,46 +76,14 @@ for sample, table in TABLES.items():
             " 2>&1 | tee -- {log:q}"
 
 
-if TABLES:
+# The outcome of each record in `score`: that of the saturation, if there is one.
+VARIANTS_FOLDER = f"{OUT}/{{sample}}/score"
+VARIANTS_STATUS = f"{VARIANTS_FOLDER}/status.tsv"
+if settings.score.saturation:
+    VARIANTS_FOLDER = f"{OUT}/{{sample}}/variants"
+    VARIANTS_STATUS = temp(f"{VARIANTS_FOLDER}/status.tsv")
 
-    rule score_variants:
-        input:
-            variants=f"{OUT}/{{sample}}/split/{{shard}}.tsv",
-            fasta=f"{OUT}/{{sample}}/split/{{shard}}.fasta",
-            listed=f"{OUT}/{{sample}}/split/digests.sha256",
-            inputs=f"{OUT}/{{sample}}/inputs.sha256",
-            table=f"{OUT}/{{sample}}/variants.sha256",
-            models=models_of("score"),
-            checked=f"{OUT}/logs/checked/score",
-        output:
-            scores=temp(f"{OUT}/{{sample}}/variants/{{shard}}.tsv"),
-            records=temp(f"{OUT}/{{sample}}/variants/{{shard}}.records.tsv"),
-            provenance=temp(f"{OUT}/{{sample}}/variants/{{shard}}.json"),
-            digests=temp(f"{OUT}/{{sample}}/variants/{{shard}}.sha256"),
-        log:
-            f"{OUT}/logs/score_variants/{{sample}}/{{shard}}.log",
-        benchmark:
-            f"{OUT}/benchmarks/score_variants/{{sample}}/{{shard}}.tsv"
-        retries: 2
-        conda:
-            "../../envs/esm.yaml"
-        threads: job_threads(settings.score)
-        resources:
-            mem_mb=lambda wildcards, attempt: 8000 * attempt,
-            runtime=lambda wildcards, attempt: 1440 * attempt,
-            device=settings.score.device,
-            gpu=int(settings.score.device.startswith("cuda")),
-            token_budget=lambda wildcards, attempt: max(1, settings.score.token_budget // attempt),
-        params:
-            esm=esm,
-            models=model_flags,
-            flags=flags(strategy),
-            validated=validated_flags,
-        message:
-            "score_variants: shard {wildcards.shard} of the variants of sample {wildcards.sample}"
-        shell:
-            SCORE_COMMAND + " --unchanged={input.table:q} --provenance={output.provenance:q}"
-            " --variants={input.variants:q} -- {input.fasta:q} {output.scores:q} 2>&1 | tee -- {log:q}"
+if TABLES:
 
     rule join:
         input:

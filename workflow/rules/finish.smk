@@ -11,6 +11,7 @@ rule records:
         f"{OUT}/logs/records/{{sample}}.log",
     benchmark:
         f"{OUT}/benchmarks/records/{{sample}}.tsv"
+    localrule: True
     conda:
         "../../envs/esm.yaml"
     params:
@@ -32,6 +33,7 @@ rule report:
         f"{OUT}/logs/report.log",
     benchmark:
         f"{OUT}/benchmarks/report.tsv"
+    localrule: True
     conda:
         "../../envs/esm.yaml"
     params:
@@ -53,6 +55,7 @@ rule counts:
         f"{OUT}/logs/counts.log",
     benchmark:
         f"{OUT}/benchmarks/counts.tsv"
+    localrule: True
     conda:
         "../../envs/esm.yaml"
     params:
@@ -81,6 +84,7 @@ rule provenance:
         f"{OUT}/logs/provenance.log",
     benchmark:
         f"{OUT}/benchmarks/provenance.tsv"
+    localrule: True
     conda:
         "../../envs/esm.yaml"
     params:
@@ -102,6 +106,7 @@ rule verdict:
         touch(f"{OUT}/.accepted"),
     log:
         f"{OUT}/logs/verdict.log",
+    localrule: True
     conda:
         "../../envs/esm.yaml"
     params:
