@@ -1,8 +1,8 @@
-# Start Snakemake in this folder and it finds the workflow, which is in workflow/Snakefile.
+# Where Snakemake looks when it is started in this folder. The workflow is workflow/Snakefile.
 include: "workflow/Snakefile"
 
 
-# An included file cannot set the default target.
+# An included file does not set the default target: without this rule, nothing would run.
 rule default:
     default_target: True
     input:

@@ -43,11 +43,11 @@ NO_TEXT = "{p}: not UTF-8 text; save it as UTF-8"
         ("- fasta\n", NO_SETTINGS),
         ("a: é\n".encode("latin-1"), NO_TEXT),
         ("a: 1\n".encode("utf-16"), NO_TEXT),
-        ("a: 1\nb: 2\na: 1\n", "{p}:3: key 'a' stands in line 1 too; remove one"),
-        ("e:\n  x: 1\n  y:\n  x: 1\n", "{p}:4: key 'x' stands in line 2 too; remove one"),
-        ("e: {x: 1, x: 2}\n", "{p}:1: key 'x' stands in line 1 too; remove one"),
-        ("e: [{x: 1, x: 2}]\n", "{p}:1: key 'x' stands in line 1 too; remove one"),
-        ("1: a\n'1': b\n", "{p}:2: key '1' stands in line 1 too; remove one"),
+        ("a: 1\nb: 2\na: 1\n", "{p}:3: key 'a' already appears in line 1; remove one"),
+        ("e:\n  x: 1\n  y:\n  x: 1\n", "{p}:4: key 'x' already appears in line 2; remove one"),
+        ("e: {x: 1, x: 2}\n", "{p}:1: key 'x' already appears in line 1; remove one"),
+        ("e: [{x: 1, x: 2}]\n", "{p}:1: key 'x' already appears in line 1; remove one"),
+        ("1: a\n'1': b\n", "{p}:2: key '1' already appears in line 1; remove one"),
     ],
 )
 def test_what_is_refused(require_yaml, tmp_path, text, told):

@@ -91,5 +91,5 @@ def test_a_place_that_cannot_be_used_is_told_in_one_line(tmp_path, model, name) 
     write_fasta(folder / "a.fasta")
     run = snakemake(tmp_path, "-n", *config(model), snakefile=folder / "Snakefile")
     assert run.code == 1
-    assert f"{folder}: PYTHONPATH and Snakemake cannot take {name[1]} in the path" in run.said
+    assert f"{folder}: the path of this workflow contains {name[1]}, which PYTHONPATH" in run.said
     assert "Traceback" not in run.said

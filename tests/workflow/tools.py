@@ -69,11 +69,17 @@ EVERYTHING = {f"shard_{SAMPLE}", *FROM_SHARDS}
 """Rules that follow from the input, whatever the model."""
 
 
-def jobs(run: Run) -> set[str]:
-    """Rules that a dry run would run, but `all`."""
+def job_counts(run: Run) -> dict[str, int]:
+    """Jobs of each rule that a dry run would run, the target rule among them."""
     assert run.code == 0, run.said
     table = re.search(r"Job stats:\n.*\n-.*\n((?:.+\n)*?)total ", run.said)
-    return {line.split()[0] for line in table[1].splitlines()} - {"all"} if table else set()
+    rows = [line.split() for line in table[1].splitlines()] if table else []
+    return {name: int(count) for name, count in rows}
+
+
+def jobs(run: Run) -> set[str]:
+    """Rules that a dry run would run, without the target rule."""
+    return job_counts(run).keys() - {"all", "default"}
 
 
 def save_model(folder: Path, scale: float = 1.0) -> Path:

@@ -1,9 +1,9 @@
-# The gathered probabilities of a sample -> classes.tsv, if sequences are classified.
+# The gathered probabilities of a sample -> classes.tsv, for models that classify sequences. A rule
+# of its own, so that another threshold classifies and gathers nothing again.
 from esm_pipeline.sections import LabelSettings
 
 if CLASSIFIED == "sequences":
 
-    # By itself: with another threshold nothing is classified or gathered again.
     rule classes:
         input:
             h5=f"{OUT}/{{sample}}/classes.h5",
@@ -25,7 +25,7 @@ if CLASSIFIED == "sequences":
             esm=esm,
             flags=flags(settings.classify.part(LabelSettings)),
         message:
-            "classes: the table of classes of sample {wildcards.sample}"
+            "classes: the class table of sample {wildcards.sample}"
         shell:
             "{params.esm} classes --records={input.records:q} --status={input.status:q}"
             " {params.flags} -- {input.h5:q} {output:q} 2>&1 | tee -- {log:q}"

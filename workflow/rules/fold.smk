@@ -1,5 +1,5 @@
-# The gathered structures of a sample -> the files that people open. When only these files are to be
-# others, nothing is folded again.
+# The gathered structures of a sample -> the files that people open. A rule of its own, so that a
+# change to these files folds nothing again.
 from esm_pipeline.sections import StructureSettings
 
 
@@ -31,7 +31,8 @@ rule structures:
         flags=flags(settings.fold.part(StructureSettings)),
         folder=lambda wildcards, output: Path(output.table).parent,
     message:
-        "structures: files of the structures of sample {wildcards.sample}"
+        "structures: the structure files of sample {wildcards.sample}"
     shell:
         "{params.esm} structures --records={input.records:q} --status={input.status:q}"
-        " {params.flags} --threads {threads} -- {input.h5:q} {params.folder:q} 2>&1 | tee -- {log:q}"
+        " {params.flags} --threads {threads} -- {input.h5:q} {params.folder:q}"
+        " 2>&1 | tee -- {log:q}"

@@ -1,33 +1,8 @@
-# The variant table of a sample -> shards of it; their scores -> scores.tsv. Heat maps of saturation.h5.
+# The variant table of a sample -> its shards; their scores -> scores.tsv, the same table with the
+# scores appended. saturation.h5 -> heat maps.
 from esm_pipeline.sections import VariantSettings
 
-if settings.score.plots:
-
-    rule heatmaps:
-        input:
-            h5=f"{OUT}/{{sample}}/saturation.h5",
-            listed=f"{OUT}/{{sample}}/score/digests.sha256",
-        output:
-            folder=directory(f"{OUT}/{{sample}}/heatmaps"),
-            digests=f"{OUT}/{{sample}}/heatmaps.sha256",
-        log:
-            f"{OUT}/logs/heatmaps/{{sample}}.log",
-        benchmark:
-            f"{OUT}/benchmarks/heatmaps/{{sample}}.tsv"
-        conda:
-            "../../envs/esm.yaml"
-        resources:
-            runtime=240,
-        params:
-            esm=esm,
-        message:
-            "heatmaps: a picture of each protein of sample {wildcards.sample}"
-        shell:
-            "{params.esm} heatmaps --listed={input.listed:q} --sha256={output.digests:q}"
-            " -- {input.h5:q} {output.folder:q} 2>&1 | tee -- {log:q}"
-
-
-# One rule for each table: they differ in their number of shards.
+# One rule for each sample, because samples differ in their number of shards.
 for sample, table in TABLES.items():
 
     rule:
@@ -61,13 +36,13 @@ for sample, table in TABLES.items():
         params:
             esm=esm,
             shards=TABLE_SHARDS[sample],
-            files=SAMPLES[sample],  # in their order, which Snakemake does not compare
+            files=SAMPLES[sample],  # in order, which Snakemake does not compare
             flags=flags(settings.score.part(VariantSettings)),
             strategy=settings.score.strategy,
             cleaning=cleaning_flags,
             folder=lambda wildcards, output: Path(output.status).parent,
         message:
-            f"split: the variants of sample {sample} into {TABLE_SHARDS[sample]} shard(s)"
+            f"split: the variant table of sample {sample} into {TABLE_SHARDS[sample]} shard(s)"
         shell:
             "{params.esm} split --variants={input.variants:q} --shards {params.shards}"
             " --strategy={params.strategy} {params.flags} {params.cleaning}"
@@ -76,14 +51,15 @@ for sample, table in TABLES.items():
             " 2>&1 | tee -- {log:q}"
 
 
-# The outcome of each record in `score`: that of the saturation, if there is one.
-VARIANTS_FOLDER = f"{OUT}/{{sample}}/score"
-VARIANTS_STATUS = f"{VARIANTS_FOLDER}/status.tsv"
-if settings.score.saturation:
-    VARIANTS_FOLDER = f"{OUT}/{{sample}}/variants"
-    VARIANTS_STATUS = temp(f"{VARIANTS_FOLDER}/status.tsv")
-
 if TABLES:
+    computed = SHARD_RULES["score_variants"].output
+    # `score` has one table of outcomes: that of the saturation, if there is one.
+    if settings.score.saturation:
+        status_folder = f"{OUT}/{{sample}}/variants"
+        status = temp(f"{status_folder}/status.tsv")
+    else:
+        status_folder = f"{OUT}/{{sample}}/score"
+        status = f"{status_folder}/status.tsv"
 
     rule join:
         input:
@@ -92,15 +68,15 @@ if TABLES:
             listed=[f"{OUT}/{{sample}}/{name}/digests.sha256" for name in ("shards", "split")],
             unusable=f"{OUT}/{{sample}}/split/unusable.tsv",
             before=f"{OUT}/{{sample}}/split/status.tsv",
-            scores=table_shards_of(f"{OUT}/{{sample}}/variants/{{shard}}.tsv"),
-            statuses=table_shards_of(f"{OUT}/{{sample}}/variants/{{shard}}.records.tsv"),
-            provenance=table_shards_of(f"{OUT}/{{sample}}/variants/{{shard}}.json"),
-            digests=table_shards_of(f"{OUT}/{{sample}}/variants/{{shard}}.sha256"),
+            scores=shards_of(computed["scores"], TABLE_SHARDS),
+            statuses=shards_of(computed["records"], TABLE_SHARDS),
+            provenance=shards_of(computed["provenance"], TABLE_SHARDS),
+            digests=shards_of(computed["digests"], TABLE_SHARDS),
         output:
             scores=f"{OUT}/{{sample}}/scores.tsv",
             provenance=f"{OUT}/{{sample}}/scores.json",
-            status=VARIANTS_STATUS,
-            digests=f"{VARIANTS_FOLDER}/digests.sha256",
+            status=status,
+            digests=f"{status_folder}/digests.sha256",
         log:
             f"{OUT}/logs/join/{{sample}}.log",
         benchmark:
@@ -116,9 +92,35 @@ if TABLES:
             split=lambda wildcards, input: Path(input.unusable).parent,
             folder=lambda wildcards, input: Path(input.scores[0]).parent,
         message:
-            "join: the scores of sample {wildcards.sample} behind its variants"
+            "join: the scores appended to the variant table of sample {wildcards.sample}"
         shell:
             "{params.esm} join --variants={input.variants:q} --records={input.records:q}"
             " --split={params.split:q} --scores={params.folder:q} --shards {params.shards}"
             " --out={output.scores:q} --provenance={output.provenance:q}"
             " --status={output.status:q} 2>&1 | tee -- {log:q}"
+
+
+if settings.score.plots:
+
+    rule heatmaps:
+        input:
+            h5=f"{OUT}/{{sample}}/saturation.h5",
+            listed=f"{OUT}/{{sample}}/score/digests.sha256",
+        output:
+            folder=directory(f"{OUT}/{{sample}}/heatmaps"),
+            digests=f"{OUT}/{{sample}}/heatmaps.sha256",
+        log:
+            f"{OUT}/logs/heatmaps/{{sample}}.log",
+        benchmark:
+            f"{OUT}/benchmarks/heatmaps/{{sample}}.tsv"
+        conda:
+            "../../envs/esm.yaml"
+        resources:
+            runtime=240,
+        params:
+            esm=esm,
+        message:
+            "heatmaps: a picture of every protein of sample {wildcards.sample}"
+        shell:
+            "{params.esm} heatmaps --listed={input.listed:q} --sha256={output.digests:q}"
+            " -- {input.h5:q} {output.folder:q} 2>&1 | tee -- {log:q}"

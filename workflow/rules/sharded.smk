@@ -1,5 +1,5 @@
-# The rules that compute a shard, and the rules that gather the shards of a sample into one file.
-# Each row of SHARD_RULES names what one rule has of its own; a new task is a new row.
+# The rules that compute a shard, and those that gather the shards of a sample into one file. A row
+# of SHARD_RULES holds what is particular to one rule; a new task needs one row.
 from typing import NamedTuple
 
 
@@ -9,40 +9,51 @@ def shard_files(folder, **suffixes):
 
 
 def shard_outputs(folder, **suffixes):
-    """The same for a computed shard, which has its records and digests besides."""
+    """The same for the outputs of a computed shard, its records and digests among them."""
     return shard_files(folder, **suffixes, records="records.tsv", digests="sha256")
 
 
 class ShardRule(NamedTuple):
-    """How a rule that computes shards differs from the others."""
+    """What is particular to a rule that computes shards."""
 
     task: str  # the command, and the section of the settings
     output: dict  # patterns by name, the result first
     input: dict = shard_files("shards", fasta="fasta")
     source: str = "shards"  # the folder that `input` comes from
-    result: str = ""  # the file of a sample that its shards are gathered into, if any
-    content: str = ""  # what that file holds, for the message
-    what: str = "shard {wildcards.shard} of sample {wildcards.sample}"  # the message
+    result: str = ""  # the file that the shards of a sample are gathered into, if any
+    content: str = ""  # of that file, for the message
+    what: str = "shard {wildcards.shard} of sample {wildcards.sample}"  # for the message
     ensemble: bool = False  # whether the task may run several models
-    options: str = ""  # more of the command line
-    mem_mb: int = 8000  # of the first attempt
-    runtime: int = 480  # minutes of the first attempt
-    limits: dict = {}  # settings that do not change results, by name
-    needed: bool = True  # whether the task, if it runs, needs this rule
+    options: tuple = ()  # further words of the command line
+    mem_mb: int = 8000  # in the first attempt
+    runtime: int = 480  # minutes in the first attempt
+    execution: dict = {}  # further settings that do not change results
+    needed: bool = True  # whether the task needs this rule when it runs
 
     @property
     def command(self):
-        """The shell command of one job."""
-        models = "{params.models}" if self.ensemble else "--model={input.model:q}"
-        limits = "".join(f" --{key.replace('_', '-')} {{resources.{key}}}" for key in self.limits)
-        return (
-            f"{{params.esm}} {self.task} --unchanged={{input.inputs:q}} {models} {{params.flags}}"
-            " {params.validated} --device {resources.device}"
-            f" --token-budget {{resources.token_budget}}{limits} --threads {{threads}}"
-            " --allow-empty --on-failure keep --sha256={output.digests:q}"
-            f"{self.options} -- {{input.fasta:q}} {{output.{next(iter(self.output))}:q}}"
-            " 2>&1 | tee -- {log:q}"
-        )
+        """The shell command of a job."""
+        words = [
+            "{params.esm}",
+            self.task,
+            "--unchanged={input.inputs:q}",
+            "{params.models}" if self.ensemble else "--model={input.model:q}",
+            "{params.flags}",
+            "{params.validated}",
+            "--device {resources.device}",
+            "--token-budget {resources.token_budget}",
+            *(f"--{key.replace('_', '-')} {{resources.{key}}}" for key in self.execution),
+            "--threads {threads}",
+            "--allow-empty",
+            "--on-failure keep",
+            "--sha256={output.digests:q}",
+            *self.options,
+            "--",
+            "{input.fasta:q}",
+            f"{{output.{next(iter(self.output))}:q}}",
+            "2>&1 | tee -- {log:q}",
+        ]
+        return " ".join(words)
 
 
 SHARD_RULES = {
@@ -65,7 +76,7 @@ SHARD_RULES = {
         content="structures",
         mem_mb=32000,
         runtime=1440,
-        limits={
+        execution={
             "chunk_size": str(settings.fold.chunk_size),
             "memory": str(settings.fold.memory),
         },
@@ -78,7 +89,7 @@ SHARD_RULES = {
         result="saturation.h5",
         content="every substitution",
         ensemble=True,
-        options=" --saturation",
+        options=("--saturation",),
         runtime=1440,
     ),
     "score_variants": ShardRule(
@@ -92,32 +103,26 @@ SHARD_RULES = {
         },
         output=shard_outputs("variants", scores="tsv", provenance="json"),
         ensemble=True,
-        options=" --unchanged={input.table:q} --provenance={output.provenance:q}"
-        " --variants={input.variants:q}",
+        options=(
+            "--unchanged={input.table:q}",
+            "--provenance={output.provenance:q}",
+            "--variants={input.variants:q}",
+        ),
         runtime=1440,
     ),
 }
 
 
 def model_flags(wildcards, input):
-    """A parameter: the models of `score`, with their labels if it is an ensemble, as flags."""
+    """A parameter: the models of `score`, and the labels of an ensemble, as command-line flags."""
     labels = [f"--label={label}" for label in settings.score.models]
     return shlex.join([*labels, *(f"--model={file}" for file in input.model)])
 
 
-def times_attempt(first):
-    """A resource that grows with each attempt."""
-    return lambda wildcards, attempt: first * attempt
-
-
-def smaller_budget(section):
-    """A resource: the token budget, which shrinks with each attempt."""
-    return lambda wildcards, attempt: max(1, section.token_budget // attempt)
-
-
-for name, row in SHARD_RULES.items():
-    if not (row.task in settings.tasks and row.needed):
-        continue
+# Rules are made in functions: Snakemake evaluates a shell command again when the job runs, and in a
+# plain loop the variables would then be those of the last row.
+def add_compute_rule(name, row):
+    """Add the rule `name`, which computes a shard."""
     section = getattr(settings, row.task)
 
     rule:
@@ -140,12 +145,12 @@ for name, row in SHARD_RULES.items():
             "../../envs/esm.yaml"
         threads: job_threads(section)
         resources:
-            **row.limits,
-            mem_mb=times_attempt(row.mem_mb),
-            runtime=times_attempt(row.runtime),
+            **row.execution,
+            mem_mb=lambda wildcards, attempt: row.mem_mb * attempt,
+            runtime=lambda wildcards, attempt: row.runtime * attempt,
             device=section.device,
             gpu=int(section.device.startswith("cuda")),
-            token_budget=smaller_budget(section),
+            token_budget=lambda wildcards, attempt: max(1, section.token_budget // attempt),
         params:
             **({"models": model_flags} if row.ensemble else {}),
             esm=esm,
@@ -156,37 +161,46 @@ for name, row in SHARD_RULES.items():
         shell:
             row.command
 
-    if row.result:
 
-        rule:
-            name:
-                f"gather_{name}"
-            input:
-                records=f"{OUT}/{{sample}}/shards/records.tsv",
-                listed=f"{OUT}/{{sample}}/shards/digests.sha256",
-                h5=shards_of(row.output["h5"]),
-                statuses=shards_of(row.output["records"]),
-                digests=shards_of(row.output["digests"]),
-            output:
-                h5=f"{OUT}/{{sample}}/{row.result}",
-                status=f"{OUT}/{{sample}}/{name}/status.tsv",
-                digests=f"{OUT}/{{sample}}/{name}/digests.sha256",
-            log:
-                f"{OUT}/logs/gather_{name}/{{sample}}.log",
-            benchmark:
-                f"{OUT}/benchmarks/gather_{name}/{{sample}}.tsv"
-            conda:
-                "../../envs/esm.yaml"
-            resources:
-                mem_mb=4000,
-                runtime=240,
-            params:
-                esm=esm,
-                shards=lambda wildcards: SHARDS[wildcards.sample],
-                folder=lambda wildcards, output: Path(output.status).parent,
-            message:
-                f"gather_{name}: {row.content} of sample {{wildcards.sample}} into one file"
-            shell:
-                f"{{params.esm}} aggregate {name} --records={{input.records:q}}"
-                " --shards-dir={params.folder:q} --shards {params.shards} --out={output.h5:q}"
-                " --status={output.status:q} 2>&1 | tee -- {log:q}"
+def add_gather_rule(name, row):
+    """Add the rule that gathers the shards computed by the rule `name`."""
+
+    rule:
+        name:
+            f"gather_{name}"
+        input:
+            records=f"{OUT}/{{sample}}/shards/records.tsv",
+            listed=f"{OUT}/{{sample}}/shards/digests.sha256",
+            h5=shards_of(row.output["h5"], SHARDS),
+            statuses=shards_of(row.output["records"], SHARDS),
+            digests=shards_of(row.output["digests"], SHARDS),
+        output:
+            h5=f"{OUT}/{{sample}}/{row.result}",
+            status=f"{OUT}/{{sample}}/{name}/status.tsv",
+            digests=f"{OUT}/{{sample}}/{name}/digests.sha256",
+        log:
+            f"{OUT}/logs/gather_{name}/{{sample}}.log",
+        benchmark:
+            f"{OUT}/benchmarks/gather_{name}/{{sample}}.tsv"
+        conda:
+            "../../envs/esm.yaml"
+        resources:
+            mem_mb=4000,
+            runtime=240,
+        params:
+            esm=esm,
+            shards=lambda wildcards: SHARDS[wildcards.sample],
+            folder=lambda wildcards, output: Path(output.status).parent,
+        message:
+            f"gather_{name}: {row.content} of sample {{wildcards.sample}} into one file"
+        shell:
+            f"{{params.esm}} aggregate {name} --records={{input.records:q}}"
+            " --shards-dir={params.folder:q} --shards {params.shards} --out={output.h5:q}"
+            " --status={output.status:q} 2>&1 | tee -- {log:q}"
+
+
+for name, row in SHARD_RULES.items():
+    if row.task in settings.tasks and row.needed:
+        add_compute_rule(name, row)
+        if row.result:
+            add_gather_rule(name, row)
