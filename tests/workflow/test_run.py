@@ -6,6 +6,7 @@ import json
 import re
 import shlex
 import shutil
+import zipfile
 
 import numpy as np
 import pytest
@@ -100,6 +101,16 @@ def test_provenance_tells_where_results_came_from(whole_run, model):
     assert facts["models"]["model"]["name"] == str(model)
     assert facts["models"]["model"]["weights_sha256"] == digest
     assert facts["models"]["model"]["config"]["num_hidden_layers"] == 2
+
+
+def test_snakemake_makes_a_report_of_its_own(whole_run, model, tmp_path):
+    """As the entry in the workflow catalogue promises; the page of results is in it."""
+    file = tmp_path / "report.zip"
+    run = snakemake(whole_run.folder, "--report", str(file), *config(model))
+    assert run.code == 0, run.said
+    with zipfile.ZipFile(file) as archive:
+        (page,) = (name for name in archive.namelist() if "/data/raw/" in name)
+        assert archive.read(page) == (whole_run.results / "report.html").read_bytes()
 
 
 def test_verdict_counts(whole_run):

@@ -68,6 +68,22 @@ def esm(wildcards, resources):
     return f"{variables} {python} -P -m esm_pipeline"
 
 
+def status_flags(wildcards, input):
+    """A parameter: the statuses of all tasks, as command-line flags."""
+    pairs = zip(settings.tasks, input.statuses, strict=True)
+    return shlex.join(f"--status={task}={file}" for task, file in pairs)
+
+
+def all_settings(wildcards, resources):
+    """A parameter that reruns nothing when it changes: the settings as JSON."""
+    return settings.model_dump_json()
+
+
+def result_names(wildcards):
+    """A parameter: the names of all results; when they change, the counts are made again."""
+    return sorted({name for names in NAMES.values() for name in names})
+
+
 def shards_of(pattern, counts):
     """An input function: `pattern` for every shard of the sample, which has `counts[sample]`."""
 
@@ -86,19 +102,3 @@ def models_of(task):
 def job_threads(section):
     """Threads of one job: as set, or at most 8, since more jobs at once gain more than that."""
     return section.threads or min(workflow.resource_settings.cores or 8, 8)
-
-
-def status_flags(wildcards, input):
-    """A parameter: the statuses of all tasks, as command-line flags."""
-    pairs = zip(settings.tasks, input.statuses, strict=True)
-    return shlex.join(f"--status={task}={file}" for task, file in pairs)
-
-
-def all_settings(wildcards, resources):
-    """A parameter that reruns nothing: the settings as JSON."""
-    return settings.model_dump_json()
-
-
-def result_names(wildcards):
-    """A parameter: the names of all results; when they change, the counts are made again."""
-    return sorted({name for names in NAMES.values() for name in names})
