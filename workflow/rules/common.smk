@@ -100,5 +100,5 @@ def models_of(task):
 
 
 def job_threads(section):
-    """Threads of one job: as set, or at most 8, since more jobs at once gain more than that."""
+    """Threads of one job: as set, else at most 8, beyond which parallel jobs gain more."""
     return section.threads or min(workflow.resource_settings.cores or 8, 8)

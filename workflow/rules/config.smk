@@ -64,7 +64,7 @@ def require_unique_keys(root, path):
                 )
 
 
-# The importer of a module gives the config itself, so no file is read.
+# A module gets its configuration from the workflow that imports it, so no file is read.
 if not workflow.modifier.skip_configfile:
     for path in {*map(str, workflow.overwrite_configfiles), "config/config.yaml"}:
         if os.path.exists(path):
