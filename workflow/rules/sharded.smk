@@ -27,7 +27,7 @@ class ShardRule(NamedTuple):
     options: tuple = ()  # further words of the command line
     mem_mb: int = 8000  # in the first attempt
     runtime: int = 480  # minutes in the first attempt
-    execution: dict = {}  # further settings that do not change results
+    execution: dict = {}  # further settings that leave results as they are: resources and flags
     needed: bool = True  # whether the task needs this rule when it runs
 
     @property
