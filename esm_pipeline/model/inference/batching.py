@@ -78,14 +78,14 @@ def token_batches(lengths: NDArray[Any], token_budget: int, workers: int = 1) ->
         start, spent = stop, int(ends[stop - 1])
 
 
-class Computed(NamedTuple, Generic[R]):
+class BatchResult(NamedTuple, Generic[R]):
     """A part of a batch; `result` is None where its one sequence does not fit into memory."""
 
     part: Int64
     result: R | None
 
 
-def run_with_ladder(batch: Int64, compute: Callable[[Int64], R]) -> Iterator[Computed[R]]:
+def run_splitting(batch: Int64, compute: Callable[[Int64], R]) -> Iterator[BatchResult[R]]:
     """Compute `batch`, or if memory runs out its halves, and so on down to one sequence.
 
     Yields each part in its order, and holds none of them while it computes the next. Errors that
@@ -95,7 +95,7 @@ def run_with_ladder(batch: Int64, compute: Callable[[Int64], R]) -> Iterator[Com
     while pending:
         part = pending.pop()
         try:
-            computed = Computed(part, compute(part))
+            computed = BatchResult(part, compute(part))
         except (MemoryError, RuntimeError) as error:
             if not is_out_of_memory(error):
                 raise
@@ -105,7 +105,7 @@ def run_with_ladder(batch: Int64, compute: Callable[[Int64], R]) -> Iterator[Com
             continue
         release_memory()  # here the error is gone, and with it what its frames held
         if len(part) == 1:
-            yield Computed(part, None)
+            yield BatchResult(part, None)
         else:
             middle = len(part) // 2
             pending += [part[middle:], part[:middle]]
@@ -116,7 +116,7 @@ def compute_batches(
     token_budget: int,
     compute: Callable[[Int64], R],
     device: torch.device,
-) -> Iterator[Computed[R]]:
+) -> Iterator[BatchResult[R]]:
     """Compute sequences of `lengths` residues, longest first, batch by batch; parts in that order.
 
     On the CPU, batches have up to `CPU_TOKENS` tokens, and the threads that PyTorch may use compute
@@ -125,7 +125,7 @@ def compute_batches(
     """
     if device.type != "cpu":
         for batch in token_batches(lengths, token_budget):
-            yield from run_with_ladder(batch, compute)
+            yield from run_splitting(batch, compute)
         return
     lengths = np.asarray(lengths, np.int64)
     threads = 1 if torch.is_autocast_enabled("cpu") else torch.get_num_threads()
@@ -137,14 +137,14 @@ def compute_batches(
     if workers == 1 or len(batches) - alone < 2:
         alone = len(batches)
     for batch in batches[:alone]:
-        yield from run_with_ladder(batch, compute)
+        yield from run_splitting(batch, compute)
     if alone < len(batches):
         yield from run_in_threads(batches[alone:], compute, workers, threads // workers)
 
 
 def run_in_threads(
     batches: Sequence[Int64], compute: Callable[[Int64], R], workers: int, threads: int
-) -> Iterator[Computed[R]]:
+) -> Iterator[BatchResult[R]]:
     """Compute `batches`, `workers` at a time with `threads` each; parts in the batches' order.
 
     Sequences that failed beside others come last, each computed anew when the threads are done. An
@@ -157,10 +157,10 @@ def run_in_threads(
             raise CancelledError
         return compute(part)
 
-    def run(batch: Int64) -> list[Computed[R]]:
-        found: list[Computed[R]] = []
+    def run(batch: Int64) -> list[BatchResult[R]]:
+        found: list[BatchResult[R]] = []
         try:
-            for computed in run_with_ladder(batch, compute_unless_stopped):
+            for computed in run_splitting(batch, compute_unless_stopped):
                 found.append(computed)
         except CancelledError:
             pass  # whoever stopped it has the error
@@ -169,12 +169,12 @@ def run_in_threads(
             raise
         return found
 
-    def fitting(found: list[Computed[R]]) -> Iterator[Computed[R]]:
+    def fitting(found: list[BatchResult[R]]) -> Iterator[BatchResult[R]]:
         lone.extend(part for part, result in found if result is None)
         return (computed for computed in found if computed.result is not None)
 
     pool = ThreadPoolExecutor(workers, "batch", torch.set_num_threads, (threads,))
-    ahead: deque[Future[list[Computed[R]]]] = deque()
+    ahead: deque[Future[list[BatchResult[R]]]] = deque()
     try:
         for batch in batches:
             ahead.append(pool.submit(run, batch))
@@ -186,7 +186,7 @@ def run_in_threads(
         stop.set()  # those that wait end as they begin
         pool.shutdown()
         torch.set_num_threads(torch.get_num_threads())  # of threads made later, as of this one
-    yield from chain.from_iterable(run_with_ladder(part, compute) for part in lone)
+    yield from chain.from_iterable(run_splitting(part, compute) for part in lone)
 
 
 def is_out_of_memory(error: BaseException) -> bool:
@@ -211,6 +211,13 @@ def pack(
     tokens = [tokenizer.encode_residues(sequence) for sequence in sequences]
     layout = PackedLayout.from_lengths([len(one) for one in tokens], device)
     return torch.from_numpy(np.concatenate(tokens)).to(device), layout
+
+
+def residue_states(hidden: Tensor, layout: PackedLayout) -> Tensor:
+    """(T, D) → (sum of R, D): the residues of all sequences, BOS and EOS left out."""
+    keep = torch.ones(len(hidden), dtype=torch.bool, device=hidden.device)
+    keep[layout.cumulative[:-1]] = keep[layout.cumulative[1:] - 1] = False
+    return hidden[keep]
 
 
 def iter_packed(
@@ -278,7 +285,7 @@ def iter_packed(
 
 
 def results_of(
-    computed: Iterator[Computed[list[Tensor]]], lengths: Int64
+    computed: Iterator[BatchResult[list[Tensor]]], lengths: Int64
 ) -> Iterator[tuple[int, Tensor]]:
     """`(i, tensor)` of each sequence. Raises CapacityError."""
     for part, results in computed:

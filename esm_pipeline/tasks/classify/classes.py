@@ -25,7 +25,7 @@ from esm_pipeline.formats.results.open import open_results
 from esm_pipeline.formats.tables.base import BLOCK, Column, Writer, create_table, suffix_of
 from esm_pipeline.locks import Outputs
 from esm_pipeline.settings.sections import LabelSettings
-from esm_pipeline.tasks.run.aggregate import with_outcomes
+from esm_pipeline.tasks.common.outcomes import with_outcomes
 
 TASK = "classify"
 RECORD = [Column("index", "whole"), *(Column(name, "text") for name in ("id", "status", "reason"))]

@@ -35,12 +35,11 @@ from esm_pipeline.model import (
 )
 from esm_pipeline.model.checkpoints.adapters import Adapter
 from esm_pipeline.model.checkpoints.loading import class_of, open_entries
-from esm_pipeline.model.inference.batching import pack
+from esm_pipeline.model.inference.batching import pack, residue_states
 from esm_pipeline.model.inference.windows import SPECIAL_TOKENS
 from esm_pipeline.settings.sections import CLASSIFIERS, ClassifySettings, texts
-from esm_pipeline.tasks.common.compute import ArrayRunner, Computed
+from esm_pipeline.tasks.common.compute import ArrayRunner, BatchArrays
 from esm_pipeline.tasks.common.runner import software
-from esm_pipeline.tasks.embed.representations import residue_states
 
 SINGLE_LABEL = "single_label_classification"
 REMEDY = "give a checkpoint that was trained as " + " or ".join(CLASSIFIERS)
@@ -107,12 +106,12 @@ class Classifier(ArrayRunner[WithClasses]):
         }
 
     @torch.inference_mode()
-    def __call__(self, sequences: Sequence[str]) -> Computed:
+    def __call__(self, sequences: Sequence[str]) -> BatchArrays:
         """Classify a batch. Raises what PyTorch raises when memory runs out."""
         tokens, layout = pack(sequences, self.tokenizer, self.device)
         with self.timed():
             logits = self.model.packed_logits(tokens, layout).float()
-        found, units = Computed(), [1] * len(sequences)
+        found, units = BatchArrays(), [1] * len(sequences)
         if self.of == "residues":
             logits = residue_states(logits, layout)
             units = [length - SPECIAL_TOKENS for length in layout.lengths]

@@ -24,11 +24,10 @@ from esm_pipeline.formats.tables.base import SUFFIXES
 from esm_pipeline.locks import Outputs
 from esm_pipeline.settings.sections import ClassifySettings, CleaningSettings, LabelSettings
 from esm_pipeline.tasks.classify.classes import write_table
-from esm_pipeline.tasks.common.endings import HDF5, ending_of
 from esm_pipeline.tasks.common.model_file import MODEL_HELP
-from esm_pipeline.tasks.common.outputs import check_output, vouch
-from esm_pipeline.tasks.common.plan import Plan, Reach
-from esm_pipeline.tasks.common.sequences import open_intake
+from esm_pipeline.tasks.common.outputs import HDF5, check_output, ending_of, write_checksums
+from esm_pipeline.tasks.common.plan import LengthPolicy, SequencePlan
+from esm_pipeline.tasks.common.sequences import open_sequences
 from esm_pipeline.tasks.common.shards import gather_ragged
 
 if TYPE_CHECKING:
@@ -76,14 +75,18 @@ def run(args: argparse.Namespace) -> int:
     ending_of(args.output, ENDINGS)
     table = check_output(args.output, [args.fasta], [args.provenance, args.sha256], ENDINGS)
     folder = args.output.parent
-    with open_intake([args.fasta], cleaning, folder, allow_empty=args.allow_empty) as intake:
+    with open_sequences(
+        [args.fasta], cleaning, folder, allow_empty=args.allow_empty
+    ) as sequence_set:
         from esm_pipeline.model.inference.device import set_threads
         from esm_pipeline.tasks.classify.classifier import Classifier
         from esm_pipeline.tasks.common.compute import summary
 
         set_threads(settings.threads)
         classifier = Classifier(args.model, args.revision, settings)
-        plan = Plan(intake, Reach.choose(TASK, [classifier.config.max_residues], settings.long))
+        plan = SequencePlan(
+            sequence_set, LengthPolicy.choose(TASK, [classifier.config.max_residues], settings.long)
+        )
         counts = write(classifier, plan, table, threshold, args)
     if not args.quiet:
         line = summary(counts, plan, classifier, time.perf_counter() - started)
@@ -97,12 +100,16 @@ def check_model(args: argparse.Namespace) -> None:
     from esm_pipeline.tasks.classify.classifier import Classifier
 
     classifier = Classifier(args.model, args.revision, section_from(ClassifySettings, args))
-    Reach.choose(TASK, [classifier.config.max_residues], classifier.settings.long)
+    LengthPolicy.choose(TASK, [classifier.config.max_residues], classifier.settings.long)
     classifier.check()
 
 
 def write(
-    classifier: Classifier, plan: Plan, table: Path, threshold: float, args: argparse.Namespace
+    classifier: Classifier,
+    plan: SequencePlan,
+    table: Path,
+    threshold: float,
+    args: argparse.Namespace,
 ) -> Counter[str]:
     """Write all outputs; returns the number of records of each status."""
     from esm_pipeline.tasks.common.compute import write_rows
@@ -120,5 +127,5 @@ def write(
             facts = {**classifier.attributes, "threshold": threshold}
             paths[2].write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
         if args.sha256:
-            vouch(paths[-1], args.sha256, dict(zip(targets[:-1], paths, strict=False)))
+            write_checksums(paths[-1], args.sha256, dict(zip(targets[:-1], paths, strict=False)))
     return counts

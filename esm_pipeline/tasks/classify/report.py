@@ -19,8 +19,7 @@ from esm_pipeline.formats.results.classes import (
     ResidueClasses,
     column_names,
 )
-from esm_pipeline.tasks.common.pictures import BLUE, svg
-from esm_pipeline.tasks.score.report import Part
+from esm_pipeline.tasks.common.report_parts import BLUE, ReportSection, svg
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -31,11 +30,11 @@ BLOCK = 1 << 16
 LONGEST = 24  # letters of a label
 
 
-def classes_section(path: Path) -> Part:
+def classes_section(path: Path) -> ReportSection:
     """What the classes of a sample, of sequences or residues, are, with their numbers."""
     kind = ResidueClasses if path.name == "residue_classes.h5" else Classes
     with kind.open(path) as results:
-        return facts(results), pictures(results)
+        return ReportSection(facts(results), pictures(results))
 
 
 def facts(results: Classes) -> str:

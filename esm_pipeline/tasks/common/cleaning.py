@@ -27,7 +27,7 @@ NO_LETTER = {
 REPLACEMENTS = str.maketrans("J*", "XX", "-.")
 
 
-class Policy(NamedTuple):
+class LetterPolicy(NamedTuple):
     """What may be done about one kind of unusual letter."""
 
     pattern: re.Pattern[str]
@@ -46,7 +46,7 @@ class Policy(NamedTuple):
         return f"set {setting(f'shard.{self.setting}')} to '{self.accepting}' to {self.effect}"
 
 
-UNKNOWN = Policy(
+UNKNOWN = LetterPolicy(
     pattern=re.compile("J"),
     name="J",
     detail=" is unknown to the models",
@@ -55,7 +55,7 @@ UNKNOWN = Policy(
     effect="read it as X",
     done="replaced by X",
 )
-STOP = Policy(
+STOP = LetterPolicy(
     pattern=re.compile(r"\*"),
     name="stop '*'",
     detail=" inside the sequence",
@@ -64,7 +64,7 @@ STOP = Policy(
     effect="read it as X",
     done="replaced by X",
 )
-GAP = Policy(
+GAP = LetterPolicy(
     pattern=re.compile(r"[.\-]"),
     name="gap '{}'",
     detail="",
@@ -75,7 +75,7 @@ GAP = Policy(
 )
 
 
-class Cleaned(NamedTuple):
+class CleanedSequence(NamedTuple):
     """A sequence after the policies for unusual letters."""
 
     sequence: bytes
@@ -86,7 +86,9 @@ class Cleaned(NamedTuple):
     """What was changed."""
 
 
-def read_sequence(sequence: bytes, cleaning: CleaningSettings, header: bytes = b"") -> Cleaned:
+def read_sequence(
+    sequence: bytes, cleaning: CleaningSettings, header: bytes = b""
+) -> CleanedSequence:
     """What becomes of an upper-case sequence without whitespace, as it stands in an input.
 
     Nucleotides are refused, translated or kept, and then the policies applied; the header may tell
@@ -95,7 +97,7 @@ def read_sequence(sequence: bytes, cleaning: CleaningSettings, header: bytes = b
     if cleaning.nucleotides == "translate":
         return _translated(sequence, cleaning, header)
     if cleaning.nucleotides == "refuse" and (kind := nucleotides_among(sequence)):
-        return Cleaned(b"", f"looks like {kind}; {nucleotides_remedy()}")
+        return CleanedSequence(b"", f"looks like {kind}; {nucleotides_remedy()}")
     return clean(sequence, cleaning)
 
 
@@ -107,7 +109,7 @@ def nucleotides_remedy() -> str:
     )
 
 
-def _translated(sequence: bytes, cleaning: CleaningSettings, header: bytes) -> Cleaned:
+def _translated(sequence: bytes, cleaning: CleaningSettings, header: bytes) -> CleanedSequence:
     """The protein of a coding sequence; what cannot be one is cleaned as a protein.
 
     A sequence that consists of nucleotide codes is read so whatever its length.
@@ -115,7 +117,7 @@ def _translated(sequence: bytes, cleaning: CleaningSettings, header: bytes) -> C
     if not only_nucleotides(sequence.translate(None, b"-.:")):
         if nucleotides_in(sequence):  # with '*' in it
             place = sequence.index(b"*") + 1
-            return Cleaned(b"", f"stop '*' at nucleotide {place}; correct the sequence")
+            return CleanedSequence(b"", f"stop '*' at nucleotide {place}; correct the sequence")
         cleaned = clean(sequence, cleaning)
         note = "not nucleotides: taken as a protein"
         return cleaned._replace(notes=(note, *cleaned.notes)) if cleaned.sequence else cleaned
@@ -123,7 +125,7 @@ def _translated(sequence: bytes, cleaning: CleaningSettings, header: bytes) -> C
     if gap := GAP.pattern.search(sequence.decode()):
         what = f"{GAP.name.format(gap[0])} at nucleotide {gap.start() + 1}"
         if cleaning.gaps != GAP.accepting:
-            return Cleaned(b"", f"{what}; {GAP.remedy}")
+            return CleanedSequence(b"", f"{what}; {GAP.remedy}")
         more = sum(map(sequence.count, (b"-", b"."))) - 1
         notes.append(f"{what}{f' and {more} more' if more else ''} {GAP.done}")
     chains = sequence.translate(None, b"-.").split(CHAIN_BREAK)
@@ -135,7 +137,7 @@ def _translated(sequence: bytes, cleaning: CleaningSettings, header: bytes) -> C
         notes += [f"{note}{where}" for note in one.notes]
     cleaned = clean(CHAIN_BREAK.join(one.protein for one in read), cleaning)
     if not cleaned.sequence:
-        return Cleaned(b"", f"{how}: {cleaned.reason}")
+        return CleanedSequence(b"", f"{how}: {cleaned.reason}")
     return cleaned._replace(notes=(how, *notes, *cleaned.notes))
 
 
@@ -144,7 +146,7 @@ def is_clean(sequence: bytes) -> bool:
     return bool(sequence) and not sequence.translate(None, RESIDUES)
 
 
-def clean(sequence: bytes, cleaning: CleaningSettings) -> Cleaned:
+def clean(sequence: bytes, cleaning: CleaningSettings) -> CleanedSequence:
     """Apply the policies to an upper-case sequence without whitespace.
 
     Places in reasons and notes are residues of the given sequence from 1, counted within the chain
@@ -152,7 +154,7 @@ def clean(sequence: bytes, cleaning: CleaningSettings) -> Cleaned:
     """
     body = sequence.rstrip(b"*")
     if is_clean(body):  # a shortcut: so ends whatever a gene finder writes
-        return Cleaned(body, "", (END_STOP.format(""),) if body != sequence else ())
+        return CleanedSequence(body, "", (END_STOP.format(""),) if body != sequence else ())
     chains = sequence.decode("utf-8", "replace").split(":")
     parts = []
     for number, chain in enumerate(chains, 1):
@@ -161,15 +163,17 @@ def clean(sequence: bytes, cleaning: CleaningSettings) -> Cleaned:
         if part.reason:
             return part
     if not any(part.sequence for part in parts):
-        return Cleaned(b"", "no residues")
+        return CleanedSequence(b"", "no residues")
     for number, part in enumerate(parts, 1):
         if not part.sequence:
-            return Cleaned(b"", f"no residues in chain {number}; put ':' between chains only")
+            return CleanedSequence(
+                b"", f"no residues in chain {number}; put ':' between chains only"
+            )
     notes = tuple(note for part in parts for note in part.notes)
-    return Cleaned(CHAIN_BREAK.join(part.sequence for part in parts), "", notes)
+    return CleanedSequence(CHAIN_BREAK.join(part.sequence for part in parts), "", notes)
 
 
-def _clean_chain(chain: str, where: str, cleaning: CleaningSettings) -> Cleaned:
+def _clean_chain(chain: str, where: str, cleaning: CleaningSettings) -> CleanedSequence:
     body = chain.rstrip("*-." if cleaning.gaps == "remove" else "*")
     refused: list[tuple[int, str]] = []
     notes: list[str] = []
@@ -187,7 +191,7 @@ def _clean_chain(chain: str, where: str, cleaning: CleaningSettings) -> Cleaned:
         why = NO_LETTER.get(match[0], "is no amino acid; correct the sequence")
         refused.append((match.start(), f"{what} {why}"))
     if refused:
-        return Cleaned(b"", min(refused)[1])
+        return CleanedSequence(b"", min(refused)[1])
     if "*" in chain[len(body) :]:
         notes.append(END_STOP.format(where))
-    return Cleaned(body.translate(REPLACEMENTS).encode(), "", tuple(notes))
+    return CleanedSequence(body.translate(REPLACEMENTS).encode(), "", tuple(notes))

@@ -23,7 +23,7 @@ from esm_pipeline.formats.records import FAILED, OK, SKIPPED
 from esm_pipeline.formats.results.writer import Array, RaggedWriter
 from esm_pipeline.model.base import EsmPreTrainedModel
 from esm_pipeline.model.inference.batching import compute_batches
-from esm_pipeline.tasks.common.plan import DOES_NOT_FIT, NOT_FINITE, Layout, Plan
+from esm_pipeline.tasks.common.plan import DOES_NOT_FIT, NOT_FINITE, ResultLayout, SequencePlan
 from esm_pipeline.tasks.common.progress import progress
 from esm_pipeline.tasks.common.runner import Runner
 
@@ -36,7 +36,7 @@ TOO_LARGE = (
 )
 
 
-class Computed:
+class BatchArrays:
     """What came out of a batch, in host memory.
 
     `values`: array name → (units of all sequences, *shape). `problems`: place of a sequence in the
@@ -80,13 +80,15 @@ class ArrayRunner(Runner[M]):
         """How the results were made: what the file says of itself."""
 
     @abstractmethod
-    def __call__(self, sequences: Sequence[str]) -> Computed:
+    def __call__(self, sequences: Sequence[str]) -> BatchArrays:
         """The arrays of a batch. Raises what PyTorch raises when memory runs out."""
 
 
-def write_rows(runner: ArrayRunner[M], plan: Plan, path: Path, *, quiet: bool = False) -> None:
+def write_rows(
+    runner: ArrayRunner[M], plan: SequencePlan, path: Path, *, quiet: bool = False
+) -> None:
     """Compute what `plan` says into a new file at `path`; notes in the plan what failed."""
-    rows, layout = plan.rows(), Layout(runner.arrays, runner.attributes)
+    rows, layout = plan.rows(), ResultLayout(runner.arrays, runner.attributes)
     with layout.writer(path, plan, rows) as writer:
         compute(runner, plan, np.flatnonzero(rows >= 0), writer, quiet=quiet)
     if plan.failures:
@@ -94,16 +96,16 @@ def write_rows(runner: ArrayRunner[M], plan: Plan, path: Path, *, quiet: bool = 
 
 
 def compute(
-    runner: ArrayRunner[M], plan: Plan, unique: Int64, writer: RaggedWriter, *, quiet: bool
+    runner: ArrayRunner[M], plan: SequencePlan, unique: Int64, writer: RaggedWriter, *, quiet: bool
 ) -> None:
     """Compute the `unique` sequences, (rows,) of them, batch by batch into the rows of `writer`."""
 
-    def compute_rows(rows: Int64) -> Computed:
+    def compute_rows(rows: Int64) -> BatchArrays:
         return runner(plan.sequences(unique[rows]))
 
     if len(unique):
         runner.load()
-    lengths, task = plan.lengths[unique], plan.reach.task
+    lengths, task = plan.lengths[unique], plan.policy.task
     with progress(task, int(lengths.sum()), "residues", quiet=quiet) as advance:
         budget = runner.settings.token_budget
         for rows, computed in compute_batches(lengths, budget, compute_rows, runner.device):
@@ -118,12 +120,12 @@ def compute(
             advance(int(lengths[rows].sum()))
 
 
-def summary(counts: Counter[str], plan: Plan, runner: Runner[M], seconds: float) -> str:
+def summary(counts: Counter[str], plan: SequencePlan, runner: Runner[M], seconds: float) -> str:
     """One line on a finished run."""
     residues = int(plan.lengths[plan.rows() >= 0].sum())
     told = ", ".join(f"{counts[status]:,} {status}" for status in (OK, SKIPPED, FAILED))
     return (
-        f"{plan.reach.task}: {counts.total():,} records: {told}; {residues:,} residues in "
+        f"{plan.policy.task}: {counts.total():,} records: {told}; {residues:,} residues in "
         f"{seconds:.1f} s, {runner.seconds:.1f} s of it in the model; "
         f"{residues / seconds:,.0f} residues/s"
     )

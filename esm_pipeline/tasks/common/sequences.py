@@ -39,7 +39,7 @@ from esm_pipeline.settings.sections import CleaningSettings
 from esm_pipeline.tasks.common.cleaning import (
     CHAIN_BREAK,
     RESIDUES,
-    Cleaned,
+    CleanedSequence,
     nucleotides_remedy,
     read_sequence,
 )
@@ -67,14 +67,14 @@ OBJECT_BYTES = 64
 """Bytes of memory that a sequence takes besides its residues, about."""
 
 
-def open_intake(
+def open_sequences(
     paths: Sequence[str],
     cleaning: CleaningSettings,
     spool_dir: Path,
     *,
     allow_empty: bool = False,
     complexes: bool = False,
-) -> Intake:
+) -> SequenceSet:
     """Read FASTA files (`-` is standard input) as one input with a running index.
 
     The spool lies in `spool_dir` (made if need be) without a name. `allow_empty` accepts a file
@@ -96,11 +96,11 @@ def open_intake(
         return proteins(batches, shown(path)) if cleaning.nucleotides == "refuse" else batches
 
     batches = itertools.chain.from_iterable(map(read, paths, digests))
-    intake = take_in(batches, cleaning, spool_dir, complexes=complexes)
-    intake.digests = [digest.hexdigest() for digest in digests]
-    for path, found in zip(paths, intake.digests, strict=True):
+    sequence_set = read_entries(batches, cleaning, spool_dir, complexes=complexes)
+    sequence_set.digests = [digest.hexdigest() for digest in digests]
+    for path, found in zip(paths, sequence_set.digests, strict=True):
         check_shard(Path(path), found)
-    return intake
+    return sequence_set
 
 
 def most_letters(cleaning: CleaningSettings) -> int:
@@ -135,13 +135,13 @@ def proteins(batches: Iterable[list[Entry]], name: str) -> Iterator[list[Entry]]
         judge()
 
 
-def take_in(
+def read_entries(
     batches: Iterable[list[Entry]],
     cleaning: CleaningSettings,
     spool_dir: Path,
     *,
     complexes: bool = False,
-) -> Intake:
+) -> SequenceSet:
     """The same for records that come from elsewhere, as `read_batches` gives them."""
     try:
         spool_dir.mkdir(parents=True, exist_ok=True)
@@ -150,11 +150,11 @@ def take_in(
             f"{shown(str(spool_dir))}: not a folder; choose another one for the output"
         ) from None
     with blaming(spool_dir), ExitStack() as files:
-        spool = Spool(*(files.enter_context(_spool_file(spool_dir)) for _ in range(2)))
+        spool = SequenceSpool(*(files.enter_context(_spool_file(spool_dir)) for _ in range(2)))
         for batch in batches:
             spool.add(batch, cleaning)
         spool.flush()
-        return Intake(spool, files.pop_all(), complexes=complexes)
+        return SequenceSet(spool, files.pop_all(), complexes=complexes)
 
 
 def _spool_file(folder: Path) -> IO[bytes]:
@@ -166,7 +166,7 @@ def _spool_file(folder: Path) -> IO[bytes]:
         raise
 
 
-class Spool:
+class SequenceSpool:
     """What the pass over the input leaves: two temporary files, and three numbers a record."""
 
     def __init__(self, rows: IO[bytes], sequences: IO[bytes]) -> None:
@@ -215,17 +215,21 @@ class Spool:
         self.sequences.flush()
 
 
-def _cleaned(header: bytes, sequence: bytes, cleaning: CleaningSettings, most: int) -> Cleaned:
+def _cleaned(
+    header: bytes, sequence: bytes, cleaning: CleaningSettings, most: int
+) -> CleanedSequence:
     """What becomes of a sequence; one of more than `most` letters is skipped."""
     if len(sequence) <= most:
         return read_sequence(sequence, cleaning, header)
     remedy = "cut it in parts"
     if most < MOST_LETTERS:
         remedy = f"set {setting('shard.max_letters')} to as many as it has, or {remedy}"
-    return Cleaned(b"", f"more than {most:,} letters; {remedy}")
+    return CleanedSequence(b"", f"more than {most:,} letters; {remedy}")
 
 
-def _row(index: int, header: bytes, residues: int, digest: bytes, cleaned: Cleaned) -> bytes:
+def _row(
+    index: int, header: bytes, residues: int, digest: bytes, cleaned: CleanedSequence
+) -> bytes:
     """The line of records.tsv, its last cell left empty."""
     name, text, notes = read_header(header, index)
     length, sha, status = (str(residues), digest.hex(), OK) if residues else ("", "", SKIPPED)
@@ -235,7 +239,7 @@ def _row(index: int, header: bytes, residues: int, digest: bytes, cleaned: Clean
     ).encode()
 
 
-class Intake:
+class SequenceSet:
     """Validated records of some FASTA files: N records, U unique sequences to compute.
 
     A context manager that owns the spool, files as large as the input. In memory it holds about 36
@@ -253,7 +257,7 @@ class Intake:
     unique: Int32
     """(N,) unique sequence of each record; -1 for none: it is skipped, or a complex."""
 
-    def __init__(self, spool: Spool, files: ExitStack, *, complexes: bool) -> None:
+    def __init__(self, spool: SequenceSpool, files: ExitStack, *, complexes: bool) -> None:
         self._rows, self._sequences, self._files = spool.rows, spool.sequences, files
         self.digests = []
         self.count = len(spool.sizes)

@@ -23,11 +23,10 @@ from esm_pipeline.formats.results.embedding_tables import FIXED, write_array, wr
 from esm_pipeline.formats.tables.base import SUFFIXES
 from esm_pipeline.locks import Outputs
 from esm_pipeline.settings.sections import CleaningSettings, EmbedSettings
-from esm_pipeline.tasks.common.endings import HDF5, ending_of
 from esm_pipeline.tasks.common.model_file import MODEL_HELP
-from esm_pipeline.tasks.common.outputs import check_output, vouch
-from esm_pipeline.tasks.common.plan import Plan, Reach
-from esm_pipeline.tasks.common.sequences import open_intake
+from esm_pipeline.tasks.common.outputs import HDF5, check_output, ending_of, write_checksums
+from esm_pipeline.tasks.common.plan import LengthPolicy, SequencePlan
+from esm_pipeline.tasks.common.sequences import open_sequences
 from esm_pipeline.tasks.common.shards import gather_ragged
 
 TASK = "embed"
@@ -82,7 +81,9 @@ def run(args: argparse.Namespace) -> int:
     if ending not in HDF5:
         require_fixed(args.output, settings.include)
     folder = args.output.parent
-    with open_intake([args.fasta], cleaning, folder, allow_empty=args.allow_empty) as intake:
+    with open_sequences(
+        [args.fasta], cleaning, folder, allow_empty=args.allow_empty
+    ) as sequence_set:
         from esm_pipeline.model.inference.device import set_threads
         from esm_pipeline.tasks.common.compute import summary, write_rows
         from esm_pipeline.tasks.embed.representations import Encoder
@@ -94,7 +95,9 @@ def run(args: argparse.Namespace) -> int:
                 f"{args.output}: an array of one layer, and of mean or bos; choose one of "
                 f"{', '.join(array.name for array in encoder.arrays)}, or write .h5 or a table"
             )
-        plan = Plan(intake, Reach.choose(TASK, [encoder.config.max_residues], settings.long))
+        plan = SequencePlan(
+            sequence_set, LengthPolicy.choose(TASK, [encoder.config.max_residues], settings.long)
+        )
         targets = [args.output, table, *ids, *([args.sha256] if args.sha256 else [])]
         with ExitStack() as stack:
             paths = stack.enter_context(atomic_paths(*targets))
@@ -108,7 +111,9 @@ def run(args: argparse.Namespace) -> int:
             elif ending not in HDF5:
                 write_table(paths[0], ending, rows)
             if args.sha256:
-                vouch(paths[-1], args.sha256, dict(zip(targets[:-1], paths, strict=False)))
+                write_checksums(
+                    paths[-1], args.sha256, dict(zip(targets[:-1], paths, strict=False))
+                )
     if not args.quiet:
         line = summary(counts, plan, encoder, time.perf_counter() - started)
         see = f"; see {table}" if counts[FAILED] and args.on_failure == "error" else ""
@@ -131,5 +136,5 @@ def check_model(args: argparse.Namespace) -> None:
     from esm_pipeline.tasks.embed.representations import Encoder
 
     encoder = Encoder(args.model, args.revision, section_from(EmbedSettings, args))
-    Reach.choose(TASK, [encoder.config.max_residues], encoder.settings.long)
+    LengthPolicy.choose(TASK, [encoder.config.max_residues], encoder.settings.long)
     encoder.check()

@@ -14,10 +14,10 @@ from esm_pipeline.errors import WeightsError
 from esm_pipeline.formats.results.open import FORMAT
 from esm_pipeline.formats.results.writer import Array
 from esm_pipeline.model import EsmModel, PackedLayout
-from esm_pipeline.model.inference.batching import check_layer, pack
+from esm_pipeline.model.inference.batching import check_layer, pack, residue_states
 from esm_pipeline.model.inference.windows import SPECIAL_TOKENS
 from esm_pipeline.settings.sections import EmbedSettings, texts
-from esm_pipeline.tasks.common.compute import ArrayRunner, Computed
+from esm_pipeline.tasks.common.compute import ArrayRunner, BatchArrays
 from esm_pipeline.tasks.common.runner import software
 
 
@@ -72,7 +72,7 @@ class Encoder(ArrayRunner[EsmModel]):
         }
 
     @torch.inference_mode()
-    def __call__(self, sequences: Sequence[str]) -> Computed:
+    def __call__(self, sequences: Sequence[str]) -> BatchArrays:
         """Embed a batch. Raises what PyTorch raises when memory runs out."""
         include = self.settings.include
         tokens, layout = pack(sequences, self.tokenizer, self.device)
@@ -80,7 +80,7 @@ class Encoder(ArrayRunner[EsmModel]):
         with self.timed():
             found = self.model.represent(tokens, layout, layers, contacts="contacts" in include)
         lengths = [length - SPECIAL_TOKENS for length in layout.lengths]
-        embedded = Computed()
+        embedded = BatchArrays()
         for layer, hidden in found.hidden.items():
             if "mean" in include:
                 embedded.add(f"mean/{layer}", residue_means(hidden, layout), [1] * len(lengths))
@@ -104,10 +104,3 @@ def residue_means(hidden: Tensor, layout: PackedLayout) -> Tensor:
         for start, count, length in layout.groups
     ]
     return torch.cat(means)
-
-
-def residue_states(hidden: Tensor, layout: PackedLayout) -> Tensor:
-    """(T, D) → (sum of R, D): the residues of all sequences, BOS and EOS left out."""
-    keep = torch.ones(len(hidden), dtype=torch.bool, device=hidden.device)
-    keep[layout.cumulative[:-1]] = keep[layout.cumulative[1:] - 1] = False
-    return hidden[keep]

@@ -57,7 +57,7 @@ def fold_batches(
         start = stop
 
 
-class Rung(NamedTuple):
+class FoldMode(NamedTuple):
     """One way to fold a batch; each saves memory over the one before, and takes more time."""
 
     chunk_size: int | None
@@ -68,14 +68,14 @@ class Rung(NamedTuple):
     """The CPU does it all."""
 
 
-def rungs(chunk_size: int | None, device: torch.device) -> list[Rung]:
+def fold_modes(chunk_size: int | None, device: torch.device) -> list[FoldMode]:
     """The ways to fold one sequence on `device`, from the one with `chunk_size` on."""
     smaller = [size for size in CHUNKS if chunk_size is None or size < chunk_size]
-    found = [Rung(size) for size in (chunk_size, *smaller)]
+    found = [FoldMode(size) for size in (chunk_size, *smaller)]
     if device.type == "cpu":
         return found
     least = found[-1].chunk_size
-    return [*found, Rung(least, offload=True), Rung(least, offload=True, cpu=True)]
+    return [*found, FoldMode(least, offload=True), FoldMode(least, offload=True, cpu=True)]
 
 
 class Folded(NamedTuple, Generic[R]):
@@ -83,11 +83,11 @@ class Folded(NamedTuple, Generic[R]):
 
     part: Int64
     result: R | None
-    rung: Rung
+    mode: FoldMode
 
 
 def run_with_rungs(
-    batch: Int64, ways: Sequence[Rung], compute: Callable[[Int64, Rung], R]
+    batch: Int64, ways: Sequence[FoldMode], compute: Callable[[Int64, FoldMode], R]
 ) -> Iterator[Folded[R]]:
     """Fold `batch`, or if memory runs out its halves, and a sequence alone in the other `ways`.
 

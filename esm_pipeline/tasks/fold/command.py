@@ -26,17 +26,21 @@ from esm_pipeline.formats.results.structures import ARRAYS, write_structures
 from esm_pipeline.formats.results.writer import RaggedWriter
 from esm_pipeline.locks import Outputs
 from esm_pipeline.settings.sections import CleaningSettings, FoldSettings, StructureSettings
-from esm_pipeline.tasks.common.endings import HDF5, require_folder_name
-from esm_pipeline.tasks.common.outputs import check_output, vouch
-from esm_pipeline.tasks.common.plan import Layout
+from esm_pipeline.tasks.common.outputs import (
+    HDF5,
+    check_output,
+    require_folder_name,
+    write_checksums,
+)
+from esm_pipeline.tasks.common.plan import ResultLayout
 from esm_pipeline.tasks.common.progress import progress
-from esm_pipeline.tasks.common.sequences import open_intake
+from esm_pipeline.tasks.common.sequences import open_sequences
 from esm_pipeline.tasks.common.shards import gather_ragged
 from esm_pipeline.tasks.fold.plan import FoldPlan
 from esm_pipeline.tasks.fold.structures import TABLE, write_files, written_to
 
 if TYPE_CHECKING:
-    from esm_pipeline.tasks.fold.batches import Rung
+    from esm_pipeline.tasks.fold.batches import FoldMode
     from esm_pipeline.tasks.fold.predictor import Prediction, Predictor
 
 SUFFIX = ".h5"
@@ -87,19 +91,19 @@ def run(args: argparse.Namespace) -> int:
     cleaning = section_from(CleaningSettings, args)
     arrays, table = check_places(args.output, args.fasta, args.sha256)
     options = {"allow_empty": args.allow_empty, "complexes": True}
-    with open_intake([args.fasta], cleaning, arrays.parent, **options) as intake:
+    with open_sequences([args.fasta], cleaning, arrays.parent, **options) as sequence_set:
         from esm_pipeline.model.inference.device import set_threads
         from esm_pipeline.tasks.fold.predictor import Predictor
 
         threads = set_threads(settings.threads)
         predictor = Predictor(args.model, args.revision, settings)
-        plan = FoldPlan(intake, predictor.config.max_residues, settings)
+        plan = FoldPlan(sequence_set, predictor.config.max_residues, settings)
         listing = [args.sha256] if args.sha256 else []
         with atomic_paths(arrays, table, *listing) as (path, told, *digests):
             fold(predictor, plan, path, quiet=args.quiet)
             counts = plan.write_outcomes(told)
             if args.sha256:
-                vouch(digests[0], args.sha256, {arrays: path, table: told})
+                write_checksums(digests[0], args.sha256, {arrays: path, table: told})
             if arrays != args.output:
                 (args.output / TABLE).unlink(missing_ok=True)  # it is of the former arrays
     if arrays != args.output:
@@ -145,7 +149,7 @@ def check_places(output: Path, fasta: str, digests: Path | None) -> tuple[Path, 
 
 def fold(predictor: Predictor, plan: FoldPlan, path: Path, *, quiet: bool = False) -> None:
     """Fold what `plan` says into a new file at `path`; notes in the plan what failed."""
-    rows, layout = plan.rows(), Layout(ARRAYS, predictor.attributes)
+    rows, layout = plan.rows(), ResultLayout(ARRAYS, predictor.attributes)
     with layout.writer(path, plan, rows) as writer:
         compute(predictor, plan, np.flatnonzero(rows >= 0), writer, quiet=quiet)
     if plan.failures:
@@ -159,8 +163,8 @@ def compute(
     from esm_pipeline.model.folding.complexes import LINKER
     from esm_pipeline.tasks.fold.batches import fold_batches, run_with_rungs
 
-    def predict(part: Int64, rung: Rung) -> list[Prediction]:
-        return predictor(plan.sequences(unique[part]), rung)
+    def predict(part: Int64, mode: FoldMode) -> list[Prediction]:
+        return predictor(plan.sequences(unique[part]), mode)
 
     if len(unique):
         predictor.load()
@@ -170,17 +174,17 @@ def compute(
     with progress("fold", int(lengths.sum()), "residues", quiet=quiet) as advance:
         for batch in batches:
             ways = predictor.ways(len(batch), int(sizes[batch[0]]))
-            for part, predictions, rung in run_with_rungs(batch, ways, predict):
+            for part, predictions, mode in run_with_rungs(batch, ways, predict):
                 if predictions is None:
                     one = int(part[0])
-                    reason = does_not_fit(int(lengths[one]), rung, predictor.settings.memory)
+                    reason = does_not_fit(int(lengths[one]), mode, predictor.settings.memory)
                     plan.failures[int(unique[one])] = reason
                 else:
-                    keep(plan, writer, unique, part, predictions, rung.chunk_size or 0)
+                    keep(plan, writer, unique, part, predictions, mode.chunk_size or 0)
                 advance(int(lengths[part].sum()))
 
 
-def does_not_fit(residues: int, last: Rung, memory: float) -> str:
+def does_not_fit(residues: int, last: FoldMode, memory: float) -> str:
     """Why a sequence could not be folded, `last` being the last way that was tried.
 
     `memory`: GB that a batch was allowed, 0 for all that was free.

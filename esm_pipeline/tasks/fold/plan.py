@@ -10,27 +10,29 @@ from esm_pipeline.formats.records import FAILED, OK, SKIPPED, Outcome, Record
 from esm_pipeline.settings.sections import FoldSettings
 from esm_pipeline.structure.residues import LETTERS, UNKNOWN
 from esm_pipeline.tasks.common.cleaning import CHAIN_BREAK
-from esm_pipeline.tasks.common.plan import Plan, Reach
-from esm_pipeline.tasks.common.sequences import Intake
+from esm_pipeline.tasks.common.plan import LengthPolicy, SequencePlan
+from esm_pipeline.tasks.common.sequences import SequenceSet
 
 TASK = "fold"
 AMINO_ACIDS = LETTERS[:UNKNOWN].encode()
 
 
-class FoldPlan(Plan):
-    """The unique sequences of `intake`, complexes among them; `failures` are noted as they happen.
+class FoldPlan(SequencePlan):
+    """The unique sequences and complexes to fold; `failures` are noted as they happen.
 
     `positions` is the most residues that the model has positions for, None without a limit. Raises
     InputError if it contradicts the settings.
     """
 
-    def __init__(self, intake: Intake, positions: int | None, settings: FoldSettings) -> None:
-        self.intake, self.positions = intake, positions
+    def __init__(
+        self, sequence_set: SequenceSet, positions: int | None, settings: FoldSettings
+    ) -> None:
+        self.sequence_set, self.positions = sequence_set, positions
         self.limit = self.limit_of(positions, settings)
-        self.reach = Reach(TASK, self.limit, settings.long)
+        self.policy = LengthPolicy(TASK, self.limit, settings.long)
         truncate = settings.long == "truncate"
-        lengths = intake.lengths
-        texts = intake.sequences(np.arange(len(lengths)))
+        lengths = sequence_set.lengths
+        texts = sequence_set.sequences(np.arange(len(lengths)))
         facts = [
             (text.count(CHAIN_BREAK), len(text.translate(None, AMINO_ACIDS)) < len(text))
             for text in texts
@@ -61,7 +63,7 @@ class FoldPlan(Plan):
 
     def sequences(self, unique: Int64) -> list[str]:
         """The residues to fold of some unique sequences, `:` between chains."""
-        texts = self.intake.sequences(unique)
+        texts = self.sequence_set.sequences(unique)
         return [
             text[: self.limit].decode() if cut else text.decode()
             for text, cut in zip(texts, self.cut[unique].tolist(), strict=True)
@@ -71,7 +73,7 @@ class FoldPlan(Plan):
         """What became of a record."""
         if record.status != OK:
             return Outcome(SKIPPED, record.reason)
-        unique = int(self.intake.unique[record.index])
+        unique = int(self.sequence_set.unique[record.index])
         if unique in self.failures:
             return Outcome(FAILED, self.failures[unique])
         if not self.placed[unique]:
@@ -84,7 +86,7 @@ class FoldPlan(Plan):
 
     def why_too_long(self, unique: int) -> str:
         """Why a sequence is skipped for its length."""
-        what = f"{self.intake.lengths[unique]} residues, but "
+        what = f"{self.sequence_set.lengths[unique]} residues, but "
         if self.limit == self.positions:
             what += f"the model has positions for {self.limit}"
         else:

@@ -24,7 +24,7 @@ from esm_pipeline.structure.quality import FLAGS, examine
 from esm_pipeline.structure.structure import RANDOM, Structure
 from esm_pipeline.tasks.common.plan import NOT_FINITE
 from esm_pipeline.tasks.common.runner import Runner, software
-from esm_pipeline.tasks.fold.batches import CHUNKS, Rung, rungs
+from esm_pipeline.tasks.fold.batches import CHUNKS, FoldMode, fold_modes
 
 DEMO = "demo"
 FLAG_NAMES = (*FLAGS, RANDOM)
@@ -131,34 +131,34 @@ class Predictor(Runner[EsmForProteinFolding]):
         """What the memory of a batch also depends on."""
         return {"device": self.device, "stem_dtype": self.stem_dtype}
 
-    def require_memory(self, sequences: Sequence[str], rung: Rung) -> None:
+    def require_memory(self, sequences: Sequence[str], mode: FoldMode) -> None:
         """Raise MemoryError for a batch that the CPU has no room for, which would end the process.
 
         A graphics card says so by itself.
         """
         sizes = [len(text) + (len(LINKER) - 1) * text.count(BREAK) for text in sequences]
         kind = {**self.kind, "device": CPU}
-        needed = fold_memory(self.config, len(sizes), max(sizes), rung.chunk_size, **kind)
-        if needed.total > (free_memory(CPU) if rung.cpu else self.memory):
+        needed = fold_memory(self.config, len(sizes), max(sizes), mode.chunk_size, **kind)
+        if needed.total > (free_memory(CPU) if mode.cpu else self.memory):
             raise MemoryError
 
-    def ways(self, count: int, longest: int) -> list[Rung]:
+    def ways(self, count: int, longest: int) -> list[FoldMode]:
         """The ways to fold a batch of `count` sequences padded to `longest` residues."""
-        return rungs(self.chunk_size(count, longest), self.device)
+        return fold_modes(self.chunk_size(count, longest), self.device)
 
     @torch.inference_mode()
-    def __call__(self, sequences: Sequence[str], rung: Rung) -> list[Prediction]:
+    def __call__(self, sequences: Sequence[str], mode: FoldMode) -> list[Prediction]:
         """Fold a batch, `:` between chains. Raises what PyTorch raises when memory runs out."""
-        device = CPU if rung.cpu else self.device
+        device = CPU if mode.cpu else self.device
         if device.type == "cpu":
-            self.require_memory(sequences, rung)
+            self.require_memory(sequences, mode)
         self.model.to(device)
         with self.timed():
             output = self.model.infer(
                 list(sequences),
                 num_recycles=self.settings.num_recycles,
-                chunk_size=rung.chunk_size,
-                offload_stem=rung.offload and not rung.cpu,
+                chunk_size=mode.chunk_size,
+                offload_stem=mode.offload and not mode.cpu,
                 compact=True,
                 nucleotides="keep",  # `shard` has judged them
             )

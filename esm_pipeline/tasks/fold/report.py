@@ -13,8 +13,7 @@ import numpy as np
 from esm_pipeline.arrays import Float64
 from esm_pipeline.formats.structure_files import read_table
 from esm_pipeline.structure.structure import MEANINGLESS, RANDOM
-from esm_pipeline.tasks.common.pictures import BLUE, GREY, svg, table
-from esm_pipeline.tasks.score.report import Part
+from esm_pipeline.tasks.common.report_parts import BLUE, GREY, ReportSection, svg, table
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -23,7 +22,7 @@ LEVELS = (50, 70, 90)
 """pLDDT at which the AlphaFold database changes the word: low, confident, very high."""
 
 
-def structures_section(path: Path) -> Part:
+def structures_section(path: Path) -> ReportSection:
     """What the structures of a sample are, and how good they are held to be, by their table."""
     plddt, ptm, flags = [], [], Counter[str]()
     for row in read_table(path):
@@ -43,7 +42,7 @@ def structures_section(path: Path) -> Part:
     if flags:
         rows = [[name, f"{number:,}"] for name, number in flags.most_common()]
         shown.append(table(("flag", "structures"), rows, numbers=(1,)))
-    return facts, shown
+    return ReportSection(facts, shown)
 
 
 def histogram(values: Sequence[float], edges: Float64, label: str, title: str) -> str:

@@ -42,9 +42,9 @@ from esm_pipeline.settings.sections import StructureSettings
 from esm_pipeline.structure.modelcif import cif_text
 from esm_pipeline.structure.pae import json_bytes, npz_bytes
 from esm_pipeline.structure.structure import MEANINGLESS, RANDOM, Structure, pdb_problem, pdb_text
-from esm_pipeline.tasks.common.endings import require_folder_name
+from esm_pipeline.tasks.common.outcomes import with_outcomes
+from esm_pipeline.tasks.common.outputs import require_folder_name
 from esm_pipeline.tasks.common.progress import progress
-from esm_pipeline.tasks.run.aggregate import with_outcomes
 
 TASK = "fold"
 TABLE, STRUCTURES, PAE = "structures.tsv", "structures", "pae"
@@ -124,7 +124,7 @@ def write_files(
             unfit = write_groups(jobs, processes, listing, quiet=quiet)
         write_table(told, arrays, records, settings, unfit)
         for old in (TABLE, DIGESTS):
-            (output / old).unlink(missing_ok=True)  # they vouch for the folders
+            (output / old).unlink(missing_ok=True)  # they write_checksums for the folders
     if not settings.pae:
         (output / PAE).resolve().rmdir()
     return sum(len(job.group) for job in jobs)

@@ -16,33 +16,27 @@ import os
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from esm_pipeline.errors import InputError
 from esm_pipeline.files import atomic_paths, blaming, require_apart
 from esm_pipeline.flags import number_of_shards
-from esm_pipeline.formats.checksums import LISTING, check_listed, write_digests
+from esm_pipeline.formats.checksums import LISTING, write_digests
 from esm_pipeline.formats.records import (
-    ANEW,
     FAILED,
     OK,
     SKIPPED,
-    Outcome,
-    Record,
     format_row,
-    read_records,
-    read_status,
     status_columns,
     write_records,
 )
 from esm_pipeline.locks import Outputs
 from esm_pipeline.tasks import commands_with
-from esm_pipeline.tasks.common.endings import ending_of
+from esm_pipeline.tasks.common.outcomes import with_outcomes
+from esm_pipeline.tasks.common.outputs import ending_of
 from esm_pipeline.tasks.common.shards import Gathering
 
 RECORDS = "records"
-NO_ROW = (-1, Outcome(""))
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -130,25 +124,3 @@ def write_status(target: Path, gathering: Gathering) -> Counter[str]:
             counts[outcome.status] += 1
             handle.write(format_row([str(record.index), *outcome]))
     return counts
-
-
-def with_outcomes(records: Path, statuses: Mapping[str, Path]) -> Iterator[Record]:
-    """The records of `records`, each with its row of every status table.
-
-    Raises InputError if a table is not of the same records, or not as it was written.
-    """
-    for path in (records, *statuses.values()):
-        check_listed(path)
-    tables = {task: read_status(path, task) for task, path in statuses.items()}
-    for record in read_records(records):
-        for task, table in tables.items():
-            index, outcome = next(table, NO_ROW)
-            if index != record.index:
-                raise InputError(
-                    f"{statuses[task]}: no row for record {record.index} of {records}; {ANEW}"
-                )
-            record = record.with_outcome(task, *outcome)
-        yield record
-    for task, table in tables.items():
-        if next(table, None) is not None:
-            raise InputError(f"{statuses[task]}: has more records than {records}; {ANEW}")

@@ -11,7 +11,14 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from esm_pipeline.tasks.fold.batches import LAUNCH, Rung, cost, fold_batches, run_with_rungs, rungs
+from esm_pipeline.tasks.fold.batches import (
+    LAUNCH,
+    FoldMode,
+    cost,
+    fold_batches,
+    fold_modes,
+    run_with_rungs,
+)
 from tests.allocator import Allocator
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
@@ -66,32 +73,32 @@ def test_padding_that_costs_more_than_a_batch_is_not_taken():
 
 
 def test_the_ways():
-    assert rungs(None, CPU) == [Rung(size) for size in (None, 128, 64, 32, 16)]
-    assert rungs(64, CPU) == [Rung(64), Rung(32), Rung(16)]
-    assert rungs(8, CPU) == [Rung(8)]
-    assert rungs(32, GPU) == [
-        Rung(32),
-        Rung(16),
-        Rung(16, offload=True),
-        Rung(16, offload=True, cpu=True),
+    assert fold_modes(None, CPU) == [FoldMode(size) for size in (None, 128, 64, 32, 16)]
+    assert fold_modes(64, CPU) == [FoldMode(64), FoldMode(32), FoldMode(16)]
+    assert fold_modes(8, CPU) == [FoldMode(8)]
+    assert fold_modes(32, GPU) == [
+        FoldMode(32),
+        FoldMode(16),
+        FoldMode(16, offload=True),
+        FoldMode(16, offload=True, cpu=True),
     ]
 
 
 class Memory:
-    """Stands for a device: holds one of `needs` at the first rung, twice as much at each next."""
+    """Stands for a device: holds one of `needs` at the first mode, twice as much at each next."""
 
     def __init__(self, sizes, needs):
         self.sizes, self.needs, self.calls = sizes, needs, []
         self.allocator = Allocator(1, MemoryError())
 
-    def __call__(self, part, rung):
-        level = self.sizes.index(rung)
+    def __call__(self, part, mode):
+        level = self.sizes.index(mode)
         self.calls.append((part.tolist(), level))
         with self.allocator.hold(sum(self.needs[place] for place in part) / 2**level):
             return [place * 10 for place in part.tolist()]
 
 
-WAYS = rungs(64, GPU)
+WAYS = fold_modes(64, GPU)
 
 
 def run(needs):
@@ -102,14 +109,14 @@ def run(needs):
 
 def test_all_at_once_if_there_is_room():
     (one,), calls = run([0.3, 0.3, 0.4])
-    assert (one.part.tolist(), one.result, one.rung) == ([0, 1, 2], [0, 10, 20], WAYS[0])
+    assert (one.part.tolist(), one.result, one.mode) == ([0, 1, 2], [0, 10, 20], WAYS[0])
     assert len(calls) == 1
 
 
 def test_no_result_is_held_while_the_next_is_computed():
     made, alive = [], []
 
-    def compute(part, rung):
+    def compute(part, mode):
         alive.append(sum(one() is not None for one in made))
         if len(part) > 1:
             raise MemoryError
@@ -131,7 +138,7 @@ def test_halves_first_then_the_other_ways_then_none():
         ([2], [20]),
         ([3], None),
     ]
-    assert [one.rung for one in found] == [WAYS[0], WAYS[0], WAYS[4], WAYS[4]]
+    assert [one.mode for one in found] == [WAYS[0], WAYS[0], WAYS[4], WAYS[4]]
     assert [level for part, level in calls if part == [2]] == [0, 1, 2, 3, 4]
     assert [level for part, level in calls if part == [3]] == [0, 1, 2, 3, 4]
 
@@ -147,12 +154,12 @@ def test_each_sequence_ends_once_whatever_fits(needs):
             assert total > 2**4
         else:
             assert one.result == [place * 10 for place in one.part.tolist()]
-            assert total <= 2 ** WAYS.index(one.rung)
+            assert total <= 2 ** WAYS.index(one.mode)
 
 
 @pytest.mark.parametrize("error", [RuntimeError("shapes differ"), KeyError("x")])
 def test_other_errors_pass(error):
-    def fail(part, rung):
+    def fail(part, mode):
         raise error
 
     with pytest.raises(type(error)):
