@@ -11,7 +11,6 @@ that stands, both are its own.
 from __future__ import annotations
 
 import argparse
-import importlib
 import os
 import sys
 import time
@@ -31,7 +30,7 @@ from esm_pipeline.formats.records import (
     write_records,
 )
 from esm_pipeline.locks import Outputs
-from esm_pipeline.tasks import commands_with
+from esm_pipeline.tasks import commands_with, module_of
 from esm_pipeline.tasks.common.outcomes import with_outcomes
 from esm_pipeline.tasks.common.outputs import ending_of
 from esm_pipeline.tasks.common.shards import Gathering
@@ -92,16 +91,16 @@ def run(args: argparse.Namespace) -> int:
         ending_of(args.out, (".tsv",))
         write_records(args.out, with_outcomes(args.records, statuses), list(statuses))
         return 0
-    module = importlib.import_module(f"esm_pipeline.tasks.{args.what}")
+    task = module_of(args.what)
     digests = args.status.with_name(LISTING)
     require_apart([args.out, args.status, digests], [args.records])
-    ending_of(args.out, (module.SUFFIX,))
+    ending_of(args.out, (task.SUFFIX,))
     ending_of(args.status, (".tsv",))
-    gathering = Gathering(args.what, module.SUFFIX, args.records, args.shards_dir, args.shards)
+    gathering = Gathering(args.what, task.SUFFIX, args.records, args.shards_dir, args.shards)
     require_apart([args.out, args.status], gathering.results)
     with atomic_paths(args.out, args.status, digests) as (output, status, listed):
         counts = write_status(status, gathering)
-        module.aggregate(gathering, counts[OK], output)
+        task.aggregate(gathering, counts[OK], output)
         result = os.path.relpath(args.out, digests.parent)
         write_digests(listed, {args.status.name: status, result: output})
     if not args.quiet:
