@@ -57,6 +57,7 @@ class Classifier(ArrayRunner[WithClasses]):
     without one, or with labels that cannot be told apart; InputError if `settings.of` is another.
     """
 
+    task = "classify"
     settings: ClassifySettings
 
     def __init__(self, name: str, revision: str | None, settings: ClassifySettings) -> None:

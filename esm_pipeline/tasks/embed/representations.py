@@ -27,6 +27,7 @@ class Encoder(ArrayRunner[EsmModel]):
     Raises InputError for a layer that does not exist, WeightsError for an unusable checkpoint.
     """
 
+    task = "embed"
     model_class = EsmModel
     options: ClassVar = {"add_pooling_layer": False}
     settings: EmbedSettings
