@@ -76,7 +76,7 @@ class Classifier(ArrayRunner[WithClasses]):
         except WeightsError as error:
             raise WeightsError(f"{self.checkpoint.name}: {error}") from None
 
-    def judge(self, missing: Collection[str]) -> None:
+    def check_missing(self, missing: Collection[str]) -> None:
         """Raise WeightsError for a classifier without weights."""
         if missing:
             raise WeightsError(
