@@ -304,14 +304,17 @@ def test_what_does_not_fit_into_pdb_becomes_mmcif_and_is_flagged(inputs, write):
     ("change", "told"),
     [
         (lambda found: found[:-1], r"holds record 1003, which is not in the table"),
-        (lambda found: [found[1]._replace(index=0), *found[1:]], "the first that differs is 2"),
+        (
+            lambda found: [found[1]._replace(index=0), *found[1:]],
+            "differ from those of the table, first at record 2",
+        ),
         (
             lambda found: [*found[:3], found[2]._replace(index=3), *found[4:]],
-            "the first that differs is 3",
+            "differ from those of the table, first at record 3",
         ),
         (
             lambda found: [*found, found[0]._replace(index=1_004)],
-            "the first that differs is 1004",
+            "differ from those of the table, first at record 1004",
         ),
     ],
 )
