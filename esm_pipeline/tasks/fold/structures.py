@@ -285,7 +285,7 @@ def write_table(
     settings: StructureSettings,
     unfit: set[int],
 ) -> None:
-    """Write `structures.tsv`. Raises InputError unless the records that are ok are all in `path`."""
+    """Write `structures.tsv`. Raises InputError if `records` are not those of the arrays."""
     with (
         Structures.open(path) as arrays,
         blaming(target),

@@ -346,7 +346,7 @@ def test_nothing_to_write(inputs, esm):
     assert (inputs / "out" / "structures").is_dir()
 
 
-def mark(job: structures.Job) -> tuple[set[int], str]:
+def mark(job: structures.WriteJob) -> tuple[set[int], str]:
     """Stands for `write_group`: slow, and leaves a mark."""
     time.sleep(0.2)
     (job.structures / str(job.group[0].first)).touch()
@@ -365,8 +365,8 @@ def test_an_error_cancels_the_folders_that_wait(tmp_path, monkeypatch):
 
     monkeypatch.setattr(structures, "write_group", mark)
     monkeypatch.setattr(structures, "progress", interrupted)
-    places = [[structures.Place(row, row, "")] for row in range(40)]
-    jobs = [structures.Job(tmp_path, one, tmp_path, tmp_path, None) for one in places]
+    places = [[structures.StoredStructure(row, row, "")] for row in range(40)]
+    jobs = [structures.WriteJob(tmp_path, one, tmp_path, tmp_path, None) for one in places]
     with pytest.raises(KeyboardInterrupt):
         structures.write_groups(jobs, 2, io.StringIO(), quiet=True)
     assert 0 < len(list(tmp_path.iterdir())) < 20
