@@ -34,13 +34,14 @@ from esm_pipeline.settings.sections import (
     values,
 )
 from esm_pipeline.tasks.common.model_file import MODEL_HELP
-from esm_pipeline.tasks.common.outputs import check_output, vouch
-from esm_pipeline.tasks.common.plan import Plan, Reach
+from esm_pipeline.tasks.common.outcomes import format_counts
+from esm_pipeline.tasks.common.outputs import check_output, write_checksums
+from esm_pipeline.tasks.common.plan import LengthPolicy, SequencePlan
 from esm_pipeline.tasks.common.progress import progress
-from esm_pipeline.tasks.common.sequences import Intake, open_intake, take_in
+from esm_pipeline.tasks.common.sequences import SequenceSet, open_sequences, read_entries
 from esm_pipeline.tasks.common.shards import gather_ragged
 from esm_pipeline.tasks.score.offsets import add_hints
-from esm_pipeline.tasks.score.scored_table import Scores, added_columns, told
+from esm_pipeline.tasks.score.scored_table import Scores, added_columns
 from esm_pipeline.tasks.score.table_columns import check_columns, require_match
 from esm_pipeline.tasks.score.variant_rows import LIKELIHOOD, Reader, Rows
 from esm_pipeline.tasks.score.wild_types import open_wild_types
@@ -143,7 +144,7 @@ def check_model(args: argparse.Namespace) -> None:
 
     settings = section_from(StrategySettings, args)
     model = LanguageModel(args.model, args.revision, settings)
-    Reach.choose(TASK, [model.config.max_residues], settings.long, settings.window)
+    LengthPolicy.choose(TASK, [model.config.max_residues], settings.long, settings.window)
     model.check()
 
 
@@ -202,13 +203,13 @@ def score_table(request: Request) -> tuple[str, int]:
         if not marginal:
             mutants = rows.read_sequences(table, reader)
             taken = cleaning.model_copy(update=AS_VALIDATED)
-            sequences = stack.enter_context(take_in(mutants, taken, folder))
+            sequences = stack.enter_context(read_entries(mutants, taken, folder))
         else:
             rows.read(table, reader)
         require_match(table, wild_types)
         add_hints(table, reader, rows.misfits)
         models = find_models(request)
-        plan = plan_for(request, wild_types.intake, models)
+        plan = plan_for(request, wild_types.sequence_set, models)
         strategy = choose_strategy(settings, rows, plan, sequences)
         with writing(request, models) as (path, records):
             by_model = []
@@ -221,19 +222,21 @@ def score_table(request: Request) -> tuple[str, int]:
             with create_table(path, suffix, table, columns) as writer:
                 counts = Scores(strategy, by_model).write(writer, table, reader)
             failed = plan.write_outcomes(records)[FAILED]
-    return f"{told(counts, 'variants')}; {passes(models)}", counts[FAILED] + failed
+    return f"{format_counts(counts, 'variants')}; {passes(models)}", counts[FAILED] + failed
 
 
 def saturate(request: Request) -> tuple[str, int]:
     """Score every substitution; returns what to tell, and how many records failed."""
     settings, args = request.settings, request.args
     folder, empty = request.output.parent, args.allow_empty
-    with open_intake(request.wild_types, request.cleaning, folder, allow_empty=empty) as intake:
+    with open_sequences(
+        request.wild_types, request.cleaning, folder, allow_empty=empty
+    ) as sequence_set:
         from esm_pipeline.tasks.score.heatmaps import draw_all
         from esm_pipeline.tasks.score.saturation import Saturation, write_long
 
         models = find_models(request)
-        plan = plan_for(request, intake, models)
+        plan = plan_for(request, sequence_set, models)
         saturation = Saturation(settings, plan)
         with writing(request, models) as (path, records), ExitStack() as stack:
             as_table = request.output.suffix.lower() != SUFFIX
@@ -248,7 +251,9 @@ def saturate(request: Request) -> tuple[str, int]:
                 write_long(ragged, path, suffix_of(request.output))
             counts = plan.write_outcomes(records)
     residues = int(plan.lengths[plan.rows() >= 0].sum())
-    return f"{told(counts, 'records')}; {residues:,} residues, {passes(models)}", counts[FAILED]
+    return f"{format_counts(counts, 'records')}; {residues:,} residues, {passes(models)}", counts[
+        FAILED
+    ]
 
 
 @contextmanager
@@ -262,7 +267,7 @@ def writing(request: Request, models: Models) -> Iterator[tuple[Path, Path]]:
             facts = describe(request.settings, models)
             paths[2].write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
         if digests:
-            vouch(paths[-1], digests, dict(zip(targets[:-1], paths, strict=False)))
+            write_checksums(paths[-1], digests, dict(zip(targets[:-1], paths, strict=False)))
 
 
 def describe(settings: ScoreSettings, models: Models) -> dict[str, Any]:
@@ -290,15 +295,17 @@ def find_models(request: Request) -> Models:
     }
 
 
-def plan_for(request: Request, intake: Intake, models: Models) -> Plan:
+def plan_for(request: Request, sequence_set: SequenceSet, models: Models) -> SequencePlan:
     """What becomes of long proteins, under the shortest position table of the models."""
     limits = [model.config.max_residues for model in models.values()]
     settings = request.settings
-    return Plan(intake, Reach.choose(TASK, limits, settings.long, settings.window))
+    return SequencePlan(
+        sequence_set, LengthPolicy.choose(TASK, limits, settings.long, settings.window)
+    )
 
 
 def choose_strategy(
-    settings: ScoreSettings, rows: Rows, plan: Plan, sequences: Intake | None
+    settings: ScoreSettings, rows: Rows, plan: SequencePlan, sequences: SequenceSet | None
 ) -> Strategy:
     """The strategy of the settings; likelihoods have `sequences`."""
     from esm_pipeline.tasks.score.strategies import Likelihoods, Marginals

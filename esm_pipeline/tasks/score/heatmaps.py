@@ -26,8 +26,7 @@ from esm_pipeline.files import atomic_path, remove_leftovers
 from esm_pipeline.formats.checksums import check_listed
 from esm_pipeline.formats.results.saturation import Saturation, Saturations
 from esm_pipeline.locks import Outputs
-from esm_pipeline.tasks.common.endings import require_folder_name
-from esm_pipeline.tasks.common.outputs import vouch
+from esm_pipeline.tasks.common.outputs import require_folder_name, write_checksums
 from esm_pipeline.tasks.common.progress import progress
 
 if TYPE_CHECKING:
@@ -81,7 +80,7 @@ def run(args: argparse.Namespace) -> int:
         drawn = draw_all(results, wanted, args.folder, quiet=args.quiet)
     if args.sha256:
         with atomic_path(args.sha256) as path:
-            vouch(path, args.sha256, {picture: picture for picture in drawn})
+            write_checksums(path, args.sha256, {picture: picture for picture in drawn})
     if not args.quiet:
         print(f"heatmaps: {len(drawn):,} pictures in {args.folder}", file=sys.stderr)
     return 0

@@ -38,7 +38,7 @@ from esm_pipeline.formats.records import (
 from esm_pipeline.formats.tables.base import Column, Table, create_table, open_table
 from esm_pipeline.locks import Outputs
 from esm_pipeline.settings import shard_names
-from esm_pipeline.tasks.score.scored_table import told
+from esm_pipeline.tasks.common.outcomes import format_counts
 from esm_pipeline.tasks.score.split import STATUS, SUFFIX, UNUSABLE
 
 TASK = "score"
@@ -94,7 +94,7 @@ def run(args: argparse.Namespace) -> int:
         write_digests(listed, dict(zip(names, paths, strict=False)))
     if not args.quiet:
         seconds = time.perf_counter() - started
-        print(f"join: {told(counts, 'variants')}; {seconds:.1f} s", file=sys.stderr)
+        print(f"join: {format_counts(counts, 'variants')}; {seconds:.1f} s", file=sys.stderr)
     return 0
 
 

@@ -17,23 +17,26 @@ from esm_pipeline.errors import InputError
 from esm_pipeline.formats.records import OK
 from esm_pipeline.formats.results.saturation import Saturations
 from esm_pipeline.formats.tables.base import open_table
-from esm_pipeline.tasks.common.pictures import BLUE, GREY, spread, svg
+from esm_pipeline.tasks.common.report_parts import (
+    BLUE,
+    GREY,
+    ReportSection,
+    evenly_spaced,
+    svg,
+)
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 PROTEINS = 200  # whose substitutions are in the picture of a saturation, at most
 
-Part: TypeAlias = tuple[str, list[str]]
-"""What is told of a sample, as HTML, and its pictures."""
-
 Values: TypeAlias = NDArray[np.floating[Any]]
 
 
-def saturation_section(path: Path) -> Part:
+def saturation_section(path: Path) -> ReportSection:
     """What the saturation of a sample is, with a histogram."""
     with Saturations.open(path) as results:
-        residues, chosen = int(results.length.sum()), spread(len(results), PROTEINS)
+        residues, chosen = int(results.length.sum()), evenly_spaced(len(results), PROTEINS)
         odds = [log_odds for place in chosen.tolist() if (log_odds := others(results, place)).size]
         facts = (
             f"Every substitution of {len(results):,} records with {residues:,} different residues, "
@@ -41,7 +44,8 @@ def saturation_section(path: Path) -> Part:
         )
         some = f" ({len(chosen):,} proteins)" if len(chosen) < len(results) else ""
         values = np.concatenate(odds) if odds else np.empty(0)
-        return facts, [histogram(values, f"Every substitution{some}", results.strategy)]
+        picture = histogram(values, f"Every substitution{some}", results.strategy)
+        return ReportSection(facts, [picture])
 
 
 def others(results: Saturations, place: int) -> Float32:
@@ -52,7 +56,7 @@ def others(results: Saturations, place: int) -> Float32:
     return found
 
 
-def variants_section(path: Path) -> Part:
+def variants_section(path: Path) -> ReportSection:
     """What the scores of a table of variants are, with a histogram."""
     try:
         facts = json.loads(path.with_name("scores.json").read_text(encoding="utf-8"))
@@ -61,7 +65,7 @@ def variants_section(path: Path) -> Part:
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise InputError(f"{path}: not as `join` writes it ({error}); make it again") from None
     told = f"{len(values):,} of {rows:,} variants scored by {strategy}. {models}"
-    return told, [histogram(values, "Variants", strategy)]
+    return ReportSection(told, [histogram(values, "Variants", strategy)])
 
 
 def scores(path: Path, strategy: str) -> tuple[int, Float64]:

@@ -20,7 +20,7 @@ from esm_pipeline.formats.results.writer import BLOCK, Array, RaggedWriter, bloc
 from esm_pipeline.formats.tables.base import Column, create_table
 from esm_pipeline.model.inference.windows import SPECIAL_TOKENS
 from esm_pipeline.settings.sections import ScoreSettings, StrategySettings, texts
-from esm_pipeline.tasks.common.plan import Layout, Plan
+from esm_pipeline.tasks.common.plan import ResultLayout, SequencePlan
 from esm_pipeline.tasks.common.runner import software
 from esm_pipeline.tasks.score.marginals import LanguageModel, Passes, one_masked, ranges, unmasked
 from esm_pipeline.tasks.score.strategies import Advance, blocks_of, note_failures
@@ -33,7 +33,7 @@ Models = Mapping[str, LanguageModel]
 class Saturation:
     """Scores all substitutions of the sequences of `plan`. Raises InputError for likelihoods."""
 
-    def __init__(self, settings: ScoreSettings, plan: Plan) -> None:
+    def __init__(self, settings: ScoreSettings, plan: SequencePlan) -> None:
         if settings.strategy == LIKELIHOOD:
             raise InputError(
                 f"{setting('score.strategy')}: a saturation by {LIKELIHOOD} takes 19 L² passes; "
@@ -43,7 +43,7 @@ class Saturation:
         lengths = plan.lengths.astype(np.int64)
         rows = np.flatnonzero(plan.rows() >= 0)
         self.numbers = rows[np.argsort(-lengths[rows], kind="stable")]
-        window = plan.reach.window
+        window = plan.policy.window
         seen = lengths[self.numbers] + SPECIAL_TOKENS
         seen = np.minimum(seen, window) if window else seen
         self.work = int((lengths[self.numbers] * seen).sum())
@@ -86,9 +86,9 @@ class Saturation:
         place = ranges(np.ones_like(lengths), lengths)  # BOS is 0
         sequence, tokens = (np.repeat(x, lengths) for x in (numbers, lengths + SPECIAL_TOKENS))
         plan = unmasked if self.settings.strategy == "wt_marginal" else one_masked
-        return plan(sequence, place, np.arange(len(place)), tokens, self.plan.reach.window)
+        return plan(sequence, place, np.arange(len(place)), tokens, self.plan.policy.window)
 
-    def layout(self, models: Models) -> Layout:
+    def layout(self, models: Models) -> ResultLayout:
         """The datasets and attributes of the file."""
         names = [*arrays_of(models), *([LOG_ODDS] if len(models) > 1 else [])]
         arrays = [Array(name, "residue", (len(AMINO_ACIDS),), "<f4") for name in sorted(names)]
@@ -100,7 +100,7 @@ class Saturation:
             "models": json.dumps(origins),
             "software": json.dumps(software()),
         }
-        return Layout([*arrays, Array(WILD_TYPE, "residue", (), "|S1")], attributes)
+        return ResultLayout([*arrays, Array(WILD_TYPE, "residue", (), "|S1")], attributes)
 
 
 def arrays_of(models: Models) -> dict[str, LanguageModel]:

@@ -10,7 +10,7 @@ import numpy as np
 
 from esm_pipeline.arrays import Float64
 from esm_pipeline.errors import InputError
-from esm_pipeline.formats.records import FAILED, OK, SKIPPED, Outcome
+from esm_pipeline.formats.records import SKIPPED, Outcome
 from esm_pipeline.formats.tables.base import Block, Column, Table, Writer
 from esm_pipeline.tasks.score.variant_rows import LIKELIHOOD, Reader
 
@@ -65,9 +65,3 @@ class Scores:
             else:
                 found.append(Outcome(SKIPPED, reader.reason(cells)))
         return found
-
-
-def told(counts: Counter[str], unit: str) -> str:
-    """How many of what became of what, for a summary."""
-    each = ", ".join(f"{counts[status]:,} {status}" for status in (OK, SKIPPED, FAILED))
-    return f"{counts.total():,} {unit}: {each}"

@@ -36,8 +36,8 @@ from esm_pipeline.formats.tables.base import Column, Table, create_table, open_t
 from esm_pipeline.locks import Outputs
 from esm_pipeline.settings import shard_names
 from esm_pipeline.settings.sections import CleaningSettings, StrategySettings, VariantSettings
-from esm_pipeline.tasks.common.plan import Plan, Reach
-from esm_pipeline.tasks.common.sequences import Intake
+from esm_pipeline.tasks.common.plan import LengthPolicy, SequencePlan
+from esm_pipeline.tasks.common.sequences import SequenceSet
 from esm_pipeline.tasks.run.shard import EVEN_LENGTH
 from esm_pipeline.tasks.score.offsets import add_hints
 from esm_pipeline.tasks.score.scored_table import added_columns
@@ -132,7 +132,7 @@ class Split:
 
     def read(self, table: Table, reader: Reader) -> None:
         """Take up all rows."""
-        first = reader.wild_types.intake.first
+        first = reader.wild_types.sequence_set.first
         for row, cells in enumerate(cells_of(table, reader)):
             protein, length, sites, line, key = -1, 0, 0, b"", b""
             try:
@@ -207,7 +207,7 @@ def write_shards(rows: Split, table: Table, reader: Reader, folder: Path, count:
         if (match := SHARD_FILE.fullmatch(old.name)) and int(match[1]) >= count:
             old.unlink()
     remove_leftovers(folder)
-    intake = reader.wild_types.intake
+    sequence_set = reader.wild_types.sequence_set
     for name, chosen in zip(shard_names(count), rows.shards(count), strict=True):
         with (
             atomic_path(folder / f"{name}.tsv", sweep=False) as path,
@@ -220,11 +220,11 @@ def write_shards(rows: Split, table: Table, reader: Reader, folder: Path, count:
             atomic_path(folder / f"{name}.fasta", sweep=False) as path,
             path.open("wb") as file,
         ):
-            sequences = intake.sequences(proteins)
-            pairs = zip(intake.first[proteins].tolist(), sequences, strict=True)
+            sequences = sequence_set.sequences(proteins)
+            pairs = zip(sequence_set.first[proteins].tolist(), sequences, strict=True)
             file.writelines(b">%d\n%b\n" % pair for pair in pairs)
     with atomic_path(folder / STATUS) as path:
-        write_status(path, intake)
+        write_status(path, sequence_set)
     with atomic_path(folder / UNUSABLE) as path:
         write_unusable(path, rows.proteins, table, reader)
     written = [f"{name}.{end}" for name in shard_names(count) for end in ("tsv", "fasta")]
@@ -247,10 +247,10 @@ def write_unusable(path: Path, proteins: Int32, table: Table, reader: Reader) ->
         raise InputError(f"{shown(table.path)}: was changed while it was read; run again")
 
 
-def write_status(path: Path, intake: Intake) -> None:
+def write_status(path: Path, sequence_set: SequenceSet) -> None:
     """Write what becomes of each record before any model runs."""
-    plan = Plan(intake, Reach("score", None, "full"))
+    plan = SequencePlan(sequence_set, LengthPolicy("score", None, "full"))
     with path.open("w", encoding="utf-8", newline="") as handle:
         handle.write(format_row(status_columns("score")))
-        for record in intake.records():
+        for record in sequence_set.records():
             handle.write(format_row([str(record.index), *plan.outcome(record)]))

@@ -20,8 +20,8 @@ from esm_pipeline.formats.records import FAILED, OK, SKIPPED, Outcome
 from esm_pipeline.formats.results.writer import unit_starts
 from esm_pipeline.model.inference.windows import SPECIAL_TOKENS
 from esm_pipeline.settings.sections import ScoreSettings
-from esm_pipeline.tasks.common.plan import DOES_NOT_FIT, NOT_FINITE, Plan
-from esm_pipeline.tasks.common.sequences import Intake
+from esm_pipeline.tasks.common.plan import DOES_NOT_FIT, NOT_FINITE, SequencePlan
+from esm_pipeline.tasks.common.sequences import SequenceSet
 from esm_pipeline.tasks.score.marginals import (
     Answers,
     LanguageModel,
@@ -50,7 +50,7 @@ class Strategy(ABC):
     work: int
     """Tokens of all passes, for one model."""
 
-    def __init__(self, rows: Rows, plan: Plan) -> None:
+    def __init__(self, rows: Rows, plan: SequencePlan) -> None:
         self.rows, self.plan = rows, plan
         protein = rows.protein
         usable = protein >= 0
@@ -58,7 +58,7 @@ class Strategy(ABC):
         self.codes = np.where(usable, READY, UNUSABLE).astype(np.int8)
         if len(lengths):
             self.codes[usable & ~kept[protein]] = TOO_LONG
-            cut = plan.reach.policy == "truncate"
+            cut = plan.policy.long == "truncate"
             self.codes[(self.codes == READY) & cut & (rows.last > lengths[protein])] = BEYOND
 
     @property
@@ -80,11 +80,11 @@ class Strategy(ABC):
             return Outcome(
                 SKIPPED,
                 f"residue {self.rows.last[row]} is mutated, but the protein is truncated to the "
-                f"first {self.plan.reach.cut}; set {setting('score.long')} to window",
+                f"first {self.plan.policy.cut}; set {setting('score.long')} to window",
             )
         if failed:
             return Outcome(FAILED, self.failure(row))
-        return self.plan.reach.outcome(int(self.plan.intake.lengths[protein]))
+        return self.plan.policy.outcome(int(self.plan.sequence_set.lengths[protein]))
 
     def failure(self, row: int) -> str:
         """Why a row failed."""
@@ -97,12 +97,12 @@ class Marginals(Strategy):
     In memory, some 60 bytes a substitution.
     """
 
-    def __init__(self, settings: ScoreSettings, rows: Rows, plan: Plan) -> None:
+    def __init__(self, settings: ScoreSettings, rows: Rows, plan: SequencePlan) -> None:
         super().__init__(rows, plan)
         self.budget = settings.token_budget
         joint = settings.strategy == "masked_marginal_joint"
-        if joint and plan.reach.window:
-            self._refuse_far_apart(plan.reach.window)
+        if joint and plan.policy.window:
+            self._refuse_far_apart(plan.policy.window)
         counts = np.diff(rows.ends)
         self.row = np.repeat(np.arange(len(rows)), counts)  # (E,)
         entries = np.flatnonzero(self.ready[self.row])
@@ -127,7 +127,7 @@ class Marginals(Strategy):
         place = sites - starts[sequence] + 1  # BOS is 0
         plan = unmasked if strategy == "wt_marginal" else one_masked
         slots, tokens = np.arange(len(sites)), self._tokens(sequence)
-        return plan(sequence, place, slots, tokens, self.plan.reach.window), slot
+        return plan(sequence, place, slots, tokens, self.plan.policy.window), slot
 
     def _sets(self) -> tuple[Passes, Int64]:
         """Passes for the different sets of sites, and the slot of each substitution."""
@@ -141,7 +141,7 @@ class Marginals(Strategy):
         place = rows.position[asked].astype(np.int64) + 1
         sequence = rows.protein[chosen].astype(np.int64)
         passes = together_masked(
-            sequence, set_ends, place, self._tokens(sequence), self.plan.reach.window
+            sequence, set_ends, place, self._tokens(sequence), self.plan.policy.window
         )
         return passes, ranges(set_ends[which], counts[mutated])
 
@@ -177,7 +177,7 @@ class Marginals(Strategy):
         if self.codes[row] == APART:
             return Outcome(
                 SKIPPED,
-                f"the mutations lie too far apart for one window of {self.plan.reach.window} "
+                f"the mutations lie too far apart for one window of {self.plan.policy.window} "
                 f"tokens; set {setting('score.strategy')} to masked_marginal",
             )
         return super().outcome(row, failed)
@@ -190,10 +190,12 @@ class Likelihoods(Strategy):
     memory, some 40 bytes a row.
     """
 
-    def __init__(self, settings: ScoreSettings, rows: Rows, plan: Plan, sequences: Intake) -> None:
+    def __init__(
+        self, settings: ScoreSettings, rows: Rows, plan: SequencePlan, sequences: SequenceSet
+    ) -> None:
         super().__init__(rows, plan)
         self.budget = settings.token_budget
-        self.mutants = Plan(sequences, plan.reach)
+        self.mutants = SequencePlan(sequences, plan.policy)
         protein = rows.protein
         usable = protein >= 0
         wild_types, which = np.unique(protein[usable], return_inverse=True)
@@ -206,16 +208,16 @@ class Likelihoods(Strategy):
         kept = self.mutants.rows() >= 0
         if len(kept):
             self.codes[self.ready & ~kept[self.mutant]] = TOO_LONG
-        if plan.reach.policy == "truncate" and plan.reach.cut is not None and len(kept):
+        if plan.policy.long == "truncate" and plan.policy.cut is not None and len(kept):
             own, other = (sequences.lengths[which] for which in (self.mutant, self.wild_type))
-            cut = np.maximum(own, other) > plan.reach.cut
+            cut = np.maximum(own, other) > plan.policy.cut
             self.codes[self.ready & cut & (own != other)] = RESIZED
         needed = np.unique(np.concatenate([self.mutant[self.ready], self.wild_type[self.ready]]))
         lengths = self.mutants.lengths[needed].astype(np.int64)
         self.needed = needed[np.argsort(-lengths, kind="stable")]
         seen = lengths + SPECIAL_TOKENS
-        if plan.reach.window:
-            seen = np.minimum(seen, plan.reach.window)
+        if plan.policy.window:
+            seen = np.minimum(seen, plan.policy.window)
         self.work = int((lengths * seen).sum())
 
     def score(self, model: LanguageModel, advance: Advance) -> list[Float64]:
@@ -236,7 +238,7 @@ class Likelihoods(Strategy):
 
     def _passes(self) -> Iterator[Passes]:
         """Passes for every place of every sequence, some sequences at a time, longest first."""
-        window = self.plan.reach.window
+        window = self.plan.policy.window
         for numbers in blocks_of(self.needed, self.mutants.lengths):
             lengths = self.mutants.lengths[numbers].astype(np.int64)
             sequence = np.repeat(numbers, lengths)
@@ -250,12 +252,13 @@ class Likelihoods(Strategy):
             return Outcome(
                 SKIPPED,
                 "the variant changes the length of the protein, of which only the first "
-                f"{self.plan.reach.cut} residues are scored; set {setting('score.long')} to window",
+                f"{self.plan.policy.cut} residues are scored; "
+                f"set {setting('score.long')} to window",
             )
         found = super().outcome(row, failed)
         if found != Outcome(OK):
             return found
-        return self.plan.reach.outcome(int(self.mutants.intake.lengths[self.mutant[row]]))
+        return self.plan.policy.outcome(int(self.mutants.sequence_set.lengths[self.mutant[row]]))
 
     def failure(self, row: int) -> str:
         """That of the mutant or of its wild type."""
@@ -272,7 +275,7 @@ def blocks_of(numbers: Int64, lengths: Int32) -> Iterator[Int64]:
     yield from np.split(numbers, np.flatnonzero(np.diff(ends // PLACES_PLANNED)) + 1)
 
 
-def note_failures(plan: Plan, answers: Answers) -> None:
+def note_failures(plan: SequencePlan, answers: Answers) -> None:
     """Have `plan` know the sequences that something is wrong with, and what."""
     wrong = ~np.isfinite(answers.log_p).all(1)
     for number in np.unique(answers.sequence[wrong]).tolist():

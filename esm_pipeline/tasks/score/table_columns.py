@@ -66,7 +66,11 @@ def check_columns(table: Table, reader: Reader) -> None:
         raise InputError(
             f"{shown(table.path)}: no column {missing[0]!a}; it has {table.listed()}; {found}"
         )
-    if wild_types.intake.count == 1 and wild_types.column is None and wild_types.protein is None:
+    if (
+        wild_types.sequence_set.count == 1
+        and wild_types.column is None
+        and wild_types.protein is None
+    ):
         refuse_other_proteins(table, reader)
 
 
@@ -84,7 +88,7 @@ def refuse_other_proteins(table: Table, reader: Reader) -> None:
             found[column].take(cells)
     for column, named in found.items():
         if named.of_several():
-            only = next(wild_types.intake.records()).id
+            only = next(wild_types.sequence_set.records()).id
             by_column = f"{setting('score.protein_col')} to {column!a}, or " if named.own else ""
             raise InputError(
                 f"{shown(table.path)}: column {column!a} names {named.told()}, but the only wild "
@@ -176,7 +180,7 @@ def is_uniprot(name: str) -> bool:
 def require_match(table: Table, wild_types: WildTypes) -> None:
     """Raise InputError if there are rows, and none of them is of one of the wild types."""
     first, column = wild_types.first_unmatched, wild_types.column
-    if wild_types.matched or first is None or not wild_types.intake.count:
+    if wild_types.matched or first is None or not wild_types.sequence_set.count:
         return
     by_column, by_name = setting("score.protein_col"), setting("score.protein")
     near = wild_types.near(first)
@@ -192,7 +196,7 @@ def require_match(table: Table, wild_types: WildTypes) -> None:
     elif first:
         what, remedy = f"the mutations name none of the wild types, {says}", f"set {only}"
     else:
-        what = f"no column '{PROTEIN}', but there are {wild_types.intake.count:,} proteins"
+        what = f"no column '{PROTEIN}', but there are {wild_types.sequence_set.count:,} proteins"
         named = protein_column(first_cells(table), wild_types)
         remedy = f"set {by_column} to {f'{named!a}' if named else f'one of {table.listed()}'}"
     raise InputError(f"{shown(table.path)}: {what}; {remedy}")

@@ -15,7 +15,7 @@ from esm_pipeline.formats.fasta import UPPER, WHITESPACE, Entry
 from esm_pipeline.formats.records import OK
 from esm_pipeline.formats.tables.base import Table, open_table
 from esm_pipeline.settings.sections import CleaningSettings, VariantSettings
-from esm_pipeline.tasks.common.sequences import Intake, open_intake, take_in
+from esm_pipeline.tasks.common.sequences import SequenceSet, open_sequences, read_entries
 
 TABLES = (".csv", ".tsv", ".parquet")
 SEVERAL = -1
@@ -56,7 +56,7 @@ Name = str | bytes
 
 
 class WildTypes:
-    """Validated wild types, a context manager that owns their `intake`.
+    """Validated wild types, a context manager that owns their `sequence_set`.
 
     `column` is that of the variants' table which names the protein of each row; None if there is
     none: rows are of the only protein, or of one that their notation names. `protein` is the name
@@ -70,13 +70,13 @@ class WildTypes:
 
     def __init__(
         self,
-        intake: Intake,
+        sequence_set: SequenceSet,
         column: str | None,
         *,
         sequences: dict[Name, int] | None = None,
         protein: str | None = None,
     ) -> None:
-        self.intake, self.column = intake, column
+        self.sequence_set, self.column = sequence_set, column
         self.matched = False
         self.first_unmatched = None
         self._by_sequence = sequences is not None
@@ -84,10 +84,10 @@ class WildTypes:
         self._genes: dict[Name, int] = {}
         self._gene_of: dict[int, str] = {}
         self._refused: dict[int, str] = {}
-        for record in intake.records():
+        for record in sequence_set.records():
             if record.status != OK:
                 self._refused[record.index] = record.reason
-            elif intake.unique[record.index] < 0:
+            elif sequence_set.unique[record.index] < 0:
                 self._refused[record.index] = "a complex of several chains"
             if not self._by_sequence:
                 for name in names_of(record.id):
@@ -111,7 +111,7 @@ class WildTypes:
 
     def _same(self, one: int, other: int) -> bool:
         """Whether two records have one sequence."""
-        unique = self.intake.unique
+        unique = self.sequence_set.unique
         return one == other or (unique[one] >= 0 and unique[one] == unique[other])
 
     def find(self, name: str, reference: str = "") -> int:
@@ -141,11 +141,11 @@ class WildTypes:
             record = self._chosen
         elif reference:
             return self._record(reference)
-        elif self.intake.count == 1:
+        elif self.sequence_set.count == 1:
             return 0
         else:
             where = f"{setting('score.protein_col')} or {setting('score.protein')}"
-            raise InputError(f"names none of the {self.intake.count:,} proteins; set {where}")
+            raise InputError(f"names none of the {self.sequence_set.count:,} proteins; set {where}")
         if reference and self._contradicts(reference, record):
             raise InputError(
                 f"the mutation is of {reference[:NAME_SHOWN]!a}, which the row's protein is not; "
@@ -173,7 +173,7 @@ class WildTypes:
         """The number of a record's sequence. Raises InputError if it was skipped."""
         if record in self._refused:
             raise InputError(f"the wild type cannot be used: {self._refused[record]}")
-        return int(self.intake.unique[record])
+        return int(self.sequence_set.unique[record])
 
     def _record(self, name: str) -> int:
         """The record of a name, as it stands or by its parts. Raises InputError."""
@@ -213,7 +213,9 @@ class WildTypes:
     def of_other_genes(self, symbols: Iterable[str]) -> bool:
         """Whether the headers of all wild types name genes, and none of `symbols`."""
         own = {gene.lower() for gene in self._gene_of.values()}
-        return len(self._gene_of) == self.intake.count and own.isdisjoint(map(str.lower, symbols))
+        return len(self._gene_of) == self.sequence_set.count and own.isdisjoint(
+            map(str.lower, symbols)
+        )
 
     def _contradicts(self, name: str, record: int) -> bool:
         """Whether `name` is of another protein or, `NM_000558.5(HBA1)`, gene than a record."""
@@ -253,13 +255,13 @@ class WildTypes:
         return {base_of(name): name for name in self._names if isinstance(name, str)}
 
     def _sequence(self, number: int) -> str:
-        return self.intake.sequence(number).decode()
+        return self.sequence_set.sequence(number).decode()
 
     def __enter__(self) -> WildTypes:
         return self
 
     def __exit__(self, *error: object) -> None:
-        self.intake.close()
+        self.sequence_set.close()
 
 
 def open_wild_types(
@@ -279,7 +281,7 @@ def open_wild_types(
         return from_column(table, settings, cleaning, spool_dir)
     path = paths[0]
     if len(paths) == 1 and Path(path).suffix.lower() in TABLES:
-        intake = take_in(reference_entries(path, settings), cleaning, spool_dir)
+        sequence_set = read_entries(reference_entries(path, settings), cleaning, spool_dir)
         column = settings.protein_col
         if settings.protein is not None and not table.has(str(column)):
             column = None  # it is the reference's alone
@@ -289,11 +291,11 @@ def open_wild_types(
             "leave out one"
         )
     else:
-        intake = open_intake(paths, cleaning, spool_dir, allow_empty=allow_empty)
+        sequence_set = open_sequences(paths, cleaning, spool_dir, allow_empty=allow_empty)
         column = settings.protein_col
     if column is None and settings.protein is None and table.has(PROTEIN):
         column = PROTEIN
-    return WildTypes(intake, column, protein=settings.protein)
+    return WildTypes(sequence_set, column, protein=settings.protein)
 
 
 def from_column(
@@ -318,7 +320,7 @@ def from_column(
                     names[key] = len(names)
             yield batch
 
-    return WildTypes(take_in(entries(), cleaning, spool_dir), column, sequences=names)
+    return WildTypes(read_entries(entries(), cleaning, spool_dir), column, sequences=names)
 
 
 def reference_entries(path: str, settings: VariantSettings) -> Iterator[list[Entry]]:
