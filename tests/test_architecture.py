@@ -128,7 +128,7 @@ def test_a_wrong_import_is_seen(module, line):
 SNAKEFILES = ("Snakefile", "workflow/Snakefile")
 
 
-def test_workflow_imports_only_errors_and_settings():
+def test_workflow_imports_only_errors_flags_and_settings():
     found = set()
     rules = (ROOT / "workflow" / "rules").glob("*.smk")
     for path in [*(ROOT / name for name in SNAKEFILES), *rules]:
@@ -138,8 +138,8 @@ def test_workflow_imports_only_errors_and_settings():
                 found.add(words[1])
     assert found == {
         "esm_pipeline.errors",
+        "esm_pipeline.flags",
         "esm_pipeline.settings",
-        "esm_pipeline.settings.sections",
     }
 
 

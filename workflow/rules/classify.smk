@@ -1,6 +1,6 @@
 # The gathered probabilities of a sample -> classes.tsv, for models that classify sequences. A rule
 # of its own, so that another threshold classifies and gathers nothing again.
-from esm_pipeline.settings.sections import LabelSettings
+from esm_pipeline.settings import LabelSettings
 
 if CLASSIFIED == "sequences":
 

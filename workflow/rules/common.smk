@@ -17,8 +17,8 @@ if unusable := {":", "{", "}"} & {*str(HOME)}:
 sys.path.insert(0, str(HOME))
 
 from esm_pipeline.errors import IN_WORKFLOW, InputError
-from esm_pipeline.settings.sections import AS_VALIDATED, CleaningSettings, flags
-from esm_pipeline.settings import load_settings, shard_names
+from esm_pipeline.flags import flags
+from esm_pipeline.settings import AS_VALIDATED, CleaningSettings, load_settings, shard_names
 
 
 def chosen_config():

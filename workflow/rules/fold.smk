@@ -1,6 +1,6 @@
 # The gathered structures of a sample -> the files that people open. A rule of its own, so that a
 # change to these files folds nothing again.
-from esm_pipeline.settings.sections import StructureSettings
+from esm_pipeline.settings import StructureSettings
 
 
 rule structures:

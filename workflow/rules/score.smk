@@ -1,6 +1,6 @@
 # The variant table of a sample -> its shards; their scores -> scores.tsv, the same table with the
 # scores appended. saturation.h5 -> heat maps.
-from esm_pipeline.settings.sections import VariantSettings
+from esm_pipeline.settings import VariantSettings
 
 # One rule for each sample, because samples differ in their number of shards.
 for sample, table in TABLES.items():

@@ -15,7 +15,8 @@ from torch import Tensor
 from esm_pipeline.model.folding.output import EsmForProteinFoldingOutput
 from esm_pipeline.structure import residues
 from esm_pipeline.structure.pae import to_steps
-from esm_pipeline.structure.structure import MEANINGLESS, RANDOM, Structure, pdb_text
+from esm_pipeline.structure.pdb import pdb_text
+from esm_pipeline.structure.structure import MEANINGLESS, RANDOM, Structure
 
 __all__ = ["RANDOM", "pdb_texts", "structures_of"]
 

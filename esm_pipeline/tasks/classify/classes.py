@@ -22,7 +22,8 @@ from esm_pipeline.formats.checksums import LISTING, check_listed
 from esm_pipeline.formats.records import OK, Outcome, Record
 from esm_pipeline.formats.results.classes import Classes, ResidueClasses
 from esm_pipeline.formats.results.open import open_results
-from esm_pipeline.formats.tables.base import BLOCK, Column, Writer, create_table, suffix_of
+from esm_pipeline.formats.tables.base import BLOCK, Column, Writer, suffix_of
+from esm_pipeline.formats.tables.open import create_table
 from esm_pipeline.locks import Outputs
 from esm_pipeline.settings.sections import LabelSettings
 from esm_pipeline.tasks.common.outcomes import with_outcomes
@@ -116,7 +117,7 @@ def write_sequences(
     threshold: float,
 ) -> None:
     """Write a row for each record, with empty cells if it has no results."""
-    done, values = 0, results.mapped()
+    done, values = 0, results.predictions()
     while block := list(islice(rows, BLOCK)):
         index, names, outcomes = zip(*block, strict=True)
         statuses, reasons = zip(*outcomes, strict=True)
@@ -149,7 +150,7 @@ def fill_missing(column: Any, ok: Bool) -> list[Any]:
 
 def write_residues(writer: Writer, results: ResidueClasses, threshold: float) -> None:
     """Write a row for each residue of each record."""
-    values = results.mapped()
+    values = results.predictions()
     for index, name, row in zip(
         results.index.tolist(), results.ids, results.row.tolist(), strict=True
     ):

@@ -19,15 +19,15 @@ from torch import Tensor
 
 from esm_pipeline.errors import InputError, WeightsError, setting
 from esm_pipeline.formats.results.classes import (
-    BETWEEN,
     MULTI_LABEL,
     REGRESSION,
+    SEPARATOR,
     SEQUENCE,
     Classes,
     ResidueClasses,
     array_name,
 )
-from esm_pipeline.formats.results.writer import Array
+from esm_pipeline.formats.results.layout import Array
 from esm_pipeline.model import (
     Checkpoint,
     EsmConfig,
@@ -178,9 +178,9 @@ def labels_of(config: EsmConfig, problem: str) -> list[str]:
                 f"config: label {label!a} in id2label cannot name a column; rename it, with "
                 "characters that can be printed"
             )
-        if problem == MULTI_LABEL and BETWEEN in label:
+        if problem == MULTI_LABEL and SEPARATOR in label:
             raise WeightsError(
-                f"config: label {label!a} in id2label has a '{BETWEEN}', which separates "
+                f"config: label {label!a} in id2label has a '{SEPARATOR}', which separates "
                 "several labels; rename it"
             )
         if counts[label] > 1:

@@ -41,8 +41,8 @@ def facts(results: Classes) -> str:
     """Two sentences: how many were classified, by which model."""
     origin = {name: html.escape(str(value)) for name, value in results.attributes.items()}
     return (
-        f"{len(results.mapped()):,} {unit(results)} of {len(results):,} records classified. Model "
-        f"<code>{origin['model']}</code>, weights <code>{origin['weights_sha256'][:16]}</code>, "
+        f"{len(results.predictions()):,} {unit(results)} of {len(results):,} records classified. "
+        f"Model <code>{origin['model']}</code>, weights <code>{origin['weights_sha256'][:16]}</code>, "
         f"{origin['dtype']}."
     )
 
@@ -55,7 +55,7 @@ def unit(results: Classes) -> str:
 
 def pictures(results: Classes) -> list[str]:
     """A bar for each label, or a histogram for each value, as SVG; none without results."""
-    values = results.mapped()
+    values = results.predictions()
     if not len(values):
         return []
     if results.problem != REGRESSION:
@@ -69,7 +69,7 @@ def pictures(results: Classes) -> list[str]:
 
 def counts_of(results: Classes) -> Int64:
     """(K,) how many have each label."""
-    p, counts = results.mapped(), np.zeros(len(results.labels), np.int64)
+    p, counts = results.predictions(), np.zeros(len(results.labels), np.int64)
     for start in range(0, len(p), BLOCK):
         block = p[start : start + BLOCK]
         if results.problem == MULTI_LABEL:

@@ -18,7 +18,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from esm_pipeline.arrays import Float32, Int64
-from esm_pipeline.formats.results.writer import Array, RaggedWriter
+from esm_pipeline.formats.results.layout import Array
+from esm_pipeline.formats.results.writer import RaggedWriter
 from esm_pipeline.model.base import EsmPreTrainedModel
 from esm_pipeline.model.inference.batching import BatchResult, compute_batches
 from esm_pipeline.settings.sections import ClassifySettings, EmbedSettings, FoldSettings

@@ -13,8 +13,9 @@ from esm_pipeline.arrays import Bool, Int64
 from esm_pipeline.errors import InputError, setting
 from esm_pipeline.files import atomic_path
 from esm_pipeline.formats.records import FAILED, OK, SKIPPED, Outcome, Record, write_records
+from esm_pipeline.formats.results.layout import Array, RecordRow
 from esm_pipeline.formats.results.validation import open_hdf5
-from esm_pipeline.formats.results.writer import Array, Entry, RaggedWriter
+from esm_pipeline.formats.results.writer import RaggedWriter
 from esm_pipeline.tasks.common.sequences import SequenceSet
 
 DOES_NOT_FIT = "{} residues do not fit into memory, even alone; use a machine with more"
@@ -146,12 +147,12 @@ class SequencePlan:
         """The outcome for a unique sequence, if nothing fails."""
         return self.policy.outcome(int(self.sequence_set.lengths[unique]))
 
-    def entries(self, rows: Int64) -> Iterator[Entry]:
+    def entries(self, rows: Int64) -> Iterator[RecordRow]:
         """Every record whose sequence has one of `rows`."""
         for record in self.sequence_set.records():
             unique = int(self.sequence_set.unique[record.index])
             if unique >= 0 and rows[unique] >= 0:
-                yield Entry(record.id, record.index, int(rows[unique]))
+                yield RecordRow(record.id, record.index, int(rows[unique]))
 
     def entry_count(self, rows: Int64) -> int:
         """The number of `entries`."""

@@ -28,7 +28,7 @@ from esm_pipeline.formats.fasta import (
     MOST_HEADER,
     MOST_LETTERS,
     STANDARD_INPUT,
-    Entry,
+    FastaRecord,
     read_batches,
     read_header,
     shown,
@@ -85,7 +85,7 @@ def open_sequences(
         raise InputError(f"{shown(STANDARD_INPUT)}: given twice, but can be read once; drop one")
     digests = [sha256() for _ in paths]
 
-    def read(path: str, digest: hashlib._Hash) -> Iterator[list[Entry]]:
+    def read(path: str, digest: hashlib._Hash) -> Iterator[list[FastaRecord]]:
         batches = read_batches(
             path,
             allow_empty=allow_empty,
@@ -109,7 +109,7 @@ def most_letters(cleaning: CleaningSettings) -> int:
     return min(letters, MOST_LETTERS)
 
 
-def proteins(batches: Iterable[list[Entry]], name: str) -> Iterator[list[Entry]]:
+def proteins(batches: Iterable[list[FastaRecord]], name: str) -> Iterator[list[FastaRecord]]:
     """The records of the file `name`. Raises InputError if most of the first are nucleotides."""
     seen, found = 0, 0
     line, kind = 0, ""
@@ -136,7 +136,7 @@ def proteins(batches: Iterable[list[Entry]], name: str) -> Iterator[list[Entry]]
 
 
 def read_entries(
-    batches: Iterable[list[Entry]],
+    batches: Iterable[list[FastaRecord]],
     cleaning: CleaningSettings,
     spool_dir: Path,
     *,
@@ -179,7 +179,7 @@ class SequenceSpool:
         self.sizes = array("i")  # bytes in `sequences`; 0 if skipped
         self.residues = array("i")  # as many, or fewer in a complex
 
-    def add(self, batch: list[Entry], cleaning: CleaningSettings) -> None:
+    def add(self, batch: list[FastaRecord], cleaning: CleaningSettings) -> None:
         """Validate some records and append them."""
         rows, sequences, digests, residues = [], [], [], []
         most = most_letters(cleaning)

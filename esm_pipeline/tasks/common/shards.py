@@ -21,9 +21,10 @@ from esm_pipeline.arrays import Int32, Int64
 from esm_pipeline.errors import DamagedError, InputError
 from esm_pipeline.formats.checksums import check_digests, check_listed
 from esm_pipeline.formats.records import FAILED, OK, PLACE, SKIPPED, Outcome, Record, read_records
+from esm_pipeline.formats.results.layout import Array, RecordRow
 from esm_pipeline.formats.results.open import open_results
-from esm_pipeline.formats.results.validation import judging, open_hdf5
-from esm_pipeline.formats.results.writer import Array, Entry, RaggedWriter, arrays_of
+from esm_pipeline.formats.results.validation import arrays_of, open_hdf5, reading
+from esm_pipeline.formats.results.writer import RaggedWriter
 from esm_pipeline.settings import shard_names
 
 CODES = {OK: 1, SKIPPED: 2, FAILED: 3}
@@ -126,12 +127,12 @@ class ShardResults:
         """U, the number of unique sequences that are ok."""
         return int(np.count_nonzero(self._codes == CODES[OK]))
 
-    def entries(self) -> Iterator[Entry]:
+    def entries(self) -> Iterator[RecordRow]:
         """Every record that is ok, with the row of its sequence."""
         for record, outcome in self.outcomes():
             if outcome.status == OK:
                 first = record.index if record.duplicate_of is None else record.duplicate_of
-                yield Entry(record.id, record.index, int(self.rows[first]))
+                yield RecordRow(record.id, record.index, int(self.rows[first]))
 
 
 def short_digest(record: Record) -> int | None:
@@ -153,7 +154,7 @@ class RaggedShard:
 def read_shard(path: Path) -> RaggedShard:
     """Read the metadata of a shard's file. Raises InputError if it is not one."""
     try:
-        with open_results(path) as results, judging(path):
+        with open_results(path) as results, reading(path):
             arrays = arrays_of(results.file)
             places = np.array([int(name) for name in results.ids], np.int64)
             first = np.empty(len(results.length), np.int64)

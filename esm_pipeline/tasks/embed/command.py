@@ -17,7 +17,8 @@ from esm_pipeline.errors import InputError
 from esm_pipeline.files import scratch_path
 from esm_pipeline.flags import section_from
 from esm_pipeline.formats.records import FAILED
-from esm_pipeline.formats.results.embedding_tables import FIXED, write_array, write_table
+from esm_pipeline.formats.results.embedding_tables import write_array, write_table
+from esm_pipeline.formats.results.embeddings import FIXED_SIZE
 from esm_pipeline.formats.tables.base import SUFFIXES
 from esm_pipeline.locks import Outputs
 from esm_pipeline.settings.sections import CleaningSettings, EmbedSettings
@@ -95,7 +96,7 @@ def run(args: argparse.Namespace) -> int:
 def require_fixed(output: Path, include: Iterable[str]) -> None:
     """Raise InputError for what does not fit into a table's row: its size varies with length."""
     for kind in include:
-        if kind not in FIXED:
+        if kind not in FIXED_SIZE:
             raise InputError(
                 f"{output}: has a row for each record, which {kind} does not fit into; leave it "
                 "out of --include, or write .h5"

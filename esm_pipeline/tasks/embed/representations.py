@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from esm_pipeline.errors import WeightsError
-from esm_pipeline.formats.results.open import FORMAT
-from esm_pipeline.formats.results.writer import Array
+from esm_pipeline.formats.results.embeddings import Embeddings
+from esm_pipeline.formats.results.layout import Array
 from esm_pipeline.model import EsmModel, PackedLayout
 from esm_pipeline.model.inference.batching import check_layer, pack, residue_states
 from esm_pipeline.model.inference.windows import SPECIAL_TOKENS
@@ -66,7 +66,7 @@ class Encoder(ArrayRunner[EsmModel]):
     def attributes(self) -> dict[str, str]:
         """How the results were made: the attributes of the file."""
         return {
-            "format": FORMAT,
+            "format": Embeddings.format,
             **self.origin,
             **texts(self.settings),
             "software": json.dumps(software()),

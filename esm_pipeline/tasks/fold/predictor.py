@@ -13,7 +13,7 @@ import torch
 
 from esm_pipeline.arrays import Int64
 from esm_pipeline.errors import CapacityError, WeightsError, setting
-from esm_pipeline.formats.results.structures import ARRAYS, FORMAT, write_structures
+from esm_pipeline.formats.results.structures import ARRAYS, Structures, write_structures
 from esm_pipeline.formats.results.writer import RaggedWriter
 from esm_pipeline.model import EsmForProteinFolding, optimize_for_inference
 from esm_pipeline.model.folding.complexes import BREAK, LINKER
@@ -121,7 +121,7 @@ class Predictor(ArrayRunner[EsmForProteinFolding]):
     def attributes(self) -> dict[str, str]:
         """How the structures were made: the attributes of the file."""
         return {
-            "format": FORMAT,
+            "format": Structures.format,
             **self.origin,
             **texts(self.settings),
             RANDOM: "true" if self.random else "false",

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from esm_pipeline.arrays import Float64
-from esm_pipeline.formats.structure_files import read_table
+from esm_pipeline.formats.structure_files import structure_rows
 from esm_pipeline.structure.structure import MEANINGLESS, RANDOM
 from esm_pipeline.tasks.common.report_parts import BLUE, GREY, ReportSection, svg, table
 
@@ -25,7 +25,7 @@ LEVELS = (50, 70, 90)
 def structures_section(path: Path) -> ReportSection:
     """The number of structures of a sample, their confidence and flags, from their table."""
     plddt, ptm, flags = [], [], Counter[str]()
-    for row in read_table(path):
+    for row in structure_rows(path):
         if row["plddt"]:
             plddt.append(float(row["plddt"]))
             ptm.append(float(row["ptm"]))

@@ -31,7 +31,7 @@ from esm_pipeline.formats.results.structures import Structures
 from esm_pipeline.formats.structure_files import (
     COLUMNS,
     RECORDS,
-    Bundle,
+    FileBundle,
     file_stem,
     folder_name,
     require_ours,
@@ -41,7 +41,8 @@ from esm_pipeline.locks import Outputs
 from esm_pipeline.settings.sections import StructureSettings
 from esm_pipeline.structure.modelcif import cif_text
 from esm_pipeline.structure.pae import json_bytes, npz_bytes
-from esm_pipeline.structure.structure import MEANINGLESS, RANDOM, Structure, pdb_problem, pdb_text
+from esm_pipeline.structure.pdb import pdb_problem, pdb_text
+from esm_pipeline.structure.structure import MEANINGLESS, RANDOM, Structure
 from esm_pipeline.tasks.common.outcomes import with_outcomes
 from esm_pipeline.tasks.common.outputs import require_folder_name
 from esm_pipeline.tasks.common.progress import progress
@@ -223,8 +224,8 @@ def write_group(job: WriteJob) -> tuple[set[int], str]:
     folder, zipped = folder_name(job.group[0].first), job.settings.archive
     with (
         Structures.open(job.arrays) as arrays,
-        Bundle(job.structures, folder, archive=zipped) as files,
-        Bundle(job.pae, folder, archive=zipped) as errors,
+        FileBundle(job.structures, folder, archive=zipped) as files,
+        FileBundle(job.pae, folder, archive=zipped) as errors,
     ):
         for row, first, name in job.group:
             structure, stem = arrays.structure(row), file_stem(first, name)
@@ -339,7 +340,7 @@ class StructureTable:
 
     def of_row(self, record: Record, row: int) -> list[str]:
         """The cells that describe the structure."""
-        value = {name: values[row] for name, values in self.arrays.of_sequence.items()}
+        value = {name: values[row] for name, values in self.arrays.per_sequence.items()}
         iptm = "" if np.isnan(value["iptm"]) else f"{value['iptm']:.4f}"
         return [
             str(self.arrays.chain_count(row)),

@@ -18,7 +18,7 @@ import numpy as np
 from esm_pipeline.arrays import Float32, Float64
 from esm_pipeline.files import atomic_path
 from esm_pipeline.formats.fasta import shown
-from esm_pipeline.formats.results.open import Embeddings
+from esm_pipeline.formats.results.embeddings import Embeddings
 from esm_pipeline.locks import Outputs
 from esm_pipeline.settings.result_names import RECORDS, SCORES
 from esm_pipeline.tasks.classify.report import classes_section

@@ -24,7 +24,8 @@ from esm_pipeline.formats.checksums import check_shard
 from esm_pipeline.formats.input_checksums import require_unchanged
 from esm_pipeline.formats.records import FAILED
 from esm_pipeline.formats.results.saturation import Saturations
-from esm_pipeline.formats.tables.base import SUFFIXES, create_table, open_table, suffix_of
+from esm_pipeline.formats.tables.base import SUFFIXES, suffix_of
+from esm_pipeline.formats.tables.open import create_table, open_table
 from esm_pipeline.locks import Outputs
 from esm_pipeline.settings.sections import (
     AS_VALIDATED,
@@ -189,7 +190,7 @@ def score_table(request: Request) -> tuple[str, int]:
     table = open_table(args.variants)
     columns = added_columns(settings.strategy, [model.label for model in request.models])
     suffix = suffix_of(request.output)
-    table.refuse(columns, suffix)
+    table.require_room_for(columns, suffix)
     with ExitStack() as stack:
         wild_types = stack.enter_context(
             open_wild_types(

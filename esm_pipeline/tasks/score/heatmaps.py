@@ -24,7 +24,7 @@ from esm_pipeline.arrays import Float32
 from esm_pipeline.errors import InputError
 from esm_pipeline.files import atomic_path, remove_leftovers
 from esm_pipeline.formats.checksums import check_listed
-from esm_pipeline.formats.results.saturation import Saturation, Saturations
+from esm_pipeline.formats.results.saturation import SaturatedProtein, Saturations
 from esm_pipeline.locks import Outputs
 from esm_pipeline.tasks.common.outputs import require_folder_name, write_checksums
 from esm_pipeline.tasks.common.progress import progress
@@ -87,7 +87,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def draw_all(
-    results: Saturations, wanted: Iterable[Saturation], folder: Path, *, quiet: bool = False
+    results: Saturations, wanted: Iterable[SaturatedProtein], folder: Path, *, quiet: bool = False
 ) -> list[Path]:
     """Draw the records `wanted`, with pictures named by index and id; returns these."""
     wanted = list(wanted)
@@ -104,13 +104,13 @@ def draw_all(
     return drawn
 
 
-def file_name(item: Saturation, page: int) -> str:
+def file_name(item: SaturatedProtein, page: int) -> str:
     """What a picture is called: the index, what of the id can stand in a name, and the page."""
     name = FOREIGN.sub("_", item.id).strip("._")[:NAME_LENGTH] or "protein"
     return f"{item.index:06d}_{name}{f'.{page}' if page > 1 else ''}.png"
 
 
-def figures(item: Saturation, alphabet: str, strategy: str) -> Iterator[Figure]:
+def figures(item: SaturatedProtein, alphabet: str, strategy: str) -> Iterator[Figure]:
     """The pictures of a record, 1,000 residues each, all in the same colours."""
     values = item.log_odds[:, [alphabet.index(letter) for letter in ORDER]].T  # (20, R)
     values[:, [letter not in ORDER for letter in item.sequence]] = np.nan
@@ -127,7 +127,7 @@ def figures(item: Saturation, alphabet: str, strategy: str) -> Iterator[Figure]:
 
 
 def picture(
-    item: Saturation,
+    item: SaturatedProtein,
     values: Float32,
     rows: list[tuple[int, int]],
     limit: float,

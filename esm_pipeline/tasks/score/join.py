@@ -35,7 +35,8 @@ from esm_pipeline.formats.records import (
     read_status,
     status_columns,
 )
-from esm_pipeline.formats.tables.base import Column, Table, create_table, open_table
+from esm_pipeline.formats.tables.base import Column, Table
+from esm_pipeline.formats.tables.open import create_table, open_table
 from esm_pipeline.locks import Outputs
 from esm_pipeline.settings import shard_names
 from esm_pipeline.tasks.common.outcomes import format_counts
@@ -171,7 +172,7 @@ def without_software(facts: dict[str, Any]) -> dict[str, Any]:
 def write_rows(path: Path, table: Table, columns: list[str], cells: Cells) -> Counter[str]:
     """Write `table` with the cells of every row behind; returns the number of each status."""
     added = [Column(name, "text") for name in columns]
-    table.refuse(added, SUFFIX)
+    table.require_room_for(added, SUFFIX)
     counts: Counter[str] = Counter()
     rows = cells.in_order()
     with create_table(path, SUFFIX, table, added) as writer:

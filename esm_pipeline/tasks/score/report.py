@@ -16,7 +16,7 @@ from esm_pipeline.arrays import Float32, Float64
 from esm_pipeline.errors import InputError
 from esm_pipeline.formats.records import OK
 from esm_pipeline.formats.results.saturation import Saturations
-from esm_pipeline.formats.tables.base import open_table
+from esm_pipeline.formats.tables.open import open_table
 from esm_pipeline.tasks.common.report_parts import (
     BLUE,
     GREY,

@@ -14,10 +14,12 @@ import numpy as np
 from esm_pipeline.arrays import Float64, Int64
 from esm_pipeline.errors import InputError, setting
 from esm_pipeline.formats.mutations import AMINO_ACIDS
-from esm_pipeline.formats.results.saturation import FORMAT, LOG_ODDS, WILD_TYPE, Saturations
+from esm_pipeline.formats.results.layout import Array, unit_starts
+from esm_pipeline.formats.results.saturation import LOG_ODDS, WILD_TYPE, Saturations
 from esm_pipeline.formats.results.validation import open_hdf5
-from esm_pipeline.formats.results.writer import BLOCK, Array, RaggedWriter, blocks, unit_starts
-from esm_pipeline.formats.tables.base import Column, create_table
+from esm_pipeline.formats.results.writer import BLOCK, RaggedWriter, blocks
+from esm_pipeline.formats.tables.base import Column
+from esm_pipeline.formats.tables.open import create_table
 from esm_pipeline.model.inference.windows import SPECIAL_TOKENS
 from esm_pipeline.settings.sections import ScoreSettings, StrategySettings, texts
 from esm_pipeline.tasks.common.plan import ResultLayout, SequencePlan
@@ -94,7 +96,7 @@ class Saturation:
         arrays = [Array(name, "residue", (len(AMINO_ACIDS),), "<f4") for name in sorted(names)]
         origins = {label: model.origin for label, model in models.items()}
         attributes = {
-            "format": FORMAT,
+            "format": Saturations.format,
             "alphabet": AMINO_ACIDS,
             **texts(self.settings.part(StrategySettings)),
             "models": json.dumps(origins),

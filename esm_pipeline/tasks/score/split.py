@@ -32,7 +32,8 @@ from esm_pipeline.formats.fasta import shown
 from esm_pipeline.formats.input_checksums import require_unchanged, states, write_inputs
 from esm_pipeline.formats.mutations import MisfitError, mutate, spell
 from esm_pipeline.formats.records import format_row, status_columns
-from esm_pipeline.formats.tables.base import Column, Table, create_table, open_table
+from esm_pipeline.formats.tables.base import Column, Table
+from esm_pipeline.formats.tables.open import create_table, open_table
 from esm_pipeline.locks import Outputs
 from esm_pipeline.settings import shard_names
 from esm_pipeline.settings.sections import CleaningSettings, StrategySettings, VariantSettings
@@ -85,7 +86,7 @@ def run(args: argparse.Namespace) -> int:
     began = time.monotonic()
     settings, cleaning = section_from(VariantSettings, args), section_from(CleaningSettings, args)
     table = open_table(args.variants)
-    table.refuse(added_columns(args.strategy, []), SUFFIX)
+    table.require_room_for(added_columns(args.strategy, []), SUFFIX)
     own = Path(args.variants)
     if own.resolve().parent == args.out.resolve() and (
         SHARD_FILE.fullmatch(own.name) or own.name in (UNUSABLE, STATUS, LISTING)

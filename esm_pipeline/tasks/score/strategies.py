@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from esm_pipeline.arrays import Bool, Float64, Int32, Int64
 from esm_pipeline.errors import setting
 from esm_pipeline.formats.records import FAILED, OK, SKIPPED, Outcome
-from esm_pipeline.formats.results.writer import unit_starts
+from esm_pipeline.formats.results.layout import unit_starts
 from esm_pipeline.model.inference.windows import SPECIAL_TOKENS
 from esm_pipeline.settings.sections import ScoreSettings
 from esm_pipeline.tasks.common.plan import DOES_NOT_FIT, NOT_FINITE, SequencePlan

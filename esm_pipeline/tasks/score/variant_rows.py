@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from esm_pipeline.arrays import Int32, Int64, UInt8
 from esm_pipeline.errors import InputError, setting
-from esm_pipeline.formats.fasta import Entry
+from esm_pipeline.formats.fasta import FastaRecord
 from esm_pipeline.formats.mutation_columns import notation
 from esm_pipeline.formats.mutations import (
     MisfitError,
@@ -149,7 +149,7 @@ class Rows:
         for cells in cells_of(table, reader):
             self._add(cells, reader)
 
-    def read_sequences(self, table: Table, reader: Reader) -> Iterator[list[Entry]]:
+    def read_sequences(self, table: Table, reader: Reader) -> Iterator[list[FastaRecord]]:
         """Take up all rows, and yield the mutated sequences of those that can be used.
 
         Behind them come their wild types, in the order of their numbers.

@@ -11,9 +11,10 @@ from hashlib import blake2b
 from pathlib import Path
 
 from esm_pipeline.errors import InputError, setting
-from esm_pipeline.formats.fasta import UPPER, WHITESPACE, Entry
+from esm_pipeline.formats.fasta import UPPER, WHITESPACE, FastaRecord
 from esm_pipeline.formats.records import OK
-from esm_pipeline.formats.tables.base import Table, open_table
+from esm_pipeline.formats.tables.base import Table
+from esm_pipeline.formats.tables.open import open_table
 from esm_pipeline.settings.sections import CleaningSettings, VariantSettings
 from esm_pipeline.tasks.common.sequences import SequenceSet, open_sequences, read_entries
 
@@ -310,7 +311,7 @@ def from_column(
         )
     names: dict[Name, int] = {}
 
-    def entries() -> Iterator[list[Entry]]:
+    def entries() -> Iterator[list[FastaRecord]]:
         for block in table.blocks([column]):
             batch = []
             for (text,) in block.cells:
@@ -323,7 +324,7 @@ def from_column(
     return WildTypes(read_entries(entries(), cleaning, spool_dir), column, sequences=names)
 
 
-def reference_entries(path: str, settings: VariantSettings) -> Iterator[list[Entry]]:
+def reference_entries(path: str, settings: VariantSettings) -> Iterator[list[FastaRecord]]:
     """The records of a table of wild types, such as ProteinGym's reference files."""
     if settings.protein_col is None or settings.sequence_col is None:
         raise InputError(

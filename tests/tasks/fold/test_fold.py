@@ -427,7 +427,7 @@ def test_weights_that_are_not_random_are_not_called_so(fold, tmp_path):
     [
         ("taken", "not a folder; name a folder for the structures, or a .h5 file"),
         ("taken/out", "not a folder; choose another one for the output"),
-        ("mine", "holds 'thesis', which is not of `fold`; choose another place for the output"),
+        ("mine", "holds 'thesis', which `fold` did not write; choose another place for the output"),
         ("in.h5", "the input itself; name another file for the output"),
     ],
 )

@@ -22,12 +22,12 @@ from biotite.structure import BadStructureError
 
 from esm_pipeline.formats.checksums import write_digests
 from esm_pipeline.formats.records import Record, write_records
-from esm_pipeline.formats.results.writer import Entry
-from esm_pipeline.formats.structure_files import COLUMNS, read_structure
-from esm_pipeline.structure.pae import read_pae, to_angstrom
+from esm_pipeline.formats.results.layout import RecordRow
+from esm_pipeline.formats.structure_files import COLUMNS
+from esm_pipeline.structure.pae import to_angstrom
 from esm_pipeline.structure.structure import MEANINGLESS
 from esm_pipeline.tasks.fold import structures
-from tests.folded import made_up, write_arrays
+from tests.folded import made_up, read_pae, read_structure, write_arrays
 
 STRUCTURES = [made_up("MKV", seed=1), made_up("GXA", "W", seed=2), made_up("AC" * 30, seed=3)]
 ROWS = {0: 0, 2: 1, 4: 0, 1_003: 2}
@@ -57,7 +57,7 @@ def records(count: int = 1_004) -> list[Record]:
 
 @pytest.fixture
 def inputs(tmp_path):
-    entries = [Entry(NAMES[index], index, row) for index, row in ROWS.items()]
+    entries = [RecordRow(NAMES[index], index, row) for index, row in ROWS.items()]
     write_arrays(tmp_path / "in.h5", STRUCTURES, entries, [1, 0, 3])
     write_records(tmp_path / "records.tsv", records(), ["fold"])
     return tmp_path
@@ -218,7 +218,7 @@ def test_files_of_others_are_left_alone(write, inputs, esm):
     given = ("--quiet", f"--records={inputs / 'records.tsv'}", inputs / "in.h5", inputs / "out")
     code, said = esm("structures", *given)
     assert (code, len(said)) == (2, 1)
-    assert "holds 'mine.pdb', which is not of `fold`" in said[0]
+    assert "holds 'mine.pdb', which `fold` did not write" in said[0]
     assert files(inputs / "out") == ["structures/mine.pdb"]
 
 
@@ -273,7 +273,7 @@ def test_a_table_vouches_for_the_files_beside_it(write, inputs, monkeypatch):
 
 
 def test_random_weights_are_told_in_every_file(inputs, write):
-    entries = [Entry(NAMES[index], index, row) for index, row in ROWS.items()]
+    entries = [RecordRow(NAMES[index], index, row) for index, row in ROWS.items()]
     flags = json.dumps(["random_weights"])
     told = {"random_weights": "true", "flags": flags}
     write_arrays(inputs / "in.h5", STRUCTURES, entries, [1, 1, 1], **told)
@@ -290,7 +290,7 @@ def test_random_weights_are_told_in_every_file(inputs, write):
 
 def test_what_does_not_fit_into_pdb_becomes_mmcif_and_is_flagged(inputs, write):
     large = [made_up(*["G"] * 63), *STRUCTURES[1:]]
-    entries = [Entry(NAMES[index], index, row) for index, row in ROWS.items()]
+    entries = [RecordRow(NAMES[index], index, row) for index, row in ROWS.items()]
     write_arrays(inputs / "in.h5", large, entries)
     out = write()
     row = table(out)[0]

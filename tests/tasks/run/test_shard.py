@@ -224,7 +224,7 @@ def test_impossible_numbers_of_shards(
         main(["shard", f"--shards={count}", "--out", str(tmp_path), str(fasta)])
     assert exit_.value.code == 2
     error = capsys.readouterr().err
-    assert f"argument --shards: {count!r} is no number from 1 to 100,000" in error
+    assert f"argument --shards: {count!r} is not a number from 1 to 100,000" in error
     assert error.count("\n") == 1
 
 

@@ -282,7 +282,7 @@ def test_splitting_again_leaves_nothing_of_before(tmp_path, inputs):
         (["--variants", "in.csv", "--shards=2", "--out=."], None),
         (["--variants", "00001.tsv", "--shards=2", "--out=."], "a shard would replace it"),
         (["--variants", "taken.csv", "--shards=2", "--out=o"], "has a column 'status', which is"),
-        (["--variants", "in.csv", "--shards=0", "--out=o"], "is no number from 1 to"),
+        (["--variants", "in.csv", "--shards=0", "--out=o"], "is not a number from 1 to"),
         (["--variants", "in.csv", "--shards=2", "--out=in.csv"], "not a folder"),
     ],
 )
