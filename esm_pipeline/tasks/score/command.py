@@ -42,12 +42,12 @@ from esm_pipeline.tasks.common.sequences import SequenceSet, open_sequences, rea
 from esm_pipeline.tasks.common.shards import gather_ragged
 from esm_pipeline.tasks.score.offsets import add_hints
 from esm_pipeline.tasks.score.scored_table import Scores, added_columns
-from esm_pipeline.tasks.score.table_columns import check_columns, require_match
-from esm_pipeline.tasks.score.variant_rows import LIKELIHOOD, Reader, Rows
+from esm_pipeline.tasks.score.suggestions import check_columns, require_match
+from esm_pipeline.tasks.score.variant_table import LIKELIHOOD, Reader, Rows
 from esm_pipeline.tasks.score.wild_types import open_wild_types
 
 if TYPE_CHECKING:
-    from esm_pipeline.tasks.score.marginals import LanguageModel
+    from esm_pipeline.tasks.score.forward_passes import LanguageModel
     from esm_pipeline.tasks.score.strategies import Strategy
 
 TASK = "score"
@@ -140,7 +140,7 @@ def run(args: argparse.Namespace) -> int:
 
 def check_model(args: argparse.Namespace) -> None:
     """Raise now what every job with these settings would fail at, without loading the weights."""
-    from esm_pipeline.tasks.score.marginals import LanguageModel
+    from esm_pipeline.tasks.score.forward_passes import LanguageModel
 
     settings = section_from(StrategySettings, args)
     model = LanguageModel(args.model, args.revision, settings)
@@ -286,7 +286,7 @@ def describe(settings: ScoreSettings, models: Models) -> dict[str, Any]:
 def find_models(request: Request) -> Models:
     """The models by their labels, not loaded yet. PyTorch is, from here on."""
     from esm_pipeline.model.inference.device import set_threads
-    from esm_pipeline.tasks.score.marginals import LanguageModel
+    from esm_pipeline.tasks.score.forward_passes import LanguageModel
 
     set_threads(request.settings.threads)
     return {

@@ -11,7 +11,7 @@ import numpy as np
 from esm_pipeline.arrays import Int32, Int64, UInt8
 from esm_pipeline.errors import InputError, setting
 from esm_pipeline.formats.tables.base import Table
-from esm_pipeline.tasks.score.variant_rows import Reader, cells_of
+from esm_pipeline.tasks.score.variant_table import Reader, cells_of
 
 
 class Anchors(NamedTuple):

@@ -22,9 +22,15 @@ from esm_pipeline.model.inference.windows import SPECIAL_TOKENS
 from esm_pipeline.settings.sections import ScoreSettings, StrategySettings, texts
 from esm_pipeline.tasks.common.plan import ResultLayout, SequencePlan
 from esm_pipeline.tasks.common.runner import software
-from esm_pipeline.tasks.score.marginals import LanguageModel, Passes, one_masked, ranges, unmasked
+from esm_pipeline.tasks.score.forward_passes import (
+    LanguageModel,
+    Passes,
+    one_masked,
+    ranges,
+    unmasked,
+)
 from esm_pipeline.tasks.score.strategies import Advance, blocks_of, note_failures
-from esm_pipeline.tasks.score.variant_rows import LIKELIHOOD
+from esm_pipeline.tasks.score.variant_table import LIKELIHOOD
 
 Models = Mapping[str, LanguageModel]
 """Models by their labels."""

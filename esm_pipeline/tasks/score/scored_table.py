@@ -12,7 +12,7 @@ from esm_pipeline.arrays import Float64
 from esm_pipeline.errors import InputError
 from esm_pipeline.formats.records import SKIPPED, Outcome
 from esm_pipeline.formats.tables.base import Block, Column, Table, Writer
-from esm_pipeline.tasks.score.variant_rows import LIKELIHOOD, Reader
+from esm_pipeline.tasks.score.variant_table import LIKELIHOOD, Reader
 
 if TYPE_CHECKING:
     from esm_pipeline.tasks.score.strategies import Strategy

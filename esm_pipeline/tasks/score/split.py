@@ -41,8 +41,8 @@ from esm_pipeline.tasks.common.sequences import SequenceSet
 from esm_pipeline.tasks.run.shard import EVEN_LENGTH
 from esm_pipeline.tasks.score.offsets import add_hints
 from esm_pipeline.tasks.score.scored_table import added_columns
-from esm_pipeline.tasks.score.table_columns import check_columns, require_match
-from esm_pipeline.tasks.score.variant_rows import LIKELIHOOD, Reader, cells_of
+from esm_pipeline.tasks.score.suggestions import check_columns, require_match
+from esm_pipeline.tasks.score.variant_table import LIKELIHOOD, Reader, cells_of
 from esm_pipeline.tasks.score.wild_types import open_wild_types
 
 SUFFIX = ".tsv"

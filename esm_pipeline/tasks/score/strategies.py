@@ -22,7 +22,7 @@ from esm_pipeline.model.inference.windows import SPECIAL_TOKENS
 from esm_pipeline.settings.sections import ScoreSettings
 from esm_pipeline.tasks.common.plan import DOES_NOT_FIT, NOT_FINITE, SequencePlan
 from esm_pipeline.tasks.common.sequences import SequenceSet
-from esm_pipeline.tasks.score.marginals import (
+from esm_pipeline.tasks.score.forward_passes import (
     Answers,
     LanguageModel,
     Passes,
@@ -32,7 +32,7 @@ from esm_pipeline.tasks.score.marginals import (
     together_masked,
     unmasked,
 )
-from esm_pipeline.tasks.score.variant_rows import Rows
+from esm_pipeline.tasks.score.variant_table import Rows
 
 READY, UNUSABLE, TOO_LONG, BEYOND, APART, RESIZED = range(6)
 """What can be said of a row before any model runs."""

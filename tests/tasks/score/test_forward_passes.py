@@ -12,7 +12,7 @@ from esm_pipeline.errors import WeightsError
 from esm_pipeline.model import EsmConfig, EsmForMaskedLM, EsmTokenizer, PackedLayout
 from esm_pipeline.model.inference.batching import CPU_TOKENS
 from esm_pipeline.settings.sections import ScoreSettings
-from esm_pipeline.tasks.score.marginals import (
+from esm_pipeline.tasks.score.forward_passes import (
     LanguageModel,
     one_masked,
     ranges,

@@ -15,7 +15,7 @@ from esm_pipeline.formats.mutation_columns import PAIR, PLACE
 from esm_pipeline.formats.mutations import THREE_LETTERS, is_mutation
 from esm_pipeline.formats.tables.base import Table
 from esm_pipeline.formats.unsupported_notations import is_missing, looks_like_a_sequence
-from esm_pipeline.tasks.score.variant_rows import Reader
+from esm_pipeline.tasks.score.variant_table import Reader
 from esm_pipeline.tasks.score.wild_types import PROTEIN, UNIPROT, WildTypes, is_accession, names_in
 
 GENE_COLUMNS = re.compile(r"(hgnc_)?symbol|gene(_?(names?|symbol))?")
