@@ -99,7 +99,7 @@ class Ours:
         tokens = np.full(count, len(self.sequence) + 2)
         passes = one_masked(np.zeros(count, np.int64), place, place - 1, tokens, 0)
         found = np.empty((count, 20))
-        for answers in self.model.ask(passes, lambda _: [self.sequence], self.budget):
+        for answers in self.model.run_passes(passes, lambda _: [self.sequence], self.budget):
             own = answers.log_p[np.arange(len(answers.slot)), answers.wild_type]
             found[answers.slot] = answers.log_p[:, self.model.amino_acids()] - own[:, None]
         return found

@@ -1,17 +1,16 @@
-"""Log-probabilities of residues from passes over masked copies: planned, batched, computed.
+"""Log-probabilities of residues from forward passes over masked copies: planned, batched, run.
 
-A pass shows a model one sequence, or a window of it, with some residues masked or none, and is
-asked for the probabilities at some places. Whatever wants the same pass shares it. Copies go
-longest first, those of one length side by side, as many as fill the token budget; the head sees
-the wanted tokens alone.
+A pass shows a model one sequence, or a window of it, with some residues masked or none, and is read
+at some positions. Whatever needs the same pass shares it. The longest copies go first, those of one
+length together, as many as fill the token budget; the head sees only the tokens that are read.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 import numpy as np
 import torch
@@ -27,45 +26,51 @@ from esm_pipeline.settings.sections import ComputeSettings
 from esm_pipeline.tasks.common.runner import Runner
 
 LETTERS = AMINO_ACIDS + "BUZOX"
-"""What a cleaned sequence is made of."""
+"""The letters of a cleaned sequence."""
 
-Read = Callable[[Int64], Sequence[str]]
+ReadSequences: TypeAlias = Callable[[Int64], Sequence[str]]
 """Gives the residues of sequences by their numbers."""
 
 
 @dataclass(frozen=True)
-class Passes:
-    """P passes, and the Q places at which they are asked.
+class ForwardPasses:
+    """P passes, and the Q positions at which their log-probabilities are read.
 
-    `sequence`, `start` and `stop` (P,): the sequence by its number, and the tokens of it that the
-    model sees. `ends` (P + 1,): where the places of each pass begin. `place` (Q,): tokens of the
-    sequence, BOS being 0. `slot` (Q,): where the answer goes, and `weight` (Q,): how much of it.
+    `sequence`, `start` and `stop` (P,): the number of the sequence, and the tokens of it that the
+    model sees. `ends` (P + 1,): where the positions of each pass begin. `position` (Q,): tokens of
+    the sequence, BOS being 0. `slot` (Q,): where the result goes, and `weight` (Q,): its share in
+    the result there.
     """
 
     sequence: Int64
     start: Int64
     stop: Int64
     ends: Int64
-    place: Int64
+    position: Int64
     slot: Int64
     weight: Float64
     masked: bool
-    """Whether a place is masked in the pass that is asked about it."""
+    """Whether each position is masked in the pass that reads it."""
 
     def __len__(self) -> int:
         return len(self.sequence)
 
-    def asked(self, part: Int64) -> tuple[Int64, Int64]:
-        """Indices of the places of some passes, and how many each has."""
+    @property
+    def tokens(self) -> Int64:
+        """(P,) tokens that each pass shows."""
+        return self.stop - self.start
+
+    def read_by(self, part: Int64) -> tuple[Int64, Int64]:
+        """Indices of the positions that some passes read, and how many each reads."""
         counts = self.ends[part + 1] - self.ends[part]
         return ranges(self.ends[part], counts), counts
 
 
-class Answers(NamedTuple):
-    """What some passes tell of M places: numbers of their sequences, slots and weights, (M,) each.
+class MaskedLogProbs(NamedTuple):
+    """Log-probabilities at M positions: their sequences, slots and weights, (M,) each.
 
     `wild_type` (M,) are the tokens there, `log_p` (M, V) natural logarithms over the whole
-    vocabulary; NaN where the one pass did not fit into memory. `tokens` were shown in all.
+    vocabulary; NaN where not even one pass fits into memory (`fits`). `tokens` is the number shown.
     """
 
     sequence: Int64
@@ -78,7 +83,7 @@ class Answers(NamedTuple):
 
 
 class LanguageModel(Runner[EsmForMaskedLM]):
-    """A checkpoint that predicts residues; `passes` counts those that were run."""
+    """A checkpoint that predicts residues; `passes` counts the forward passes that were run."""
 
     model_class = EsmForMaskedLM
     passes = 0
@@ -103,32 +108,34 @@ class LanguageModel(Runner[EsmForMaskedLM]):
         """(20,) tokens of the amino acids, in alphabetical order of their letters."""
         return self.letters()[np.frombuffer(AMINO_ACIDS.encode(), np.uint8)]
 
-    def ask(self, passes: Passes, read: Read, token_budget: int) -> Iterator[Answers]:
+    def run_passes(
+        self, passes: ForwardPasses, read: ReadSequences, token_budget: int
+    ) -> Iterator[MaskedLogProbs]:
         """Run all `passes`, batch by batch."""
 
-        def compute(part: Int64) -> Answers:
-            return self._answers(passes, part, read)
+        def compute(part: Int64) -> MaskedLogProbs:
+            return self._run(passes, part, read)
 
-        lengths = passes.stop - passes.start - SPECIAL_TOKENS
-        for part, answers in compute_batches(lengths, token_budget, compute, self.device):
-            if answers is None:
-                yield self._none(passes, part)
+        lengths = passes.tokens - SPECIAL_TOKENS
+        for part, found in compute_batches(lengths, token_budget, compute, self.device):
+            if found is None:
+                yield self._no_memory(passes, part)
             else:
                 self.passes += len(part)
-                yield answers
+                yield found
 
     @torch.inference_mode()
-    def _answers(self, passes: Passes, part: Int64, read: Read) -> Answers:
-        """What the passes `part` tell. Raises what PyTorch raises when memory runs out."""
+    def _run(self, passes: ForwardPasses, part: Int64, read: ReadSequences) -> MaskedLogProbs:
+        """Run the passes `part` together. Raises what PyTorch raises when memory runs out."""
         numbers, which = np.unique(passes.sequence[part], return_inverse=True)
         ids = [self.tokenizer.encode_residues(sequence) for sequence in read(numbers)]
         starts, stops = passes.start[part], passes.stop[part]
         spans = zip(which.tolist(), starts.tolist(), stops.tolist(), strict=True)
-        tokens = np.concatenate([ids[one][start:stop] for one, start, stop in spans])
+        tokens = np.concatenate([ids[one][start:stop] for one, start, stop in spans])  # (T,)
         lengths = stops - starts
         firsts = np.cumsum(lengths) - lengths
-        asked, counts = passes.asked(part)
-        rows = passes.place[asked] + np.repeat(firsts - starts, counts)
+        read_at, counts = passes.read_by(part)
+        rows = passes.position[read_at] + np.repeat(firsts - starts, counts)  # (M,)
         wild_type = tokens[rows]
         if passes.masked:
             tokens[rows] = self.tokenizer.mask_token_id
@@ -140,100 +147,110 @@ class LanguageModel(Runner[EsmForMaskedLM]):
                 torch.from_numpy(rows).to(self.device),
             )
             log_p = logits.float().log_softmax(-1).cpu().numpy()  # (M, V)
-        sequence, count = np.repeat(passes.sequence[part], counts), len(tokens)
-        return Answers(sequence, passes.slot[asked], passes.weight[asked], wild_type, log_p, count)
-
-    def _none(self, passes: Passes, part: Int64) -> Answers:
-        """In place of answers that memory had no room for."""
-        asked, counts = passes.asked(part)
-        log_p = np.full((len(asked), len(self.tokenizer)), np.nan, np.float32)
-        unknown, count = (
-            np.zeros(len(asked), np.int64),
-            int(passes.stop[part[0]] - passes.start[part[0]]),
-        )
         sequence = np.repeat(passes.sequence[part], counts)
-        return Answers(
-            sequence, passes.slot[asked], passes.weight[asked], unknown, log_p, count, fits=False
-        )
+        slot, weight = passes.slot[read_at], passes.weight[read_at]
+        return MaskedLogProbs(sequence, slot, weight, wild_type, log_p, len(tokens))
+
+    def _no_memory(self, passes: ForwardPasses, part: Int64) -> MaskedLogProbs:
+        """In place of log-probabilities that memory had no room for."""
+        read_at, counts = passes.read_by(part)
+        sequence = np.repeat(passes.sequence[part], counts)
+        slot, weight = passes.slot[read_at], passes.weight[read_at]
+        log_p = np.full((len(slot), len(self.tokenizer)), np.nan, np.float32)
+        shown = int(passes.tokens[part[0]])
+        unknown = np.zeros(len(slot), np.int64)
+        return MaskedLogProbs(sequence, slot, weight, unknown, log_p, shown, fits=False)
 
 
-def one_masked(sequence: Int64, place: Int64, slot: Int64, tokens: Int64, window: int) -> Passes:
-    """A pass for each place (P,), with it alone masked; all arguments but the window are (P,).
+Ensemble: TypeAlias = Mapping[str, LanguageModel]
+"""Models by their labels."""
 
-    `tokens` are those of the place's sequence; with a `window` that is not 0, a place in a longer
-    sequence is seen in its optimal window.
+
+def one_masked(
+    sequence: Int64, position: Int64, slot: Int64, tokens: Int64, window: int
+) -> ForwardPasses:
+    """A pass for each position (P,), with that one masked; all arguments but the window are (P,).
+
+    `tokens` are those of the position's sequence; with a `window` that is not 0, a position in a
+    longer sequence is seen in its optimal window.
     """
-    count = np.arange(len(place) + 1)
+    count = np.arange(len(position) + 1)
     start, stop = np.zeros_like(tokens), tokens
     if window:
-        start, stop = windows.optimal(place, tokens, window)
-    return Passes(sequence, start, stop, count, place, slot, np.ones(len(place)), True)
+        start, stop = windows.optimal(position, tokens, window)
+    weight = np.ones(len(position))
+    return ForwardPasses(sequence, start, stop, count, position, slot, weight, True)
 
 
 def together_masked(
-    sequence: Int64, ends: Int64, place: Int64, tokens: Int64, window: int
-) -> Passes:
-    """A pass for each set of places, all masked at once, each with a slot of its own.
+    sequence: Int64, ends: Int64, position: Int64, tokens: Int64, window: int
+) -> ForwardPasses:
+    """A pass for each set of positions, all masked at once; each position has its own slot.
 
-    Set i has the places `ends[i]` to `ends[i + 1]`, ascending, of a sequence of `tokens[i]`. With a
-    `window`, the set is seen in the optimal window of its middle, which has to hold it.
+    Set i has the positions `ends[i]` to `ends[i + 1]`, ascending, of a sequence of `tokens[i]`.
+    With a `window`, the set is seen in the optimal window of its middle, which has to hold it.
     """
     start, stop = np.zeros_like(tokens), tokens
     if window:
-        start, stop = set_windows(ends, place, tokens, window)
-    slot, weight = np.arange(len(place)), np.ones(len(place))
-    return Passes(sequence, start, stop, ends, place, slot, weight, True)
+        start, stop = set_windows(ends, position, tokens, window)
+    slot, weight = np.arange(len(position)), np.ones(len(position))
+    return ForwardPasses(sequence, start, stop, ends, position, slot, weight, True)
 
 
-def set_windows(ends: Int64, place: Int64, tokens: Int64, window: int) -> tuple[Int64, Int64]:
-    """Starts and stops of the windows around the middles of sets of places, rounded up."""
-    middle = (place[ends[:-1]] + place[ends[1:] - 1] + 1) // 2
+def set_windows(ends: Int64, position: Int64, tokens: Int64, window: int) -> tuple[Int64, Int64]:
+    """Starts and stops of the windows around the middles (rounded up) of sets of positions."""
+    middle = (position[ends[:-1]] + position[ends[1:] - 1] + 1) // 2
     return windows.optimal(middle, tokens, window)
 
 
-def unmasked(sequence: Int64, place: Int64, slot: Int64, tokens: Int64, window: int) -> Passes:
-    """A pass for each sequence, nothing masked; arguments as of `one_masked`, places ascending.
+def unmasked(
+    sequence: Int64, position: Int64, slot: Int64, tokens: Int64, window: int
+) -> ForwardPasses:
+    """A pass for each sequence, nothing masked; arguments as in `one_masked`, positions ascending.
 
-    With a `window`, longer sequences are seen in overlapping windows, and what those tell of a
-    place is weighted.
+    With a `window`, longer sequences are seen in overlapping windows, and the log-probabilities of
+    a position are weighted over its windows.
     """
     first = np.flatnonzero(np.diff(sequence, prepend=-1))
-    ends = np.append(first, len(place))
+    ends = np.append(first, len(position))
     if window and (tokens > window).any():
-        return _in_overlapping_windows(sequence, ends, place, slot, tokens, window)
-    start, ones = np.zeros(len(first), np.int64), np.ones(len(place))
-    return Passes(sequence[first], start, tokens[first], ends, place, slot, ones, False)
+        return _in_overlapping_windows(sequence, ends, position, slot, tokens, window)
+    start, ones = np.zeros(len(first), np.int64), np.ones(len(position))
+    return ForwardPasses(sequence[first], start, tokens[first], ends, position, slot, ones, False)
 
 
 def _in_overlapping_windows(
-    sequence: Int64, ends: Int64, place: Int64, slot: Int64, tokens: Int64, window: int
-) -> Passes:
-    """A pass for each window of each sequence, those of sequence i from place `ends[i]` on."""
+    sequence: Int64, ends: Int64, position: Int64, slot: Int64, tokens: Int64, window: int
+) -> ForwardPasses:
+    """A pass for each window of each sequence, those of sequence i from position `ends[i]` on."""
     spans: list[tuple[int, int, int]] = []
-    asked: list[Int64] = []
-    weight = []
+    read_at: list[Int64] = []
+    weights: list[Float64] = []
     for begin, end in pairwise(ends.tolist()):
         found = windows.overlapping(int(tokens[begin]), window)
-        inside, shares = shares_of(place[begin:end], found, int(tokens[begin]), window)
-        for (start, stop), places, share in zip(found, inside, shares, strict=True):
-            if len(places):
+        inside, shares = window_shares(position[begin:end], found, int(tokens[begin]), window)
+        for (start, stop), indices, share in zip(found, inside, shares, strict=True):
+            if len(indices):
                 spans.append((int(sequence[begin]), start, stop))
-                asked.append(begin + places)
-                weight.append(share)
-    index, counts = np.concatenate(asked), np.cumsum([0, *map(len, asked)])
+                read_at.append(begin + indices)
+                weights.append(share)
     numbers, starts, stops = np.array(spans, np.int64).T
-    weights = np.concatenate(weight)
-    return Passes(numbers, starts, stops, counts, place[index], slot[index], weights, False)
+    index, counts = np.concatenate(read_at), np.cumsum([0, *map(len, read_at)])
+    return ForwardPasses(
+        *(numbers, starts, stops, counts, position[index], slot[index]),
+        np.concatenate(weights),
+        False,
+    )
 
 
-def shares_of(
-    place: Int64, spans: list[tuple[int, int]], tokens: int, window: int
+def window_shares(
+    position: Int64, spans: list[tuple[int, int]], tokens: int, window: int
 ) -> tuple[list[Int64], list[Float64]]:
-    """Of each window over a sequence, which places it has and its share in what is told of each."""
-    inside = [np.flatnonzero((place >= start) & (place < stop)) for start, stop in spans]
+    """For each window over a sequence: which positions it holds, and its share in each of them."""
+    inside = [np.flatnonzero((position >= start) & (position < stop)) for start, stop in spans]
     curve = windows.weights(window) if tokens > window else np.ones(tokens)
-    shares = [curve[place[one] - start] for one, (start, _) in zip(inside, spans, strict=True)]
-    total = np.zeros(len(place))
+    shares = [curve[position[one] - start] for one, (start, _) in zip(inside, spans, strict=True)]
+    total = np.zeros(len(position))
     for one, share in zip(inside, shares, strict=True):
         total[one] += share
     return inside, [share / total[one] for one, share in zip(inside, shares, strict=True)]

@@ -1,22 +1,24 @@
-"""Rows of a table of variants, validated against the wild types, in a few bytes each.
+"""A table of variants: each row read and checked against its wild type, then written with scores.
 
-A row that cannot be used keeps its place; its reason is worked out again when the table is written,
-so that a table full of mistakes costs no more memory than one without.
+A row that cannot be scored keeps its place. Its reason is worked out again when the table is
+written, so that a table full of mistakes takes no more memory than one without any.
 """
 
 from __future__ import annotations
 
 from array import array
-from collections.abc import Iterator, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator, Sequence
 from hashlib import blake2b
-from typing import NamedTuple
+from itertools import islice
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from esm_pipeline.arrays import Int32, Int64, UInt8
+from esm_pipeline.arrays import Bool, Float64, Int32, Int64, UInt8
 from esm_pipeline.errors import InputError, setting
-from esm_pipeline.formats.fasta import Entry
+from esm_pipeline.formats.fasta import Entry, shown
 from esm_pipeline.formats.mutation_columns import notation
 from esm_pipeline.formats.mutations import (
     MisfitError,
@@ -25,102 +27,137 @@ from esm_pipeline.formats.mutations import (
     is_mutation,
     mutate,
     parse,
-    place,
     require_residues,
+    resolve,
     split_reference,
     substitutions,
 )
-from esm_pipeline.formats.tables.base import Table
+from esm_pipeline.formats.records import SKIPPED, Outcome
+from esm_pipeline.formats.tables.base import BLOCK, Block, Column, Table, Writer
 from esm_pipeline.settings.sections import CleaningSettings, VariantSettings
 from esm_pipeline.tasks.common.cleaning import read_sequence
+from esm_pipeline.tasks.score.suggestions import (
+    ExpectedResidues,
+    check_columns,
+    require_match,
+    suggest_offset,
+)
 from esm_pipeline.tasks.score.wild_types import WildTypes, residues
 
 LIKELIHOOD = "pseudo_log_likelihood"
 SET_BYTES = 16
-MUTANT = b"mutant"
+HEADER = b"mutant"
+"""The FASTA header of every mutated sequence: none is looked at."""
 
 Cells = Sequence[str]
 
 
-class Mutant(NamedTuple):
-    """What a row says: the number of its wild type, that sequence, and the placed variant of it."""
+class VariantRow(NamedTuple):
+    """What a row says, if it can be scored."""
 
     protein: int
+    """Number of its wild type among the unique sequences."""
     wild_type: str
     variant: Variant
+    """The edits, checked against the wild type."""
+    substitutions: list[tuple[int, str]]
+    """Positions from 0 and new residues; left empty where a variant may change the length."""
+
+    @property
+    def sequence(self) -> str:
+        """The mutated sequence."""
+        return mutate(self.variant, self.wild_type)
 
 
-class Reader:
-    """Reads the cells of `columns` of a row. `marginal` tells whether lengths must stay."""
+class VariantTable:
+    """The rows of `table` and the `wild_types` that they are checked against.
+
+    `columns` are those that say what the variants are. With `substitutions_only`, a variant that
+    changes the length of its protein cannot be scored.
+    """
 
     def __init__(
         self,
+        table: Table,
+        wild_types: WildTypes,
         settings: VariantSettings,
         cleaning: CleaningSettings,
-        wild_types: WildTypes,
         *,
-        marginal: bool,
+        substitutions_only: bool,
     ) -> None:
-        self.wild_types, self.cleaning, self.offset = wild_types, cleaning, settings.offset
-        self.marginal = marginal
-        self.whole = settings.mutated_sequence_col is not None
-        self.split = settings.position_col is not None
+        self.table, self.wild_types = table, wild_types
+        self._cleaning, self._offset = cleaning, settings.offset
+        self.substitutions_only = substitutions_only
+        self._whole_sequences = settings.mutated_sequence_col is not None
+        self._in_parts = settings.position_col is not None
         wanted = [settings.position_col, settings.mutant_aa_col, settings.wild_type_aa_col]
-        if not self.split:
+        if not self._in_parts:
             wanted = [settings.mutated_sequence_col or settings.mutation_col]
         self.columns = [name for name in [*wanted, wild_types.column] if name is not None]
-        self._residues = slice(0, len(self.columns) - (wild_types.column is not None))
-        self.hints: dict[int, str] = {}
+        self._parts = slice(0, len(self.columns) - (wild_types.column is not None))
+        self._offset_hints: dict[int, str] = {}
 
-    def protein(self, cells: Cells) -> int:
+    def rows(self) -> Iterator[VariantRow | None]:
+        """Every row in turn; None for one that cannot be scored.
+
+        Raises InputError, before the first row, for columns that cannot be meant, and after the
+        last one if no row is of any of the wild types.
+        """
+        check_columns(self.table, self.wild_types, self.columns)
+        misfits: set[int] = set()
+        for cells in self._cells():
+            row = None
+            try:
+                row = self._read(cells)
+            except MisfitError:
+                misfits.add(self._protein(cells))
+            except InputError:
+                pass
+            yield row
+        require_match(self.table, self.wild_types)
+        self._suggest_offsets(misfits)
+
+    def blocks_with_reasons(self, usable: Bool) -> Iterator[tuple[int, Block, list[str | None]]]:
+        """All rows again: number of a block's first row, the block, why each row is not `usable`.
+
+        usable: (N,) whether `rows` gave the row. The reason is None if it did. Raises InputError
+        if the table is not what it was then.
+        """
+        first = 0
+        for block in self.table.blocks(self.columns):
+            flags = usable[first : first + block.count].tolist()
+            if len(flags) < block.count:
+                raise self._changed()
+            pairs = zip(flags, block.cells, strict=True)
+            yield first, block, [None if flag else self._reason(cells) for flag, cells in pairs]
+            first += block.count
+        if first != len(usable):
+            raise self._changed()
+
+    def _cells(self) -> Iterator[Cells]:
+        for block in self.table.blocks(self.columns):
+            yield from block.cells
+
+    def _protein(self, cells: Cells) -> int:
         """The number of the row's wild type. Raises InputError."""
-        reference = "" if self.whole or self.split else split_reference(cells[0].strip())[0]
+        has_reference = not (self._whole_sequences or self._in_parts)
+        reference = split_reference(cells[0].strip())[0] if has_reference else ""
         return self.wild_types.find(cells[-1], reference)
 
-    def edits(self, cells: Cells) -> Variant:
-        """What the row's notation, in one cell or several, says. Raises InputError."""
-        text = notation(*cells[self._residues]) if self.split else cells[0]
-        return parse(text, self.offset)
-
-    def mutant(self, cells: Cells) -> Mutant:
-        """What the row says. Raises InputError, whose text is the reason not to score it."""
-        protein = self.protein(cells)
+    def _read(self, cells: Cells) -> VariantRow:
+        """What a row says. Raises InputError, whose text is the reason not to score it."""
+        protein = self._protein(cells)
         wild_type = self.wild_types.sequence(protein)
-        if self.whole:
-            variant = compare(wild_type, self._sequence(cells[0]))
+        if self._whole_sequences:
+            variant = compare(wild_type, self._mutated_sequence(cells[0]))
             require_residues(variant)
         else:
-            try:
-                variant = place(self.edits(cells), wild_type, self.offset)
-            except MisfitError as error:
-                raise MisfitError(f"{error}{self.hints.get(protein, '')}") from None
-            grown = sum(len(edit.inserted) - (edit.stop - edit.start) for edit in variant)
-            if len(wild_type) + grown == 0:
-                raise InputError("the variant leaves no residues; leave it out")
-        return Mutant(protein, wild_type, variant)
+            variant = self._mutations(cells, wild_type, protein)
+        return VariantRow(protein, wild_type, variant, self._substitutions(variant, wild_type))
 
-    def substitutions(self, mutant: Mutant) -> list[tuple[int, str]]:
-        """Places and new residues. Raises InputError for a mutant of another length."""
-        found = substitutions(mutant.variant, mutant.wild_type)
-        if found is None:
-            raise InputError(
-                "the variant changes the length of the protein, for which no marginal is defined; "
-                f"set {setting('score.strategy')} to {LIKELIHOOD}"
-            )
-        return found
-
-    def reason(self, cells: Cells) -> str:
-        """Why a row cannot be used."""
-        try:
-            mutant = self.mutant(cells)
-            if self.marginal:
-                self.substitutions(mutant)
-        except InputError as error:
-            return str(error)
-        raise AssertionError("a row that cannot be used has a reason")
-
-    def _sequence(self, text: str) -> str:
-        cleaned = read_sequence(residues(text), self.cleaning)
+    def _mutated_sequence(self, text: str) -> str:
+        """The sequence of a cell, cleaned. Raises InputError."""
+        cleaned = read_sequence(residues(text), self._cleaning)
         if not cleaned.sequence:
             if is_mutation(text):
                 where = setting("score.mutation_col")
@@ -130,70 +167,88 @@ class Reader:
             raise InputError("the mutated sequence has several chains; split it at ':'")
         return cleaned.sequence.decode()
 
+    def _mutations(self, cells: Cells, wild_type: str, protein: int) -> Variant:
+        """The edits that a row's notation describes, checked. Raises InputError."""
+        try:
+            variant = resolve(self._edits(cells), wild_type, self._offset)
+        except MisfitError as error:
+            raise MisfitError(f"{error}{self._offset_hints.get(protein, '')}") from None
+        growth = sum(len(edit.inserted) - (edit.stop - edit.start) for edit in variant)
+        if len(wild_type) + growth == 0:
+            raise InputError("the variant leaves no residues; leave it out")
+        return variant
 
-class Rows:
-    """N rows of a table, E substitutions in them. In memory, 12 bytes a row and 5 a substitution.
+    def _edits(self, cells: Cells) -> Variant:
+        """The edits of a row's notation, which is in one cell or several. Raises InputError."""
+        text = notation(*cells[self._parts]) if self._in_parts else cells[0]
+        return parse(text, self._offset)
 
-    With `sets`, 16 bytes more tell which rows mutate the same places. `misfits`: proteins with rows
-    that name residues they do not have.
+    def _substitutions(self, variant: Variant, wild_type: str) -> list[tuple[int, str]]:
+        """Those of the variant, if only they can be scored. Raises InputError for other edits."""
+        if not self.substitutions_only:
+            return []
+        found = substitutions(variant, wild_type)
+        if found is None:
+            raise InputError(
+                "the variant changes the length of the protein, for which no marginal is defined; "
+                f"set {setting('score.strategy')} to {LIKELIHOOD}"
+            )
+        return found
+
+    def _reason(self, cells: Cells) -> str:
+        """Why a row cannot be scored."""
+        try:
+            self._read(cells)
+        except InputError as error:
+            return str(error)
+        raise self._changed()
+
+    def _changed(self) -> InputError:
+        return InputError(f"{shown(self.table.path)}: was changed while it was read; run again")
+
+    def _suggest_offsets(self, proteins: set[int]) -> None:
+        """Find for each of `proteins` the offset that fits most of its rows, for the reasons.
+
+        Reads the table again; holds some 15 bytes for each residue that is named.
+        """
+        if self._whole_sequences or not proteins:
+            return
+        expected: dict[int, ExpectedResidues] = defaultdict(ExpectedResidues)
+        for row, cells in enumerate(self._cells()):
+            try:
+                protein, variant = self._protein(cells), self._edits(cells)
+            except InputError:
+                continue
+            if protein in proteins:
+                for position, letter in (one for edit in variant for one in edit.expected):
+                    expected[protein].add(row, position + self._offset, letter)
+        for protein, found in expected.items():
+            wild_type = self.wild_types.sequence(protein)
+            self._offset_hints[protein] = suggest_offset(found, wild_type, self._offset)
+
+
+class VariantArrays:
+    """N rows, E substitutions in them. In memory, 12 bytes a row and 5 a substitution.
+
+    With `joint`, 16 bytes a row more show which rows mutate the same positions.
     """
 
-    def __init__(self, *, sets: bool = False) -> None:
+    def __init__(self, *, joint: bool = False) -> None:
         self._protein, self._counts, self._last = array("i"), array("i"), array("i")
         self._position, self._letter = array("i"), bytearray()
-        self._sets = bytearray() if sets else None
-        self.misfits: set[int] = set()
+        self._sets = bytearray() if joint else None
 
-    def read(self, table: Table, reader: Reader) -> None:
-        """Take up the substitutions of all rows."""
-        for cells in cells_of(table, reader):
-            self._add(cells, reader)
-
-    def read_sequences(self, table: Table, reader: Reader) -> Iterator[list[Entry]]:
-        """Take up all rows, and yield the mutated sequences of those that can be used.
-
-        Behind them come their wild types, in the order of their numbers.
-        """
-        for block in table.blocks(reader.columns):
-            entries = []
-            for cells in block.cells:
-                mutant = self._mutant(cells, reader)
-                self._put(mutant, [])
-                if mutant is not None:
-                    sequence = mutate(mutant.variant, mutant.wild_type)
-                    entries.append((0, MUTANT, sequence.encode()))
-            yield entries
-        used = np.unique(self.protein)
-        for number in used[used >= 0].tolist():
-            yield [(0, MUTANT, reader.wild_types.sequence(number).encode())]
-
-    def _mutant(self, cells: Cells, reader: Reader) -> Mutant | None:
-        try:
-            return reader.mutant(cells)
-        except MisfitError:
-            self.misfits.add(reader.protein(cells))
-        except InputError:
-            pass
-        return None
-
-    def _add(self, cells: Cells, reader: Reader) -> None:
-        mutant = self._mutant(cells, reader)
-        try:
-            found = [] if mutant is None else reader.substitutions(mutant)
-        except InputError:
-            mutant, found = None, []
-        self._put(mutant, found)
-
-    def _put(self, mutant: Mutant | None, found: list[tuple[int, str]]) -> None:
-        protein = -1 if mutant is None else mutant.protein
+    def add(self, row: VariantRow | None) -> None:
+        """Append a row; None for one that cannot be scored."""
+        protein, found = (row.protein, row.substitutions) if row else (-1, [])
         self._protein.append(protein)
-        self._last.append(mutant.variant[-1].stop if mutant and mutant.variant else 0)
+        self._last.append(row.variant[-1].stop if row and row.variant else 0)
         self._counts.append(len(found))
-        for at, letter in found:
-            self._position.append(at)
+        for position, letter in found:
+            self._position.append(position)
             self._letter.append(ord(letter))
         if self._sets is not None:
-            key = array("i", [protein, *(at for at, _ in found)])
+            key = array("i", [protein, *(position for position, _ in found)])
             self._sets += blake2b(key, digest_size=SET_BYTES).digest()
 
     def __len__(self) -> int:
@@ -201,7 +256,7 @@ class Rows:
 
     @property
     def protein(self) -> Int32:
-        """(N,) number of each row's wild type, -1 if the row cannot be used."""
+        """(N,) number of each row's wild type, -1 if the row cannot be scored."""
         return np.frombuffer(self._protein, np.int32)
 
     @property
@@ -228,12 +283,56 @@ class Rows:
 
     @property
     def sets(self) -> NDArray[np.void]:
-        """(N,) the same bytes for rows of one protein that mutate the same places."""
+        """(N,) the same bytes for rows of one protein that mutate the same positions."""
         assert self._sets is not None
         return np.frombuffer(self._sets, f"V{SET_BYTES}")
 
 
-def cells_of(table: Table, reader: Reader) -> Iterator[Cells]:
-    """What the reader needs of each row."""
-    for block in table.blocks(reader.columns):
-        yield from block.cells
+def mutated_sequences(variants: VariantTable, arrays: VariantArrays) -> Iterator[list[Entry]]:
+    """Add all rows to `arrays`, and yield the mutated sequences of those that can be scored.
+
+    Their wild types follow at the end, in the order of their numbers.
+    """
+    rows = variants.rows()
+    while block := list(islice(rows, BLOCK)):
+        for row in block:
+            arrays.add(row)
+        yield [(0, HEADER, row.sequence.encode()) for row in block if row is not None]
+    used = np.unique(arrays.protein)
+    for number in used[used >= 0].tolist():
+        yield [(0, HEADER, variants.wild_types.sequence(number).encode())]
+
+
+def score_columns(strategy: str, labels: Sequence[str]) -> list[Column]:
+    """The columns that are appended to the table: status, reason and the values of a strategy.
+
+    Of several models (their `labels`), the values are means, and those of each model follow.
+    """
+    names = [strategy, f"{strategy}_ratio"] if strategy == LIKELIHOOD else [strategy]
+    each = [f"{name}.{label}" for name in names for label in labels] if len(labels) > 1 else []
+    return [Column("status", "text"), Column("reason", "text"), *map(Column, [*names, *each])]
+
+
+def write_scores(
+    writer: Writer,
+    variants: VariantTable,
+    usable: Bool,
+    outcome: Callable[[int], Outcome],
+    values: Sequence[Float64],
+) -> Counter[str]:
+    """Write every row with its outcome and `values`; returns how many rows have each status.
+
+    usable: (N,) whether the row could be scored; `outcome` gives that of such a row by its number.
+    values: (N,) for each column of numbers.
+    """
+    counts: Counter[str] = Counter()
+    for first, block, reasons in variants.blocks_with_reasons(usable):
+        outcomes = [
+            outcome(row) if reason is None else Outcome(SKIPPED, reason)
+            for row, reason in enumerate(reasons, first)
+        ]
+        counts.update(status for status, _ in outcomes)
+        part = slice(first, first + len(outcomes))
+        columns: list[Any] = [*zip(*outcomes, strict=True), *(value[part] for value in values)]
+        writer.write(block, columns)
+    return counts
