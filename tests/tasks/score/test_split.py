@@ -346,7 +346,7 @@ def damage(folder: Path, what: str) -> None:
         ("an id", "shards/records.tsv: damaged, its digest is not that in digests.sha256; remove"),
         ("a longer table", "in.csv: has more rows than the shards; remove the folder and run the"),
         ("a shorter table", "in.csv: has fewer rows than the shards; remove the folder"),
-        ("other records", "status.tsv: not of the records of"),
+        ("other records", "status.tsv: does not match the records of"),
     ],
 )
 def test_join_notices_what_does_not_belong(tmp_path, rotary, inputs, capsys, what, told):
