@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from esm_pipeline.tasks import COMMANDS
+
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "esm_pipeline"
 LINES = 500
@@ -180,7 +182,7 @@ def light_modules() -> list[str]:
         "esm_pipeline",
         "esm_pipeline.settings",
         "esm_pipeline.cli",
-        "esm_pipeline.tasks.run.shard",
+        *(f"esm_pipeline.tasks.{command.module}" for command in COMMANDS.values()),
     ]
     return light + [module_name(path) for path in FILES if room(module_name(path)) == "formats"]
 

@@ -1,9 +1,9 @@
-"""Token-budget batches, threads, the out-of-memory ladder, and `iter_packed`, which has all three.
+"""Batches by token budget, threads, splitting when memory runs out; `iter_packed` uses all three.
 
-Sequences go longest first: neighbours are of like length, and if memory runs out it does so at the
-start. A batch that does not fit is halved and computed in parts. A sequence that does not fit
-beside those of other threads is tried again when they are done. So nothing is given up but a
-sequence that does not fit alone.
+The longest sequences go first: neighbours have similar lengths, and memory runs out at the start if
+at all. A batch that does not fit into memory is halved and computed in parts. A sequence that does
+not fit while other threads compute is tried again after they finish. So only a sequence that does
+not fit alone is given up.
 """
 
 from __future__ import annotations
@@ -41,18 +41,18 @@ OUT_OF_MEMORY = re.compile(
     r"|could not (create|execute) a (primitive|memory)"  # oneDNN
     r"|(CUBLAS|CUDNN|CUSOLVER|CUSPARSE|HIPBLAS|ROCBLAS)_STATUS_(ALLOC_FAILED|NOT_INITIALIZED)"
 )
-"""What a RuntimeError says that means the same as torch.OutOfMemoryError.
+"""Messages of a RuntimeError that mean the same as torch.OutOfMemoryError.
 
-Libraries of CUDA that find no room for their own workspace call themselves not initialized.
+CUDA libraries without memory for their own workspace report that they are not initialized.
 """
 
 GAP = re.compile(r"[.\-](?![^<]*>)")
-"""A gap, not within a token such as `<null_1>`."""
+"""A gap outside tokens such as `<null_1>`."""
 
 CPU_TOKENS = 4096
-"""Most tokens of a batch on the CPU: what fits its caches is computed faster."""
+"""Most tokens in a batch on the CPU: data that fits into its caches is computed faster."""
 LEAST_TOKENS = 512
-"""Tokens below which a batch is not made smaller for the sake of other threads."""
+"""A batch is not made smaller than this many tokens to give other threads work."""
 
 WithLogits: TypeAlias = EsmForMaskedLM | EsmForSequenceClassification | EsmForTokenClassification
 R = TypeVar("R")
@@ -61,9 +61,9 @@ R = TypeVar("R")
 def token_batches(lengths: NDArray[Any], token_budget: int, workers: int = 1) -> Iterator[Int64]:
     """Cut sequences of `lengths` residues into batches, longest first, equals in their order.
 
-    Yields indices into `lengths`, each once. BOS and EOS counted, a batch has at most
-    `token_budget` tokens, unless it is one sequence alone. For several `workers` the last ones are
-    smaller, so that all have done at about one time.
+    Yields indices into `lengths`, each once. A batch has at most `token_budget` tokens, with BOS
+    and EOS, unless it is a single sequence. For several `workers` the last batches are smaller, so
+    that all workers finish at about the same time.
     """
     order = np.argsort(-np.asarray(lengths, np.int64), kind="stable")
     ends = np.cumsum(np.asarray(lengths, np.int64)[order] + SPECIAL_TOKENS)
@@ -79,36 +79,42 @@ def token_batches(lengths: NDArray[Any], token_budget: int, workers: int = 1) ->
 
 
 class BatchResult(NamedTuple, Generic[R]):
-    """A part of a batch; `result` is None where its one sequence does not fit into memory."""
+    """A batch or a part of it; `result` is None if its only sequence does not fit into memory."""
 
     part: Int64
     result: R | None
 
 
-def run_splitting(batch: Int64, compute: Callable[[Int64], R]) -> Iterator[BatchResult[R]]:
-    """Compute `batch`, or if memory runs out its halves, and so on down to one sequence.
+def run_splitting(
+    batch: Int64, compute: Callable[[Int64], R], *fallbacks: Callable[[Int64], R]
+) -> Iterator[BatchResult[R]]:
+    """Compute `batch`, or its halves if memory runs out, and so on down to single sequences.
 
-    Yields each part in its order, and holds none of them while it computes the next. Errors that
-    are not about memory pass through.
+    A sequence that does not fit alone is computed by the first of the `fallbacks` for which memory
+    suffices. Yields the parts in their order, and keeps no result while it computes the next.
+    Errors that are not about memory pass through.
     """
-    pending = [batch]
+    attempts = (compute, *fallbacks)
+    pending = [(batch, 0)]
     while pending:
-        part = pending.pop()
+        part, attempt = pending.pop()
         try:
-            computed = BatchResult(part, compute(part))
+            found = BatchResult(part, attempts[attempt](part))
         except (MemoryError, RuntimeError) as error:
             if not is_out_of_memory(error):
                 raise
         else:
-            yield computed
-            del computed
+            yield found
+            del found
             continue
-        release_memory()  # here the error is gone, and with it what its frames held
-        if len(part) == 1:
-            yield BatchResult(part, None)
-        else:
+        release_memory()  # the error is gone by now, and all that its frames kept alive
+        if len(part) > 1:
             middle = len(part) // 2
-            pending += [part[middle:], part[:middle]]
+            pending += [(part[middle:], attempt), (part[:middle], attempt)]
+        elif attempt < len(fallbacks):
+            pending.append((part, attempt + 1))
+        else:
+            yield BatchResult(part, None)
 
 
 def compute_batches(
@@ -117,11 +123,11 @@ def compute_batches(
     compute: Callable[[Int64], R],
     device: torch.device,
 ) -> Iterator[BatchResult[R]]:
-    """Compute sequences of `lengths` residues, longest first, batch by batch; parts in that order.
+    """Compute sequences of `lengths` residues in batches, longest first; parts in that order.
 
     On the CPU, batches have up to `CPU_TOKENS` tokens, and the threads that PyTorch may use compute
-    several at once: together they hold no more than `token_budget`, or one sequence beyond that.
-    `compute` is called in other threads, and has to enter PyTorch's modes itself.
+    several at once: together at most `token_budget` tokens, or one sequence longer than that.
+    `compute` is called in other threads and must enter PyTorch's modes itself.
     """
     if device.type != "cpu":
         for batch in token_batches(lengths, token_budget):
@@ -132,7 +138,7 @@ def compute_batches(
     workers = max(1, min(threads, token_budget // LEAST_TOKENS))
     share = min(max(token_budget // workers, 1), CPU_TOKENS)
     batches = list(token_batches(lengths, share, workers))
-    # those that are longer than a share come first, and get all threads
+    # batches longer than a share come first and get all threads
     alone = sum(int(lengths[batch[0]]) + SPECIAL_TOKENS > share for batch in batches)
     if workers == 1 or len(batches) - alone < 2:
         alone = len(batches)
@@ -145,12 +151,12 @@ def compute_batches(
 def run_in_threads(
     batches: Sequence[Int64], compute: Callable[[Int64], R], workers: int, threads: int
 ) -> Iterator[BatchResult[R]]:
-    """Compute `batches`, `workers` at a time with `threads` each; parts in the batches' order.
+    """Compute `batches`, `workers` at a time with `threads` each; parts in the order of `batches`.
 
-    Sequences that failed beside others come last, each computed anew when the threads are done. An
-    error in one batch, or the end of whoever reads the parts, stops the others at their next part.
+    Sequences that did not fit while other threads computed come last, each tried again alone. After
+    an error in one batch, or when the caller stops reading, the others stop at their next part.
     """
-    stop, lone = Event(), list[Int64]()
+    stop, retries = Event(), list[Int64]()
 
     def compute_unless_stopped(part: Int64) -> R:
         if stop.is_set():
@@ -160,18 +166,18 @@ def run_in_threads(
     def run(batch: Int64) -> list[BatchResult[R]]:
         found: list[BatchResult[R]] = []
         try:
-            for computed in run_splitting(batch, compute_unless_stopped):
-                found.append(computed)
+            for one in run_splitting(batch, compute_unless_stopped):
+                found.append(one)
         except CancelledError:
-            pass  # whoever stopped it has the error
+            pass  # another thread raises the error
         except BaseException:
             stop.set()
             raise
         return found
 
     def fitting(found: list[BatchResult[R]]) -> Iterator[BatchResult[R]]:
-        lone.extend(part for part, result in found if result is None)
-        return (computed for computed in found if computed.result is not None)
+        retries.extend(part for part, result in found if result is None)
+        return (one for one in found if one.result is not None)
 
     pool = ThreadPoolExecutor(workers, "batch", torch.set_num_threads, (threads,))
     ahead: deque[Future[list[BatchResult[R]]]] = deque()
@@ -183,21 +189,21 @@ def run_in_threads(
         while ahead:
             yield from fitting(ahead.popleft().result())
     finally:
-        stop.set()  # those that wait end as they begin
+        stop.set()  # batches that have not started end at once
         pool.shutdown()
-        torch.set_num_threads(torch.get_num_threads())  # of threads made later, as of this one
-    yield from chain.from_iterable(run_splitting(part, compute) for part in lone)
+        torch.set_num_threads(torch.get_num_threads())  # for threads made later, as for this one
+    yield from chain.from_iterable(run_splitting(part, compute) for part in retries)
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether `error` says that memory ran out, on the device or on the host."""
+    """Whether `error` means that memory ran out, on the device or on the host."""
     if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
         return True
     return isinstance(error, RuntimeError) and OUT_OF_MEMORY.search(str(error)) is not None
 
 
 def release_memory() -> None:
-    """Give the blocks that PyTorch keeps for later back to the GPU."""
+    """Return the memory that PyTorch keeps for later use to the GPU."""
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
     elif torch.backends.mps.is_available():
@@ -214,10 +220,10 @@ def pack(
 
 
 def residue_states(hidden: Tensor, layout: PackedLayout) -> Tensor:
-    """(T, D) → (sum of R, D): the residues of all sequences, BOS and EOS left out."""
-    keep = torch.ones(len(hidden), dtype=torch.bool, device=hidden.device)
-    keep[layout.cumulative[:-1]] = keep[layout.cumulative[1:] - 1] = False
-    return hidden[keep]
+    """(T, D) → (sum of R, D): the residues of all sequences, without BOS and EOS."""
+    is_residue = torch.ones(len(hidden), dtype=torch.bool, device=hidden.device)
+    is_residue[layout.firsts] = is_residue[layout.cumulative[1:] - 1] = False
+    return hidden[is_residue]
 
 
 def iter_packed(

@@ -57,6 +57,7 @@ class Classifier(ArrayRunner[WithClasses]):
     without one, or with labels that cannot be told apart; InputError if `settings.of` is another.
     """
 
+    task = "classify"
     settings: ClassifySettings
 
     def __init__(self, name: str, revision: str | None, settings: ClassifySettings) -> None:
@@ -75,7 +76,7 @@ class Classifier(ArrayRunner[WithClasses]):
         except WeightsError as error:
             raise WeightsError(f"{self.checkpoint.name}: {error}") from None
 
-    def judge(self, missing: Collection[str]) -> None:
+    def check_missing(self, missing: Collection[str]) -> None:
         """Raise WeightsError for a classifier without weights."""
         if missing:
             raise WeightsError(

@@ -1,6 +1,6 @@
-"""What becomes of a sequence: taken, its unusual letters replaced or removed, or skipped.
+"""Cleaning of sequences: unusual letters are replaced or removed, or the record is skipped.
 
-Nucleotides are no residues, though their letters are: they are refused, translated, or kept.
+Nucleotides use letters that residues have as well: they are refused, translated, or kept.
 """
 
 from __future__ import annotations
@@ -18,17 +18,17 @@ RESIDUES = b"ACDEFGHIKLMNPQRSTVWYBUZOX"
 CHAIN_BREAK = b":"
 END_STOP = "'*' at the end{} removed"
 FOREIGN = re.compile(rf"[^{RESIDUES.decode()}J*.\-]")
-NO_LETTER = {
+LETTER_HINTS = {
     ">": "begins a record inside a line, which is lost in this one; were files joined without a "
-    "line end between them? part them"
+    "line end between them? put one there"
 }
-"""What a letter that cannot be may tell of."""
+"""Letters that point to a certain mistake."""
 
 REPLACEMENTS = str.maketrans("J*", "XX", "-.")
 
 
 class LetterPolicy(NamedTuple):
-    """What may be done about one kind of unusual letter."""
+    """How one kind of unusual letter is handled."""
 
     pattern: re.Pattern[str]
     name: str
@@ -36,13 +36,13 @@ class LetterPolicy(NamedTuple):
     setting: str
     """The field of CleaningSettings that decides."""
     accepting: str
-    """Its value that keeps the record."""
+    """The value of the field that keeps the record."""
     effect: str
     done: str
 
     @property
     def remedy(self) -> str:
-        """What to set, and what for."""
+        """What to set, and to what effect."""
         return f"set {setting(f'shard.{self.setting}')} to '{self.accepting}' to {self.effect}"
 
 
@@ -76,7 +76,7 @@ GAP = LetterPolicy(
 
 
 class CleanedSequence(NamedTuple):
-    """A sequence after the policies for unusual letters."""
+    """A sequence after cleaning."""
 
     sequence: bytes
     """Upper-case residues, with `:` between chains; empty if the record is skipped."""
@@ -89,10 +89,10 @@ class CleanedSequence(NamedTuple):
 def read_sequence(
     sequence: bytes, cleaning: CleaningSettings, header: bytes = b""
 ) -> CleanedSequence:
-    """What becomes of an upper-case sequence without whitespace, as it stands in an input.
+    """Clean a sequence of the input, in upper case and without whitespace.
 
-    Nucleotides are refused, translated or kept, and then the policies applied; the header may tell
-    the frame and whether the start is there.
+    Nucleotides are refused, translated or kept, then unusual letters are handled. The header of a
+    coding sequence may give its reading frame and whether its start is missing.
     """
     if cleaning.nucleotides == "translate":
         return _translated(sequence, cleaning, header)
@@ -102,7 +102,7 @@ def read_sequence(
 
 
 def nucleotides_remedy() -> str:
-    """What to set where proteins look like nucleotides."""
+    """What to set if sequences look like nucleotides."""
     return (
         f"set {setting('shard.nucleotides')} to 'translate' to read coding sequences, or to 'keep' "
         "to take the letters as residues"
@@ -110,9 +110,9 @@ def nucleotides_remedy() -> str:
 
 
 def _translated(sequence: bytes, cleaning: CleaningSettings, header: bytes) -> CleanedSequence:
-    """The protein of a coding sequence; what cannot be one is cleaned as a protein.
+    """The protein of a coding sequence; other sequences are cleaned as proteins.
 
-    A sequence that consists of nucleotide codes is read so whatever its length.
+    A sequence of nucleotide codes only is taken as a coding sequence whatever its length.
     """
     if not only_nucleotides(sequence.translate(None, b"-.:")):
         if nucleotides_in(sequence):  # with '*' in it
@@ -142,18 +142,18 @@ def _translated(sequence: bytes, cleaning: CleaningSettings, header: bytes) -> C
 
 
 def is_clean(sequence: bytes) -> bool:
-    """Whether an upper-case sequence is residues only, and some: `clean` returns it as it is."""
+    """Whether an upper-case sequence has residues and nothing else: `clean` does not change it."""
     return bool(sequence) and not sequence.translate(None, RESIDUES)
 
 
 def clean(sequence: bytes, cleaning: CleaningSettings) -> CleanedSequence:
-    """Apply the policies to an upper-case sequence without whitespace.
+    """Handle the unusual letters of a sequence in upper case and without whitespace.
 
-    Places in reasons and notes are residues of the given sequence from 1, counted within the chain
-    if there are several. The result is clean: cleaning it again changes nothing.
+    Reasons and notes count the residues of the given sequence from 1, in each chain if there are
+    several. Cleaning the result again changes nothing.
     """
     body = sequence.rstrip(b"*")
-    if is_clean(body):  # a shortcut: so ends whatever a gene finder writes
+    if is_clean(body):  # a shortcut: gene finders end every protein with *
         return CleanedSequence(body, "", (END_STOP.format(""),) if body != sequence else ())
     chains = sequence.decode("utf-8", "replace").split(":")
     parts = []
@@ -188,7 +188,7 @@ def _clean_chain(chain: str, where: str, cleaning: CleaningSettings) -> CleanedS
             refused.append((match.start(), f"{what}{where}{policy.detail}; {policy.remedy}"))
     if match := FOREIGN.search(chain):
         what = f"character {match[0]!a} at residue {match.start() + 1}{where}"
-        why = NO_LETTER.get(match[0], "is no amino acid; correct the sequence")
+        why = LETTER_HINTS.get(match[0], "is no amino acid; correct the sequence")
         refused.append((match.start(), f"{what} {why}"))
     if refused:
         return CleanedSequence(b"", min(refused)[1])

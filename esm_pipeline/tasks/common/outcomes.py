@@ -1,12 +1,13 @@
-"""The outcome of every record: read from status tables, and counted."""
+"""The outcomes of records: in status tables, and counted."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 from esm_pipeline.errors import InputError
+from esm_pipeline.files import blaming
 from esm_pipeline.formats.checksums import check_listed
 from esm_pipeline.formats.records import (
     ANEW,
@@ -15,23 +16,36 @@ from esm_pipeline.formats.records import (
     SKIPPED,
     Outcome,
     Record,
+    format_row,
     read_records,
     read_status,
+    status_columns,
 )
 
 NO_ROW = (-1, Outcome(""))
 
 
 def format_counts(counts: Counter[str], unit: str) -> str:
-    """`3 records: 2 ok, 1 skipped, 0 failed`, by the number of each status."""
+    """The number of each status as `3 records: 2 ok, 1 skipped, 0 failed`."""
     each = ", ".join(f"{counts[status]:,} {status}" for status in (OK, SKIPPED, FAILED))
     return f"{counts.total():,} {unit}: {each}"
 
 
-def with_outcomes(records: Path, statuses: Mapping[str, Path]) -> Iterator[Record]:
-    """The records of `records`, each with its row of every status table.
+def write_status(target: Path, task: str, outcomes: Iterable[tuple[int, Outcome]]) -> Counter[str]:
+    """Write the status table of a task, a row for each index; returns the number of each status."""
+    counts: Counter[str] = Counter()
+    with blaming(target), open(target, "w", encoding="utf-8", newline="") as handle:
+        handle.write(format_row(status_columns(task)))
+        for index, outcome in outcomes:
+            counts[outcome.status] += 1
+            handle.write(format_row([str(index), *outcome]))
+    return counts
 
-    Raises InputError if a table is not of the same records, or not as it was written.
+
+def with_outcomes(records: Path, statuses: Mapping[str, Path]) -> Iterator[Record]:
+    """The records of `records`, each with its outcome in every status table.
+
+    Raises InputError if a table has other records, or has changed since it was written.
     """
     for path in (records, *statuses.values()):
         check_listed(path)

@@ -18,16 +18,16 @@ OF_FILES = {
     *(".json", ".yaml", ".xml", ".html", ".md", ".log", ".png", ".svg", ".pdf"),
     *(".zip", ".gz", ".tar", ".tgz", ".bz2", ".xz", ".zst"),
 }
-"""Endings that no folder should have."""
+"""Endings of files, which a folder should not have."""
 
 
 def check_output(
     output: Path, inputs: Iterable[str], others: Iterable[Path | None], suffixes: Sequence[str]
 ) -> Path:
-    """Where the table of records goes, beside `output`, whose suffix is one of `suffixes`.
+    """The table of records that goes next to `output`, whose suffix is one of `suffixes`.
 
-    Raises InputError if it, `output` or one of the `others` cannot be written, or would replace
-    another or one of the `inputs`.
+    Raises InputError if the table, `output` or one of the `others` cannot be written, or would
+    replace another or one of the `inputs`.
     """
     if not output.name:
         raise InputError(f"{output}: a folder; name a file for the output")
@@ -54,7 +54,7 @@ def check_output(
 
 
 def ending_of(path: Path, endings: Collection[str]) -> str:
-    """The ending of a file's name, in lower case. Raises InputError for one not among `endings`."""
+    """The ending of a file's name, in lower case. Raises InputError if not one of `endings`."""
     ending = path.suffix.lower()
     if ending not in endings:
         raise InputError(f"{path}: cannot be written; let its name end in {', '.join(endings)}")
@@ -62,9 +62,9 @@ def ending_of(path: Path, endings: Collection[str]) -> str:
 
 
 def require_folder_name(path: Path, what: str) -> None:
-    """Raise InputError for a new folder whose name says that it is a file.
+    """Raise InputError for a new folder whose name looks like that of a file.
 
-    what: is written into it, in words.
+    what: what goes into it, for the message.
     """
     ending = path.suffix.lower()
     if ending in OF_FILES and not path.exists():
@@ -74,6 +74,9 @@ def require_folder_name(path: Path, what: str) -> None:
 
 
 def write_checksums(path: Path, digests: Path, files: Mapping[Path, Path]) -> None:
-    """Write to `path` what will be the list `digests`: those of `files`, by where they will be."""
+    """Write the checksums of `files` (final place → where it is now) to `path`.
+
+    `digests` is the final place of the list; names in it are relative to its folder.
+    """
     folder = digests.parent
     write_digests(path, {os.path.relpath(to, folder): file for to, file in files.items()})

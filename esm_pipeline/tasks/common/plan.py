@@ -1,4 +1,4 @@
-"""Which unique sequences a task computes, how much of each, and what became of every record."""
+"""Which unique sequences a task computes, how much of each, and the outcome of every record."""
 
 from __future__ import annotations
 
@@ -15,7 +15,6 @@ from esm_pipeline.files import atomic_path
 from esm_pipeline.formats.records import FAILED, OK, SKIPPED, Outcome, Record, write_records
 from esm_pipeline.formats.results.validation import open_hdf5
 from esm_pipeline.formats.results.writer import Array, Entry, RaggedWriter
-from esm_pipeline.model.inference.windows import SPECIAL_TOKENS
 from esm_pipeline.tasks.common.sequences import SequenceSet
 
 DOES_NOT_FIT = "{} residues do not fit into memory, even alone; use a machine with more"
@@ -41,7 +40,8 @@ class LengthPolicy:
     ) -> LengthPolicy:
         """The policy by the setting `long`; of several models, the shortest table counts.
 
-        `window` is given by tasks that have that policy. Raises InputError for full with a table.
+        Only tasks that can compute in windows give a `window`. Raises InputError for `full` if a
+        model has a table.
         """
         tables = [limit for limit in limits if limit is not None]
         limit = min(tables, default=None)
@@ -54,7 +54,7 @@ class LengthPolicy:
         if long == "auto":
             long = "full" if limit is None else "skip"
         if long == "window" and limit is not None:
-            window = min(window, limit + SPECIAL_TOKENS)
+            window = min(window, token_count(limit))
         return cls(task, limit, long, window if long == "window" else 0)
 
     @property
@@ -63,7 +63,7 @@ class LengthPolicy:
         return self.limit if self.long in ("skip", "truncate") else None
 
     def outcome(self, length: int) -> Outcome:
-        """What becomes of a sequence of `length` residues, if nothing fails."""
+        """The outcome for a sequence of `length` residues, if nothing fails."""
         if self.cut is not None and length > self.cut:
             if self.long == "truncate":
                 return Outcome(OK, f"truncated to the first {self.cut} residues")
@@ -73,36 +73,66 @@ class LengthPolicy:
                 f"{length} residues, but the model has positions for {self.cut}; set "
                 f"{setting(f'{self.task}.long')} to {other}, or use a rotary model such as ESM-2",
             )
-        if self.window and length + SPECIAL_TOKENS > self.window:
+        if self.window and token_count(length) > self.window:
             return Outcome(OK, f"in windows of {self.window} tokens")
         return Outcome(OK)
 
 
-class SequencePlan:
-    """The unique sequences of a set that a task computes; `failures` are noted as they happen."""
+def token_count(residues: int) -> int:
+    """Tokens of a sequence of so many residues, with BOS and EOS."""
+    from esm_pipeline.model.inference.windows import SPECIAL_TOKENS  # loads PyTorch
 
-    def __init__(self, sequence_set: SequenceSet, policy: LengthPolicy) -> None:
+    return residues + SPECIAL_TOKENS
+
+
+class SequencePlan:
+    """The unique sequences of a set that a task computes; `failures` are noted as they happen.
+
+    `too_long` and `truncated` are (U,) masks, `lengths` (U,) the residues to compute. Sequences
+    that are `untruncatable`, a (U,) mask, are skipped where others would be truncated.
+    """
+
+    def __init__(
+        self,
+        sequence_set: SequenceSet,
+        policy: LengthPolicy,
+        untruncatable: Bool | None = None,
+    ) -> None:
         self.sequence_set, self.policy = sequence_set, policy
         lengths = sequence_set.lengths
-        self.lengths = lengths if policy.cut is None else np.minimum(lengths, policy.cut)
-        self.too_long: Bool = lengths > self.lengths
+        self.too_long = lengths > (lengths if policy.cut is None else policy.cut)
+        self.truncated: Bool = self.too_long & (policy.long == "truncate")
+        if untruncatable is not None:
+            self.truncated &= ~untruncatable
+        self.lengths = np.where(self.truncated, policy.cut or 0, lengths)
         self.failures: dict[int, str] = {}
+
+    @property
+    def sizes(self) -> Int64:
+        """(U,) residues of each unique sequence as the model counts them."""
+        return self.lengths
+
+    @property
+    def skipped(self) -> Bool:
+        """(U,) sequences that are not computed."""
+        return self.too_long & ~self.truncated
 
     def rows(self) -> Int64:
         """(U,) row of each unique sequence; -1 if it is skipped or has failed."""
-        truncated = self.policy.long == "truncate"
-        kept = np.ones(len(self.lengths), bool) if truncated else ~self.too_long
+        kept = ~self.skipped
         kept[list(self.failures)] = False
         return np.where(kept, np.cumsum(kept) - 1, -1)
 
     def sequences(self, unique: Int64) -> list[str]:
-        """The residues to compute of some unique sequences."""
-        lengths = self.lengths[unique].tolist()
+        """The residues to compute of some unique sequences, `:` between chains."""
         texts = self.sequence_set.sequences(unique)
-        return [text[:length].decode() for text, length in zip(texts, lengths, strict=True)]
+        return [
+            text[: self.policy.cut].decode() if truncated else text.decode()
+            for text, truncated in zip(texts, self.truncated[unique].tolist(), strict=True)
+        ]
 
     def outcome(self, record: Record) -> Outcome:
-        """What became of a record."""
+        """The outcome of a record."""
         if record.status != OK:
             return Outcome(SKIPPED, record.reason)
         unique = int(self.sequence_set.unique[record.index])
@@ -110,6 +140,10 @@ class SequencePlan:
             return Outcome(SKIPPED, "a complex of several chains; split it at ':'")
         if unique in self.failures:
             return Outcome(FAILED, self.failures[unique])
+        return self.outcome_unless_failed(unique)
+
+    def outcome_unless_failed(self, unique: int) -> Outcome:
+        """The outcome for a unique sequence, if nothing fails."""
         return self.policy.outcome(int(self.sequence_set.lengths[unique]))
 
     def entries(self, rows: Int64) -> Iterator[Entry]:
@@ -128,18 +162,19 @@ class SequencePlan:
         """Write the table of records to `table`; returns the number of each status."""
         counts: Counter[str] = Counter()
 
-        def told(record: Record) -> Record:
+        def with_outcome(record: Record) -> Record:
             outcome = self.outcome(record)
             counts[outcome.status] += 1
             return record.with_outcome(self.policy.task, *outcome)
 
-        write_records(table, map(told, self.sequence_set.records()), [self.policy.task])
+        records = map(with_outcome, self.sequence_set.records())
+        write_records(table, records, [self.policy.task])
         return counts
 
 
 @dataclass(frozen=True)
 class ResultLayout:
-    """What a ragged file has: its arrays, and what it says of itself."""
+    """What a ragged result file contains: its arrays and its attributes."""
 
     arrays: Sequence[Array]
     attributes: Mapping[str, str]
@@ -156,7 +191,7 @@ class ResultLayout:
         )
 
     def leave_out_failures(self, path: Path, plan: SequencePlan, rows: Int64) -> None:
-        """Write the file at `path` anew without the rows of what failed."""
+        """Write the file at `path` again without the rows of sequences that failed."""
         kept = plan.rows()
         with (
             atomic_path(path) as smaller,

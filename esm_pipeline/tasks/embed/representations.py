@@ -27,6 +27,7 @@ class Encoder(ArrayRunner[EsmModel]):
     Raises InputError for a layer that does not exist, WeightsError for an unusable checkpoint.
     """
 
+    task = "embed"
     model_class = EsmModel
     options: ClassVar = {"add_pooling_layer": False}
     settings: EmbedSettings
@@ -38,7 +39,7 @@ class Encoder(ArrayRunner[EsmModel]):
             check_layer(layer, count)
         self.layers = sorted({layer % (count + 1) for layer in settings.layers})
 
-    def judge(self, missing: Collection[str]) -> None:
+    def check_missing(self, missing: Collection[str]) -> None:
         """Raise WeightsError for contacts without a regression of them."""
         if missing and "contacts" in self.settings.include:
             raise WeightsError(

@@ -8,12 +8,11 @@ and its settings, it also checks what that task would ask of the model, without 
 from __future__ import annotations
 
 import argparse
-import importlib
 from pathlib import Path
 
 from esm_pipeline.flags import add_flags
 from esm_pipeline.locks import Outputs
-from esm_pipeline.tasks import commands_with
+from esm_pipeline.tasks import commands_with, module_of
 from esm_pipeline.tasks.common.model_file import SUFFIX, describe, find_checkpoint, write_model_file
 from esm_pipeline.tasks.common.outputs import ending_of
 
@@ -47,7 +46,7 @@ def run(args: argparse.Namespace) -> int:
     checkpoint = find_checkpoint(args.model, args.revision)
     facts = describe(checkpoint, EsmConfig.from_pretrained(checkpoint.source, **checkpoint.where))
     if args.task:
-        importlib.import_module(f"esm_pipeline.tasks.{args.task}").check_model(args)
+        module_of(args.task).check_model(args)
     if args.out:
         write_model_file(args.out, facts)
     told = {"path": checkpoint.source, "revision": checkpoint.revision or ""}

@@ -288,13 +288,13 @@ def test_memory_that_is_set_is_kept_to(fold, alone):
 
 def test_linkers_take_memory_too(fold, checkpoint, monkeypatch):
     longest = []
-    right = predictor.Predictor.ways
+    right = predictor.Predictor.modes
 
-    def ways(this, count, residues):
+    def modes(this, count, residues):
         longest.append(residues)
         return right(this, count, residues)
 
-    monkeypatch.setattr(predictor.Predictor, "ways", ways)
+    monkeypatch.setattr(predictor.Predictor, "modes", modes)
     fold()
     assert longest[0] == 18 + 2 * 25  # the complex comes first
     needed = []
@@ -310,9 +310,9 @@ def test_linkers_take_memory_too(fold, checkpoint, monkeypatch):
     assert needed == [(2, 5 + 25)]
 
 
-def test_what_fits_in_no_way_is_tried_in_chunks(checkpoint):
+def test_what_fits_in_no_mode_is_tried_in_chunks(checkpoint):
     one = predictor.Predictor(str(checkpoint), None, FoldSettings(memory=1e-6))
-    assert [way.chunk_size for way in one.ways(1, 1_000)] == [16]
+    assert [mode.chunk_size for mode in one.modes(1, 1_000)] == [16]
 
 
 def test_everything_fails(fold, monkeypatch):
