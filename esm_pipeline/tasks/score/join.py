@@ -30,19 +30,16 @@ from esm_pipeline.formats.records import (
     OK,
     SKIPPED,
     Outcome,
-    format_row,
     read_records,
     read_status,
-    status_columns,
 )
 from esm_pipeline.formats.tables.base import Column, Table, create_table, open_table
 from esm_pipeline.locks import Outputs
 from esm_pipeline.settings import shard_names
-from esm_pipeline.tasks.common.outcomes import format_counts
+from esm_pipeline.tasks.common.outcomes import format_counts, write_status
 from esm_pipeline.tasks.common.outputs import write_checksums
-from esm_pipeline.tasks.score.split import STATUS, SUFFIX, UNUSABLE
+from esm_pipeline.tasks.score.split import STATUS, SUFFIX, TASK, UNUSABLE
 
-TASK = "score"
 KEYS = ["row", "protein", "mutant"]
 AGAIN = "remove the folder and run the workflow again"
 SEVERITY = {OK: 0, SKIPPED: 1, FAILED: 2}
@@ -87,7 +84,10 @@ def run(args: argparse.Namespace) -> int:
         counts = append_scores(out, table, columns, spool)
         facts = json.dumps(shards[0].provenance, indent=2)
         provenance.write_text(facts + "\n", encoding="utf-8")
-        write_status(status, args.records, args.split / STATUS, shards)
+        before = args.split / STATUS
+        write_status(
+            status, TASK, outcomes_of_records(args.records, before, worst_outcomes(shards))
+        )
         write_checksums(listed, digests, dict(zip(targets, paths, strict=False)))
     if not args.quiet:
         seconds = time.perf_counter() - started
@@ -187,25 +187,32 @@ def append_scores(path: Path, table: Table, columns: list[str], spool: ScoreSpoo
 
 
 def severity(outcome: Outcome) -> tuple[int, bool]:
-    """The key by which the worst outcome of a protein is found; with a reason ranks above without."""
+    """The sort key of outcomes: the worst is largest; of equals, one that has a reason."""
     return SEVERITY[outcome.status], bool(outcome.reason)
 
 
-def write_status(path: Path, records: Path, before: Path, shards: list[Shard]) -> None:
-    """Write the outcome of each record: that of `split`, or the worst of the shards' jobs."""
-    found: dict[int, Outcome] = {}
+def worst_outcomes(shards: Iterable[Shard]) -> dict[int, Outcome]:
+    """The worst outcome of each protein over the shards, by the index of its record."""
+    worst: dict[int, Outcome] = {}
     for shard in shards:
         for record in read_records(shard.records):
             outcome = record.outcomes[TASK]
-            known = found.setdefault(int(record.id), outcome)
+            known = worst.setdefault(int(record.id), outcome)
             if severity(outcome) > severity(known):
-                found[int(record.id)] = outcome
-    with path.open("w", encoding="utf-8", newline="") as handle:
-        handle.write(format_row(status_columns(TASK)))
-        statuses = read_status(before, TASK)
-        for record, (index, outcome) in zip(read_records(records), statuses, strict=False):
-            if index != record.index:
-                raise InputError(f"{before}: does not match the records of {records}; {AGAIN}")
-            first = index if record.duplicate_of is None else record.duplicate_of
-            outcome = found.get(first, outcome) if outcome.status == OK else outcome
-            handle.write(format_row([str(index), *outcome]))
+                worst[int(record.id)] = outcome
+    return worst
+
+
+def outcomes_of_records(
+    records: Path, before: Path, worst: dict[int, Outcome]
+) -> Iterator[tuple[int, Outcome]]:
+    """Index and outcome of each record: as `split` wrote it to `before`, then as the jobs did.
+
+    Raises InputError if `before` is of other records.
+    """
+    statuses = read_status(before, TASK)
+    for record, (index, outcome) in zip(read_records(records), statuses, strict=False):
+        if index != record.index:
+            raise InputError(f"{before}: does not match the records of {records}; {AGAIN}")
+        first = index if record.duplicate_of is None else record.duplicate_of
+        yield index, worst.get(first, outcome) if outcome.status == OK else outcome

@@ -33,11 +33,11 @@ from esm_pipeline.formats.checksums import LISTING, sha256, write_digests
 from esm_pipeline.formats.fasta import shown
 from esm_pipeline.formats.input_checksums import require_unchanged, states, write_inputs
 from esm_pipeline.formats.mutations import spell
-from esm_pipeline.formats.records import format_row, status_columns
 from esm_pipeline.formats.tables.base import Column, create_table, open_table
 from esm_pipeline.locks import Outputs
 from esm_pipeline.settings import shard_names
 from esm_pipeline.settings.sections import CleaningSettings, StrategySettings, VariantSettings
+from esm_pipeline.tasks.common.outcomes import write_status
 from esm_pipeline.tasks.common.plan import LengthPolicy, SequencePlan
 from esm_pipeline.tasks.common.sequences import SequenceSet
 from esm_pipeline.tasks.common.shards import forward_cost
@@ -49,6 +49,7 @@ from esm_pipeline.tasks.score.variant_table import (
 )
 from esm_pipeline.tasks.score.wild_types import open_wild_types
 
+TASK = "score"
 SUFFIX = ".tsv"
 UNUSABLE, STATUS = "unusable.tsv", "status.tsv"
 HEADER = b"row\tprotein\tmutant\n"
@@ -213,8 +214,10 @@ def write_shards(rows: VariantSpool, variants: VariantTable, folder: Path, count
         write_lines(folder / f"{name}.tsv", chain([HEADER], rows.lines(chosen)))
         wild_types = np.unique(rows.proteins[chosen])
         write_lines(folder / f"{name}.fasta", fasta_lines(sequence_set, wild_types))
+    plan = SequencePlan(sequence_set, LengthPolicy(TASK, None, "full"))
     with atomic_path(folder / STATUS) as path:
-        write_status(path, sequence_set)
+        records = sequence_set.records()  # as they are before any model runs
+        write_status(path, TASK, ((record.index, plan.outcome(record)) for record in records))
     with atomic_path(folder / UNUSABLE) as path:
         write_unusable(path, variants, rows.proteins >= 0)
     written = [f"{name}.{end}" for name in shard_names(count) for end in ("tsv", "fasta")]
@@ -241,12 +244,3 @@ def write_unusable(path: Path, variants: VariantTable, usable: Bool) -> None:
         for first, _, reasons in variants.blocks_with_reasons(usable):
             wrong = [(row, why) for row, why in enumerate(reasons, first) if why is not None]
             writer.write(None, [[row for row, _ in wrong], [why for _, why in wrong]])
-
-
-def write_status(path: Path, sequence_set: SequenceSet) -> None:
-    """Write the outcome of each record before any model runs."""
-    plan = SequencePlan(sequence_set, LengthPolicy("score", None, "full"))
-    with path.open("w", encoding="utf-8", newline="") as handle:
-        handle.write(format_row(status_columns("score")))
-        for record in sequence_set.records():
-            handle.write(format_row([str(record.index), *plan.outcome(record)]))

@@ -69,13 +69,10 @@ class Strategy(ABC):
     def __init__(self, rows: VariantArrays, plan: SequencePlan) -> None:
         self.rows, self.plan = rows, plan
         protein = rows.protein
-        usable = protein >= 0
-        kept, lengths = plan.rows() >= 0, plan.lengths
-        self.states = np.where(usable, RowState.READY, RowState.UNUSABLE).astype(np.int8)
-        if len(lengths):
-            self.states[usable & ~kept[protein]] = RowState.TOO_LONG
-            if plan.policy.long == "truncate":
-                self.states[self.ready & (rows.last > lengths[protein])] = RowState.BEYOND_CUT
+        self.states = np.where(self.usable, RowState.READY, RowState.UNUSABLE).astype(np.int8)
+        if len(plan.lengths):
+            self.states[self.ready & plan.skipped[protein]] = RowState.TOO_LONG
+            self.states[self.ready & (rows.last > plan.lengths[protein])] = RowState.BEYOND_CUT
 
     @property
     def usable(self) -> Bool:
@@ -120,8 +117,7 @@ class Strategy(ABC):
             )
         if self.failed[row]:
             return Outcome(FAILED, self.failure(row))
-        protein = int(self.rows.protein[row])
-        return self.plan.policy.outcome(int(self.plan.sequence_set.lengths[protein]))
+        return self.plan.outcome_unless_failed(int(self.rows.protein[row]))
 
     def failure(self, row: int) -> str:
         """Why a row failed."""
@@ -251,17 +247,14 @@ class Likelihoods(Strategy):
 
     def _skip_long(self) -> None:
         """Rows whose mutant is too long, or cut at another residue, are not ready."""
-        kept = self.mutants.rows() >= 0
-        if not len(kept):
+        lengths, truncated = self.mutants.sequence_set.lengths, self.mutants.truncated
+        if not len(lengths):
             return
-        self.states[self.ready & ~kept[self.mutant]] = RowState.TOO_LONG
-        cut = self.plan.policy.cut
-        if self.plan.policy.long == "truncate" and cut is not None:
-            lengths = self.mutants.sequence_set.lengths
-            mutant, wild_type = lengths[self.mutant], lengths[self.wild_type]
-            truncated = np.maximum(mutant, wild_type) > cut
-            changed = self.ready & truncated & (mutant != wild_type)
-            self.states[changed] = RowState.LENGTH_CHANGED
+        mutant, wild_type = self.mutant, self.wild_type
+        self.states[self.ready & self.mutants.skipped[mutant]] = RowState.TOO_LONG
+        changed = lengths[mutant] != lengths[wild_type]
+        cut_apart = changed & (truncated[mutant] | truncated[wild_type])
+        self.states[self.ready & cut_apart] = RowState.LENGTH_CHANGED
 
     def score_with(self, model: LanguageModel, advance: Advance) -> list[Float64]:
         """The likelihood of each mutant, and the same less that of its wild type."""
@@ -298,8 +291,7 @@ class Likelihoods(Strategy):
         outcome = super().outcome(row)
         if outcome != Outcome(OK):
             return outcome
-        length = self.mutants.sequence_set.lengths[self.mutant[row]]
-        return self.plan.policy.outcome(int(length))
+        return self.mutants.outcome_unless_failed(int(self.mutant[row]))
 
     def failure(self, row: int) -> str:
         """That of the mutant or of its wild type."""
