@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 import json
 import re
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -18,8 +17,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from esm_pipeline.errors import InputError
-from esm_pipeline.files import atomic_paths, scratch_path
-from esm_pipeline.flags import add_common, add_flags, exit_code, section_from
+from esm_pipeline.files import scratch_path
+from esm_pipeline.flags import section_from
 from esm_pipeline.formats.checksums import check_shard
 from esm_pipeline.formats.input_checksums import require_unchanged
 from esm_pipeline.formats.records import FAILED
@@ -33,9 +32,10 @@ from esm_pipeline.settings.sections import (
     StrategySettings,
     values,
 )
+from esm_pipeline.tasks.common import command
 from esm_pipeline.tasks.common.model_file import MODEL_HELP
 from esm_pipeline.tasks.common.outcomes import format_counts
-from esm_pipeline.tasks.common.outputs import check_output, write_checksums
+from esm_pipeline.tasks.common.outputs import check_output
 from esm_pipeline.tasks.common.plan import LengthPolicy, SequencePlan
 from esm_pipeline.tasks.common.progress import progress
 from esm_pipeline.tasks.common.sequences import SequenceSet, open_sequences, read_entries
@@ -115,14 +115,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--plots", type=Path, metavar="DIR", help="folder for a picture of each saturated protein"
     )
-    parser.add_argument("--allow-empty", action="store_true", help="accept a FASTA with no record")
-    parser.add_argument(
-        "--provenance", type=Path, metavar="FILE", help="write models and versions, as JSON"
-    )
-    parser.add_argument("--sha256", type=Path, metavar="FILE", help="write digests of the outputs")
-    add_flags(parser, ScoreSettings)
-    add_flags(parser, CleaningSettings)
-    add_common(parser)
+    command.add_task_flags(parser, (ScoreSettings, CleaningSettings), "models and versions")
 
 
 def outputs(args: argparse.Namespace) -> Outputs:
@@ -138,11 +131,8 @@ def run(args: argparse.Namespace) -> int:
     require_unchanged(args.unchanged)
     arguments = read_arguments(args)
     summary, failed = saturate(arguments) if args.saturation else score_table(arguments)
-    if not args.quiet:
-        see = f"; see {arguments.records}" if failed and args.on_failure == "error" else ""
-        seconds = time.perf_counter() - started
-        print(f"score: {summary}; {seconds:.1f} s{see}", file=sys.stderr)
-    return exit_code(failed, args.on_failure)
+    line = f"score: {summary}; {time.perf_counter() - started:.1f} s"
+    return command.finish(args, line, failed, arguments.records)
 
 
 def check_model(args: argparse.Namespace) -> None:
@@ -280,19 +270,16 @@ def saturate(arguments: ScoreArguments) -> tuple[str, int]:
 
 @contextmanager
 def writing(arguments: ScoreArguments, models: Ensemble) -> Iterator[tuple[Path, Path]]:
-    """Temporary paths of the output and of the table of records; all files take place together.
+    """Temporary paths of the output and of the table of records.
 
-    Provenance and checksums are written at the end, if they were asked for.
+    They are moved into place together, with provenance and checksums if these are wanted.
     """
-    provenance, checksums = arguments.provenance, arguments.checksums
-    targets = [arguments.output, arguments.records, *filter(None, [provenance, checksums])]
-    with atomic_paths(*targets) as paths:
-        yield paths[0], paths[1]
-        if provenance:
-            facts = describe(arguments.settings, models)
-            paths[2].write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
-        if checksums:
-            write_checksums(paths[-1], checksums, dict(zip(targets[:-1], paths, strict=False)))
+    targets = [arguments.output, arguments.records, *filter(None, [arguments.provenance])]
+    with command.written_together(targets, arguments.checksums) as (output, records, *provenance):
+        yield output, records
+        facts = json.dumps(describe(arguments.settings, models), indent=2) if provenance else ""
+        for path in provenance:
+            path.write_text(facts + "\n", encoding="utf-8")
 
 
 def describe(settings: ScoreSettings, models: Ensemble) -> dict[str, Any]:

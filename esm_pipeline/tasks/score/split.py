@@ -1,4 +1,4 @@
-"""Split a table of variants into shards of equal cost, each row checked against its wild type.
+"""Split a variant table into shards of equal cost; check each row against its wild type.
 
 Writes for each shard a table of rows (`row`, its number in the input; `protein`, the index of its
 record; `mutant`, in one notation for all) and a FASTA with their wild types. `unusable.tsv` has the

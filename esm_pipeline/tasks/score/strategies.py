@@ -48,7 +48,7 @@ class RowState(IntEnum):
     UNUSABLE = 1
     TOO_LONG = 2
     BEYOND_CUT = 3
-    """A mutation lies behind the residues that a truncated protein keeps."""
+    """A residue is mutated that truncation cuts off."""
     TOO_FAR_APART = 4
     """No one window holds all mutations."""
     LENGTH_CHANGED = 5
