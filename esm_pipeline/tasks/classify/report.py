@@ -42,8 +42,8 @@ def facts(results: Classes) -> str:
     origin = {name: html.escape(str(value)) for name, value in results.attributes.items()}
     return (
         f"{len(results.predictions()):,} {unit(results)} of {len(results):,} records classified. "
-        f"Model <code>{origin['model']}</code>, weights <code>{origin['weights_sha256'][:16]}</code>, "
-        f"{origin['dtype']}."
+        f"Model <code>{origin['model']}</code>, weights "
+        f"<code>{origin['weights_sha256'][:16]}</code>, {origin['dtype']}."
     )
 
 

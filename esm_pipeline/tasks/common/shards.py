@@ -33,6 +33,9 @@ CODES = {OK: 1, SKIPPED: 2, FAILED: 3}
 MAY_DIFFER = {"software", "format_version"}
 """Attributes of a result that may differ between shards."""
 
+EVEN_LENGTH = 7680
+"""Residues at which attention costs what the linear layers do: 6 D, here of D = 1280."""
+
 DIGEST = re.compile("[0-9a-f]{64}")
 
 AGAIN = "remove the folder and run the workflow again"
@@ -133,6 +136,11 @@ class ShardResults:
             if outcome.status == OK:
                 first = record.index if record.duplicate_of is None else record.duplicate_of
                 yield RecordRow(record.id, record.index, int(self.rows[first]))
+
+
+def forward_cost(lengths: Int64) -> Int64:
+    """The relative cost of a forward pass over sequences of some `lengths` in residues."""
+    return lengths * (EVEN_LENGTH + lengths)
 
 
 def short_digest(record: Record) -> int | None:

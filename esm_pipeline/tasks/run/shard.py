@@ -31,9 +31,7 @@ from esm_pipeline.settings import shard_names
 from esm_pipeline.settings.sections import CleaningSettings
 from esm_pipeline.tasks.common.outputs import require_folder_name
 from esm_pipeline.tasks.common.sequences import SequenceSet, open_sequences
-
-EVEN_LENGTH = 7680
-"""Residues at which attention costs what the linear layers do: 6 D, here of D = 1280."""
+from esm_pipeline.tasks.common.shards import forward_cost
 
 BLOCK = 1 << 16
 SHARD_FILE = re.compile(r"[0-9]{5}\.fasta")
@@ -124,7 +122,7 @@ def deal(lengths: Int32, count: int) -> list[Int64]:
     for begin in range(0, len(order), BLOCK):
         block = lengths[order[begin : begin + BLOCK]].astype(np.int64)
         dealt = []
-        for cost in (block * (EVEN_LENGTH + block)).tolist():
+        for cost in forward_cost(block).tolist():
             load, shard = loads[0]
             dealt.append(shard)
             heapq.heapreplace(loads, (load + cost, shard))

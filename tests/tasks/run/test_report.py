@@ -158,7 +158,7 @@ def test_without_a_score_there_is_no_picture(tmp_path):
 def test_wild_types_are_not_in_the_picture(tmp_path):
     """A residue that is none of the 20 has 20 substitutions, another 19."""
     with Saturations.open(write_scores(tmp_path / "a") / "saturation.h5") as results:
-        assert report_scores.others(results, 0).size == 19 + 20
+        assert report_scores.substitution_scores(results, 0).size == 19 + 20
 
 
 def test_scores_that_are_none_are_one_line(tmp_path, capsys):

@@ -22,8 +22,9 @@ from esm_pipeline.formats.records import read_records
 from esm_pipeline.settings import shard_names
 from esm_pipeline.settings.sections import CleaningSettings
 from esm_pipeline.tasks.common.sequences import open_sequences
+from esm_pipeline.tasks.common.shards import EVEN_LENGTH
 from esm_pipeline.tasks.run import shard as module
-from esm_pipeline.tasks.run.shard import EVEN_LENGTH, deal
+from esm_pipeline.tasks.run.shard import deal
 
 MIXED = ">a\nMKV\n>b\nMKVLAA\n>c\nM-K\n>d\nmkv*\n>e\nMKVL:AA\n>f\nMKVLA\n>g\nVVV\n"
 
