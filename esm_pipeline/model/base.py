@@ -35,7 +35,12 @@ from esm_pipeline.model.checkpoints.weights import accept_reference_state, compl
 from esm_pipeline.model.config import EsmConfig, named_dtype
 from esm_pipeline.model.encoder import Checkpointing
 from esm_pipeline.model.module_utils import ModuleUtils
-from esm_pipeline.model.pruning import impossible, prune_layer, read_pruned, union
+from esm_pipeline.model.pruned_heads import (
+    merge_pruned_heads,
+    missing_heads,
+    read_pruned_heads,
+)
+from esm_pipeline.model.pruning import prune_layer
 from esm_pipeline.model.vocabulary import resized_rows, target_count
 
 M = TypeVar("M", bound="EsmPreTrainedModel")
@@ -155,9 +160,10 @@ class EsmPreTrainedModel(ModuleUtils):
         made afterwards. Raises InputError for heads that the model lacks, and for what
         `optimize_for_inference` made.
         """
-        chosen = read_pruned(heads_to_prune, self.config.num_hidden_layers)
-        pruned = union(self.config.pruned_heads, chosen)
-        wrong = impossible(pruned, self.config)
+        layers, heads = self.config.num_hidden_layers, self.config.num_attention_heads
+        chosen = read_pruned_heads(heads_to_prune, layers)
+        pruned = merge_pruned_heads(self.config.pruned_heads, chosen)
+        wrong = missing_heads(pruned, layers, heads)
         if wrong:
             raise InputError(f"prune_heads: {wrong}")
         self.require_original("prune_heads")

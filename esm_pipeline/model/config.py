@@ -16,6 +16,7 @@ import torch
 from esm_pipeline.errors import WeightsError, brief
 from esm_pipeline.files import atomic_path, require_folder
 from esm_pipeline.json_files import read_object
+from esm_pipeline.model.alphabet import ALPHABET
 from esm_pipeline.model.bounds import (
     MOST_LAYERS,
     MOST_ROWS,
@@ -32,8 +33,7 @@ from esm_pipeline.model.checkpoints.hub import CONFIG_FILE, FAIR_SUFFIX, find_co
 from esm_pipeline.model.checkpoints.keywords import hub_options, refuse, refuse_unknown, settle
 from esm_pipeline.model.folding.config import EsmFoldConfig
 from esm_pipeline.model.labels import Labels
-from esm_pipeline.model.pruning import impossible, read_pruned
-from esm_pipeline.model.tokenizer.special_tokens import ALPHABET
+from esm_pipeline.model.pruned_heads import missing_heads, read_pruned_heads
 
 WHOLE_NUMBERS = {
     "vocab_size": (1, MOST_ROWS),
@@ -135,7 +135,7 @@ class EsmConfig:
             self.vocab_list = list(ALPHABET)
         self.is_decoder: bool = kwargs.pop("is_decoder", False)
         self.add_cross_attention: bool = kwargs.pop("add_cross_attention", False)
-        self.pruned_heads = read_pruned(kwargs.pop("pruned_heads", None), num_hidden_layers)
+        self.pruned_heads = read_pruned_heads(kwargs.pop("pruned_heads", None), num_hidden_layers)
         self.output_attentions: bool = kwargs.pop("output_attentions", False)
         self.output_hidden_states: bool = kwargs.pop("output_hidden_states", False)
         self.return_dict: bool = kwargs.pop("return_dict", True)
@@ -257,7 +257,7 @@ class EsmConfig:
             raise WeightsError(
                 "config: add_cross_attention is set; set is_decoder as well, or leave both out"
             )
-        wrong = impossible(self.pruned_heads, self)
+        wrong = missing_heads(self.pruned_heads, self.num_hidden_layers, self.num_attention_heads)
         if wrong:
             raise WeightsError(f"config: pruned_heads: {wrong}")
 

@@ -18,8 +18,8 @@ from esm_pipeline.model.base import EsmPreTrainedModel
 from esm_pipeline.model.checkpoints.weights import TIED
 from esm_pipeline.model.config import EsmConfig
 from esm_pipeline.model.esm import EsmModel
-from esm_pipeline.model.inference.linears import weight_and_bias
 from esm_pipeline.model.layout import PackedLayout
+from esm_pipeline.model.linears import weight_and_bias
 from esm_pipeline.model.losses import sequence_loss, token_loss
 from esm_pipeline.model.outputs import (
     MaskedLMOutput,
@@ -142,7 +142,9 @@ class EsmForMaskedLM(EsmPreTrainedModel):
         padded = layout.unpack(logits, width)
         output = MaskedLMOutput(loss, padded, encoded.hidden, encoded.attentions)
         return (
-            output if self.esm.chosen(return_dict, "return_dict") else encoded.behind(loss, padded)
+            output
+            if self.esm.chosen(return_dict, "return_dict")
+            else encoded.as_tuple(loss, padded)
         )
 
     def logits(self, hidden: Tensor, layout: PackedLayout) -> Tensor:
@@ -262,7 +264,9 @@ class EsmForSequenceClassification(EsmPreTrainedModel):
         loss = None if labels is None else sequence_loss(logits, labels, self.config)
         output = SequenceClassifierOutput(loss, logits, encoded.hidden, encoded.attentions)
         return (
-            output if self.esm.chosen(return_dict, "return_dict") else encoded.behind(loss, logits)
+            output
+            if self.esm.chosen(return_dict, "return_dict")
+            else encoded.as_tuple(loss, logits)
         )
 
     def logits(self, hidden: Tensor, layout: PackedLayout) -> Tensor:
@@ -320,7 +324,9 @@ class EsmForTokenClassification(EsmPreTrainedModel):
         padded = layout.unpack(logits, width)
         output = TokenClassifierOutput(loss, padded, encoded.hidden, encoded.attentions)
         return (
-            output if self.esm.chosen(return_dict, "return_dict") else encoded.behind(loss, padded)
+            output
+            if self.esm.chosen(return_dict, "return_dict")
+            else encoded.as_tuple(loss, padded)
         )
 
     def logits(self, hidden: Tensor, layout: PackedLayout) -> Tensor:

@@ -15,7 +15,7 @@ from esm_pipeline.errors import InputError
 from esm_pipeline.model import PackedLayout, arguments, attention, contacts, encoder, esm
 from esm_pipeline.model import layer as one_layer
 from esm_pipeline.model.outputs import MaskedLMOutput
-from esm_pipeline.model.rotary import Tables
+from esm_pipeline.model.rotary import RotaryTables
 from tests.oracles.peers import (
     ESM1B,
     ESM2,
@@ -304,7 +304,7 @@ def wrong_positions(ours: EsmForMaskedLM, patch: pytest.MonkeyPatch) -> None:
         patch.setattr(esm, "table_rows", lambda *given: rows(*given) - 1)
 
 
-def interleaved(x: Tensor, tables: Tables) -> Tensor:
+def interleaved(x: Tensor, tables: RotaryTables) -> Tensor:
     cos, sin = tables.cos, tables.sin
     first, second = x[..., ::2], x[..., 1::2]
     return torch.stack((first * cos - second * sin, second * cos + first * sin), -1).flatten(-2)

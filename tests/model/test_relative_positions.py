@@ -163,6 +163,6 @@ def test_explicit_path_keeps_no_maps_unasked(config: dict[str, Any]) -> None:
     model = EsmModel(EsmConfig(**{**BASE, **config}))
     layout = PackedLayout.from_lengths([9])
     x = model.embeddings(IDS[0], layout)
-    assert [step.seen.maps for step in model.encoder.steps(x, layout)] == [None] * 3
+    assert [step.outputs.maps for step in model.encoder.steps(x, layout)] == [None] * 3
     asked = model.encoder.steps(x, layout, with_maps=True)
-    assert [len(step.seen.maps or ()) for step in asked] == [0, 1, 1]
+    assert [len(step.outputs.maps or ()) for step in asked] == [0, 1, 1]

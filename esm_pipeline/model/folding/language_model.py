@@ -12,9 +12,9 @@ from collections.abc import Iterable, Iterator
 import torch
 from torch import Tensor
 
-from esm_pipeline.model.attention import unpack_maps
-from esm_pipeline.model.encoder import Step
+from esm_pipeline.model.encoder import EncoderInputs, Step
 from esm_pipeline.model.esm import EsmModel
+from esm_pipeline.model.explicit_attention import unpack_maps
 from esm_pipeline.model.layout import PackedLayout
 
 
@@ -34,8 +34,8 @@ def represent(
     for share, step in zip(shares, steps, strict=True):
         part = share * step.x.to(shares.dtype)
         total = part if total is None else total + part
-        if step.seen.maps is not None:
-            padded = unpack_maps(step.seen.maps, layout, tokens.shape[1])
+        if step.outputs.maps is not None:
+            padded = unpack_maps(step.outputs.maps, layout, tokens.shape[1])
             maps.append(padded[:, :, 1:-1, 1:-1].permute(0, 3, 2, 1))
     assert total is not None, "there is an embedding at least"
     states = layout.unpack(total, tokens.shape[1])[:, 1:-1]
@@ -58,7 +58,7 @@ def walk(model: EsmModel, tokens: Tensor, layout: PackedLayout, with_maps: bool)
     """The steps through the model's layers, without gradients."""
     with torch.no_grad():
         x = model.embeddings(tokens, layout)
-        steps: Iterable[Step] = model.encoder.steps(x, layout, with_maps=with_maps)
+        steps: Iterable[Step] = model.encoder.steps(x, layout, EncoderInputs(with_maps))
     iterator = iter(steps)
     while True:
         with torch.no_grad():  # around each step alone, not around what is done with it

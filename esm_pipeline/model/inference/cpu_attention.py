@@ -16,11 +16,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from esm_pipeline.model.attention import split
-from esm_pipeline.model.inference.linears import FusedLinear
-from esm_pipeline.model.layer import Ask, EsmSelfAttention, Seen
+from esm_pipeline.model.attention import split_groups
+from esm_pipeline.model.layer import EsmSelfAttention, LayerInputs, LayerOutputs
 from esm_pipeline.model.layout import PackedLayout
-from esm_pipeline.model.rotary import Tables, turn_pairs
+from esm_pipeline.model.linears import FusedLinear
+from esm_pipeline.model.rotary import RotaryTables, rotate_pairs
 
 SCORES = 2**19
 """Scores that are computed at a time: 2 MB in float32, which caches hold."""
@@ -49,18 +49,22 @@ class CpuSelfAttention(EsmSelfAttention):
             self.fused.reorder(by_pairs(len(self.heads), self.head_width))
 
     def forward(
-        self, x: Tensor, layout: PackedLayout, tables: Tables | None, ask: Ask
-    ) -> tuple[Tensor, Seen]:
-        """Normed states (T, D) → what the heads see (T, H * K), and the maps if asked for."""
-        if ask.maps or ask.head_mask is not None:
-            return super().forward(x, layout, tables, ask)
+        self,
+        x: Tensor,
+        layout: PackedLayout,
+        rotary: RotaryTables | None = None,
+        inputs: LayerInputs | None = None,
+    ) -> tuple[Tensor, LayerOutputs]:
+        """Normed states (T, D) → attended values (T, H * K) and optional outputs."""
+        if inputs is not None:
+            return super().forward(x, layout, rotary, inputs)
         assert self.fused is not None
-        turns = None if tables is None else tables.turns
-        return attend_joined(self.fused(x), turns, layout, len(self.heads)), Seen()
+        rotations = None if rotary is None else rotary.rotations
+        return attend_joined(self.fused(x), rotations, layout, len(self.heads)), LayerOutputs()
 
-    def turn(self, x: Tensor, tables: Tables) -> Tensor:
-        """Rotate queries or keys (T, H, K), by pairs."""
-        return turn_pairs(x, tables.turns)
+    def rotated(self, x: Tensor, rotary: RotaryTables | None) -> Tensor:
+        """Queries or keys (T, H, K), rotated by pairs."""
+        return x if rotary is None else rotate_pairs(x, rotary.rotations)
 
 
 def by_pairs(heads: int, width: int) -> Tensor:
@@ -70,24 +74,26 @@ def by_pairs(heads: int, width: int) -> Tensor:
     return torch.cat((paired, rows[2:])).flatten()
 
 
-def attend_joined(qkv: Tensor, turns: Tensor | None, layout: PackedLayout, heads: int) -> Tensor:
+def attend_joined(
+    qkv: Tensor, rotations: Tensor | None, layout: PackedLayout, heads: int
+) -> Tensor:
     """Queries, keys and values side by side (T, 3 * H * K) → (T, H * K).
 
-    `turns` (T, 1, K / 2), complex, are what queries and keys are turned by.
+    `rotations` (T, 1, K / 2), complex, are those of queries and keys in a rotary model.
     """
-    own = [None] * len(layout.groups) if turns is None else split(turns, layout)
+    parts = [None] * len(layout.groups) if rotations is None else split_groups(rotations, layout)
     out = qkv.new_empty(len(qkv), qkv.shape[1] // 3)
     whole = qkv.dtype == torch.float32
-    for (_, count, length), group, turn, mixed in zip(
-        layout.groups, split(qkv, layout), own, split(out, layout), strict=True
+    for (_, count, length), group, rotation, mixed in zip(
+        layout.groups, split_groups(qkv, layout), parts, split_groups(out, layout), strict=True
     ):
         # (3, count, H, length, K)
         joined = group.view(count, length, 3, heads, -1).permute(2, 0, 3, 1, 4)
         looks = joined[:2].to(torch.float32, memory_format=torch.contiguous_format, copy=True)
         scale = 1.0 if whole else half_scale(looks.shape[-1])
-        if turn is not None:
+        if rotation is not None:
             pairs = torch.view_as_complex(looks.unflatten(-1, (-1, 2)))
-            pairs *= (turn * scale).view(count, 1, length, -1)
+            pairs *= (rotation * scale).view(count, 1, length, -1)
         elif not whole:
             looks *= scale
         place = mixed.view(count, length, heads, -1).transpose(1, 2)

@@ -20,8 +20,8 @@ from torch import Tensor, nn
 from esm_pipeline.errors import InputError
 from esm_pipeline.model.base import EsmPreTrainedModel
 from esm_pipeline.model.checkpoints.hub import demo_model
-from esm_pipeline.model.inference.linears import ROWS_EXPECTED, FusedLinear, Packed, frozen
 from esm_pipeline.model.layer import EsmLayer
+from esm_pipeline.model.linears import ROWS_EXPECTED, FusedLinear, Packed, frozen
 from esm_pipeline.model.tokenizer.tokenizer import EsmTokenizer
 
 LEVELS = 255

@@ -23,7 +23,8 @@ from esm_pipeline.model.folding.trunk import TrunkBlock
 from esm_pipeline.model.inference.cpu_attention import CpuSelfAttention
 from esm_pipeline.model.inference.finite import require_finite
 from esm_pipeline.model.inference.int8 import can_quantize, find_ranges, quantize
-from esm_pipeline.model.inference.linears import (
+from esm_pipeline.model.layer import EsmLayer, EsmSelfAttention
+from esm_pipeline.model.linears import (
     FusedLinear,
     can_pack,
     frozen,
@@ -31,7 +32,6 @@ from esm_pipeline.model.inference.linears import (
     pack,
     pack_branch,
 )
-from esm_pipeline.model.layer import EsmLayer, EsmSelfAttention
 from esm_pipeline.model.module_utils import plain_model
 from esm_pipeline.model.tokenizer.tokenizer import EsmTokenizer
 

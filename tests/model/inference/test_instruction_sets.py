@@ -12,7 +12,7 @@ import pytest
 PROGRAM = """
 import json, torch
 from esm_pipeline import EsmForMaskedLM, EsmTokenizer, demo_model, optimize_for_inference
-from esm_pipeline.model.inference.linears import can_pack
+from esm_pipeline.model.linears import can_pack
 from esm_pipeline.model.inference.int8 import can_quantize
 
 model = EsmForMaskedLM.from_pretrained(demo_model()).eval()
