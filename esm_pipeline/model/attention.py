@@ -1,6 +1,6 @@
 """Attention over packed sequences: one function, several backends.
 
-`attend` never holds attention maps; what needs them takes the explicit path (explicit_attention.py).
+`attend` never holds attention maps; explicit_attention.py is for what needs them.
 Peer: transformers modeling_esm.py `EsmSelfAttention`.
 """
 

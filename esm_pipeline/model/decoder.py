@@ -97,7 +97,7 @@ class EsmCausalAttention(EsmSelfAttention):
         inputs: LayerInputs,
         decoder: DecoderInputs,
     ) -> tuple[Tensor, list[Tensor] | None]:
-        """Queries (T, H, K) over the keys of earlier passes and of this one → (T, H, K), and maps."""
+        """Queries (T, H, K) over the keys of all passes so far → (T, H, K), and maps."""
         keys, values = cache
         if rotary is not None:
             positions = torch.arange(keys.shape[2], device=keys.device)

@@ -67,7 +67,7 @@ class DecoderInputs:
     def extend_cache(
         self, cache: Sequence[Tensor], k: Tensor, v: Tensor, layout: PackedLayout
     ) -> tuple[Tensor, ...]:
-        """A layer's cached keys and values with k and v (T, H, K) appended: (B, H, P + width, K)."""
+        """Append k and v (T, H, K) to a layer's cached keys and values → (B, H, P + width, K)."""
         fresh = (layout.unpack(x, self.width).transpose(1, 2) for x in (k, v))
         if not cache:
             return tuple(fresh)
@@ -100,8 +100,8 @@ def read_past(config: EsmConfig, cache: Sequence[Sequence[Tensor]], batch: int) 
         shapes = [tuple(x.shape) for x in tensors]
         if shapes != expected or len(shapes) not in counts:
             raise InputError(
-                f"past_key_values of layer {number} have the shapes {list_shapes(shapes)}; give what this "
-                f"model returned, {list_shapes(expected[:2])}"
+                f"past_key_values of layer {number} have the shapes {list_shapes(shapes)}; give "
+                f"what this model returned, {list_shapes(expected[:2])}"
             )
     computed = torch.cat([x.any(-1) for tensors in cache for x in tensors[:2]], dim=1).any(1)
     return Past(tuple(map(tuple, cache)), computed)
@@ -182,8 +182,8 @@ def visible_states(
         count = states.shape[1]
     if count is None:
         raise InputError(
-            "this decoder attends to encoder states: give encoder_hidden_states, or past_key_values "
-            "that hold their keys and values"
+            "this decoder attends to encoder states: give encoder_hidden_states, or "
+            "past_key_values that hold their keys and values"
         )
     if mask is None:
         return torch.ones(layout.tokens, count, dtype=torch.bool, device=layout.positions.device)

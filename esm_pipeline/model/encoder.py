@@ -60,7 +60,7 @@ class Step(NamedTuple):
 
 
 class EncoderInputs(NamedTuple):
-    """Optional inputs of a pass through the layers. With them, attention takes the explicit path."""
+    """Optional inputs of a pass. With them, attention takes the explicit path."""
 
     with_maps: bool = False
     head_masks: Sequence[Tensor] | None = None  # (H,) for each layer
@@ -143,7 +143,7 @@ class EsmEmbeddings(nn.Module):
 
     @staticmethod
     def look_up(position_ids: Tensor, table: nn.Embedding) -> Tensor:
-        """Rows of the position table. Raises CapacityError beyond its end, before the device does."""
+        """Rows of the position table. Raises CapacityError beyond its end."""
         last = int(position_ids.max()) if position_ids.numel() else 0
         if last >= table.num_embeddings:
             raise CapacityError(

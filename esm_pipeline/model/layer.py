@@ -97,7 +97,7 @@ class EsmSelfAttention(nn.Module):
         *,
         causal: bool = False,
     ) -> tuple[Tensor, list[Tensor] | None]:
-        """The explicit path: (T, H, K) three times → (T, H, K), and maps if `inputs` ask for them."""
+        """The explicit path: (T, H, K) ×3 → (T, H, K), and maps if `inputs` ask for them."""
         return attend_explicitly(
             self.rotated(q, rotary),
             self.rotated(k, rotary),

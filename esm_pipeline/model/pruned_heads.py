@@ -41,7 +41,7 @@ def merge_pruned_heads(pruned: PrunedHeads, more: PrunedHeads) -> PrunedHeads:
 
 
 def missing_heads(pruned: PrunedHeads, layers: int, heads: int) -> str | None:
-    """What in `pruned` a model of so many layers and heads lacks, as a sentence; None if nothing."""
+    """Which of these a model of so many layers and heads lacks, as text; None if none."""
     for layer, numbers in pruned.items():
         if layer not in range(layers):
             return f"there is no layer {brief(layer)}; they are 0 to {layers - 1}"

@@ -13,7 +13,7 @@ from torch import Tensor
 from esm_pipeline import EsmConfig, EsmForProteinFolding, optimize_for_inference
 from esm_pipeline.errors import InputError
 from esm_pipeline.model import linears
-from esm_pipeline.model.folding.demo import STEM, TRUNK
+from esm_pipeline.model.folding.demo import LANGUAGE_MODEL, TRUNK
 from esm_pipeline.model.folding.triangle import working_room
 from esm_pipeline.model.folding.trunk import ResidueMLP
 from esm_pipeline.model.inference import optimize
@@ -26,7 +26,7 @@ FIELDS = ("positions", "s_s", "s_z", "plddt", "ptm_logits")
 @pytest.fixture
 def model() -> EsmForProteinFolding:
     folding = {"lddt_head_hid_dim": 16, "trunk": TRUNK}
-    config = EsmConfig(is_folding_model=True, esmfold_config=folding, **STEM)
+    config = EsmConfig(is_folding_model=True, esmfold_config=folding, **LANGUAGE_MODEL)
     found = EsmForProteinFolding(config)
     enliven(found)
     return found
@@ -95,7 +95,7 @@ def test_weights_go_when_they_are_packed() -> None:
     def fresh() -> EsmForProteinFolding:
         folding = {"lddt_head_hid_dim": 16, "trunk": TRUNK}
         made = EsmForProteinFolding(
-            EsmConfig(is_folding_model=True, esmfold_config=folding, **STEM)
+            EsmConfig(is_folding_model=True, esmfold_config=folding, **LANGUAGE_MODEL)
         )
         alive.append(weakref.ref(made.trunk.blocks[0].tri_att_end.mha.linear_o.weight))
         alive.append(weakref.ref(made.esm.encoder.layers[0].output.dense.weight))
