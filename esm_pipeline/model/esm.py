@@ -75,7 +75,7 @@ class EncodedBatch:
 
 
 class EsmPooler(nn.Module):
-    """Dense layer and tanh over the first token."""
+    """Dense layer and tanh of the first token."""
 
     def __init__(self, config: EsmConfig) -> None:
         super().__init__()
@@ -87,7 +87,7 @@ class EsmPooler(nn.Module):
 
 
 class EsmModel(EsmPreTrainedModel):
-    """The encoder without a head. `add_pooling_layer` adds the layer that gives `pooler_output`."""
+    """The encoder without a head. `add_pooling_layer` adds the layer for `pooler_output`."""
 
     def __init__(self, config: EsmConfig, add_pooling_layer: bool = True) -> None:
         super().__init__(config)
@@ -101,7 +101,7 @@ class EsmModel(EsmPreTrainedModel):
 
     @property
     def max_residues(self) -> int | None:
-        """Most residues a sequence may have; None for rotary models, which have no table."""
+        """Most residues of a sequence; None for rotary models, which have no position table."""
         return self.config.max_residues
 
     def forward(
@@ -145,7 +145,7 @@ class EsmModel(EsmPreTrainedModel):
         last = encoded.last
         first = encoded.layout.first(encoded.x)
         pooled = None if self.pooler is None else self.pooler(first)
-        if not self.chosen(return_dict, "return_dict"):
+        if not self.option(return_dict, "return_dict"):
             return (last, pooled, *encoded.as_tuple())
         return EncoderOutput(
             last_hidden_state=last,
@@ -186,7 +186,7 @@ class EsmModel(EsmPreTrainedModel):
             layout,
             width,
             past=past,
-            with_cache=self.chosen(use_cache, "use_cache"),
+            with_cache=self.option(use_cache, "use_cache"),
             states=encoder_hidden_states,
             states_mask=encoder_attention_mask,
         )
@@ -204,8 +204,8 @@ class EsmModel(EsmPreTrainedModel):
             hidden.append(layout.unpack(x, width))
             return layout.pack(hidden[-1]) if hidden[-1].requires_grad else x
 
-        with_maps = self.chosen(output_attentions, "output_attentions")
-        with_hidden = self.chosen(output_hidden_states, "output_hidden_states")
+        with_maps = self.option(output_attentions, "output_attentions")
+        with_hidden = self.option(output_hidden_states, "output_hidden_states")
         inputs = EncoderInputs(with_maps, head_masks(self.config, head_mask), decoder)
         steps = self.encoder.steps(x, layout, inputs, through=keep if with_hidden else None)
         encoded = self.collect(steps, layout, width, past, with_maps)
@@ -303,6 +303,6 @@ class EsmModel(EsmPreTrainedModel):
             padded[place, : single.shape[0], : single.shape[1]] = single
         return padded
 
-    def chosen(self, given: bool | None, name: str) -> bool:
+    def option(self, given: bool | None, name: str) -> bool:
         """An option of `forward`, by default that of the config."""
         return bool(getattr(self.config, name) if given is None else given)

@@ -434,7 +434,7 @@ def test_many_sequences_go_through_what_others_put_around_a_model() -> None:
 def test_trained_prompts_are_not_lost(call: Callable[[Any], Any]) -> None:
     prompts = PromptTuningConfig(task_type="SEQ_CLS", num_virtual_tokens=4)
     ours = get_peft_model(EsmForSequenceClassification(EsmConfig(**SMALL, **ESM2)), prompts)
-    with pytest.raises(InputError, match="trained prompts works by its own call alone"):
+    with pytest.raises(InputError, match="trained prompts only works through its own call"):
         call(ours)
-    with pytest.raises(InputError, match="Linear is no ESM model"):
+    with pytest.raises(InputError, match="Linear is not an ESM model"):
         call(nn.Linear(2, 2))

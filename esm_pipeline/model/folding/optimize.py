@@ -11,7 +11,7 @@ from esm_pipeline.model.folding.triangle import (
     TriangleMultiplication,
 )
 from esm_pipeline.model.folding.trunk import ResidueMLP, SequenceAttention, TrunkBlock
-from esm_pipeline.model.linears import FusedGate, FusedLinear, frozen, pack
+from esm_pipeline.model.linears import FusedGate, FusedLinear, frozen, pack_linear
 
 PACKED: dict[type[nn.Module], dict[str, str]] = {
     TriangleMultiplication: {
@@ -66,11 +66,11 @@ def optimize_block(block: TrunkBlock, packs: bool, dtype: torch.dtype = torch.fl
         return
     for part in [*block.modules()]:
         for name, activation in PACKED.get(type(part), {}).items():
-            pack(part, name, activation)
+            pack_linear(part, name, activation)
         if isinstance(part, ResidueMLP):
-            pack(part.mlp, "1", "relu")
+            pack_linear(part.mlp, "1", "relu")
             part.mlp[2] = nn.Identity()
-            pack(part.mlp, "3")
+            pack_linear(part.mlp, "3")
 
 
 def narrow(block: TrunkBlock, dtype: torch.dtype) -> None:

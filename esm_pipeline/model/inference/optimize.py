@@ -28,9 +28,9 @@ from esm_pipeline.model.linears import (
     FusedLinear,
     can_pack,
     frozen,
-    is_plain,
-    pack,
+    is_plain_layer,
     pack_branch,
+    pack_linear,
 )
 from esm_pipeline.model.module_utils import plain_model
 from esm_pipeline.model.tokenizer.tokenizer import EsmTokenizer
@@ -144,7 +144,9 @@ def require_plain(model: nn.Module) -> None:
             continue
         for inner, layer in module.named_modules():
             has_weight = getattr(layer, "weight", None) is not None
-            if has_weight and not (is_plain(layer) or is_plain(layer, nn.LayerNorm, nn.Embedding)):
+            if has_weight and not (
+                is_plain_layer(layer) or is_plain_layer(layer, nn.LayerNorm, nn.Embedding)
+            ):
                 raise InputError(
                     f"optimize_for_inference: {name}.{inner} has an adapter or hook (it is a "
                     f"{type(layer).__name__}), which would be lost; merge or remove it first"
@@ -197,9 +199,9 @@ def optimize_layer(layer: EsmLayer, rotary: bool, packs: bool, quantizes: bool) 
     if not packs:
         return
     if attention.self.heads:
-        pack(attention.self, "fused")
+        pack_linear(attention.self, "fused")
         pack_branch(attention)
-    pack(wide, "dense", "gelu")
+    pack_linear(wide, "dense", "gelu")
     wide.activation = nn.Identity()
     pack_branch(layer)
 
