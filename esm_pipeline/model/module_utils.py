@@ -46,7 +46,7 @@ class ModuleUtils(nn.Module):
     model_parallel = False
 
     optimized = False
-    """Whether `optimize_for_inference` made this model; it can be neither saved nor trained then."""
+    """Whether `optimize_for_inference` made this model, which can be neither saved nor trained."""
 
     @property
     def dtype(self) -> torch.dtype:

@@ -244,7 +244,7 @@ def test_without_an_exact_product_there_is_none(
 def test_models_that_have_none() -> None:
     tiny = {**SMALL, **ESM2}
     decoder = EsmForMaskedLM(EsmConfig(**tiny, is_decoder=True))
-    with pytest.raises(InputError, match="int8 is for encoders alone"):
+    with pytest.raises(InputError, match="int8 is only for encoders"):
         optimize_for_inference(decoder, torch.int8)
     other = EsmForMaskedLM(EsmConfig(**{**tiny, "vocab_size": 40}))
     with pytest.raises(InputError, match="own vocabulary of 33"):
