@@ -201,7 +201,7 @@ def test_weights_that_do_not_fit_are_told(saved: Path, change: dict[str, Tensor 
 
 def test_a_model_that_does_not_fold_is_told(tmp_path: Path):
     transformers_peer(torch.float32).save_pretrained(tmp_path)
-    with pytest.raises(WeightsError, match="this is no folding model"):
+    with pytest.raises(WeightsError, match="this is not a folding model"):
         EsmForProteinFolding.from_pretrained(tmp_path)
 
 

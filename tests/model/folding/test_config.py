@@ -119,5 +119,5 @@ def test_a_vocabulary_without_what_folding_needs_is_told(lacking: str):
 
 
 def test_a_model_that_does_not_fold_is_told():
-    with pytest.raises(WeightsError, match="this is no folding model"):
+    with pytest.raises(WeightsError, match="this is not a folding model"):
         EsmForProteinFolding(EsmConfig(vocab_size=33, mask_token_id=32, pad_token_id=1))

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from esm_pipeline import EsmConfig, EsmForProteinFolding, optimize_for_inference
 from esm_pipeline.errors import InputError
-from esm_pipeline.model.folding import language_model as stem
+from esm_pipeline.model.folding import language_model
 from esm_pipeline.model.folding.trunk import FoldingTrunk, RelativePosition
 from tests.oracles.folding_peers import (
     UNITS,
@@ -257,19 +257,19 @@ def unscaled_attention(ours: EsmForProteinFolding, patch: pytest.MonkeyPatch) ->
 
 
 def with_bos(ours: EsmForProteinFolding, patch: pytest.MonkeyPatch) -> None:
-    represent = stem.represent
+    represent = language_model.represent
 
     def twin(*given: Any, **more: Any) -> tuple[Tensor, Tensor | None]:
         states, maps = represent(*given, **more)
         return states.roll(1, dims=1), maps
 
-    patch.setattr(stem, "represent", twin)
+    patch.setattr(language_model, "represent", twin)
 
 
 def shifted_shares(ours: EsmForProteinFolding, patch: pytest.MonkeyPatch) -> None:
-    represent = stem.represent
+    represent = language_model.represent
     patch.setattr(
-        stem,
+        language_model,
         "represent",
         lambda model, ids, shares, **more: represent(model, ids, shares.roll(1), **more),
     )
