@@ -19,8 +19,7 @@ from esm_pipeline.model.base import EsmPreTrainedModel, read_dtype
 from esm_pipeline.model.checkpoints.weights import BASE_PREFIX
 from esm_pipeline.model.config import EsmConfig
 from esm_pipeline.model.esm import EsmModel
-from esm_pipeline.model.folding import confidence
-from esm_pipeline.model.folding import language_model
+from esm_pipeline.model.folding import confidence, language_model
 from esm_pipeline.model.folding.complexes import CHAIN_GAP, LINKER, encode_sequences
 from esm_pipeline.model.folding.config import EsmFoldConfig, residue_tokens
 from esm_pipeline.model.folding.linear import Linear

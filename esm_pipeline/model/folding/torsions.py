@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from esm_pipeline.model.folding.config import StructureModuleConfig
 from esm_pipeline.model.folding.linear import FINAL, RELU, Linear
-from esm_pipeline.model.folding.rigid import Frames, stack
+from esm_pipeline.model.folding.rigid import Frames, stack_frames
 from esm_pipeline.structure import residues
 
 
@@ -108,7 +108,7 @@ def group_frames(backbone: Frames, angles: Tensor, aatype: Tensor) -> Frames:
     groups = [local[..., group] for group in range(5)]
     for chi in (5, 6, 7):  # the frame of each χ is relative to the one before
         groups.append(groups[-1].compose(local[..., chi]))
-    return backbone[..., None].compose(stack(groups))
+    return backbone[..., None].compose(stack_frames(groups))
 
 
 def atom14_positions(groups: Frames, aatype: Tensor) -> Tensor:
