@@ -136,14 +136,16 @@ MODEL_ORDER = (
     {"layer"},
     {"explicit_attention", "arguments"},
     {"attention", "relative_positions", "decoder_inputs", "contacts", "losses", "vocabulary"},
-    {"tokenizer"},
+    {"tokenizer", "checkpoints.loading", "checkpoints.saving", "checkpoints.weights"},
+    {"checkpoints.config_check"},
     {"config"},
     {"checkpoints", "folding.config", "labels", "pruned_heads", "module_utils"},
     {"alphabet", "bounds", "layout", "linears", "outputs", "rotary"},
 )
 """Modules and folders below `esm_pipeline.model` (its `__init__` is ''), the highest first.
 
-Each imports from lower groups only. A folder counts as one; its modules may import each other.
+Each imports from lower groups only, or from its own folder in the same group. A folder stands for
+all its modules but those named themselves.
 """
 
 PLACES = {name: place for place, group in enumerate(MODEL_ORDER) for name in group}
@@ -159,9 +161,13 @@ def model_part(module: str) -> str:
 def upward(module: str, source: str) -> list[str]:
     """Imports of `source`, the text of a `module` of the model, that do not point downwards."""
     own = model_part(module)
-    targets = {target for target, _ in modules_of(source) if room(target) == "model"}
-    parts = {model_part(target) for target in targets} - {own}
-    return [f"{own} imports {part}" for part in parts if PLACES[part] <= PLACES[own]]
+    found = []
+    for target in {target for target, _ in modules_of(source) if room(target) == "model"}:
+        part = model_part(target)
+        same = PLACES[part] == PLACES[own] and part.split(".")[0] == own.split(".")[0]
+        if PLACES[part] <= PLACES[own] and not same:
+            found.append(f"{module} imports {target}")
+    return found
 
 
 MODEL_FILES = [path for path in FILES if room(module_name(path)) == "model"]

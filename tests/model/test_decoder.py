@@ -43,7 +43,7 @@ def kind(request: pytest.FixtureRequest) -> str:
 
 
 @pytest.mark.parametrize("role", [{}, DECODER, CROSS], ids=["encoder", "decoder", "cross"])
-def test_beside_plain_loops(kind: str, role: dict[str, bool]) -> None:
+def test_equals_plain_loops(kind: str, role: dict[str, bool]) -> None:
     model, crossed = build(kind, **role), role == CROSS
     embeds, states = numbers(0, 2, 9, WIDTH), numbers(1, 2, STATES, WIDTH)
     mask = torch.tensor([[1, 1, 1, 0, 1, 1, 0, 0, 1], [0, 0, 1, 1, 1, 0, 1, 0, 0]])
@@ -64,7 +64,7 @@ def test_beside_plain_loops(kind: str, role: dict[str, bool]) -> None:
 def in_steps(
     model: EsmModel, tokens: dict[str, Tensor], mask: Tensor, ends: list[int], how: str, **more: Any
 ) -> tuple[Tensor, Any]:
-    """The states of steps that end at `ends`, one behind the other, and the last cache."""
+    """The states of steps that end at `ends`, one after the other, and the last cache."""
     past, start, found = None, 0, []
     for end in ends:
         part = {name: x[:, start:end] for name, x in tokens.items()}
@@ -167,18 +167,18 @@ def past_of_padding_seen(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Past, "__init__", seen)
 
 
-def cache_behind_the_new(patch: pytest.MonkeyPatch) -> None:
+def cache_after_the_new(patch: pytest.MonkeyPatch) -> None:
     extended = DecoderInputs.extend_cache
 
-    def behind(self: DecoderInputs, past: Any, *fresh: Any) -> tuple[Tensor, ...]:
+    def misplaced(self: DecoderInputs, past: Any, *fresh: Any) -> tuple[Tensor, ...]:
         found = extended(self, past, *fresh)
         return tuple(x.roll(1, 2) for x in found) if past else found
 
-    patch.setattr(DecoderInputs, "extend_cache", behind)
+    patch.setattr(DecoderInputs, "extend_cache", misplaced)
 
 
 @pytest.mark.parametrize(
-    "mistake", [places_off_by_one, places_from_zero, past_of_padding_seen, cache_behind_the_new]
+    "mistake", [places_off_by_one, places_from_zero, past_of_padding_seen, cache_after_the_new]
 )
 def test_twin_of_steps_fails(
     kind: str, mistake: Callable[[pytest.MonkeyPatch], None], monkeypatch: pytest.MonkeyPatch

@@ -1,4 +1,4 @@
-"""The models beside what transformers 4.37.2 answered, and twins with a mistake that must fail."""
+"""The models against recorded output of transformers 4.37.2, and twins that must fail."""
 
 from __future__ import annotations
 

@@ -19,7 +19,7 @@ from esm_pipeline.structure import residues
 from tests.oracles.folding_peers import alone, apart, folding_models, of_peer
 
 TOLERANCE = 1e-11
-"""In float64, ours beside ours."""
+"""In float64, ours compared with ours."""
 
 OF_PEER = 1e-9
 CHAINS = ("MKTAY", "GAV", "HWFR")
@@ -40,10 +40,10 @@ def linked(chains: tuple[str, ...], linker: str, gap: int) -> tuple[Tensor, Tens
     text = linker.join(chains)
     numbers, own, start = [], [], 0
     for place, chain in enumerate(chains):
-        behind = linker if place < len(chains) - 1 else ""
-        numbers += [start + i + place * gap for i in range(len(chain + behind))]
-        own += [True] * len(chain) + [False] * len(behind)
-        start += len(chain + behind)
+        between = linker if place < len(chains) - 1 else ""
+        numbers += [start + i + place * gap for i in range(len(chain + between))]
+        own += [True] * len(chain) + [False] * len(between)
+        start += len(chain + between)
     aatype = torch.from_numpy(residues.encode(text)).long()
     return aatype, torch.tensor(numbers), torch.tensor(own)
 
@@ -158,7 +158,7 @@ def test_a_batch_of_chains_and_complexes(model: EsmForProteinFolding):
 
 
 def test_linkers_of_a_batch_without_any_are_not_there(model: EsmForProteinFolding):
-    """Chains without a linker, numbered and told apart all the same."""
+    """Chains without a linker, with separate numbers all the same."""
     output = model.infer("GAV:HW", num_recycles=0, linker="")
     assert output.chain_index.tolist() == [[0, 0, 0, 1, 1]]
     assert output.residue_index.tolist() == [[0, 1, 2, 0, 1]]
@@ -200,7 +200,7 @@ def test_white_space_and_lower_case_are_of_no_matter():
 
 
 @pytest.mark.parametrize(
-    ("wrong", "told"),
+    ("wrong", "message"),
     [
         (
             "M*K",
@@ -213,8 +213,10 @@ def test_white_space_and_lower_case_are_of_no_matter():
         (b"MK", "is not a sequence; give text"),
     ],
 )
-def test_what_is_no_letter_is_told(model: EsmForProteinFolding, wrong: Any, told: str):
-    with pytest.raises(InputError, match=re.escape(told)):
+def test_characters_that_are_no_letters_are_reported(
+    model: EsmForProteinFolding, wrong: Any, message: str
+):
+    with pytest.raises(InputError, match=re.escape(message)):
         model.infer(["GAV", wrong])
 
 
@@ -226,11 +228,11 @@ def test_stops_at_the_ends_of_chains_are_left_out():
 
 def test_nucleotides_are_refused_or_kept(model: EsmForProteinFolding):
     cds = "atggcgaaactggtgattacc"
-    told = (
+    message = (
         "infer: sequence 1: looks like DNA; translate it, or pass nucleotides='keep' to take the "
         "letters as residues"
     )
-    with pytest.raises(InputError, match=re.escape(told)):
+    with pytest.raises(InputError, match=re.escape(message)):
         model.infer(["GAV", cds])
     with pytest.raises(InputError, match="sequence 0: looks like DNA in chain 2; translate it"):
         model.infer([f"MKLVELAYIAKQRQ:{cds}"])

@@ -1,4 +1,4 @@
-"""Confidences beside the peer where it is right, and for each sequence where it is not."""
+"""Confidences compared with the peer where it is right, and for each sequence where it is not."""
 
 from __future__ import annotations
 

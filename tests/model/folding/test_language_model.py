@@ -126,7 +126,7 @@ def test_the_model_left_out(monkeypatch: pytest.MonkeyPatch):
 
 
 def test_maps_that_nobody_wants_are_not_made(with_maps: EsmForProteinFolding):
-    """And not all hidden states: beside weights, nothing is as large as all of them."""
+    """And not all hidden states: except for weights, nothing is as large as all of them."""
     model = folding_model()
     ids = torch.randint(4, 24, (1, 60))
     with torch.no_grad(), Largest() as largest:

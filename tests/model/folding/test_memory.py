@@ -1,4 +1,4 @@
-"""What folding is said to take beside what it takes, and the chunk size chosen by it."""
+"""The predicted memory of folding against the measured memory, and the chunk size chosen by it."""
 
 from __future__ import annotations
 

@@ -110,8 +110,9 @@ def test_weights_go_when_they_are_packed() -> None:
 
 
 def narrow_differences(fast: EsmForProteinFolding, model: EsmForProteinFolding) -> dict[str, float]:
-    """The same, of each sequence by itself, for padding is nobody's, and of one pass: behind it,
-    residues a little further apart may be in another bin of distance, and z is all different."""
+    """The same, of each sequence on its own, as padding belongs to no sequence, and of one pass:
+    behind it, residues a little further apart may be in another bin of distance, and z is all
+    different."""
     found = [differences(fast, model, sequence, 0) for sequence in SEQUENCES]
     return {name: max(one[name] for one in found) for name in FIELDS}
 

@@ -1,4 +1,4 @@
-"""Frames beside the peer's, and the laws of rigid motion."""
+"""Frames compared with the peer, and the laws of rigid motion."""
 
 from __future__ import annotations
 

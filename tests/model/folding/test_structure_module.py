@@ -1,4 +1,4 @@
-"""The structure module beside transformers, its symmetries, and twins with one mistake each."""
+"""The structure module against transformers, its symmetries, and twins with one mistake each."""
 
 from __future__ import annotations
 

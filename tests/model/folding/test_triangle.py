@@ -1,4 +1,4 @@
-"""Triangle updates beside transformers, by chunks, in place and with gradients; twins that fail."""
+"""Triangle updates against transformers, chunked, in place, with gradients; twins that fail."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The folding trunk beside transformers: its parts, recycles, chunks, and training by seed."""
+"""The folding trunk against transformers: its parts, recycles, chunks, and training by seed."""
 
 from __future__ import annotations
 

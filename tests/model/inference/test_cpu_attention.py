@@ -1,4 +1,4 @@
-"""Attention of optimized models on the CPU: beside plain softmax attention in float64."""
+"""Attention of optimized models on the CPU: compared with plain softmax attention in float64."""
 
 from __future__ import annotations
 

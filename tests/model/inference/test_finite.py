@@ -1,4 +1,4 @@
-"""Weights that are NaN or infinite are told by name before anything is computed with them."""
+"""Weights that are NaN or infinite are reported by name before anything is computed with them."""
 
 from __future__ import annotations
 

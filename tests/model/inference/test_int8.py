@@ -54,7 +54,7 @@ def logits(model: EsmForMaskedLM, sequences: list[str]) -> list[Tensor]:
 
 
 def drift(found: list[Tensor], expected: list[Tensor]) -> float:
-    """Root of the mean square of the differences, beside that of the expected."""
+    """Root of the mean square of the differences, divided by that of the expected."""
     one, other = torch.cat(found), torch.cat(expected)
     return float((one - other).square().mean().sqrt() / other.square().mean().sqrt())
 
