@@ -23,16 +23,16 @@ from torch import Tensor
 
 from esm_pipeline.arrays import Int64
 from esm_pipeline.errors import CapacityError, InputError
-from esm_pipeline.model import (
+from esm_pipeline.model.esm import EsmModel
+from esm_pipeline.model.heads import (
     EsmForMaskedLM,
     EsmForSequenceClassification,
     EsmForTokenClassification,
-    EsmModel,
-    EsmTokenizer,
-    PackedLayout,
-    plain_model,
 )
 from esm_pipeline.model.inference.windows import SPECIAL_TOKENS
+from esm_pipeline.model.layout import PackedLayout
+from esm_pipeline.model.module_utils import plain_model
+from esm_pipeline.model.tokenizer.tokenizer import EsmTokenizer
 from esm_pipeline.nucleotides import KEEP_NUCLEOTIDES, NUCLEOTIDES, nucleotides_in
 
 OUT_OF_MEMORY = re.compile(

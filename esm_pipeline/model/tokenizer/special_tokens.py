@@ -16,14 +16,6 @@ ADDITIONAL = "additional_special_tokens"
 ROLES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 """What special tokens are for, in the order in which those not in the vocabulary get ids."""
 
-
-ALPHABET = (
-    *("<cls>", "<pad>", "<eos>", "<unk>"),
-    *"LAGVSERTIDPKQNFYMHWCXBUZO.-",
-    *("<null_1>", "<mask>"),
-)
-"""The 33 tokens of ESM-1b, ESM-1v and ESM-2, in the order of their ids."""
-
 FLAGS = ("special", "lstrip", "rstrip", "normalized", "single_word")
 
 

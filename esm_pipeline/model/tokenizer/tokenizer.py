@@ -23,6 +23,7 @@ import numpy as np
 
 from esm_pipeline.errors import InputError, WeightsError
 from esm_pipeline.files import atomic_path, require_folder
+from esm_pipeline.model.alphabet import ALPHABET, AMINO_ACIDS
 from esm_pipeline.model.checkpoints.hub import find_file
 from esm_pipeline.model.checkpoints.keywords import hub_options, refuse, settle
 from esm_pipeline.model.config import EsmConfig
@@ -39,13 +40,12 @@ from esm_pipeline.model.tokenizer.files import (
     read_vocabulary,
     write_object,
 )
-from esm_pipeline.model.tokenizer.special_tokens import ADDITIONAL, ALPHABET
+from esm_pipeline.model.tokenizer.special_tokens import ADDITIONAL
 
 MODEL_INPUTS = ("input_ids", "attention_mask")
 USUAL_ROLES = ("unk_token", "cls_token", "pad_token", "mask_token", "eos_token")
 SETTINGS = {"padding_side", "truncation_side"}
 SETTINGS |= {"clean_up_tokenization_spaces", "split_special_tokens"}
-AMINO_ACIDS = "ACDEFGHIKLMNPQRSTVWY"
 
 
 class EsmTokenizer(TokenizerCalls):
