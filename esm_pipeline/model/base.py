@@ -20,6 +20,7 @@ from torch.utils.hooks import RemovableHandle
 from esm_pipeline.errors import InputError, WeightsError
 from esm_pipeline.files import require_folder
 from esm_pipeline.model.checkpoints.adapters import Adapter, require_merged
+from esm_pipeline.model.checkpoints.config_check import require_config
 from esm_pipeline.model.checkpoints.hub import Checkpoint, resolve_checkpoint
 from esm_pipeline.model.checkpoints.keywords import WITHOUT_EFFECT, hub_options, refuse, settle
 from esm_pipeline.model.checkpoints.loading import (
@@ -30,7 +31,6 @@ from esm_pipeline.model.checkpoints.loading import (
     uncollected,
 )
 from esm_pipeline.model.checkpoints.saving import save_checkpoint
-from esm_pipeline.model.checkpoints.sizes import require_config
 from esm_pipeline.model.checkpoints.weights import accept_reference_state, complete_state
 from esm_pipeline.model.config import EsmConfig, named_dtype
 from esm_pipeline.model.encoder import Checkpointing

@@ -33,7 +33,7 @@ from esm_pipeline.model.checkpoints.keywords import hub_options, refuse, refuse_
 from esm_pipeline.model.folding.config import EsmFoldConfig
 from esm_pipeline.model.labels import Labels
 from esm_pipeline.model.pruning import impossible, read_pruned
-from esm_pipeline.model.tokenizer.special_tokens import ALPHABET
+from esm_pipeline.model.tokenizer.vocabulary import ALPHABET
 
 WHOLE_NUMBERS = {
     "vocab_size": (1, MOST_ROWS),

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from esm_pipeline.errors import WeightsError, brief
 from esm_pipeline.model.checkpoints import fair_esm
 from esm_pipeline.model.checkpoints.hub import FAIR_SUFFIX, Checkpoint
-from esm_pipeline.model.checkpoints.pickle_sizes import DIMENSIONS
+from esm_pipeline.model.checkpoints.pickle_check import DIMENSIONS
 from esm_pipeline.model.checkpoints.tensors import (
     Entry,
     PickledFile,

@@ -25,7 +25,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from esm_pipeline.errors import WeightsError
-from esm_pipeline.model.checkpoints.pickle_sizes import require_bounded
+from esm_pipeline.model.checkpoints.pickle_check import require_bounded
 
 DTYPES = {
     "F64": torch.float64,

@@ -18,8 +18,8 @@ from esm_pipeline.model.tokenizer.batch_encoding import (
     pad_columns,
     truncate,
 )
-from esm_pipeline.model.tokenizer.special_tokens import Ids
-from esm_pipeline.model.tokenizer.tokens import TextTokens
+from esm_pipeline.model.tokenizer.splitter import TextTokens
+from esm_pipeline.model.tokenizer.vocabulary import Ids
 
 ANY_LENGTH = int(1e30)
 NO_LIMIT = int(1e20)

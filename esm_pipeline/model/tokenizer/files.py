@@ -11,7 +11,7 @@ from esm_pipeline.errors import WeightsError
 from esm_pipeline.files import atomic_path
 from esm_pipeline.json_files import read_object as read_json
 from esm_pipeline.model.checkpoints.hub import find_file
-from esm_pipeline.model.tokenizer.special_tokens import ADDITIONAL
+from esm_pipeline.model.tokenizer.vocabulary import ADDITIONAL
 
 VOCABULARY_FILE = "vocab.txt"
 SETTINGS_FILE = "tokenizer_config.json"

@@ -39,7 +39,7 @@ from esm_pipeline.model.tokenizer.files import (
     read_vocabulary,
     write_object,
 )
-from esm_pipeline.model.tokenizer.special_tokens import ADDITIONAL, ALPHABET
+from esm_pipeline.model.tokenizer.vocabulary import ADDITIONAL, ALPHABET
 
 MODEL_INPUTS = ("input_ids", "attention_mask")
 USUAL_ROLES = ("unk_token", "cls_token", "pad_token", "mask_token", "eos_token")

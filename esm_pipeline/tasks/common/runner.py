@@ -18,8 +18,8 @@ from esm_pipeline import __version__
 from esm_pipeline.errors import CapacityError, WeightsError
 from esm_pipeline.model import EsmConfig, EsmTokenizer, optimize_for_inference
 from esm_pipeline.model.base import EsmPreTrainedModel
+from esm_pipeline.model.checkpoints.config_check import require_config
 from esm_pipeline.model.checkpoints.loading import open_entries
-from esm_pipeline.model.checkpoints.sizes import require_config
 from esm_pipeline.model.inference.batching import is_out_of_memory, release_memory
 from esm_pipeline.model.inference.device import resolve_device
 from esm_pipeline.settings.sections import ComputeSettings

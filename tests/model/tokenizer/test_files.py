@@ -19,7 +19,7 @@ from esm_pipeline.model.tokenizer.files import (
     SETTINGS_FILE,
     VOCABULARY_FILE,
 )
-from esm_pipeline.model.tokenizer.special_tokens import ALPHABET, AddedToken
+from esm_pipeline.model.tokenizer.vocabulary import ALPHABET, AddedToken
 from tests.oracles.record_tokenizer import PROPERTIES, TOKENIZERS, answer, build, saved_files
 
 GOLDEN = Path(__file__).parents[2] / "oracles" / "tokenizer_4.37.2.json.xz"

@@ -12,7 +12,7 @@ from itertools import groupby
 from typing import Any
 
 from esm_pipeline.errors import InputError
-from esm_pipeline.model.tokenizer.special_tokens import Ids, SpecialTokens
+from esm_pipeline.model.tokenizer.vocabulary import Ids, SpecialTokens
 
 STOP, UNKNOWN = "*", "X"
 NO_LETTER = 255

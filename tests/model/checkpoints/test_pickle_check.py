@@ -18,7 +18,7 @@ import pytest
 import torch
 
 from esm_pipeline.errors import WeightsError
-from esm_pipeline.model.checkpoints.pickle_sizes import require_bounded
+from esm_pipeline.model.checkpoints.pickle_check import require_bounded
 from esm_pipeline.model.checkpoints.tensors import load_pickle, open_pickle
 from tests.within import Told, judge
 
