@@ -29,7 +29,12 @@ from esm_pipeline.model.bounds import (
 from esm_pipeline.model.checkpoints import fair_esm
 from esm_pipeline.model.checkpoints.adapters import settings_of
 from esm_pipeline.model.checkpoints.hub import CONFIG_FILE, FAIR_SUFFIX, find_config
-from esm_pipeline.model.checkpoints.keywords import hub_options, refuse, refuse_unknown, settle
+from esm_pipeline.model.checkpoints.keywords import (
+    hub_options,
+    normalize_kwargs,
+    refuse,
+    refuse_unknown,
+)
 from esm_pipeline.model.folding.config import EsmFoldConfig
 from esm_pipeline.model.labels import Labels
 from esm_pipeline.model.pruning import impossible, read_pruned
@@ -337,7 +342,7 @@ class EsmConfig:
         with_unused = options.pop("return_unused_kwargs", False)
         given = {"cache_dir": cache_dir, "token": token, "revision": revision, **options}
         given |= {"local_files_only": local_files_only, "force_download": force_download}
-        name, options = settle("EsmConfig.from_pretrained", path_or_hub_id, given)
+        name, options = normalize_kwargs("EsmConfig.from_pretrained", path_or_hub_id, given)
         where = hub_options(name, options)
         file = find_config(name, **where)
         values = cls.read_file(file)
@@ -366,7 +371,7 @@ class EsmConfig:
         cls, path_or_hub_id: str | os.PathLike[str] | None = None, **options: Any
     ) -> tuple[dict[str, Any], dict[str, Any]]:
         """What the file says that `from_pretrained` would read, and the keywords left over."""
-        name, options = settle("EsmConfig.get_config_dict", path_or_hub_id, options)
+        name, options = normalize_kwargs("EsmConfig.get_config_dict", path_or_hub_id, options)
         return cls.read_file(find_config(name, **hub_options(name, options))), options
 
     @classmethod

@@ -30,9 +30,9 @@ from esm_pipeline.model.checkpoints.hub import (
     local_path,
 )
 from esm_pipeline.model.checkpoints.hub_client import cached
-from esm_pipeline.model.checkpoints.loading import open_file
-from esm_pipeline.model.checkpoints.tensors import Entry, WeightFile
-from esm_pipeline.model.checkpoints.weights import BASE_PREFIX, EMBEDDING, TIED, modern_key
+from esm_pipeline.model.checkpoints.keys import BASE_PREFIX, EMBEDDING, TIED, modern_key
+from esm_pipeline.model.checkpoints.tensors import StoredTensor, WeightFile
+from esm_pipeline.model.checkpoints.weight_files import open_file
 
 PREFIX = "base_model.model."
 """What peft puts before the names of the model that it wraps."""
@@ -109,7 +109,7 @@ class Change:
     rooted: bool
     """Whether the product is divided by the root of the rank (rsLoRA), not by the rank."""
 
-    parts: dict[str, Entry] = field(default_factory=dict)
+    parts: dict[str, StoredTensor] = field(default_factory=dict)
 
     @property
     def scale(self) -> float:
@@ -168,7 +168,7 @@ class Adapter:
 
     path: Path
     changes: dict[str, Change]
-    instead: dict[str, Entry]
+    instead: dict[str, StoredTensor]
 
     @classmethod
     def of(cls, checkpoint: Checkpoint) -> Adapter | None:
@@ -180,20 +180,22 @@ class Adapter:
         """Read an adapter's settings and the header of its weights. Raises WeightsError."""
         settings = read_settings(config)
         adapter = cls(weights, {}, {})
-        for entry in open_file(weights).entries():
-            name = entry.key.removeprefix(PREFIX)
+        for stored in open_file(weights).stored_tensors():
+            name = stored.key.removeprefix(PREFIX)
             match = PARTS.fullmatch(name)
             if not match and FOREIGN.fullmatch(name):
-                raise WeightsError(f"{weights}: '{entry.key}' cannot be merged here; {MERGE}")
-            if not entry.is_weight:
-                raise WeightsError(f"{weights}: '{entry.key}' is {entry.dtype}, no type of weights")
+                raise WeightsError(f"{weights}: '{stored.key}' cannot be merged here; {MERGE}")
+            if not stored.is_weight:
+                raise WeightsError(
+                    f"{weights}: '{stored.key}' is {stored.dtype}, no type of weights"
+                )
             if not match:
-                adapter.instead[bare(modern_key(name.replace(INNER, ".")))] = entry
+                adapter.instead[bare(modern_key(name.replace(INNER, ".")))] = stored
                 continue
             module = bare(match["module"])
             if module not in adapter.changes:
                 adapter.changes[module] = change_of(settings, match["module"], config)
-            adapter.changes[module].parts[match["part"]] = entry
+            adapter.changes[module].parts[match["part"]] = stored
         for module, change in adapter.changes.items():
             problem = change.problem()
             if problem:
@@ -212,20 +214,20 @@ class Adapter:
     def settings(self) -> dict[str, Any]:
         """What follows from the weights for the config: labels and class of a new classifier."""
         for key, name in TRAINED_CLASSES.items():
-            entry = self.instead.get(key)
-            if entry is not None and len(entry.shape) == 2:
-                return {"num_labels": entry.shape[0], "architectures": [name]}
+            stored = self.instead.get(key)
+            if stored is not None and len(stored.shape) == 2:
+                return {"num_labels": stored.shape[0], "architectures": [name]}
         return {}
 
-    def merged(self, entries: Mapping[str, Entry]) -> dict[str, Entry]:
-        """The base model's `entries` with the adapter in them. Raises WeightsError."""
-        keys = {bare(key): key for key in entries}
-        merged = dict(entries)
+    def merged(self, stored_tensors: Mapping[str, StoredTensor]) -> dict[str, StoredTensor]:
+        """The base model's `stored_tensors` with the adapter in them. Raises WeightsError."""
+        keys = {bare(key): key for key in stored_tensors}
+        merged = dict(stored_tensors)
         if self.unties and TIED not in keys and bare(EMBEDDING) in keys:
-            merged[TIED] = renamed(entries[keys[bare(EMBEDDING)]], TIED)
+            merged[TIED] = renamed(stored_tensors[keys[bare(EMBEDDING)]], TIED)
         known = {bare(key): key for key in merged}
-        for name, entry in self.instead.items():
-            merged[known.get(name, name)] = renamed(entry, known.get(name, name))
+        for name, stored in self.instead.items():
+            merged[known.get(name, name)] = renamed(stored, known.get(name, name))
         for module, change in self.changes.items():
             for name in [f"{module}.weight", f"{module}.bias"][: 1 + (BIAS in change.parts)]:
                 if name not in known:
@@ -239,27 +241,27 @@ class Adapter:
                         f"{base.shape}; {TRAINED}"
                     )
                 file = MergedFile(base, change, self.path)
-                merged[known[name]] = Entry(file, known[name], base.dtype, base.shape)
+                merged[known[name]] = StoredTensor(file, known[name], base.dtype, base.shape)
         return merged
 
 
 class MergedFile(WeightFile):
     """One tensor of a base model with what an adapter changes in it."""
 
-    def __init__(self, base: Entry, change: Change, path: Path) -> None:
+    def __init__(self, base: StoredTensor, change: Change, path: Path) -> None:
         super().__init__(path)
         self.base, self.change = base, change
 
-    def entries(self) -> Iterator[Entry]:
+    def stored_tensors(self) -> Iterator[StoredTensor]:
         """See the base class."""
-        yield Entry(self, self.base.key, self.base.dtype, self.base.shape)
+        yield StoredTensor(self, self.base.key, self.base.dtype, self.base.shape)
 
-    def mapped(self, entry: Entry) -> Tensor:
+    def mapped(self, stored: StoredTensor) -> Tensor:
         """See the base class; computed, not mapped."""
-        assert isinstance(entry.dtype, torch.dtype), "is_weight is asked first"
-        return self.computed().to(entry.dtype)
+        assert isinstance(stored.dtype, torch.dtype), "is_weight is asked first"
+        return self.computed().to(stored.dtype)
 
-    def copy(self, entry: Entry, target: Tensor) -> None:
+    def copy(self, stored: StoredTensor, target: Tensor) -> None:
         """See the base class."""
         target.copy_(self.computed())
 
@@ -272,26 +274,26 @@ class MergedFile(WeightFile):
 class RenamedFile(WeightFile):
     """One tensor of a file by another name."""
 
-    def __init__(self, entry: Entry) -> None:
-        super().__init__(entry.file.path)
-        self.inner = entry
+    def __init__(self, stored: StoredTensor) -> None:
+        super().__init__(stored.file.path)
+        self.inner = stored
 
-    def entries(self) -> Iterator[Entry]:
+    def stored_tensors(self) -> Iterator[StoredTensor]:
         """See the base class."""
         yield self.inner
 
-    def mapped(self, entry: Entry) -> Tensor:
+    def mapped(self, stored: StoredTensor) -> Tensor:
         """See the base class."""
         return self.inner.mapped()
 
-    def copy(self, entry: Entry, target: Tensor) -> None:
+    def copy(self, stored: StoredTensor, target: Tensor) -> None:
         """See the base class."""
         self.inner.copy_to(target)
 
 
-def renamed(entry: Entry, key: str) -> Entry:
+def renamed(stored: StoredTensor, key: str) -> StoredTensor:
     """A tensor by the name `key`."""
-    return Entry(RenamedFile(entry), key, entry.dtype, entry.shape)
+    return StoredTensor(RenamedFile(stored), key, stored.dtype, stored.shape)
 
 
 def bare(key: str) -> str:
@@ -299,11 +301,11 @@ def bare(key: str) -> str:
     return key.removeprefix(BASE_PREFIX)
 
 
-def read(entry: Entry) -> Tensor:
+def read(stored: StoredTensor) -> Tensor:
     """A tensor of a file in float32, or float64 if it is."""
-    assert isinstance(entry.dtype, torch.dtype), "is_weight is asked first"
-    found = torch.empty(entry.shape, dtype=torch.promote_types(entry.dtype, torch.float32))
-    entry.copy_to(found)
+    assert isinstance(stored.dtype, torch.dtype), "is_weight is asked first"
+    found = torch.empty(stored.shape, dtype=torch.promote_types(stored.dtype, torch.float32))
+    stored.copy_to(found)
     return found
 
 

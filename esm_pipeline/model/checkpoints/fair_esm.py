@@ -17,6 +17,7 @@ from torch import Tensor
 from esm_pipeline.errors import WeightsError, brief
 from esm_pipeline.model.checkpoints.tensors import PickledFile, is_named_tensors, load_pickle
 
+SUFFIX = ".pt"
 REGRESSION = "-contact-regression.pt"
 PREFIX = re.compile(r"^(encoder\.)?(sentence_encoder\.)?")
 PADDING, MASK, TOKENS = 1, 32, 33

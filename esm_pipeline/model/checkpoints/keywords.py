@@ -43,7 +43,7 @@ ARGUMENTS = ("ignore_mismatched_sizes", "output_loading_info", "torch_dtype", "a
 """Our own, that one may misspell."""
 
 
-def settle(
+def normalize_kwargs(
     caller: str, name: str | os.PathLike[str] | None, options: dict[str, Any]
 ) -> tuple[str, dict[str, Any]]:
     """Name of the checkpoint and keywords of a call, in our spelling.

@@ -11,7 +11,7 @@ import re
 from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from safetensors.torch import save_file
 from torch import Tensor
@@ -19,10 +19,7 @@ from torch import Tensor
 from esm_pipeline.errors import InputError
 from esm_pipeline.files import atomic_path
 from esm_pipeline.model.checkpoints.hub import CONFIG_FILE, SAFETENSORS_FILE, SAFETENSORS_INDEX
-from esm_pipeline.model.checkpoints.weights import reference_state
-
-if TYPE_CHECKING:
-    from esm_pipeline.model.base import EsmPreTrainedModel
+from esm_pipeline.model.checkpoints.weights import CheckpointModel, reference_state
 
 UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
 SIZE = re.compile(r"(\d+) ?([KMGkmg][Ii]?B)")
@@ -30,7 +27,7 @@ SHARD = re.compile(r"model-\d{5}-of-\d{5}\.safetensors")
 
 
 def save_checkpoint(
-    model: EsmPreTrainedModel,
+    model: CheckpointModel,
     folder: str | os.PathLike[str],
     max_shard_size: int | str,
     state: Mapping[str, Tensor] | None = None,

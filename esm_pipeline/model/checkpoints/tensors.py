@@ -46,7 +46,7 @@ MOST_HEADER = 16 << 20
 
 
 @dataclass(frozen=True)
-class Entry:
+class StoredTensor:
     """One tensor in a weight file, known by the file's header. `key` is the file's spelling."""
 
     file: WeightFile
@@ -75,15 +75,15 @@ class WeightFile(ABC):
         self.path = path
 
     @abstractmethod
-    def entries(self) -> Iterator[Entry]:
+    def stored_tensors(self) -> Iterator[StoredTensor]:
         """The tensors, as the header has them. They hold the file, which does not hold them."""
 
     @abstractmethod
-    def mapped(self, entry: Entry) -> Tensor:
+    def mapped(self, stored: StoredTensor) -> Tensor:
         """A tensor as it lies in the file."""
 
     @abstractmethod
-    def copy(self, entry: Entry, target: Tensor) -> None:
+    def copy(self, stored: StoredTensor, target: Tensor) -> None:
         """Fill `target` with a tensor of this file."""
 
 
@@ -109,31 +109,31 @@ class SafetensorsFile(WeightFile):
         self._header: dict[str, dict[str, Any]] = header
         self._data: int = 8 + length
 
-    def entries(self) -> Iterator[Entry]:
+    def stored_tensors(self) -> Iterator[StoredTensor]:
         """See the base class."""
         for key, facts in self._header.items():
             dtype = DTYPES.get(facts["dtype"], facts["dtype"])
-            yield Entry(self, key, dtype, tuple(facts["shape"]))
+            yield StoredTensor(self, key, dtype, tuple(facts["shape"]))
 
-    def start(self, entry: Entry) -> int:
+    def start(self, stored: StoredTensor) -> int:
         """Where a tensor begins in the file."""
-        return self._data + int(self._header[entry.key]["data_offsets"][0])
+        return self._data + int(self._header[stored.key]["data_offsets"][0])
 
-    def mapped(self, entry: Entry) -> Tensor:
+    def mapped(self, stored: StoredTensor) -> Tensor:
         """See the base class."""
-        assert isinstance(entry.dtype, torch.dtype), "is_weight is asked first"
-        count, start = prod(entry.shape), self.start(entry)
+        assert isinstance(stored.dtype, torch.dtype), "is_weight is asked first"
+        count, start = prod(stored.shape), self.start(stored)
         if not count:
-            return torch.empty(entry.shape, dtype=entry.dtype)
-        flat = torch.frombuffer(self._bytes, dtype=entry.dtype, count=count, offset=start)
-        aligned = start % entry.dtype.itemsize == 0  # as its writers do, but nothing demands
-        return (flat if aligned else flat.clone()).view(entry.shape)
+            return torch.empty(stored.shape, dtype=stored.dtype)
+        flat = torch.frombuffer(self._bytes, dtype=stored.dtype, count=count, offset=start)
+        aligned = start % stored.dtype.itemsize == 0  # as its writers do, but nothing demands
+        return (flat if aligned else flat.clone()).view(stored.shape)
 
-    def copy(self, entry: Entry, target: Tensor) -> None:
+    def copy(self, stored: StoredTensor, target: Tensor) -> None:
         """See the base class."""
-        source = self.mapped(entry)
+        source = self.mapped(stored)
         target.copy_(source)
-        start = self.start(entry)
+        start = self.start(stored)
         page = start // mmap.PAGESIZE * mmap.PAGESIZE
         self._bytes.madvise(mmap.MADV_DONTNEED, page, start + source.nbytes - page)
 
@@ -145,18 +145,18 @@ class PickledFile(WeightFile):
         super().__init__(path)
         self._tensors = dict(tensors)
 
-    def entries(self) -> Iterator[Entry]:
+    def stored_tensors(self) -> Iterator[StoredTensor]:
         """See the base class."""
         for key, tensor in self._tensors.items():
-            yield Entry(self, key, tensor.dtype, tuple(tensor.shape))
+            yield StoredTensor(self, key, tensor.dtype, tuple(tensor.shape))
 
-    def mapped(self, entry: Entry) -> Tensor:
+    def mapped(self, stored: StoredTensor) -> Tensor:
         """See the base class; of each tensor once."""
-        return self._tensors.pop(entry.key)
+        return self._tensors.pop(stored.key)
 
-    def copy(self, entry: Entry, target: Tensor) -> None:
+    def copy(self, stored: StoredTensor, target: Tensor) -> None:
         """See the base class; of each tensor once."""
-        target.copy_(self._tensors.pop(entry.key))
+        target.copy_(self._tensors.pop(stored.key))
 
 
 def open_pickle(path: Path) -> PickledFile:

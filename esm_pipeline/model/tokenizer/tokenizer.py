@@ -24,7 +24,7 @@ import numpy as np
 from esm_pipeline.errors import InputError, WeightsError
 from esm_pipeline.files import atomic_path, require_folder
 from esm_pipeline.model.checkpoints.hub import find_file
-from esm_pipeline.model.checkpoints.keywords import hub_options, refuse, settle
+from esm_pipeline.model.checkpoints.keywords import hub_options, normalize_kwargs, refuse
 from esm_pipeline.model.config import EsmConfig
 from esm_pipeline.model.tokenizer.batch_encoding import SIDES
 from esm_pipeline.model.tokenizer.calls import ANY_LENGTH, TokenizerCalls
@@ -109,7 +109,7 @@ class EsmTokenizer(TokenizerCalls):
         the class. A checkpoint without `vocab.txt` whose config has the 33 standard tokens gets the
         standard alphabet. Raises WeightsError.
         """
-        name, options = settle("EsmTokenizer.from_pretrained", path_or_hub_id, options)
+        name, options = normalize_kwargs("EsmTokenizer.from_pretrained", path_or_hub_id, options)
         where = hub_options(name, options)
         vocabulary = find_file(name, VOCABULARY_FILE, **where)
         if vocabulary is None and (

@@ -249,7 +249,7 @@ def test_whole_files_are_read(case: str, zipped: bool, tmp_path: Path) -> None:
         return  # which PyTorch writes to zip files alone
     path, state = tmp_path / "pytorch_model.bin", legitimate()[case]
     torch.save(state, path, _use_new_zipfile_serialization=zipped)
-    found = {entry.key: entry.mapped() for entry in [*open_pickle(path).entries()]}
+    found = {entry.key: entry.mapped() for entry in [*open_pickle(path).stored_tensors()]}
     assert found.keys() == state.keys()
     for key, expected in state.items():
         assert found[key].dtype == expected.dtype
@@ -289,7 +289,7 @@ def test_the_files_here_are_what_they_should_be(tmp_path: Path) -> None:
     """The same ways of writing, with sizes as they should be: opened."""
     path = tmp_path / "a.bin"
     archive(path, named(tensor((10, 10), (10, 1))))
-    assert [entry.shape for entry in open_pickle(path).entries()] == [(10, 10)]
+    assert [entry.shape for entry in open_pickle(path).stored_tensors()] == [(10, 10)]
     legacy(path, named(tensor((40,), (1,), 40, legacy=True)))
     path.write_bytes(path.read_bytes() + struct.pack("<q", 40) + bytes(160))
-    assert [entry.shape for entry in open_pickle(path).entries()] == [(40,)]
+    assert [entry.shape for entry in open_pickle(path).stored_tensors()] == [(40,)]
