@@ -16,6 +16,7 @@ import torch
 from esm_pipeline.errors import WeightsError, brief
 from esm_pipeline.files import atomic_path, require_folder
 from esm_pipeline.json_files import read_object
+from esm_pipeline.model.alphabet import ALPHABET
 from esm_pipeline.model.bounds import (
     MOST_LAYERS,
     MOST_ROWS,
@@ -38,7 +39,6 @@ from esm_pipeline.model.checkpoints.keywords import (
 from esm_pipeline.model.folding.config import EsmFoldConfig
 from esm_pipeline.model.labels import Labels
 from esm_pipeline.model.pruning import impossible, read_pruned
-from esm_pipeline.model.tokenizer.vocabulary import ALPHABET
 
 WHOLE_NUMBERS = {
     "vocab_size": (1, MOST_ROWS),

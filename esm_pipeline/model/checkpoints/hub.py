@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -352,3 +352,9 @@ def find_file(name: str, file: str, **options: Any) -> Path | None:
         return None
     base, base_options = base_of(name, adapter, **options)
     return find_file(base, file, **base_options)
+
+
+def find_files(name: str, files: Iterable[str], **options: Any) -> dict[str, Path]:
+    """Name → path of those of `files` that the checkpoint `name` has. Raises WeightsError."""
+    found = {file: find_file(name, file, **options) for file in files}
+    return {file: path for file, path in found.items() if path is not None}

@@ -1,4 +1,4 @@
-"""The tokens there are: a vocabulary, what is added to it, and which of them are for what.
+"""The tokens of a tokenizer: their ids, those added later, and the roles of the special ones.
 
 Peer: transformers 4.37.2 `SpecialTokensMixin`.
 """
@@ -9,29 +9,22 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from esm_pipeline.errors import InputError
+from esm_pipeline.errors import InputError, WeightsError
+from esm_pipeline.model.alphabet import AMINO_ACIDS
 
 Ids = list[int]
 ADDITIONAL = "additional_special_tokens"
 ROLES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
-"""What special tokens are for, in the order in which those not in the vocabulary get ids."""
-
-
-ALPHABET = (
-    *("<cls>", "<pad>", "<eos>", "<unk>"),
-    *"LAGVSERTIDPKQNFYMHWCXBUZO.-",
-    *("<null_1>", "<mask>"),
-)
-"""The 33 tokens of ESM-1b, ESM-1v and ESM-2, in the order of their ids."""
+"""Roles of special tokens, in the order in which those not in the vocabulary get their ids."""
 
 FLAGS = ("special", "lstrip", "rstrip", "normalized", "single_word")
 
 
 @dataclass(frozen=True)
 class AddedToken:
-    """A token with a role, or beside the vocabulary file.
+    """A token with a role, or one that the vocabulary file does not have.
 
-    The flags are kept for the files: here blanks and case never matter.
+    The flags are kept for the files only: here, blanks and case never matter.
     """
 
     content: str
@@ -46,7 +39,7 @@ class AddedToken:
 
     @classmethod
     def of(cls, token: Any) -> AddedToken:
-        """From a str, what a file holds, or an object with such fields. Raises InputError."""
+        """From a str, the mapping in a file, or an object with these fields. Raises InputError."""
         if isinstance(token, str):
             return cls(token)
         names = ("content", *FLAGS)
@@ -60,46 +53,12 @@ class AddedToken:
         return cls(token["content"], **flags)
 
 
-class SpecialToken:
-    """The token of one role, a str; None where there is none."""
+class Vocabulary:
+    """Tokens and ids. `tokens` are in the order of their ids; `roles` maps a role to its token.
 
-    def __set_name__(self, owner: type, name: str) -> None:
-        self.role = name
-
-    def __get__(self, tokens: SpecialTokens | None, owner: type) -> Any:
-        return self if tokens is None else tokens.roles.get(self.role)
-
-    def __set__(self, tokens: SpecialTokens, token: Any) -> None:
-        tokens.roles.pop(self.role, None)
-        if token is not None:
-            tokens.roles[self.role] = AddedToken.of(token).content
-
-
-class SpecialTokenId:
-    """The id of the token of one role, an int; None where there is none."""
-
-    def __set_name__(self, owner: type, name: str) -> None:
-        self.role = name.removesuffix("_id")
-
-    def __get__(self, tokens: SpecialTokens | None, owner: type) -> Any:
-        return self if tokens is None else tokens.convert_tokens_to_ids(tokens.roles.get(self.role))
-
-    def __set__(self, tokens: SpecialTokens, place: int | None) -> None:
-        token = None if place is None else tokens.convert_ids_to_tokens(place)
-        setattr(tokens, self.role, token)
-
-
-class SpecialTokens:
-    """A vocabulary, its ids and the roles of its tokens."""
-
-    bos_token, bos_token_id = SpecialToken(), SpecialTokenId()
-    eos_token, eos_token_id = SpecialToken(), SpecialTokenId()
-    unk_token, unk_token_id = SpecialToken(), SpecialTokenId()
-    sep_token, sep_token_id = SpecialToken(), SpecialTokenId()
-    pad_token, pad_token_id = SpecialToken(), SpecialTokenId()
-    cls_token, cls_token_id = SpecialToken(), SpecialTokenId()
-    mask_token, mask_token_id = SpecialToken(), SpecialTokenId()
-    additional_special_tokens: list[str]
+    `additional` are special tokens without a role. `added` gives the ids of tokens that are not
+    among `tokens`; others get the next free ids. Raises InputError for what is not a token.
+    """
 
     def __init__(
         self,
@@ -108,83 +67,79 @@ class SpecialTokens:
         additional: Iterable[Any] = (),
         added: Mapping[int, Any] | None = None,
     ) -> None:
-        """`added` has the ids of tokens beside the vocabulary; others get those after the last."""
-        self.all_tokens = list(tokens)
-        self.roles: dict[str, str] = {}
-        self._vocabulary = {token: place for place, token in enumerate(self.all_tokens)}
+        self.tokens = list(tokens)
+        self._file_ids = {token: place for place, token in enumerate(self.tokens)}
         self._added = {int(place): AddedToken.of(token) for place, token in (added or {}).items()}
-        self._index()
+        self._number()
         given = {role: AddedToken.of(roles[role]) for role in ROLES if roles.get(role) is not None}
-        self.invented = [
-            token.content for token in given.values() if token.content not in self._ids
-        ]
-        """Special tokens that no file has."""
-        for role, token in given.items():
-            setattr(self, role, token)
         extra = [AddedToken.of(token) for token in additional]
-        self.additional_special_tokens = [token.content for token in extra]
+        self.roles = {role: token.content for role, token in given.items()}
+        self.additional = [token.content for token in extra]
+        self.not_in_files = [one for one in self.roles.values() if one not in self.ids]
+        """Tokens with a role that are neither in the vocabulary file nor among those added."""
+
         self._add([*given.values(), *extra])
 
-    def _index(self) -> None:
-        """Ids of the vocabulary and of what is added; called after each addition."""
-        added = {token.content: place for place, token in sorted(self._added.items())}
-        self._ids = {**self._vocabulary, **added}
-
-    @property
-    def vocab_size(self) -> int:
-        """V, the number of tokens without those added."""
-        return len(self.all_tokens)
+    def _number(self) -> None:
+        """Make `ids`, token → id, anew: other objects notice by its identity that it changed."""
+        self.ids = {**self._file_ids, **self.added_ids()}
 
     def __len__(self) -> int:
-        return len(self._ids)  # unlike the peer, which leaves out those added
+        return len(self.ids)  # unlike the peer, which leaves out the added tokens
+
+    def file_size(self) -> int:
+        """V, the number of tokens without the added ones."""
+        return len(self.tokens)
 
     def get_vocab(self) -> dict[str, int]:
-        """Token → id, with those added."""
-        return dict(self._ids)
+        """Token → id, with the added tokens."""
+        return dict(self.ids)
 
-    @property
-    def added_tokens_decoder(self) -> dict[int, AddedToken]:
-        """Id → token of those with a role and those added, by id."""
+    def added_tokens(self) -> dict[int, AddedToken]:
+        """Id → token, for tokens with a role and added tokens, sorted by id."""
         return dict(sorted(self._added.items()))
 
-    @property
-    def added_tokens_encoder(self) -> dict[str, int]:
-        """Token → id of those with a role and those added, by id."""
+    def added_ids(self) -> dict[str, int]:
+        """Token → id, for tokens with a role and added tokens, sorted by id."""
         return {token.content: place for place, token in sorted(self._added.items())}
 
-    def get_added_vocab(self) -> dict[str, int]:
-        """`added_tokens_encoder`, as a method."""
-        return self.added_tokens_encoder
+    def beyond_file(self) -> dict[str, int]:
+        """Token → id, for added tokens with ids after those of the vocabulary file."""
+        return {
+            token: place for token, place in self.added_ids().items() if place >= len(self.tokens)
+        }
 
-    @property
     def special_tokens_map(self) -> dict[str, Any]:
-        """Role → token, and the additional ones as a list."""
+        """Role → token, and the special tokens without a role as a list."""
         found: dict[str, Any] = {role: self.roles[role] for role in ROLES if role in self.roles}
-        if self.additional_special_tokens:
-            found[ADDITIONAL] = list(self.additional_special_tokens)
+        if self.additional:
+            found[ADDITIONAL] = list(self.additional)
         return found
 
-    @property
-    def all_special_tokens(self) -> list[str]:
-        """Each special token once: by role, then the additional ones."""
+    def special_tokens(self) -> list[str]:
+        """Each special token once: first those with a role, then the others."""
         by_role = [self.roles[role] for role in ROLES if role in self.roles]
-        return list(dict.fromkeys([*by_role, *self.additional_special_tokens]))
+        return list(dict.fromkeys([*by_role, *self.additional]))
 
-    @property
-    def all_special_ids(self) -> Ids:
+    def special_ids(self) -> Ids:
         """Ids of the special tokens."""
-        return [self._id(token) for token in self.all_special_tokens]
+        return [self.id_of(token) for token in self.special_tokens()]
 
-    @property
-    def additional_special_tokens_ids(self) -> Ids:
+    def additional_ids(self) -> Ids:
         """Ids of the special tokens without a role."""
-        return [self._id(token) for token in self.additional_special_tokens]
+        return [self.id_of(token) for token in self.additional]
+
+    def set_role(self, role: str, token: Any) -> None:
+        """Give a role to another token, or to none. Raises InputError."""
+        self.roles.pop(role, None)
+        if token is not None:
+            self.roles[role] = AddedToken.of(token).content
 
     def add_tokens(self, new_tokens: Any, special_tokens: bool = False) -> int:
-        """Add a token or a list of them; returns how many were new.
+        """Add a token or a list of tokens; returns how many were new.
 
-        New ones get the next ids: give the model rows for them. All become special, whatever
-        `special_tokens` says, as in the reference. Raises InputError for what is no token.
+        New tokens get the next ids: give the model rows for them. All become special, whatever
+        `special_tokens` says, as in the reference. Raises InputError for what is not a token.
         """
         listed = new_tokens if isinstance(new_tokens, (list, tuple)) else [new_tokens]
         return self._add([AddedToken.of(token) for token in listed])
@@ -194,67 +149,86 @@ class SpecialTokens:
         special_tokens_dict: Mapping[str, Any],
         replace_additional_special_tokens: bool = True,
     ) -> int:
-        """Give roles to tokens and add those not yet known; returns how many were new.
+        """Give roles to tokens, and add those not yet known; returns how many were new.
 
-        Keys are `cls_token` and the like, or `additional_special_tokens` with a list, which
-        replaces those there are unless told otherwise. Raises InputError.
+        Keys are `cls_token` and the like, or `additional_special_tokens` with a list. This list
+        replaces the present one unless `replace_additional_special_tokens` is False. Raises
+        InputError.
         """
         unknown = special_tokens_dict.keys() - {*ROLES, ADDITIONAL}
         if unknown:
             raise InputError(f"'{min(unknown)}' is no role; use {', '.join(ROLES)} or {ADDITIONAL}")
         named = {role: AddedToken.of(t) for role, t in special_tokens_dict.items() if role in ROLES}
         extra = [AddedToken.of(token) for token in special_tokens_dict.get(ADDITIONAL, ())]
-        for role, token in named.items():
-            setattr(self, role, token)
-        kept = self.additional_special_tokens
-        if replace_additional_special_tokens and extra:
-            kept = []
-        names = dict.fromkeys([*kept, *(token.content for token in extra)])
-        self.additional_special_tokens = list(names)
+        self.roles |= {role: token.content for role, token in named.items()}
+        kept = [] if replace_additional_special_tokens and extra else self.additional
+        self.additional = list(dict.fromkeys([*kept, *(token.content for token in extra)]))
         return self._add([*named.values(), *extra])
 
     def _add(self, tokens: Iterable[AddedToken]) -> int:
-        """Note tokens as added, each with its id of the vocabulary or the next free one."""
+        """Record added tokens, each with its id in the vocabulary file or the next free one."""
         before = len(self)
         for token in tokens:
-            if not token.content or token.content in self.added_tokens_encoder:
+            if not token.content or token.content in self.added_ids():
                 continue
-            free = max(len(self), self.vocab_size, 1 + max(self._added, default=0))
-            self._added[self._vocabulary.get(token.content, free)] = token
-            self._index()
-            if token.content not in self.all_special_tokens:
-                self.additional_special_tokens.append(token.content)
+            free = max(len(self), len(self.tokens), 1 + max(self._added, default=0))
+            self._added[self._file_ids.get(token.content, free)] = token
+            self._number()
+            if token.content not in self.special_tokens():
+                self.additional.append(token.content)
         return len(self) - before
 
     def convert_tokens_to_ids(self, tokens: Any) -> Any:
-        """Ids of tokens; of one for a str. That of `unk_token` for others, None if it has none."""
+        """Ids of a list of tokens, or the id of a str.
+
+        Unknown tokens get the id of `unk_token`, or None if there is no such token.
+        """
         if tokens is None:
             return None
         if isinstance(tokens, str):
-            return self._id(tokens)
-        return [self._id(token) for token in tokens]
+            return self.id_of(tokens)
+        return [self.id_of(token) for token in tokens]
 
-    def _id(self, token: str) -> Any:
-        place = self._ids.get(token)
+    def id_of(self, token: str) -> Any:
+        """The id of one token, as `convert_tokens_to_ids` gives it."""
+        place = self.ids.get(token)
         if place is None and "unk_token" in self.roles:
-            return self._vocabulary.get(self.roles["unk_token"])  # Peer: none if only added
+            return self._file_ids.get(self.roles["unk_token"])  # Peer: None if it was only added
         return place
 
     def convert_ids_to_tokens(self, ids: Any, skip_special_tokens: bool = False) -> Any:
-        """Tokens of ids, a list, array or tensor; of one for an int.
+        """Tokens of a list, array or tensor of ids, or the token of an int.
 
         Ids outside the vocabulary become `unk_token`. Raises InputError for rows of ids.
         """
         ids = ids.tolist() if hasattr(ids, "tolist") else ids
         if isinstance(ids, int):
-            return self._token(ids)
-        skipped = set(self.all_special_ids) if skip_special_tokens else set()
+            return self.token_of(ids)
+        skipped = set(self.special_ids()) if skip_special_tokens else set()
         try:
-            return [self._token(place) for place in map(int, ids) if place not in skipped]
+            return [self.token_of(place) for place in map(int, ids) if place not in skipped]
         except (TypeError, ValueError):
             raise InputError("ids are no row of whole numbers; use batch_decode for rows") from None
 
-    def _token(self, place: int) -> Any:
+    def token_of(self, place: int) -> Any:
+        """The token of one id, as `convert_ids_to_tokens` gives it."""
         if place in self._added:
             return self._added[place].content
-        return self.all_tokens[place] if 0 <= place < self.vocab_size else self.unk_token
+        in_file = 0 <= place < len(self.tokens)
+        return self.tokens[place] if in_file else self.roles.get("unk_token")
+
+    def require_fit(self, vocab_size: int | None, file: str) -> None:
+        """Raise WeightsError unless a model with `vocab_size` tokens can use this vocabulary.
+
+        Each of the 20 amino acids and of the special tokens must be in it, and no more tokens than
+        the model has. `file`: name of the vocabulary file, for the error.
+        """
+        missing = [f"token for residue {one}" for one in AMINO_ACIDS if one not in self.ids]
+        missing = missing or self.not_in_files
+        if missing:
+            raise WeightsError(f"the vocabulary has no {missing[0]}; is {file} whole?")
+        if vocab_size is not None and len(self) > vocab_size:
+            raise WeightsError(
+                f"the vocabulary has {len(self)} tokens, the model {vocab_size}; "
+                f"{file} and config.json do not belong together"
+            )
