@@ -29,7 +29,12 @@ from esm_pipeline.model.bounds import (
 )
 from esm_pipeline.model.checkpoints import fair_esm
 from esm_pipeline.model.checkpoints.adapters import settings_of
-from esm_pipeline.model.checkpoints.hub import CONFIG_FILE, FAIR_SUFFIX, find_config
+from esm_pipeline.model.checkpoints.hub import (
+    CONFIG_FILE,
+    FAIR_SUFFIX,
+    config_of,
+    locate_config,
+)
 from esm_pipeline.model.checkpoints.keywords import (
     hub_options,
     normalize_kwargs,
@@ -344,9 +349,10 @@ class EsmConfig:
         given |= {"local_files_only": local_files_only, "force_download": force_download}
         name, options = normalize_kwargs("EsmConfig.from_pretrained", path_or_hub_id, given)
         where = hub_options(name, options)
-        file = find_config(name, **where)
+        place = locate_config(name, **where)
+        file = config_of(place)
         values = cls.read_file(file)
-        options = {**settings_of(name, **where), **options}
+        options = {**settings_of(place), **options}
         unused: dict[str, Any] = {}
         if with_unused:
             known = cls.from_dict(values)
@@ -372,7 +378,8 @@ class EsmConfig:
     ) -> tuple[dict[str, Any], dict[str, Any]]:
         """What the file says that `from_pretrained` would read, and the keywords left over."""
         name, options = normalize_kwargs("EsmConfig.get_config_dict", path_or_hub_id, options)
-        return cls.read_file(find_config(name, **hub_options(name, options))), options
+        place = locate_config(name, **hub_options(name, options))
+        return cls.read_file(config_of(place)), options
 
     @classmethod
     def read_file(cls, path: Path) -> dict[str, Any]:

@@ -9,7 +9,6 @@ a changed base model (PiSSA, OLoRA): peft itself converts or merges these.
 from __future__ import annotations
 
 import math
-import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -26,10 +25,8 @@ from esm_pipeline.model.checkpoints.hub import (
     ADAPTER_FILES,
     CONFIG_FILE,
     Checkpoint,
-    find_file,
-    local_path,
+    Location,
 )
-from esm_pipeline.model.checkpoints.hub_client import cached
 from esm_pipeline.model.checkpoints.keys import BASE_PREFIX, EMBEDDING, TIED, modern_key
 from esm_pipeline.model.checkpoints.tensors import StoredTensor, WeightFile
 from esm_pipeline.model.checkpoints.weight_files import open_file
@@ -72,20 +69,16 @@ TRAINED_CLASSES = {
 """The last layer of a classifier, and the class it makes."""
 
 
-def settings_of(name: str, **where: Any) -> dict[str, Any]:
+def settings_of(place: Location) -> dict[str, Any]:
     """What an adapter says of its config: `Adapter.settings`, unless a config.json stands by it.
 
     Nothing for a whole checkpoint. Raises WeightsError for an adapter that cannot be merged.
     """
-    if os.path.isfile(name):
+    config = place.find(ADAPTER_CONFIG)
+    if config is None or place.find(CONFIG_FILE):
         return {}
-    path = local_path(name)
-    found = cached(name, ADAPTER_CONFIG, **where) if path is None else path / ADAPTER_CONFIG
-    if found is None or not found.is_file() or (found.parent / CONFIG_FILE).is_file():
-        return {}
-    weights = (find_file(name, file, **where) for file in ADAPTER_FILES)
-    held = next((one for one in weights if one is not None), None)
-    return {} if held is None else Adapter.read(found, held).settings()
+    weights = place.fetch_first(ADAPTER_FILES)
+    return {} if weights is None else Adapter.read(config, weights).settings()
 
 
 def require_merged(keys: Iterable[str], name: str) -> None:

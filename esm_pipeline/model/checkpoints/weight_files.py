@@ -41,8 +41,8 @@ def open_tensors(files: Iterable[Path]) -> dict[str, StoredTensor]:
         for stored in open_file(path).stored_tensors():
             if not is_plain(stored):
                 raise WeightsError(
-                    f"{path}: {brief(stored.key)} is not the name of a tensor of a model; is this "
-                    "a checkpoint?"
+                    f"{path}: {brief(stored.key)} has a name or a shape that no tensor of a model "
+                    "has; is this a checkpoint?"
                 )
             other = stored_tensors.setdefault(modern_key(stored.key), stored)
             if other is not stored:

@@ -191,7 +191,7 @@ def test_a_revision_beside_the_file(tmp_path: Path, rotary: Path, esm: Esm) -> N
     assert lines == [f"esm-pipeline embed: {file}: it names a revision; leave --revision out"]
     code, lines = esm("download", "--model", rotary, "--revision=main")
     assert code == 2
-    assert "a revision is of a hub model" in lines[0]
+    assert "only hub models have revisions" in lines[0]
 
 
 def spoil_vocabulary(folder: Path) -> None:
