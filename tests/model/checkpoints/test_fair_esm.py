@@ -399,7 +399,7 @@ def test_a_pickle_damaged_anywhere_is_told_of_in_one_line(tmp_path: Path) -> Non
 
 def test_a_revision_is_not_of_a_file(tmp_path: Path) -> None:
     path = write(tmp_path, "ESM-2")
-    with pytest.raises(WeightsError, match="a revision is of a hub model"):
+    with pytest.raises(WeightsError, match="only hub models have revisions"):
         resolve_checkpoint(str(path), revision="main")
     with pytest.warns(UserWarning, match="lies on the disk, where revision 'v2' means nothing"):
         EsmModel.from_pretrained(path, revision="v2")

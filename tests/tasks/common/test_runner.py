@@ -161,7 +161,7 @@ def refusal(esm, folder: Path, model: object, *options: object) -> str:
         (
             "demo",
             ("--revision", "main"),
-            "demo: a revision is of a hub model, this lies on the disk;",
+            "demo: only hub models have revisions, and this is on the disk;",
         ),
         ("lab/none", ("--revision", "../../x"), "lab/none: revision '../../x' is no commit, tag"),
         ("lab/none", ("--revision=-x",), "lab/none: revision '-x' is no commit, tag or branch"),
