@@ -121,7 +121,7 @@ CASES: dict[str, tuple[Callable[[Path], None], str]] = {
         lambda path: archive(path, sharing(1), {"0": bytes(1 << 28)}, packed="data/0"),
         "is compressed, and would unpack to 268,435,456 bytes",
     ),
-    "overlapping members": (overlapping, "what lies in it overlaps"),
+    "overlapping members": (overlapping, "its members overlap"),
     "lists": (
         lambda path: archive(path, START + b"(" + b"]" * (100 << 20) + b"t."),
         "its pickle has 104,857,605 bytes, more than",
@@ -178,20 +178,20 @@ CASES: dict[str, tuple[Callable[[Path], None], str]] = {
     ),
     "bytes from a number": (
         lambda path: archive(path, named(called("builtins.bytearray", whole(4 * 10**9)))),
-        "makes or copies more",
+        "creates or copies more",
     ),
     "numbers from a number": (
         lambda path: archive(path, named(called("torch.FloatTensor", whole(10**9)))),
-        "makes or copies more",
+        "creates or copies more",
     ),
-    "copies": (lambda path: archive(path, named(copies(30_000))), "makes or copies more"),
+    "copies": (lambda path: archive(path, named(copies(30_000))), "creates or copies more"),
     "tuples of tuples": (
         lambda path: archive(path, named(b"cbuiltins\nset\n](" + doubled(100) + b"e\x85R")),
-        "tuples of tuples without end",
+        "tuples in tuples without end",
     ),
     "tuple for a name": (
         lambda path: archive(path, START + b"}" + doubled(20) + b"Ns."),
-        "for a name",
+        "as a name",
     ),
     "memo": (
         lambda path: archive(path, START + b"}r\xff\xff\xff\x7f."),
