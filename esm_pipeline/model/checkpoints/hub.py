@@ -26,11 +26,11 @@ WEIGHT_FILES = (
     "pytorch_model.bin",
     "pytorch_model.bin.index.json",
 )
-"""Names a checkpoint's weights may have, in the order of preference; an index names shards."""
+"""Names of weight files in the order of preference; an index lists shards."""
 
 ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_FILES = ("adapter_model.safetensors", "adapter_model.bin")
-"""What peft writes: the settings of an adapter, and its weights by one of these names."""
+"""Files of peft: the settings of an adapter, and the possible names of its weights."""
 
 FAIR_SUFFIX = ".pt"
 TOKENIZER_FILES = (
@@ -41,21 +41,21 @@ SETTINGS_FILES = (CONFIG_FILE, ADAPTER_CONFIG, *TOKENIZER_FILES)
 
 HUB_OPTIONS = ("revision", "cache_dir", "local_files_only", "token")
 STEP_FOLDER = re.compile(r"checkpoint-(\d+)")
-"""Folders in which a Trainer saves what it has after so many steps."""
+"""Folders that a Trainer writes, with the number of steps."""
 
 HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 MOST_NAME = 255
-"""Bytes of a file's name."""
+"""Bytes of a file name."""
 
 DIGEST = re.compile(r"[0-9a-f]{64}")
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A checkpoint on this machine. `revision` is the commit on the hub, None for what is local.
+    """A checkpoint on this machine. `revision`: the commit of a hub model, None for a local one.
 
-    `adapter` has the settings and the weights of a peft adapter, if it is one: `weight_files` are
-    then those of its base model, which has the commit `base_revision`.
+    `adapter`: settings and weights of a peft adapter, if it is one. `weight_files` are then those
+    of its base model, whose commit is `base_revision`.
     """
 
     name: str
@@ -72,20 +72,20 @@ class Checkpoint:
 
     @property
     def source(self) -> Path:
-        """What `from_pretrained` takes, with `where`: the folder, or the fair-esm file."""
+        """The folder or fair-esm file to give to `from_pretrained`, together with `where`."""
         return self.weight_files[0] if self.is_fair_esm and not self.adapter else self.folder
 
     @property
     def where(self) -> dict[str, Any]:
-        """Keywords of `from_pretrained` by which an adapter keeps to this base model."""
+        """Keywords of `from_pretrained` that pin the base model of an adapter."""
         if self.base_revision is None:
             return {}
         return {"revision": self.base_revision, "local_files_only": True}
 
     def weights_sha256(self) -> str:
-        """Digest of the weights: of the file, or of the files' digests in the order of names.
+        """Digest of the weights: that of the file, or of the digests of the files sorted by name.
 
-        The hub's cache names large files by their digest, which is then taken from there.
+        The hub's cache names large files by their digest; these are not read.
         """
         digests = [file_digest(path) for path in (*sorted(self.weight_files), *self.adapter)]
         if len(digests) == 1:
@@ -94,7 +94,7 @@ class Checkpoint:
 
 
 def file_digest(path: Path) -> str:
-    """SHA-256 of a file, as hex; it is read once, unless it changes."""
+    """SHA-256 of a file, as hex; the file is read once, unless it changes."""
     target = path.resolve()
     if path.is_symlink() and target.parent.name == "blobs" and DIGEST.fullmatch(target.name):
         return target.name
@@ -104,7 +104,7 @@ def file_digest(path: Path) -> str:
 
 @lru_cache
 def computed_digest(path: Path, size: int, changed: int) -> str:
-    """SHA-256 of a file of this size, last changed then."""
+    """SHA-256 of a file; size and time of the last change tell a changed file apart."""
     with open(path, "rb") as handle:
         return hashlib.file_digest(handle, "sha256").hexdigest()
 
@@ -327,7 +327,7 @@ def weight_files(place: Location) -> tuple[Path, ...]:
 
 
 def shards_of(index: Path) -> list[str]:
-    """Names of the shards that an index file lists. Raises WeightsError."""
+    """Names of the shards that an index lists. Raises WeightsError."""
     try:
         names = sorted(set(read_object(index)["weight_map"].values()))
     except (OSError, ValueError) as error:
@@ -343,21 +343,21 @@ def shards_of(index: Path) -> list[str]:
 
 
 def is_file_name(name: str) -> bool:
-    """Whether a file of a folder can have this name; a path to elsewhere is none."""
+    """Whether it can be the name of a file in a folder, and is not a path to elsewhere."""
     whole = name.isprintable() and os.path.basename(name) == name and name not in ("", ".", "..")
     return whole and len(os.fsencode(name)) <= MOST_NAME
 
 
 def local_path(name: str) -> Path | None:
-    """The folder or fair-esm file `name` stands for, None for a hub id.
+    """The folder or fair-esm file that `name` means, None for a hub id.
 
-    Raises WeightsError if it is none of them.
+    Raises WeightsError if it is none of these.
     """
     if name == DEMO:
         return demo_model()
     if not name.isascii() and name != name.encode(errors="replace").decode():
         raise WeightsError(
-            f"{name}: safetensors reads only paths of UTF-8; rename it, or link to it"
+            f"{name}: safetensors reads only paths in UTF-8; rename it, or link to it"
         )
     path = Path(os.path.expanduser(name))
     if path.is_dir() or (path.suffix == FAIR_SUFFIX and path.is_file()):

@@ -66,7 +66,7 @@ def refuse(caller: str, options: dict[str, Any]) -> None:
     for name in REFUSED.keys() & options.keys():
         value = options.pop(name)
         if value not in (None, False, ""):
-            raise InputError(f"{caller}: '{name}' is not available; {REFUSED[name]}")
+            raise InputError(f"{caller}: '{name}' is not here; {REFUSED[name]}")
 
 
 def hub_options(name: str, options: dict[str, Any]) -> dict[str, Any]:
@@ -80,7 +80,7 @@ def hub_options(name: str, options: dict[str, Any]) -> dict[str, Any]:
     if where.get("revision") and is_local_model(name, path):
         if where["revision"] != MAIN:
             warnings.warn(
-                f"{name}: is on the disk, where revision '{where['revision']}' means nothing",
+                f"{name}: lies on the disk, where revision '{where['revision']}' means nothing",
                 stacklevel=4,
             )
         del where["revision"]

@@ -322,7 +322,7 @@ def test_folders_that_are_none_or_both(tmp_path: Path) -> None:
     with pytest.raises(WeightsError, match="is an adapter too; merge that first"):
         EsmForMaskedLM.from_pretrained(tmp_path / "second")
     (tmp_path / "a" / "adapter_model.safetensors").unlink()
-    with pytest.raises(WeightsError, match=r"but no adapter_model\.safetensors beside it"):
+    with pytest.raises(WeightsError, match=r"but no adapter_model\.safetensors in the same folder"):
         EsmForMaskedLM.from_pretrained(tmp_path / "a")
     (tmp_path / "a" / "adapter_config.json").write_text("{")
     with pytest.raises(WeightsError, match="not the settings of an adapter"):
@@ -372,7 +372,7 @@ def test_commands_take_an_adapter(tmp_path: Path, capsys: pytest.CaptureFixture[
         assert max_abs(mean, states[1:-1].mean(0)) <= 1e-4
     change_settings(tmp_path / "adapter", lora_alpha=1)
     assert main(["embed", "--model", str(tmp_path / "m.json"), str(fasta), str(out)]) == 2
-    assert "are no longer those it tells of" in capsys.readouterr().err
+    assert "have changed since it was written" in capsys.readouterr().err
 
 
 def test_classify_takes_an_adapter(tmp_path: Path) -> None:

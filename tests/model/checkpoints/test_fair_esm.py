@@ -319,7 +319,7 @@ def without(name: str) -> Callable[[Content], None]:
             lambda c: setattr(c["args"], "arch", "msa_transformer"),
             "use ESM-1b, ESM-1v or",
         ),
-        ("ESM-1b", lambda c: c.pop("args"), "no arguments of training"),
+        ("ESM-1b", lambda c: c.pop("args"), "no training arguments"),
         ("ESM-2", lambda c: c.pop("model"), "no 'model' with named tensors"),
         ("ESM-2", lambda c: c.update(model=[1]), "no 'model' with named tensors"),
         ("ESM-2", without("encoder_layers"), "no usable 'layers'"),
