@@ -31,7 +31,6 @@ from esm_pipeline.model.checkpoints import fair_esm
 from esm_pipeline.model.checkpoints.adapters import settings_of
 from esm_pipeline.model.checkpoints.hub import (
     CONFIG_FILE,
-    FAIR_SUFFIX,
     config_of,
     locate_config,
 )
@@ -386,7 +385,7 @@ class EsmConfig:
         """What one `config.json`, or a fair-esm file, says. Raises WeightsError, naming it."""
         path = Path(path)
         try:
-            if path.suffix == FAIR_SUFFIX:
+            if path.suffix == fair_esm.SUFFIX:
                 return fair_esm.read_settings(path)
             return read_object(path)
         except (OSError, ValueError) as error:

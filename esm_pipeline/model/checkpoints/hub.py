@@ -32,7 +32,6 @@ ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_FILES = ("adapter_model.safetensors", "adapter_model.bin")
 """Files of peft: the settings of an adapter, and the possible names of its weights."""
 
-FAIR_SUFFIX = ".pt"
 TOKENIZER_FILES = (
     *("vocab.txt", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
 )
@@ -68,7 +67,7 @@ class Checkpoint:
     @property
     def is_fair_esm(self) -> bool:
         """Whether it is an original fair-esm file and not a folder."""
-        return any(path.suffix == FAIR_SUFFIX for path in self.weight_files[:1])
+        return any(path.suffix == fair_esm.SUFFIX for path in self.weight_files[:1])
 
     @property
     def source(self) -> Path:
@@ -360,13 +359,13 @@ def local_path(name: str) -> Path | None:
             f"{name}: safetensors reads only paths in UTF-8; rename it, or link to it"
         )
     path = Path(os.path.expanduser(name))
-    if path.is_dir() or (path.suffix == FAIR_SUFFIX and path.is_file()):
+    if path.is_dir() or (path.suffix == fair_esm.SUFFIX and path.is_file()):
         return path
     if path.exists():
         raise WeightsError(
             f"{name}: a file; give the folder that holds {CONFIG_FILE} and weights, or an original "
             "fair-esm file (.pt)"
         )
-    if not HUB_ID.fullmatch(name) or name.startswith(".") or path.suffix == FAIR_SUFFIX:
+    if not HUB_ID.fullmatch(name) or name.startswith(".") or path.suffix == fair_esm.SUFFIX:
         raise WeightsError(f"{name}: no such folder or file, and no hub id of the form owner/model")
     return None

@@ -51,8 +51,7 @@ def other_files(checkpoint: Checkpoint) -> dict[str, str]:
     """Name → digest of the files of a checkpoint that are not its weights."""
     paths = [checkpoint.folder / name for name in OTHER_FILES]
     if checkpoint.is_fair_esm:
-        file = checkpoint.weight_files[0]
-        paths = [file.with_name(f"{file.stem}-contact-regression{file.suffix}")]
+        paths = [*checkpoint.weight_files[1:]]  # the contact regression
     return {path.name: sha256(path) for path in paths if path.is_file()}
 
 
