@@ -20,17 +20,17 @@ from torch.utils.hooks import RemovableHandle
 from esm_pipeline.errors import InputError, WeightsError
 from esm_pipeline.files import require_folder
 from esm_pipeline.model.checkpoints.adapters import Adapter, require_merged
+from esm_pipeline.model.checkpoints.config_check import require_config
 from esm_pipeline.model.checkpoints.hub import Checkpoint, resolve_checkpoint
-from esm_pipeline.model.checkpoints.keywords import WITHOUT_EFFECT, hub_options, refuse, settle
-from esm_pipeline.model.checkpoints.loading import (
-    entries_of,
-    initialise,
-    load_weights,
-    open_entries,
-    uncollected,
+from esm_pipeline.model.checkpoints.keywords import (
+    WITHOUT_EFFECT,
+    hub_options,
+    normalize_kwargs,
+    refuse,
 )
+from esm_pipeline.model.checkpoints.loading import gc_paused, initialise, load_weights
 from esm_pipeline.model.checkpoints.saving import save_checkpoint
-from esm_pipeline.model.checkpoints.sizes import require_config
+from esm_pipeline.model.checkpoints.weight_files import open_tensors, tensors_of_state
 from esm_pipeline.model.checkpoints.weights import accept_reference_state, complete_state
 from esm_pipeline.model.config import EsmConfig, named_dtype
 from esm_pipeline.model.encoder import Checkpointing
@@ -212,7 +212,7 @@ class EsmPreTrainedModel(ModuleUtils):
     is_activation_checkpointing = is_gradient_checkpointing
 
     @classmethod
-    @uncollected()
+    @gc_paused()
     def from_pretrained(
         cls: type[M],
         path_or_hub_id: str | os.PathLike[str] | None = None,
@@ -242,7 +242,7 @@ class EsmPreTrainedModel(ModuleUtils):
         caller = f"{cls.__name__}.from_pretrained"
         if path_or_hub_id is None and state_dict is not None and config is not None:
             path_or_hub_id = STATE_DICT
-        name, options = settle(caller, path_or_hub_id, options)
+        name, options = normalize_kwargs(caller, path_or_hub_id, options)
         where = hub_options(name, options)
         known = inspect.signature(cls).parameters.keys() - {"config"}
         arguments = {key: options.pop(key) for key in known if key in options}
@@ -259,19 +259,21 @@ class EsmPreTrainedModel(ModuleUtils):
         else:
             settings = config
         files, adapter = checkpoint.weight_files, Adapter.of(checkpoint)
-        entries = open_entries(files) if state_dict is None else entries_of(state_dict)
-        require_merged(entries, name)
+        stored_tensors = open_tensors(files) if state_dict is None else tensors_of_state(state_dict)
+        require_merged(stored_tensors, name)
         if adapter is not None:
-            entries = adapter.merged(entries)
+            stored_tensors = adapter.merged(stored_tensors)
             settings.tie_word_embeddings = settings.tie_word_embeddings and not adapter.unties
-        require_config(settings, entries, checkpoint.name, counts_only=ignore_mismatched_sizes)
+        require_config(
+            settings, stored_tensors, checkpoint.name, counts_only=ignore_mismatched_sizes
+        )
         with nullcontext() if cls.is_foreign() else without_weights():
             model = cls(settings, *model_args, **arguments)
         settings.name_or_path = name
         info = load_weights(
             model,
             checkpoint,
-            entries,
+            stored_tensors,
             read_dtype(dtype if dtype is not None else torch_dtype),
             device,
             ignore_mismatched_sizes=ignore_mismatched_sizes,

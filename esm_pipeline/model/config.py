@@ -29,8 +29,17 @@ from esm_pipeline.model.bounds import (
 )
 from esm_pipeline.model.checkpoints import fair_esm
 from esm_pipeline.model.checkpoints.adapters import settings_of
-from esm_pipeline.model.checkpoints.hub import CONFIG_FILE, FAIR_SUFFIX, find_config
-from esm_pipeline.model.checkpoints.keywords import hub_options, refuse, refuse_unknown, settle
+from esm_pipeline.model.checkpoints.hub import (
+    CONFIG_FILE,
+    config_of,
+    locate_config,
+)
+from esm_pipeline.model.checkpoints.keywords import (
+    hub_options,
+    normalize_kwargs,
+    refuse,
+    refuse_unknown,
+)
 from esm_pipeline.model.folding.config import EsmFoldConfig
 from esm_pipeline.model.labels import Labels
 from esm_pipeline.model.pruned_heads import missing_heads, read_pruned_heads
@@ -337,11 +346,12 @@ class EsmConfig:
         with_unused = options.pop("return_unused_kwargs", False)
         given = {"cache_dir": cache_dir, "token": token, "revision": revision, **options}
         given |= {"local_files_only": local_files_only, "force_download": force_download}
-        name, options = settle("EsmConfig.from_pretrained", path_or_hub_id, given)
+        name, options = normalize_kwargs("EsmConfig.from_pretrained", path_or_hub_id, given)
         where = hub_options(name, options)
-        file = find_config(name, **where)
+        place = locate_config(name, **where)
+        file = config_of(place)
         values = cls.read_file(file)
-        options = {**settings_of(name, **where), **options}
+        options = {**settings_of(place), **options}
         unused: dict[str, Any] = {}
         if with_unused:
             known = cls.from_dict(values)
@@ -365,16 +375,17 @@ class EsmConfig:
     def get_config_dict(
         cls, path_or_hub_id: str | os.PathLike[str] | None = None, **options: Any
     ) -> tuple[dict[str, Any], dict[str, Any]]:
-        """The content of the file that `from_pretrained` would read, and the remaining keywords."""
-        name, options = settle("EsmConfig.get_config_dict", path_or_hub_id, options)
-        return cls.read_file(find_config(name, **hub_options(name, options))), options
+        """What the file says that `from_pretrained` would read, and the keywords left over."""
+        name, options = normalize_kwargs("EsmConfig.get_config_dict", path_or_hub_id, options)
+        place = locate_config(name, **hub_options(name, options))
+        return cls.read_file(config_of(place)), options
 
     @classmethod
     def read_file(cls, path: Path) -> dict[str, Any]:
         """The settings in one `config.json` or fair-esm file. Raises WeightsError, naming it."""
         path = Path(path)
         try:
-            if path.suffix == FAIR_SUFFIX:
+            if path.suffix == fair_esm.SUFFIX:
                 return fair_esm.read_settings(path)
             return read_object(path)
         except (OSError, ValueError) as error:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from esm_pipeline.errors import InputError
 from esm_pipeline.model.base import EsmPreTrainedModel
-from esm_pipeline.model.checkpoints.weights import TIED
+from esm_pipeline.model.checkpoints.keys import TIED
 from esm_pipeline.model.config import EsmConfig
 from esm_pipeline.model.esm import EsmModel
 from esm_pipeline.model.layout import PackedLayout

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from esm_pipeline.errors import InputError, WeightsError
 from esm_pipeline.model.base import EsmPreTrainedModel, read_dtype
-from esm_pipeline.model.checkpoints.weights import BASE_PREFIX
+from esm_pipeline.model.checkpoints.keys import BASE_PREFIX
 from esm_pipeline.model.config import EsmConfig
 from esm_pipeline.model.esm import EsmModel
 from esm_pipeline.model.folding import confidence, language_model

@@ -35,7 +35,8 @@ from esm_pipeline.model import (
     EsmForTokenClassification,
 )
 from esm_pipeline.model.checkpoints.adapters import Adapter
-from esm_pipeline.model.checkpoints.loading import class_of, open_entries
+from esm_pipeline.model.checkpoints.keys import class_of
+from esm_pipeline.model.checkpoints.weight_files import open_tensors
 from esm_pipeline.model.inference.batching import pack, residue_states
 from esm_pipeline.model.inference.windows import SPECIAL_TOKENS
 from esm_pipeline.settings.sections import CLASSIFIERS, ClassifySettings, texts
@@ -141,7 +142,7 @@ def class_name(checkpoint: Checkpoint, config: EsmConfig) -> str:
     for name in names:
         if isinstance(name, str) and name in CLASSIFIERS:
             return name
-    found = class_of(open_entries(checkpoint.weight_files))
+    found = class_of(open_tensors(checkpoint.weight_files))
     if found not in CLASSIFIERS:
         raise WeightsError(f"{checkpoint.name}: has no classifier, but is of {found}; {REMEDY}")
     return found

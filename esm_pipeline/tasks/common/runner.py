@@ -18,8 +18,8 @@ from esm_pipeline import __version__
 from esm_pipeline.errors import CapacityError, WeightsError
 from esm_pipeline.model import EsmConfig, EsmTokenizer, optimize_for_inference
 from esm_pipeline.model.base import EsmPreTrainedModel
-from esm_pipeline.model.checkpoints.loading import open_entries
-from esm_pipeline.model.checkpoints.sizes import require_config
+from esm_pipeline.model.checkpoints.config_check import require_config
+from esm_pipeline.model.checkpoints.weight_files import open_tensors
 from esm_pipeline.model.inference.batching import is_out_of_memory, release_memory
 from esm_pipeline.model.inference.device import resolve_device
 from esm_pipeline.settings.sections import ComputeSettings
@@ -43,8 +43,8 @@ class Runner(Generic[M]):
         self.device = resolve_device(settings.device)
         self.checkpoint = find_checkpoint(name, revision)
         self.config = EsmConfig.from_pretrained(self.checkpoint.source, **self.checkpoint.where)
-        entries = open_entries(self.checkpoint.weight_files)
-        require_config(self.config, entries, self.checkpoint.name)
+        stored_tensors = open_tensors(self.checkpoint.weight_files)
+        require_config(self.config, stored_tensors, self.checkpoint.name)
         self.seconds = 0.0
         self._lock, self._inside, self._started = Lock(), 0, 0.0
 

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 from esm_pipeline import EsmConfig, EsmForMaskedLM, EsmForProteinFolding, EsmModel
 from esm_pipeline.errors import InputError, WeightsError
-from esm_pipeline.model.checkpoints.weights import IGNORED, modern_key, reference_state
+from esm_pipeline.model.checkpoints.keys import IGNORED, modern_key
+from esm_pipeline.model.checkpoints.weights import reference_state
 from tests.oracles.folding_peers import all_double, folding_models, proteins, settings
 from tests.oracles.peers import enliven, transformers_peer
 

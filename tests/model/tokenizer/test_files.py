@@ -20,7 +20,7 @@ from esm_pipeline.model.tokenizer.files import (
     SETTINGS_FILE,
     VOCABULARY_FILE,
 )
-from esm_pipeline.model.tokenizer.special_tokens import AddedToken
+from esm_pipeline.model.tokenizer.vocabulary import AddedToken
 from tests.oracles.record_tokenizer import PROPERTIES, TOKENIZERS, answer, build, saved_files
 
 GOLDEN = Path(__file__).parents[2] / "oracles" / "tokenizer_4.37.2.json.xz"
