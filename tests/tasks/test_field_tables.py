@@ -177,7 +177,7 @@ def test_an_offset_of_numbers_in_a_column(esm, rotary, files):
         (["--wild-type-aa-col=p"], "--wild-type-aa-col needs --position-col and --mutant-aa-col"),
         (
             ["--position-col=p", "--mutant-aa-col=a", "--mutated-sequence-col=s"],
-            "--position-col and --mutated-sequence-col are two ways to say the same; choose one",
+            "--position-col and --mutated-sequence-col exclude each other; choose one",
         ),
     ],
 )

@@ -278,7 +278,7 @@ def test_the_workflow_is_told_keys(
     [
         (
             "--genetic-code=7",
-            "--genetic-code = '7': no genetic code of the NCBI; choose one of 1, ",
+            "--genetic-code = '7': not the number of an NCBI genetic code; choose one of 1, ",
         ),
         ("--genetic-code=x", "--genetic-code = 'x': should be a whole number"),
         ("--nucleotides=dna", "--nucleotides = 'dna': should be 'refuse', 'translate' or 'keep'"),

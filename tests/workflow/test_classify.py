@@ -154,5 +154,5 @@ def test_what_has_no_classifier_is_told_at_once(tmp_path: Path) -> None:
     write_fasta(tmp_path / "my proteins.fasta")
     run = snakemake(tmp_path, "-n", *config(GOLDEN / "model", "tasks=[classify]"))
     assert run.code == 1
-    assert "classify.of: no config.json at hand says what model" in run.said
+    assert "classify.of: no local config.json says what model" in run.said
     assert "Traceback" not in run.said

@@ -95,7 +95,7 @@ def test_as_a_module_with_an_input_that_another_rule_makes(whole_run, model, tmp
         (["fasta=a{b}.fasta"], "fasta: 'a{b}.fasta': braces and angle brackets in a path"),
         ([b"fasta=\xff.fasta"], r"config: 'fasta' = '\udcff.fasta': should be UTF-8; rename it"),
         (["outdir=/"], "outdir '/': the root of the file system; name a folder in it"),
-        (["samples=t.tsv"], "t.tsv:3: a cell begins with '\"' and does not end with one; a cell"),
+        (["samples=t.tsv"], "t.tsv:3: a cell begins with '\"' but does not end with one; close"),
     ],
 )
 def test_bad_settings_stop_at_once_in_one_line(model, tmp_path, change, told):

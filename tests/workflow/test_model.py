@@ -174,5 +174,5 @@ def test_a_model_with_braces_in_its_path(tmp_path: Path) -> None:
     save_model(tmp_path / "m{1}")
     run = snakemake(tmp_path, "-n", *config(tmp_path / "m{1}"))
     assert run.code == 1
-    assert "would be taken for a wildcard; rename it, or make a link" in run.said
+    assert "as wildcards; rename it, or make a link" in run.said
     assert "Traceback" not in run.said

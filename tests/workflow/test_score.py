@@ -213,8 +213,8 @@ def test_a_row_that_failed_ends_in_an_error_after_everything_is_written(tmp_path
 @pytest.mark.parametrize(
     ("change", "told"),
     [
-        (["tasks=[score]"], "sample 'a' has no variants to score; name a table of them, or set"),
-        (["variants=v.tsv"], "'variants' are given, but no task scores them; add score to 'tasks'"),
+        (["tasks=[score]"], "sample 'a' has no variants to score; give it a variant table, or set"),
+        (["variants=v.tsv"], "'variants' is set, but no task scores them; add score to 'tasks'"),
         (
             ["tasks=[score]", "variants=no.tsv", "shards=auto"],
             "no.tsv: no such file; check the path",
@@ -225,7 +225,7 @@ def test_a_row_that_failed_ends_in_an_error_after_everything_is_written(tmp_path
         ),
         (
             ["tasks=[score]", "score={models: {a b: demo}}"],
-            "label 'a b' should have letters, digits",
+            "label 'a b' may contain only letters, digits",
         ),
     ],
 )
