@@ -127,7 +127,10 @@ def refusal(function, *arguments) -> str:
             FASTA | {"embed": {"include": "mean"}},
             f"'embed.include' = 'mean': should be a list, each item {INCLUDE}; write [mean]",
         ),
-        (FASTA | {"embed": {"include": []}}, f"= []: should be a list, each item {INCLUDE}; add an"),
+        (
+            FASTA | {"embed": {"include": []}},
+            f"= []: should be a list, each item {INCLUDE}; add an",
+        ),
         (FASTA | {"embed": {"include": {}}}, f"= {{}}: should be a list, each item {INCLUDE}"),
         (FASTA | {"embed": {"layers": [-2]}}, "'embed.layers.0' = -2: should be a whole number fr"),
         (FASTA | {"embed": {"layers": [1, True]}}, "'embed.layers.1' = True: should be a whole nu"),
