@@ -1,4 +1,4 @@
-"""Print what a run of the workflow left in its output folder: `show_results.py results`."""
+"""Print the results of a run of the workflow: `show_results.py results`."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from esm_pipeline import open_results
 ROWS = 6
 NUMBERS = 5
 FILES = {
-    "*/embeddings.h5": "the embeddings, one file a sample",
-    "*/structures.tsv": "a structure of every protein: its file and confidence",
-    "*/records.tsv": "what became of every record, and why",
+    "*/embeddings.h5": "embeddings of all proteins",
+    "*/structures.tsv": "file and confidence of every structure",
+    "*/records.tsv": "outcome of every record, and the reason",
     "report.html": "counts, a map of the embeddings, confidence of structures",
-    "verdict.txt": "counts and the commonest reasons",
-    "provenance.json": "versions, settings, model and digests of the inputs",
+    "verdict.txt": "counts and the most common reasons",
+    "provenance.json": "versions, settings, models and digests of the inputs",
 }
 
 
 def show_embeddings(path: Path) -> None:
-    """The first records of one file, and the shape of the whole."""
+    """Print the first records of one file, and the shape of the whole."""
     with open_results(path) as results:
         layer = results.layers[-1]
         width = results.stored("mean")[str(layer)].shape[1]
@@ -36,7 +36,7 @@ def show_embeddings(path: Path) -> None:
 
 
 def show_structures(path: Path) -> None:
-    """The first rows of one table, and what the structures are worth."""
+    """Print the first rows of one table, and whether its structures mean anything."""
     with open(path, encoding="utf-8", newline="") as handle:
         rows = [row for row in csv.DictReader(handle, delimiter="\t") if row["file"]]
     print(f"\n{path}: {len(rows)} proteins have a structure\n")
@@ -51,7 +51,7 @@ def show_structures(path: Path) -> None:
 
 
 def main(folder: Path) -> None:
-    """Show every sample's embeddings, then where everything lies."""
+    """Print the embeddings and structures of every sample, then the paths of all results."""
     for path in sorted(folder.glob("*/embeddings.h5")):
         show_embeddings(path)
     for path in sorted(folder.glob("*/structures.tsv")):
