@@ -1,4 +1,4 @@
-"""Protein sequences in; embeddings out, with the ESM family of protein language models."""
+"""Embeddings, variant scores, classes and structures of proteins, with ESM language models."""
 
 from __future__ import annotations
 
