@@ -10,7 +10,8 @@ from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
+
+from esm_pipeline.arrays import UInt8
 
 CODES = b"ACGTRYSWKMBDHVN"
 """The IUPAC codes of nucleotides, in the order of their numbers here; U is T."""
@@ -46,7 +47,7 @@ PARTIAL = re.compile(rb"\[partial=5'")
 class GeneticCode(NamedTuple):
     """A genetic code: `acids` (4096,) in ASCII, by 256 a + 16 b + c of the numbers of a codon."""
 
-    acids: NDArray[np.uint8]
+    acids: UInt8
     starts: frozenset[bytes]
     two_readings: frozenset[bytes]
     """Codons that stop at the end of a gene, and code for an amino acid inside it."""

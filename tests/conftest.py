@@ -23,8 +23,8 @@ hypothesis.settings.load_profile("project")
 MAY_SKIP_IN_CI = (
     "tests/workflow/test_conda.py::test_with_a_real_conda",  # no registry of CI's holds conda
     "tests/model/test_cuda.py",  # needs a graphics card
-    "tests/model/test_quantize.py",  # needs a processor with exact products of 8 bits (VNNI)
-    "tests/tasks/test_embed.py::test_all_of_it_in_8_bits",  # the same
+    "tests/model/inference/test_int8.py",  # needs a processor with exact products of 8 bits (VNNI)
+    "tests/tasks/embed/test_embed.py::test_all_of_it_in_8_bits",  # the same
     "tests/test_disk.py::test_a_disk_",  # mounts a disk in memory, which not every machine allows
     "tests/workflow/test_disk.py",  # the same
 )

@@ -20,7 +20,7 @@ from esm_pipeline import (
     EsmTokenizer,
 )
 from esm_pipeline.cli import main
-from esm_pipeline.results import IN_SAMPLE, MODELS, TOP
+from esm_pipeline.settings.result_names import IN_SAMPLE, MODELS, TOP
 from tests.workflow.tools import GOLDEN, SAMPLE, TINY
 
 RESULTS = GOLDEN / "results"

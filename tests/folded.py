@@ -7,10 +7,10 @@ from pathlib import Path
 
 import numpy as np
 
-from esm_pipeline import residues
-from esm_pipeline.formats.hdf5 import Entry, RaggedWriter
-from esm_pipeline.formats.structure_arrays import ARRAYS, FORMAT, write_structures
-from esm_pipeline.formats.structures import Structure
+from esm_pipeline.formats.results.structures import ARRAYS, FORMAT, write_structures
+from esm_pipeline.formats.results.writer import Entry, RaggedWriter
+from esm_pipeline.structure import residues
+from esm_pipeline.structure.structure import Structure
 
 EVERY = residues.LETTERS[: residues.UNKNOWN]
 FACTS = {"software": "esm_pipeline 0.1", "model": "some/model", "num_recycles": "3"}

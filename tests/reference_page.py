@@ -16,9 +16,9 @@ from typing import Any, NamedTuple
 from unittest.mock import patch
 
 from esm_pipeline.cli import main as run_command
-from esm_pipeline.sections import Section
 from esm_pipeline.settings import Settings
-from esm_pipeline.tasks import TASKS
+from esm_pipeline.settings.sections import Section
+from esm_pipeline.tasks import COMMANDS
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCS = ROOT / "workflow/docs"
@@ -131,7 +131,7 @@ def subparsers_of(parser: argparse.ArgumentParser) -> dict[str, argparse.Argumen
 def commands() -> dict[str, list[Row]]:
     """Return the arguments of each command, and of `aggregate embed` and the like."""
     found: dict[str, list[Row]] = {}
-    for command in TASKS:
+    for command in COMMANDS:
         parser = parser_of(command)
         inner = subparsers_of(parser)
         own = argument_rows(parser)
@@ -167,7 +167,7 @@ def shared_by(table: Table, tables: Sequence[Table]) -> list[Table]:
 def expected_rows(table: Table, tables: Sequence[Table]) -> list[Row]:
     """Return the rows that a table of commands, flags or keys should have; others as they are."""
     if table.kind == "command":
-        return [[f"[`{name}`](#{name})", purpose] for name, purpose in TASKS.items()]
+        return [[f"[`{name}`](#{name})", command.help] for name, command in COMMANDS.items()]
     if table.kind == "key" and table.heading == "Keys":
         return [*config_rows()]
     if table.kind != "argument":

@@ -12,8 +12,8 @@ import numpy as np
 
 from esm_pipeline import open_results
 from esm_pipeline.cli import main
-from esm_pipeline.formats.hdf5 import Array, Entry, RaggedWriter, unit_starts
 from esm_pipeline.formats.records import Record, write_records
+from esm_pipeline.formats.results.writer import Array, Entry, RaggedWriter, unit_starts
 from tests.folded import made_up, write_arrays
 
 ENTRIES = [Entry("P1", 0, 0), Entry("é|x", 2, 1), Entry("P1 again", 3, 0), Entry("last", 7, 2)]

@@ -6,6 +6,7 @@ import ast
 import subprocess
 import sys
 from collections.abc import Iterator
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -14,52 +15,45 @@ ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "esm_pipeline"
 LINES = 500
 
-FLOOR = {"errors", "files", "json_files", "nucleotides", "residues"}
+ERRORS = {"errors"}
+PLUMBING = ERRORS | {"arrays", "files", "json_files", "nucleotides"}
+PROCESS = {"locks", "interruption"}
+LIBRARY = PLUMBING | {"structure", "settings", "flags", "formats", "model", "data", ""}
+TASKS = ("embed", "classify", "fold", "score")
+COMMON = LIBRARY | PROCESS | {"tasks.common"}
 ALLOWED = {
     "errors": set(),
-    "files": {"errors"},
-    "json_files": {"errors"},
+    "arrays": set(),
+    "nucleotides": {"arrays"},
+    "data": set(),
+    "files": ERRORS,
+    "json_files": ERRORS,
     "locks": {"errors", "files"},
     "interruption": {"files", "locks"},
-    "nucleotides": set(),
-    "residues": set(),
-    "data": set(),
-    "problems": set(),
-    "results": set(),
-    "samples": {"errors", "results"},
-    "sections": {"errors", "problems"},
-    "settings": {"errors", "json_files", "problems", "results", "samples", "sections"},
-    "formats": {*FLOOR, "settings", "formats"},
-    "model": {*FLOOR, "data", "model"},
-    "tasks": {
-        *FLOOR,
-        *("locks", "interruption", "sections", "settings", "results", "formats", "model", "tasks"),
-        *("cli", "data", ""),
-    },
-    "cli": {"errors", "interruption", "locks", "sections", "settings", "tasks", ""},
+    "structure": ERRORS | {"arrays"},
+    "settings": ERRORS | {"json_files"},
+    "flags": ERRORS | {"settings"},
+    "formats": PLUMBING | {"structure", "settings"},
+    "model": PLUMBING | {"structure", "data"},
+    "tasks": set(),
+    "tasks.common": LIBRARY | PROCESS,
+    **{f"tasks.{task}": COMMON for task in TASKS},
+    "tasks.run": COMMON | {"tasks", *(f"tasks.{task}" for task in TASKS)},
+    "cli": ERRORS | PROCESS | {"tasks", "model", ""},
     "__main__": {"cli"},
-    "": {"formats", "model", "tasks"},
+    "": {"errors", "formats", "model"},
 }
-"""Rooms of the package (its `__init__` is '') and those that each may import from."""
+"""Rooms of the package (its `__init__` is '') and those that each may import from, besides itself.
 
-EXCEPTIONS = {"esm_pipeline.model.folding.structures": {"formats"}}
-"""Modules that import from more rooms: the reference's folding model writes PDB text itself."""
-
-HELPERS_OF_CLI = {
-    "number_of_shards",
-    "add_common",
-    "add_flags",
-    "add_unchanged",
-    "exit_code",
-    "require_file",
-    "section_from",
-}
-"""What tasks take from `cli`: parsing helpers, never its entry point."""
+`tasks` is the registry of commands, which names their modules and imports none by itself.
+"""
 
 
 def room(module: str) -> str:
-    """`esm_pipeline.tasks.embed` -> `tasks`."""
-    return [*module.split("."), ""][1]
+    """`esm_pipeline.formats.fasta` -> `formats`; each folder of `tasks` is a room of its own."""
+    parts = module.split(".")[1:]
+    depth = 2 if parts[:1] == ["tasks"] and (PACKAGE / Path(*parts[:2])).is_dir() else 1
+    return ".".join(parts[:depth])
 
 
 def module_name(path: Path) -> str:
@@ -77,25 +71,24 @@ def imports(source: str) -> Iterator[tuple[str, str]]:
             yield from ((node.module or "", alias.name) for alias in node.names)
 
 
-def package_imports(source: str) -> Iterator[tuple[str, str]]:
-    """(room, name) of each import from the package itself."""
+def modules_of(source: str) -> Iterator[tuple[str, str]]:
+    """(module, name) of each import from the package itself; the name is '' for a whole module."""
     for module, name in imports(source):
-        if module.split(".")[0] == "esm_pipeline":
-            submodule = module == "esm_pipeline" and (PACKAGE / name).with_suffix(".py").exists()
-            folder = module == "esm_pipeline" and (PACKAGE / name).is_dir()
-            yield (name if submodule or folder else room(module)), name
+        if module.split(".")[0] != "esm_pipeline":
+            continue
+        path = PACKAGE.parent.joinpath(*module.split("."), name or "_")
+        is_module = path.with_suffix(".py").exists() or path.is_dir()
+        yield (f"{module}.{name}", "") if is_module else (module, name)
 
 
 def trespasses(module: str, source: str) -> list[str]:
     """Imports of `source`, the text of `module`, that point the wrong way."""
-    allowed = ALLOWED[room(module)] | EXCEPTIONS.get(module, set())
-    found = []
-    for target, name in package_imports(source):
-        if target not in allowed:
-            found.append(f"{module} imports {name} from {target or 'the package'}")
-        if room(module) == "tasks" and target == "cli" and name not in HELPERS_OF_CLI:
-            found.append(f"{module} imports {name} from cli")
-    return found
+    own = room(module)
+    return [
+        f"{module} imports {name or target} from {room(target) or 'the package'}"
+        for target, name in modules_of(source)
+        if room(target) != own and room(target) not in ALLOWED[own]
+    ]
 
 
 FILES = sorted(PACKAGE.rglob("*.py"))
@@ -117,11 +110,13 @@ def test_imports_point_one_way(path):
         ("esm_pipeline.formats.fasta", "from esm_pipeline.model import EsmModel"),
         ("esm_pipeline.formats.fasta", "def f():\n    import esm_pipeline.tasks.embed"),
         ("esm_pipeline.model.encoder", "from esm_pipeline import settings"),
-        ("esm_pipeline.model.encoder", "from esm_pipeline.formats import hdf5"),
-        ("esm_pipeline.model.folding.esmfold", "from esm_pipeline.formats import structures"),
+        ("esm_pipeline.model.encoder", "from esm_pipeline.formats.results import writer"),
+        ("esm_pipeline.model.folding.esmfold", "from esm_pipeline.formats.fasta import read_fasta"),
         ("esm_pipeline.model.folding.structures", "from esm_pipeline import tasks"),
-        ("esm_pipeline.settings", "from esm_pipeline.tasks import TASKS"),
-        ("esm_pipeline.tasks.embed", "from esm_pipeline.cli import main"),
+        ("esm_pipeline.tasks.common.plan", "from esm_pipeline.tasks.embed import command"),
+        ("esm_pipeline.tasks.embed.command", "from esm_pipeline.tasks.score import split"),
+        ("esm_pipeline.settings", "from esm_pipeline.tasks import COMMANDS"),
+        ("esm_pipeline.tasks.embed.command", "from esm_pipeline.cli import main"),
     ],
 )
 def test_a_wrong_import_is_seen(module, line):
@@ -135,7 +130,37 @@ def test_workflow_imports_only_errors_and_settings():
             words = line.split()
             if words[:1] in (["from"], ["import"]) and words[1].startswith("esm_pipeline"):
                 found.add(words[1])
-    assert found == {"esm_pipeline.errors", "esm_pipeline.sections", "esm_pipeline.settings"}
+    assert found == {
+        "esm_pipeline.errors",
+        "esm_pipeline.settings",
+        "esm_pipeline.settings.sections",
+    }
+
+
+def graph() -> dict[str, set[str]]:
+    """The modules that each module of the package imports, wherever in its text it does."""
+    names = {module_name(path) for path in FILES}
+    return {
+        module_name(path): {target for target, _ in modules_of(path.read_text())} & names
+        for path in FILES
+    }
+
+
+def circle(arrows: dict[str, set[str]]) -> list[str]:
+    """Modules that import each other in a circle, if any do."""
+    try:
+        TopologicalSorter(arrows).prepare()
+    except CycleError as error:
+        return list(error.args[1])
+    return []
+
+
+def test_no_modules_import_each_other():
+    assert circle(graph()) == []
+
+
+def test_a_circle_is_seen():
+    assert set(circle({"a": {"b"}, "b": {"c"}, "c": {"a"}, "d": {"a"}})) == {"a", "b", "c"}
 
 
 HEAVY = ("torch", "transformers", "matplotlib", "pandas", "snakemake")
@@ -155,7 +180,7 @@ def light_modules() -> list[str]:
         "esm_pipeline",
         "esm_pipeline.settings",
         "esm_pipeline.cli",
-        "esm_pipeline.tasks.shard",
+        "esm_pipeline.tasks.run.shard",
     ]
     return light + [module_name(path) for path in FILES if room(module_name(path)) == "formats"]
 

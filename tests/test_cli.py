@@ -13,11 +13,12 @@ import numpy as np
 import pytest
 import torch
 
-from esm_pipeline import cli
+from esm_pipeline import cli, flags
 from esm_pipeline.errors import InputError
 from esm_pipeline.formats.records import write_records
-from esm_pipeline.sections import EmbedSettings
-from esm_pipeline.tasks import TASKS, shard, verdict
+from esm_pipeline.settings.sections import EmbedSettings
+from esm_pipeline.tasks import COMMANDS
+from esm_pipeline.tasks.run import shard, verdict
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -95,7 +96,7 @@ def test_a_bug_keeps_its_traceback(ending, bug):
 
 
 def test_failures_set_the_exit_code():
-    assert [cli.exit_code(n, how) for n in (0, 3) for how in ("error", "keep")] == [0, 0, 1, 0]
+    assert [flags.exit_code(n, how) for n in (0, 3) for how in ("error", "keep")] == [0, 0, 1, 0]
 
 
 def run(*arguments):
@@ -105,9 +106,9 @@ def run(*arguments):
 
 def test_help_names_every_task():
     told = run("--help").stdout
-    for name, description in TASKS.items():
+    for name, command in COMMANDS.items():
         assert f"\n    {name}" in told
-        assert description.split(",")[0] in " ".join(told.split())
+        assert command.help.split(",")[0] in " ".join(told.split())
 
 
 def test_unknown_task_and_flag_take_one_line():
@@ -120,9 +121,9 @@ def test_unknown_task_and_flag_take_one_line():
 
 def test_flags_follow_from_the_settings():
     parser = cli.Parser(prog="x")
-    cli.add_flags(parser, EmbedSettings)
+    flags.add_flags(parser, EmbedSettings)
     args = parser.parse_args(["--layers=-1, 3", "--token-budget", "77"])
-    section = cli.section_from(EmbedSettings, args)
+    section = flags.section_from(EmbedSettings, args)
     assert section == EmbedSettings(layers=[-1, 3], token_budget=77)
     text = parser.format_help()
     for name, field in EmbedSettings.model_fields.items():
@@ -134,16 +135,16 @@ def test_a_bad_value_names_the_command_line():
     args = argparse.Namespace(**dict.fromkeys(EmbedSettings.model_fields))
     args.include = "mean,colour"
     with pytest.raises(InputError, match=r"command line: --include = 'colour'"):
-        cli.section_from(EmbedSettings, args)
+        flags.section_from(EmbedSettings, args)
 
 
 def test_a_value_that_begins_with_a_dash_and_a_flag_cut_short(capsys):
-    for flags, told in (
+    for arguments, told in (
         (["--layers", "-1,0"], "where a value begins with '-', write --flag=VALUE"),
         (["--mod", "demo"], "arguments are required: --model"),
     ):
         with pytest.raises(SystemExit):
-            cli.main(["embed", *flags, "in.fasta", "out.h5"])
+            cli.main(["embed", *arguments, "in.fasta", "out.h5"])
         assert told in capsys.readouterr().err
 
 

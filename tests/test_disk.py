@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from esm_pipeline.formats.digests import line, sha256
+from esm_pipeline.formats.checksums import line, sha256
 from tests.commands import (
     COMMANDS,
     Command,

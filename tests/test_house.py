@@ -22,8 +22,8 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 import esm_pipeline
-from esm_pipeline.sections import Section
 from esm_pipeline.settings import Settings, json_schema, load_settings
+from esm_pipeline.settings.sections import Section
 
 ROOT = Path(__file__).resolve().parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())

@@ -22,7 +22,7 @@ from esm_pipeline import locks
 from esm_pipeline.cli import main
 from esm_pipeline.errors import InputError
 from esm_pipeline.locks import Outputs, claim
-from esm_pipeline.tasks import TASKS, tasks_with
+from esm_pipeline.tasks import COMMANDS, commands_with
 from tests.forked import Forked
 from tests.results import write_outcomes, write_result
 
@@ -50,7 +50,7 @@ def hold(target: Path, seconds: float = 60) -> subprocess.Popen[bytes]:
 
 
 def test_every_task_says_what_it_writes():
-    assert set(tasks_with("outputs")) == set(TASKS)
+    assert set(commands_with("outputs")) == set(COMMANDS)
 
 
 @pytest.mark.parametrize("made", [True, False])

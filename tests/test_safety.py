@@ -26,7 +26,7 @@ from hypothesis import strategies as st
 from esm_pipeline import open_results
 from esm_pipeline.cli import main
 from esm_pipeline.errors import InputError
-from esm_pipeline.formats.digests import sha256
+from esm_pipeline.formats.checksums import sha256
 from esm_pipeline.formats.fasta import read_batches
 from esm_pipeline.formats.records import read_records, write_records
 from tests.tasks.conftest import save_model

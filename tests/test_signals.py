@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from esm_pipeline.formats.hdf5 import Entry
 from esm_pipeline.formats.records import Record, write_records
+from esm_pipeline.formats.results.writer import Entry
 from tests.folded import made_up, write_arrays
 
 SIGNALS = ["SIGTERM", "SIGINT", "SIGHUP"]
@@ -187,7 +187,7 @@ sys.exit(main())
 
 
 @pytest.mark.parametrize(
-    "name", ["esm_pipeline.cli", "pydantic", "esm_pipeline.tasks.structures", "h5py", "numpy"]
+    "name", ["esm_pipeline.cli", "pydantic", "esm_pipeline.tasks.fold.structures", "h5py", "numpy"]
 )
 def test_interrupted_while_it_imports(name):
     done = subprocess.run(

@@ -16,7 +16,7 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, BinaryIO, TypeAlias
 
 from esm_pipeline.errors import InputError
-from esm_pipeline.formats.looks import LOOK, require_fasta, require_no_a3m, require_no_other
+from esm_pipeline.formats.other_formats import LOOK, require_fasta, require_no_a3m, require_no_other
 
 if TYPE_CHECKING:
     import hashlib

@@ -18,7 +18,7 @@ from types import TracebackType
 from typing import Self
 
 from esm_pipeline.errors import AmbiguousIdError, InputError
-from esm_pipeline.formats.digests import sha256 as digest_of
+from esm_pipeline.formats.checksums import sha256 as digest_of
 
 RECORDS = 1_000
 """Records of the input whose files share a folder."""

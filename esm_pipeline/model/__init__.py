@@ -14,6 +14,7 @@ from esm_pipeline.model.auto import (
     AutoTokenizer,
 )
 from esm_pipeline.model.base import EsmPreTrainedModel
+from esm_pipeline.model.checkpoints.hub import Checkpoint, demo_model, resolve_checkpoint
 from esm_pipeline.model.config import EsmConfig
 from esm_pipeline.model.esm import EsmModel, Represented
 from esm_pipeline.model.folding.esmfold import EsmForProteinFolding
@@ -22,11 +23,10 @@ from esm_pipeline.model.heads import (
     EsmForSequenceClassification,
     EsmForTokenClassification,
 )
-from esm_pipeline.model.hub import Checkpoint, demo_model, resolve_checkpoint
+from esm_pipeline.model.inference.optimize import optimize_for_inference
 from esm_pipeline.model.layout import PackedLayout
 from esm_pipeline.model.module_utils import plain_model
-from esm_pipeline.model.optimize import optimize_for_inference
-from esm_pipeline.model.tokenizer import EsmTokenizer
+from esm_pipeline.model.tokenizer.tokenizer import EsmTokenizer
 
 __all__ = [
     "AutoConfig",

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from esm_pipeline.errors import InputError
 from esm_pipeline.model.config import EsmConfig
-from esm_pipeline.model.memory import Past
+from esm_pipeline.model.decoder_inputs import Past
 
 
 def batch_shape(

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from esm_pipeline.model.layout import PackedLayout
-from esm_pipeline.model.positions import DistanceEmbedding
+from esm_pipeline.model.relative_positions import DistanceEmbedding
 
 VARLEN = "torch.nn.attention.varlen"
 """PyTorch's attention over packed sequences, from 2.10 on; its import takes over a second.

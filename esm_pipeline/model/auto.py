@@ -19,7 +19,7 @@ from esm_pipeline.model.heads import (
     EsmForSequenceClassification,
     EsmForTokenClassification,
 )
-from esm_pipeline.model.tokenizer import EsmTokenizer
+from esm_pipeline.model.tokenizer.tokenizer import EsmTokenizer
 
 
 class Auto:

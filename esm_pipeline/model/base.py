@@ -19,24 +19,24 @@ from torch.utils.hooks import RemovableHandle
 
 from esm_pipeline.errors import InputError, WeightsError
 from esm_pipeline.files import require_folder
-from esm_pipeline.model.adapters import Adapter, require_merged
-from esm_pipeline.model.config import EsmConfig, named_dtype
-from esm_pipeline.model.encoder import Checkpointing
-from esm_pipeline.model.hub import Checkpoint, resolve_checkpoint
-from esm_pipeline.model.keywords import WITHOUT_EFFECT, hub_options, refuse, settle
-from esm_pipeline.model.loading import (
+from esm_pipeline.model.checkpoints.adapters import Adapter, require_merged
+from esm_pipeline.model.checkpoints.hub import Checkpoint, resolve_checkpoint
+from esm_pipeline.model.checkpoints.keywords import WITHOUT_EFFECT, hub_options, refuse, settle
+from esm_pipeline.model.checkpoints.loading import (
     entries_of,
     initialise,
     load_weights,
     open_entries,
     uncollected,
 )
+from esm_pipeline.model.checkpoints.saving import save_checkpoint
+from esm_pipeline.model.checkpoints.sizes import require_config
+from esm_pipeline.model.checkpoints.weights import accept_reference_state, complete_state
+from esm_pipeline.model.config import EsmConfig, named_dtype
+from esm_pipeline.model.encoder import Checkpointing
 from esm_pipeline.model.module_utils import ModuleUtils
 from esm_pipeline.model.pruning import impossible, prune_layer, read_pruned, union
-from esm_pipeline.model.saving import save_checkpoint
-from esm_pipeline.model.sizes import require_config
 from esm_pipeline.model.vocabulary import resized_rows, target_count
-from esm_pipeline.model.weights import accept_reference_state, complete_state
 
 M = TypeVar("M", bound="EsmPreTrainedModel")
 STATE_DICT = "state_dict"

@@ -16,8 +16,6 @@ import torch
 from esm_pipeline.errors import WeightsError, brief
 from esm_pipeline.files import atomic_path, require_folder
 from esm_pipeline.json_files import read_object
-from esm_pipeline.model import fair_esm
-from esm_pipeline.model.adapters import settings_of
 from esm_pipeline.model.bounds import (
     MOST_LAYERS,
     MOST_ROWS,
@@ -28,12 +26,14 @@ from esm_pipeline.model.bounds import (
     is_whole,
     whole_between,
 )
+from esm_pipeline.model.checkpoints import fair_esm
+from esm_pipeline.model.checkpoints.adapters import settings_of
+from esm_pipeline.model.checkpoints.hub import CONFIG_FILE, FAIR_SUFFIX, find_config
+from esm_pipeline.model.checkpoints.keywords import hub_options, refuse, refuse_unknown, settle
 from esm_pipeline.model.folding.config import EsmFoldConfig
-from esm_pipeline.model.hub import CONFIG_FILE, FAIR_SUFFIX, find_config
-from esm_pipeline.model.keywords import hub_options, refuse, refuse_unknown, settle
 from esm_pipeline.model.labels import Labels
 from esm_pipeline.model.pruning import impossible, read_pruned
-from esm_pipeline.model.special_tokens import ALPHABET
+from esm_pipeline.model.tokenizer.special_tokens import ALPHABET
 
 WHOLE_NUMBERS = {
     "vocab_size": (1, MOST_ROWS),

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from esm_pipeline.model.config import EsmConfig
-from esm_pipeline.model.linears import weight_and_bias
+from esm_pipeline.model.inference.linears import weight_and_bias
 
 
 class EsmContactPredictionHead(nn.Module):

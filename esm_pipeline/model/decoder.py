@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from esm_pipeline.model.attention import attend_to_padded
 from esm_pipeline.model.config import EsmConfig
+from esm_pipeline.model.decoder_inputs import Memory
 from esm_pipeline.model.layer import (
     Ask,
     EsmAttention,
@@ -33,7 +34,6 @@ from esm_pipeline.model.layer import (
     active,
 )
 from esm_pipeline.model.layout import PackedLayout
-from esm_pipeline.model.memory import Memory
 from esm_pipeline.model.rotary import RotaryEmbedding, Tables, rotary_tables, rotate
 
 

@@ -17,9 +17,9 @@ from torch.utils.checkpoint import checkpoint
 from esm_pipeline.errors import CapacityError, InputError
 from esm_pipeline.model.config import EsmConfig
 from esm_pipeline.model.decoder import EsmDecoderLayer
+from esm_pipeline.model.decoder_inputs import Memory
 from esm_pipeline.model.layer import Ask, EsmLayer, Seen
 from esm_pipeline.model.layout import PackedLayout
-from esm_pipeline.model.memory import Memory
 from esm_pipeline.model.rotary import RotaryEmbedding, rotary_frequencies, rotary_tables
 
 MASKED_IN_TRAINING = 0.15 * 0.8

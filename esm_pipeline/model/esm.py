@@ -25,9 +25,9 @@ from esm_pipeline.model.attention import unpack_maps, unpack_rows
 from esm_pipeline.model.base import EsmPreTrainedModel
 from esm_pipeline.model.config import EsmConfig
 from esm_pipeline.model.contacts import EsmContactPredictionHead
+from esm_pipeline.model.decoder_inputs import Cache, Past, build_memory, read_past, split_mask
 from esm_pipeline.model.encoder import EsmEmbeddings, EsmEncoder, Step
 from esm_pipeline.model.layout import PackedLayout
-from esm_pipeline.model.memory import Cache, Past, build_memory, read_past, split_mask
 from esm_pipeline.model.outputs import EncoderOutput
 from esm_pipeline.model.pruning import prune_layer
 

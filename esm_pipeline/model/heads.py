@@ -15,10 +15,11 @@ from torch import Tensor, nn
 
 from esm_pipeline.errors import InputError
 from esm_pipeline.model.base import EsmPreTrainedModel
+from esm_pipeline.model.checkpoints.weights import TIED
 from esm_pipeline.model.config import EsmConfig
 from esm_pipeline.model.esm import EsmModel
+from esm_pipeline.model.inference.linears import weight_and_bias
 from esm_pipeline.model.layout import PackedLayout
-from esm_pipeline.model.linears import weight_and_bias
 from esm_pipeline.model.losses import sequence_loss, token_loss
 from esm_pipeline.model.outputs import (
     MaskedLMOutput,
@@ -26,7 +27,6 @@ from esm_pipeline.model.outputs import (
     TokenClassifierOutput,
 )
 from esm_pipeline.model.vocabulary import resized_rows
-from esm_pipeline.model.weights import TIED
 
 
 class EsmLMHead(nn.Module):

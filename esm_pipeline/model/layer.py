@@ -14,9 +14,9 @@ from torch import Tensor, nn
 
 from esm_pipeline.model.attention import attend, attend_explicitly
 from esm_pipeline.model.config import EsmConfig
+from esm_pipeline.model.decoder_inputs import Memory
 from esm_pipeline.model.layout import PackedLayout
-from esm_pipeline.model.memory import Memory
-from esm_pipeline.model.positions import distance_embedding
+from esm_pipeline.model.relative_positions import distance_embedding
 from esm_pipeline.model.rotary import RotaryEmbedding, Tables, rotate
 
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from esm_pipeline.errors import InputError
-from esm_pipeline.model.linears import Packed
+from esm_pipeline.model.inference.linears import Packed
 
 
 def plain_model(model: nn.Module) -> ModuleUtils:

@@ -8,29 +8,69 @@ imports torch before it needs it, so that light tasks load none.
 
 import importlib
 from types import ModuleType
+from typing import NamedTuple
 
-TASKS = {
-    "embed": "representations of every sequence of a FASTA file, into HDF5",
-    "fold": "a structure of every sequence of a FASTA file, with its confidences",
-    "structures": "write what `fold` computed as PDB or mmCIF files, with their table",
-    "score": "how likely variants are: tables of mutations, or every substitution",
-    "classify": "labels and probabilities by a fine-tuned model, of sequences or residues",
-    "classes": "the table of classes, from the arrays that classify made",
-    "heatmaps": "pictures of all substitutions of proteins, from a saturation.h5",
-    "download": "fetch a model once, say where it lies and which it is, and check it",
-    "shard": "validate FASTA files, remove duplicates, cut them into shards",
-    "split": "validate a table of variants, cut it into shards",
-    "join": "put the scores of the shards behind the table of variants",
-    "aggregate": "gather the shards of a task into one result, with every record in it",
-    "provenance": "write down versions, model, settings and inputs of the results",
-    "report": "a page with counts, reasons, a map of the embeddings, confidence of structures",
-    "verify": "check that results are as they were written, by their digests",
-    "verdict": "count what became of every record; fail if any failed",
+
+class Command(NamedTuple):
+    """Where a command's module lies below this package, and the command's help text."""
+
+    module: str
+    help: str
+
+
+COMMANDS = {
+    "embed": Command(
+        "embed.command", "representations of every sequence of a FASTA file, into HDF5"
+    ),
+    "fold": Command(
+        "fold.command", "a structure of every sequence of a FASTA file, with its confidences"
+    ),
+    "structures": Command(
+        "fold.structures", "write what `fold` computed as PDB or mmCIF files, with their table"
+    ),
+    "score": Command(
+        "score.command", "how likely variants are: tables of mutations, or every substitution"
+    ),
+    "classify": Command(
+        "classify.command",
+        "labels and probabilities by a fine-tuned model, of sequences or residues",
+    ),
+    "classes": Command(
+        "classify.classes", "the table of classes, from the arrays that classify made"
+    ),
+    "heatmaps": Command(
+        "score.heatmaps", "pictures of all substitutions of proteins, from a saturation.h5"
+    ),
+    "download": Command(
+        "run.download", "fetch a model once, say where it lies and which it is, and check it"
+    ),
+    "shard": Command("run.shard", "validate FASTA files, remove duplicates, cut them into shards"),
+    "split": Command("score.split", "validate a table of variants, cut it into shards"),
+    "join": Command("score.join", "put the scores of the shards behind the table of variants"),
+    "aggregate": Command(
+        "run.aggregate", "gather the shards of a task into one result, with every record in it"
+    ),
+    "provenance": Command(
+        "run.provenance", "write down versions, model, settings and inputs of the results"
+    ),
+    "report": Command(
+        "run.report",
+        "a page with counts, reasons, a map of the embeddings, confidence of structures",
+    ),
+    "verify": Command(
+        "run.verify", "check that results are as they were written, by their digests"
+    ),
+    "verdict": Command("run.verdict", "count what became of every record; fail if any failed"),
 }
-"""Name of each task, which is also its module and its command, and its help text."""
+"""Every command of the command line, by its name."""
 
 
-def tasks_with(name: str) -> dict[str, ModuleType]:
-    """The modules of the tasks that have something of that name."""
-    modules = {task: importlib.import_module(f"{__name__}.{task}") for task in TASKS}
-    return {task: module for task, module in modules.items() if hasattr(module, name)}
+def module_of(command: str) -> ModuleType:
+    """The module of a command, imported now."""
+    return importlib.import_module(f"{__name__}.{COMMANDS[command].module}")
+
+
+def commands_with(name: str) -> dict[str, ModuleType]:
+    """The modules of the commands that define `name`."""
+    modules = {command: module_of(command) for command in COMMANDS}
+    return {command: module for command, module in modules.items() if hasattr(module, name)}

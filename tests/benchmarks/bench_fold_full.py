@@ -22,8 +22,8 @@ from torch import Tensor
 
 from esm_pipeline import EsmConfig, EsmForProteinFolding, EsmTokenizer, optimize_for_inference
 from esm_pipeline.model.base import without_weights
+from esm_pipeline.model.checkpoints.weights import reference_state
 from esm_pipeline.model.folding.memory import fold_memory
-from esm_pipeline.model.weights import reference_state
 from tests.benchmarks.bench_fold_memory import forget_peak, status
 from tests.benchmarks.models import settings
 

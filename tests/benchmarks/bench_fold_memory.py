@@ -19,8 +19,8 @@ from pathlib import Path
 import torch
 
 from esm_pipeline import EsmConfig, EsmForProteinFolding
+from esm_pipeline.model.folding.demo import STEM
 from esm_pipeline.model.folding.memory import fold_memory
-from esm_pipeline.tasks.demo_fold import STEM
 
 POINTS = (
     *((64, 1, None), (128, 1, None), (256, 1, None), (256, 1, 16), (256, 1, 64), (256, 4, None)),

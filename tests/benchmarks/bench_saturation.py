@@ -23,8 +23,8 @@ import torch
 
 from esm_pipeline import EsmTokenizer
 from esm_pipeline.cli import main as esm_pipeline
-from esm_pipeline.sections import ScoreSettings
-from esm_pipeline.tasks.marginals import LanguageModel, one_masked
+from esm_pipeline.settings.sections import ScoreSettings
+from esm_pipeline.tasks.score.marginals import LanguageModel, one_masked
 from tests.benchmarks.models import write_checkpoint
 from tests.benchmarks.peers import BASE, dtype_of, reference
 from tests.benchmarks.plan import Plan, add_fields, add_flags, plan_of, show

@@ -12,6 +12,7 @@ import tempfile
 from pathlib import Path
 
 from esm_pipeline.formats.digests import write_digests
+
 from tests.workflow.tools import GOLDEN, GOLDEN_TASKS, config, save_model, snakemake
 
 

@@ -16,7 +16,7 @@ from esm_pipeline import EsmConfig, EsmForMaskedLM, EsmModel, optimize_for_infer
 from esm_pipeline.errors import InputError
 from esm_pipeline.model import PackedLayout
 from esm_pipeline.model.decoder import EsmEncoderAttention
-from esm_pipeline.model.memory import Memory, Past
+from esm_pipeline.model.decoder_inputs import Memory, Past
 from esm_pipeline.model.rotary import rotary_frequencies, rotary_tables, rotate
 from tests.oracles import plain
 from tests.oracles.peers import max_abs

@@ -12,18 +12,19 @@ import torch
 from torch import Tensor
 
 import esm_pipeline
-from esm_pipeline.model import attention, memory, pruning
+from esm_pipeline.model import attention, pruning
 from esm_pipeline.model import base as model_base
+from esm_pipeline.model import decoder_inputs as memory
 from esm_pipeline.model import esm as model_esm
 from esm_pipeline.model.arguments import table_rows
 from esm_pipeline.model.base import EsmPreTrainedModel
+from esm_pipeline.model.checkpoints.weights import reference_state
 from esm_pipeline.model.decoder import EsmCausalAttention, EsmEncoderAttention
+from esm_pipeline.model.decoder_inputs import Memory, Past
 from esm_pipeline.model.layer import EsmLayer, EsmSelfAttention
 from esm_pipeline.model.layout import PackedLayout
-from esm_pipeline.model.memory import Memory, Past
-from esm_pipeline.model.positions import DistanceEmbedding
+from esm_pipeline.model.relative_positions import DistanceEmbedding
 from esm_pipeline.model.rotary import rotary_frequencies, rotary_tables, rotate
-from esm_pipeline.model.weights import reference_state
 from tests.oracles.reference import MODELS, build, differences, facts
 from tests.oracles.reference_cases import TYPES
 

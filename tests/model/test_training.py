@@ -21,8 +21,8 @@ from esm_pipeline import (
     EsmForTokenClassification,
 )
 from esm_pipeline.model import attention
+from esm_pipeline.model.checkpoints.weights import reference_state
 from esm_pipeline.model.layout import PackedLayout
-from esm_pipeline.model.weights import reference_state
 from tests.oracles.classifiers import (
     HEADS,
     PROBLEMS,

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 import esm_pipeline
 import tests.oracles.training_cases
 from esm_pipeline import EsmConfig
-from esm_pipeline.model.positions import DistanceEmbedding
+from esm_pipeline.model.relative_positions import DistanceEmbedding
 from tests.oracles.dropout import visible_dropout
 from tests.oracles.peers import max_abs
 from tests.oracles.reference import fill

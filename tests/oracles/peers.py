@@ -16,7 +16,7 @@ import transformers
 from torch import Tensor, nn
 
 from esm_pipeline import EsmConfig, EsmForMaskedLM
-from esm_pipeline.model.weights import reference_state
+from esm_pipeline.model.checkpoints.weights import reference_state
 
 TOLERANCE = 1e-5
 FIRST_RESIDUE, LAST_RESIDUE = 4, 24

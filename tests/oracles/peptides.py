@@ -7,9 +7,9 @@ import math
 import torch
 from torch import Tensor
 
-from esm_pipeline import residues
 from esm_pipeline.model.folding.rigid import Frames, from_three_points
 from esm_pipeline.model.folding.torsions import atom14_positions, group_frames
+from esm_pipeline.structure import residues
 
 N_CA, CA_C, C_N = 1.459, 1.525, 1.336  # Å, Engh and Huber 2001
 N_CA_C, CA_C_N, C_N_CA = 111.0, 117.2, 121.7  # degrees

@@ -6,7 +6,7 @@ import subprocess
 
 import pytest
 
-from tests.tasks.test_aggregate import (
+from tests.tasks.run.test_aggregate import (
     embed,
     gather_command,
     replace,

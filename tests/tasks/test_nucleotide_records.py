@@ -18,9 +18,9 @@ from hypothesis import strategies as st
 from esm_pipeline.cli import main
 from esm_pipeline.errors import IN_WORKFLOW, InputError
 from esm_pipeline.formats.records import Record, read_records
-from esm_pipeline.sections import CleaningSettings
-from esm_pipeline.tasks.cleaning import Cleaned, read_sequence
-from esm_pipeline.tasks.intake import open_intake
+from esm_pipeline.settings.sections import CleaningSettings
+from esm_pipeline.tasks.common.cleaning import Cleaned, read_sequence
+from esm_pipeline.tasks.common.sequences import open_intake
 
 CDS = "ATGGCGAAACTGGTGATTACCCGTTGGCAGGAATAA"
 PROTEIN = "MAKLVITRWQE"

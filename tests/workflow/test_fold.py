@@ -13,9 +13,9 @@ import gemmi
 import pytest
 
 from esm_pipeline.formats.records import read_records
-from esm_pipeline.formats.structure_arrays import Structures
+from esm_pipeline.formats.results.structures import Structures
 from esm_pipeline.formats.structure_files import read_structure
-from esm_pipeline.formats.structures import MEANINGLESS
+from esm_pipeline.structure.structure import MEANINGLESS
 from tests.workflow.test_interruption import Killed, clone  # noqa: F401
 from tests.workflow.tools import GOLDEN, RECORDS, SAMPLE, Run, config, jobs, snakemake
 

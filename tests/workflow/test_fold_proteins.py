@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from esm_pipeline.formats.structure_arrays import Structures
+from esm_pipeline.formats.results.structures import Structures
 from tests.workflow.tools import ROOT, Run, quoted, snakemake
 
 PROTEINS = ROOT / "tests" / "data" / "short_proteins.fasta.gz"

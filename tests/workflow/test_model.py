@@ -13,7 +13,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from esm_pipeline.formats.digests import sha256
+from esm_pipeline.formats.checksums import sha256
 from tests.oracles.hub_server import COMMIT, serve
 from tests.workflow.tools import (
     FROM_SHARDS,

@@ -18,7 +18,7 @@ ODD = 'esm_pipeline it\'s "odd" a=b é [1] 100% #2 $HOME `id` <3> & ;*'
 """What Python, make, the shell or Snakemake would take for something, were it not quoted."""
 
 FILES = ("Makefile", "pyproject.toml", "requirements.lock", "requirements-test.lock")
-FILES += ("requirements-torch.txt", "tests/conftest.py", "tests/test_residues.py")
+FILES += ("requirements-torch.txt", "tests/conftest.py", "tests/structure/test_residues.py")
 
 
 def clone(folder: Path) -> Path:
@@ -73,7 +73,7 @@ def test_make_demo(odd: Path) -> None:
 
 def test_make_test(odd: Path) -> None:
     """Of a few tests, without the linting, in a process beside pytest's own."""
-    done = make(odd, "test", "--old-file=lint", "TEST_FLAGS=-n 1 tests/test_residues.py")
+    done = make(odd, "test", "--old-file=lint", "TEST_FLAGS=-n 1 tests/structure/test_residues.py")
     assert done.returncode == 0, done.stdout
     assert " passed in " in done.stdout.splitlines()[-1]
 

@@ -11,7 +11,14 @@ from pathlib import Path
 import pytest
 
 from esm_pipeline.cli import main
-from esm_pipeline.results import ACCEPTED, IN_SAMPLE, MODELS, NOT_COUNTED, OF_TASK, TOP
+from esm_pipeline.settings.result_names import (
+    ACCEPTED,
+    IN_SAMPLE,
+    MODELS,
+    NOT_COUNTED,
+    OF_TASK,
+    TOP,
+)
 from tests.workflow.tools import GOLDEN, SAMPLE, Run, config, jobs, snakemake, write_fasta
 
 MODEL = GOLDEN / "model"

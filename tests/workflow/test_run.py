@@ -13,7 +13,7 @@ import pytest
 import esm_pipeline
 from esm_pipeline import open_results
 from esm_pipeline.errors import AmbiguousIdError
-from esm_pipeline.formats.digests import sha256
+from esm_pipeline.formats.checksums import sha256
 from esm_pipeline.formats.records import read_records
 from tests.workflow.tools import (
     EMBED,

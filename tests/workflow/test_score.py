@@ -11,7 +11,7 @@ import pytest
 
 from esm_pipeline import open_results
 from esm_pipeline.cli import main
-from esm_pipeline.formats.digests import sha256
+from esm_pipeline.formats.checksums import sha256
 from esm_pipeline.formats.records import read_records
 from tests.workflow.test_run import copy_of_the_project
 from tests.workflow.tools import Run, config, jobs, quoted, snakemake, write_fasta

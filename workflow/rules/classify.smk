@@ -1,6 +1,6 @@
 # A shard's sequences -> what a classifier says of them; a sample's shards -> classes.h5 and the table
 # of it, classes.tsv, or residue_classes.h5.
-from esm_pipeline.sections import LabelSettings
+from esm_pipeline.settings.sections import LabelSettings
 
 CLASSES = "residue_classes.h5" if CLASSIFIED == "residues" else "classes.h5"
 

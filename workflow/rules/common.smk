@@ -17,7 +17,7 @@ if unusable := {":", "{", "}"} & {*str(HOME)}:
 sys.path.insert(0, str(HOME))
 
 from esm_pipeline.errors import IN_WORKFLOW, InputError
-from esm_pipeline.sections import AS_VALIDATED, CleaningSettings, VariantSettings, flags
+from esm_pipeline.settings.sections import AS_VALIDATED, CleaningSettings, VariantSettings, flags
 from esm_pipeline.settings import file_state, load_settings, shard_names
 
 

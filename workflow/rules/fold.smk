@@ -1,6 +1,6 @@
 # A shard's sequences -> their structures as arrays; a sample's shards -> structures.h5, and from it
 # the files that people open. What only changes those files folds nothing again.
-from esm_pipeline.sections import StructureSettings
+from esm_pipeline.settings.sections import StructureSettings
 
 
 rule fold:

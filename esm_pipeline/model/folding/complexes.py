@@ -14,9 +14,9 @@ from dataclasses import dataclass, fields
 import torch
 from torch import Tensor
 
-from esm_pipeline import residues
 from esm_pipeline.errors import InputError
 from esm_pipeline.nucleotides import KEEP_NUCLEOTIDES, NUCLEOTIDES, nucleotides_among
+from esm_pipeline.structure import residues
 
 BREAK = ":"
 LINKER = "G" * 25

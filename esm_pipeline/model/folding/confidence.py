@@ -18,9 +18,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from esm_pipeline import residues
 from esm_pipeline.model.folding.structure_module import full_precision
 from esm_pipeline.model.losses import precise
+from esm_pipeline.structure import residues
 
 BINS = 64
 STEP = 0.5

@@ -12,7 +12,6 @@ from dataclasses import asdict, dataclass, field, fields
 from difflib import get_close_matches
 from typing import Any, TypeVar
 
-from esm_pipeline import residues
 from esm_pipeline.errors import WeightsError, brief
 from esm_pipeline.model.bounds import (
     MOST_LAYERS,
@@ -24,6 +23,7 @@ from esm_pipeline.model.bounds import (
     is_whole,
     whole_between,
 )
+from esm_pipeline.structure import residues
 
 MARKS = ("<cls>", "<pad>", "<eos>", "<mask>")
 MOST_DROPOUT = 0.4

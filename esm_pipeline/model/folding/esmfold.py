@@ -14,12 +14,13 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from esm_pipeline import residues
 from esm_pipeline.errors import InputError, WeightsError
 from esm_pipeline.model.base import EsmPreTrainedModel, read_dtype
+from esm_pipeline.model.checkpoints.weights import BASE_PREFIX
 from esm_pipeline.model.config import EsmConfig
 from esm_pipeline.model.esm import EsmModel
-from esm_pipeline.model.folding import confidence, stem
+from esm_pipeline.model.folding import confidence
+from esm_pipeline.model.folding import language_model as stem
 from esm_pipeline.model.folding.complexes import CHAIN_GAP, LINKER, encode
 from esm_pipeline.model.folding.config import EsmFoldConfig, residue_tokens
 from esm_pipeline.model.folding.linear import Linear
@@ -27,7 +28,7 @@ from esm_pipeline.model.folding.output import EsmForProteinFoldingOutput
 from esm_pipeline.model.folding.structures import RANDOM, pdb_texts
 from esm_pipeline.model.folding.torsions import atom_maps
 from esm_pipeline.model.folding.trunk import FoldingTrunk
-from esm_pipeline.model.weights import BASE_PREFIX
+from esm_pipeline.structure import residues
 
 RESIDUE_TOKENS = len(residues.LETTERS) + 2
 """Of the trunk's own alphabet: residues from 0, one that is never used, and the mask."""

@@ -11,7 +11,7 @@ from esm_pipeline.model.folding.triangle import (
     TriangleMultiplication,
 )
 from esm_pipeline.model.folding.trunk import ResidueMLP, SequenceAttention, TrunkBlock
-from esm_pipeline.model.linears import FusedGate, FusedLinear, frozen, pack
+from esm_pipeline.model.inference.linears import FusedGate, FusedLinear, frozen, pack
 
 PACKED: dict[type[nn.Module], dict[str, str]] = {
     TriangleMultiplication: {

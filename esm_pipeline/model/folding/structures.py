@@ -12,10 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from esm_pipeline import residues
-from esm_pipeline.formats.pae import to_steps
-from esm_pipeline.formats.structures import MEANINGLESS, RANDOM, Structure, pdb_text
 from esm_pipeline.model.folding.output import EsmForProteinFoldingOutput
+from esm_pipeline.structure import residues
+from esm_pipeline.structure.pae import to_steps
+from esm_pipeline.structure.structure import MEANINGLESS, RANDOM, Structure, pdb_text
 
 __all__ = ["RANDOM", "pdb_texts", "structures_of"]
 

@@ -15,10 +15,10 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from esm_pipeline import residues
 from esm_pipeline.model.folding.config import StructureModuleConfig
 from esm_pipeline.model.folding.linear import FINAL, RELU, Linear
 from esm_pipeline.model.folding.rigid import Frames, stack
+from esm_pipeline.structure import residues
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from esm_pipeline.model.folding.config import TrunkConfig
 from esm_pipeline.model.folding.linear import FINAL, Gate, Linear
-from esm_pipeline.model.linears import weight_and_bias
+from esm_pipeline.model.inference.linears import weight_and_bias
 
 PRODUCTS = 2**17
 PRODUCTS_ELSEWHERE = 2**20

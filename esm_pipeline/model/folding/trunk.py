@@ -29,7 +29,7 @@ from esm_pipeline.model.folding.triangle import (
     pair_mask,
     working_room,
 )
-from esm_pipeline.model.linears import weight_and_bias
+from esm_pipeline.model.inference.linears import weight_and_bias
 
 RECYCLE_BINS = 15
 FIRST_EDGE, LAST_EDGE = 3.375, 21.375

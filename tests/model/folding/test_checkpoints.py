@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from esm_pipeline import EsmConfig, EsmForMaskedLM, EsmForProteinFolding, EsmModel
 from esm_pipeline.errors import InputError, WeightsError
-from esm_pipeline.model.weights import IGNORED, modern_key, reference_state
+from esm_pipeline.model.checkpoints.weights import IGNORED, modern_key, reference_state
 from tests.oracles.folding_peers import all_double, folding_models, proteins, settings
 from tests.oracles.peers import enliven, transformers_peer
 

@@ -10,11 +10,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from esm_pipeline import EsmForProteinFolding, residues
+from esm_pipeline import EsmForProteinFolding
 from esm_pipeline.errors import InputError
 from esm_pipeline.model.folding import complexes
 from esm_pipeline.model.folding.complexes import encode
 from esm_pipeline.model.folding.output import EsmForProteinFoldingOutput
+from esm_pipeline.structure import residues
 from tests.oracles.folding_peers import alone, apart, folding_models, of_peer
 
 TOLERANCE = 1e-11

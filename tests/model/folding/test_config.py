@@ -11,7 +11,7 @@ import pytest
 import transformers
 from transformers.models.esm import configuration_esm as peers
 
-from esm_pipeline import EsmConfig, EsmForProteinFolding, residues
+from esm_pipeline import EsmConfig, EsmForProteinFolding
 from esm_pipeline.errors import WeightsError
 from esm_pipeline.model.folding.config import (
     EsmFoldConfig,
@@ -19,6 +19,7 @@ from esm_pipeline.model.folding.config import (
     TrunkConfig,
     residue_tokens,
 )
+from esm_pipeline.structure import residues
 from tests.oracles.folding_peers import settings
 
 CLASSES = [EsmFoldConfig, TrunkConfig, StructureModuleConfig]

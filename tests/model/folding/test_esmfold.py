@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from esm_pipeline import EsmConfig, EsmForProteinFolding, optimize_for_inference
 from esm_pipeline.errors import InputError
-from esm_pipeline.model.folding import stem
+from esm_pipeline.model.folding import language_model as stem
 from esm_pipeline.model.folding.trunk import FoldingTrunk, RelativePosition
 from tests.oracles.folding_peers import (
     UNITS,

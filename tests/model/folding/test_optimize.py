@@ -12,10 +12,10 @@ from torch import Tensor
 
 from esm_pipeline import EsmConfig, EsmForProteinFolding, optimize_for_inference
 from esm_pipeline.errors import InputError
-from esm_pipeline.model import linears, optimize
+from esm_pipeline.model.folding.demo import STEM, TRUNK
 from esm_pipeline.model.folding.triangle import working_room
 from esm_pipeline.model.folding.trunk import ResidueMLP
-from esm_pipeline.tasks.demo_fold import STEM, TRUNK
+from esm_pipeline.model.inference import linears, optimize
 from tests.oracles.peers import enliven
 
 SEQUENCES = ["MKTAYIAKQRQISFVKSHFSRQ", "MAGC:HHW"]

@@ -12,10 +12,11 @@ from Bio.PDB.Structure import Structure
 from numpy.typing import NDArray
 from torch import nn
 
-from esm_pipeline import EsmForProteinFolding, residues
+from esm_pipeline import EsmForProteinFolding
 from esm_pipeline.errors import InputError
-from esm_pipeline.formats.structures import MEANINGLESS
 from esm_pipeline.model.folding.structures import structures_of
+from esm_pipeline.structure import residues
+from esm_pipeline.structure.structure import MEANINGLESS
 from tests.oracles.folding_peers import folding_models
 
 Models = tuple[nn.Module, EsmForProteinFolding]

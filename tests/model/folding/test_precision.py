@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from esm_pipeline import EsmConfig, EsmForProteinFolding
-from esm_pipeline.model import loading
-from esm_pipeline.tasks.demo_fold import STEM, TRUNK, write_demo
+from esm_pipeline.model.checkpoints import loading
+from esm_pipeline.model.folding.demo import STEM, TRUNK, write_demo
 
 
 @pytest.fixture(scope="module")

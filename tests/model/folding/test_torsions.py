@@ -12,7 +12,6 @@ from transformers.models.esm.openfold_utils import feats
 from transformers.models.esm.openfold_utils.data_transforms import make_atom14_masks
 from transformers.models.esm.openfold_utils.rigid_utils import Rigid, Rotation
 
-from esm_pipeline import residues
 from esm_pipeline.model.folding import torsions
 from esm_pipeline.model.folding.rigid import Frames, from_quaternions
 from esm_pipeline.model.folding.torsions import (
@@ -23,6 +22,7 @@ from esm_pipeline.model.folding.torsions import (
     group_frames,
     tables,
 )
+from esm_pipeline.structure import residues
 from tests.oracles.peers import enliven
 from tests.oracles.peptides import (
     CHIS,

@@ -1,0 +1,84 @@
+"""Flags that several commands have, the values they take, and the exit code that follows."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+from pathlib import Path
+from typing import Any, TypeVar
+
+from esm_pipeline.errors import InputError
+from esm_pipeline.settings import MOST_SHARDS
+from esm_pipeline.settings.sections import COMMAND_LINE, Section, check
+
+S = TypeVar("S", bound=Section)
+
+
+def add_flags(parser: argparse.ArgumentParser, section: type[Section]) -> None:
+    """Add a flag for each field of `section`, with its default and description."""
+    for name, field in section.model_fields.items():
+        default = field.get_default(call_default_factory=True)
+        text = ",".join(map(str, default)) if isinstance(default, list) else default
+        description = (field.description or "").replace("%", "%%")
+        parser.add_argument(
+            "--" + name.replace("_", "-"),
+            dest=name,
+            metavar=name.split("_")[-1].upper(),
+            help=f"{description} (default: {text})",
+        )
+
+
+def section_from(section: type[S], args: argparse.Namespace) -> S:
+    """The `section` that the flags of `add_flags` describe. Raises InputError."""
+    values: dict[str, Any] = {}
+    for name, field in section.model_fields.items():
+        text = getattr(args, name)
+        if text is not None:
+            is_list = isinstance(field.get_default(call_default_factory=True), list)
+            parts = [part.strip() for part in text.split(",")] if text else []
+            values[name] = parts if is_list else text
+    return check(section, values, COMMAND_LINE)
+
+
+def add_common(parser: argparse.ArgumentParser) -> None:
+    """Add the flags that every task with records has."""
+    parser.add_argument(
+        "--on-failure",
+        choices=("error", "keep"),
+        default="error",
+        help="when a record failed: exit with 1, or with 0 (default: error)",
+    )
+    parser.add_argument("--quiet", action="store_true", help="no progress, no summary")
+    add_unchanged(parser)
+
+
+def add_unchanged(parser: argparse.ArgumentParser) -> None:
+    """Add the flag of what reads inputs that were read before."""
+    parser.add_argument(
+        "--unchanged",
+        action="append",
+        default=[],
+        type=Path,
+        metavar="FILE",
+        help="digests of inputs, as `shard` or `split` wrote them: stop if one has changed since",
+    )
+
+
+def number_of_shards(text: str) -> int:
+    """The number of shards that an argument gives."""
+    if not re.fullmatch("[0-9]{1,6}", text) or not 0 < int(text) <= MOST_SHARDS:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number from 1 to {MOST_SHARDS:,}")
+    return int(text)
+
+
+def require_file(path: str) -> str:
+    """`path`, or InputError if there is no such file."""
+    if not os.path.exists(path):
+        raise InputError(f"{path}: no such file; check the path")
+    return path
+
+
+def exit_code(failed: int, on_failure: str) -> int:
+    """The exit code of a task that ran to its end with `failed` failed records."""
+    return 1 if failed and on_failure == "error" else 0

@@ -1,0 +1,328 @@
+"""How mutations are written: `A42G`, `A42G:T50K`, `p.Ala42Gly`, `K23_V25del`, and what they do.
+
+On disk residues count from 1, and with an offset from elsewhere; inside they count from 0. This
+module converts. Spellings: those of deep mutational scans and of HGVS for proteins
+(https://hgvs-nomenclature.org), in one letter or three.
+"""
+
+from __future__ import annotations
+
+import re
+from itertools import pairwise
+from typing import NamedTuple
+
+from esm_pipeline.errors import InputError
+from esm_pipeline.formats.unsupported_notations import is_missing, why_unread
+
+AMINO_ACIDS = "ACDEFGHIKLMNPQRSTVWY"
+RESIDUES = frozenset(AMINO_ACIDS + "UO")
+"""What a mutation may lead to; B, J, X and Z stand for several residues."""
+
+THREE_LETTERS = {
+    **{"ala": "A", "arg": "R", "asn": "N", "asp": "D", "cys": "C", "gln": "Q", "glu": "E"},
+    **{"gly": "G", "his": "H", "ile": "I", "leu": "L", "lys": "K", "met": "M", "phe": "F"},
+    **{"pro": "P", "ser": "S", "thr": "T", "trp": "W", "tyr": "Y", "val": "V"},
+    **{"sec": "U", "pyl": "O", "asx": "B", "glx": "Z", "xle": "J", "xaa": "X", "ter": "*"},
+}
+RESIDUE = rf"(?:{'|'.join(THREE_LETTERS)}|[A-Z*])"
+PLACE = r"-?\d{1,9}"
+SOME = r"[A-Z*]+"
+
+PLAIN = re.compile(r"[A-Z]\d{1,9}[A-Z](?:[:;,+][A-Z]\d{1,9}[A-Z])*", re.ASCII)
+"""Nearly all there is, read without more ado: `A42G:T50K`."""
+
+BETWEEN = re.compile("[:;,+]")
+EDIT = re.compile(
+    rf"""(?:p\.)?
+    (?P<first>{RESIDUE})(?P<start>{PLACE})
+    (?:_(?P<last>{RESIDUE})(?P<stop>{PLACE}))?
+    (?: (?P<same>=) | (?-i:(?P<dup>dup))(?P<copied>{SOME})?
+      | (?: -|(?-i:del)) (?P<gone>{SOME}?)?? (?: (?-i:ins)(?P<instead>{SOME}))?
+      | (?-i:ins)(?P<between>{SOME})
+      | (?P<shift>(?:{RESIDUE})?(?-i:fs).*) | (?P<longer>(?:{RESIDUE})?(?-i:ext).*)
+      | (?P<to>{RESIDUE}) )""",
+    re.ASCII | re.IGNORECASE | re.VERBOSE,
+)
+EACH = re.compile(RESIDUE, re.ASCII | re.IGNORECASE)
+SEPARATOR = re.compile(r"[\s:;,+]+")
+REFERENCE = re.compile(r"(?P<name>(?![cgmnr]\.)[^\s:]+):(?=(?P<hgvs>p\.)|(?P<change>[^\s:;,+]+))")
+DNA = re.compile(r"(?:(?P<name>[^\s:]+):)?[cgmnr]\.\S+\s+\((?P<change>p\..+)\)")
+"""ClinVar's `NM_000518.5(HBB):c.20A>T (p.Glu7Val)`, which tells of the protein too."""
+
+CODES = frozenset(THREE_LETTERS)
+WILD_TYPES = frozenset(("=", "wt", "_wt", "wildtype", "wild-type", "wild_type"))
+NO_RESIDUE = "which is no single amino acid; name one of the 20, U or O"
+TOLD = 30  # characters of a mutation that a message shows
+
+
+class MisfitError(InputError):
+    """A mutation of a residue that the wild type does not have."""
+
+
+class Edit(NamedTuple):
+    """Residues from `start` up to `stop`, not with it, give way to `inserted`.
+
+    `named` are places and residues that the notation tells of the wild type. Places count from 0.
+    A duplication's `inserted` is what stands in the wild type; see `place`.
+    """
+
+    start: int
+    stop: int
+    inserted: str
+    named: tuple[tuple[int, str], ...] = ()
+    duplicates: bool = False
+
+    @property
+    def keeps_length(self) -> bool:
+        """Whether residues only give way to as many others."""
+        return len(self.inserted) == self.stop - self.start
+
+
+Variant = tuple[Edit, ...]
+"""The edits of a variant; none for the wild type."""
+
+
+def parse(text: str, offset: int = 0) -> Variant:
+    """The edits that `text` tells of.
+
+    Residue `offset` + 1 of the text is the first of the protein. Several mutations are parted by
+    `:`, `;`, `,`, `+` or space. Raises InputError, which says why it cannot be scored or read.
+    """
+    if PLAIN.fullmatch(text):
+        parts = BETWEEN.split(text)
+        return tuple(_substitution(int(p[1:-1]) - 1 - offset, p[0], p[-1], p) for p in parts)
+    body = split_reference(text.strip())[1].replace("%3D", "=")  # as VEP writes `=`
+    if is_missing(body):
+        raise InputError("no mutation; write WT for the wild type")
+    changes = _inside(_inside(body.removeprefix("p."), "[]"), "()")
+    if changes.lower() in WILD_TYPES:
+        return ()
+    parts = [_inside(part.removeprefix("p."), "()") for part in SEPARATOR.split(changes) if part]
+    edits = []
+    for part in parts or [text]:
+        match = EDIT.fullmatch(part)
+        if match is None:
+            raise InputError(_unread(body, part))
+        edits.append(_edit(match, offset))
+    return tuple(edits)
+
+
+def is_mutation(cell: str) -> bool:
+    """Whether `cell` is a notation of a mutation, of any protein."""
+    try:
+        return bool(parse(cell))
+    except InputError:
+        return False
+
+
+def split_reference(text: str) -> tuple[str, str]:
+    """The name of the protein (or transcript) that a notation begins with, if any, and the rest.
+
+    `NP_000509.1:p.Glu7Val`, `P62593:S2A`, ClinVar's `NM_000518.5(HBB):c.20A>T (p.Glu7Val)`.
+    """
+    if (":" not in text and "(" not in text) or PLAIN.fullmatch(text):
+        return "", text
+    if match := DNA.fullmatch(text):
+        return match["name"] or "", match["change"]
+    match = REFERENCE.match(text)
+    if match and not EDIT.fullmatch(match["name"]):
+        change = match["change"]
+        if match["hgvs"] or EDIT.fullmatch(change) or change.lower() in WILD_TYPES:
+            return match["name"], text[match.end() :]
+    return "", text
+
+
+def _unread(text: str, part: str) -> str:
+    """Why a cell cannot be read, of which `part` is no mutation."""
+    compact = "".join(text.split())
+    if compact != text and EDIT.fullmatch(compact):
+        return f"mutation {_told(text)} has blanks in it; write it as {_told(compact)}"
+    if why := why_unread(text, CODES) or why_unread(part, CODES):
+        return f"mutation {_told(text)} {why}"
+    return f"mutation {_told(part)} cannot be read; write it as A42G or p.Ala42Gly"
+
+
+def _inside(text: str, brackets: str) -> str:
+    """What stands in the brackets around `text`, or `text`."""
+    if text[:1] == brackets[0] and text[-1:] == brackets[1] and brackets[0] not in text[1:]:
+        return text[1:-1]
+    return text
+
+
+def _edit(match: re.Match[str], offset: int) -> Edit:
+    """One mutation."""
+    text = match[0]
+    if match["shift"] or match["longer"]:
+        what = "a frame shift" if match["shift"] else "an extension"
+        raise InputError(
+            f"mutation {_told(text)} is {what}; give the protein it makes as a sequence"
+        )
+    start, first = int(match["start"]) - 1 - offset, _code(match["first"])
+    if match["to"] or match["same"]:
+        if match["last"]:
+            raise InputError(
+                f"mutation {_told(text)} cannot be read; write ranges as K23_V25delinsQS"
+            )
+        return _substitution(start, first, _code(match["to"] or match["first"]), text)
+    stop = start + 1
+    named: tuple[tuple[int, str], ...] = ((start, first),)
+    if match["last"]:
+        stop = int(match["stop"]) - offset
+        named += ((stop - 1, _code(match["last"])),)
+    three = len(match["first"]) == 3
+    if match["between"]:
+        if stop - start != 2:
+            raise InputError(
+                f"mutation {_told(text)} should name two neighbours, as K23_L24insQS does"
+            )
+        return Edit(start + 1, start + 1, _residues(match["between"], three, text), named)
+    if stop <= start:
+        raise InputError(
+            f"mutation {_told(text)} ends before it begins; put the smaller place first"
+        )
+    told = _codes(match["gone"] or match["copied"] or "", three)
+    if told and len(told) != stop - start:
+        raise InputError(
+            f"mutation {_told(text)} names {len(told)} residues in the place of {stop - start}; "
+            "correct one of the two"
+        )
+    named += tuple(enumerate(told, start))
+    if match["dup"]:
+        return Edit(start, stop, "", named, duplicates=True)
+    return Edit(start, stop, _residues(match["instead"] or "", three, text), named)
+
+
+def _substitution(at: int, wild_type: str, mutant: str, text: str) -> Edit:
+    """`mutant` in the place of `wild_type`."""
+    if mutant != wild_type:
+        _require_letters(mutant, text)
+    return Edit(at, at + 1, mutant, ((at, wild_type),))
+
+
+def _told(text: str) -> str:
+    """A mutation for a message of one line."""
+    return ascii(text) if len(text) <= TOLD else f"{text[:TOLD]!a}…"
+
+
+def _code(text: str) -> str:
+    """The letter of a residue written in one letter or three."""
+    return THREE_LETTERS.get(text.lower(), text.upper())
+
+
+def _codes(text: str, three: bool) -> str:
+    """The letters of several residues, which are written as the first of the notation is."""
+    return "".join(map(_code, EACH.findall(text))) if three else text.upper()
+
+
+def _residues(text: str, three: bool, mutation: str) -> str:
+    """The same of what a mutation puts in, checked."""
+    letters = _codes(text, three)
+    _require_letters(letters, mutation)
+    return letters
+
+
+def _require_letters(letters: str, mutation: str) -> None:
+    """Raise InputError if a mutation leads to something that is no residue."""
+    if "*" in letters:
+        raise InputError(
+            f"mutation {_told(mutation)} is a stop; give the protein it makes as a sequence"
+        )
+    for letter in letters:
+        if letter not in RESIDUES:
+            raise InputError(f"mutation {_told(mutation)} leads to {letter}, {NO_RESIDUE}")
+
+
+def place(variant: Variant, wild_type: str, offset: int = 0) -> Variant:
+    """The same edits in the order of their places, checked, with duplications written out.
+
+    Messages count residues as the text does. Raises InputError for a residue that does not exist or
+    is another one (a MisfitError), and for edits that meet.
+    """
+    length, shift = len(wild_type), offset + 1
+    edits = []
+    for edit in variant:
+        for at, letter in edit.named:
+            if not 0 <= at < length:
+                ends = f"{shift} to {length + offset}" if offset else f"{length} residues"
+                raise MisfitError(f"residue {at + shift} does not exist: the protein has {ends}")
+            if wild_type[at] != letter:
+                raise MisfitError(f"residue {at + shift} is {wild_type[at]}, not {letter}")
+        if edit.duplicates:
+            copied = wild_type[edit.start : edit.stop]
+            edit = edit._replace(start=edit.stop, inserted=copied, duplicates=False)
+        edits.append(edit)
+    edits.sort()
+    for one, other in pairwise(edits):
+        if other.start < one.stop or other[:2] == one[:2]:
+            raise InputError(f"residue {other.start + shift} is mutated twice; keep one of them")
+    return tuple(edits)
+
+
+def substitutions(variant: Variant, wild_type: str) -> list[tuple[int, str]] | None:
+    """Places and new residues of a placed variant; None if it changes the length."""
+    if not all(edit.keeps_length for edit in variant):
+        mutant = mutate(variant, wild_type)
+        if len(mutant) != len(wild_type):
+            return None
+        variant = compare(wild_type, mutant)
+    return [
+        (at, letter)
+        for edit in variant
+        for at, letter in enumerate(edit.inserted, edit.start)
+        if wild_type[at] != letter
+    ]
+
+
+def mutate(variant: Variant, wild_type: str) -> str:
+    """The sequence that a placed variant makes of `wild_type`."""
+    parts, done = [], 0
+    for edit in variant:
+        parts += [wild_type[done : edit.start], edit.inserted]
+        done = edit.stop
+    return "".join([*parts, wild_type[done:]])
+
+
+def compare(wild_type: str, mutant: str) -> Variant:
+    """The placed variant that makes `mutant` of `wild_type`.
+
+    Sequences of one length differ in substitutions; others in one stretch between what they share
+    at their beginnings and ends.
+    """
+    if len(wild_type) == len(mutant):
+        pairs = enumerate(zip(wild_type, mutant, strict=True))
+        return tuple(Edit(at, at + 1, new, ((at, old),)) for at, (old, new) in pairs if old != new)
+    shorter = min(len(wild_type), len(mutant))
+    start = 0
+    while start < shorter and wild_type[start] == mutant[start]:
+        start += 1
+    tail = 0
+    while tail < shorter - start and wild_type[-1 - tail] == mutant[-1 - tail]:
+        tail += 1
+    return (Edit(start, len(wild_type) - tail, mutant[start : len(mutant) - tail]),)
+
+
+def require_residues(variant: Variant) -> None:
+    """Raise InputError if a variant leads to a letter that stands for no single amino acid."""
+    for edit in variant:
+        for at, letter in enumerate(edit.inserted, edit.start + 1):
+            if letter not in RESIDUES:
+                raise InputError(f"residue {at} becomes {letter}, {NO_RESIDUE}")
+
+
+def spell(variant: Variant, wild_type: str) -> str:
+    """A placed variant as text that `parse` reads: `A42G:T50K`, `K23_V25del`; `=` if nothing is."""
+    changes = substitutions(variant, wild_type)
+    if changes is not None:
+        return ":".join(f"{wild_type[at]}{at + 1}{new}" for at, new in changes) or "="
+    ((start, stop, inserted, *_),) = compare(wild_type, mutate(variant, wild_type))
+    if start == stop:  # HGVS names the neighbours of an insertion; at the ends there is but one
+        if 0 < start < len(wild_type):
+            return f"{wild_type[start - 1]}{start}_{wild_type[start]}{start + 1}ins{inserted}"
+        if start == 0:
+            stop, inserted = 1, inserted + wild_type[0]
+        else:
+            start, inserted = start - 1, wild_type[-1] + inserted
+    stretch = f"{wild_type[start]}{start + 1}"
+    if stop - start > 1:
+        stretch += f"_{wild_type[stop - 1]}{stop}"
+    return f"{stretch}delins{inserted}" if inserted else f"{stretch}del"

@@ -1,0 +1,123 @@
+"""Reading a `saturation.h5`: the scores of every substitution of every protein.
+
+with open_results("saturation.h5") as results:
+    results["P12345"].log_odds        # (R, 20), columns as in results.alphabet
+    results.to_pandas()               # one row a substitution
+"""
+
+from __future__ import annotations
+
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import h5py
+import numpy as np
+from numpy.typing import NDArray
+
+from esm_pipeline.arrays import Float32
+from esm_pipeline.formats.mutations import AMINO_ACIDS
+from esm_pipeline.formats.results.reader import RaggedResults, StoredRecord
+from esm_pipeline.formats.results.validation import Declared, text_attribute
+from esm_pipeline.formats.results.writer import letters_of, require
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+FORMAT = "esm-pipeline/saturation"
+LOG_ODDS = "log_odds"
+WILD_TYPE = "wild_type"
+
+
+class Saturation(StoredRecord["Saturations"]):
+    """What is scored of one record; `length` is of the residues that were scored."""
+
+    @property
+    def sequence(self) -> str:
+        """The wild type."""
+        with self._results.judged():
+            return letters_of(self._read(WILD_TYPE), WILD_TYPE)
+
+    @property
+    def log_odds(self) -> Float32:
+        """(R, 20) log p of each amino acid less that of the wild type; the mean over models."""
+        return self._read(LOG_ODDS)
+
+    @property
+    def by_model(self) -> dict[str, Float32]:
+        """Label of each model → (R, 20) the same by it alone; empty if there is but one model."""
+        return {name: self._read(f"{LOG_ODDS}.{name}") for name in self._results.labels}
+
+    def _read(self, name: str) -> NDArray[Any]:
+        first, stop = self._results.offset[self._row : self._row + 2]
+        values: NDArray[Any] = self._results.file[name][first:stop]
+        return values
+
+
+class Saturations(RaggedResults[Saturation]):
+    """The records of a `saturation.h5`."""
+
+    format = FORMAT
+    declared = (
+        Declared(rf"{LOG_ODDS}(\..*)?", "residue", (len(AMINO_ACIDS),), ("<f4",)),
+        Declared(WILD_TYPE, "residue", (), ("|S1",)),
+    )
+
+    def check_more(self) -> None:
+        """The datasets are there; columns and strategy are named."""
+        for name in (LOG_ODDS, WILD_TYPE, *(f"{LOG_ODDS}.{label}" for label in self.labels)):
+            require(isinstance(self.file.get(name), h5py.Dataset), name)
+        if sorted(text_attribute(self.file, "alphabet")) != sorted(AMINO_ACIDS):
+            raise ValueError("attribute 'alphabet' is not the 20 amino acids")
+        text_attribute(self.file, "strategy")
+
+    def item(self, position: int) -> Saturation:
+        """The record at a position among those that are stored."""
+        return Saturation(self, position)
+
+    @property
+    def alphabet(self) -> str:
+        """What the columns of `log_odds` stand for."""
+        return str(self.attributes["alphabet"])
+
+    @property
+    def strategy(self) -> str:
+        """How substitutions were scored."""
+        return str(self.attributes["strategy"])
+
+    @cached_property
+    def labels(self) -> list[str]:
+        """Labels of the models, if there are several."""
+        prefix = f"{LOG_ODDS}."
+        return [name.removeprefix(prefix) for name in self.file if name.startswith(prefix)]
+
+    def to_pandas(self) -> pd.DataFrame:
+        """A table with one row a substitution: id, index, position from 1, mutant, the strategy.
+
+        Of several models, `{strategy}.{label}` each follow. Everything is held in memory.
+        """
+        import pandas as pd
+
+        tables = [pd.DataFrame(self.columns(item)) for item in self]
+        return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame(columns=self.names)
+
+    @property
+    def names(self) -> list[str]:
+        """The columns of a table of substitutions."""
+        each = [f"{self.strategy}.{label}" for label in self.labels]
+        return ["id", "index", "position", "mutant", self.strategy, *each]
+
+    def columns(self, item: Saturation) -> dict[str, Any]:
+        """The substitutions of a record, by the names of columns; those to itself are left out."""
+        sequence = np.array(list(item.sequence))
+        letters = np.array(list(self.alphabet))
+        at, to = np.nonzero(sequence[:, None] != letters)
+        pairs = zip(sequence[at].tolist(), (at + 1).tolist(), letters[to].tolist(), strict=True)
+        values = [item.log_odds, *item.by_model.values()]
+        columns = [
+            [item.id] * len(at),
+            np.full(len(at), item.index),
+            at + 1,
+            [f"{old}{place}{new}" for old, place, new in pairs],
+            *(value[at, to] for value in values),
+        ]
+        return dict(zip(self.names, columns, strict=True))

@@ -1,0 +1,1 @@
+"""Tables with any columns: CSV, TSV and Parquet, read and written a block of rows at a time."""

@@ -1,0 +1,274 @@
+"""CSV and TSV, with every row as it stands in the file. Peer: Python's csv module, which reads it.
+
+Bytes that are not UTF-8 are kept. A row of other than as many cells as there are columns is an
+error of the file: what it means cannot be known. Lines that begin with `#` above the column names,
+as in AlphaMissense's and VEP's files, are comments, and stay at the top of a text that is written.
+"""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import io
+import math
+import re
+import zlib
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from itertools import chain, islice
+from pathlib import Path
+from typing import Any, TextIO
+
+from esm_pipeline.errors import InputError
+from esm_pipeline.formats.fasta import GZIP_MAGIC, shown
+from esm_pipeline.formats.tables.base import BLOCK, Block, Column, Table, Values, Writer
+
+MOST_LINES = 10_000
+"""Lines of one row; beyond them, a quote was opened that nothing closes."""
+
+DELIMITERS = {".csv": ",", ".tsv": "\t", ".txt": "\t", ".tab": "\t"}
+OTHERS = ",\t;"
+MARK = "\ufeff"  # byte order mark
+END = "\r\n"  # of a line; csv.writer quotes cells with these characters in them
+NAMES_BEHIND_HASH = re.compile(r"#[^\s#]")
+
+csv.field_size_limit(2**31 - 1)
+
+
+class TextBlock(Block):
+    """Rows as lines, and as cells."""
+
+    def __init__(self, rows: list[tuple[str, list[str]]], wanted: list[int]) -> None:
+        self._rows, self.count = rows, len(rows)
+        self.cells = [[row[place] for place in wanted] for _, row in rows]
+
+    def rows(self) -> Iterator[list[str]]:
+        """All cells of each row."""
+        return (row for _, row in self._rows)
+
+    def lines(self) -> Iterator[str]:
+        """Each row as it stands in the file, without its end."""
+        return (line for line, _ in self._rows)
+
+
+class TextTable(Table):
+    """A text, plain or gzip. The delimiter is that of the file's suffix if its first line has it.
+
+    `header` is that line as it stands there, `end` the end of it, `comments` the lines above.
+    """
+
+    def __init__(self, path: str) -> None:
+        self.path, self.comments = path, list[str]()
+        with self._lines() as lines:
+            self.comments = comments_above(path, lines)
+        with self._lines() as lines:
+            first = next(lines, "")
+            self.delimiter = delimiter_of(path, first)
+            columns = next(csv.reader(chain([first], lines), delimiter=self.delimiter), [])
+            self.header, self.end = without_end(lines.take())
+        if not any(columns):
+            place = f"{shown(path)}:{len(self.comments) + 1}"
+            raise InputError(f"{place}: no names of columns; begin with a line of them")
+        super().__init__(path, columns)
+
+    def blocks(self, wanted: Sequence[str]) -> Iterator[TextBlock]:
+        """The rows; empty lines are none."""
+        places = self.places(wanted)
+        with self._lines() as lines:
+            rows = self._rows(lines)
+            while block := list(islice(rows, BLOCK)):
+                yield TextBlock(block, places)
+
+    def _rows(self, lines: Lines) -> Iterator[tuple[str, list[str]]]:
+        """Line and cells of each row behind the first."""
+        reader = csv.reader(lines, delimiter=self.delimiter)
+        next(reader, None)
+        lines.take()
+        for row in reader:
+            line, _ = without_end(lines.take())
+            if row and len(row) != len(self.columns):
+                remedy = f"quote a cell with {self.delimiter!a} in it"
+                if line.startswith("#"):
+                    remedy = "comments can stand above the column names only: move or remove it"
+                raise InputError(
+                    f"{shown(self.path)}:{lines.count}: "
+                    f"{counted(row, 'cell')} under {counted(self.columns, 'column')}; {remedy}"
+                )
+            if row:
+                yield line, row
+
+    @contextmanager
+    def _lines(self) -> Iterator[Lines]:
+        """The lines below the comments; what goes wrong with them is told with its place."""
+        with open(self.path, "rb") as file:
+            packed = file.read(2) == GZIP_MAGIC
+            file.seek(0)
+            raw: Any = gzip.GzipFile(fileobj=file) if packed else file
+            with io.TextIOWrapper(raw, "utf-8", errors="surrogateescape", newline="") as text:
+                lines = Lines(text)
+                try:
+                    for _ in self.comments:
+                        next(lines, "")
+                        lines.take()
+                    yield lines
+                except csv.Error as error:
+                    place = f"{shown(self.path)}:{lines.began + 1}"
+                    raise InputError(f"{place}: not a row ({error}); correct it") from None
+                except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+                    place = f"{shown(self.path)}:{lines.count + 1}"
+                    raise InputError(
+                        f"{place}: the gzip file is damaged ({error}); fetch it again"
+                    ) from None
+
+
+class Lines:
+    """An iterator of lines that counts them and keeps those taken for the present row.
+
+    `count` lines were taken in all, `began` of them for the rows before.
+    """
+
+    def __init__(self, handle: TextIO) -> None:
+        self._handle, self._taken = handle, list[str]()
+        self.count = self.began = 0
+
+    def __iter__(self) -> Lines:
+        return self
+
+    def __next__(self) -> str:
+        line = next(self._handle, None)
+        if line is None:
+            if self._taken:  # a row that wants more
+                raise csv.Error("a quote that is not closed")
+            raise StopIteration
+        if self.count == 0:
+            line = line.removeprefix(MARK)
+        self.count += 1
+        self._taken.append(line)
+        if len(self._taken) > MOST_LINES:
+            raise csv.Error(f"a quote that is not closed within {MOST_LINES:,} lines")
+        return line
+
+    def take(self) -> str:
+        """The text of the row, whose lines were taken; the next one begins."""
+        text = "".join(self._taken)
+        self._taken.clear()
+        self.began = self.count
+        return text
+
+
+class TextWriter(Writer):
+    """Writes CSV or TSV. Rows of a text with the same delimiter stay as they are, ends too."""
+
+    def __init__(self, path: Path, suffix: str, like: Table | None, added: Sequence[Column]):
+        self._kinds = [column.kind for column in added]
+        self._delimiter, self._end, self._as_is = DELIMITERS[suffix], "\n", False
+        names = [] if like is None else like.columns
+        if isinstance(like, TextTable):
+            self._end = like.end
+            if self._delimiter == "," and like.delimiter == ";":
+                self._delimiter = ";"
+            self._as_is = like.delimiter == self._delimiter
+        header = [like.header] if self._as_is and isinstance(like, TextTable) else []
+        header += [
+            join([*([] if header else names), *(column.name for column in added)], self._delimiter)
+        ]
+        self._handle = path.open("w", encoding="utf-8", errors="surrogateescape", newline="")
+        self._handle.writelines(like.comments if isinstance(like, TextTable) else [])
+        self._handle.write(self._delimiter.join(header) + self._end)
+
+    def write(self, block: Block | None, values: Sequence[Values]) -> None:
+        """A line a row."""
+        pairs = zip(values, self._kinds, strict=True)
+        columns = [as_text(column, kind) for column, kind in pairs]
+        added = zip(*columns, strict=True)
+        delimiter, end = self._delimiter, self._end
+        if self._as_is and isinstance(block, TextBlock):
+            lines = (
+                f"{line}{delimiter}{join(new, delimiter)}{end}"
+                for line, new in zip(block.lines(), added, strict=True)
+            )
+        elif block is None:
+            lines = (join(new, delimiter) + end for new in added)
+        else:
+            lines = (
+                join([*row, *new], delimiter) + end
+                for row, new in zip(block.rows(), added, strict=True)
+            )
+        self._handle.writelines(lines)
+
+    def close(self) -> None:
+        """Flush."""
+        self._handle.close()
+
+
+def comments_above(path: str, lines: Lines) -> list[str]:
+    """The lines above the column names: those that begin with `#`, and empty ones below them.
+
+    The names may themselves stand behind a `#`, as VEP's `#Uploaded_variation`: then no blank
+    follows it, and the line has as many cells as the one below; one that is alone stands first.
+    """
+    found: list[str] = []
+    below = ""
+    for line in lines:
+        lines.take()
+        if not (line.startswith("#") or (found and not line.strip())):
+            below = line
+            break
+        found.append(line)
+        if len(found) > MOST_LINES:
+            raise InputError(f"{shown(path)}: more than {MOST_LINES:,} lines of comments; cut them")
+    if found and NAMES_BEHIND_HASH.match(found[-1]):
+        delimiter = delimiter_of(path, found[-1])
+        names, cells = (
+            next(csv.reader([line], delimiter=delimiter))
+            for line in (found[-1], below or found[-1])
+        )
+        if (
+            len(names) == len(cells)
+            and (len(cells) > 1 or len(found) == 1)
+            and all(name == name.strip() for name in names)
+        ):
+            found.pop()
+    return found
+
+
+def delimiter_of(path: str, header: str) -> str:
+    """The delimiter of a file with this first line: its suffix's if it is there, else another."""
+    suffixes = [suffix.lower() for suffix in Path(path).suffixes if suffix.lower() != ".gz"]
+    usual = DELIMITERS.get(suffixes[-1] if suffixes else "", ",")
+    return usual if usual in header else max(usual + OTHERS, key=header.count)
+
+
+def counted(several: Sequence[str], noun: str) -> str:
+    """`1 cell`, `2 cells`."""
+    return f"{len(several)} {noun}{'' if len(several) == 1 else 's'}"
+
+
+def without_end(text: str) -> tuple[str, str]:
+    """A line and the end that others get: `\\r\\n` if it has that, else `\\n`."""
+    if text.endswith("\r\n"):
+        return text[:-2], "\r\n"
+    return text.removesuffix("\n").removesuffix("\r"), "\n"
+
+
+def join(cells: Sequence[str], delimiter: str) -> str:
+    """A line of cells, quoted where they need it, as `csv.writer` does."""
+    line = delimiter.join(cells)
+    special = '"' in line or "\n" in line or "\r" in line or line.count(delimiter) >= len(cells)
+    if not special and line:
+        return line
+    text = io.StringIO()
+    csv.writer(text, delimiter=delimiter, lineterminator=END).writerow(cells)
+    return text.getvalue().removesuffix(END)
+
+
+def as_text(values: Values, kind: str) -> list[str]:
+    """The cells of an added column."""
+    if kind == "text":
+        return list(values)
+    if kind == "whole":
+        return list(map(str, values))
+    if kind == "exact":
+        return ["" if math.isnan(value) else str(value) for value in values]
+    texts = ["" if math.isnan(value) else f"{value:.6f}" for value in values]
+    return ["0.000000" if text == "-0.000000" else text for text in texts]

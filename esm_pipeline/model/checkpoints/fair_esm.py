@@ -1,0 +1,179 @@
+"""Original fair-esm checkpoints, such as `esm2_t6_8M_UR50D.pt`: as the models were first published.
+
+One file holds the weights and the arguments of training; the contact regression lies beside it,
+in `esm2_t6_8M_UR50D-contact-regression.pt` (ESM-1v has none). Peer: fair-esm pretrained.py.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from esm_pipeline.errors import WeightsError, brief
+from esm_pipeline.model.checkpoints.tensors import PickledFile, is_named_tensors, load_pickle
+
+REGRESSION = "-contact-regression.pt"
+PREFIX = re.compile(r"^(encoder\.)?(sentence_encoder\.)?")
+PADDING, MASK, TOKENS = 1, 32, 33
+"""Of the alphabet that all of these models share, which is the standard one."""
+
+NAMES = {
+    r"embed_tokens\.weight": "esm.embeddings.word_embeddings.weight",
+    r"embed_positions\.weight": "esm.embeddings.position_embeddings.weight",
+    r"emb_layer_norm_before\.(\w+)": r"esm.embeddings.layer_norm.\1",
+    r"emb_layer_norm_after\.(\w+)": r"esm.encoder.emb_layer_norm_after.\1",
+    r"layers\.(\d+)\.self_attn\.q_proj\.(\w+)": r"esm.encoder.layer.\1.attention.self.query.\2",
+    r"layers\.(\d+)\.self_attn\.k_proj\.(\w+)": r"esm.encoder.layer.\1.attention.self.key.\2",
+    r"layers\.(\d+)\.self_attn\.v_proj\.(\w+)": r"esm.encoder.layer.\1.attention.self.value.\2",
+    r"layers\.(\d+)\.self_attn\.out_proj\.(\w+)": r"esm.encoder.layer.\1.attention.output.dense.\2",
+    r"layers\.(\d+)\.self_attn_layer_norm\.(\w+)": r"esm.encoder.layer.\1.attention.LayerNorm.\2",
+    r"layers\.(\d+)\.self_attn\.rot_emb\.inv_freq": (
+        r"esm.encoder.layer.\1.attention.self.rotary_embeddings.inv_freq"
+    ),
+    r"layers\.(\d+)\.fc1\.(\w+)": r"esm.encoder.layer.\1.intermediate.dense.\2",
+    r"layers\.(\d+)\.fc2\.(\w+)": r"esm.encoder.layer.\1.output.dense.\2",
+    r"layers\.(\d+)\.final_layer_norm\.(\w+)": r"esm.encoder.layer.\1.LayerNorm.\2",
+    r"contact_head\.(.+)": r"esm.contact_head.\1",
+}
+"""Keys of fair-esm, without their prefixes, and the reference's; those of the head agree."""
+
+RENAMES = {re.compile(theirs): ours for theirs, ours in NAMES.items()}
+FOLDING = "esmfold_"
+"""How the files of ESMFold, which are not read, begin: esmfold_3B_v0.pt, esmfold_3B_v1.pt."""
+
+BERT = "roberta_large"
+"""What ESM-1b and ESM-1v say of their architecture."""
+
+
+def files_of(path: Path) -> tuple[Path, ...]:
+    """The checkpoint `path`, and its contact regression if that lies beside it."""
+    regression = regression_of(path)
+    return (path, regression) if regression.is_file() else (path,)
+
+
+def regression_of(path: Path) -> Path:
+    """Where the contact regression of the checkpoint `path` should lie."""
+    return path.with_name(path.stem + REGRESSION)
+
+
+def open_checkpoint(path: Path) -> PickledFile:
+    """The tensors of a checkpoint, or of a contact regression, under the reference's keys.
+
+    Raises WeightsError if it is damaged, or holds anything but tensors and arguments.
+    """
+    content = read(path)
+    tensors = {PREFIX.sub("", key): tensor for key, tensor in content["model"].items()}
+    embedding = tensors.get("embed_tokens.weight")
+    if content.get("args") and embedding is not None and embedding.shape[0] > MASK:
+        embedding.data[MASK] = 0  # for token dropout; of the file's mapping, not of the file
+    if "lm_head.weight" in tensors:  # one parameter there: what is loaded last holds
+        tensors["embed_tokens.weight"] = tensors.pop("lm_head.weight")
+    return PickledFile(path, {reference_key(key): tensor for key, tensor in tensors.items()})
+
+
+def reference_key(key: str) -> str:
+    """The reference's spelling of a key without its prefix; unknown keys stay as they are."""
+    for theirs, ours in RENAMES.items():
+        match = theirs.fullmatch(key)
+        if match:
+            return match.expand(ours)
+    return key
+
+
+def read_settings(path: Path) -> dict[str, Any]:
+    """The settings of a checkpoint, as a `config.json` would have them. Raises WeightsError."""
+    content = read(path)
+    settings = {
+        "vocab_size": TOKENS,
+        "mask_token_id": MASK,
+        "pad_token_id": PADDING,
+        "hidden_dropout_prob": 0.0,
+        "attention_probs_dropout_prob": 0.0,
+        "layer_norm_eps": 1e-5,
+        "model_type": "esm",
+        "architectures": ["EsmForMaskedLM"],
+    }
+    if "cfg" in content:
+        return settings | esm2_settings(arguments(content["cfg"].get("model"), path), path)
+    return settings | esm1_settings(arguments(content["args"], path), content["model"], path)
+
+
+def esm2_settings(given: Mapping[str, Any], path: Path) -> dict[str, Any]:
+    """What the arguments of an ESM-2 say."""
+    width = wanted(given, "embed_dim", path)
+    return {
+        "num_hidden_layers": wanted(given, "layers", path),
+        "hidden_size": width,
+        "num_attention_heads": wanted(given, "attention_heads", path),
+        "intermediate_size": 4 * width,
+        "max_position_embeddings": 1026,
+        "position_embedding_type": "rotary",
+        "token_dropout": wanted(given, "token_dropout", path),
+        "emb_layer_norm_before": False,
+    }
+
+
+def esm1_settings(
+    given: Mapping[str, Any], tensors: Mapping[str, Tensor], path: Path
+) -> dict[str, Any]:
+    """What the arguments of an ESM-1b or ESM-1v say; one of its norms is there if it has weights.
+
+    Raises WeightsError for other architectures of the same arguments.
+    """
+    if wanted(given, "arch", path) != BERT:
+        raise WeightsError(
+            f"{path}: its architecture is {brief(given['arch'])}, which is not among the models "
+            "here; use ESM-1b, ESM-1v or ESM-2"
+        )
+    keys = [PREFIX.sub("", key) for key in tensors]
+    return {
+        "num_hidden_layers": wanted(given, "layers", path),
+        "hidden_size": wanted(given, "embed_dim", path),
+        "num_attention_heads": wanted(given, "attention_heads", path),
+        "intermediate_size": wanted(given, "ffn_embed_dim", path),
+        "max_position_embeddings": wanted(given, "max_positions", path) + PADDING + 1,
+        "position_embedding_type": "absolute",
+        "token_dropout": bool(given.get("token_dropout", False)),
+        "emb_layer_norm_before": any(key.startswith("emb_layer_norm_before.") for key in keys),
+    }
+
+
+def wanted(given: Mapping[str, Any], name: str, path: Path) -> Any:
+    """An argument that has to be there. Raises WeightsError if it is not."""
+    value = given.get(name)
+    if value is None or (name != "arch" and not isinstance(value, int)):
+        raise WeightsError(f"{path}: its arguments have no usable '{name}'; it is no whole ESM")
+    return value
+
+
+def arguments(given: Any, path: Path) -> dict[str, Any]:
+    """Arguments by name, without the prefix that training gave them. Raises WeightsError."""
+    values = vars(given) if isinstance(given, argparse.Namespace) else given
+    if not isinstance(values, dict):
+        raise WeightsError(f"{path}: holds no arguments of training; it is no fair-esm checkpoint")
+    return {str(name).removeprefix("encoder_"): value for name, value in values.items()}
+
+
+def read(path: Path) -> dict[str, Any]:
+    """What the file holds: tensors in `model`, beside `cfg` or `args`. Raises WeightsError."""
+    if path.name.startswith(FOLDING):  # settings are classes of omegaconf there
+        raise WeightsError(
+            f"{path}: fair-esm's ESMFold, a file that lacks its language model; use "
+            "facebook/esmfold_v1, which is whole"
+        )
+    content = load_pickle(path, argparse.Namespace)
+    tensors = content.get("model") if isinstance(content, dict) else None
+    if not isinstance(tensors, dict) or not is_named_tensors(tensors):
+        raise WeightsError(
+            f"{path}: not an original fair-esm checkpoint: it has no 'model' with named tensors; "
+            "for other weights give the folder that holds them and config.json"
+        )
+    rotary = not any(key.endswith("embed_positions.weight") for key in tensors)
+    if rotary and isinstance(content.get("cfg"), dict):
+        return {"model": tensors, "cfg": content["cfg"]}
+    return {"model": tensors, "args": content.get("args")}

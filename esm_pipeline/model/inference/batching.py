@@ -1,0 +1,351 @@
+"""Token-budget batches, threads, the out-of-memory ladder, and `iter_packed`, which has all three.
+
+Sequences go longest first: neighbours are of like length, and if memory runs out it does so at the
+start. A batch that does not fit is halved and computed in parts. A sequence that does not fit
+beside those of other threads is tried again when they are done. So nothing is given up but a
+sequence that does not fit alone.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
+from itertools import chain
+from threading import Event
+from typing import Any, Generic, Literal, NamedTuple, TypeAlias, TypeVar, cast
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from esm_pipeline.arrays import Int64
+from esm_pipeline.errors import CapacityError, InputError
+from esm_pipeline.model import (
+    EsmForMaskedLM,
+    EsmForSequenceClassification,
+    EsmForTokenClassification,
+    EsmModel,
+    EsmTokenizer,
+    PackedLayout,
+    plain_model,
+)
+from esm_pipeline.model.inference.windows import SPECIAL_TOKENS
+from esm_pipeline.nucleotides import KEEP_NUCLEOTIDES, NUCLEOTIDES, nucleotides_in
+
+OUT_OF_MEMORY = re.compile(
+    r"can't allocate memory|not enough memory|std::bad_alloc"  # PyTorch on the CPU
+    r"|(CUDA|HIP) error: out of memory|(CUDA|HIP|MPS backend) out of memory"
+    r"|could not (create|execute) a (primitive|memory)"  # oneDNN
+    r"|(CUBLAS|CUDNN|CUSOLVER|CUSPARSE|HIPBLAS|ROCBLAS)_STATUS_(ALLOC_FAILED|NOT_INITIALIZED)"
+)
+"""What a RuntimeError says that means the same as torch.OutOfMemoryError.
+
+Libraries of CUDA that find no room for their own workspace call themselves not initialized.
+"""
+
+GAP = re.compile(r"[.\-](?![^<]*>)")
+"""A gap, not within a token such as `<null_1>`."""
+
+CPU_TOKENS = 4096
+"""Most tokens of a batch on the CPU: what fits its caches is computed faster."""
+LEAST_TOKENS = 512
+"""Tokens below which a batch is not made smaller for the sake of other threads."""
+
+WithLogits: TypeAlias = EsmForMaskedLM | EsmForSequenceClassification | EsmForTokenClassification
+R = TypeVar("R")
+
+
+def token_batches(lengths: NDArray[Any], token_budget: int, workers: int = 1) -> Iterator[Int64]:
+    """Cut sequences of `lengths` residues into batches, longest first, equals in their order.
+
+    Yields indices into `lengths`, each once. BOS and EOS counted, a batch has at most
+    `token_budget` tokens, unless it is one sequence alone. For several `workers` the last ones are
+    smaller, so that all have done at about one time.
+    """
+    order = np.argsort(-np.asarray(lengths, np.int64), kind="stable")
+    ends = np.cumsum(np.asarray(lengths, np.int64)[order] + SPECIAL_TOKENS)
+    start = spent = 0
+    while start < len(order):
+        budget = token_budget
+        if workers > 1:
+            left = int(ends[-1]) - spent
+            budget = min(budget, max(LEAST_TOKENS, left // (2 * workers)))
+        stop = max(start + 1, int(np.searchsorted(ends, spent + budget, side="right")))
+        yield order[start:stop]
+        start, spent = stop, int(ends[stop - 1])
+
+
+class Computed(NamedTuple, Generic[R]):
+    """A part of a batch; `result` is None where its one sequence does not fit into memory."""
+
+    part: Int64
+    result: R | None
+
+
+def run_with_ladder(batch: Int64, compute: Callable[[Int64], R]) -> Iterator[Computed[R]]:
+    """Compute `batch`, or if memory runs out its halves, and so on down to one sequence.
+
+    Yields each part in its order, and holds none of them while it computes the next. Errors that
+    are not about memory pass through.
+    """
+    pending = [batch]
+    while pending:
+        part = pending.pop()
+        try:
+            computed = Computed(part, compute(part))
+        except (MemoryError, RuntimeError) as error:
+            if not is_out_of_memory(error):
+                raise
+        else:
+            yield computed
+            del computed
+            continue
+        release_memory()  # here the error is gone, and with it what its frames held
+        if len(part) == 1:
+            yield Computed(part, None)
+        else:
+            middle = len(part) // 2
+            pending += [part[middle:], part[:middle]]
+
+
+def compute_batches(
+    lengths: NDArray[Any],
+    token_budget: int,
+    compute: Callable[[Int64], R],
+    device: torch.device,
+) -> Iterator[Computed[R]]:
+    """Compute sequences of `lengths` residues, longest first, batch by batch; parts in that order.
+
+    On the CPU, batches have up to `CPU_TOKENS` tokens, and the threads that PyTorch may use compute
+    several at once: together they hold no more than `token_budget`, or one sequence beyond that.
+    `compute` is called in other threads, and has to enter PyTorch's modes itself.
+    """
+    if device.type != "cpu":
+        for batch in token_batches(lengths, token_budget):
+            yield from run_with_ladder(batch, compute)
+        return
+    lengths = np.asarray(lengths, np.int64)
+    threads = 1 if torch.is_autocast_enabled("cpu") else torch.get_num_threads()
+    workers = max(1, min(threads, token_budget // LEAST_TOKENS))
+    share = min(max(token_budget // workers, 1), CPU_TOKENS)
+    batches = list(token_batches(lengths, share, workers))
+    # those that are longer than a share come first, and get all threads
+    alone = sum(int(lengths[batch[0]]) + SPECIAL_TOKENS > share for batch in batches)
+    if workers == 1 or len(batches) - alone < 2:
+        alone = len(batches)
+    for batch in batches[:alone]:
+        yield from run_with_ladder(batch, compute)
+    if alone < len(batches):
+        yield from run_in_threads(batches[alone:], compute, workers, threads // workers)
+
+
+def run_in_threads(
+    batches: Sequence[Int64], compute: Callable[[Int64], R], workers: int, threads: int
+) -> Iterator[Computed[R]]:
+    """Compute `batches`, `workers` at a time with `threads` each; parts in the batches' order.
+
+    Sequences that failed beside others come last, each computed anew when the threads are done. An
+    error in one batch, or the end of whoever reads the parts, stops the others at their next part.
+    """
+    stop, lone = Event(), list[Int64]()
+
+    def compute_unless_stopped(part: Int64) -> R:
+        if stop.is_set():
+            raise CancelledError
+        return compute(part)
+
+    def run(batch: Int64) -> list[Computed[R]]:
+        found: list[Computed[R]] = []
+        try:
+            for computed in run_with_ladder(batch, compute_unless_stopped):
+                found.append(computed)
+        except CancelledError:
+            pass  # whoever stopped it has the error
+        except BaseException:
+            stop.set()
+            raise
+        return found
+
+    def fitting(found: list[Computed[R]]) -> Iterator[Computed[R]]:
+        lone.extend(part for part, result in found if result is None)
+        return (computed for computed in found if computed.result is not None)
+
+    pool = ThreadPoolExecutor(workers, "batch", torch.set_num_threads, (threads,))
+    ahead: deque[Future[list[Computed[R]]]] = deque()
+    try:
+        for batch in batches:
+            ahead.append(pool.submit(run, batch))
+            if len(ahead) > workers:
+                yield from fitting(ahead.popleft().result())
+        while ahead:
+            yield from fitting(ahead.popleft().result())
+    finally:
+        stop.set()  # those that wait end as they begin
+        pool.shutdown()
+        torch.set_num_threads(torch.get_num_threads())  # of threads made later, as of this one
+    yield from chain.from_iterable(run_with_ladder(part, compute) for part in lone)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether `error` says that memory ran out, on the device or on the host."""
+    if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
+        return True
+    return isinstance(error, RuntimeError) and OUT_OF_MEMORY.search(str(error)) is not None
+
+
+def release_memory() -> None:
+    """Give the blocks that PyTorch keeps for later back to the GPU."""
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    elif torch.backends.mps.is_available():
+        torch.mps.empty_cache()
+
+
+def pack(
+    sequences: Sequence[str], tokenizer: EsmTokenizer, device: torch.device
+) -> tuple[Tensor, PackedLayout]:
+    """Token ids (T,) int64 of all `sequences` end to end, and their layout, on `device`."""
+    tokens = [tokenizer.encode_residues(sequence) for sequence in sequences]
+    layout = PackedLayout.from_lengths([len(one) for one in tokens], device)
+    return torch.from_numpy(np.concatenate(tokens)).to(device), layout
+
+
+def iter_packed(
+    model: EsmModel | WithLogits,
+    sequences: Sequence[str],
+    *,
+    tokenizer: EsmTokenizer | None = None,
+    token_budget: int = 16_384,
+    output: Literal["logits", "representation"] = "logits",
+    layer: int = -1,
+    nucleotides: Literal["refuse", "keep"] = "refuse",
+) -> Iterator[tuple[int, Tensor]]:
+    """Run `model` over many sequences, packed; yield `(i, tensor)` for each, in the order computed.
+
+    `i` indexes `sequences`, any Sequence of str: only those of some batches are held. An array or a
+    table's column is made a list. `output` is "logits", (L, V), of classifiers (L, num_labels) or
+    (num_labels,), or the "representation" (L, D) of `layer` (0 to n, -1 is n), L with BOS and EOS,
+    on the model's device and without gradients; each tensor is a part of its batch's (clone it
+    to keep one of many). The tokenizer is the checkpoint's, else the standard alphabet: tokens such
+    as `<mask>` are read, lower case, white space and a `*` at the end as `shard` does. DNA and RNA
+    are refused, or their letters kept as residues. On the CPU, the threads that PyTorch may use
+    compute several batches at once, `token_budget` tokens in all.
+    A model within peft, `torch.compile` or DDP is found; with trained prompts it is refused.
+    Raises InputError for unusable arguments at once, CapacityError for a sequence that does not fit
+    into memory alone.
+    """
+    if output not in ("logits", "representation"):
+        raise InputError(f"output '{output}' is not known; choose 'logits' or 'representation'")
+    model = cast(EsmModel | WithLogits, plain_model(model))
+    if output == "logits" and not hasattr(model, "packed_logits"):
+        raise InputError(
+            f"{type(model).__name__} has no logits; load EsmForMaskedLM, or ask for "
+            "output='representation'"
+        )
+    whole = isinstance(token_budget, (int, np.integer)) and not isinstance(token_budget, bool)
+    if not whole or token_budget < 1:
+        raise InputError(f"token_budget {token_budget!r} is not a whole number from 1 on")
+    encoder = cast(EsmModel, getattr(model, "esm", model))
+    check_layer(layer, encoder.config.num_hidden_layers)
+    if nucleotides not in NUCLEOTIDES:
+        raise InputError(f"nucleotides {nucleotides!r} is not 'refuse' or 'keep'")
+    sequences = as_sequence(sequences)
+    chosen = default_tokenizer(model) if tokenizer is None else tokenizer
+    lengths = lengths_of(sequences, chosen, nucleotides)
+    limit = encoder.max_residues
+    if limit is not None and lengths.size and lengths.max() > limit:
+        place = int(lengths.argmax())
+        raise InputError(
+            f"sequence {place} has {lengths[place]} residues, the model has positions for {limit}; "
+            "cut it"
+        )
+
+    @torch.no_grad()
+    def compute(part: Int64) -> list[Tensor]:
+        tokens, layout = pack([sequences[i] for i in part.tolist()], chosen, model.device)
+        if output == "logits":
+            values = cast(WithLogits, model).packed_logits(tokens, layout)
+            if isinstance(model, EsmForSequenceClassification):
+                return list(values)  # one (num_labels,) a sequence
+        else:
+            values = encoder.represent(tokens, layout, [layer]).hidden[layer]
+        return list(torch.split(values, layout.lengths))
+
+    return results_of(compute_batches(lengths, token_budget, compute, model.device), lengths)
+
+
+def results_of(
+    computed: Iterator[Computed[list[Tensor]]], lengths: Int64
+) -> Iterator[tuple[int, Tensor]]:
+    """`(i, tensor)` of each sequence. Raises CapacityError."""
+    for part, results in computed:
+        if results is None:
+            place = int(part[0])
+            raise CapacityError(
+                f"sequence {place} ({lengths[place]} residues) does not fit into memory alone; "
+                "use a machine with more"
+            )
+        places = zip(part.tolist(), results, strict=True)
+        del results  # the next batch may need the room
+        yield from places
+        del places
+
+
+def as_sequence(sequences: object) -> Sequence[Any]:
+    """`sequences` if it is a Sequence, as a list if an array or a column. Raises InputError."""
+    if not isinstance(sequences, Sequence) and hasattr(sequences, "tolist"):
+        sequences = sequences.tolist()
+    if not isinstance(sequences, Sequence) or isinstance(sequences, (str, bytes, bytearray)):
+        kind = type(sequences).__name__
+        raise InputError(f"sequences are of type {kind}; pass a list of str, one a sequence")
+    return sequences
+
+
+def lengths_of(sequences: Sequence[Any], tokenizer: EsmTokenizer, nucleotides: str) -> Int64:
+    """(N,) tokens of each sequence, without BOS and EOS.
+
+    Raises InputError, with its index, for one that is no str, has gaps or other characters that are
+    no residues, or looks like nucleotides, unless they are to be kept.
+    """
+    lengths = np.empty(len(sequences), np.int64)
+    for place, sequence in enumerate(sequences):
+        if not isinstance(sequence, str):
+            kind = type(sequence).__name__
+            raise InputError(f"sequence {place} is of type {kind}; pass a list of str")
+        try:
+            lengths[place] = len(tokenizer.residue_ids(sequence))
+        except InputError as error:
+            raise InputError(f"sequence {place}: {error}") from None
+        if not lengths[place]:
+            raise InputError(f"sequence {place} has no residues; leave it out")
+        if ("-" in sequence or "." in sequence) and (gap := GAP.search(sequence)):
+            what = f"gap {gap[0]!r} at place {gap.start() + 1}"
+            raise InputError(f"sequence {place}: {what}; remove the gaps")
+        if nucleotides == "refuse" and "L" not in sequence and (kind := nucleotides_of(sequence)):
+            raise InputError(f"sequence {place} looks like {kind}; {KEEP_NUCLEOTIDES}")
+    return lengths
+
+
+def nucleotides_of(sequence: str) -> str:
+    """What `nucleotides_in` says of a sequence in any case, with white space."""
+    return nucleotides_in("".join(sequence.split()).upper().encode("utf-8", "replace"))
+
+
+def check_layer(layer: int, count: int) -> None:
+    """Raise InputError unless a model of `count` layers has `layer`, an int; -1 is the last."""
+    if isinstance(layer, bool) or not isinstance(layer, (int, np.integer)):
+        raise InputError(
+            f"layer {layer!r} is not a whole number; give one from 0 to {count}, or -1"
+        )
+    if not -1 <= layer <= count:
+        raise InputError(f"layer {layer} does not exist; the model has layers 0 to {count}")
+
+
+def default_tokenizer(model: EsmModel | WithLogits) -> EsmTokenizer:
+    """The tokenizer of the checkpoint that `model` was loaded from, else the standard one."""
+    if model.source:
+        return EsmTokenizer.from_pretrained(model.source)
+    return EsmTokenizer.standard()

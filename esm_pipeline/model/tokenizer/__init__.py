@@ -1,0 +1,1 @@
+"""The ESM tokenizer."""

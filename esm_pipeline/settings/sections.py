@@ -1,0 +1,518 @@
+"""The settings of each task, as classes.
+
+The flags of the command line, the parameters of the workflow's rules and the sections of the config
+file are all made from these classes. No torch: the workflow imports this module at every parse.
+"""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Iterator, Mapping
+from typing import Annotated, Any, Literal, Self, TypeAlias, TypeVar
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
+
+from esm_pipeline.errors import InputError
+from esm_pipeline.settings.messages import as_flags, explain, place_of
+
+EXECUTION: dict[str, Any] = {"execution": True}
+"""Marks a field that changes how a result is computed but not the result: it reruns nothing."""
+
+COMMAND_LINE = "command line"
+"""The source of settings given as flags; error messages then name flags, not keys."""
+
+MOST_THREADS = 1024
+MOST_LETTERS = 2_000_000_000
+STANDARD_CODE = 11
+DIGITS = re.compile("[+-]?[0-9]{1,18}")
+CONTROL = re.compile("[\0-\x1f\x7f-\x9f\u2028\u2029]")
+LABEL = re.compile("[A-Za-z0-9._-]{1,100}")
+"""A text that can be part of a column name and of a file name."""
+
+
+def digits(value: Any) -> Any:
+    """Turn a whole number written as text into an int; return any other `value` unchanged."""
+    return int(value) if isinstance(value, str) and DIGITS.fullmatch(value) else value
+
+
+def no_truth(value: Any) -> Any:
+    """Return `value`. Raises ValueError for true and false, which Python takes for numbers."""
+    if isinstance(value, bool):
+        raise ValueError("should be a number")
+    return value
+
+
+def printable(value: str) -> str:
+    """Return `value`. Raises ValueError if it has characters that no path or name can have."""
+    if CONTROL.search(value):
+        raise ValueError("contains a line break or control character; remove it")
+    return value
+
+
+def each_once(value: list[Any]) -> list[Any]:
+    """Return `value`. Raises ValueError if an item appears twice."""
+    if any(one in value[:place] for place, one in enumerate(value)):
+        raise ValueError("contains a duplicate; remove one")
+    return value
+
+
+def labels(value: dict[str, str]) -> dict[str, str]:
+    """Return `value`. Raises ValueError for a key that cannot be part of a column or file name."""
+    for label in value:
+        if not LABEL.fullmatch(label):
+            raise ValueError(
+                f"label {label[:120]!a} may contain only letters, digits, '.', '_' and '-'"
+            )
+        if sum(label.lower() == other.lower() for other in value) > 1:
+            raise ValueError(f"label '{label}' appears twice (differing only in case); rename one")
+    return value
+
+
+def known_code(value: int) -> int:
+    """Return `value`. Raises ValueError if the NCBI has no genetic code with that number."""
+    if value != STANDARD_CODE:
+        from Bio.Data import CodonTable
+
+        if value not in CodonTable.unambiguous_dna_by_id:
+            known = ", ".join(map(str, sorted(CodonTable.unambiguous_dna_by_id)))
+            raise ValueError(f"not the number of an NCBI genetic code; choose one of {known}")
+    return value
+
+
+Whole: TypeAlias = Annotated[int, Field(strict=True), BeforeValidator(digits)]
+Layer: TypeAlias = Annotated[int, Field(strict=True, ge=-1), BeforeValidator(digits)]
+ChunkSize: TypeAlias = Annotated[int, Field(strict=True, gt=0), BeforeValidator(digits)]
+Name: TypeAlias = Annotated[str, Field(min_length=1), AfterValidator(printable)]
+S = TypeVar("S", bound="Section")
+
+
+class Section(BaseModel):
+    """A group of settings; an unknown key in it is an error."""
+
+    model_config = ConfigDict(extra="forbid", validate_default=True)
+
+    def part(self, kind: type[S]) -> S:
+        """Return the settings of this section that its base class `kind` defines."""
+        return kind.model_validate(self.model_dump(include=set(kind.model_fields)))
+
+
+class CleaningSettings(Section):
+    """What to do with unusual letters in a sequence."""
+
+    unknown_residues: Literal["replace", "skip"] = Field(
+        "replace",
+        description="the letter J, which no model knows: replace it with X, or skip the record",
+    )
+    internal_stops: Literal["skip", "replace"] = Field(
+        "skip",
+        description="stop '*' inside a sequence: skip the record, or replace the stop with X",
+    )
+    gaps: Literal["skip", "remove"] = Field(
+        "skip", description="gaps '-' and '.' in a sequence: skip the record, or remove the gaps"
+    )
+    nucleotides: Literal["refuse", "translate", "keep"] = Field(
+        "refuse",
+        description="DNA or RNA: refuse it (skip the record, and stop if most of a file is "
+        "nucleotides), translate coding sequences, or keep the letters as residues",
+    )
+    genetic_code: Annotated[Whole, AfterValidator(known_code)] = Field(
+        STANDARD_CODE,
+        description="NCBI number of the genetic code used to translate coding sequences; 11: "
+        "bacteria, archaea and plastids",
+    )
+    max_letters: Whole = Field(
+        100_000,
+        gt=0,
+        le=MOST_LETTERS,
+        description="longest record, in letters; a longer one is skipped; three times as many "
+        "letters if nucleotides are translated",
+    )
+
+
+AS_VALIDATED = {"nucleotides": "keep", "max_letters": MOST_LETTERS}
+"""Values of CleaningSettings with which the output of `shard` is read unchanged."""
+
+
+class ShardSettings(CleaningSettings):
+    """How an input is validated and cut into shards."""
+
+    residues: Whole = Field(
+        2_000_000,
+        gt=0,
+        description="approximate number of residues in a shard if `shards` is auto",
+    )
+
+
+class ComputeSettings(Section):
+    """The settings of every task that runs a model."""
+
+    dtype: Literal["float32", "bfloat16", "int8"] = Field(
+        "float32",
+        description="precision of the computation: float32, bfloat16 or int8 (8-bit layers, for "
+        "CPUs)",
+    )
+    device: str = Field(
+        "auto",
+        pattern=r"^(auto|cpu|mps|cuda(:[0-9]{1,3})?)$",
+        examples=["auto", "cpu", "cuda", "cuda:0", "mps"],
+        description="auto, cpu, cuda, cuda:N or mps; auto uses a GPU if there is one",
+        json_schema_extra=EXECUTION,
+    )
+    token_budget: Whole = Field(
+        16_384,
+        gt=0,
+        description="largest number of tokens in a batch",
+        json_schema_extra=EXECUTION,
+    )
+    threads: Whole = Field(
+        0,
+        ge=0,
+        le=MOST_THREADS,
+        description="CPU threads of one job; 0: every core that the job may use",
+        json_schema_extra=EXECUTION,
+    )
+
+    def computing(self) -> ComputeSettings:
+        """Return the settings that a job that runs the model needs."""
+        return self
+
+
+class EmbedSettings(ComputeSettings):
+    """What `embed` computes."""
+
+    layers: list[Layer] = Field(
+        [-1],
+        min_length=1,
+        description="layers to store: 0 (the embedding) to n; -1 is the last",
+    )
+    include: list[Literal["mean", "residue", "bos", "contacts"]] = Field(
+        ["mean"],
+        min_length=1,
+        description="what to store for each sequence: mean, residue, bos or contacts",
+    )
+    residue_dtype: Literal["float16", "float32"] = Field(
+        "float16", description="precision of the stored residue representations: float16 or float32"
+    )
+    long: Literal["auto", "skip", "truncate", "full"] = Field(
+        "auto",
+        description="sequences longer than the position table: skip, truncate, full or auto (skip; "
+        "full for models without a table, such as ESM-2)",
+    )
+
+    _each_once = field_validator("layers", "include")(each_once)
+
+
+class VariantSettings(Section):
+    """How a table of variants is read."""
+
+    mutation_col: Name = Field(
+        "mutant", description="column with the mutations, such as A42G or A42G:T50K"
+    )
+    offset: Whole = Field(
+        0,
+        ge=-1_000_000,
+        le=1_000_000,
+        description="difference between the residue numbers of the table and of the protein: the "
+        "first residue of the protein has the number 1 + offset",
+    )
+    mutated_sequence_col: Name | None = Field(
+        None, description="column with whole mutated sequences, read instead of mutations"
+    )
+    position_col: Name | None = Field(
+        None,
+        description="column with residue numbers, read together with `mutant_aa_col` instead of "
+        "mutations, such as VEP's Protein_position",
+    )
+    mutant_aa_col: Name | None = Field(
+        None,
+        description="column with the mutant residue, or with wild type and mutant as A/V, "
+        "such as VEP's Amino_acids",
+    )
+    wild_type_aa_col: Name | None = Field(
+        None,
+        description="column with the wild-type residue if `mutant_aa_col` has the mutant only",
+    )
+    protein_col: Name | None = Field(
+        None,
+        description="column with the protein of each row: its id, accession or gene in the FASTA; "
+        "by default 'protein', if there is such a column",
+    )
+    protein: Name | None = Field(
+        None,
+        description="id in the FASTA of the one protein that all rows belong to; with "
+        "`protein_col`, rows of other proteins are skipped",
+    )
+    sequence_col: Name | None = Field(
+        None, description="column with wild-type sequences, read instead of a FASTA"
+    )
+
+    @model_validator(mode="after")
+    def _columns(self) -> Self:
+        if (self.position_col is None) != (self.mutant_aa_col is None):
+            raise ValueError("'position_col' and 'mutant_aa_col' go together; set both or neither")
+        if self.wild_type_aa_col is not None and self.position_col is None:
+            raise ValueError(
+                "'wild_type_aa_col' needs 'position_col' and 'mutant_aa_col'; set them"
+            )
+        if self.position_col is not None and self.mutated_sequence_col is not None:
+            raise ValueError(
+                "'position_col' and 'mutated_sequence_col' exclude each other; choose one"
+            )
+        return self
+
+
+class StrategySettings(ComputeSettings):
+    """How variants are scored."""
+
+    strategy: Literal[
+        "masked_marginal", "masked_marginal_joint", "wt_marginal", "pseudo_log_likelihood"
+    ] = Field(
+        "masked_marginal",
+        description="masked_marginal (each mutated residue masked alone), masked_marginal_joint "
+        "(all of a variant masked together), wt_marginal (nothing masked) or "
+        "pseudo_log_likelihood (of the whole sequence)",
+    )
+    long: Literal["auto", "skip", "truncate", "window", "full"] = Field(
+        "auto",
+        description="proteins longer than the position table: skip, truncate, window (as "
+        "ProteinGym does), full or auto (skip; full for models without a table, such as ESM-2)",
+    )
+    window: Whole = Field(
+        1024,
+        ge=8,
+        description="tokens in one window if `long` is window; at most as many as the position "
+        "table has",
+    )
+
+
+class ScoreSettings(VariantSettings, StrategySettings):
+    """The settings of `score`."""
+
+
+class ScoreSection(ScoreSettings):
+    """The settings of `score` in the workflow, with its models."""
+
+    models: dict[str, Name] = Field(
+        {},
+        description="an ensemble: label and model of each member, a hub id (optionally with "
+        "@revision) or a folder; by default the `model` of all tasks",
+    )
+    saturation: bool = Field(
+        False, description="score every substitution of every protein and write saturation.h5"
+    )
+    plots: bool = Field(
+        False, description="draw a picture of each saturated protein, into heatmaps"
+    )
+    table_bytes: Whole = Field(
+        1_000_000,
+        gt=0,
+        description="approximate bytes of a variant table in one shard if `shards` is auto",
+    )
+
+    _labels = field_validator("models")(labels)
+
+    @model_validator(mode="after")
+    def _saturation(self) -> ScoreSection:
+        if self.saturation and self.strategy == "pseudo_log_likelihood":
+            raise ValueError(
+                "saturation with pseudo_log_likelihood needs 19 L² forward passes for each "
+                "protein; choose masked_marginal"
+            )
+        if self.plots and not self.saturation:
+            raise ValueError("'plots' shows a saturation; set 'saturation' too")
+        return self
+
+    def computing(self) -> StrategySettings:
+        """Return the settings without those of the table, which is read before any model runs."""
+        return self.part(StrategySettings)
+
+
+class OwnModel(Section):
+    """The model of one task, if it differs from the model of all tasks."""
+
+    model: Name | None = Field(
+        None,
+        description="model of this task, a hub id or a folder; by default the `model` of all tasks",
+    )
+    revision: Name | None = Field(
+        None, description="commit, tag or branch, if this model comes from the hub"
+    )
+
+    @model_validator(mode="after")
+    def _of_a_model(self) -> Self:
+        if self.revision is not None and self.model is None:
+            raise ValueError("'revision' belongs to 'model'; set 'model' too, or leave it out")
+        return self
+
+
+class FoldSettings(ComputeSettings):
+    """What `fold` computes."""
+
+    dtype: Literal["float32", "bfloat16"] = Field(
+        "float32",
+        description="precision of the language model: float32 or bfloat16; the folding trunk "
+        "computes in float32",
+    )
+    token_budget: Whole = Field(
+        1024,
+        gt=0,
+        description="largest number of residues in one batch, padding included; batches of long "
+        "sequences are smaller",
+        json_schema_extra=EXECUTION,
+    )
+    num_recycles: Whole = Field(
+        3, ge=0, le=100, description="number of recycles: the trunk runs N + 1 times"
+    )
+    chunk_size: Literal["auto", "none"] | ChunkSize = Field(
+        "auto",
+        description="rows of the pair representation computed at once: fewer rows need less memory "
+        "and more time; auto: as many as fit; none: all",
+        json_schema_extra=EXECUTION,
+    )
+    memory: float = Field(
+        0,
+        ge=0,
+        allow_inf_nan=False,
+        description="GB of memory that one job may use for a batch; 0: all that is free",
+        json_schema_extra=EXECUTION,
+    )
+    max_residues: Whole = Field(
+        0, ge=0, description="longest sequence or complex to fold, in residues; 0: no limit"
+    )
+    long: Literal["auto", "skip", "truncate", "full"] = Field(
+        "auto",
+        description="sequences longer than max_residues or the position table: auto and skip (skip "
+        "them), truncate (never a complex) or full (requires that there is no limit)",
+    )
+
+
+class StructureSettings(Section):
+    """Which files to write for each structure."""
+
+    formats: list[Literal["pdb", "cif"]] = Field(
+        ["pdb"],
+        min_length=1,
+        description="files of each structure: pdb, cif or both; structures.tsv names the first",
+    )
+    pae: list[Literal["json", "npz"]] = Field(
+        ["json"],
+        description="files of the predicted aligned error: json (as in the AlphaFold database), "
+        "npz, both or none",
+    )
+    archive: bool = Field(
+        False, description="write zip archives of 1,000 records each instead of folders"
+    )
+
+    _each_once = field_validator("formats", "pae")(each_once)
+
+
+class FoldSection(FoldSettings, StructureSettings, OwnModel):
+    """The settings of `fold` in the workflow, with its model and its files."""
+
+    def computing(self) -> FoldSettings:
+        """Return the settings without those of the files, which are written after folding."""
+        return self.part(FoldSettings)
+
+
+class LabelSettings(Section):
+    """Which labels to report for a sequence or residue that may have several."""
+
+    threshold: Annotated[float, BeforeValidator(no_truth)] = Field(
+        0.5,
+        ge=0,
+        le=1,
+        allow_inf_nan=False,
+        description="lowest probability of a reported label, for models that give several labels "
+        "(multi-label)",
+    )
+
+
+CLASSIFIERS = {
+    "EsmForSequenceClassification": "sequences",
+    "EsmForTokenClassification": "residues",
+}
+"""What the models of `classify` classify, by their class (`architectures` in config.json)."""
+
+
+class ClassifySettings(ComputeSettings):
+    """How `classify` runs a model."""
+
+    of: Literal["auto", "sequences", "residues"] = Field(
+        "auto",
+        description="what the model classifies: sequences, residues or auto (as the config.json of "
+        "the checkpoint says; the workflow needs the answer before a hub model is fetched, so set "
+        "it for such a model)",
+    )
+    long: Literal["auto", "skip", "truncate", "full"] = Field(
+        "auto",
+        description="sequences longer than the position table: skip, truncate, full or auto (skip; "
+        "full for models without a table, such as ESM-2)",
+    )
+
+
+class ClassifySection(ClassifySettings, LabelSettings, OwnModel):
+    """The settings of `classify` in the workflow, with its model."""
+
+    def computing(self) -> ClassifySettings:
+        """Return the settings without those of the table, which is written from the results."""
+        return self.part(ClassifySettings)
+
+
+def check(section: type[S], values: Mapping[str, Any], source: str) -> S:
+    """Build `section` from `values`. Raises InputError that says which key is wrong and why."""
+    try:
+        return section.model_validate(values)
+    except ValidationError as error:
+        problems: dict[tuple[int | str, ...], str] = {}
+        for one in error.errors():  # a union reports several for one place: the first is enough
+            place = place_of(section, one["loc"])
+            told = explain(section, one)
+            if source == COMMAND_LINE:
+                told = as_flags(section, place, told)
+            problems.setdefault(tuple(place), told)
+        raise InputError("\n".join(f"{source}: {each}" for each in problems.values())) from None
+
+
+def is_execution(section: type[Section], name: str) -> bool:
+    """Whether a field of `section` does not change results."""
+    extra = section.model_fields[name].json_schema_extra
+    return isinstance(extra, dict) and bool(extra.get("execution"))
+
+
+def values(section: Section, *, execution: bool = False) -> dict[str, Any]:
+    """Return the fields that are set and that change results (or, with `execution`, do not)."""
+    return {
+        name: value
+        for name, value in section
+        if is_execution(type(section), name) is execution and value is not None
+    }
+
+
+def texts(section: Section, *, execution: bool = False) -> dict[str, str]:
+    """Return the same fields as text."""
+    return {
+        name: ",".join(map(str, value)) if isinstance(value, list) else str(value)
+        for name, value in values(section, execution=execution).items()
+    }
+
+
+def flag_values(section: Section, *, execution: bool) -> Iterator[tuple[str, str]]:
+    """Yield the same fields as flags with their values."""
+    for name, text in texts(section, execution=execution).items():
+        yield "--" + name.replace("_", "-"), text
+
+
+def flags(section: Section, *, execution: bool = False) -> str:
+    """Return `section` as shell-quoted command-line flags."""
+    pairs = flag_values(section, execution=execution)
+    return " ".join(shlex.quote(f"{flag}={value}") for flag, value in pairs)

@@ -1,0 +1,1 @@
+"""Protein structures as numbers, and as the text of files; no torch."""

@@ -1,0 +1,1 @@
+"""Classes of sequences or residues, by a fine-tuned model."""

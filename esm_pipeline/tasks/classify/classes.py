@@ -1,0 +1,156 @@
+"""Write what was said of sequences or residues as a table, from the HDF5 that `classify` wrote.
+
+Of sequences, a row for every record of `--records`, with its status and reason; without it, for
+those that are ok. Of residues, a row for each one.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterable, Iterator
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from esm_pipeline.arrays import Bool
+from esm_pipeline.errors import InputError
+from esm_pipeline.files import atomic_path, require_apart
+from esm_pipeline.flags import add_flags, section_from
+from esm_pipeline.formats.checksums import LISTING, check_listed
+from esm_pipeline.formats.records import OK, Outcome, Record
+from esm_pipeline.formats.results.classes import Classes, ResidueClasses
+from esm_pipeline.formats.results.open import open_results
+from esm_pipeline.formats.tables.base import BLOCK, Column, Writer, create_table, suffix_of
+from esm_pipeline.locks import Outputs
+from esm_pipeline.settings.sections import LabelSettings
+from esm_pipeline.tasks.run.aggregate import with_outcomes
+
+TASK = "classify"
+RECORD = [Column("index", "whole"), *(Column(name, "text") for name in ("id", "status", "reason"))]
+RESIDUE = [
+    *(Column("id", "text"), Column("index", "whole")),
+    *(Column("position", "whole"), Column("residue", "text")),
+]
+"""Columns before those of what the model says."""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the flags of `classes`."""
+    parser.add_argument("results", type=Path, metavar="CLASSES.h5", help="what `classify` wrote")
+    parser.add_argument("output", type=Path, metavar="OUT", help="a .tsv, .csv or .parquet")
+    parser.add_argument("--records", type=Path, help="records.tsv of the same input")
+    parser.add_argument(
+        "--status", type=Path, help="status table of `classify`, if --records does not have it"
+    )
+    add_flags(parser, LabelSettings)
+
+
+def outputs(args: argparse.Namespace) -> Outputs:
+    """What `classes` writes. Raises InputError if it would replace what it reads."""
+    require_apart([args.output], filter(None, [args.results, args.records, args.status]))
+    return Outputs([args.output])
+
+
+def run(args: argparse.Namespace) -> int:
+    """Write the table; returns 0."""
+    threshold = section_from(LabelSettings, args).threshold
+    suffix = suffix_of(args.output)
+    require_apart([args.output], filter(None, [args.results, args.records, args.status]))
+    records = None
+    if args.status:
+        check_listed(args.results, args.status.with_name(LISTING))
+    if args.records:
+        statuses = {TASK: args.status} if args.status else {}
+        records = with_outcomes(args.records, statuses)
+    with atomic_path(args.output) as path:
+        write_table(path, suffix, args.results, records, threshold)
+    return 0
+
+
+def write_table(
+    target: Path, suffix: str, source: Path, records: Iterable[Record] | None, threshold: float
+) -> None:
+    """Write the results at `source` as a table of the kind that `suffix` names.
+
+    `records` are those of the input, with what became of them. Raises InputError if they are not
+    those of the results, or these are of another task.
+    """
+    with open_results(source) as results:
+        if not isinstance(results, Classes):
+            raise InputError(f"{source}: not what `classify` writes; give a classes.h5")
+        before = RESIDUE if isinstance(results, ResidueClasses) else RECORD
+        with create_table(target, suffix, None, [*before, *results.columns()]) as writer:
+            if isinstance(results, ResidueClasses):
+                write_residues(writer, results, threshold)
+            else:
+                write_records(writer, results, rows_of(results, records), threshold)
+
+
+def rows_of(
+    results: Classes, records: Iterable[Record] | None
+) -> Iterator[tuple[int, str, Outcome]]:
+    """Index, id and outcome of all `records`, or of those that have results."""
+    if records is None:
+        for index, name in zip(results.index.tolist(), results.ids, strict=True):
+            yield index, name, Outcome(OK)
+        return
+    for record in records:
+        if TASK not in record.outcomes:
+            raise InputError(
+                f"--records: says nothing of '{TASK}'; give the status table as well, or the "
+                "records.tsv beside the results"
+            )
+        yield record.index, record.id, record.outcomes[TASK]
+
+
+def write_records(
+    writer: Writer,
+    results: Classes,
+    rows: Iterator[tuple[int, str, Outcome]],
+    threshold: float,
+) -> None:
+    """A row for each record; one that has no results has empty cells."""
+    done, values = 0, results.mapped()
+    while block := list(islice(rows, BLOCK)):
+        index, names, outcomes = zip(*block, strict=True)
+        statuses, reasons = zip(*outcomes, strict=True)
+        ok = np.array([status == OK for status in statuses])
+        stop = done + int(ok.sum())
+        if not np.array_equal(results.index[done:stop], np.array(index)[ok]):
+            raise mismatch(results)
+        cells = results.cells(values[results.row[done:stop]], threshold)
+        told = [spread(column, ok) for column in cells]
+        writer.write(None, [index, names, statuses, reasons, *told])
+        done = stop
+    if done < len(results):
+        raise mismatch(results)
+
+
+def mismatch(results: Classes) -> InputError:
+    """The error that results and records do not belong together."""
+    return InputError(
+        f"{results.path}: its records are not those of --records that are ok; give those of the "
+        "same run"
+    )
+
+
+def spread(column: Any, ok: Bool) -> list[Any]:
+    """The cells of a column where rows are `ok`, missing ones elsewhere."""
+    missing = "" if isinstance(column, list) else np.float32("nan")
+    cells = iter(column)
+    return [next(cells) if one else missing for one in ok.tolist()]
+
+
+def write_residues(writer: Writer, results: ResidueClasses, threshold: float) -> None:
+    """A row for each residue of each record."""
+    values = results.mapped()
+    for index, name, row in zip(
+        results.index.tolist(), results.ids, results.row.tolist(), strict=True
+    ):
+        units = slice(*results.offset[row : row + 2].tolist())
+        residues = results.letters(units).tolist()
+        count = len(residues)
+        before = [[name] * count, [index] * count, range(1, count + 1), residues]
+        writer.write(None, [*before, *results.cells(values[units], threshold)])

@@ -1,0 +1,187 @@
+"""Sequences to what a classifier says of them: one packed pass of the model for each batch.
+
+The checkpoint tells its class, the names of its labels, and by `problem_type` whether they exclude
+each other (softmax), may come together (sigmoid), or are values. Peer: transformers 4.37.2, whose
+losses read `problem_type` the same way; unset, one label is a value, several exclude each other.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Collection, Sequence
+from typing import Any, TypeAlias
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from esm_pipeline.errors import InputError, WeightsError, setting
+from esm_pipeline.formats.results.classes import (
+    BETWEEN,
+    MULTI_LABEL,
+    REGRESSION,
+    SEQUENCE,
+    Classes,
+    ResidueClasses,
+    array_name,
+)
+from esm_pipeline.formats.results.writer import Array
+from esm_pipeline.model import (
+    Checkpoint,
+    EsmConfig,
+    EsmForSequenceClassification,
+    EsmForTokenClassification,
+)
+from esm_pipeline.model.checkpoints.adapters import Adapter
+from esm_pipeline.model.checkpoints.loading import class_of, open_entries
+from esm_pipeline.model.inference.batching import pack
+from esm_pipeline.model.inference.windows import SPECIAL_TOKENS
+from esm_pipeline.settings.sections import CLASSIFIERS, ClassifySettings, texts
+from esm_pipeline.tasks.common.compute import ArrayRunner, Computed
+from esm_pipeline.tasks.common.runner import software
+from esm_pipeline.tasks.embed.representations import residue_states
+
+SINGLE_LABEL = "single_label_classification"
+REMEDY = "give a checkpoint that was trained as " + " or ".join(CLASSIFIERS)
+
+WithClasses: TypeAlias = EsmForSequenceClassification | EsmForTokenClassification
+MODELS: dict[str, type[Any]] = {
+    model.__name__: model for model in (EsmForSequenceClassification, EsmForTokenClassification)
+}
+
+
+class Classifier(ArrayRunner[WithClasses]):
+    """A checkpoint with a classifier; `load` it before the first batch.
+
+    `of` is what it classifies, "sequences" or "residues". Raises WeightsError for a checkpoint
+    without one, or with labels that cannot be told apart; InputError if `settings.of` is another.
+    """
+
+    settings: ClassifySettings
+
+    def __init__(self, name: str, revision: str | None, settings: ClassifySettings) -> None:
+        super().__init__(name, revision, settings)
+        name = class_name(self.checkpoint, self.config)
+        self.model_class = MODELS[name]
+        self.of = CLASSIFIERS[name]
+        if settings.of not in ("auto", self.of):
+            raise InputError(
+                f"{setting('classify.of')} is '{settings.of}', but {self.checkpoint.name} is of "
+                f"{name}; set {setting('classify.of')} to {self.of}"
+            )
+        self.problem = problem_of(self.config)
+        try:
+            self.labels = labels_of(self.config, self.problem)
+        except WeightsError as error:
+            raise WeightsError(f"{self.checkpoint.name}: {error}") from None
+
+    def judge(self, missing: Collection[str]) -> None:
+        """Raise WeightsError for a classifier without weights."""
+        if missing:
+            raise WeightsError(
+                f"{self.checkpoint.name}: no '{min(missing)}' among its weights, the classifier "
+                f"was never trained; {REMEDY}"
+            )
+
+    @property
+    def arrays(self) -> list[Array]:
+        """What is stored, as datasets."""
+        width = (len(self.labels),)
+        if self.of == "sequences":
+            return [Array(array_name(self.problem), "sequence", width, "<f4")]
+        letters = Array(SEQUENCE, "residue", (), "|S1")
+        return [Array(array_name(self.problem), "residue", width, "<f4"), letters]
+
+    @property
+    def attributes(self) -> dict[str, str]:
+        """How the results were made: what the file says of itself."""
+        kind = Classes if self.of == "sequences" else ResidueClasses
+        return {
+            "format": kind.format,
+            "problem_type": self.problem,
+            "labels": json.dumps(self.labels),
+            **self.origin,
+            **texts(self.settings),
+            "software": json.dumps(software()),
+        }
+
+    @torch.inference_mode()
+    def __call__(self, sequences: Sequence[str]) -> Computed:
+        """Classify a batch. Raises what PyTorch raises when memory runs out."""
+        tokens, layout = pack(sequences, self.tokenizer, self.device)
+        with self.timed():
+            logits = self.model.packed_logits(tokens, layout).float()
+        found, units = Computed(), [1] * len(sequences)
+        if self.of == "residues":
+            logits = residue_states(logits, layout)
+            units = [length - SPECIAL_TOKENS for length in layout.lengths]
+            letters = "".join(sequences).encode()
+            found.values[SEQUENCE] = np.frombuffer(letters, "S1")
+        found.add(array_name(self.problem), activated(logits, self.problem), units)
+        return found
+
+
+def activated(logits: Tensor, problem: str) -> Tensor:
+    """(N, K) logits as probabilities, or as they are if they are values."""
+    if problem == REGRESSION:
+        return logits
+    return logits.sigmoid() if problem == MULTI_LABEL else logits.softmax(-1)
+
+
+def class_name(checkpoint: Checkpoint, config: EsmConfig) -> str:
+    """The class of a classifier: that of its config, else what the keys of its head make it.
+
+    Raises WeightsError if it is none.
+    """
+    told = config.architectures if isinstance(config.architectures, list) else []
+    adapter = Adapter.of(checkpoint)
+    told = told if adapter is None else [*adapter.settings().get("architectures", ()), *told]
+    for name in told:
+        if isinstance(name, str) and name in CLASSIFIERS:
+            return name
+    found = class_of(open_entries(checkpoint.weight_files))
+    if found not in CLASSIFIERS:
+        raise WeightsError(f"{checkpoint.name}: has no classifier, being of {found}; {REMEDY}")
+    return found
+
+
+def problem_of(config: EsmConfig) -> str:
+    """The problem type; where it is not set, that which the number of labels stands for."""
+    return config.problem_type or (REGRESSION if config.num_labels == 1 else SINGLE_LABEL)
+
+
+def labels_of(config: EsmConfig, problem: str) -> list[str]:
+    """The names of the labels, in their order.
+
+    Raises WeightsError for numbers that are not 0, 1, …, for a name that is no text on one line, or
+    has the ';' that parts several, for one that stands twice, and for one that has no other beside
+    it to exclude, whose probability would always be 1.
+    """
+    names = config.id2label
+    if sorted(names) != list(range(len(names))):
+        raise WeightsError(
+            f"config: id2label has {len(names)} labels, but not for the numbers from 0 to "
+            f"{len(names) - 1}; give each of these one"
+        )
+    labels = [str(names[place]) for place in range(len(names))]
+    if problem == SINGLE_LABEL and len(labels) == 1:
+        raise WeightsError(
+            f"config: problem_type '{problem}' with one label, whose probability is always 1; set "
+            f"problem_type to '{REGRESSION}', or to '{MULTI_LABEL}' for a sigmoid"
+        )
+    counts = Counter(labels)
+    for label in labels:
+        if not label.isprintable() or not label.strip():
+            raise WeightsError(
+                f"config: label {label!a} in id2label cannot name a column; rename it, with "
+                "characters that can be printed"
+            )
+        if problem == MULTI_LABEL and BETWEEN in label:
+            raise WeightsError(
+                f"config: label {label!a} in id2label has a '{BETWEEN}', which parts several "
+                "labels; rename it"
+            )
+        if counts[label] > 1:
+            raise WeightsError(f"config: label {label!a} stands twice in id2label; rename one")
+    return labels

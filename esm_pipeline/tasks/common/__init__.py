@@ -1,0 +1,1 @@
+"""What several tasks share: sequences in, batches computed, files out."""

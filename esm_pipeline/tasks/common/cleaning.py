@@ -1,0 +1,193 @@
+"""What becomes of a sequence: taken, its unusual letters replaced or removed, or skipped.
+
+Nucleotides are no residues, though their letters are: they are refused, translated, or kept.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import NamedTuple
+
+from esm_pipeline.errors import setting
+from esm_pipeline.nucleotides import nucleotides_among, nucleotides_in, only_nucleotides, translate
+from esm_pipeline.settings.sections import CleaningSettings
+
+RESIDUES = b"ACDEFGHIKLMNPQRSTVWYBUZOX"
+"""The letters every model knows: the 20 amino acids and B U Z O X."""
+
+CHAIN_BREAK = b":"
+END_STOP = "'*' at the end{} removed"
+FOREIGN = re.compile(rf"[^{RESIDUES.decode()}J*.\-]")
+NO_LETTER = {
+    ">": "begins a record inside a line, which is lost in this one; were files joined without a "
+    "line end between them? part them"
+}
+"""What a letter that cannot be may tell of."""
+
+REPLACEMENTS = str.maketrans("J*", "XX", "-.")
+
+
+class Policy(NamedTuple):
+    """What may be done about one kind of unusual letter."""
+
+    pattern: re.Pattern[str]
+    name: str
+    detail: str
+    setting: str
+    """The field of CleaningSettings that decides."""
+    accepting: str
+    """Its value that keeps the record."""
+    effect: str
+    done: str
+
+    @property
+    def remedy(self) -> str:
+        """What to set, and what for."""
+        return f"set {setting(f'shard.{self.setting}')} to '{self.accepting}' to {self.effect}"
+
+
+UNKNOWN = Policy(
+    pattern=re.compile("J"),
+    name="J",
+    detail=" is unknown to the models",
+    setting="unknown_residues",
+    accepting="replace",
+    effect="read it as X",
+    done="replaced by X",
+)
+STOP = Policy(
+    pattern=re.compile(r"\*"),
+    name="stop '*'",
+    detail=" inside the sequence",
+    setting="internal_stops",
+    accepting="replace",
+    effect="read it as X",
+    done="replaced by X",
+)
+GAP = Policy(
+    pattern=re.compile(r"[.\-]"),
+    name="gap '{}'",
+    detail="",
+    setting="gaps",
+    accepting="remove",
+    effect="drop gaps",
+    done="removed",
+)
+
+
+class Cleaned(NamedTuple):
+    """A sequence after the policies for unusual letters."""
+
+    sequence: bytes
+    """Upper-case residues, with `:` between chains; empty if the record is skipped."""
+    reason: str = ""
+    """Why the record is skipped."""
+    notes: tuple[str, ...] = ()
+    """What was changed."""
+
+
+def read_sequence(sequence: bytes, cleaning: CleaningSettings, header: bytes = b"") -> Cleaned:
+    """What becomes of an upper-case sequence without whitespace, as it stands in an input.
+
+    Nucleotides are refused, translated or kept, and then the policies applied; the header may tell
+    the frame and whether the start is there.
+    """
+    if cleaning.nucleotides == "translate":
+        return _translated(sequence, cleaning, header)
+    if cleaning.nucleotides == "refuse" and (kind := nucleotides_among(sequence)):
+        return Cleaned(b"", f"looks like {kind}; {nucleotides_remedy()}")
+    return clean(sequence, cleaning)
+
+
+def nucleotides_remedy() -> str:
+    """What to set where proteins look like nucleotides."""
+    return (
+        f"set {setting('shard.nucleotides')} to 'translate' to read coding sequences, or to 'keep' "
+        "to take the letters as residues"
+    )
+
+
+def _translated(sequence: bytes, cleaning: CleaningSettings, header: bytes) -> Cleaned:
+    """The protein of a coding sequence; what cannot be one is cleaned as a protein.
+
+    A sequence that consists of nucleotide codes is read so whatever its length.
+    """
+    if not only_nucleotides(sequence.translate(None, b"-.:")):
+        if nucleotides_in(sequence):  # with '*' in it
+            place = sequence.index(b"*") + 1
+            return Cleaned(b"", f"stop '*' at nucleotide {place}; correct the sequence")
+        cleaned = clean(sequence, cleaning)
+        note = "not nucleotides: taken as a protein"
+        return cleaned._replace(notes=(note, *cleaned.notes)) if cleaned.sequence else cleaned
+    notes: list[str] = []
+    if gap := GAP.pattern.search(sequence.decode()):
+        what = f"{GAP.name.format(gap[0])} at nucleotide {gap.start() + 1}"
+        if cleaning.gaps != GAP.accepting:
+            return Cleaned(b"", f"{what}; {GAP.remedy}")
+        more = sum(map(sequence.count, (b"-", b"."))) - 1
+        notes.append(f"{what}{f' and {more} more' if more else ''} {GAP.done}")
+    chains = sequence.translate(None, b"-.").split(CHAIN_BREAK)
+    number = cleaning.genetic_code
+    read = [translate(chain, number, header if len(chains) == 1 else b"") for chain in chains]
+    how = f"translated in frame {read[0].frame} by genetic code {number}"
+    for place, one in enumerate(read, 1):
+        where = f" (chain {place})" if len(chains) > 1 else ""
+        notes += [f"{note}{where}" for note in one.notes]
+    cleaned = clean(CHAIN_BREAK.join(one.protein for one in read), cleaning)
+    if not cleaned.sequence:
+        return Cleaned(b"", f"{how}: {cleaned.reason}")
+    return cleaned._replace(notes=(how, *notes, *cleaned.notes))
+
+
+def is_clean(sequence: bytes) -> bool:
+    """Whether an upper-case sequence is residues only, and some: `clean` returns it as it is."""
+    return bool(sequence) and not sequence.translate(None, RESIDUES)
+
+
+def clean(sequence: bytes, cleaning: CleaningSettings) -> Cleaned:
+    """Apply the policies to an upper-case sequence without whitespace.
+
+    Places in reasons and notes are residues of the given sequence from 1, counted within the chain
+    if there are several. The result is clean: cleaning it again changes nothing.
+    """
+    body = sequence.rstrip(b"*")
+    if is_clean(body):  # a shortcut: so ends whatever a gene finder writes
+        return Cleaned(body, "", (END_STOP.format(""),) if body != sequence else ())
+    chains = sequence.decode("utf-8", "replace").split(":")
+    parts = []
+    for number, chain in enumerate(chains, 1):
+        where = f" of chain {number}" if len(chains) > 1 else ""
+        parts.append(part := _clean_chain(chain, where, cleaning))
+        if part.reason:
+            return part
+    if not any(part.sequence for part in parts):
+        return Cleaned(b"", "no residues")
+    for number, part in enumerate(parts, 1):
+        if not part.sequence:
+            return Cleaned(b"", f"no residues in chain {number}; put ':' between chains only")
+    notes = tuple(note for part in parts for note in part.notes)
+    return Cleaned(CHAIN_BREAK.join(part.sequence for part in parts), "", notes)
+
+
+def _clean_chain(chain: str, where: str, cleaning: CleaningSettings) -> Cleaned:
+    body = chain.rstrip("*-." if cleaning.gaps == "remove" else "*")
+    refused: list[tuple[int, str]] = []
+    notes: list[str] = []
+    for policy, text in ((UNKNOWN, body), (STOP, body), (GAP, chain)):
+        if not (match := policy.pattern.search(text)):
+            continue
+        what = f"{policy.name.format(match[0])} at residue {match.start() + 1}"
+        if getattr(cleaning, policy.setting) == policy.accepting:
+            more = len(policy.pattern.findall(text)) - 1
+            notes.append(f"{what}{f' and {more} more' if more else ''}{where} {policy.done}")
+        else:
+            refused.append((match.start(), f"{what}{where}{policy.detail}; {policy.remedy}"))
+    if match := FOREIGN.search(chain):
+        what = f"character {match[0]!a} at residue {match.start() + 1}{where}"
+        why = NO_LETTER.get(match[0], "is no amino acid; correct the sequence")
+        refused.append((match.start(), f"{what} {why}"))
+    if refused:
+        return Cleaned(b"", min(refused)[1])
+    if "*" in chain[len(body) :]:
+        notes.append(END_STOP.format(where))
+    return Cleaned(body.translate(REPLACEMENTS).encode(), "", tuple(notes))

@@ -1,0 +1,327 @@
+"""One pass over FASTA files: every record validated, equal sequences found, in little memory.
+
+What `shard` and every task on its own begin with. Rows and sequences go to temporary files without
+a name, so that memory stays small whatever the input, and a killed process leaves nothing behind.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import tempfile
+from array import array
+from binascii import hexlify
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack
+from hashlib import sha256
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from esm_pipeline.arrays import Int32, Int64
+from esm_pipeline.errors import InputError, setting
+from esm_pipeline.files import blaming
+from esm_pipeline.formats.checksums import check_shard
+from esm_pipeline.formats.fasta import (
+    MOST_HEADER,
+    MOST_LETTERS,
+    STANDARD_INPUT,
+    Entry,
+    read_batches,
+    read_header,
+    shown,
+)
+from esm_pipeline.formats.records import OK, SKIPPED, Record, format_row, parse_lines
+from esm_pipeline.nucleotides import LEAST_LETTERS, nucleotides_in
+from esm_pipeline.settings.sections import CleaningSettings
+from esm_pipeline.tasks.common.cleaning import (
+    CHAIN_BREAK,
+    RESIDUES,
+    Cleaned,
+    nucleotides_remedy,
+    read_sequence,
+)
+
+if TYPE_CHECKING:
+    import hashlib
+
+DIGEST = 16
+"""Bytes of a sequence's SHA-256 that find its equals; no two others will ever share 128 bits."""
+
+PLAIN = bytes(byte for byte in range(0x20, 0x7F) if byte != ord('"'))
+"""Bytes of a header that need no second look."""
+
+FIRST_RECORDS = 1000
+"""Records of a file that tell whether it is of nucleotides."""
+
+CODON = 3
+L, E = b"LE"
+"""What has one of them is no nucleotides."""
+
+BLOCK = 1 << 20
+BATCH = 1 << 23
+"""Bytes of memory for sequences that are read from the spool together."""
+OBJECT_BYTES = 64
+"""Bytes of memory that a sequence takes besides its residues, about."""
+
+
+def open_intake(
+    paths: Sequence[str],
+    cleaning: CleaningSettings,
+    spool_dir: Path,
+    *,
+    allow_empty: bool = False,
+    complexes: bool = False,
+) -> Intake:
+    """Read FASTA files (`-` is standard input) as one input with a running index.
+
+    The spool lies in `spool_dir` (made if need be) without a name. `allow_empty` accepts a file
+    without records; `complexes` has sequences of several chains among the unique ones. Raises
+    InputError for a file that cannot be used, OSError if the spool does not fit on its disk.
+    """
+    if list(paths).count(STANDARD_INPUT) > 1:
+        raise InputError(f"{shown(STANDARD_INPUT)}: given twice, but can be read once; drop one")
+    digests = [sha256() for _ in paths]
+
+    def read(path: str, digest: hashlib._Hash) -> Iterator[list[Entry]]:
+        batches = read_batches(
+            path,
+            allow_empty=allow_empty,
+            aligned=cleaning.gaps == "remove",
+            most_letters=most_letters(cleaning),
+            digest=digest,
+        )
+        return proteins(batches, shown(path)) if cleaning.nucleotides == "refuse" else batches
+
+    batches = itertools.chain.from_iterable(map(read, paths, digests))
+    intake = take_in(batches, cleaning, spool_dir, complexes=complexes)
+    intake.digests = [digest.hexdigest() for digest in digests]
+    for path, found in zip(paths, intake.digests, strict=True):
+        check_shard(Path(path), found)
+    return intake
+
+
+def most_letters(cleaning: CleaningSettings) -> int:
+    """The most letters of a record: three are one residue of a coding sequence."""
+    letters = cleaning.max_letters * (CODON if cleaning.nucleotides == "translate" else 1)
+    return min(letters, MOST_LETTERS)
+
+
+def proteins(batches: Iterable[list[Entry]], name: str) -> Iterator[list[Entry]]:
+    """The records of the file `name`; InputError if most of the first ones are nucleotides."""
+    seen, found = 0, 0
+    line, kind = 0, ""
+
+    def judge() -> None:
+        if 2 * found > seen:
+            count = f"{found:,} of the first {seen:,} records"
+            raise InputError(
+                f"{name}:{line}: looks like {kind}, as {count} do; {nucleotides_remedy()}"
+            )
+
+    for batch in batches:
+        if seen < FIRST_RECORDS:
+            for place, _, sequence in batch[: FIRST_RECORDS - seen]:
+                seen += 1
+                if looks := nucleotides_in(sequence):
+                    found += 1
+                    line, kind = line or place, kind or looks
+            if seen == FIRST_RECORDS:
+                judge()
+        yield batch
+    if seen < FIRST_RECORDS:
+        judge()
+
+
+def take_in(
+    batches: Iterable[list[Entry]],
+    cleaning: CleaningSettings,
+    spool_dir: Path,
+    *,
+    complexes: bool = False,
+) -> Intake:
+    """The same for records that come from elsewhere, as `read_batches` gives them."""
+    try:
+        spool_dir.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError):
+        raise InputError(
+            f"{shown(str(spool_dir))}: not a folder; choose another one for the output"
+        ) from None
+    with blaming(spool_dir), ExitStack() as files:
+        spool = Spool(*(files.enter_context(_spool_file(spool_dir)) for _ in range(2)))
+        for batch in batches:
+            spool.add(batch, cleaning)
+        spool.flush()
+        return Intake(spool, files.pop_all(), complexes=complexes)
+
+
+def _spool_file(folder: Path) -> IO[bytes]:
+    """A file without a name; an error names the folder."""
+    try:
+        return tempfile.TemporaryFile(dir=folder)
+    except OSError as error:
+        error.filename = os.fspath(folder)
+        raise
+
+
+class Spool:
+    """What the pass over the input leaves: two temporary files, and three numbers a record."""
+
+    def __init__(self, rows: IO[bytes], sequences: IO[bytes]) -> None:
+        self.rows = rows  # lines of records.tsv, duplicate_of empty
+        self.sequences = sequences  # end to end
+        self.digests = bytearray()  # DIGEST bytes each
+        self.sizes = array("i")  # bytes in `sequences`; 0 if skipped
+        self.residues = array("i")  # as many, or fewer in a complex
+
+    def add(self, batch: list[Entry], cleaning: CleaningSettings) -> None:
+        """Validate some records and put them at the end."""
+        rows, sequences, digests, residues = [], [], [], []
+        most = most_letters(cleaning)
+        usual_bytes = 0 if cleaning.nucleotides == "translate" else min(most, MOST_HEADER)
+        for index, (_, header, sequence) in enumerate(batch, start=len(self.sizes)):
+            words = header.split(None, 1)
+            length = len(sequence)
+            if (
+                words
+                and (L in sequence or E in sequence or 0 < length < LEAST_LETTERS)
+                and length + len(header) <= usual_bytes
+                and not sequence.translate(None, RESIDUES)
+                and not header.translate(None, PLAIN)
+            ):
+                digest = sha256(sequence).digest()
+                cells = index, words[0], header, length, hexlify(digest)
+                rows.append(b"%d\t%b\t%b\t%d\t%b\tok\t\t\t\n" % cells)
+            else:
+                cleaned = _cleaned(header, sequence, cleaning, most)
+                sequence = cleaned.sequence
+                length = len(sequence) - sequence.count(CHAIN_BREAK)
+                digest = sha256(sequence).digest()
+                rows.append(_row(index, header, length, digest, cleaned))
+            sequences.append(sequence)
+            digests.append(digest[:DIGEST])
+            residues.append(length)
+        self.rows.write(b"".join(rows))
+        self.sequences.write(b"".join(sequences))
+        self.digests += b"".join(digests)
+        self.sizes.extend(map(len, sequences))
+        self.residues.extend(residues)
+
+    def flush(self) -> None:
+        """Have everything in the files."""
+        self.rows.flush()
+        self.sequences.flush()
+
+
+def _cleaned(header: bytes, sequence: bytes, cleaning: CleaningSettings, most: int) -> Cleaned:
+    """What becomes of a sequence; one of more than `most` letters is skipped."""
+    if len(sequence) <= most:
+        return read_sequence(sequence, cleaning, header)
+    remedy = "cut it in parts"
+    if most < MOST_LETTERS:
+        remedy = f"set {setting('shard.max_letters')} to as many as it has, or {remedy}"
+    return Cleaned(b"", f"more than {most:,} letters; {remedy}")
+
+
+def _row(index: int, header: bytes, residues: int, digest: bytes, cleaned: Cleaned) -> bytes:
+    """The line of records.tsv, its last cell left empty."""
+    name, text, notes = read_header(header, index)
+    length, sha, status = (str(residues), digest.hex(), OK) if residues else ("", "", SKIPPED)
+    note = "; ".join((*notes, *cleaned.notes))
+    return format_row(
+        (str(index), name, text, length, sha, status, cleaned.reason, note, "")
+    ).encode()
+
+
+class Intake:
+    """Validated records of some FASTA files: N records, U unique sequences to compute.
+
+    A context manager that owns the spool, files as large as the input. In memory it holds about 36
+    bytes a record, and up to 90 while it is opened; rows and sequences are read when asked for.
+    """
+
+    digests: list[str]
+    """SHA-256 of each file as it was read, in hexadecimal; none of records from elsewhere."""
+    count: int
+    """N, the records of all files."""
+    lengths: Int32
+    """(U,) residues of each unique sequence, in the order of their first records."""
+    first: Int64
+    """(U,) index of the first record with each unique sequence."""
+    unique: Int32
+    """(N,) unique sequence of each record; -1 for none: it is skipped, or a complex."""
+
+    def __init__(self, spool: Spool, files: ExitStack, *, complexes: bool) -> None:
+        self._rows, self._sequences, self._files = spool.rows, spool.sequences, files
+        self.digests = []
+        self.count = len(spool.sizes)
+        sizes, residues = np.frombuffer(spool.sizes, "i"), np.frombuffer(spool.residues, "i")
+        own = np.arange(self.count)
+        same = _first_with_same(spool.digests)  # (N,)
+        spool.digests.clear()
+        same[residues == 0] = own[residues == 0]
+        is_first = (same == own) & (residues > 0) & (complexes | (sizes == residues))
+        self.first = np.flatnonzero(is_first)
+        self.lengths, self._sizes = residues[self.first], sizes[self.first]
+        self._offsets = (sizes.cumsum(dtype=np.int64) - sizes)[self.first]
+        self.unique = np.where(is_first, is_first.cumsum(dtype=np.int32) - 1, np.int32(-1))[same]
+        self._duplicate_of = np.where(same == own, -1, same)
+
+    def sequence(self, number: int) -> bytes:
+        """Unique sequence `number`, read from the spool."""
+        file = self._sequences.fileno()
+        return os.pread(file, self._sizes[number], self._offsets[number])
+
+    def sequences(self, numbers: NDArray[np.integer[Any]]) -> Iterator[bytes]:
+        """Unique sequences in the order of `numbers`, read from the spool in batches."""
+        file = self._sequences.fileno()
+        weights = np.cumsum(self._sizes[numbers] + OBJECT_BYTES, dtype=np.int64)
+        for batch in np.split(numbers, np.flatnonzero(np.diff(weights // BATCH)) + 1):
+            texts = [b""] * len(batch)
+            order = np.argsort(self._offsets[batch])
+            sizes, offsets = self._sizes[batch[order]], self._offsets[batch[order]]
+            spans = zip(order.tolist(), sizes.tolist(), offsets.tolist(), strict=True)
+            for place, size, offset in spans:
+                texts[place] = os.pread(file, size, offset)
+            yield from texts
+
+    def records(self) -> Iterator[Record]:
+        """All records in index order, read from the spool."""
+        return parse_lines(line.decode() for line in self.lines())
+
+    def lines(self) -> Iterator[bytes]:
+        """The lines of `records.tsv` below its header line, read from the spool."""
+        file, index, offset, begun = self._rows.fileno(), 0, 0, b""
+        while block := os.pread(file, BLOCK, offset):
+            offset += len(block)
+            *lines, begun = (begun + block).split(b"\n")
+            firsts = self._duplicate_of[index : index + len(lines)].tolist()
+            index += len(lines)
+            for line, first in zip(lines, firsts, strict=True):
+                yield line + (b"\n" if first < 0 else b"%d\n" % first)
+
+    def close(self) -> None:
+        """Remove the spool."""
+        self._files.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+
+def _first_with_same(digests: bytearray) -> Int64:
+    """(N,) first record with each record's digest."""
+    keys = np.frombuffer(digests, np.uint64).reshape(-1, 2)
+    order = np.lexsort((keys[:, 1], keys[:, 0]))  # stable: equal digests stay in input order
+    begins = np.arange(len(order)) == 0
+    for key in keys.T:
+        ordered = key[order]
+        begins[1:] |= ordered[1:] != ordered[:-1]
+    starts = np.flatnonzero(begins)
+    first = np.empty_like(order)
+    first[order] = np.repeat(order[starts], np.diff(starts, append=len(order)))
+    return first

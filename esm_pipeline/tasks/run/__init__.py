@@ -1,0 +1,1 @@
+"""A whole run: inputs cut into shards, results gathered, counted and described."""

@@ -1,0 +1,261 @@
+"""Write down where results came from: versions, model, settings and inputs, and their digests.
+
+The only result with a time in it, and the last: it has the digest of every other one of this run,
+files of structures and pictures by the lists that have theirs. Beside it stands its own digest. All
+but the settings is read from the results, so that the file tells what was done.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import subprocess
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import esm_pipeline
+from esm_pipeline.errors import DamagedError, InputError
+from esm_pipeline.files import atomic_paths
+from esm_pipeline.formats.checksums import LISTING, REMEDY, line, read_list, sha256, write_digests
+from esm_pipeline.formats.input_checksums import changed, gone
+from esm_pipeline.formats.results.validation import judging, open_hdf5, read_attributes
+from esm_pipeline.locks import Outputs
+from esm_pipeline.settings import Settings
+from esm_pipeline.settings.result_names import (
+    FOLDERS,
+    INPUTS,
+    PROVENANCE_LIST,
+    RECORDS,
+    REPORT,
+    SCORES,
+    VARIANTS,
+    VERDICT,
+    WORK,
+)
+from esm_pipeline.tasks.common.endings import ending_of
+from esm_pipeline.tasks.common.model_file import read_model_file
+from esm_pipeline.tasks.run.verdict import add_run, count, others, settings_of
+
+FORMAT_VERSION = 1
+PACKAGES = ("biotite", "h5py", "huggingface_hub", "numpy", "safetensors", "snakemake", "torch")
+HOME = Path(esm_pipeline.__file__).resolve().parents[1]
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the flags of `provenance`."""
+    add_run(parser)
+
+
+def outputs(args: argparse.Namespace) -> Outputs:
+    """What `provenance` writes."""
+    return Outputs([args.out, args.out.with_name(PROVENANCE_LIST)])
+
+
+def run(args: argparse.Namespace) -> int:
+    """Write the file and its digest; returns 0. Raises InputError for settings that are none."""
+    ending_of(args.out, (".json",))
+    facts = provenance(settings_of(args), args.out.parent)
+    with atomic_paths(args.out, args.out.with_name(PROVENANCE_LIST)) as (path, listed):
+        path.write_text(json.dumps(facts, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        write_digests(listed, {args.out.name: path})
+    return 0
+
+
+def provenance(settings: Settings, folder: Path) -> dict[str, Any]:
+    """All there is to tell of the results in `folder`, where the files of the models lie too."""
+    tables, models, inputs = settings.tables(), settings.models(), settings.inputs()
+    return {
+        "format": "esm-pipeline/provenance",
+        "format_version": FORMAT_VERSION,
+        "written": datetime.now(UTC).isoformat(timespec="seconds"),
+        "software": software(),
+        "source": source(HOME),
+        "settings": settings.model_dump(),
+        "models": {
+            name.removesuffix(".json"): {**model_facts(folder / name), "tasks": model.tasks}
+            for name, model in models.items()
+            if (folder / name).exists()
+        },
+        "samples": {
+            name: {
+                **inputs_of(folder / name, inputs[name], tables.get(name)),
+                "shards": settings.shard_count(inputs[name]),
+                "records": counts(folder / name / RECORDS, name in tables, settings.tasks),
+                "results": results_of(folder / name, names),
+            }
+            for name, names in settings.results().items()
+        },
+        "results": {name: result(folder / name) for name in (*models, REPORT, VERDICT)},
+        "not_of_this_run": others(settings, folder),
+    }
+
+
+def model_facts(path: Path) -> dict[str, Any]:
+    """What a model file tells: name, commit, digest of the weights, and shape."""
+    facts = read_model_file(path)
+    return {name: facts[name] for name in facts if name not in ("format", "format_version")}
+
+
+def software() -> dict[str, str]:
+    """Versions of the project, of what it depends on, and of what lies under it."""
+    versions = {"esm_pipeline": esm_pipeline.__version__, "python": platform.python_version()}
+    for name in PACKAGES:
+        try:
+            versions[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue  # Snakemake, say, is not in a job's conda environment
+    return {**versions, "platform": platform.platform()}
+
+
+def source(folder: Path) -> dict[str, Any] | None:
+    """Commit of the project's own repository and whether files differ from it, if there is one."""
+    if not (folder / ".git").exists():
+        return None
+    try:
+        commit = git(folder, "rev-parse", "HEAD")
+        changed = git(folder, "status", "--porcelain", "--untracked-files=no")
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return {"commit": commit, "changed_files": len(changed.splitlines())}
+
+
+def git(folder: Path, *arguments: str) -> str:
+    """What git says."""
+    command = ["git", "-C", os.fspath(folder), *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
+
+def inputs_of(folder: Path, files: list[str], variants: str | None) -> dict[str, Any]:
+    """The inputs of one sample."""
+    told: dict[str, Any] = {"fasta": inputs(files, folder / INPUTS)}
+    if variants is not None:
+        told["variants"] = inputs([variants], folder / VARIANTS)[0]
+    return told
+
+
+def inputs(files: list[str], listing: Path) -> list[dict[str, Any]]:
+    """Path, size and digest of each input, as `listing` has it from when it was read.
+
+    Raises InputError for one that has changed since, or is not there any more.
+    """
+    found: list[dict[str, Any]] = []
+    for file in files:
+        try:
+            size, digest = os.path.getsize(file), sha256(Path(file))
+        except OSError as error:
+            raise gone(file, error) from None
+        found.append({"path": file, "bytes": size, "sha256": digest})
+    listed = {line(*pair) for pair in read_list(listing)}
+    for one in found:
+        if line(one["sha256"], one["path"]) not in listed:
+            raise changed(one["path"], listing)
+    return found
+
+
+def results_of(folder: Path, names: list[str]) -> dict[str, dict[str, Any]]:
+    """Size and digest of each result of a sample, and what it says of itself.
+
+    Those in folders are in lists, which are results too.
+    """
+    known = written(folder)
+    return {
+        name: {
+            **result(folder / name, *known.get(os.path.normpath(folder / name), ("", None))),
+            **told_by(folder / name),
+        }
+        for name in names
+        if name not in FOLDERS
+    }
+
+
+def written(folder: Path) -> dict[str, tuple[str, Path]]:
+    """The digest of each result that was in a list as it was written, and that list.
+
+    A later list counts more: an earlier run may have left one.
+    """
+    lists = [folder / work / LISTING for work in WORK if work != "shards"]
+    there = sorted(filter(Path.exists, lists), key=lambda path: path.stat().st_ctime_ns)
+    return {
+        os.path.normpath(listing.parent / name): (digest, listing)
+        for listing in there
+        for digest, name in read_list(listing)
+    }
+
+
+def result(path: Path, digest: str = "", listing: Path | None = None) -> dict[str, Any]:
+    """Size and digest of a result. Raises InputError if it is not there, or `digest_of` does."""
+    try:
+        return {"bytes": path.stat().st_size, "sha256": digest_of(path, digest, listing)}
+    except OSError as error:
+        raise InputError(
+            f"{path}: cannot be read ({error.strerror}); run the workflow again to make it"
+        ) from None
+
+
+def digest_of(path: Path, digest: str, listing: Path | None) -> str:
+    """The digest of a result: as `listing` has it from when it was written, or by reading it.
+
+    Raises InputError if it has changed since. It is read again only where the file system cannot
+    tell that it has not.
+    """
+    if listing and path.stat().st_ctime_ns <= listing.stat().st_ctime_ns:
+        return digest
+    found = sha256(path)
+    if listing and found != digest:
+        raise InputError(f"{path}: has changed since it was written; {REMEDY}")
+    return found
+
+
+def told_by(path: Path) -> dict[str, Any]:
+    """What a result says of itself, or a table of scores in the file beside it."""
+    if path.suffix == ".h5":
+        return attributes(path)
+    return scores(path) if path.name == SCORES else {}
+
+
+def scores(path: Path) -> dict[str, Any]:
+    """What is told of a table of scores beside it."""
+    origin = path.with_name("scores.json")
+    try:
+        return {**json.loads(origin.read_text(encoding="utf-8"))}
+    except (OSError, ValueError, TypeError) as error:
+        raise InputError(
+            f"{origin}: cannot be read ({error}); remove it and run the workflow again"
+        ) from None
+
+
+def counts(path: Path, scored: bool, tasks: Sequence[str]) -> dict[str, Any]:
+    """What validation and each task made of a sample's records."""
+    return {
+        tally.step: {
+            "records": tally.statuses.total(),
+            **tally.statuses,
+            "duplicates": tally.duplicates,
+        }
+        for tally in count(path, scored, tasks)
+    }
+
+
+def attributes(path: Path) -> dict[str, Any]:
+    """What an HDF5 result says of itself: model, revision, digest of the weights, versions."""
+    try:
+        with open_hdf5(path) as file, judging(path):
+            return {name: plain(value) for name, value in read_attributes(file).items()}
+    except DamagedError as error:
+        raise InputError(
+            f"{path}: not a whole HDF5 result ({error.why}); remove it and run the workflow again"
+        ) from None
+
+
+def plain(value: Any) -> Any:
+    """An HDF5 attribute as JSON has it; text that is JSON itself is opened."""
+    if hasattr(value, "tolist"):
+        value = value.tolist()
+    if isinstance(value, str) and value.startswith(("{", "[")):
+        return json.loads(value)
+    return value

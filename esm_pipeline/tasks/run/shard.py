@@ -1,0 +1,141 @@
+"""Validate FASTA files, remove duplicate sequences, cut the rest into shards of equal cost.
+
+Writes `records.tsv`, a row for every record, and the shards `00000.fasta` and on: each unique
+sequence stands in one of them under the index of its first record, the longest first. The digests
+of all are in `digests.sha256`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import heapq
+import itertools
+import re
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+from esm_pipeline.arrays import Int32, Int64
+from esm_pipeline.errors import InputError
+from esm_pipeline.files import atomic_paths, remove_leftovers
+from esm_pipeline.flags import add_flags, number_of_shards, section_from
+from esm_pipeline.formats.checksums import LISTING, line, write_lines
+from esm_pipeline.formats.fasta import shown
+from esm_pipeline.formats.input_checksums import states, write_inputs
+from esm_pipeline.formats.records import header_line
+from esm_pipeline.locks import Outputs
+from esm_pipeline.settings import shard_names
+from esm_pipeline.settings.sections import CleaningSettings
+from esm_pipeline.tasks.common.endings import require_folder_name
+from esm_pipeline.tasks.common.sequences import Intake, open_intake
+
+EVEN_LENGTH = 7680
+"""Residues at which attention costs what the linear layers do: 6 D, here of D = 1280."""
+
+BLOCK = 1 << 16
+SHARD_FILE = re.compile(r"[0-9]{5}\.fasta")
+TABLE = "records.tsv"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the command's arguments."""
+    parser.add_argument("fasta", nargs="+", help="FASTA files, plain or gzip; - is standard input")
+    parser.add_argument("--shards", type=number_of_shards, required=True, help="number of shards")
+    parser.add_argument("--out", type=Path, required=True, help="folder for the shards")
+    parser.add_argument(
+        "--inputs", type=Path, metavar="FILE", help="write digests of the FASTA files as read"
+    )
+    parser.add_argument("--quiet", action="store_true", help="no summary")
+    add_flags(parser, CleaningSettings)
+
+
+def outputs(args: argparse.Namespace) -> Outputs:
+    """What `shard` writes: a folder, and the list of its inputs."""
+    require_folder_name(args.out, "shards")
+    return Outputs([args.inputs], added_to=[args.out])
+
+
+def run(args: argparse.Namespace) -> int:
+    """Shard the files; returns the exit code. Raises InputError for input that cannot be used."""
+    began = time.monotonic()
+    cleaning = section_from(CleaningSettings, args)
+    for path in args.fasta:
+        place = Path(path).resolve()
+        ours = place.name in (TABLE, LISTING) or SHARD_FILE.fullmatch(place.name)
+        if ours and place.parent == args.out.resolve():
+            raise InputError(f"{shown(path)}: a shard would replace it; choose another --out")
+    before = states(args.fasta)
+    with open_intake(args.fasta, cleaning, args.out, complexes=True) as intake:
+        write_shards(intake, args.out, args.shards)
+        if args.inputs:
+            write_inputs(args.inputs, args.fasta, intake.digests, before)
+        if not args.quiet:
+            print(_summary(intake, args.shards, time.monotonic() - began), file=sys.stderr)
+    return 0
+
+
+def write_shards(intake: Intake, folder: Path, count: int) -> None:
+    """Write `count` shards and `records.tsv` into `folder`, in place of those that are there.
+
+    They take their places together when all are written, the list of their digests last: where it
+    is, the others are its own and whole. Old shards beyond `count` are removed.
+    """
+    table, digests = folder / TABLE, folder / LISTING
+    shards = [folder / f"{name}.fasta" for name in shard_names(count)]
+    remove_leftovers(folder)
+    with atomic_paths(*shards, table, digests, sweep=False) as (*paths, told, listed):
+        lines = [
+            line(write_lines(path, _entries(intake, numbers)), shard.name)
+            for path, shard, numbers in zip(paths, shards, deal(intake.lengths, count), strict=True)
+        ]
+        rows = itertools.chain([header_line().encode()], intake.lines())
+        lines.append(line(write_lines(told, rows), TABLE))
+        write_lines(listed, (text.encode() for text in lines))
+        digests.unlink(missing_ok=True)
+        table.unlink(missing_ok=True)
+        for old in folder.iterdir():
+            if SHARD_FILE.fullmatch(old.name) and int(old.stem) >= count:
+                old.unlink()
+
+
+def _entries(intake: Intake, numbers: Int64) -> Iterator[bytes]:
+    for begin in range(0, len(numbers), BLOCK):
+        block = numbers[begin : begin + BLOCK]
+        sequences = intake.sequences(block)
+        for index, sequence in zip(intake.first[block].tolist(), sequences, strict=True):
+            yield b">%d\n%b\n" % (index, sequence)
+
+
+def deal(lengths: Int32, count: int) -> list[Int64]:
+    """Deal sequences of `lengths (U,)` residues to `count` shards of nearly the same cost.
+
+    The longest sequence left goes to the shard with the least to do, so that no two shards differ
+    by more than the cost of one sequence. Returns the places in `lengths` of each shard, longest
+    first, equals in order.
+    """
+    order = np.argsort(-lengths, kind="stable")
+    shard_of = np.empty(len(order), np.int32)
+    loads = [(0, shard) for shard in range(count)]
+    for begin in range(0, len(order), BLOCK):
+        block = lengths[order[begin : begin + BLOCK]].astype(np.int64)
+        dealt = []
+        for cost in (block * (EVEN_LENGTH + block)).tolist():
+            load, shard = loads[0]
+            dealt.append(shard)
+            heapq.heapreplace(loads, (load + cost, shard))
+        shard_of[begin : begin + BLOCK] = dealt
+    ends = np.bincount(shard_of, minlength=count).cumsum()
+    return np.split(order[np.argsort(shard_of, kind="stable")], ends[:-1])
+
+
+def _summary(intake: Intake, shards: int, seconds: float) -> str:
+    ok = int((intake.unique >= 0).sum())
+    unique, residues = len(intake.lengths), int(intake.lengths.sum())
+    return (
+        f"shard: {intake.count:,} records, {ok:,} ok, {intake.count - ok:,} skipped, "
+        f"{ok - unique:,} duplicates; {unique:,} sequences, {residues:,} residues "
+        f"in {shards:,} shards; {seconds:.1f} s"
+    )

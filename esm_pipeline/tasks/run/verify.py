@@ -1,0 +1,233 @@
+"""Check that the results in a folder are those that `provenance.json` tells of.
+
+Each file is read once and compared with its digest, in several threads; files of structures and
+pictures with the lists that have theirs, and in their folders nothing else may lie, hidden or not,
+but for what Snakemake or a running command has there. A line on standard output for each file that
+differs; exit code 0 if none does, 1 if one does, 2 for what is no folder of results. What else lies
+there, not of this run, is named, and is no difference.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import islice
+from pathlib import Path, PurePosixPath
+from typing import Any, NamedTuple
+
+from esm_pipeline.errors import InputError
+from esm_pipeline.formats.checksums import read_list, sha256
+from esm_pipeline.formats.fasta import shown
+from esm_pipeline.locks import Outputs
+from esm_pipeline.settings.result_names import (
+    ACCEPTED,
+    LISTS,
+    PROVENANCE,
+    PROVENANCE_LIST,
+    VERDICT,
+    not_of_this_run,
+)
+from esm_pipeline.tasks.common.progress import Advance, progress
+
+FORMAT = "esm-pipeline/provenance"
+MISSING, DIFFERS = "missing", "differs"
+TOGETHER = 64  # small files that a thread takes at a time
+PASSING = re.compile(
+    r"\.snakemake_timestamp|\.DS_Store|\.nfs[0-9a-f]+|(\..+)?\.lock|\..+-[0-9]{1,10}\.[a-z0-9_]{8}"
+)
+"""Hidden files that come and go: of Snakemake, the Finder, NFS, and a command at its work."""
+
+BROKEN = (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError)
+
+
+class File(NamedTuple):
+    """A result: its path in the folder, its digest, and what to remove to have it made anew."""
+
+    name: str
+    digest: str
+    source: str
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the flags of `verify`."""
+    parser.add_argument("folder", metavar="RESULTS", type=Path, help="folder with provenance.json")
+    parser.add_argument("--threads", type=int, default=0, help="threads (default: one a core)")
+    parser.add_argument("--quiet", action="store_true", help="only what differs")
+
+
+def outputs(args: argparse.Namespace) -> Outputs:
+    """What `verify` writes: nothing."""
+    return Outputs()
+
+
+def run(args: argparse.Namespace) -> int:
+    """Check; returns the exit code. Raises InputError for what is no folder of results."""
+    left = (PROVENANCE, PROVENANCE_LIST, VERDICT, ACCEPTED)
+    if not any((args.folder / name).exists() for name in left):
+        raise InputError(f"{args.folder}: no folder of results; give one with a {PROVENANCE}")
+    check = Check(args.folder, args.threads if args.threads > 0 else os.cpu_count() or 1)
+    facts = check.provenance()
+    if facts:
+        check.results(facts, quiet=args.quiet)
+    if not args.quiet:
+        for name in others(args.folder, facts) if facts else ():
+            print(f"{shown(str(args.folder / name))}: not of this run")
+        told = f"{check.different:,}" if check.different else "none"
+        verb = "differ" if check.different > 1 else "differs"
+        files = "file" if check.count == 1 else "files"
+        print(f"verify: {check.count:,} {files} checked, {told} {verb}")
+    return 1 if check.different else 0
+
+
+class Check:
+    """The check of a folder: how many files were looked at, and how many differ."""
+
+    def __init__(self, folder: Path, threads: int) -> None:
+        self.folder, self.threads = folder, threads
+        self.count = self.different = 0
+
+    def tell(self, name: str, what: str, source: str) -> None:
+        """Print that a file differs, and what to remove to have it made anew."""
+        self.different += 1
+        place, again = (shown(str(self.folder / path)) for path in (name, source))
+        remedy = "" if what == MISSING and name == source else f"remove {again} and "
+        print(f"{place}: {what}; {remedy}run the workflow again", flush=True)
+
+    def provenance(self) -> dict[str, Any] | None:
+        """What `provenance.json` tells; None if it cannot be read."""
+        self.count += 1
+        path, listing = self.folder / PROVENANCE, self.folder / PROVENANCE_LIST
+        if not path.is_file():
+            self.tell(PROVENANCE, MISSING, PROVENANCE)
+            return None
+        try:
+            digest = {name: digest for digest, name in read_list(listing)}.get(PROVENANCE)
+        except InputError:
+            digest = None
+        if digest is None:
+            why = "does not have the digest of" if listing.exists() else "missing, beside"
+            self.tell(PROVENANCE_LIST, f"{why} {PROVENANCE}", PROVENANCE)
+        elif sha256(path) != digest:
+            self.tell(PROVENANCE, DIFFERS, PROVENANCE)
+        try:
+            facts: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+            list(files_of(facts))
+            facts["settings"]["tasks"]
+        except BROKEN:
+            if not self.different:
+                self.tell(PROVENANCE, "does not tell the digests of results", PROVENANCE)
+            return None
+        return facts
+
+    def results(self, facts: dict[str, Any], *, quiet: bool) -> None:
+        """Check all results that `provenance.json` tells of."""
+        files = list(files_of(facts))
+        lists = [file.name for file in files if PurePosixPath(file.name).name in LISTS]
+        total = len(files) + sum(count_lines(self.folder / name) for name in lists)
+        with progress("verify", total, "files", quiet=quiet) as advance:
+            problems = self.files(files, 1, advance)
+            for name in lists:
+                if name not in problems:
+                    self.listed(name, advance)
+
+    def listed(self, listing: str, advance: Advance) -> None:
+        """Check the files in a list, and that nothing else lies in their folders.
+
+        Their names are held only if something does.
+        """
+        path = self.folder / listing
+        sample = PurePosixPath(listing).parent
+        files = (File(str(sample / name), digest, listing) for digest, name in read_list(path))
+        problems = self.files(files, TOGETHER, advance)
+        there = sum(1 for _ in walk(path))
+        if there == count_lines(path) - sum(what == MISSING for what in problems.values()):
+            return
+        names = {os.path.join(path.parent, name) for _, name in read_list(path)}
+        for found in sorted(set(walk(path)) - names):
+            what = f"not in {PurePosixPath(listing).name}"
+            self.tell(os.path.relpath(found, self.folder), what, listing)
+
+    def files(self, files: Iterable[File], together: int, advance: Advance) -> dict[str, str]:
+        """Check files, `together` of them in a thread at a time; returns what is wrong, by name."""
+        problems = {}
+
+        def compare(some: list[File]) -> list[tuple[File, str]]:
+            return [(file, problem(self.folder / file.name, file.digest)) for file in some]
+
+        rest = iter(files)
+        batches = iter(lambda: list(islice(rest, together)), [])
+        for done in in_threads(compare, batches, self.threads):
+            advance(len(done))
+            self.count += len(done)
+            for file, what in done:
+                if what:
+                    problems[file.name] = what
+                    self.tell(file.name, what, file.source)
+        return problems
+
+
+def in_threads(
+    compare: Callable[[list[File]], list[tuple[File, str]]],
+    batches: Iterable[list[File]],
+    threads: int,
+) -> Iterator[list[tuple[File, str]]]:
+    """`compare` of all batches in their order, of which few wait at a time."""
+    waiting: deque[Future[list[tuple[File, str]]]] = deque()
+    with ThreadPoolExecutor(threads) as pool:
+        for batch in batches:
+            waiting.append(pool.submit(compare, batch))
+            if len(waiting) > 2 * threads:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+
+
+def problem(path: Path, digest: str) -> str:
+    """What is wrong with a file; nothing if it has this digest."""
+    try:
+        return "" if sha256(path) == digest else DIFFERS
+    except FileNotFoundError:
+        return MISSING
+    except OSError as error:
+        return f"cannot be read ({error.strerror})"
+
+
+def files_of(facts: dict[str, Any]) -> Iterator[File]:
+    """The results that `provenance.json` tells of. Raises ValueError, or others, if it does not."""
+    if facts["format"] != FORMAT:
+        raise ValueError("another format")
+    for sample, told in (("", facts), *facts["samples"].items()):
+        for name, result in told["results"].items():
+            place = PurePosixPath(sample, name)
+            if place.is_absolute() or ".." in place.parts:
+                raise ValueError("a file elsewhere")
+            yield File(str(place), str(result["sha256"]), str(place))
+
+
+def others(folder: Path, facts: dict[str, Any]) -> Iterator[str]:
+    """What lies in the folder beside the results of the run."""
+    samples = {}
+    for sample, told in facts["samples"].items():
+        folders = [one for name, some in LISTS.items() if name in told["results"] for one in some]
+        samples[sample] = [*told["results"], *folders]
+    return not_of_this_run(folder, facts["results"], samples, facts["settings"]["tasks"])
+
+
+def walk(listing: Path) -> Iterator[str]:
+    """Paths of all files in the folders of a list, but for what passes."""
+    for top in LISTS[listing.name]:
+        for place, _, names in os.walk(listing.parent / top):
+            yield from (os.path.join(place, name) for name in names if not PASSING.fullmatch(name))
+
+
+def count_lines(path: Path) -> int:
+    """Lines of a file; none if it is not there."""
+    if not path.is_file():
+        return 0
+    with open(path, "rb") as handle:
+        return sum(1 for _ in handle)

@@ -1,0 +1,1 @@
+"""Scores of variants, by a masked language model."""

@@ -1,0 +1,177 @@
+"""Draw the substitutions of proteins: a picture for each record of a saturation.h5.
+
+Residues run from left to right, wrapped into rows; amino acids stand one above the other, alike
+ones together. Red hurts, blue does not; a dot marks the wild type; grey stands where that is none
+of the 20.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import sys
+from collections.abc import Iterable, Iterator
+from itertools import pairwise
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import matplotlib
+import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from esm_pipeline.arrays import Float32
+from esm_pipeline.errors import InputError
+from esm_pipeline.files import atomic_path, remove_leftovers
+from esm_pipeline.formats.checksums import check_listed
+from esm_pipeline.formats.results.saturation import Saturation, Saturations
+from esm_pipeline.locks import Outputs
+from esm_pipeline.tasks.common.endings import require_folder_name
+from esm_pipeline.tasks.common.outputs import vouch
+from esm_pipeline.tasks.common.progress import progress
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.image import AxesImage
+
+ORDER = "GAVLIMPFWYCSTNQHKRDE"
+"""Amino acids from top to bottom: small and greasy, rings, polar, charged."""
+
+WIDE, NARROW = 100, 30  # residues in a row, and as many as it has room for at least
+ROWS = 10  # in a picture; a longer protein has several
+CELL = 0.115  # inches, as all that follow
+LEFT, RIGHT, TOP, GAP, BAR = 0.25, 0.95, 0.5, 0.45, 0.12
+DPI = 120
+LEAST = 1e-6  # log-odds at the ends of the scale
+FOREIGN = re.compile(r"[^A-Za-z0-9._-]+")
+NAME_LENGTH = 60
+GREY, UNKNOWN = "#555555", "#cccccc"
+STYLE = {"font.size": 8, "axes.linewidth": 0.5, "font.family": "DejaVu Sans"}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the flags of `heatmaps`."""
+    parser.add_argument("saturation", metavar="SATURATION.h5", type=Path, help="what to draw")
+    parser.add_argument("folder", metavar="DIR", type=Path, help="folder for the pictures, PNG")
+    parser.add_argument(
+        "--id", action="append", default=[], help="draw only the records of this id; repeatable"
+    )
+    parser.add_argument(
+        "--listed", type=Path, metavar="FILE", help="list with the digest of what is drawn"
+    )
+    parser.add_argument("--sha256", type=Path, metavar="FILE", help="write digests of the pictures")
+    parser.add_argument("--quiet", action="store_true", help="no progress, no summary")
+
+
+def outputs(args: argparse.Namespace) -> Outputs:
+    """What `heatmaps` writes: pictures, into a folder, and their digests."""
+    require_folder_name(args.folder, "pictures")
+    return Outputs([args.sha256], added_to=[args.folder])
+
+
+def run(args: argparse.Namespace) -> int:
+    """Draw; returns 0."""
+    if args.listed:
+        check_listed(args.saturation, args.listed)
+    with Saturations.open(args.saturation) as results:
+        for name in args.id:
+            if name not in results:
+                raise InputError(f"{args.saturation}: no record with id {name!a}; check the id")
+        wanted = [item for item in results if not args.id or item.id in args.id]
+        drawn = draw_all(results, wanted, args.folder, quiet=args.quiet)
+    if args.sha256:
+        with atomic_path(args.sha256) as path:
+            vouch(path, args.sha256, {picture: picture for picture in drawn})
+    if not args.quiet:
+        print(f"heatmaps: {len(drawn):,} pictures in {args.folder}", file=sys.stderr)
+    return 0
+
+
+def draw_all(
+    results: Saturations, wanted: Iterable[Saturation], folder: Path, *, quiet: bool = False
+) -> list[Path]:
+    """Draw the records `wanted`, with pictures named by index and id; returns these."""
+    wanted = list(wanted)
+    folder.mkdir(parents=True, exist_ok=True)
+    remove_leftovers(folder)
+    drawn = []
+    with progress("heatmaps", len(wanted), "records", quiet=quiet) as advance:
+        for item in wanted:
+            for page, figure in enumerate(figures(item, results.alphabet, results.strategy), 1):
+                drawn.append(folder / file_name(item, page))
+                with atomic_path(drawn[-1], sweep=False) as path:
+                    figure.canvas.print_png(path, metadata={"Software": None})
+            advance(1)
+    return drawn
+
+
+def file_name(item: Saturation, page: int) -> str:
+    """What a picture is called: the index, what of the id can stand in a name, and the page."""
+    name = FOREIGN.sub("_", item.id).strip("._")[:NAME_LENGTH] or "protein"
+    return f"{item.index:06d}_{name}{f'.{page}' if page > 1 else ''}.png"
+
+
+def figures(item: Saturation, alphabet: str, strategy: str) -> Iterator[Figure]:
+    """The pictures of a record, 1,000 residues each, all in the same colours."""
+    values = item.log_odds[:, [alphabet.index(letter) for letter in ORDER]].T  # (20, R)
+    values[:, [letter not in ORDER for letter in item.sequence]] = np.nan
+    known = np.abs(values[np.isfinite(values)])
+    limit = max(float(np.percentile(known, 99)), LEAST) if len(known) else LEAST
+    starts = [*range(0, item.length, WIDE), item.length]
+    rows = list(pairwise(starts))
+    with matplotlib.rc_context(STYLE):
+        for first in range(0, len(rows), ROWS):
+            page = rows[first : first + ROWS]
+            last = page[-1][1]
+            told = f"residues {page[0][0] + 1:,} to {last:,} of {item.length:,}"
+            yield picture(item, values, page, limit, f"{item.id[:NAME_LENGTH]}   {told}", strategy)
+
+
+def picture(
+    item: Saturation,
+    values: Float32,
+    rows: list[tuple[int, int]],
+    limit: float,
+    title: str,
+    strategy: str,
+) -> Figure:
+    """One picture: a panel for each row of residues, and the scale of the colours."""
+    widest = max(NARROW, *(stop - start for start, stop in rows))
+    wide, high = widest * CELL, len(ORDER) * CELL
+    width, height = LEFT + wide + RIGHT, len(rows) * (high + GAP) + TOP
+    figure = Figure(figsize=(width, height), dpi=DPI)
+    FigureCanvasAgg(figure)
+
+    def box(left: float, top: float, across: float, down: float) -> tuple[float, ...]:
+        return left / width, 1 - (top + down) / height, across / width, down / height
+
+    for number, (start, stop) in enumerate(rows):
+        panel = figure.add_axes(box(LEFT, TOP + number * (high + GAP), wide, high))
+        image = draw_row(panel, values[:, start:stop], item.sequence[start:stop], start, limit)
+        panel.set_xlim(-0.5, widest - 0.5)
+    figure.text(LEFT / width, 1 - 0.15 / height, title, fontsize=9, va="center", parse_math=False)
+    scale = figure.add_axes(box(LEFT + wide + GAP / 2, TOP, BAR, height - TOP - GAP))
+    bar = figure.colorbar(image, cax=scale)
+    bar.set_label(f"{strategy}, log-odds", color=GREY)
+    bar.outline.set_visible(False)
+    return figure
+
+
+def draw_row(axes: Axes, values: Float32, sequence: str, start: int, limit: float) -> AxesImage:
+    """Residues from `start` on, (20, R) of them, with the wild type above and dotted."""
+    colours = matplotlib.colormaps["RdBu"].with_extremes(bad=UNKNOWN)
+    image = axes.imshow(
+        values, cmap=colours, vmin=-limit, vmax=limit, interpolation="nearest", aspect="auto"
+    )
+    known = [place for place, letter in enumerate(sequence) if letter in ORDER]
+    axes.plot(known, [ORDER.index(sequence[place]) for place in known], "k.", markersize=2.5)
+    axes.set_yticks(range(len(ORDER)), list(ORDER), fontsize=6)
+    count = len(sequence)
+    numbers = [place for place in range(count) if (start + place + 1) % 10 == 0 or place == 0]
+    axes.set_xticks(numbers, [f"{start + place + 1}" for place in numbers], fontsize=6)
+    axes.tick_params(length=1.5, width=0.5, pad=1, colors=GREY)
+    for place, letter in enumerate(sequence):
+        axes.text(place, -1.1, letter, ha="center", va="center", fontsize=5.5)
+    for side in axes.spines.values():
+        side.set_visible(False)
+    return image

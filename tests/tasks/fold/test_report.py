@@ -1,0 +1,69 @@
+"""Structures on the report: how many, how sure, and what is wrong with them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from esm_pipeline.formats.records import format_row
+from esm_pipeline.formats.structure_files import COLUMNS
+from esm_pipeline.structure.structure import MEANINGLESS
+from esm_pipeline.tasks.fold import report as report_structures
+from esm_pipeline.tasks.fold.report import structures_section
+
+
+@pytest.fixture
+def drawn(monkeypatch):
+    """What the histograms are made of."""
+    found = {}
+
+    def histogram(values, edges, label, title):
+        found[label] = list(values)
+        return f"<svg>{title}</svg>"
+
+    monkeypatch.setattr(report_structures, "histogram", histogram)
+    return found
+
+
+def write(folder: Path, *rows: tuple[str, str, str]) -> Path:
+    """A table with pLDDT, pTM and flags."""
+    blank = dict.fromkeys(COLUMNS, "")
+    lines = [blank | {"plddt": one[0], "ptm": one[1], "flags": one[2]} for one in rows]
+    texts = [format_row(COLUMNS), *(format_row(list(line.values())) for line in lines)]
+    (folder / "structures.tsv").write_text("".join(texts))
+    return folder
+
+
+def told(folder: Path) -> tuple[str, str]:
+    """Facts and pictures of a sample's structures."""
+    part = structures_section(folder / "structures.tsv")
+    return part[0], "\n".join(map(str, part[1]))
+
+
+def test_counts_confidence_and_flags(tmp_path, drawn):
+    rows = [("80.5", "0.7", "clashes"), ("", "", ""), ("40", "0.2", "clashes;low_ptm")]
+    facts, shown = told(write(tmp_path, *rows))
+    assert facts == "2 records with a structure."
+    assert drawn == {"mean pLDDT": [80.5, 40], "pTM": [0.7, 0.2]}
+    assert '<td>clashes</td><td class="number">2</td>' in shown
+    assert '<td>low_ptm</td><td class="number">1</td>' in shown
+
+
+def test_random_weights_are_told(tmp_path, drawn):
+    facts, shown = told(write(tmp_path, ("80", "0.7", "random_weights")))
+    assert f"<strong>{MEANINGLESS}.</strong>" in facts
+    assert "<td>random_weights</td>" not in shown
+
+
+def test_no_structure(tmp_path, drawn):
+    assert told(write(tmp_path, ("", "", ""))) == ("0 records with a structure.", "")
+    assert drawn == {}
+
+
+def test_the_pictures_are_drawn_the_same_each_time(tmp_path):
+    write(tmp_path, ("80.5", "0.7", ""), ("40", "0.2", ""))
+    shown = told(tmp_path)[1]
+    assert shown.count("<svg") == 2
+    assert "Local confidence" in shown
+    assert told(tmp_path)[1] == shown

@@ -1,0 +1,71 @@
+"""Memory grows by some bytes a row of the table, and not with the residues of a saturation."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+import pytest
+
+from tests.tasks.embed.test_memory import peak_of
+
+pytestmark = [
+    pytest.mark.long,
+    pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="no peak of memory in /proc"),
+]
+
+LETTERS = "ACDEFGHIKLMNPQRSTVWY"
+FEW, MANY = 20_000, 220_000
+BYTES = {"masked_marginal": 120, "masked_marginal_joint": 130, "wt_marginal": 150}
+"""Most bytes of memory a row, where rows have one mutation or two."""
+
+
+def write_table(folder: Path, rows: int) -> None:
+    letters = random.Random(0)
+    sequence = "".join(letters.choices(LETTERS, k=100))
+    (folder / "wt.fasta").write_text(f">a\n{sequence}\n")
+    with open(folder / "in.csv", "w") as handle:
+        handle.write("mutant,score,note\n")
+        for row in range(rows):
+            places = sorted(letters.sample(range(100), 1 + row % 2))
+            text = ":".join(f"{sequence[at]}{at + 1}{letters.choice(LETTERS)}" for at in places)
+            handle.write(f"{text},{row / 7},a note that is carried along\n")
+
+
+@pytest.mark.parametrize("strategy", BYTES)
+def test_bytes_a_row(rotary, tmp_path, strategy):
+    peaks = []
+    for rows in (FEW, MANY):
+        write_table(tmp_path, rows)
+        arguments = ("--variants", tmp_path / "in.csv", tmp_path / "wt.fasta", tmp_path / "out.csv")
+        options = ("--quiet", "--model", rotary, "--strategy", strategy)
+        peaks.append(peak_of("score", *options, *arguments))
+    growth = (peaks[1] - peaks[0]) * 2**20 / (MANY - FEW)
+    print(f"{strategy}: {growth:.0f} bytes a row")
+    assert growth < BYTES[strategy]
+
+
+def test_split_and_join(tmp_path):
+    peaks = []
+    for rows in (FEW, MANY):
+        write_table(tmp_path, rows)
+        options = ("--quiet", "--shards", 3, "--out", tmp_path / "split", "--variants")
+        peaks.append(peak_of("split", *options, tmp_path / "in.csv", tmp_path / "wt.fasta"))
+    growth = (peaks[1] - peaks[0]) * 2**20 / (MANY - FEW)
+    print(f"split: {growth:.0f} bytes a row")
+    assert growth < 120
+
+
+def test_saturation_is_flat(rotary, tmp_path):
+    letters = random.Random(0)
+    peaks = []
+    for count in (300, 3_000):
+        with open(tmp_path / "wt.fasta", "w") as handle:
+            for number in range(count):
+                handle.write(f">{number}\n{''.join(letters.choices(LETTERS, k=300))}\n")
+        options = ("--quiet", "--model", rotary, "--strategy", "wt_marginal", "--saturation")
+        peaks.append(peak_of("score", *options, tmp_path / "wt.fasta", tmp_path / "out.h5"))
+    size = (tmp_path / "out.h5").stat().st_size / 2**20
+    print(f"saturation: {peaks} MB, file {size:.0f} MB")
+    assert size > 60, "the result must outgrow what is allowed here"
+    assert peaks[1] - peaks[0] < 24
