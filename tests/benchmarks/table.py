@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 FORMAT = "esm-pipeline/benchmarks"
-COLUMNS = ("", "median", "spread", "residues/s", "ratio", "compared with", "of the floor", "max-abs")
+COLUMNS = ("", "median", "spread", "residues/s", "ratio", "compared with", "of floor", "max-abs")
 LEFT = ("", "compared with")
 DASH = "–"
 LOGITS = "logits, ESM-2 "
