@@ -84,15 +84,15 @@ def test_as_a_module_with_an_input_that_another_rule_makes(whole_run, model, tmp
         (["embed={layer: [3]}"], "config: unknown key 'embed.layer'; did you mean 'embed.layers'?"),
         (
             ["embed="],
-            "config: 'embed' = None: should be keys with values, such as 'dtype'; put some",
+            "config: 'embed' = None: should be keys with values, such as 'dtype'; write some",
         ),
         (
             ["revision=1234567"],
             "config: 'revision' = 1234567: should be text; put it in quotes, in",
         ),
-        (["fasta=a.fasta", "samples=t.tsv"], "give one of 'fasta' (a single input) and 'samples'"),
+        (["fasta=a.fasta", "samples=t.tsv"], "set one of 'fasta' (a single input) and 'samples'"),
         (["fasta=no.fasta", "shards=auto"], "no.fasta: no such file; check the path"),
-        (["fasta=a{b}.fasta"], "fasta: 'a{b}.fasta': braces and angle brackets in a path"),
+        (["fasta=a{b}.fasta"], "fasta: 'a{b}.fasta': Snakemake reads braces and angle brackets"),
         ([b"fasta=\xff.fasta"], r"config: 'fasta' = '\udcff.fasta': should be UTF-8; rename it"),
         (["outdir=/"], "outdir '/': the root of the file system; name a folder in it"),
         (["samples=t.tsv"], "t.tsv:3: a cell begins with '\"' but does not end with one; close"),

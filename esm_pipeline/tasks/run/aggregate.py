@@ -42,7 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="TASK=FILE",
         help="status table of a task; may be repeated",
     )
-    tasks = commands_with("SUFFIX")
+    tasks = commands_with("aggregate")
     gathered = [commands.add_parser(task, help=f"results of {task}") for task in tasks]
     for task in gathered:
         task.add_argument("--shards-dir", required=True, type=Path, help="folder of the shards")
