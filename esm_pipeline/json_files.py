@@ -1,6 +1,6 @@
-"""Reading JSON files that anyone may have written, within limits on memory and time.
+"""Read JSON files of others within limits, so that no file takes much memory or time.
 
-Ambiguous files, with two values for one key, are refused.
+An ambiguous file, with two values for one key, is refused too.
 """
 
 from __future__ import annotations
@@ -16,11 +16,9 @@ from esm_pipeline.errors import brief
 MOST_BYTES = 32 << 20
 """Enough for 100,000 labels with long names."""
 
-MOST_LEVELS = 100
-"""Of nested objects and lists."""
-
+MOST_LEVELS = 100  # of objects and lists in each other
 MOST_DIGITS = 100
-"""Of one integer; transformers writes 31 digits for a tokenizer without a length limit."""
+"""Digits of a whole number. transformers writes 31 for a tokenizer without a length limit."""
 
 LONG_NUMBER = re.compile(rf'(?:"([^"\\]{{0,60}})"\s*:\s*)?-?(\d{{{MOST_DIGITS + 1},}})')
 
@@ -28,8 +26,8 @@ LONG_NUMBER = re.compile(rf'(?:"([^"\\]{{0,60}})"\s*:\s*)?-?(\d{{{MOST_DIGITS + 
 def read_object(path: str | os.PathLike[str], most: int = MOST_BYTES) -> dict[str, Any]:
     """The JSON object in a file of at most `most` bytes.
 
-    Raises OSError if the file cannot be read, and ValueError, with a message of one line, if it is
-    too large, not UTF-8, not JSON, or not an object.
+    Raises OSError if the file cannot be read, and ValueError, whose message says why on one line,
+    if it is too large, not UTF-8, not JSON, or not an object.
     """
     with open(path, "rb") as handle:
         content = handle.read(most + 1)
@@ -49,14 +47,14 @@ def read_object(path: str | os.PathLike[str], most: int = MOST_BYTES) -> dict[st
 
 
 def whole_number(digits: str) -> int:
-    """An integer. Raises OverflowError if it has too many digits."""
+    """A whole number. Raises OverflowError if it has too many digits."""
     if len(digits) > MOST_DIGITS:
         raise OverflowError
     return int(digits)
 
 
 def long_number(text: str) -> str:
-    """A description of the first number in `text` that has too many digits."""
+    """The message about the first number in `text` with too many digits."""
     found = LONG_NUMBER.search(text)
     if found is None:
         return f"a number of more than {MOST_DIGITS} digits"
@@ -65,7 +63,7 @@ def long_number(text: str) -> str:
 
 
 def without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """A JSON object as a dict. Raises ValueError if a key has two different values."""
+    """The object with these pairs. Raises ValueError if a key has two different values."""
     found = dict(pairs)
     if len(found) < len(pairs):
         for key, value in pairs:

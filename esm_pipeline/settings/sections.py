@@ -110,12 +110,10 @@ class CleaningSettings(Section):
     """What to do with unusual letters in a sequence."""
 
     unknown_residues: Literal["replace", "skip"] = Field(
-        "replace",
-        description="the letter J, which no model knows: replace it with X, or skip the record",
+        "replace", description="J, which no model knows: replace it with X, or skip the record"
     )
     internal_stops: Literal["skip", "replace"] = Field(
-        "skip",
-        description="stop '*' inside a sequence: skip the record, or replace the stop with X",
+        "skip", description="stop '*' inside a sequence: skip the record, or replace it with X"
     )
     gaps: Literal["skip", "remove"] = Field(
         "skip", description="gaps '-' and '.' in a sequence: skip the record, or remove the gaps"
@@ -147,9 +145,7 @@ class ShardSettings(CleaningSettings):
     """How an input is validated and cut into shards."""
 
     residues: Whole = Field(
-        2_000_000,
-        gt=0,
-        description="approximate number of residues in a shard if `shards` is auto",
+        2_000_000, gt=0, description="residues in a shard, roughly, if `shards` is auto"
     )
 
 
@@ -158,8 +154,7 @@ class ComputeSettings(Section):
 
     dtype: Literal["float32", "bfloat16", "int8"] = Field(
         "float32",
-        description="precision of the computation: float32, bfloat16 or int8 (8-bit layers, for "
-        "CPUs)",
+        description="precision: float32, bfloat16 or int8 (8-bit layers, for CPUs)",
     )
     device: str = Field(
         "auto",
@@ -169,10 +164,7 @@ class ComputeSettings(Section):
         json_schema_extra=EXECUTION,
     )
     token_budget: Whole = Field(
-        16_384,
-        gt=0,
-        description="largest number of tokens in a batch",
-        json_schema_extra=EXECUTION,
+        16_384, gt=0, description="most tokens in one batch", json_schema_extra=EXECUTION
     )
     threads: Whole = Field(
         0,
@@ -193,12 +185,10 @@ class EmbedSettings(ComputeSettings):
     layers: list[Layer] = Field(
         [-1],
         min_length=1,
-        description="layers to store: 0 (the embedding) to n; -1 is the last",
+        description="layers to store: 0 (embedding) to n; -1 is the last",
     )
     include: list[Literal["mean", "residue", "bos", "contacts"]] = Field(
-        ["mean"],
-        min_length=1,
-        description="what to store for each sequence: mean, residue, bos or contacts",
+        ["mean"], min_length=1, description="what to store: any of mean, residue, bos, contacts"
     )
     residue_dtype: Literal["float16", "float32"] = Field(
         "float16", description="precision of the stored residue representations: float16 or float32"
@@ -239,8 +229,7 @@ class VariantSettings(Section):
         "such as VEP's Amino_acids",
     )
     wild_type_aa_col: Name | None = Field(
-        None,
-        description="column with the wild-type residue if `mutant_aa_col` has the mutant only",
+        None, description="column with the wild-type residue, if `mutant_aa_col` has none"
     )
     protein_col: Name | None = Field(
         None,
@@ -290,8 +279,7 @@ class StrategySettings(ComputeSettings):
     window: Whole = Field(
         1024,
         ge=8,
-        description="tokens in one window if `long` is window; at most as many as the position "
-        "table has",
+        description="tokens in a window if `long` is window; at most the length of the table",
     )
 
 
@@ -310,13 +298,9 @@ class ScoreSection(ScoreSettings):
     saturation: bool = Field(
         False, description="score every substitution of every protein and write saturation.h5"
     )
-    plots: bool = Field(
-        False, description="draw a picture of each saturated protein, into heatmaps"
-    )
+    plots: bool = Field(False, description="draw each saturated protein, into heatmaps")
     table_bytes: Whole = Field(
-        1_000_000,
-        gt=0,
-        description="approximate bytes of a variant table in one shard if `shards` is auto",
+        1_000_000, gt=0, description="bytes of a table in a shard, roughly, if `shards` is auto"
     )
 
     _labels = field_validator("models")(labels)
@@ -436,8 +420,7 @@ class LabelSettings(Section):
         ge=0,
         le=1,
         allow_inf_nan=False,
-        description="lowest probability of a reported label, for models that give several labels "
-        "(multi-label)",
+        description="multi-label models: lowest probability of a label that is reported",
     )
 
 
@@ -453,9 +436,8 @@ class ClassifySettings(ComputeSettings):
 
     of: Literal["auto", "sequences", "residues"] = Field(
         "auto",
-        description="what the model classifies: sequences, residues or auto (as the config.json of "
-        "the checkpoint says; the workflow needs the answer before a hub model is fetched, so set "
-        "it for such a model)",
+        description="what the model classifies: sequences, residues or auto (as its config.json "
+        "says; in the workflow, set it for a hub model, which is not downloaded yet)",
     )
     long: Literal["auto", "skip", "truncate", "full"] = Field(
         "auto",

@@ -38,8 +38,8 @@ from esm_pipeline.settings.result_names import (
     VERDICT,
     WORK,
 )
-from esm_pipeline.tasks.common.endings import ending_of
 from esm_pipeline.tasks.common.model_file import read_model_file
+from esm_pipeline.tasks.common.outputs import ending_of
 from esm_pipeline.tasks.run.verdict import add_run, count, others, settings_of
 
 FORMAT_VERSION = 1

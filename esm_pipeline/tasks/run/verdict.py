@@ -75,7 +75,13 @@ class Found(NamedTuple):
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the flags of `verdict`."""
-    parser.add_argument("records", nargs="*", type=Path, metavar="SAMPLE/records.tsv")
+    parser.add_argument(
+        "records",
+        nargs="*",
+        type=Path,
+        metavar="SAMPLE/records.tsv",
+        help="tables of records to count, in place of --settings",
+    )
     add_run(parser)
     parser.add_argument(
         "--on-failure",

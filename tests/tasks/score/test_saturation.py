@@ -162,7 +162,7 @@ def test_any_budget_and_block_give_the_same(
     esm, rotary, fasta, tmp_path, monkeypatch, budget, places
 ):
     esm("score", "--model", rotary, "--saturation", fasta, tmp_path / "a.h5")
-    monkeypatch.setattr(strategies, "PLACES_PLANNED", places)
+    monkeypatch.setattr(strategies, "POSITIONS_PLANNED", places)
     options = ("--token-budget", budget, "--saturation", fasta, tmp_path / "b.h5")
     esm("score", "--model", rotary, *options)
     with open_results(tmp_path / "a.h5") as one, open_results(tmp_path / "b.h5") as other:
