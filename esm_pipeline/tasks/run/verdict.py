@@ -80,7 +80,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         nargs="*",
         type=Path,
         metavar="SAMPLE/records.tsv",
-        help="tables of records to count, in place of --settings",
+        help="tables of records to count, without --settings",
     )
     add_run(parser)
     parser.add_argument(
