@@ -1,6 +1,6 @@
-"""JSON files that others wrote: read within limits, so that no file takes much memory or time.
+"""Read JSON files of others within limits, so that no file takes much memory or time.
 
-A file in doubt is refused too: one with two values for a key.
+An ambiguous file, with two values for one key, is refused too.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from esm_pipeline.errors import brief
 MOST_BYTES = 32 << 20
 """Enough for 100,000 labels with long names."""
 
-MOST_LEVELS = 100
+MOST_LEVELS = 100  # of objects and lists in each other
 MOST_DIGITS = 100
-"""Of one whole number. transformers writes 31 for a tokenizer without a limit on the length."""
+"""Digits of a whole number. transformers writes 31 for a tokenizer without a length limit."""
 
 LONG_NUMBER = re.compile(rf'(?:"([^"\\]{{0,60}})"\s*:\s*)?-?(\d{{{MOST_DIGITS + 1},}})')
 
@@ -54,7 +54,7 @@ def whole_number(digits: str) -> int:
 
 
 def long_number(text: str) -> str:
-    """What to say of the first number in `text` that has too many digits."""
+    """The message about the first number in `text` with too many digits."""
     found = LONG_NUMBER.search(text)
     if found is None:
         return f"a number of more than {MOST_DIGITS} digits"
@@ -63,7 +63,7 @@ def long_number(text: str) -> str:
 
 
 def without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """An object. Raises ValueError if a key has two different values."""
+    """The object with these pairs. Raises ValueError if a key has two different values."""
     found = dict(pairs)
     if len(found) < len(pairs):
         for key, value in pairs:

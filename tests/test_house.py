@@ -169,7 +169,7 @@ def test_version_is_the_same_everywhere():
 
 def test_snakemake_bound_is_the_workflows():
     (snakemake,) = WORKFLOW
-    (wanted,) = re.findall(r'min_version\("(.+)"\)', (ROOT / "Snakefile").read_text())
+    (wanted,) = re.findall(r'min_version\("(.+)"\)', (ROOT / "workflow" / "Snakefile").read_text())
     assert str(snakemake.specifier) == f">={wanted}"
 
 

@@ -1,8 +1,7 @@
-"""`AutoModel` and its kin, for scripts that import them on the line with the classes.
+"""`AutoModel` and similar classes, for scripts that import them from transformers.
 
-Each is for `esm` checkpoints alone; those of other families are refused by their config. Peer:
-transformers 4.37.2 `models/auto`, with its mapping: `AutoModel` is `EsmModel`, of a folding
-checkpoint too.
+They load `esm` checkpoints only; the config of any other family is refused. Peer: transformers
+4.37.2 `models/auto`, with the same mapping: `AutoModel` is `EsmModel`, even for a folding model.
 """
 
 from __future__ import annotations
@@ -19,11 +18,11 @@ from esm_pipeline.model.heads import (
     EsmForSequenceClassification,
     EsmForTokenClassification,
 )
-from esm_pipeline.model.tokenizer.tokenizer import EsmTokenizer
+from esm_pipeline.model.tokenizer import EsmTokenizer
 
 
 class Auto:
-    """What all have in common: none can be made itself."""
+    """Base class: no object of it can be made."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         name = type(self).__name__
@@ -35,9 +34,9 @@ class AutoConfig(Auto):
 
     @classmethod
     def for_model(cls, model_type: str, *args: Any, **kwargs: Any) -> EsmConfig:
-        """The config of a family. Raises InputError for any but `esm`."""
+        """The config of a model family. Raises InputError for any but `esm`."""
         if model_type != EsmConfig.model_type:
-            raise InputError(f"AutoConfig: models of type '{model_type}' are not here, only 'esm'")
+            raise InputError(f"AutoConfig: no models of type '{model_type}', only 'esm'")
         return EsmConfig(*args, **kwargs)
 
     @classmethod
@@ -55,7 +54,7 @@ class AutoTokenizer(Auto):
     def from_pretrained(
         cls, path_or_hub_id: str | os.PathLike[str] | None = None, **options: Any
     ) -> EsmTokenizer:
-        """As `EsmTokenizer.from_pretrained`; `config` and `tokenizer_type` mean nothing here."""
+        """As `EsmTokenizer.from_pretrained`; `config` and `tokenizer_type` have no effect."""
         kept = {key: options[key] for key in options.keys() - {"config", "tokenizer_type"}}
         return EsmTokenizer.from_pretrained(path_or_hub_id, **kept)
 
@@ -69,7 +68,7 @@ class AutoModel(Auto):
     def from_pretrained(
         cls, path_or_hub_id: str | os.PathLike[str] | None = None, *model_args: Any, **options: Any
     ) -> Any:
-        """As that of the class."""
+        """As `from_pretrained` of the class."""
         return cls.model_class.from_pretrained(path_or_hub_id, *model_args, **options)
 
     @classmethod

@@ -8,16 +8,14 @@ from __future__ import annotations
 
 import json
 import math
-import os
-import re
 from collections.abc import Mapping
-from pathlib import Path, PurePosixPath
-from typing import Annotated, Any, Literal, NamedTuple, TypeAlias
+from pathlib import PurePosixPath
+from typing import Annotated, Any, Literal, TypeAlias
 
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from esm_pipeline.errors import InputError
-from esm_pipeline.json_files import read_object
+from esm_pipeline.settings.models import Model, file_state, split_revision
 from esm_pipeline.settings.result_names import HEATMAPS, INPUTS, OF_TASK, RECORDS, SCORES, VARIANTS
 from esm_pipeline.settings.samples import (
     Sample,
@@ -29,25 +27,38 @@ from esm_pipeline.settings.samples import (
     sample_name,
 )
 from esm_pipeline.settings.sections import (
+    AS_VALIDATED,
     CLASSIFIERS,
     ClassifySection,
+    CleaningSettings,
     EmbedSettings,
     FoldSection,
+    LabelSettings,
     Name,
     ScoreSection,
     Section,
     ShardSettings,
+    StructureSettings,
+    VariantSettings,
     check,
     digits,
     each_once,
 )
 
-MODEL_FILES = re.compile(
-    r"config\.json|vocab\.txt|tokenizer_config\.json|special_tokens_map\.json|added_tokens\.json"
-    r"|.+\.safetensors(\.index\.json)?|(pytorch|adapter)_model.*\.bin(\.index\.json)?"
-    r"|adapter_config\.json"
-)
-"""The names of the files of a checkpoint folder that belong to the model."""
+__all__ = [
+    "AS_VALIDATED",
+    "MOST_SHARDS",
+    "CleaningSettings",
+    "LabelSettings",
+    "Model",
+    "Settings",
+    "StructureSettings",
+    "VariantSettings",
+    "file_state",
+    "json_schema",
+    "load_settings",
+    "shard_names",
+]
 
 MOST_SHARDS = 100_000
 """As many as five digits can number."""
@@ -173,28 +184,27 @@ class Settings(Section):
 
         Raises InputError for a local model whose files have unusable names.
         """
+        own = {"fold": self._fold_model(), "classify": self.classify.own_model("classify")}
         found: dict[str, Model] = {}
         for task in self.tasks:
-            ensemble = getattr(getattr(self, task), "models", {})
-            for label, name in ensemble.items():
-                found[f"models/{label}.json"] = Model(*parted(name), [task])
-            if own := self._own_model(task):
-                found[f"{task}_model.json"] = own
-            elif not ensemble:
-                one = found.setdefault("model.json", Model(self.model, self.revision, []))
-                one.tasks.append(task)
+            if task == "score" and self.score.models:
+                for label, name in self.score.models.items():
+                    found[f"models/{label}.json"] = Model(*split_revision(name), [task])
+            elif model := own.get(task):
+                found[f"{task}_model.json"] = model
+            else:
+                common = found.setdefault("model.json", Model(self.model, self.revision, []))
+                common.tasks.append(task)
         for model in found.values():
             for file in model.files():
                 require_usable(file, "model")
         return found
 
-    def _own_model(self, task: str) -> Model | None:
-        """Return the model of one task, if it differs from the model of all tasks."""
-        section = getattr(self, task)
-        name = getattr(section, "model", None)
-        if task == "fold" and (name or self.model) == "demo":
-            return Model("demo-fold", None, [task])
-        return Model(name, section.revision, [task]) if name else None
+    def _fold_model(self) -> Model | None:
+        """Return the model of `fold`, if it differs from the model of all tasks."""
+        if (self.fold.model or self.model) == "demo":  # which has no folding part
+            return Model("demo-fold", None, ["fold"])
+        return self.fold.own_model("fold")
 
     def shard_count(self, files: list[str]) -> int:
         """Return the number of shards of a sample: as set, or from the size of its files."""
@@ -227,71 +237,9 @@ class Settings(Section):
         )
 
 
-class Model(NamedTuple):
-    """A model of the run, with the tasks that use it."""
-
-    name: str
-    revision: str | None
-    tasks: list[str]
-
-    def files(self) -> list[str]:
-        """Return its files if it is on this machine; none for a hub model and the demo."""
-        path = Path(os.path.expanduser(self.name))
-        if self.name in ("demo", "demo-fold") or not path.exists():
-            return []
-        if path.is_file():
-            beside = path.with_name(f"{path.stem}-contact-regression{path.suffix}")
-            found = [file for file in (path, beside) if file.is_file()]
-        else:
-            found = [file for file in path.iterdir() if MODEL_FILES.fullmatch(file.name)]
-        return [*sorted(map(str, found)), *self.base_files(path / "adapter_config.json")]
-
-    def base_files(self, adapter: Path) -> list[str]:
-        """Return the files of the base model of an adapter, if that is on this machine."""
-        try:
-            name = read_object(adapter)["base_model_name_or_path"]
-            base = Path(os.path.expanduser(name))
-            if (base / adapter.name).exists():  # an adapter of an adapter: an error, reported later
-                return []
-            return Model(name, None, []).files()
-        except (OSError, ValueError, KeyError, TypeError):
-            return []
-
-    def architectures(self) -> list[str]:
-        """Return the `architectures` of its config.json; none without one on this machine."""
-        try:
-            path = Path(os.path.expanduser(self.name)) / "config.json"
-            told = read_object(path)["architectures"]
-        except (OSError, ValueError, KeyError, TypeError):
-            return []
-        return [name for name in told if isinstance(name, str)] if isinstance(told, list) else []
-
-    def flags(self) -> list[str]:
-        """Return the flags of the command line that name it."""
-        revision = [f"--revision={self.revision}"] if self.revision else []
-        return [f"--model={self.name}", *revision]
-
-
-def parted(model: str) -> tuple[str, str | None]:
-    """Split `name@revision`, or a name alone, into name and revision."""
-    name, at, revision = model.rpartition("@")
-    if not (name and at and revision) or os.path.exists(os.path.expanduser(model)):
-        return model, None
-    return name, revision
-
-
 def shard_names(count: int) -> list[str]:
     """Return the names of a sample's shards, `00000` to `count` - 1, without a suffix."""
     return [f"{number:05d}" for number in range(count)]
-
-
-def file_state(file: str) -> tuple[str, int, int]:
-    """Return name, size in bytes and time of the last change (ns): they identify a file.
-
-    The time is compared for equality, since a file that replaces another may be the older one.
-    """
-    facts = os.stat(file)
-    return Path(file).name, facts.st_size, facts.st_mtime_ns
 
 
 def load_settings(config: Mapping[str, Any], source: str = "config") -> Settings:

@@ -15,8 +15,8 @@ Place: TypeAlias = list[int | str]
 KINDS = {"boolean": "true or false", "object": "keys with values"}
 """Plain words for some types of a JSON schema."""
 
-SHOWN = reprlib.Repr()
-SHOWN.maxstring = SHOWN.maxother = 80
+SHORT = reprlib.Repr()
+SHORT.maxstring = SHORT.maxother = 80
 """Shows a value on one line, long ones shortened."""
 
 
@@ -25,24 +25,24 @@ def explain(section: type[BaseModel], problem: Mapping[str, Any]) -> str:
     place = place_of(section, problem["loc"])
     key, value, kind = ".".join(map(str, place)), problem["input"], problem["type"]
     if kind in ("extra_forbidden", "invalid_key"):
-        return f"unknown key {SHOWN.repr(key)}; {nearest(section, place)}"
+        return f"unknown key {SHORT.repr(key)}; {nearest(section, place)}"
     if kind == "value_error":
         message = problem["msg"].removeprefix("Value error, ")
-        return f"'{key}' = {SHOWN.repr(value)}: {message}" if key else message
+        return f"'{key}' = {SHORT.repr(value)}: {message}" if key else message
     if not place:
-        return f"{SHOWN.repr(value)}: should be keys with values, such as 'fasta: my.fasta'"
+        return f"{SHORT.repr(value)}: should be keys with values, such as 'fasta: my.fasta'"
     if kind == "string_unicode":
-        return f"'{key}' = {SHOWN.repr(value)}: should be UTF-8; rename it"
-    return f"'{key}' = {SHOWN.repr(value)}: should be {expectation(section, place, value)}"
+        return f"'{key}' = {SHORT.repr(value)}: should be UTF-8; rename it"
+    return f"'{key}' = {SHORT.repr(value)}: should be {expectation(section, place, value)}"
 
 
-def as_flags(section: type[BaseModel], place: Place, told: str) -> str:
-    """Return the message `told` on the value at `place`, or on several, with flags for keys."""
+def with_flags(section: type[BaseModel], place: Place, message: str) -> str:
+    """Return the message on the value at `place`, or on several, with flags in place of keys."""
     if place:
-        return told.replace(f"'{'.'.join(map(str, place))}'", flag(str(place[0])), 1)
+        return message.replace(f"'{'.'.join(map(str, place))}'", flag(str(place[0])), 1)
     for name in section.model_fields:
-        told = told.replace(f"'{name}'", flag(name))
-    return told
+        message = message.replace(f"'{name}'", flag(name))
+    return message
 
 
 def flag(name: str) -> str:

@@ -7,8 +7,7 @@ file are all made from these classes. No torch: the workflow imports this module
 from __future__ import annotations
 
 import re
-import shlex
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Self, TypeAlias, TypeVar
 
 from pydantic import (
@@ -23,7 +22,8 @@ from pydantic import (
 )
 
 from esm_pipeline.errors import InputError
-from esm_pipeline.settings.messages import as_flags, explain, place_of
+from esm_pipeline.settings.messages import explain, place_of, with_flags
+from esm_pipeline.settings.models import Model
 
 EXECUTION: dict[str, Any] = {"execution": True}
 """Marks a field that changes how a result is computed but not the result: it reruns nothing."""
@@ -45,7 +45,7 @@ def digits(value: Any) -> Any:
     return int(value) if isinstance(value, str) and DIGITS.fullmatch(value) else value
 
 
-def no_truth(value: Any) -> Any:
+def not_boolean(value: Any) -> Any:
     """Return `value`. Raises ValueError for true and false, which Python takes for numbers."""
     if isinstance(value, bool):
         raise ValueError("should be a number")
@@ -183,7 +183,9 @@ class EmbedSettings(ComputeSettings):
     """What `embed` computes."""
 
     layers: list[Layer] = Field(
-        [-1], min_length=1, description="layers to store: 0 (embedding) to n; -1 is the last"
+        [-1],
+        min_length=1,
+        description="layers to store: 0 (embedding) to n; -1 is the last",
     )
     include: list[Literal["mean", "residue", "bos", "contacts"]] = Field(
         ["mean"], min_length=1, description="what to store: any of mean, residue, bos, contacts"
@@ -336,6 +338,10 @@ class OwnModel(Section):
             raise ValueError("'revision' belongs to 'model'; set 'model' too, or leave it out")
         return self
 
+    def own_model(self, task: str) -> Model | None:
+        """Return the model that is set for `task`, if one is."""
+        return Model(self.model, self.revision, [task]) if self.model else None
+
 
 class FoldSettings(ComputeSettings):
     """What `fold` computes."""
@@ -409,7 +415,7 @@ class FoldSection(FoldSettings, StructureSettings, OwnModel):
 class LabelSettings(Section):
     """Which labels to report for a sequence or residue that may have several."""
 
-    threshold: Annotated[float, BeforeValidator(no_truth)] = Field(
+    threshold: Annotated[float, BeforeValidator(not_boolean)] = Field(
         0.5,
         ge=0,
         le=1,
@@ -456,10 +462,10 @@ def check(section: type[S], values: Mapping[str, Any], source: str) -> S:
         problems: dict[tuple[int | str, ...], str] = {}
         for one in error.errors():  # a union reports several for one place: the first is enough
             place = place_of(section, one["loc"])
-            told = explain(section, one)
+            message = explain(section, one)
             if source == COMMAND_LINE:
-                told = as_flags(section, place, told)
-            problems.setdefault(tuple(place), told)
+                message = with_flags(section, place, message)
+            problems.setdefault(tuple(place), message)
         raise InputError("\n".join(f"{source}: {each}" for each in problems.values())) from None
 
 
@@ -484,15 +490,3 @@ def texts(section: Section, *, execution: bool = False) -> dict[str, str]:
         name: ",".join(map(str, value)) if isinstance(value, list) else str(value)
         for name, value in values(section, execution=execution).items()
     }
-
-
-def flag_values(section: Section, *, execution: bool) -> Iterator[tuple[str, str]]:
-    """Yield the same fields as flags with their values."""
-    for name, text in texts(section, execution=execution).items():
-        yield "--" + name.replace("_", "-"), text
-
-
-def flags(section: Section, *, execution: bool = False) -> str:
-    """Return `section` as shell-quoted command-line flags."""
-    pairs = flag_values(section, execution=execution)
-    return " ".join(shlex.quote(f"{flag}={value}") for flag, value in pairs)

@@ -8,6 +8,7 @@ another host, named by their SHA-256. Small files are named by git's SHA-1.
 from __future__ import annotations
 
 import hashlib
+import json
 import sys
 import threading
 from collections.abc import Iterator
@@ -78,8 +79,18 @@ def digest(path: Path) -> str:
     return hashlib.sha1(b"blob %d\0" % len(body) + body, usedforsecurity=False).hexdigest()
 
 
+def entry(path: Path) -> dict[str, Any]:
+    """A file in the list of a model's files."""
+    size, name = path.stat().st_size, digest(path)
+    found = {"type": "file", "path": path.name, "size": size, "oid": name[:40]}
+    if path.suffix in LARGE:
+        found["lfs"] = {"oid": name, "size": size, "pointerSize": 134}
+    return found
+
+
 class Handler(BaseHTTPRequestHandler):
-    """`/{owner}/{model}/resolve/{revision}/{file}`, by HEAD and GET."""
+    """`/{owner}/{model}/resolve/{revision}/{file}`, by HEAD and GET, and what models there are:
+    `/api/models/{owner}/{model}/revision/{revision}` and `…/tree/{revision}`."""
 
     hub: Hub
     protocol_version = "HTTP/1.1"
@@ -97,31 +108,40 @@ class Handler(BaseHTTPRequestHandler):
         threading.Event().wait(trouble.stall)  # a test may have taken the sleep out of time
         if trouble.status:
             return self.refuse(trouble.status, trouble.code)
-        elsewhere, *parts = path.strip("/").split("/")
-        if elsewhere != "large":
-            parts = [elsewhere, *parts]
-        if len(parts) < 5 or parts[2] != "resolve" or not (self.hub.root / parts[0]).is_dir():
+        kind, *parts = path.strip("/").split("/")
+        if kind not in ("api", "large"):
+            kind, parts = "", [kind, *parts]
+        parts = parts[kind == "api" :]  # api/models/…
+        if len(parts) < 4 or not (self.hub.root / parts[0] / parts[1]).is_dir():
             return self.refuse(404, "RepoNotFound")
-        name, revision, file = "/".join(parts[:2]), parts[3], "/".join(parts[4:])
-        if not (self.hub.root / name).is_dir():
-            return self.refuse(404, "RepoNotFound")
+        name, what, revision, file = "/".join(parts[:2]), parts[2], parts[3], "/".join(parts[4:])
         if (
             self.hub.private
-            and elsewhere != "large"
+            and kind != "large"
             and self.headers.get("Authorization") != f"Bearer {TOKEN}"
         ):
             return self.refuse(401, "GatedRepo")
         folder = self.hub.folder(name, revision)
         if not folder.is_dir():
             return self.refuse(404, "RevisionNotFound")
+        if kind == "api":
+            found = {"revision": self.model, "tree": self.tree}[what](folder, name, revision)
+            return self.send(json.dumps(found).encode(), revision, Trouble())
         if not (folder / file).is_file():
             return self.refuse(404, "EntryNotFound")
-        if elsewhere != "large" and (folder / file).suffix in LARGE:
+        if kind != "large" and (folder / file).suffix in LARGE:
             return self.redirect(folder / file, path, revision)
-        return self.send(folder / file, revision, trouble)
+        return self.send((folder / file).read_bytes(), revision, trouble, digest(folder / file))
 
     def commit(self, revision: str) -> str:
         return self.hub.revisions.get(revision, revision)
+
+    def model(self, folder: Path, name: str, revision: str) -> dict[str, Any]:
+        return {"id": name, "sha": self.commit(revision), "siblings": []}
+
+    def tree(self, folder: Path, name: str, revision: str) -> list[dict[str, Any]]:
+        files = [path for path in sorted(folder.iterdir()) if path.is_file()]
+        return [entry(path) for path in files]
 
     def redirect(self, file: Path, path: str, revision: str) -> None:
         self.send_response(302)
@@ -133,8 +153,7 @@ class Handler(BaseHTTPRequestHandler):
         self.send_header("Content-Length", "0")
         self.end_headers()
 
-    def send(self, file: Path, revision: str, trouble: Trouble) -> None:
-        body = file.read_bytes()
+    def send(self, body: bytes, revision: str, trouble: Trouble, etag: str = "") -> None:
         if trouble.spoil:
             body = bytes(byte ^ 1 for byte in body)
         begin = 0
@@ -146,7 +165,7 @@ class Handler(BaseHTTPRequestHandler):
         else:
             self.send_response(200)
         self.send_header("X-Repo-Commit", self.commit(revision))
-        self.send_header("ETag", f'"{digest(file)}"')
+        self.send_header("ETag", f'"{etag}"')
         self.send_header("Content-Length", str(trouble.claim or len(body) - begin))
         self.end_headers()
         if self.command == "GET":

@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from esm_pipeline.errors import InputError
+from esm_pipeline.flags import flags
 from esm_pipeline.settings import MOST_SHARDS, Model, Settings, load_settings, shard_names
 from esm_pipeline.settings.sections import (
     CleaningSettings,
@@ -23,7 +24,6 @@ from esm_pipeline.settings.sections import (
     StrategySettings,
     VariantSettings,
     check,
-    flags,
     is_execution,
 )
 

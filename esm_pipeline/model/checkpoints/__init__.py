@@ -1,1 +1,1 @@
-"""Checkpoints: found, checked, read and written."""
+"""Find, check, read and write checkpoints."""

@@ -1,15 +1,14 @@
 """Adapters of peft, merged into their base model's weights as these are read.
 
-LoRA (Hu et al. 2021), with rsLoRA's scale and DoRA's magnitudes (Liu et al. 2024), and what is
-trained beside it: biases, and whole modules such as a classifier. Peer: peft `merge_and_unload`.
-Whatever changes more than the weights of layers is refused by its name, and so is what starts from
-a changed base model (PiSSA, OLoRA): peft itself converts or merges these.
+LoRA (Hu et al. 2021), also with the scale of rsLoRA and the magnitudes of DoRA (Liu et al. 2024),
+and what is trained together with it: biases, and whole modules such as a classifier. Peer: peft
+`merge_and_unload`. An adapter that changes more than the weights of layers is refused, and so is
+one that starts from a changed base model (PiSSA, OLoRA): peft itself converts or merges these.
 """
 
 from __future__ import annotations
 
 import math
-import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -26,18 +25,16 @@ from esm_pipeline.model.checkpoints.hub import (
     ADAPTER_FILES,
     CONFIG_FILE,
     Checkpoint,
-    find_file,
-    local_path,
+    Location,
 )
-from esm_pipeline.model.checkpoints.hub_client import cached
-from esm_pipeline.model.checkpoints.loading import open_file
-from esm_pipeline.model.checkpoints.tensors import Entry, WeightFile
-from esm_pipeline.model.checkpoints.weights import BASE_PREFIX, EMBEDDING, TIED, modern_key
+from esm_pipeline.model.checkpoints.keys import BASE_PREFIX, EMBEDDING, TIED, modern_key
+from esm_pipeline.model.checkpoints.tensors import StoredTensor, WeightFile
+from esm_pipeline.model.checkpoints.weight_files import open_file
 
 PREFIX = "base_model.model."
-"""What peft puts before the names of the model that it wraps."""
+"""The prefix that peft adds to the names of the model that it wraps."""
 
-MERGE = "merge it with peft (merge_and_unload), and save what comes out"
+MERGE = "merge it with peft (merge_and_unload), and save the result"
 TRAINED = "is base_model_name_or_path the one that it was trained on?"
 INNER = ".base_layer."
 PARTS = re.compile(
@@ -45,14 +42,14 @@ PARTS = re.compile(
     r"|lora_embedding_B|lora_magnitude_vector)(\.weight)?"
 )
 PAIRS = (("lora_A.weight", "lora_B.weight"), ("lora_embedding_A", "lora_embedding_B"))
-"""The two factors of what is added to a linear layer (r, in), (out, r), or an embedding (r, V),
-(D, r)."""
+"""The two factors of the change of a linear layer, (r, in) and (out, r), or of an embedding,
+(r, V) and (D, r)."""
 
 MAGNITUDE, BIAS = "lora_magnitude_vector", "lora_B.bias"
 FOREIGN = re.compile(r"(.*\.)?(lora_|ia3_|prompt_|token_adapter|vera_|hada_|boft_).*")
-"""Names of trained things that are no weights of a layer."""
+"""Names of trained tensors that are not weights of a layer."""
 
-WITHOUT_EFFECT = {
+KNOWN_SETTINGS = {
     *("peft_type", "task_type", "auto_mapping", "peft_version", "base_model_name_or_path"),
     *("revision", "inference_mode", "r", "target_modules", "exclude_modules", "lora_alpha"),
     *("lora_dropout", "fan_in_fan_out", "bias", "use_rslora", "modules_to_save"),
@@ -60,62 +57,59 @@ WITHOUT_EFFECT = {
     *("alpha_pattern", "loftq_config", "eva_config", "use_dora", "lora_bias", "megatron_core"),
     *("qalora_group_size", "ensure_weight_tying", "runtime_config"),
 }
-"""Settings that are followed here, or say only how the adapter was trained."""
+"""Settings that are respected here, or that only describe the training."""
 
 SAME_BASE = (True, False, None, "gaussian", "eva", "orthogonal")
-"""Values of `init_lora_weights` that leave the base model as it is."""
+"""Values of `init_lora_weights` that do not change the base model."""
 
 TRAINED_CLASSES = {
     "classifier.out_proj.weight": "EsmForSequenceClassification",
     "classifier.weight": "EsmForTokenClassification",
 }
-"""The last layer of a classifier, and the class it makes."""
+"""The last layer of a classifier → the class that has it."""
 
 
-def settings_of(name: str, **where: Any) -> dict[str, Any]:
-    """What an adapter says of its config: `Adapter.settings`, unless a config.json stands by it.
+def settings_of(place: Location) -> dict[str, Any]:
+    """The settings that an adapter changes in its config, see `Adapter.settings`.
 
-    Nothing for a whole checkpoint. Raises WeightsError for an adapter that cannot be merged.
+    None for a whole checkpoint, nor for an adapter with a config.json. Raises WeightsError for an
+    adapter that cannot be merged.
     """
-    if os.path.isfile(name):
+    config = place.find(ADAPTER_CONFIG)
+    if config is None or place.find(CONFIG_FILE):
         return {}
-    path = local_path(name)
-    found = cached(name, ADAPTER_CONFIG, **where) if path is None else path / ADAPTER_CONFIG
-    if found is None or not found.is_file() or (found.parent / CONFIG_FILE).is_file():
-        return {}
-    weights = (find_file(name, file, **where) for file in ADAPTER_FILES)
-    held = next((one for one in weights if one is not None), None)
-    return {} if held is None else Adapter.read(found, held).settings()
+    weights = place.fetch_first(ADAPTER_FILES)
+    return {} if weights is None else Adapter.read(config, weights).settings()
 
 
 def require_merged(keys: Iterable[str], name: str) -> None:
-    """Raise WeightsError for weights with an adapter of peft still beside them."""
+    """Raise WeightsError for weights with an adapter of peft that is not merged."""
     for key in keys:
         if key.startswith(PREFIX) or INNER in key or FOREIGN.fullmatch(key):
             raise WeightsError(
-                f"{name}: '{key}' among its weights is of a model with an adapter of peft that is "
-                f"not merged; {MERGE}, or give the folder with its adapter_config.json"
+                f"{name}: '{key}' among its weights belongs to an adapter of peft that is not "
+                f"merged; {MERGE}, or give the folder with its adapter_config.json"
             )
 
 
 @dataclass
 class Change:
-    """What an adapter has for one module: two factors, the scale of their product, and more."""
+    """The change of one module: two factors, the scale of their product, and more."""
 
     ranks: list[float]
-    """What the settings say that the rank may be."""
+    """The ranks that the settings allow."""
 
     alpha: float
-    rooted: bool
-    """Whether the product is divided by the root of the rank (rsLoRA), not by the rank."""
+    rank_stabilized: bool
+    """Whether the product is divided by the square root of the rank (rsLoRA), not by the rank."""
 
-    parts: dict[str, Entry] = field(default_factory=dict)
+    parts: dict[str, StoredTensor] = field(default_factory=dict)
 
     @property
     def scale(self) -> float:
-        """What the product of the two factors is multiplied by."""
+        """The number that multiplies the product of the two factors."""
         rank = self.parts[self.pair[0]].shape[0]
-        return self.alpha / math.sqrt(rank) if self.rooted else self.alpha / rank
+        return self.alpha / (math.sqrt(rank) if self.rank_stabilized else rank)
 
     @property
     def pair(self) -> tuple[str, str]:
@@ -123,21 +117,21 @@ class Change:
         return PAIRS[1] if self.parts.keys() & set(PAIRS[1]) else PAIRS[0]
 
     def problem(self) -> str | None:
-        """What keeps it from being merged, in words; None if nothing does."""
+        """Why it cannot be merged, in words; None if it can."""
         down, up = (self.parts.get(name) for name in self.pair)
         if down is None or up is None:
             return f"no {' and '.join(self.pair)} among its weights; is the adapter whole?"
         if [len(down.shape), len(up.shape)] != [2, 2] or down.shape[0] != up.shape[1]:
             return f"its factors have shapes {down.shape} and {up.shape}, which do not fit"
         if down.shape[0] not in self.ranks:
-            told = " or ".join(map(str, self.ranks))
-            return f"is of rank {down.shape[0]}, its settings say {told}; are they of another?"
+            ranks = " or ".join(map(str, self.ranks))
+            return f"has rank {down.shape[0]}, but its settings say {ranks}; which one is right?"
         if self.pair == PAIRS[1] and MAGNITUDE in self.parts:
             return f"DoRA of an embedding cannot be merged here; {MERGE}"
         return None
 
     def fits(self, shape: tuple[int, ...]) -> bool:
-        """Whether it goes with a weight of this shape."""
+        """Whether it fits a weight of this shape."""
         down, up = (self.parts[name].shape for name in self.pair)
         product = (down[1], up[0]) if self.pair == PAIRS[1] else (up[0], down[1])
         rows = [self.parts[name].shape for name in (MAGNITUDE, BIAS) if name in self.parts]
@@ -161,14 +155,14 @@ class Change:
 
 @dataclass
 class Adapter:
-    """An adapter: what it changes of modules, and what it has in place of weights.
+    """An adapter: the changes of modules, and the weights that it replaces.
 
     Modules and weights are named without the prefix of the encoder.
     """
 
     path: Path
     changes: dict[str, Change]
-    instead: dict[str, Entry]
+    replacements: dict[str, StoredTensor]
 
     @classmethod
     def of(cls, checkpoint: Checkpoint) -> Adapter | None:
@@ -180,57 +174,59 @@ class Adapter:
         """Read an adapter's settings and the header of its weights. Raises WeightsError."""
         settings = read_settings(config)
         adapter = cls(weights, {}, {})
-        for entry in open_file(weights).entries():
-            name = entry.key.removeprefix(PREFIX)
+        for stored in open_file(weights).stored_tensors():
+            name = stored.key.removeprefix(PREFIX)
             match = PARTS.fullmatch(name)
             if not match and FOREIGN.fullmatch(name):
-                raise WeightsError(f"{weights}: '{entry.key}' cannot be merged here; {MERGE}")
-            if not entry.is_weight:
-                raise WeightsError(f"{weights}: '{entry.key}' is {entry.dtype}, no type of weights")
+                raise WeightsError(f"{weights}: '{stored.key}' cannot be merged here; {MERGE}")
+            if not stored.is_weight:
+                raise WeightsError(
+                    f"{weights}: '{stored.key}' is {stored.dtype}, not a type for weights"
+                )
             if not match:
-                adapter.instead[bare(modern_key(name.replace(INNER, ".")))] = entry
+                adapter.replacements[bare(modern_key(name.replace(INNER, ".")))] = stored
                 continue
             module = bare(match["module"])
             if module not in adapter.changes:
                 adapter.changes[module] = change_of(settings, match["module"], config)
-            adapter.changes[module].parts[match["part"]] = entry
+            adapter.changes[module].parts[match["part"]] = stored
         for module, change in adapter.changes.items():
             problem = change.problem()
             if problem:
                 raise WeightsError(f"{weights}: {module}: {problem}")
-        if not adapter.changes and not adapter.instead:
-            raise WeightsError(f"{weights}: holds nothing; is the adapter whole?")
+        if not adapter.changes and not adapter.replacements:
+            raise WeightsError(f"{weights}: has no tensors; is the adapter whole?")
         return adapter
 
     @property
     def unties(self) -> bool:
-        """Whether the token embedding and the head that shares it differ, once it is merged."""
+        """Whether the token embedding differs from the head that shares it, after merging."""
         return not {TIED, bare(EMBEDDING)}.isdisjoint(
-            {*self.instead, *(f"{module}.weight" for module in self.changes)}
+            {*self.replacements, *(f"{module}.weight" for module in self.changes)}
         )
 
     def settings(self) -> dict[str, Any]:
-        """What follows from the weights for the config: labels and class of a new classifier."""
+        """Settings that follow from the weights: labels and class of a new classifier."""
         for key, name in TRAINED_CLASSES.items():
-            entry = self.instead.get(key)
-            if entry is not None and len(entry.shape) == 2:
-                return {"num_labels": entry.shape[0], "architectures": [name]}
+            stored = self.replacements.get(key)
+            if stored is not None and len(stored.shape) == 2:
+                return {"num_labels": stored.shape[0], "architectures": [name]}
         return {}
 
-    def merged(self, entries: Mapping[str, Entry]) -> dict[str, Entry]:
-        """The base model's `entries` with the adapter in them. Raises WeightsError."""
-        keys = {bare(key): key for key in entries}
-        merged = dict(entries)
+    def merged(self, stored_tensors: Mapping[str, StoredTensor]) -> dict[str, StoredTensor]:
+        """The tensors of the base model with the adapter merged. Raises WeightsError."""
+        keys = {bare(key): key for key in stored_tensors}
+        merged = dict(stored_tensors)
         if self.unties and TIED not in keys and bare(EMBEDDING) in keys:
-            merged[TIED] = renamed(entries[keys[bare(EMBEDDING)]], TIED)
+            merged[TIED] = renamed(stored_tensors[keys[bare(EMBEDDING)]], TIED)
         known = {bare(key): key for key in merged}
-        for name, entry in self.instead.items():
-            merged[known.get(name, name)] = renamed(entry, known.get(name, name))
+        for name, stored in self.replacements.items():
+            merged[known.get(name, name)] = renamed(stored, known.get(name, name))
         for module, change in self.changes.items():
             for name in [f"{module}.weight", f"{module}.bias"][: 1 + (BIAS in change.parts)]:
                 if name not in known:
                     raise WeightsError(
-                        f"{self.path}: adapts '{name}', which its base model lacks; {TRAINED}"
+                        f"{self.path}: changes '{name}', which its base model lacks; {TRAINED}"
                     )
                 base = merged[known[name]]
                 if name.endswith(".weight") and not change.fits(base.shape):
@@ -239,76 +235,76 @@ class Adapter:
                         f"{base.shape}; {TRAINED}"
                     )
                 file = MergedFile(base, change, self.path)
-                merged[known[name]] = Entry(file, known[name], base.dtype, base.shape)
+                merged[known[name]] = StoredTensor(file, known[name], base.dtype, base.shape)
         return merged
 
 
 class MergedFile(WeightFile):
-    """One tensor of a base model with what an adapter changes in it."""
+    """One tensor of a base model, changed by an adapter."""
 
-    def __init__(self, base: Entry, change: Change, path: Path) -> None:
+    def __init__(self, base: StoredTensor, change: Change, path: Path) -> None:
         super().__init__(path)
         self.base, self.change = base, change
 
-    def entries(self) -> Iterator[Entry]:
+    def stored_tensors(self) -> Iterator[StoredTensor]:
         """See the base class."""
-        yield Entry(self, self.base.key, self.base.dtype, self.base.shape)
+        yield StoredTensor(self, self.base.key, self.base.dtype, self.base.shape)
 
-    def mapped(self, entry: Entry) -> Tensor:
+    def mapped(self, stored: StoredTensor) -> Tensor:
         """See the base class; computed, not mapped."""
-        assert isinstance(entry.dtype, torch.dtype), "is_weight is asked first"
-        return self.computed().to(entry.dtype)
+        assert isinstance(stored.dtype, torch.dtype), "callers check is_weight first"
+        return self.computed().to(stored.dtype)
 
-    def copy(self, entry: Entry, target: Tensor) -> None:
+    def copy(self, stored: StoredTensor, target: Tensor) -> None:
         """See the base class."""
         target.copy_(self.computed())
 
     def computed(self) -> Tensor:
-        """The merged tensor, in float32 at least."""
+        """The merged tensor, in float32 or float64."""
         base = read(self.base)
         return self.change.bias(base) if base.ndim == 1 else self.change.weight(base)
 
 
 class RenamedFile(WeightFile):
-    """One tensor of a file by another name."""
+    """One tensor of a file under another name."""
 
-    def __init__(self, entry: Entry) -> None:
-        super().__init__(entry.file.path)
-        self.inner = entry
+    def __init__(self, stored: StoredTensor) -> None:
+        super().__init__(stored.file.path)
+        self.inner = stored
 
-    def entries(self) -> Iterator[Entry]:
+    def stored_tensors(self) -> Iterator[StoredTensor]:
         """See the base class."""
         yield self.inner
 
-    def mapped(self, entry: Entry) -> Tensor:
+    def mapped(self, stored: StoredTensor) -> Tensor:
         """See the base class."""
         return self.inner.mapped()
 
-    def copy(self, entry: Entry, target: Tensor) -> None:
+    def copy(self, stored: StoredTensor, target: Tensor) -> None:
         """See the base class."""
         self.inner.copy_to(target)
 
 
-def renamed(entry: Entry, key: str) -> Entry:
-    """A tensor by the name `key`."""
-    return Entry(RenamedFile(entry), key, entry.dtype, entry.shape)
+def renamed(stored: StoredTensor, key: str) -> StoredTensor:
+    """A tensor under the name `key`."""
+    return StoredTensor(RenamedFile(stored), key, stored.dtype, stored.shape)
 
 
 def bare(key: str) -> str:
-    """A name without the prefix that the encoder has in models with a head."""
+    """A name without the prefix of the encoder in models with a head."""
     return key.removeprefix(BASE_PREFIX)
 
 
-def read(entry: Entry) -> Tensor:
-    """A tensor of a file in float32, or float64 if it is."""
-    assert isinstance(entry.dtype, torch.dtype), "is_weight is asked first"
-    found = torch.empty(entry.shape, dtype=torch.promote_types(entry.dtype, torch.float32))
-    entry.copy_to(found)
+def read(stored: StoredTensor) -> Tensor:
+    """A tensor of a file, in float32 or float64."""
+    assert isinstance(stored.dtype, torch.dtype), "callers check is_weight first"
+    found = torch.empty(stored.shape, dtype=torch.promote_types(stored.dtype, torch.float32))
+    stored.copy_to(found)
     return found
 
 
 def read_settings(path: Path) -> dict[str, Any]:
-    """What `adapter_config.json` says. Raises WeightsError for what cannot be merged here."""
+    """The settings in `adapter_config.json`. Raises WeightsError if they cannot be merged here."""
     try:
         settings = read_object(path)
     except (OSError, ValueError) as error:
@@ -316,8 +312,8 @@ def read_settings(path: Path) -> dict[str, Any]:
     kind = settings.get("peft_type")
     if kind != "LORA":
         raise WeightsError(
-            f"{path}: an adapter of peft_type {kind!r}, and LORA alone is merged here; put it on "
-            "its base model in Python, by PeftModel.from_pretrained"
+            f"{path}: an adapter of peft_type {kind!r}, but only LORA is merged here; combine it "
+            "with its base model in Python, by PeftModel.from_pretrained"
         )
     start = settings.get("init_lora_weights", True)
     if start not in SAME_BASE:
@@ -326,29 +322,32 @@ def read_settings(path: Path) -> dict[str, Any]:
             "convert it to plain LoRA (path_initial_model_for_weight_conversion), or " + MERGE
         )
     for name, value in settings.items():
-        if name not in WITHOUT_EFFECT and value:
+        if name not in KNOWN_SETTINGS and value:
             raise WeightsError(f"{path}: {name} is set, which cannot be merged here; {MERGE}")
     return settings
 
 
 def change_of(settings: Mapping[str, Any], module: str, path: Path) -> Change:
-    """What the settings say of `module`. Raises WeightsError.
+    """The ranks and the scale that the settings give to `module`. Raises WeightsError.
 
-    Patterns are written in another order than they were given in, so that of several that match
-    and disagree, it is not known which was meant.
+    peft does not keep the order of patterns: if several match and disagree, it is not known which
+    one was used.
     """
     ranks = pattern_values(settings, "rank_pattern", "r", module, path)
     alphas = pattern_values(settings, "alpha_pattern", "lora_alpha", module, path)
     if len(alphas) > 1:
-        told = " and ".join(map(str, alphas))
-        raise WeightsError(f"{path}: alpha_pattern gives {module} {told}; leave one")
+        values = " and ".join(map(str, alphas))
+        raise WeightsError(f"{path}: alpha_pattern gives {module} {values}; keep one of them")
     return Change(ranks, alphas[0], bool(settings.get("use_rslora")))
 
 
 def pattern_values(
     settings: Mapping[str, Any], patterns: str, default: str, module: str, path: Path
 ) -> list[float]:
-    """What a setting of `module` may be, by the `patterns` that match. Raises WeightsError."""
+    """The values that matching `patterns` give to `module`, else the `default` setting.
+
+    Raises WeightsError for what is not a positive number.
+    """
     try:
         found = [
             value

@@ -1,7 +1,8 @@
 """Original fair-esm checkpoints, such as `esm2_t6_8M_UR50D.pt`: as the models were first published.
 
-One file holds the weights and the arguments of training; the contact regression lies beside it,
-in `esm2_t6_8M_UR50D-contact-regression.pt` (ESM-1v has none). Peer: fair-esm pretrained.py.
+One file holds the weights and the arguments of training. The contact regression is in a second file
+in the same folder, `esm2_t6_8M_UR50D-contact-regression.pt` (ESM-1v has none). Peer: fair-esm
+pretrained.py.
 """
 
 from __future__ import annotations
@@ -17,10 +18,11 @@ from torch import Tensor
 from esm_pipeline.errors import WeightsError, brief
 from esm_pipeline.model.checkpoints.tensors import PickledFile, is_named_tensors, load_pickle
 
+SUFFIX = ".pt"
 REGRESSION = "-contact-regression.pt"
 PREFIX = re.compile(r"^(encoder\.)?(sentence_encoder\.)?")
 PADDING, MASK, TOKENS = 1, 32, 33
-"""Of the alphabet that all of these models share, which is the standard one."""
+"""Ids and size of the standard alphabet, which all of these models share."""
 
 NAMES = {
     r"embed_tokens\.weight": "esm.embeddings.word_embeddings.weight",
@@ -40,24 +42,24 @@ NAMES = {
     r"layers\.(\d+)\.final_layer_norm\.(\w+)": r"esm.encoder.layer.\1.LayerNorm.\2",
     r"contact_head\.(.+)": r"esm.contact_head.\1",
 }
-"""Keys of fair-esm, without their prefixes, and the reference's; those of the head agree."""
+"""Key of fair-esm without its prefix → key of the reference; those of the head are the same."""
 
 RENAMES = {re.compile(theirs): ours for theirs, ours in NAMES.items()}
 FOLDING = "esmfold_"
-"""How the files of ESMFold, which are not read, begin: esmfold_3B_v0.pt, esmfold_3B_v1.pt."""
+"""Beginning of the names of ESMFold's files, which are not read: esmfold_3B_v0.pt, …_v1.pt."""
 
 BERT = "roberta_large"
-"""What ESM-1b and ESM-1v say of their architecture."""
+"""The architecture that the files of ESM-1b and ESM-1v name."""
 
 
 def files_of(path: Path) -> tuple[Path, ...]:
-    """The checkpoint `path`, and its contact regression if that lies beside it."""
+    """The checkpoint `path`, and its contact regression if that is in the same folder."""
     regression = regression_of(path)
     return (path, regression) if regression.is_file() else (path,)
 
 
 def regression_of(path: Path) -> Path:
-    """Where the contact regression of the checkpoint `path` should lie."""
+    """Where the contact regression of the checkpoint `path` should be."""
     return path.with_name(path.stem + REGRESSION)
 
 
@@ -70,8 +72,8 @@ def open_checkpoint(path: Path) -> PickledFile:
     tensors = {PREFIX.sub("", key): tensor for key, tensor in content["model"].items()}
     embedding = tensors.get("embed_tokens.weight")
     if content.get("args") and embedding is not None and embedding.shape[0] > MASK:
-        embedding.data[MASK] = 0  # for token dropout; of the file's mapping, not of the file
-    if "lm_head.weight" in tensors:  # one parameter there: what is loaded last holds
+        embedding.data[MASK] = 0  # for token dropout; in memory, the file itself stays as it is
+    if "lm_head.weight" in tensors:  # one parameter in fair-esm: the last one loaded wins
         tensors["embed_tokens.weight"] = tensors.pop("lm_head.weight")
     return PickledFile(path, {reference_key(key): tensor for key, tensor in tensors.items()})
 
@@ -104,16 +106,16 @@ def read_settings(path: Path) -> dict[str, Any]:
 
 
 def esm2_settings(given: Mapping[str, Any], path: Path) -> dict[str, Any]:
-    """What the arguments of an ESM-2 say."""
-    width = wanted(given, "embed_dim", path)
+    """The settings that follow from the training arguments of an ESM-2."""
+    width = required(given, "embed_dim", path)
     return {
-        "num_hidden_layers": wanted(given, "layers", path),
+        "num_hidden_layers": required(given, "layers", path),
         "hidden_size": width,
-        "num_attention_heads": wanted(given, "attention_heads", path),
+        "num_attention_heads": required(given, "attention_heads", path),
         "intermediate_size": 4 * width,
         "max_position_embeddings": 1026,
         "position_embedding_type": "rotary",
-        "token_dropout": wanted(given, "token_dropout", path),
+        "token_dropout": required(given, "token_dropout", path),
         "emb_layer_norm_before": False,
     }
 
@@ -121,50 +123,51 @@ def esm2_settings(given: Mapping[str, Any], path: Path) -> dict[str, Any]:
 def esm1_settings(
     given: Mapping[str, Any], tensors: Mapping[str, Tensor], path: Path
 ) -> dict[str, Any]:
-    """What the arguments of an ESM-1b or ESM-1v say; one of its norms is there if it has weights.
+    """The settings that follow from the training arguments of an ESM-1b or ESM-1v.
 
-    Raises WeightsError for other architectures of the same arguments.
+    Whether there is a norm before the layers follows from its weights. Raises WeightsError for
+    other architectures with the same arguments.
     """
-    if wanted(given, "arch", path) != BERT:
+    if required(given, "arch", path) != BERT:
         raise WeightsError(
-            f"{path}: its architecture is {brief(given['arch'])}, which is not among the models "
-            "here; use ESM-1b, ESM-1v or ESM-2"
+            f"{path}: its architecture is {brief(given['arch'])}, which is not supported; use "
+            "ESM-1b, ESM-1v or ESM-2"
         )
     keys = [PREFIX.sub("", key) for key in tensors]
     return {
-        "num_hidden_layers": wanted(given, "layers", path),
-        "hidden_size": wanted(given, "embed_dim", path),
-        "num_attention_heads": wanted(given, "attention_heads", path),
-        "intermediate_size": wanted(given, "ffn_embed_dim", path),
-        "max_position_embeddings": wanted(given, "max_positions", path) + PADDING + 1,
+        "num_hidden_layers": required(given, "layers", path),
+        "hidden_size": required(given, "embed_dim", path),
+        "num_attention_heads": required(given, "attention_heads", path),
+        "intermediate_size": required(given, "ffn_embed_dim", path),
+        "max_position_embeddings": required(given, "max_positions", path) + PADDING + 1,
         "position_embedding_type": "absolute",
         "token_dropout": bool(given.get("token_dropout", False)),
         "emb_layer_norm_before": any(key.startswith("emb_layer_norm_before.") for key in keys),
     }
 
 
-def wanted(given: Mapping[str, Any], name: str, path: Path) -> Any:
-    """An argument that has to be there. Raises WeightsError if it is not."""
+def required(given: Mapping[str, Any], name: str, path: Path) -> Any:
+    """A training argument that must be there. Raises WeightsError if it is not."""
     value = given.get(name)
     if value is None or (name != "arch" and not isinstance(value, int)):
-        raise WeightsError(f"{path}: its arguments have no usable '{name}'; it is no whole ESM")
+        raise WeightsError(f"{path}: its arguments have no usable '{name}'; is the file whole?")
     return value
 
 
 def arguments(given: Any, path: Path) -> dict[str, Any]:
-    """Arguments by name, without the prefix that training gave them. Raises WeightsError."""
+    """Training arguments by name, without the prefix `encoder_`. Raises WeightsError."""
     values = vars(given) if isinstance(given, argparse.Namespace) else given
     if not isinstance(values, dict):
-        raise WeightsError(f"{path}: holds no arguments of training; it is no fair-esm checkpoint")
+        raise WeightsError(f"{path}: holds no training arguments; it is not a fair-esm checkpoint")
     return {str(name).removeprefix("encoder_"): value for name, value in values.items()}
 
 
 def read(path: Path) -> dict[str, Any]:
-    """What the file holds: tensors in `model`, beside `cfg` or `args`. Raises WeightsError."""
-    if path.name.startswith(FOLDING):  # settings are classes of omegaconf there
+    """The tensors in the file (`model`), with `cfg` or `args`. Raises WeightsError."""
+    if path.name.startswith(FOLDING):  # its settings are classes of omegaconf
         raise WeightsError(
-            f"{path}: fair-esm's ESMFold, a file that lacks its language model; use "
-            "facebook/esmfold_v1, which is whole"
+            f"{path}: fair-esm's ESMFold, a file without its language model; use "
+            "facebook/esmfold_v1, which is complete"
         )
     content = load_pickle(path, argparse.Namespace)
     tensors = content.get("model") if isinstance(content, dict) else None

@@ -1,11 +1,11 @@
-"""Where a checkpoint lies: the packaged model, a folder, a fair-esm file, or the hub's cache."""
+"""Find a checkpoint: the packaged model, a folder, a fair-esm file, or a model on the hub."""
 
 from __future__ import annotations
 
 import hashlib
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -14,7 +14,7 @@ from typing import Any
 from esm_pipeline.errors import WeightsError, brief
 from esm_pipeline.json_files import read_object
 from esm_pipeline.model.checkpoints import fair_esm
-from esm_pipeline.model.checkpoints.hub_client import cached, fetch, fetch_first
+from esm_pipeline.model.checkpoints.hub_client import snapshot
 
 DEMO = "demo"
 CONFIG_FILE = "config.json"
@@ -26,33 +26,35 @@ WEIGHT_FILES = (
     "pytorch_model.bin",
     "pytorch_model.bin.index.json",
 )
-"""Names a checkpoint's weights may have, in the order of preference; an index names shards."""
+"""Names of weight files in the order of preference; an index lists shards."""
 
 ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_FILES = ("adapter_model.safetensors", "adapter_model.bin")
-"""What peft writes: the settings of an adapter, and its weights by one of these names."""
+"""Files of peft: the settings of an adapter, and the possible names of its weights."""
 
-FAIR_SUFFIX = ".pt"
 TOKENIZER_FILES = (
     *("vocab.txt", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
 )
+SETTINGS_FILES = (CONFIG_FILE, ADAPTER_CONFIG, *TOKENIZER_FILES)
+"""Small files of a checkpoint, which are downloaded together."""
+
 HUB_OPTIONS = ("revision", "cache_dir", "local_files_only", "token")
 STEP_FOLDER = re.compile(r"checkpoint-(\d+)")
-"""Folders in which a Trainer saves what it has after so many steps."""
+"""Folders that a Trainer writes, with the number of steps."""
 
 HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 MOST_NAME = 255
-"""Bytes of a file's name."""
+"""Bytes of a file name."""
 
 DIGEST = re.compile(r"[0-9a-f]{64}")
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A checkpoint on this machine. `revision` is the commit on the hub, None for what is local.
+    """A checkpoint on this machine. `revision`: the commit of a hub model, None for a local one.
 
-    `adapter` has the settings and the weights of a peft adapter, if it is one: `weight_files` are
-    then those of its base model, which has the commit `base_revision`.
+    `adapter`: settings and weights of a peft adapter, if it is one. `weight_files` are then those
+    of its base model, whose commit is `base_revision`.
     """
 
     name: str
@@ -65,24 +67,24 @@ class Checkpoint:
     @property
     def is_fair_esm(self) -> bool:
         """Whether it is an original fair-esm file and not a folder."""
-        return any(path.suffix == FAIR_SUFFIX for path in self.weight_files[:1])
+        return any(path.suffix == fair_esm.SUFFIX for path in self.weight_files[:1])
 
     @property
     def source(self) -> Path:
-        """What `from_pretrained` takes, with `where`: the folder, or the fair-esm file."""
+        """The folder or fair-esm file to give to `from_pretrained`, together with `where`."""
         return self.weight_files[0] if self.is_fair_esm and not self.adapter else self.folder
 
     @property
     def where(self) -> dict[str, Any]:
-        """Keywords of `from_pretrained` by which an adapter keeps to this base model."""
+        """Keywords of `from_pretrained` that pin the base model of an adapter."""
         if self.base_revision is None:
             return {}
         return {"revision": self.base_revision, "local_files_only": True}
 
     def weights_sha256(self) -> str:
-        """Digest of the weights: of the file, or of the files' digests in the order of names.
+        """Digest of the weights: that of the file, or of the digests of the files sorted by name.
 
-        The hub's cache names large files by their digest, which is then taken from there.
+        The hub's cache names large files by their digest; these are not read.
         """
         digests = [file_digest(path) for path in (*sorted(self.weight_files), *self.adapter)]
         if len(digests) == 1:
@@ -91,7 +93,7 @@ class Checkpoint:
 
 
 def file_digest(path: Path) -> str:
-    """SHA-256 of a file, as hex; it is read once, unless it changes."""
+    """SHA-256 of a file, as hex; the file is read once, unless it changes."""
     target = path.resolve()
     if path.is_symlink() and target.parent.name == "blobs" and DIGEST.fullmatch(target.name):
         return target.name
@@ -101,7 +103,7 @@ def file_digest(path: Path) -> str:
 
 @lru_cache
 def computed_digest(path: Path, size: int, changed: int) -> str:
-    """SHA-256 of a file of this size, last changed then."""
+    """SHA-256 of a file; size and time of the last change tell a changed file apart."""
     with open(path, "rb") as handle:
         return hashlib.file_digest(handle, "sha256").hexdigest()
 
@@ -114,86 +116,129 @@ def demo_model() -> Path:
 def resolve_checkpoint(name: str, *, needs_config: bool = True, **options: Any) -> Checkpoint:
     """Find the checkpoint `name`: "demo", a folder, a fair-esm file, or a hub id.
 
-    What a hub model lacks in the cache is downloaded. A folder that only has weights will do
-    without `needs_config`. `options`: revision, cache_dir, local_files_only, token. Raises
-    WeightsError, or CapacityError where the disk is full.
+    Files of a hub model that the cache lacks are downloaded. Without `needs_config`, a folder with
+    weights alone will do. `options`: revision, cache_dir, local_files_only, token. Raises
+    WeightsError, or CapacityError if the disk is full.
     """
-    path = local_path(name)
-    config = fetch_config(name, **options) if path is None else None
-    adapter = find_adapter(name, **options) if config is None else None
+    place = locate(name, **options)
+    adapter = place.adapter()
     if adapter is not None:
-        return resolve_adapter(name, adapter, **options)
-    if path is not None and options.get("revision"):
+        return resolve_adapter(place, adapter)
+    if place.commit is None and options.get("revision"):
         raise WeightsError(
-            f"{name}: a revision is of a hub model, this lies on the disk; leave it out"
+            f"{name}: only hub models have revisions, and this is on the disk; leave it out"
         )
-    if path is not None and path.is_file():
-        return Checkpoint(name, path.parent, fair_esm.files_of(path))
-    if config is None and (needs_config or path is None):
-        config = find_config(name, **options)
-    folder = path if config is None else config.parent
-    assert folder is not None, "a name without a path has its config in the cache"
-    commit = None
-    if path is None:  # what the revision means now holds for all the rest
-        commit = folder.name
-        options = {**options, "revision": commit}
-    found = find_weights(name, **options)
-    files = tuple(weight_files(name, found, **options))
-    if path is None:
-        for extra in TOKENIZER_FILES:
-            find_file(name, extra, **options)
-    return Checkpoint(name, folder, files, commit)
+    if place.file is not None:
+        return Checkpoint(name, place.folder, fair_esm.files_of(place.file))
+    if needs_config or place.commit is not None:
+        config_of(place)
+    return Checkpoint(name, place.folder, weight_files(place), place.commit)
 
 
-def find_adapter(name: str, **options: Any) -> Path | None:
-    """The settings of a peft adapter, None if `name` is a whole checkpoint.
+@dataclass(frozen=True)
+class Location:
+    """Where the files of a checkpoint are: a folder, or the snapshot of a hub model in the cache.
 
-    Raises WeightsError if it is both.
+    `file`: the checkpoint itself, if it is one file. `options`: revision, cache_dir,
+    local_files_only, token; the revision of a hub model is the `commit`, None for what is local.
     """
-    found = find_file(name, ADAPTER_CONFIG, **options)
+
+    name: str
+    folder: Path
+    options: Mapping[str, Any]
+    file: Path | None = None
+    commit: str | None = None
+
+    def find(self, file: str) -> Path | None:
+        """A file of the folder, None if it is not there. Nothing is downloaded."""
+        path = self.folder / file
+        return path if self.file is None and path.is_file() else None
+
+    def fetch(self, files: Iterable[str]) -> None:
+        """Download those of `files` that the hub model has and the cache lacks."""
+        absent = [file for file in files if self.find(file) is None]
+        if absent and self.commit is not None:
+            snapshot(self.name, absent, **self.options)
+
+    def fetch_first(self, files: Sequence[str]) -> Path | None:
+        """The first of `files` in the folder; else the first that the hub model has."""
+        for file in files:
+            if (path := self.find(file)) is not None:
+                return path
+        for file in files:
+            self.fetch([file])
+            if (path := self.find(file)) is not None:
+                return path
+        return None
+
+    def adapter(self) -> Path | None:
+        """The settings of a peft adapter, None for a whole checkpoint.
+
+        Raises WeightsError for a folder that is both.
+        """
+        found = self.find(ADAPTER_CONFIG)
+        if self.commit is not None:
+            return None if self.find(CONFIG_FILE) else found
+        whole = [one for one in WEIGHT_FILES if self.find(one)]
+        if found and whole:
+            raise WeightsError(
+                f"{self.name}: has {whole[0]} and {ADAPTER_CONFIG}, a whole model and an adapter; "
+                "it is not known which one to use: move one to a folder of its own"
+            )
+        return found
+
+
+def locate(name: str, **options: Any) -> Location:
+    """Find the folder of a checkpoint; of a hub model, the files of settings are downloaded.
+
+    Raises WeightsError, or CapacityError if the disk is full.
+    """
     path = local_path(name)
-    whole = [one for one in WEIGHT_FILES if path and (path / one).is_file()] if found else []
-    if whole:
-        raise WeightsError(
-            f"{name}: has {whole[0]} and {ADAPTER_CONFIG}, a whole model and an adapter; which one "
-            "is meant is not known: move one to a folder of its own"
-        )
-    return found
+    if path is None:
+        folder = snapshot(name, SETTINGS_FILES, **options)
+        pinned = {**options, "revision": folder.name}
+        return Location(name, folder, pinned, commit=folder.name)
+    if path.is_file():
+        return Location(name, path.parent, options, file=path)
+    return Location(name, path, options)
 
 
-def resolve_adapter(name: str, config: Path, **options: Any) -> Checkpoint:
-    """The checkpoint of a peft adapter: its base model's weights, and its own. A revision is that
-    of the base model if the adapter is local. Raises WeightsError."""
-    base_name, base_options = base_of(name, config, **options)
+def locate_config(name: str, **options: Any) -> Location:
+    """The same, also for a file of settings, whatever its name."""
+    if name.endswith(".json") and os.path.isfile(name):
+        return Location(name, Path(name).parent, options, file=Path(name))
+    return locate(name, **options)
+
+
+def resolve_adapter(place: Location, config: Path) -> Checkpoint:
+    """The checkpoint of a peft adapter: the weights of its base model, and its own.
+
+    Raises WeightsError.
+    """
+    base_name, base_options = base_of(place, config)
     base = resolve_checkpoint(base_name, **base_options)
-    local = local_path(name) is not None
-    if not local:
-        options["revision"] = config.parent.name
-    for file in ADAPTER_FILES:
-        weights = find_file(name, file, **options)
-        if weights is not None:
-            break
-    else:
-        raise WeightsError(f"{name}: has {ADAPTER_CONFIG}, but no {ADAPTER_FILES[0]} beside it")
-    if not local:
-        for extra in TOKENIZER_FILES:
-            find_file(name, extra, **options)
+    weights = place.fetch_first(ADAPTER_FILES)
+    if weights is None:
+        raise WeightsError(
+            f"{place.name}: has {ADAPTER_CONFIG}, but no {ADAPTER_FILES[0]} in the same folder"
+        )
     return Checkpoint(
-        *(name, config.parent, base.weight_files),
-        revision=base.revision if local else config.parent.name,
+        *(place.name, place.folder, base.weight_files),
+        revision=base.revision if place.commit is None else place.commit,
         adapter=(config, weights),
         base_revision=base.revision,
     )
 
 
-def base_of(name: str, config: Path, **options: Any) -> tuple[str, dict[str, Any]]:
-    """Name of an adapter's base model, and the options with which it is found.
+def base_of(place: Location, config: Path) -> tuple[str, dict[str, Any]]:
+    """Name of the base model of an adapter, and the options to find it with.
 
-    Raises WeightsError if the adapter does not say, or if that is an adapter as well.
+    If the adapter is local, its revision is that of the base model. Raises WeightsError if it
+    names no base model, or names another adapter.
     """
     try:
-        told = read_object(config)
-        base, revision = told["base_model_name_or_path"], told.get("revision")
+        settings = read_object(config)
+        base, revision = settings["base_model_name_or_path"], settings.get("revision")
     except (OSError, ValueError, KeyError) as error:
         raise WeightsError(f"{config}: not the settings of an adapter ({error!r})") from None
     if not isinstance(base, str) or not base or not isinstance(revision, str | None):
@@ -207,89 +252,81 @@ def base_of(name: str, config: Path, **options: Any) -> tuple[str, dict[str, Any
         raise WeightsError(f"{config}: base_model_name_or_path: {error}") from None
     if path is not None and (path / ADAPTER_CONFIG).is_file():
         raise WeightsError(f"{config}: its base model {base} is an adapter too; merge that first")
-    given = options.get("revision") if local_path(name) is not None else None
+    given = place.options.get("revision") if place.commit is None else None
     revision = given or (revision if path is None else None)
-    return base, {**options, "revision": revision}
+    return base, {**place.options, "revision": revision}
 
 
-def find_config(name: str, **options: Any) -> Path:
-    """Where the settings of the checkpoint `name` stand, itself if it is a file of settings.
+def config_of(place: Location) -> Path:
+    """The file with the settings of a checkpoint; for an adapter, that of its base model.
 
-    Raises WeightsError if they are nowhere.
+    Raises WeightsError if there is none.
     """
-    if name.endswith(".json") and os.path.isfile(name):
-        return Path(name)
-    path = local_path(name)
-    if path is not None and path.is_file():
-        return path
-    found = fetch_config(name, **options) if path is None else path / CONFIG_FILE
-    if found is not None and found.is_file():
+    found = place.file or place.find(CONFIG_FILE)
+    if found is not None:
         return found
-    adapter = find_adapter(name, **options)
+    adapter = place.adapter()
     if adapter is not None:
-        base, base_options = base_of(name, adapter, **options)
-        return find_config(base, **base_options)
-    steps = {} if path is None else step_folders(path)
-    if steps:
+        base, base_options = base_of(place, adapter)
+        return config_of(locate(base, **base_options))
+    if steps := step_folders(place.folder):
         raise WeightsError(
-            f"{name}: no {CONFIG_FILE} in it, but folders of a Trainer; give one of them, the last "
-            f"is {os.path.join(name, steps[max(steps)])}"
+            f"{place.name}: no {CONFIG_FILE} in it, but folders of a Trainer; give one of them, "
+            f"the last is {os.path.join(place.name, steps[max(steps)])}"
         )
     raise WeightsError(
-        f"{name}: no {CONFIG_FILE} in it; is this an ESM checkpoint? (of a bare state, as a "
-        "Trainer writes it, load with config=)"
+        f"{place.name}: no {CONFIG_FILE} in it; is this an ESM checkpoint? (load a bare state, as "
+        "a Trainer writes it, with config=)"
     )
-
-
-def fetch_config(name: str, **options: Any) -> Path | None:
-    """The config.json of a hub model, asked for first; None if it has none, as adapters do."""
-    if cached(name, ADAPTER_CONFIG, **options) and not cached(name, CONFIG_FILE, **options):
-        return None
-    return fetch_first(name, CONFIG_FILE, **options)
 
 
 def step_folders(path: Path) -> dict[int, str]:
-    """Steps → name of the folder that a Trainer saved then, in `path`."""
-    found = {one.name: STEP_FOLDER.fullmatch(one.name) for one in path.iterdir() if one.is_dir()}
+    """Number of steps → name of the folder in `path` that a Trainer saved after them."""
+    names = [one.name for one in path.iterdir() if one.is_dir()] if path.is_dir() else []
+    found = {name: STEP_FOLDER.fullmatch(name) for name in names}
     return {int(match[1]): name for name, match in found.items() if match}
 
 
-def find_weights(name: str, **options: Any) -> Path:
-    """The preferred weight file or index of the checkpoint; a cached one needs no network."""
-    if local_path(name) is None:
-        for weights in WEIGHT_FILES:
-            found = cached(name, weights, **options)
-            if found is not None:
-                return found
-    for weights in WEIGHT_FILES:
-        found = find_file(name, weights, **options)
-        if found is not None:
-            return found
-    raise WeightsError(
-        f"{name}: no weights in it; one of {', '.join(WEIGHT_FILES)} should be there"
-    )
+def find_files(name: str, files: Iterable[str], **options: Any) -> dict[str, Path]:
+    """Name → path of those of `files`, none of them weights, that the checkpoint `name` has.
 
-
-def weight_files(name: str, found: Path, **options: Any) -> Iterator[Path]:
-    """The files that hold the weights: `found` itself, or the shards that it lists.
-
-    Raises WeightsError for a shard that is not there.
+    What an adapter lacks is taken from its base model. Raises WeightsError.
     """
+    place = locate(name, **options)
+    found = {file: path for file in files if (path := place.find(file)) is not None}
+    absent = [file for file in files if file not in found]
+    adapter = place.find(ADAPTER_CONFIG)
+    if absent and adapter is not None:
+        base, base_options = base_of(place, adapter)
+        found |= find_files(base, absent, **base_options)
+    return found
+
+
+def weight_files(place: Location) -> tuple[Path, ...]:
+    """The files with the weights: one file, or the shards that an index lists.
+
+    Those of a hub model are downloaded in one format only. Raises WeightsError if one is missing.
+    """
+    found = place.fetch_first(WEIGHT_FILES)
+    if found is None:
+        raise WeightsError(
+            f"{place.name}: no weights in it; one of {', '.join(WEIGHT_FILES)} should be there"
+        )
     if not found.name.endswith(".index.json"):
-        yield found
-        return
-    for shard in shards_of(found):
-        path = find_file(name, shard, **options)
-        if path is None:
+        return (found,)
+    shards = shards_of(found)
+    place.fetch(shards)
+    for shard in shards:
+        if place.find(shard) is None:
             raise WeightsError(
                 f"{found}: lists {shard}, which is not there; copy or download it, all the shards "
                 "are needed"
             )
-        yield path
+    return tuple(place.folder / shard for shard in shards)
 
 
 def shards_of(index: Path) -> list[str]:
-    """Names of the shards that an index file lists. Raises WeightsError."""
+    """Names of the shards that an index lists. Raises WeightsError."""
     try:
         names = sorted(set(read_object(index)["weight_map"].values()))
     except (OSError, ValueError) as error:
@@ -305,50 +342,30 @@ def shards_of(index: Path) -> list[str]:
 
 
 def is_file_name(name: str) -> bool:
-    """Whether a file of a folder can have this name; a path to elsewhere is none."""
+    """Whether it can be the name of a file in a folder, and is not a path to elsewhere."""
     whole = name.isprintable() and os.path.basename(name) == name and name not in ("", ".", "..")
     return whole and len(os.fsencode(name)) <= MOST_NAME
 
 
 def local_path(name: str) -> Path | None:
-    """The folder or fair-esm file `name` stands for, None for a hub id.
+    """The folder or fair-esm file that `name` means, None for a hub id.
 
-    Raises WeightsError if it is none of them.
+    Raises WeightsError if it is none of these.
     """
     if name == DEMO:
         return demo_model()
     if not name.isascii() and name != name.encode(errors="replace").decode():
         raise WeightsError(
-            f"{name}: safetensors reads only paths of UTF-8; rename it, or link to it"
+            f"{name}: safetensors reads only paths in UTF-8; rename it, or link to it"
         )
     path = Path(os.path.expanduser(name))
-    if path.is_dir() or (path.suffix == FAIR_SUFFIX and path.is_file()):
+    if path.is_dir() or (path.suffix == fair_esm.SUFFIX and path.is_file()):
         return path
     if path.exists():
         raise WeightsError(
             f"{name}: a file; give the folder that holds {CONFIG_FILE} and weights, or an original "
             "fair-esm file (.pt)"
         )
-    if not HUB_ID.fullmatch(name) or name.startswith(".") or path.suffix == FAIR_SUFFIX:
+    if not HUB_ID.fullmatch(name) or name.startswith(".") or path.suffix == fair_esm.SUFFIX:
         raise WeightsError(f"{name}: no such folder or file, and no hub id of the form owner/model")
     return None
-
-
-def find_file(name: str, file: str, **options: Any) -> Path | None:
-    """One file of the checkpoint `name`, None if it has none of that name.
-
-    What an adapter lacks is its base model's, but for weights. Raises WeightsError.
-    """
-    path = local_path(name)
-    if path is None:
-        found = fetch(name, file, **options)
-        adapter = None if found else cached(name, ADAPTER_CONFIG, **options)
-    else:
-        found = path / file if (path / file).is_file() else None
-        adapter = path / ADAPTER_CONFIG
-    if found or file in (*WEIGHT_FILES, *ADAPTER_FILES, ADAPTER_CONFIG):
-        return found
-    if adapter is None or not adapter.is_file():
-        return None
-    base, base_options = base_of(name, adapter, **options)
-    return find_file(base, file, **base_options)

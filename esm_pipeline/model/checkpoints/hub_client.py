@@ -1,8 +1,9 @@
-"""Files of the Hugging Face hub: asked for once, checked by their digest, told of in one line.
+"""Files of the Hugging Face hub, by its own library, with errors in one line and digests checked.
 
-The hub's own client downloads, resumes and caches. Around it stand here: a first request that fails
-fast and says why, the digest of what came, and errors in the words of this project. The client is
-imported where it is needed, which is late.
+`snapshot_download` resolves branches, lists, downloads, resumes and caches. Three things stay here:
+a first request with a time limit, because the library waits for its first answer without one; the
+digest of each file, because the library compares sizes only; and the wording of errors. The library
+is imported inside the functions: it is slow to import, and most runs do not need it.
 """
 
 from __future__ import annotations
@@ -11,9 +12,8 @@ import errno
 import hashlib
 import os
 import re
-import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from logging import CRITICAL
 from pathlib import Path
@@ -25,12 +25,67 @@ COMMIT = re.compile(r"[0-9a-f]{40}")
 REVISION = re.compile(r"(?!.*\.\.)\w[\w./+@#-]*")
 LOG_IN = "`hf auth login`, or a token in HF_TOKEN"
 NO_FOLDER = "no such folder"
-AGAIN = "run the same again"
+AGAIN = "run the same command again"
 PATIENCE = 10.0
-"""Seconds that the first answer may take; the client's own retries would make it six minutes."""
+"""Seconds that the first answer may take."""
 
 SMALL = 1 << 20
-"""Bytes up to which a file is checked every time the hub is asked, for it costs nothing."""
+"""Bytes up to which a file is checked after every request, because it costs nothing."""
+
+
+def snapshot(name: str, files: Sequence[str], **options: Any) -> Path:
+    """The folder in the cache with those of `files` that the hub model `name` has.
+
+    The name of the folder is the commit. If the hub cannot be reached, or no longer has the model,
+    the cached folder is used. `options`: revision, cache_dir, local_files_only, token. Raises
+    WeightsError, or CapacityError if the disk is full.
+    """
+    from huggingface_hub import snapshot_download
+
+    held = folder = cached(name, files, options)
+    if is_offline(options):
+        if held is None:
+            raise WeightsError(not_in_cache(name, options))
+        return held
+    pinned = COMMIT.fullmatch(options.get("revision") or "")
+    problem = None if pinned and held else unreachable(name, options)
+    if problem is not None and held is None:
+        raise explained(name, problem, options, first=True) from None
+    if problem is not None and held is not None:
+        return held
+    known = blobs_in(held)
+    try:
+        with quiet():
+            folder = Path(
+                snapshot_download(name, allow_patterns=[*files], tqdm_class=bars(), **options)
+            )
+    except client_errors() as error:
+        raise explained(name, error, options, files) from None
+    finally:  # also if only one of several files failed
+        require_digests(name, blobs_in(folder), known)
+    return folder
+
+
+def cached(name: str, files: Sequence[str], options: dict[str, Any]) -> Path | None:
+    """The cached folder of a hub model, even if it lacks some of `files`; None if there is none.
+
+    Raises WeightsError for an impossible name or revision, and for an unreadable cache.
+    """
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    if not REVISION.fullmatch(options.get("revision") or "main"):
+        raise WeightsError(f"{name}: revision {options['revision']!a} is no commit, tag or branch")
+    where: dict[str, Any] = {key: options.get(key) for key in ("cache_dir", "revision")}
+    try:
+        return Path(
+            snapshot_download(name, allow_patterns=[*files], local_files_only=True, **where)
+        )
+    except LocalEntryNotFoundError as error:
+        folder = getattr(error, "snapshot_path", None)  # of an incomplete snapshot
+        return None if folder is None else Path(folder)
+    except client_errors() as error:
+        raise explained(name, error, options) from None
 
 
 def is_offline(options: dict[str, Any]) -> bool:
@@ -40,131 +95,69 @@ def is_offline(options: dict[str, Any]) -> bool:
     return bool(options.get("local_files_only") or constants.HF_HUB_OFFLINE)
 
 
-def cached(name: str, file: str, **options: Any) -> Path | None:
-    """A file of a hub model in the cache, None if it is not there. Raises WeightsError."""
-    found = look_up(name, file, options)
-    return Path(found) if isinstance(found, str) else None
+def unreachable(name: str, options: dict[str, Any]) -> Exception | None:
+    """Why the hub does not answer a first request about a model; None if it does."""
+    from huggingface_hub import HfApi
 
-
-def look_up(name: str, file: str, options: dict[str, Any]) -> Any:
-    """What the cache knows of a file: its path, that the model has none (an object), or None."""
-    from huggingface_hub import try_to_load_from_cache
-    from huggingface_hub.errors import HFValidationError
-
-    if not REVISION.fullmatch(options.get("revision") or "main"):
-        raise WeightsError(f"{name}: revision {options['revision']!a} is no commit, tag or branch")
-    where = {key: options.get(key) for key in ("cache_dir", "revision")}
-    try:
-        return try_to_load_from_cache(name, file, **where)
-    except HFValidationError as error:
-        raise explained(name, file, error, options) from None
-
-
-def fetch_first(name: str, file: str, **options: Any) -> Path | None:
-    """As `fetch`, for the first file of a model: the hub is asked once, and fails fast.
-
-    Where it is out of reach, or no longer has the model, a cached file will do. Raises WeightsError
-    if there is none.
-    """
-    found = cached(name, file, **options)
-    if is_offline(options):
-        if found is None:
-            revision = f" --revision {options['revision']}" if options.get("revision") else ""
-            raise WeightsError(
-                f"{name}: {NO_FOLDER}, and not in the cache {cache_folder(options)}; this is "
-                f"offline: fetch it once by esm-pipeline download --model {name}{revision}"
-            )
-        return found
-    if found is not None and COMMIT.fullmatch(options.get("revision") or ""):
-        return found
-    problem = ask(name, file, options)
-    if problem is not None and found is None:
-        raise explained(name, file, problem, options, first=True) from None
-    return fetch(name, file, **options) if problem is None else found
-
-
-def ask(name: str, file: str, options: dict[str, Any]) -> Exception | None:
-    """What keeps the hub from telling about a file; None if nothing, or if it has no such file."""
-    from huggingface_hub import get_hf_file_metadata, hf_hub_url
-    from huggingface_hub.errors import EntryNotFoundError
-
+    errors: tuple[type[Exception], ...] = (*client_errors(), KeyError, TypeError)
     try:
         with quiet():
-            url = hf_hub_url(name, file, revision=options.get("revision"))
-            get_hf_file_metadata(url, token=options.get("token"), timeout=PATIENCE)
-    except EntryNotFoundError:
-        return None
-    except client_errors() as error:
+            api = HfApi(token=options.get("token"))
+            api.model_info(name, revision=options.get("revision") or "main", timeout=PATIENCE)
+    except errors as error:  # KeyError and TypeError: the JSON is not that of a hub
         return error
     return None
 
 
-def fetch(name: str, file: str, **options: Any) -> Path | None:
-    """One file of a hub model, from the cache or the hub; None if the model has no such file.
-
-    `options`: revision, cache_dir, local_files_only, token. Raises WeightsError, or CapacityError
-    where the disk is full; what came is then not left in the cache.
-    """
-    from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
-
-    known = look_up(name, file, options)
-    held = COMMIT.fullmatch(options.get("revision") or "") and known is not None
-    if held or is_offline(options):
-        return Path(known) if isinstance(known, str) else None
-    try:
-        with quiet():
-            path = Path(hf_hub_download(name, file, **options))
-    except LocalEntryNotFoundError as error:  # the answer failed, and nothing is in the cache
-        raise explained(name, file, error.__cause__ or error, options) from None
-    except EntryNotFoundError:
-        return None
-    except client_errors() as error:
-        raise explained(name, file, error, options) from None
-    if not isinstance(known, str) or path.stat().st_size <= SMALL:
-        require_digest(name, file, path)
-    return path
-
-
 def client_errors() -> tuple[type[Exception], ...]:
-    """What the client raises: its own errors are its HTTP library's and OSErrors at once."""
+    """What the library raises: its own errors are errors of its HTTP library and OSErrors."""
     from huggingface_hub.errors import HfHubHTTPError
 
     return (*HfHubHTTPError.__bases__, ValueError, RuntimeError)
 
 
-def require_digest(name: str, file: str, path: Path) -> None:
-    """Check a file that came against the digest that names it in the cache: SHA-256 or git's.
+def blobs_in(folder: Path | None) -> dict[Path, str]:
+    """The file in the cache that a link in a snapshot points to → the name of the link."""
+    if folder is None or not folder.is_dir():
+        return {}
+    links = [path for path in folder.iterdir() if path.is_symlink() and path.is_file()]
+    return {Path(os.path.normpath(path.parent / os.readlink(path))): path.name for path in links}
 
-    Raises WeightsError if it is another's, and removes it. Without links nothing names the file.
+
+def require_digests(name: str, blobs: dict[Path, str], known: Iterable[Path]) -> None:
+    """Compare files with the digests that name them in the cache, unless they are `known`.
+
+    Raises WeightsError if one differs; all that differ are removed.
     """
-    if not path.is_symlink():
-        return
-    blob = path.parent / os.readlink(path)
-    size = blob.stat().st_size
-    with open(blob, "rb") as handle:
-        if COMMIT.fullmatch(blob.name):
-            git = hashlib.sha1(b"blob %d\0" % size, usedforsecurity=False)
-            found = hashlib.file_digest(handle, lambda: git).hexdigest()
-        else:
-            found = hashlib.file_digest(handle, "sha256").hexdigest()
-    if len(blob.name) == len(found) and blob.name != found:
-        path.unlink()
-        blob.unlink()
+    wrong: dict[str, tuple[str, str]] = {}
+    for blob, file in blobs.items():
+        if blob in known and blob.stat().st_size > SMALL:
+            continue
+        found = digest_like(blob)
+        if len(blob.name) == len(found) and blob.name != found:
+            wrong[file] = found, blob.name
+            blob.unlink()
+    for file, (found, listed) in wrong.items():
         raise WeightsError(
-            f"{name}: {file} came with the digest {found[:12]}…, but the hub tells "
-            f"{blob.name[:12]}…; it was removed: {AGAIN}"
+            f"{name}: {file} came with the digest {found[:12]}…, but the hub lists it with "
+            f"{listed[:12]}…; it was removed: {AGAIN}"
         )
+
+
+def digest_like(blob: Path) -> str:
+    """The digest of a file, of the kind that names it: SHA-1 as computed by git, or SHA-256."""
+    with open(blob, "rb") as handle:
+        if not COMMIT.fullmatch(blob.name):
+            return hashlib.file_digest(handle, "sha256").hexdigest()
+        git = hashlib.sha1(b"blob %d\0" % blob.stat().st_size, usedforsecurity=False)
+        return hashlib.file_digest(handle, lambda: git).hexdigest()
 
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """No warnings and no log of the client where nobody watches; its bars hide themselves."""
+    """Silence the library's log and warnings: an error here says the same in one line."""
     from huggingface_hub.utils import logging
 
-    if sys.stderr.isatty():
-        yield
-        return
     before = logging.get_verbosity()
     logging.set_verbosity(CRITICAL)
     try:
@@ -175,36 +168,69 @@ def quiet() -> Iterator[None]:
         logging.set_verbosity(before)
 
 
-def explained(
-    name: str, file: str, error: BaseException, options: dict[str, Any], *, first: bool = False
-) -> EsmPipelineError:
-    """The error to raise for what the client raised.
+def bars() -> type:
+    """The library's progress bars, all of them hidden unless a terminal shows them."""
+    from huggingface_hub.utils import tqdm  # type: ignore[attr-defined]
 
-    Of the `first` file of a name, which may be that of a folder, mistyped, it begins with that.
+    class Bar(tqdm):
+        def __init__(self, *args: Any, **kwargs: Any) -> None:
+            super().__init__(*args, **{"disable": None, **kwargs})  # type: ignore[no-untyped-call]
+
+    return Bar
+
+
+def not_in_cache(name: str, options: dict[str, Any]) -> str:
+    """The message for a model that is not in the cache while the hub may not be used."""
+    revision = f" --revision {options['revision']}" if options.get("revision") else ""
+    return (
+        f"{name}: {NO_FOLDER}, and not in the cache {cache_folder(options)}; this is offline: "
+        f"fetch it once by esm-pipeline download --model {name}{revision}"
+    )
+
+
+def explained(
+    name: str,
+    error: BaseException,
+    options: dict[str, Any],
+    files: Sequence[str] = (),
+    *,
+    first: bool = False,
+) -> EsmPipelineError:
+    """The error to raise for one of the library, which was raised while `files` were downloaded.
+
+    The message for the `first` request begins with "no such folder", because a name that the hub
+    does not know may be a mistyped path.
     """
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    if isinstance(error, LocalEntryNotFoundError) and error.__cause__ is not None:
+        error = error.__cause__
     if isinstance(error, OSError) and error.errno is not None:
-        return disk_error(name, file, error, options)
+        return disk_error(name, error, options, files)
     status = getattr(getattr(error, "response", None), "status_code", None)
-    told = refusal(name, error) if status is None else answer(name, error, status, options)
+    message = refusal(name, error) if status is None else answer(name, error, status, options)
     known = type(error).__name__ in ("RevisionNotFoundError", "GatedRepoError")
-    if first and not known and not told.startswith(NO_FOLDER):
-        told = f"{NO_FOLDER}, and {told}"
-    return WeightsError(f"{name}: {told}")
+    if first and not known and not message.startswith(NO_FOLDER):
+        message = f"{NO_FOLDER}, and {message}"
+    return WeightsError(f"{name}: {message}")
 
 
 def cache_folder(options: dict[str, Any]) -> str:
-    """Where the cache lies."""
+    """The folder of the cache."""
     from huggingface_hub import constants
 
     return os.fspath(options.get("cache_dir") or constants.HF_HUB_CACHE)
 
 
-def disk_error(name: str, file: str, error: OSError, options: dict[str, Any]) -> EsmPipelineError:
-    """What to say of a cache that cannot be written."""
+def disk_error(
+    name: str, error: OSError, options: dict[str, Any], files: Sequence[str]
+) -> EsmPipelineError:
+    """The error for a cache that cannot be written."""
     cache = cache_folder(options)
+    what = files[0] if len(files) == 1 else "its files"
     if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
         return CapacityError(
-            f"{name}: no space for {file} in the cache {cache} ({error.strerror}); free some, or "
+            f"{name}: no space for {what} in the cache {cache} ({error.strerror}); free some, or "
             "set HF_HOME to a folder on a larger disk"
         )
     return WeightsError(
@@ -214,16 +240,16 @@ def disk_error(name: str, file: str, error: OSError, options: dict[str, Any]) ->
 
 
 def refusal(name: str, error: BaseException) -> str:
-    """What to say where no answer came, or none of the hub's."""
+    """The message if there was no answer, or not one of the hub."""
     kind, why = type(error).__name__, (str(error).splitlines() or ["no answer"])[0]
     if kind == "HFValidationError":
         return f"{NO_FOLDER}, and not a hub id"
-    if kind == "FileMetadataError":
+    if kind in ("FileMetadataError", "JSONDecodeError", "KeyError", "TypeError"):
         return "what answered is not the hub; check the proxy, or HF_ENDPOINT if it is set"
     if kind == "ProxyError":
-        return f"the proxy does not let the hub be reached ({why}); check HTTPS_PROXY"
+        return f"the proxy blocks the hub ({why}); check HTTPS_PROXY"
     if "Consistency check failed" in why:
-        return f"the download is not whole; {AGAIN}"
+        return f"the download is incomplete; {AGAIN}"
     if kind == "ReadTimeout":
         return f"the hub does not answer in time; check the network, and {AGAIN}"
     if kind in ("RemoteProtocolError", "ReadError"):
@@ -237,7 +263,7 @@ def refusal(name: str, error: BaseException) -> str:
 
 
 def answer(name: str, error: BaseException, status: int, options: dict[str, Any]) -> str:
-    """What to say of an answer that is an error."""
+    """The message for an answer that is an error."""
     from huggingface_hub import constants
     from huggingface_hub.errors import (
         GatedRepoError,
@@ -258,7 +284,7 @@ def answer(name: str, error: BaseException, status: int, options: dict[str, Any]
     if status in (401, 403):
         return f"the hub refuses the token ({status}); renew it, with the right to read: {LOG_IN}"
     if status == 429:
-        return f"the hub takes no more requests for now (429); wait some minutes, or {LOG_IN}"
+        return f"the hub accepts no more requests for now (429); wait some minutes, or {LOG_IN}"
     if status >= 500:
         return f"the hub is out of order ({status}); try again later"
     return f"the hub answers {status} ({(str(error).splitlines() or [''])[0]})"

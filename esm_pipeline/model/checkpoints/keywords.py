@@ -1,7 +1,7 @@
-"""Keywords of the reference's `from_pretrained` and `save_pretrained` beyond our own.
+"""Keywords of `from_pretrained` and `save_pretrained` that only transformers has.
 
-Some say how the reference should go about its work: they are taken, and mean nothing here. The
-others would change what comes out: those are refused, never ignored.
+Some say how transformers should do its work: they are accepted and have no effect. The others would
+change the result: they are refused, never ignored.
 """
 
 from __future__ import annotations
@@ -37,32 +37,32 @@ REFUSED = {
 """Keyword → what to do instead."""
 
 MAIN = "main"
-"""The revision that the reference asks for unless told."""
+"""The default revision of the reference."""
 
 ARGUMENTS = ("ignore_mismatched_sizes", "output_loading_info", "torch_dtype", "add_pooling_layer")
-"""Our own, that one may misspell."""
+"""Our own keywords, which a caller may misspell."""
 
 
-def settle(
+def normalize_kwargs(
     caller: str, name: str | os.PathLike[str] | None, options: dict[str, Any]
 ) -> tuple[str, dict[str, Any]]:
     """Name of the checkpoint and keywords of a call, in our spelling.
 
-    Raises InputError for a keyword that cannot be followed, and for a call without a name.
+    Raises InputError for a refused keyword, and for a call without a name.
     """
-    settled = {key: value for key, value in options.items() if key not in WITHOUT_EFFECT}
-    given = settled.pop("pretrained_model_name_or_path", None)
-    if "use_auth_token" in settled:
-        settled["token"] = settled.pop("use_auth_token")
-    refuse(caller, settled)
+    kept = {key: value for key, value in options.items() if key not in WITHOUT_EFFECT}
+    given = kept.pop("pretrained_model_name_or_path", None)
+    if "use_auth_token" in kept:
+        kept["token"] = kept.pop("use_auth_token")
+    refuse(caller, kept)
     name = given if name is None else name
     if name is None:
         raise InputError(f"{caller}: give a folder, a hub id, or 'demo'")
-    return os.fspath(name), settled
+    return os.fspath(name), kept
 
 
 def refuse(caller: str, options: dict[str, Any]) -> None:
-    """Take out of `options` what was left at its default, and raise InputError for the rest."""
+    """Remove refused keywords at their defaults from `options`. Raises InputError for others."""
     for name in REFUSED.keys() & options.keys():
         value = options.pop(name)
         if value not in (None, False, ""):
@@ -70,14 +70,14 @@ def refuse(caller: str, options: dict[str, Any]) -> None:
 
 
 def hub_options(name: str, options: dict[str, Any]) -> dict[str, Any]:
-    """What of `options` says where the checkpoint `name` is from; taken out of them.
+    """The options that say where the checkpoint `name` comes from; they are removed from `options`.
 
-    What lies on the disk has no revisions, as in the reference: one beside it is left out, with a
-    warning unless it is the default's name.
+    A checkpoint on the disk has no revisions. As in the reference, a revision is then ignored, with
+    a warning unless it is the default one.
     """
     where = {key: options.pop(key) for key in HUB_OPTIONS if key in options}
     path = Path(name).expanduser()
-    if where.get("revision") and is_whole(name, path):
+    if where.get("revision") and is_local_model(name, path):
         if where["revision"] != MAIN:
             warnings.warn(
                 f"{name}: lies on the disk, where revision '{where['revision']}' means nothing",
@@ -87,13 +87,13 @@ def hub_options(name: str, options: dict[str, Any]) -> dict[str, Any]:
     return where
 
 
-def is_whole(name: str, path: Path) -> bool:
-    """Whether a checkpoint lies on the disk, and is no adapter, whose base model may have one."""
+def is_local_model(name: str, path: Path) -> bool:
+    """Whether a checkpoint is on the disk and is not an adapter, whose base model may be remote."""
     return name == DEMO or (path.exists() and not (path / ADAPTER_CONFIG).is_file())
 
 
 def refuse_unknown(caller: str, options: Iterable[str], known: Iterable[str]) -> None:
-    """Raise InputError for a keyword that is none of `known`, with the nearest that is."""
+    """Raise InputError for a keyword that is not `known`, with the most similar one that is."""
     known = [*known]
     for name in options:
         if name not in known:

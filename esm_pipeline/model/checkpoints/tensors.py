@@ -1,9 +1,9 @@
-"""Weight files: what their headers say, and their tensors, mapped or copied where they are wanted.
+"""Weight files: their headers, and their tensors, which are mapped or copied into place.
 
-A tensor that is wanted as the file has it is mapped: it costs no memory of its own, and its pages
-are read when they are first used. All others are copied into memory that is there, and the pages
-they came from are let go at once. Loading thereby never holds a tensor twice. Only safetensors and
-`weights_only` pickles are read.
+A tensor that keeps the precision of the file is mapped: it takes no memory of its own, and its
+pages are read when they are first used. Any other tensor is copied into memory that is already
+allocated, and the pages it came from are released at once. So loading never holds a tensor twice.
+Only safetensors and `weights_only` pickles are read.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from esm_pipeline.errors import WeightsError
-from esm_pipeline.model.checkpoints.pickle_sizes import require_bounded
+from esm_pipeline.model.checkpoints.pickle_check import require_bounded
 
 DTYPES = {
     "F64": torch.float64,
@@ -39,15 +39,15 @@ DTYPES = {
     "U8": torch.uint8,
     "BOOL": torch.bool,
 }
-"""Types of a safetensors header. Weights are of the first four; others are told by their name."""
+"""Types in a safetensors header, the first four for weights; unknown types keep their name."""
 
 MOST_HEADER = 16 << 20
-"""Bytes of a safetensors header, which has some 150 for each tensor."""
+"""Bytes of a safetensors header; a tensor takes about 150 of them."""
 
 
 @dataclass(frozen=True)
-class Entry:
-    """One tensor in a weight file, known by the file's header. `key` is the file's spelling."""
+class StoredTensor:
+    """One tensor in a weight file, known from the header. `key` is spelled as in the file."""
 
     file: WeightFile
     key: str
@@ -56,15 +56,15 @@ class Entry:
 
     @property
     def is_weight(self) -> bool:
-        """Whether it holds numbers that a model can have."""
+        """Whether its numbers are of a type for weights."""
         return isinstance(self.dtype, torch.dtype) and self.dtype.is_floating_point
 
     def mapped(self) -> Tensor:
-        """The tensor as it lies in the file, mapped; changing it leaves the file alone."""
+        """The tensor as it is in the file, mapped; changing it does not change the file."""
         return self.file.mapped(self)
 
     def copy_to(self, target: Tensor) -> None:
-        """Fill `target`, of this shape, on any device and in any precision."""
+        """Copy it into `target`, which has the same shape, any device and any precision."""
         self.file.copy(self, target)
 
 
@@ -75,16 +75,16 @@ class WeightFile(ABC):
         self.path = path
 
     @abstractmethod
-    def entries(self) -> Iterator[Entry]:
-        """The tensors, as the header has them. They hold the file, which does not hold them."""
+    def stored_tensors(self) -> Iterator[StoredTensor]:
+        """The tensors in the header. They keep the file open; the file does not keep them."""
 
     @abstractmethod
-    def mapped(self, entry: Entry) -> Tensor:
-        """A tensor as it lies in the file."""
+    def mapped(self, stored: StoredTensor) -> Tensor:
+        """A tensor as it is in the file."""
 
     @abstractmethod
-    def copy(self, entry: Entry, target: Tensor) -> None:
-        """Fill `target` with a tensor of this file."""
+    def copy(self, stored: StoredTensor, target: Tensor) -> None:
+        """Copy a tensor of this file into `target`."""
 
 
 class SafetensorsFile(WeightFile):
@@ -109,66 +109,66 @@ class SafetensorsFile(WeightFile):
         self._header: dict[str, dict[str, Any]] = header
         self._data: int = 8 + length
 
-    def entries(self) -> Iterator[Entry]:
+    def stored_tensors(self) -> Iterator[StoredTensor]:
         """See the base class."""
         for key, facts in self._header.items():
             dtype = DTYPES.get(facts["dtype"], facts["dtype"])
-            yield Entry(self, key, dtype, tuple(facts["shape"]))
+            yield StoredTensor(self, key, dtype, tuple(facts["shape"]))
 
-    def start(self, entry: Entry) -> int:
+    def start(self, stored: StoredTensor) -> int:
         """Where a tensor begins in the file."""
-        return self._data + int(self._header[entry.key]["data_offsets"][0])
+        return self._data + int(self._header[stored.key]["data_offsets"][0])
 
-    def mapped(self, entry: Entry) -> Tensor:
+    def mapped(self, stored: StoredTensor) -> Tensor:
         """See the base class."""
-        assert isinstance(entry.dtype, torch.dtype), "is_weight is asked first"
-        count, start = prod(entry.shape), self.start(entry)
+        assert isinstance(stored.dtype, torch.dtype), "callers check is_weight first"
+        count, start = prod(stored.shape), self.start(stored)
         if not count:
-            return torch.empty(entry.shape, dtype=entry.dtype)
-        flat = torch.frombuffer(self._bytes, dtype=entry.dtype, count=count, offset=start)
-        aligned = start % entry.dtype.itemsize == 0  # as its writers do, but nothing demands
-        return (flat if aligned else flat.clone()).view(entry.shape)
+            return torch.empty(stored.shape, dtype=stored.dtype)
+        flat = torch.frombuffer(self._bytes, dtype=stored.dtype, count=count, offset=start)
+        aligned = start % stored.dtype.itemsize == 0  # usual, but not required
+        return (flat if aligned else flat.clone()).view(stored.shape)
 
-    def copy(self, entry: Entry, target: Tensor) -> None:
+    def copy(self, stored: StoredTensor, target: Tensor) -> None:
         """See the base class."""
-        source = self.mapped(entry)
+        source = self.mapped(stored)
         target.copy_(source)
-        start = self.start(entry)
+        start = self.start(stored)
         page = start // mmap.PAGESIZE * mmap.PAGESIZE
         self._bytes.madvise(mmap.MADV_DONTNEED, page, start + source.nbytes - page)
 
 
 class PickledFile(WeightFile):
-    """Tensors of a legacy `.bin` or `.pt`, mapped by PyTorch unless they are older than 1.6."""
+    """Tensors of a `.bin` or `.pt` file, mapped by PyTorch unless it is older than version 1.6."""
 
     def __init__(self, path: Path, tensors: Mapping[str, Tensor]) -> None:
         super().__init__(path)
         self._tensors = dict(tensors)
 
-    def entries(self) -> Iterator[Entry]:
+    def stored_tensors(self) -> Iterator[StoredTensor]:
         """See the base class."""
         for key, tensor in self._tensors.items():
-            yield Entry(self, key, tensor.dtype, tuple(tensor.shape))
+            yield StoredTensor(self, key, tensor.dtype, tuple(tensor.shape))
 
-    def mapped(self, entry: Entry) -> Tensor:
-        """See the base class; of each tensor once."""
-        return self._tensors.pop(entry.key)
+    def mapped(self, stored: StoredTensor) -> Tensor:
+        """See the base class; each tensor can be taken once."""
+        return self._tensors.pop(stored.key)
 
-    def copy(self, entry: Entry, target: Tensor) -> None:
-        """See the base class; of each tensor once."""
-        target.copy_(self._tensors.pop(entry.key))
+    def copy(self, stored: StoredTensor, target: Tensor) -> None:
+        """See the base class; each tensor can be taken once."""
+        target.copy_(self._tensors.pop(stored.key))
 
 
 def open_pickle(path: Path) -> PickledFile:
     """A `.bin` file. Raises WeightsError if it is damaged or holds anything but named tensors."""
     tensors = load_pickle(path)
     if not is_named_tensors(tensors):
-        raise WeightsError(f"{path}: holds more than named tensors; this is not a checkpoint")
+        raise WeightsError(f"{path}: holds more than named tensors; it is not a checkpoint")
     return PickledFile(path, tensors)
 
 
 def is_named_tensors(found: Any) -> bool:
-    """Whether it maps names to tensors that have all their numbers, one after another."""
+    """Whether it maps names to dense tensors in the memory of the CPU."""
     return isinstance(found, dict) and all(
         isinstance(key, str)
         and isinstance(tensor, Tensor)
@@ -179,10 +179,10 @@ def is_named_tensors(found: Any) -> bool:
 
 
 def load_pickle(path: Path, *allowed: type) -> Any:
-    """What a file of `torch.save` holds; nothing in it is run, and only `allowed` classes are made.
+    """The content of a file of `torch.save`; no code runs, and only `allowed` classes are created.
 
-    Raises WeightsError if it is damaged or holds other classes or functions, and before it is
-    unpacked if it would take more memory than its size.
+    Raises WeightsError if the file is damaged, holds other classes or functions, or would take more
+    memory than its size; the last is checked before unpacking.
     """
     require_bounded(path)
     try:
@@ -194,6 +194,6 @@ def load_pickle(path: Path, *allowed: type) -> Any:
             f"{path}: holds pickled code, not only tensors, and is refused; convert it to "
             "safetensors where you trust it"
         ) from None
-    except Exception as error:  # which a damaged pickle may raise any of
+    except Exception as error:  # a damaged pickle may raise any
         why = (str(error).splitlines() or ["it ends early"])[0]
         raise WeightsError(f"{path}: not a whole weight file ({why}); copy it again") from None

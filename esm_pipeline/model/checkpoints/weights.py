@@ -1,50 +1,85 @@
-"""What a model's state has beside its parameters, whose names are the reference's.
+"""State dicts with the keys and the extra tables of transformers 4.37.2.
 
-Tables that only the reference has are left out.
+The model itself does without these tables: they are added when it is saved and dropped when it is
+loaded.
 """
 
 from __future__ import annotations
 
-import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+
+from esm_pipeline.model.checkpoints.keys import (
+    BASE_PREFIX,
+    CROSS_DISTANCES,
+    EMBEDDING,
+    FREQUENCIES,
+    IGNORED,
+    POSITIONS,
+    TIED,
+    modern_key,
+)
 
 if TYPE_CHECKING:
-    from esm_pipeline.model.base import EsmPreTrainedModel
-
-BASE_PREFIX = "esm."
-CROSS_DISTANCES = "crossattention.self.distance_embedding.weight"
-FREQUENCIES = re.compile(r".*rotary_embeddings\.inv_freq")
-"""Keys of the rotary frequencies: of each layer, of `*` for all, or of the model."""
-
-RESIDUE_TABLES = (
-    r"af2_to_esm|trunk\.structure_module\.(default_frames|group_idx|atom_mask|lit_positions)"
-)
-IGNORED = re.compile(
-    rf".*position_ids|.*{re.escape(CROSS_DISTANCES)}|{FREQUENCIES.pattern}|{RESIDUE_TABLES}"
-)
-"""Tables that checkpoints carry, and a model makes itself, has no use for, or keeps elsewhere."""
-
-POSITIONS = "embeddings.position_embeddings.weight"
-TIED, EMBEDDING = "lm_head.decoder.weight", "esm.embeddings.word_embeddings.weight"
-"""The weight of a head that predicts tokens, and the one it shares unless the config says no."""
+    from esm_pipeline.model.config import EsmConfig
 
 
-def modern_key(key: str) -> str:
-    """`key` with the LayerNorm spellings of old checkpoints (gamma, beta) renewed."""
-    return re.sub(r"\.gamma$", ".weight", re.sub(r"\.beta$", ".bias", key))
+class CheckpointModel(Protocol):
+    """What this folder needs to know of a model: an `nn.Module` that can be saved and loaded."""
+
+    config: EsmConfig
+
+    @property
+    def base_model(self) -> Any:
+        """The `EsmModel` in a model with a head, or the model itself."""
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Precision of the parameters."""
+
+    def precision_of(self, name: str) -> torch.dtype | None:
+        """The fixed precision of a parameter; None if the caller of `from_pretrained` chooses."""
+
+    def is_foreign(self) -> bool:
+        """Whether a script defines the class, so that nothing is known of its weights."""
+
+    def tie_weights(self) -> None:
+        """Let the language model head share the token embedding, if the config says so."""
+
+    def named_parameters(
+        self, *, remove_duplicate: bool = True
+    ) -> Iterator[tuple[str, nn.Parameter]]:
+        """See `nn.Module`."""
+
+    def named_buffers(self) -> Iterator[tuple[str, Tensor]]:
+        """See `nn.Module`."""
+
+    def named_children(self) -> Iterator[tuple[str, nn.Module]]:
+        """See `nn.Module`."""
+
+    def get_submodule(self, target: str) -> nn.Module:
+        """See `nn.Module`."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """See `nn.Module`."""
+
+    def load_state_dict(
+        self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False
+    ) -> Any:
+        """See `nn.Module`."""
+
+    def to(self, *args: Any, **kwargs: Any) -> Any:
+        """See `nn.Module`."""
 
 
-def complete_state(
-    model: EsmPreTrainedModel, state: dict[str, Tensor], prefix: str, _: Any
-) -> None:
-    """After `state_dict`: let no two entries share memory.
+def complete_state(model: CheckpointModel, state: dict[str, Tensor], prefix: str, _: Any) -> None:
+    """Hook after `state_dict`: no two tensors share memory.
 
-    So that whoever writes a bare state, as a Trainer does, can write it.
+    Whoever writes the bare state, as a Trainer does, could not write it otherwise.
     """
     shared, own = f"{prefix}{TIED}", state.get(f"{prefix}{EMBEDDING}")
     if shared in state and own is not None:
@@ -53,12 +88,12 @@ def complete_state(
 
 
 def accept_reference_state(
-    model: EsmPreTrainedModel, state: dict[str, Tensor], prefix: str, *_: object
+    model: CheckpointModel, state: dict[str, Tensor], prefix: str, *_: object
 ) -> None:
-    """Before `load_state_dict`: rename what has old names, and drop tables that are not needed.
+    """Hook before `load_state_dict`: replace old names, and drop tables that are not needed.
 
-    Rotary frequencies may be missing, or stand once for all. A tied head that the state lacks is
-    its token embedding.
+    Rotary frequencies may be absent, or given once for all layers. If the state has no tied head,
+    its token embedding is used.
     """
     own = {f"{prefix}{name}" for name, _ in model.named_parameters(remove_duplicate=False)}
     buffers = {f"{prefix}{name}": held for name, held in model.named_buffers()}
@@ -72,9 +107,9 @@ def accept_reference_state(
             tables = dict.fromkeys(tables, table)
         if IGNORED.fullmatch(key) or key.endswith(POSITIONS):
             state.pop(key, None)
-    told = next((state[key] for key in tables if key in state), None)
+    given = next((state[key] for key in tables if key in state), None)
     for key, table in tables.items():
-        own_table = table if told is None else told
+        own_table = table if given is None else given
         state[key] = state.get(key, own_table).detach().float().clone()
     shared, embedding = f"{prefix}{TIED}", f"{prefix}{EMBEDDING}"
     tied = shared in own and model.config.tie_word_embeddings
@@ -83,11 +118,11 @@ def accept_reference_state(
 
 
 def reference_state(
-    model: EsmPreTrainedModel, state: Mapping[str, Tensor] | None = None
+    model: CheckpointModel, state: Mapping[str, Tensor] | None = None
 ) -> dict[str, Tensor]:
-    """A model's weights with the tables that the reference's loaders look for, each once.
+    """The weights of a model, each once, with the tables that transformers looks for.
 
-    `state` may stand for the model's own.
+    If `state` is given, it replaces the model's own weights.
     """
     tied = {name for name, _ in model.named_parameters(remove_duplicate=False)}
     tied -= {name for name, _ in model.named_parameters()}
@@ -96,16 +131,16 @@ def reference_state(
     return {**reference_tables(model), **kept}
 
 
-def reference_tables(model: EsmPreTrainedModel) -> dict[str, Tensor]:
-    """What the reference keeps in a checkpoint, and neither learns nor uses.
+def reference_tables(model: CheckpointModel) -> dict[str, Tensor]:
+    """What transformers keeps in a checkpoint, and neither learns nor uses.
 
-    Position tables of models that have other positions, distances in cross attention. Without
+    Position tables of models with another kind of position, distances in cross attention. Without
     these, transformers 4 and 5 report missing keys.
     """
     config = model.config
     tables: dict[str, Tensor] = {}
     if hasattr(model, "af2_to_esm"):
-        tables["af2_to_esm"] = model.af2_to_esm  # type: ignore[assignment]
+        tables["af2_to_esm"] = model.af2_to_esm
     if config.position_embedding_type == "absolute":
         return tables
     prefix = BASE_PREFIX if hasattr(model, "esm") else ""

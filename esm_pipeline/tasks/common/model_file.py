@@ -1,7 +1,7 @@
-"""`model.json`: which model a run uses, found once: name, commit, digest and shape.
+"""`model.json`: the model of a run, found once: name, commit, digest and shape.
 
-`--model` takes it wherever it takes a model: then no other revision is used, no other weights, and
-no network. It names no path and no time, so that it is the same on every machine.
+`--model` accepts it wherever it accepts a model; then the revision and the weights are fixed, and
+no network is used. It contains no path and no time, so it is the same on every machine.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ OTHER_FILES = (
     *("config.json", "vocab.txt", "tokenizer_config.json", "special_tokens_map.json"),
     "added_tokens.json",
 )
-"""Files of a checkpoint that change what a model computes, beside its weights."""
+"""Files of a checkpoint, other than the weights, that change what a model computes."""
 
 CONFIG_FACTS = (
     *("num_hidden_layers", "hidden_size", "num_attention_heads", "vocab_size"),
@@ -35,7 +35,7 @@ CONFIG_FACTS = (
 
 
 def describe(checkpoint: Checkpoint, config: EsmConfig) -> dict[str, Any]:
-    """What a model file says of a checkpoint."""
+    """The content of the model file for a checkpoint."""
     return {
         "format": FORMAT,
         "format_version": FORMAT_VERSION,
@@ -48,11 +48,10 @@ def describe(checkpoint: Checkpoint, config: EsmConfig) -> dict[str, Any]:
 
 
 def other_files(checkpoint: Checkpoint) -> dict[str, str]:
-    """Digests of the files of a checkpoint that are not its weights, by their names."""
+    """Name → digest of the files of a checkpoint that are not its weights."""
     paths = [checkpoint.folder / name for name in OTHER_FILES]
     if checkpoint.is_fair_esm:
-        file = checkpoint.weight_files[0]
-        paths = [file.with_name(f"{file.stem}-contact-regression{file.suffix}")]
+        paths = [*checkpoint.weight_files[1:]]  # the contact regression
     return {path.name: sha256(path) for path in paths if path.is_file()}
 
 
@@ -63,7 +62,7 @@ def write_model_file(target: Path, facts: dict[str, Any]) -> None:
 
 
 def read_model_file(path: Path) -> dict[str, Any]:
-    """What a model file says. Raises InputError if it is none."""
+    """The content of a model file. Raises InputError if it is not one."""
     try:
         facts = read_object(path)
     except (OSError, ValueError) as error:
@@ -81,36 +80,36 @@ def read_model_file(path: Path) -> dict[str, Any]:
 
 
 def find_checkpoint(name: str, revision: str | None) -> Checkpoint:
-    """The checkpoint `name`, or the one that the model file `name` tells of, without network.
+    """The checkpoint `name`, or the one that the model file `name` describes, without network.
 
-    "demo-fold" is a folding model with random weights, made on the spot.
-    Raises WeightsError if it cannot be found, or its weights are not those told of; InputError for
-    a revision beside a model file.
+    "demo-fold" is a folding model with random weights, made when it is needed. Raises WeightsError
+    if the checkpoint is not found or differs from the model file; InputError for a revision
+    together with a model file.
     """
     path = Path(name)
     if path.suffix.lower() != SUFFIX or not path.is_file():
         return checkpoint_named(name, revision=revision)
     if revision:
-        raise InputError(f"{name}: it names a revision; leave --revision out")
+        raise InputError(f"{name}: the file contains a revision; leave --revision out")
     facts = read_model_file(path)
     pinned = {"revision": facts["revision"], "local_files_only": True}
     checkpoint = checkpoint_named(facts["name"], **pinned)
-    again = "remove it, and run the workflow again"
+    again = "remove the file, and run the workflow again"
     if checkpoint.weights_sha256() != facts["weights_sha256"]:
         raise WeightsError(
-            f"{name}: the weights of {facts['name']} are no longer those it tells of; {again}"
+            f"{name}: the weights of {facts['name']} have changed since it was written; {again}"
         )
     found = other_files(checkpoint)
     for file, digest in facts.get("files_sha256", {}).items():
         if found.get(file) != digest:
             raise WeightsError(
-                f"{name}: {file} of {facts['name']} is no longer the one it tells of; {again}"
+                f"{name}: {file} of {facts['name']} has changed since it was written; {again}"
             )
     return checkpoint
 
 
 def checkpoint_named(name: str, **options: Any) -> Checkpoint:
-    """The checkpoint of this name, which may be that of the demonstration's folding model."""
+    """The checkpoint with this name; "demo-fold" is the folding model for demonstrations."""
     from esm_pipeline.model import resolve_checkpoint
     from esm_pipeline.model.folding.demo import DEMO_FOLD, demo_checkpoint
 

@@ -1,8 +1,8 @@
-"""Fetch a model once, into the hub's cache, and say where it lies and which it is.
+"""Download a model once into the hub's cache, and print its path, revision and digest.
 
-Prints three lines, name and value with a tab between: path, revision (the commit; empty for what is
-not of the hub) and weights_sha256. Every other command then needs no network. Followed by a task
-and its settings, it also checks what that task would ask of the model, without loading it.
+Prints three lines, each a name, a tab and a value: path, revision (the commit; empty for a local
+model) and weights_sha256. All other commands then need no network. With a task and its settings,
+it also checks that the model is suitable for the task, without loading it.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from pathlib import Path
 from esm_pipeline.flags import add_flags
 from esm_pipeline.locks import Outputs
 from esm_pipeline.tasks import commands_with, module_of
-from esm_pipeline.tasks.common.endings import ending_of
 from esm_pipeline.tasks.common.model_file import SUFFIX, describe, find_checkpoint, write_model_file
+from esm_pipeline.tasks.common.outputs import ending_of
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -24,7 +24,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--revision", help="commit, tag or branch of a hub model")
     parser.add_argument(
-        "--out", type=Path, metavar="FILE.json", help="write which it is, for --model of the tasks"
+        "--out",
+        type=Path,
+        metavar="FILE.json",
+        help="write the model file, for --model of the tasks",
     )
     tasks = parser.add_subparsers(dest="task", metavar="TASK", title="then check it for a task")
     for name, module in commands_with("MODEL_SETTINGS").items():
@@ -33,12 +36,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def outputs(args: argparse.Namespace) -> Outputs:
-    """What `download` writes, beside the hub's cache."""
+    """What `download` writes, apart from the hub's cache."""
     return Outputs([args.out])
 
 
 def run(args: argparse.Namespace) -> int:
-    """Fetch, check and tell; returns 0."""
+    """Download, check and print; returns 0."""
     from esm_pipeline.model import EsmConfig
 
     if args.out:
@@ -49,7 +52,7 @@ def run(args: argparse.Namespace) -> int:
         module_of(args.task).check_model(args)
     if args.out:
         write_model_file(args.out, facts)
-    told = {"path": checkpoint.source, "revision": checkpoint.revision or ""}
-    for name, value in {**told, "weights_sha256": facts["weights_sha256"]}.items():
-        print(name, value, sep="\t")
+    print("path", checkpoint.source, sep="\t")
+    print("revision", checkpoint.revision or "", sep="\t")
+    print("weights_sha256", facts["weights_sha256"], sep="\t")
     return 0

@@ -22,7 +22,7 @@ from esm_pipeline.files import atomic_path, require_apart
 from esm_pipeline.flags import exit_code
 from esm_pipeline.formats.fasta import shown
 from esm_pipeline.formats.records import FAILED, OK, SKIPPED, Outcome, read_records, read_tasks
-from esm_pipeline.formats.tables.base import open_table
+from esm_pipeline.formats.tables.open import open_table
 from esm_pipeline.locks import Outputs
 from esm_pipeline.settings import Settings, load_settings
 from esm_pipeline.settings.result_names import RECORDS, SCORES, not_of_this_run

@@ -212,7 +212,7 @@ OTHERS: dict[str, tuple[Any, str, str]] = {
     "IA3": (
         IA3Config(target_modules=["key", "dense"], feedforward_modules=["dense"]),
         "EsmForMaskedLM",
-        "peft_type 'IA3', and LORA alone is merged",
+        "peft_type 'IA3', but only LORA is merged",
     ),
     "LoHa": (LoHaConfig(target_modules=["key"]), "EsmForMaskedLM", "peft_type 'LOHA'"),
     "prompts": (
@@ -250,14 +250,14 @@ def test_other_adapters_are_named(kind: str, tmp_path: Path) -> None:
 SETTINGS: dict[str, tuple[dict[str, Any], str]] = {
     "no base": ({"base_model_name_or_path": None}, "base_model_name_or_path is None; set it to"),
     "a lost base": ({"base_model_name_or_path": "./lost"}, r"\./lost: no such folder"),
-    "another rank": ({"r": 4}, "is of rank 8, its settings say 4"),
+    "another rank": ({"r": 4}, "has rank 8, but its settings say 4"),
     "no rank": ({"r": 0}, "r is 0; it should be a number above 0"),
     "a rank in words": ({"r": "eight"}, "r is 'eight'"),
     "no scale": ({"lora_alpha": True}, "lora_alpha is True"),
     "a bad pattern": ({"rank_pattern": {"(": 2}}, "rank_pattern cannot be read"),
     "two scales": (
         {"alpha_pattern": {"query": 2, "self.query": 3}},
-        "alpha_pattern gives esm.*query 2 and 3; leave one",
+        "alpha_pattern gives esm.*query 2 and 3; keep one",
     ),
     "a list of patterns": ({"alpha_pattern": [2]}, "alpha_pattern cannot be read"),
     "something new": ({"use_quantum": True}, "use_quantum is set, which cannot be merged here"),
@@ -288,17 +288,17 @@ WEIGHTS: dict[str, tuple[Callable[[dict[str, Tensor]], object], str]] = {
     ),
     "a layer that is not there": (
         lambda s: s.update({key.replace("layer.0", "layer.9"): s.pop(key) for key in list(s)}),
-        r"adapts 'encoder\.layer\.9.*', which its base model lacks",
+        r"changes 'encoder\.layer\.9.*', which its base model lacks",
     ),
     "whole numbers": (
         lambda s: s.update({first(s, "lora_B"): torch.zeros(192, 8, dtype=torch.int64)}),
-        "no type of weights",
+        "not a type for weights",
     ),
     "a part of another method": (
         lambda s: s.update({"base_model.model.esm.encoder.layer.0.lora_mobius": torch.zeros(3)}),
         "lora_mobius' cannot be merged here",
     ),
-    "nothing": (lambda s: s.clear(), "holds nothing"),
+    "nothing": (lambda s: s.clear(), "has no tensors"),
 }
 
 
@@ -322,7 +322,7 @@ def test_folders_that_are_none_or_both(tmp_path: Path) -> None:
     with pytest.raises(WeightsError, match="is an adapter too; merge that first"):
         EsmForMaskedLM.from_pretrained(tmp_path / "second")
     (tmp_path / "a" / "adapter_model.safetensors").unlink()
-    with pytest.raises(WeightsError, match=r"but no adapter_model\.safetensors beside it"):
+    with pytest.raises(WeightsError, match=r"but no adapter_model\.safetensors in the same folder"):
         EsmForMaskedLM.from_pretrained(tmp_path / "a")
     (tmp_path / "a" / "adapter_config.json").write_text("{")
     with pytest.raises(WeightsError, match="not the settings of an adapter"):
@@ -372,7 +372,7 @@ def test_commands_take_an_adapter(tmp_path: Path, capsys: pytest.CaptureFixture[
         assert max_abs(mean, states[1:-1].mean(0)) <= 1e-4
     change_settings(tmp_path / "adapter", lora_alpha=1)
     assert main(["embed", "--model", str(tmp_path / "m.json"), str(fasta), str(out)]) == 2
-    assert "are no longer those it tells of" in capsys.readouterr().err
+    assert "have changed since it was written" in capsys.readouterr().err
 
 
 def test_classify_takes_an_adapter(tmp_path: Path) -> None:

@@ -319,7 +319,7 @@ def without(name: str) -> Callable[[Content], None]:
             lambda c: setattr(c["args"], "arch", "msa_transformer"),
             "use ESM-1b, ESM-1v or",
         ),
-        ("ESM-1b", lambda c: c.pop("args"), "no arguments of training"),
+        ("ESM-1b", lambda c: c.pop("args"), "no training arguments"),
         ("ESM-2", lambda c: c.pop("model"), "no 'model' with named tensors"),
         ("ESM-2", lambda c: c.update(model=[1]), "no 'model' with named tensors"),
         ("ESM-2", without("encoder_layers"), "no usable 'layers'"),
@@ -399,7 +399,7 @@ def test_a_pickle_damaged_anywhere_is_told_of_in_one_line(tmp_path: Path) -> Non
 
 def test_a_revision_is_not_of_a_file(tmp_path: Path) -> None:
     path = write(tmp_path, "ESM-2")
-    with pytest.raises(WeightsError, match="a revision is of a hub model"):
+    with pytest.raises(WeightsError, match="only hub models have revisions"):
         resolve_checkpoint(str(path), revision="main")
     with pytest.warns(UserWarning, match="lies on the disk, where revision 'v2' means nothing"):
         EsmModel.from_pretrained(path, revision="v2")

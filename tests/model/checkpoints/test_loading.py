@@ -21,7 +21,7 @@ import esm_pipeline
 from esm_pipeline import EsmConfig, EsmForMaskedLM, EsmForSequenceClassification, EsmModel
 from esm_pipeline.errors import WeightsError
 from esm_pipeline.model.checkpoints import loading
-from esm_pipeline.model.checkpoints.loading import open_entries
+from esm_pipeline.model.checkpoints.weight_files import open_tensors
 from esm_pipeline.model.checkpoints.weights import reference_state
 from tests.oracles.peers import ESM2, SMALL, batch, enliven, max_abs, transformers_peer
 
@@ -133,7 +133,7 @@ def test_pages_of_what_was_copied_are_let_go_of(tmp_path: Path) -> None:
     path = tmp_path / "big.safetensors"
     size = 8 << 20
     safetensors.torch.save_file({"a": torch.ones(size // 4), "b": torch.ones(size // 4)}, path)
-    entries = open_entries([path])
+    entries = open_tensors([path])
     target = torch.empty(size // 4, dtype=torch.bfloat16)
     entries["a"].copy_to(target)
     assert bool((target == 1).all())
@@ -150,7 +150,7 @@ def test_data_at_odd_places(padding: int, tmp_path: Path) -> None:
     text = json.dumps(header).encode() + b" " * padding
     path = tmp_path / "odd.safetensors"
     path.write_bytes(struct.pack("<Q", len(text)) + text + tensor.numpy().tobytes())
-    entry = open_entries([path])["a"]
+    entry = open_tensors([path])["a"]
     assert torch.equal(entry.mapped(), tensor)
     assert entry.mapped().data_ptr() % 4 == 0
     target = torch.empty(7, 3, dtype=torch.float64)
@@ -190,7 +190,7 @@ def test_garbage_is_not_looked_for_meanwhile(
     """A search through all that is imported takes longer than loading; it is as before after it."""
     seen = []
 
-    def watched(*arguments: Any) -> loading.Plan:
+    def watched(*arguments: Any) -> loading.LoadPlan:
         seen.append(gc.isenabled())
         return plan_weights(*arguments)
 

@@ -92,7 +92,9 @@ def test_sizes(size: int | str, number: int) -> None:
 
 @pytest.mark.parametrize("size", ["5", "5Gb", "GB", "-1MB", 0, -3, 1.5, None, True])
 def test_what_is_no_size(size: Any) -> None:
-    with pytest.raises(InputError, match=r"max_shard_size: .* is no size; give bytes, or as '5GB'"):
+    with pytest.raises(
+        InputError, match=r"max_shard_size: .* is not a size; give bytes, or text such as '500MB'"
+    ):
         read_size(size)
 
 

@@ -188,7 +188,7 @@ BAD = {
     "unexpected": ("esm.encoder.layer.9.output.dense.bias", torch.ones(48), "layer.9.output"),
     "contacts": ("esm.contact_head.regression.bias", None, "no 'esm.contact_head.regression.bias'"),
     "own head": ("lm_head.extra", torch.ones(1), "'lm_head.extra' among its weights is not part"),
-    "shape": ("lm_head.bias", torch.ones(7), r"shape \(7,\), the config asks .* \(33,\)"),
+    "shape": ("lm_head.bias", torch.ones(7), r"shape \(7,\), the config requires .* \(33,\)"),
     "one of three": (
         QUERY,
         torch.ones(24, 48),
@@ -311,7 +311,7 @@ CONFIGS = {
     ),
     "epsilon": ('{"vocab_size": 33, "pad_token_id": 1, "layer_norm_eps": null}', "layer_norm_eps"),
     "padding": ('{"vocab_size": 33, "pad_token_id": 99}', "pad_token_id is 99, not the id"),
-    "a key of Python": ('{"self": 1}', "a key that cannot be"),
+    "a key of Python": ('{"self": 1}', "an invalid key"),
     "cross attention": (
         '{"vocab_size": 33, "pad_token_id": 1, "add_cross_attention": true}',
         "set is_decoder as well",

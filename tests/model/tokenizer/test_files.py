@@ -12,6 +12,7 @@ import transformers
 
 from esm_pipeline import EsmConfig, EsmTokenizer
 from esm_pipeline.errors import WeightsError
+from esm_pipeline.model.alphabet import ALPHABET
 from esm_pipeline.model.checkpoints.hub import TOKENIZER_FILES
 from esm_pipeline.model.tokenizer.files import (
     ADDED_FILE,
@@ -19,7 +20,7 @@ from esm_pipeline.model.tokenizer.files import (
     SETTINGS_FILE,
     VOCABULARY_FILE,
 )
-from esm_pipeline.model.tokenizer.special_tokens import ALPHABET, AddedToken
+from esm_pipeline.model.tokenizer.vocabulary import AddedToken
 from tests.oracles.record_tokenizer import PROPERTIES, TOKENIZERS, answer, build, saved_files
 
 GOLDEN = Path(__file__).parents[2] / "oracles" / "tokenizer_4.37.2.json.xz"

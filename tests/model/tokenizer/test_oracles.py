@@ -150,10 +150,10 @@ class OneEos(EsmTokenizer):
 
 
 class PaddingUnmasked(EsmTokenizer):
-    def _pad(self, columns: Any, options: Any) -> Any:
-        padded = super()._pad(columns, options)
+    def pad(self, *arguments: Any, **options: Any) -> Any:
+        padded = super().pad(*arguments, **options)
         if "attention_mask" in padded:
-            padded["attention_mask"] = [[1] * len(row) for row in padded["attention_mask"]]
+            padded["attention_mask"] = [[1] * len(row) for row in padded["input_ids"]]
         return padded
 
 

@@ -21,8 +21,8 @@ from torch.utils.data import DataLoader
 
 from esm_pipeline import EsmTokenizer
 from esm_pipeline.errors import InputError, WeightsError
+from esm_pipeline.model.alphabet import ALPHABET
 from esm_pipeline.model.tokenizer.batch_encoding import BatchEncoding
-from esm_pipeline.model.tokenizer.special_tokens import ALPHABET
 from tests.oracles.record_tokenizer import PIECES, RESIDUES, STANDARD
 
 TEXT = st.lists(st.sampled_from([*RESIDUES, *PIECES]), max_size=20).map("".join)

@@ -86,7 +86,7 @@ NAN = float("nan")
         (write(WEIGHTS, "<html>"), "{m}/model.safetensors: not a whole safetensors file ("),
         (tensors(**{NORM: None}), "{m}: no 'encoder.emb_layer_norm_after.weight' among its w"),
         (tensors(esm__surprise=torch.ones(1)), "{m}: 'surprise' among its weights is not part"),
-        (tensors(**{NORM: torch.ones(3)}), "has the shape (3,), the config asks for"),
+        (tensors(**{NORM: torch.ones(3)}), "has the shape (3,), the config requires"),
         (
             tensors(**{QUERY: torch.full((16, 16), NAN)}),
             "{m}: 'encoder.layer.1.attention.self.query.weight' has NaN or infinity among its we",
@@ -161,7 +161,7 @@ def refusal(esm, folder: Path, model: object, *options: object) -> str:
         (
             "demo",
             ("--revision", "main"),
-            "demo: a revision is of a hub model, this lies on the disk;",
+            "demo: only hub models have revisions, and this is on the disk;",
         ),
         ("lab/none", ("--revision", "../../x"), "lab/none: revision '../../x' is no commit, tag"),
         ("lab/none", ("--revision=-x",), "lab/none: revision '-x' is no commit, tag or branch"),

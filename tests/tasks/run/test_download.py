@@ -148,8 +148,8 @@ def test_weights_that_changed_since(tmp_path: Path, esm: Esm) -> None:
     code, lines = esm("embed", "--model", file, fasta(tmp_path), tmp_path / "o.h5")
     assert code == 2
     assert lines == [
-        f"esm-pipeline embed: {file}: the weights of {folder} are no longer those it tells of; "
-        "remove it, and run the workflow again"
+        f"esm-pipeline embed: {file}: the weights of {folder} have changed since it was written; "
+        "remove the file, and run the workflow again"
     ]
 
 
@@ -165,8 +165,8 @@ def test_a_configuration_that_changed_since(tmp_path: Path, esm: Esm, name: str)
     assert (code, lines) == (
         2,
         [
-            f"esm-pipeline embed: {file}: {name} of {folder} is no longer the one it tells of; "
-            "remove it, and run the workflow again"
+            f"esm-pipeline embed: {file}: {name} of {folder} has changed since it was written; "
+            "remove the file, and run the workflow again"
         ],
     )
 
@@ -188,10 +188,12 @@ def test_a_revision_beside_the_file(tmp_path: Path, rotary: Path, esm: Esm) -> N
     more = ("--model", file, "--revision=main", fasta(tmp_path), tmp_path / "o.h5")
     code, lines = esm("embed", *more)
     assert code == 2
-    assert lines == [f"esm-pipeline embed: {file}: it names a revision; leave --revision out"]
+    assert lines == [
+        f"esm-pipeline embed: {file}: the file contains a revision; leave --revision out"
+    ]
     code, lines = esm("download", "--model", rotary, "--revision=main")
     assert code == 2
-    assert "a revision is of a hub model" in lines[0]
+    assert "only hub models have revisions" in lines[0]
 
 
 def spoil_vocabulary(folder: Path) -> None:

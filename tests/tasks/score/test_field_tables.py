@@ -227,6 +227,6 @@ def test_a_table_without_column_names(esm, rotary, files, text):
     first = text.splitlines()[0].split(",")[-1]
     assert code == 2
     assert told.endswith(
-        f"in.csv: its first line has {first!a}, so it has no line of column names; add one, with "
-        "'mutant' for the column that is asked for"
+        f"in.csv: its first line has {first!a}, so it has no line of column names; add one, in "
+        "which 'mutant' names the column to read"
     )

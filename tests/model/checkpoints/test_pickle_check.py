@@ -18,7 +18,7 @@ import pytest
 import torch
 
 from esm_pipeline.errors import WeightsError
-from esm_pipeline.model.checkpoints.pickle_sizes import require_bounded
+from esm_pipeline.model.checkpoints.pickle_check import require_bounded
 from esm_pipeline.model.checkpoints.tensors import load_pickle, open_pickle
 from tests.within import Told, judge
 
@@ -121,7 +121,7 @@ CASES: dict[str, tuple[Callable[[Path], None], str]] = {
         lambda path: archive(path, sharing(1), {"0": bytes(1 << 28)}, packed="data/0"),
         "is compressed, and would unpack to 268,435,456 bytes",
     ),
-    "overlapping members": (overlapping, "what lies in it overlaps"),
+    "overlapping members": (overlapping, "its members overlap"),
     "lists": (
         lambda path: archive(path, START + b"(" + b"]" * (100 << 20) + b"t."),
         "its pickle has 104,857,605 bytes, more than",
@@ -178,20 +178,20 @@ CASES: dict[str, tuple[Callable[[Path], None], str]] = {
     ),
     "bytes from a number": (
         lambda path: archive(path, named(called("builtins.bytearray", whole(4 * 10**9)))),
-        "makes or copies more",
+        "creates or copies more",
     ),
     "numbers from a number": (
         lambda path: archive(path, named(called("torch.FloatTensor", whole(10**9)))),
-        "makes or copies more",
+        "creates or copies more",
     ),
-    "copies": (lambda path: archive(path, named(copies(30_000))), "makes or copies more"),
+    "copies": (lambda path: archive(path, named(copies(30_000))), "creates or copies more"),
     "tuples of tuples": (
         lambda path: archive(path, named(b"cbuiltins\nset\n](" + doubled(100) + b"e\x85R")),
-        "tuples of tuples without end",
+        "tuples in tuples without end",
     ),
     "tuple for a name": (
         lambda path: archive(path, START + b"}" + doubled(20) + b"Ns."),
-        "for a name",
+        "as a name",
     ),
     "memo": (
         lambda path: archive(path, START + b"}r\xff\xff\xff\x7f."),
@@ -249,7 +249,7 @@ def test_whole_files_are_read(case: str, zipped: bool, tmp_path: Path) -> None:
         return  # which PyTorch writes to zip files alone
     path, state = tmp_path / "pytorch_model.bin", legitimate()[case]
     torch.save(state, path, _use_new_zipfile_serialization=zipped)
-    found = {entry.key: entry.mapped() for entry in [*open_pickle(path).entries()]}
+    found = {entry.key: entry.mapped() for entry in [*open_pickle(path).stored_tensors()]}
     assert found.keys() == state.keys()
     for key, expected in state.items():
         assert found[key].dtype == expected.dtype
@@ -289,7 +289,7 @@ def test_the_files_here_are_what_they_should_be(tmp_path: Path) -> None:
     """The same ways of writing, with sizes as they should be: opened."""
     path = tmp_path / "a.bin"
     archive(path, named(tensor((10, 10), (10, 1))))
-    assert [entry.shape for entry in open_pickle(path).entries()] == [(10, 10)]
+    assert [entry.shape for entry in open_pickle(path).stored_tensors()] == [(10, 10)]
     legacy(path, named(tensor((40,), (1,), 40, legacy=True)))
     path.write_bytes(path.read_bytes() + struct.pack("<q", 40) + bytes(160))
-    assert [entry.shape for entry in open_pickle(path).entries()] == [(40,)]
+    assert [entry.shape for entry in open_pickle(path).stored_tensors()] == [(40,)]

@@ -1,8 +1,8 @@
-"""What a file of `torch.save` would unpack to, worked out before anything in it is unpacked.
+"""How large the content of a `torch.save` file is, computed before anything is unpacked.
 
-A pickle of a few bytes can ask for gigabytes: compressed, by numbers that stand for bytes or sizes,
-or by copying what it has again and again. Here it is walked through with stand-ins: no class that
-it names is made, no function called, and no tensor has memory. Peer: torch/serialization.py.
+A pickle of a few bytes can unpack to gigabytes: by compression, by numbers that stand for sizes, or
+by copying its own content again and again. Here the pickle is executed with stand-ins: no class is
+created, no function is called, and no tensor gets memory. Peer: torch/serialization.py.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ MOST_PICKLE = 2 << 20
 """Bytes of names, shapes and settings. ESMFold's 5,000 tensors take less than half of it."""
 
 MOST_WORK = 2_000_000
-"""Bytes and items that calls within a pickle may make or copy, all together."""
+"""Bytes and items that all calls in a pickle together may create or copy."""
 
 MOST_SHARING = 10
-"""How often, on average, tensors may share the bytes of the file; a tied head makes it two."""
+"""How often, on average, tensors may use the same bytes of the file; twice for a tied head."""
 
 MOST_SIZE = 2**63 - 1
 DIMENSIONS = 64  # of a tensor, at most
@@ -39,21 +39,21 @@ ITEM_BYTES = {
     **dict.fromkeys(("FloatStorage", "IntStorage", "QInt32Storage"), 4),
     **dict.fromkeys(("HalfStorage", "BFloat16Storage", "ShortStorage"), 2),
 }
-"""Bytes of a number, by the kind of storage; those of others have one."""
+"""Kind of storage → bytes of a number; 1 for kinds that are not listed."""
 
 UNPICKLER: Any = pickle._Unpickler
-"""In Python: the one in C takes gigabytes for a pickle with a large number of its memo."""
+"""The one in Python: the one in C allocates gigabytes for a memo entry with a large number."""
 
 TENSORS = ("_rebuild_tensor", "_rebuild_tensor_v2", "_rebuild_tensor_v3")
 PARAMETERS = ("_rebuild_parameter", "_rebuild_parameter_with_state")
 
 
 class TooLargeError(Exception):
-    """A pickle that asks for more than its file has."""
+    """A pickle whose content is larger than its file."""
 
 
 def require_bounded(path: Path) -> None:
-    """Raise WeightsError for a file that would unpack to more than it has, or is damaged."""
+    """Raise WeightsError for a damaged file, or one with more content than its own size."""
     try:
         if zipfile.is_zipfile(path):
             require_bounded_zip(path)
@@ -61,16 +61,16 @@ def require_bounded(path: Path) -> None:
             require_bounded_legacy(path)
     except TooLargeError as error:
         raise WeightsError(
-            f"{path}: {error}; a checkpoint is not like this: get it from who made it, or as "
+            f"{path}: {error}; a checkpoint is not like this: get it from its author, or as "
             "safetensors"
         ) from None
-    except Exception as error:  # which a damaged file may raise any of
+    except Exception as error:  # a damaged file may raise any
         why = (str(error).splitlines() or ["it ends early"])[0][:MOST_REASON]
         raise WeightsError(f"{path}: not a whole weight file ({why}); copy it again") from None
 
 
 def require_bounded_zip(path: Path) -> None:
-    """The same for a file of PyTorch since 1.6: a zip archive that compresses nothing."""
+    """The same for a file of PyTorch 1.6 or later: a zip archive without compression."""
     total = path.stat().st_size
     with zipfile.ZipFile(path) as archive:
         members = archive.infolist()
@@ -82,7 +82,7 @@ def require_bounded_zip(path: Path) -> None:
                 )
         names = {member.filename.lower() for member in members}
         if sum(member.file_size for member in members) > total or len(names) < len(members):
-            raise TooLargeError("what lies in it overlaps")
+            raise TooLargeError("its members overlap")
         (main,) = (name for name in archive.namelist() if name.endswith("/data.pkl"))
         folder = main.removesuffix("data.pkl")
         sizes = {member.filename: member.file_size for member in members}
@@ -92,21 +92,21 @@ def require_bounded_zip(path: Path) -> None:
                 "and shapes may take"
             )
         content = archive.read(main)
-    Walker(io.BytesIO(content), total, lambda key: sizes[f"{folder}data/{key}"]).load()
+    DryUnpickler(io.BytesIO(content), total, lambda key: sizes[f"{folder}data/{key}"]).load()
 
 
 def require_bounded_legacy(path: Path) -> None:
-    """The same for an older file: pickles, and the bytes of the storages after the last of them."""
+    """The same for an older file: several pickles, then the bytes of the storages."""
     total, storages = path.stat().st_size, 0
     with open(path, "rb") as handle:
         source = io.BytesIO(handle.read(MOST_PICKLE))
     try:
-        if Walker(source, total).load() != LEGACY_MAGIC:
+        if DryUnpickler(source, total).load() != LEGACY_MAGIC:
             raise pickle.UnpicklingError("neither a zip file nor one of an older PyTorch")
         for _ in range(4):  # version, system, tensors, names of storages
-            walker = Walker(source, total)
-            walker.load()
-            storages += sum(walker.storages.values())
+            unpickler = DryUnpickler(source, total)
+            unpickler.load()
+            storages += sum(unpickler.storages.values())
     except (EOFError, ValueError, LookupError, struct.error):
         if source.tell() < MOST_PICKLE:
             raise
@@ -118,36 +118,36 @@ def require_bounded_legacy(path: Path) -> None:
 
 
 class Storage(NamedTuple):
-    """The numbers of one tensor or several: how many there are, and bytes of each."""
+    """The numbers of one or more tensors: how many there are, and the bytes of each."""
 
     length: int
     item: int
 
 
 class Kind(NamedTuple):
-    """A class of storages, by the bytes of a number in it."""
+    """A class of storages, known by the bytes of a number in it."""
 
     item: int
 
 
 class StandIn:
-    """What stands for anything that is neither a tensor nor plain, and takes nothing up."""
+    """Replaces objects that are neither tensors nor plain values; it stores nothing."""
 
     __new__ = lambda cls, *args: object.__new__(cls)  # noqa: E731
     append = extend = update = __setitem__ = lambda self, *args: None
 
 
 class Weighed(tuple[Any, ...]):
-    """A tuple that knows how many items it has with those of the tuples in it.
+    """A tuple that knows its number of items, including those of the tuples in it.
 
-    Each may be there many times: what hashes or shows it would go through all of them.
+    A tuple may contain another many times; hashing or printing it would visit all of them.
     """
 
     weight: int
 
 
 def weight_of(value: Any) -> int:
-    """How much there is to go through in a value."""
+    """The number of items to visit in a value."""
     if isinstance(value, Weighed):
         return value.weight
     if isinstance(value, (list, tuple)):
@@ -156,21 +156,21 @@ def weight_of(value: Any) -> int:
 
 
 def weighed(load: Callable[[Any], None]) -> Callable[[Any], None]:
-    """Loading of a tuple, which is weighed. Raises TooLargeError."""
+    """Wrap the loading of a tuple, to count its items. Raises TooLargeError."""
 
-    def load_tuple(walker: Walker) -> None:
-        load(walker)
-        found = Weighed(walker.stack[-1])
-        found.weight = weight_of(walker.stack[-1])
+    def load_tuple(unpickler: DryUnpickler) -> None:
+        load(unpickler)
+        found = Weighed(unpickler.stack[-1])
+        found.weight = weight_of(unpickler.stack[-1])
         if found.weight > MOST_WORK:
-            raise TooLargeError("its pickle has tuples of tuples without end")
-        walker.stack[-1] = found
+            raise TooLargeError("its pickle has tuples in tuples without end")
+        unpickler.stack[-1] = found
 
     return load_tuple
 
 
 def require_sizes(*values: Any) -> None:
-    """Raise TooLargeError for what is no size of a tensor."""
+    """Raise TooLargeError for values that cannot be sizes of a tensor."""
     if len(values) > 2 * DIMENSIONS + 1:
         raise TooLargeError(f"a tensor in it has more than {DIMENSIONS} dimensions")
     for value in values:
@@ -179,14 +179,14 @@ def require_sizes(*values: Any) -> None:
 
 
 def put(target: Any, key: Any, value: Any) -> None:
-    """Put an item into a mapping. Raises TooLargeError for a key that may take long to look up."""
+    """Set an item of a mapping. Raises TooLargeError for a key that may take long to look up."""
     if not isinstance(key, (str, bytes, int, float, NoneType)):
-        raise TooLargeError(f"it has {brief(key)} for a name")
+        raise TooLargeError(f"it uses {brief(key)} as a name")
     target[key] = value
 
 
-class Walker(UNPICKLER):  # type: ignore[misc]
-    """Walks through one pickle. Raises TooLargeError, and for damage whatever that leads to.
+class DryUnpickler(UNPICKLER):  # type: ignore[misc]
+    """Executes one pickle with stand-ins. Raises TooLargeError; a damaged one may raise any error.
 
     total: bytes of the file. size_of: key of a storage → its bytes in the file, if known.
     """
@@ -200,7 +200,7 @@ class Walker(UNPICKLER):  # type: ignore[misc]
         self.work = self.tensor_bytes = 0
 
     def find_class(self, module: str, name: str) -> Any:
-        """What stands for a class or function."""
+        """The stand-in for a class or function."""
         if (module, name) == ("collections", "OrderedDict"):
             return OrderedDict
         if module == "torch._utils" and name in TENSORS:
@@ -229,7 +229,7 @@ class Walker(UNPICKLER):  # type: ignore[misc]
         return storage
 
     def tensor(self, storage: Storage, offset: int, size: Any, stride: Any, *_: object) -> None:
-        """A tensor, which has to lie within its storage."""
+        """A tensor, which must be within its storage."""
         require_sizes(offset, *size, *stride)
         count = prod(size)
         last = sum((one - 1) * step for one, step in zip(size, stride, strict=True))
@@ -248,40 +248,40 @@ class Walker(UNPICKLER):  # type: ignore[misc]
         return tensor
 
     def from_type(self, function: Any, kind: Any, args: Any, *_: object) -> Any:
-        """A tensor with attributes is what `function` makes."""
+        """A tensor with attributes is what `function` returns."""
         return self.call(function, args)
 
     def call(self, function: Any, args: Any) -> Any:
-        """Call one of the functions above, or make a stand-in."""
+        """Call one of the functions above, or create a stand-in."""
         if function in (self.tensor, self.parameter, self.from_type):
             return function(*args)
         self.charge(*args)
         return OrderedDict(*args) if function is OrderedDict else StandIn()
 
     def charge(self, *values: Any) -> None:
-        """Count what a call would make or copy. Raises TooLargeError."""
+        """Count what a call would create or copy. Raises TooLargeError."""
         for value in values:
             self.work += abs(value) if isinstance(value, int) else weight_of(value)
         if self.work > MOST_WORK:
-            raise TooLargeError("its pickle makes or copies more than a checkpoint has")
+            raise TooLargeError("its pickle creates or copies more than a checkpoint has")
 
     def load_reduce(self) -> None:
-        """A call."""
+        """Execute a call."""
         args = self.stack.pop()
         self.stack[-1] = self.call(self.stack[-1], args)
 
     def load_build(self) -> None:
-        """Attributes, which are copied."""
+        """Set attributes, which are copied."""
         state = self.stack.pop()
         self.charge(state)
 
     def load_setitem(self) -> None:
-        """An item of a mapping."""
+        """Set an item of a mapping."""
         value, key = self.stack.pop(), self.stack.pop()
         put(self.stack[-1], key, value)
 
     def load_setitems(self) -> None:
-        """Items of a mapping."""
+        """Set items of a mapping."""
         items = self.pop_mark()
         for place in range(0, len(items), 2):
             put(self.stack[-1], items[place], items[place + 1])
@@ -293,4 +293,4 @@ class Walker(UNPICKLER):  # type: ignore[misc]
     for one in (pickle.TUPLE, pickle.TUPLE1, pickle.TUPLE2, pickle.TUPLE3):
         dispatch[one[0]] = weighed(UNPICKLER.dispatch[one[0]])
     for one in (pickle.INST, pickle.OBJ, pickle.FROZENSET, pickle.ADDITEMS, pickle.BYTEARRAY8):
-        del dispatch[one[0]]  # which torch.load does not know either
+        del dispatch[one[0]]  # torch.load does not know these either

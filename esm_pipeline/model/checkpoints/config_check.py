@@ -1,7 +1,7 @@
-"""Whether a config asks for what the weights have, known before a module is built.
+"""Compare a config with the headers of the weights, before any module is built.
 
-The headers of the weights tell the numbers of layers and most sizes. A config that asks for a
-billion layers is thereby refused at once, and not when memory runs out.
+The headers show the number of layers and most sizes. A config with a billion layers is therefore
+refused at once, and not when memory runs out.
 """
 
 from __future__ import annotations
@@ -12,11 +12,10 @@ from operator import attrgetter
 from typing import TYPE_CHECKING, Any
 
 from esm_pipeline.errors import WeightsError, brief
-from esm_pipeline.model.checkpoints.loading import class_of
-from esm_pipeline.model.checkpoints.weights import BASE_PREFIX, POSITIONS
+from esm_pipeline.model.checkpoints.keys import BASE_PREFIX, POSITIONS, class_of
 
 if TYPE_CHECKING:
-    from esm_pipeline.model.checkpoints.tensors import Entry
+    from esm_pipeline.model.checkpoints.tensors import StoredTensor
     from esm_pipeline.model.config import EsmConfig
 
 TRUNK = "esmfold_config.trunk"
@@ -30,7 +29,7 @@ COUNTS = {
         r"trunk\.structure_module\.angle_resnet\.layers\.(\d{1,9})\..+"
     ),
 }
-"""Settings, and the keys of the modules of which there are as many; the group is their number."""
+"""Setting that counts modules → the keys of these modules; the group is the module's number."""
 
 SIZES = {
     "vocab_size": ("embeddings.word_embeddings.weight", 0),
@@ -42,60 +41,64 @@ SIZES = {
     f"{TRUNK}.structure_module.pairwise_dim": ("trunk.trunk2sm_z.weight", 0),
     "esmfold_config.lddt_head_hid_dim": ("lddt_head.1.weight", 0),
 }
-"""Settings, and the key and dimension of a tensor that is as large."""
+"""Setting → key and dimension of a tensor that has this size."""
 
 TABLE = {"max_position_embeddings": (POSITIONS, 0)}
-"""The same of models that look positions up in a table."""
+"""The same for models that look positions up in a table."""
 
 
 def require_config(
-    config: EsmConfig, entries: Mapping[str, Entry], name: str, *, counts_only: bool = False
+    config: EsmConfig,
+    stored_tensors: Mapping[str, StoredTensor],
+    name: str,
+    *,
+    counts_only: bool = False,
 ) -> None:
-    """Raise WeightsError if no model can be built from `config` that takes `entries`.
+    """Raise WeightsError unless a model built from `config` can take `stored_tensors`.
 
-    entries: of the checkpoint `name`. counts_only: sizes may be others than theirs.
+    name: of the checkpoint. counts_only: sizes may differ.
     """
     try:
         config.require_supported(limits=False)
-        require_sizes(config, entries, counts_only)
+        require_sizes(config, stored_tensors, counts_only)
         config.require_supported()
     except WeightsError as error:
         raise WeightsError(f"{name}: {error}") from None
 
 
 def require_sizes(
-    config: EsmConfig, entries: Mapping[str, Entry], counts_only: bool = False
+    config: EsmConfig, stored_tensors: Mapping[str, StoredTensor], counts_only: bool = False
 ) -> None:
-    """Raise WeightsError if `config` asks for more layers than `entries` have, or other sizes."""
-    shapes = {key.removeprefix(BASE_PREFIX): entry.shape for key, entry in entries.items()}
+    """Raise WeightsError if `config` has more layers than the weights, or other sizes."""
+    shapes = {key.removeprefix(BASE_PREFIX): stored.shape for key, stored in stored_tensors.items()}
     for setting, pattern in COUNTS.items():
-        asked = wanted(config, setting)
+        required = size_in(config, setting)
         numbers = {match[1] for key in shapes if (match := re.fullmatch(pattern, key))}
-        if asked is not None and asked > len(numbers):
-            other = class_of(entries) if setting.startswith(TRUNK) and not numbers else ""
-            raise disagreement(setting, asked, f"{len(numbers)} of them", other)
+        if required is not None and required > len(numbers):
+            other = class_of(stored_tensors) if setting.startswith(TRUNK) and not numbers else ""
+            raise disagreement(setting, required, f"{len(numbers)} of them", other)
     if counts_only:
         return
     absolute = config.position_embedding_type == "absolute"
     for setting, (key, place) in (SIZES | (TABLE if absolute else {})).items():
-        asked, shape = wanted(config, setting), shapes.get(key, ())
-        if asked is not None and place < len(shape) and asked != shape[place]:
-            raise disagreement(setting, asked, f"{brief(shape[place])} ('{key}')")
+        required, shape = size_in(config, setting), shapes.get(key, ())
+        if required is not None and place < len(shape) and required != shape[place]:
+            raise disagreement(setting, required, f"{brief(shape[place])} ('{key}')")
 
 
-def wanted(config: EsmConfig, setting: str) -> int | None:
-    """A setting that is a whole number above 0; None for all else."""
+def size_in(config: EsmConfig, setting: str) -> int | None:
+    """The value of a setting if it is a whole number above 0, else None."""
     if setting.startswith("esmfold_config") and config.esmfold_config is None:
         return None
     value: Any = attrgetter(setting)(config)
     return value if type(value) is int and value > 0 else None
 
 
-def disagreement(setting: str, asked: int, found: str, other: str = "") -> WeightsError:
-    """The error that config and weights do not agree; the latter may be of an `other` class."""
+def disagreement(setting: str, required: int, found: str, other: str = "") -> WeightsError:
+    """The error for a config and weights that differ; `other` is the class of the weights."""
     remedy = (
         f"load them with {other}" if other else "weights and config.json do not belong together"
     )
     return WeightsError(
-        f"config: {setting} is {brief(asked)}, but the weights have {found}; {remedy}"
+        f"config: {setting} is {brief(required)}, but the weights have {found}; {remedy}"
     )
