@@ -22,12 +22,12 @@ from esm_pipeline.formats.results.classes import (
     MULTI_LABEL,
     REGRESSION,
     SEPARATOR,
+    SEQUENCE,
     Classes,
     ResidueClasses,
     array_name,
 )
 from esm_pipeline.formats.results.layout import Array
-from esm_pipeline.formats.unsupported_notations import SEQUENCE
 from esm_pipeline.model import (
     Checkpoint,
     EsmConfig,
