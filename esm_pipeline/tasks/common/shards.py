@@ -20,7 +20,7 @@ import numpy as np
 from esm_pipeline.arrays import Int32, Int64
 from esm_pipeline.errors import DamagedError, InputError
 from esm_pipeline.formats.checksums import check_digests, check_listed
-from esm_pipeline.formats.records import FAILED, OK, PLACE, SKIPPED, Outcome, Record, read_records
+from esm_pipeline.formats.records import FAILED, INDEX, OK, SKIPPED, Outcome, Record, read_records
 from esm_pipeline.formats.results.layout import Array, RecordRow
 from esm_pipeline.formats.results.open import open_results
 from esm_pipeline.formats.results.validation import arrays_of, open_hdf5, reading
@@ -76,7 +76,7 @@ class ShardResults:
         for record in read_records(table):
             outcome, digest = record.outcomes.get(self.task), short_digest(record)
             known = outcome is not None and outcome.status in CODES
-            if outcome is None or digest is None or not (known and PLACE.fullmatch(record.id)):
+            if outcome is None or digest is None or not (known and INDEX.fullmatch(record.id)):
                 raise InputError(
                     f"{table}: record {record.index} is not of a shard of '{self.task}'; {AGAIN}"
                 )

@@ -22,7 +22,7 @@ from typing import IO, Any
 import numpy as np
 
 from esm_pipeline.errors import InputError
-from esm_pipeline.files import atomic_paths, blaming
+from esm_pipeline.files import atomic_paths, naming_errors
 from esm_pipeline.flags import number_of_shards
 from esm_pipeline.formats.checksums import LISTING, check_digests, check_listed
 from esm_pipeline.formats.records import (
@@ -74,7 +74,7 @@ def run(args: argparse.Namespace) -> int:
     columns = same([shard.columns for shard in shards], args.scores, "columns")
     same([without_software(shard.provenance) for shard in shards], args.scores, "provenance")
     targets, digests = [args.out, args.provenance, args.status], args.status.with_name(LISTING)
-    with blaming(args.out), ExitStack() as stack:
+    with naming_errors(args.out), ExitStack() as stack:
         args.out.parent.mkdir(parents=True, exist_ok=True)
         spool = ScoreSpool(stack.enter_context(tempfile.TemporaryFile(dir=args.out.parent)))
         paths = stack.enter_context(atomic_paths(*targets, digests))

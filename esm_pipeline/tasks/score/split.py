@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 
 from esm_pipeline.arrays import Bool, Int32, Int64
 from esm_pipeline.errors import InputError
-from esm_pipeline.files import atomic_path, blaming, remove_leftovers
+from esm_pipeline.files import atomic_path, naming_errors, remove_leftovers
 from esm_pipeline.flags import add_flags, add_unchanged, number_of_shards, section_from
 from esm_pipeline.formats.checksums import LISTING, sha256, write_digests
 from esm_pipeline.formats.fasta import shown
@@ -96,7 +96,7 @@ def run(args: argparse.Namespace) -> int:
     before, digest = states([args.variants]), sha256(Path(table.path))
     with (
         open_wild_types(args.fasta, table, settings, cleaning, args.out) as wild_types,
-        blaming(args.out),
+        naming_errors(args.out),
         tempfile.TemporaryFile(dir=args.out) as spool,
     ):
         by_likelihood = args.strategy == LIKELIHOOD

@@ -465,7 +465,7 @@ def test_outputs_do_not_replace_inputs(rotary, tmp_path, esm):
     for change in same:
         code, told = esm(*gather_command(tmp_path, 1), *change)
         assert (code, len(told)) == (2, 1)
-        assert "stands for two files here" in told[0]
+        assert "is given for two files" in told[0]
     code, told = esm(*table_command(tmp_path), "--out", shards)
     assert code == 2
     code, told = esm("verdict", shards, "--out", shards)
