@@ -215,7 +215,7 @@ def resolve_adapter(place: Location, config: Path) -> Checkpoint:
 
     Raises WeightsError.
     """
-    base_name, base_options = base_of(place, config)
+    base_name, base_options = base_model_of(place, config)
     base = resolve_checkpoint(base_name, **base_options)
     weights = place.fetch_first(ADAPTER_FILES)
     if weights is None:
@@ -230,7 +230,7 @@ def resolve_adapter(place: Location, config: Path) -> Checkpoint:
     )
 
 
-def base_of(place: Location, config: Path) -> tuple[str, dict[str, Any]]:
+def base_model_of(place: Location, config: Path) -> tuple[str, dict[str, Any]]:
     """Name of the base model of an adapter, and the options to find it with.
 
     If the adapter is local, its revision is that of the base model. Raises WeightsError if it
@@ -267,7 +267,7 @@ def config_of(place: Location) -> Path:
         return found
     adapter = place.adapter()
     if adapter is not None:
-        base, base_options = base_of(place, adapter)
+        base, base_options = base_model_of(place, adapter)
         return config_of(locate(base, **base_options))
     if steps := step_folders(place.folder):
         raise WeightsError(
@@ -297,7 +297,7 @@ def find_files(name: str, files: Iterable[str], **options: Any) -> dict[str, Pat
     absent = [file for file in files if file not in found]
     adapter = place.find(ADAPTER_CONFIG)
     if absent and adapter is not None:
-        base, base_options = base_of(place, adapter)
+        base, base_options = base_model_of(place, adapter)
         found |= find_files(base, absent, **base_options)
     return found
 

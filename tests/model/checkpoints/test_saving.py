@@ -15,7 +15,7 @@ import transformers
 from esm_pipeline import EsmConfig, EsmForMaskedLM, EsmModel
 from esm_pipeline.errors import InputError, WeightsError
 from esm_pipeline.model.checkpoints import saving
-from esm_pipeline.model.checkpoints.saving import read_size, shard_names, split
+from esm_pipeline.model.checkpoints.saving import read_size, shard_names, split_into_shards
 from esm_pipeline.model.checkpoints.weights import reference_state
 from tests.oracles.peers import ESM1B, ESM2, KINDS, SMALL, batch, enliven, max_abs
 
@@ -78,7 +78,7 @@ def test_shards_of_transformers_load_here(tmp_path: Path) -> None:
 def test_order_and_sizes_of_shards() -> None:
     sizes = {"a": 6, "b": 6, "c": 2, "d": 6, "e": 2, "f": 2, "g": 30}
     state = {key: torch.zeros(size, dtype=torch.uint8) for key, size in sizes.items()}
-    parts = [list(part) for part in split(state, 10)]
+    parts = [list(part) for part in split_into_shards(state, 10)]
     assert parts == [["a"], ["b", "c"], ["d", "e", "f"], ["g"]]  # as the reference's example
 
 
