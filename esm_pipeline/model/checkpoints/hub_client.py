@@ -49,9 +49,9 @@ def snapshot(name: str, files: Sequence[str], **options: Any) -> Path:
         return held
     pinned = COMMIT.fullmatch(options.get("revision") or "")
     problem = None if pinned and held else unreachable(name, options)
-    if problem is not None and held is None:
-        raise explained(name, problem, options, first=True) from None
-    if problem is not None and held is not None:
+    if problem is not None:
+        if held is None:
+            raise explained(name, problem, options, first=True) from None
         return held
     known = blobs_in(held)
     try:
