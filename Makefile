@@ -1,9 +1,9 @@
-# Everything a contributor or a newcomer runs. `make help` lists it.
+# All commands for users and contributors. `make help` lists them.
 #
-#   make demo                    the main job, end to end, on the packaged sequences and model
+#   make demo                    the whole workflow on the packaged sequences and models
 #   make test PYTHON=python3.12  with another interpreter
-#   make test TEST_FLAGS="-n 0"  one test after another, in one process
-#   make bench BENCH_FLAGS=--full   all sizes of ESM-2; --quick, to see that all runs
+#   make test TEST_FLAGS="-n 0"  all tests in one process
+#   make bench BENCH_FLAGS=--full   all sizes of ESM-2; --quick checks that everything runs
 #   make demo TORCH_FLAGS="--index-url https://download.pytorch.org/whl/cpu"   a smaller torch
 
 PYTHON ?= python3
@@ -27,7 +27,7 @@ COMPILE = $(VENV)/lock/bin/uv pip compile --quiet --universal --python-version 3
 .DELETE_ON_ERROR:
 .PHONY: demo test test-long bench lint lock clean help
 
-help:  ## this list
+help:  ## show this list
 	@grep -hE '^[a-z-]+:.*  ## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*  ## /  make \1\t/' | expand -t 18
 
 demo: $(VENV)/.workflow  ## embed and fold the packaged proteins with demo models, into results/
@@ -35,23 +35,23 @@ demo: $(VENV)/.workflow  ## embed and fold the packaged proteins with demo model
 		--config "tasks=[embed, fold]" "fold={max_residues: 200, num_recycles: 0}"
 	@$(RUN) workflow.scripts.show_results results
 
-test: lint  ## lint, then every test but the long ones
+test: lint  ## lint, then run every test except the long ones
 	@$(PYTEST) --numprocesses auto --dist loadfile --no-loadscope-reorder -m "not long" $(TEST_FLAGS)
 
-test-long: $(VENV)/.test  ## the heavy proofs
+test-long: $(VENV)/.test  ## run the long tests
 	@$(PYTEST) -m long $(TEST_FLAGS)
 
-bench: $(BENCH)/.peers  ## speed beside other implementations: a table, and build/benchmarks.json
+bench: $(BENCH)/.peers  ## compare the speed with other implementations: a table, and build/benchmarks.json
 	@$(BENCH)/bin/python -m tests.benchmarks $(BENCH_FLAGS)
 
-lint: $(VENV)/.test  ## ruff, mypy, snakefmt, snakemake --lint
+lint: $(VENV)/.test  ## run ruff, mypy, snakefmt, snakemake --lint
 	@$(RUN) ruff check .
 	@$(RUN) ruff format --check .
 	@$(RUN) mypy
 	@$(RUN) snakefmt --check Snakefile workflow
 	@$(RUN) snakemake --lint
 
-lock: requirements-torch.txt  ## resolve the dependencies anew: locks and conda environment
+lock: requirements-torch.txt  ## resolve the dependencies again: locks and conda environment
 	@rm -rf $(VENV)/lock && $(PYTHON) -m venv $(VENV)/lock && $(VENV)/lock/bin/python -m pip install -q $(UV)
 	$(COMPILE) --extra workflow --generate-hashes --no-emit-package torch -o requirements.lock --upgrade
 	$(COMPILE) --extra workflow --group test --generate-hashes --no-emit-package torch \
@@ -61,18 +61,18 @@ lock: requirements-torch.txt  ## resolve the dependencies anew: locks and conda 
 		'  - pip:' > envs/esm.yaml
 	$(COMPILE) --constraint requirements.lock --no-annotate --no-header | sed 's/^/      - /' >> envs/esm.yaml
 
-clean:  ## remove what was made here, except results
+clean:  ## remove everything that make and the tests created, except results
 	rm -rf $(VENV) .snakemake .pytest_cache .mypy_cache .ruff_cache .hypothesis build *.egg-info
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-# What no setting can mend: Python's path, setuptools and Snakemake's patterns take these signs for something.
+# No setting helps here: Python's path, setuptools and Snakemake's patterns give these characters a meaning.
 define CHECK_PLACE
 @case "$$(pwd -P)" in *[:{}$$\\]*) printf '%s: %s\n' "$$(pwd -P)" 'Python and Snakemake cannot be set up \
 with : { } $$ or \ in the path; move this folder to a path without them' >&2; exit 1;; esac
 endef
 
 # Installing: the lock by hash, then torch by version (its companions differ by platform, and pip
-# refuses a line without a hash beside lines with one), then this project and nothing else.
+# refuses a mixture of lines with and without hashes), then this project without dependencies.
 define CHECK_PYTHON
 @$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "$(PYTHON) is \
 $$($(PYTHON) --version 2>&1), but Python 3.11 or newer is needed; name one with 'make PYTHON=...'" >&2; exit 1; }
@@ -94,8 +94,8 @@ $(VENV)/.test: requirements-test.lock $(VENV)/.workflow
 	@$(INSTALL) --require-hashes -r requirements-test.lock
 	@touch $@
 
-# The peers of `make bench`, apart: they are no part of what is tested. Without their dependencies:
-# the lock has those that they need.
+# The peers of `make bench`, in their own environment, since no test needs them. Without their
+# dependencies: the lock has those that they need.
 $(BENCH)/.peers: requirements-test.lock requirements-torch.txt tests/benchmarks/requirements.txt
 	$(CHECK_PLACE)
 	$(CHECK_PYTHON)

@@ -1,49 +1,88 @@
-"""Protein sequences in; embeddings out, with the ESM family of protein language models."""
+"""Embeddings, variant scores, classes and structures of proteins by ESM language models.
+
+The public names. Those that need torch or h5py are imported on first use, so that importing the
+package stays fast.
+"""
 
 from __future__ import annotations
 
 import importlib
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+from esm_pipeline.errors import (
+    AmbiguousIdError,
+    CapacityError,
+    DamagedError,
+    EsmPipelineError,
+    InputError,
+    WeightsError,
+)
+
+if TYPE_CHECKING:  # for editors and type checkers
+    from esm_pipeline.formats.results.open import open_results
+    from esm_pipeline.model import (
+        AutoConfig,
+        AutoModel,
+        AutoModelForMaskedLM,
+        AutoModelForSequenceClassification,
+        AutoModelForTokenClassification,
+        AutoTokenizer,
+        EsmConfig,
+        EsmForMaskedLM,
+        EsmForProteinFolding,
+        EsmForSequenceClassification,
+        EsmForTokenClassification,
+        EsmModel,
+        EsmPreTrainedModel,
+        EsmTokenizer,
+        PackedLayout,
+        demo_model,
+        optimize_for_inference,
+    )
+    from esm_pipeline.model.inference.batching import iter_packed
 
 __version__ = "0.1.0"
 
-_EXPORTS = {
-    "EsmConfig": "esm_pipeline.model",
-    "EsmTokenizer": "esm_pipeline.model",
-    "EsmPreTrainedModel": "esm_pipeline.model",
-    "EsmModel": "esm_pipeline.model",
-    "EsmForMaskedLM": "esm_pipeline.model",
-    "EsmForSequenceClassification": "esm_pipeline.model",
-    "EsmForTokenClassification": "esm_pipeline.model",
-    "EsmForProteinFolding": "esm_pipeline.model",
-    "AutoConfig": "esm_pipeline.model",
-    "AutoTokenizer": "esm_pipeline.model",
-    "AutoModel": "esm_pipeline.model",
-    "AutoModelForMaskedLM": "esm_pipeline.model",
-    "AutoModelForSequenceClassification": "esm_pipeline.model",
-    "AutoModelForTokenClassification": "esm_pipeline.model",
-    "PackedLayout": "esm_pipeline.model",
-    "optimize_for_inference": "esm_pipeline.model",
-    "demo_model": "esm_pipeline.model",
+__all__ = [
+    "AmbiguousIdError",
+    "AutoConfig",
+    "AutoModel",
+    "AutoModelForMaskedLM",
+    "AutoModelForSequenceClassification",
+    "AutoModelForTokenClassification",
+    "AutoTokenizer",
+    "CapacityError",
+    "DamagedError",
+    "EsmConfig",
+    "EsmForMaskedLM",
+    "EsmForProteinFolding",
+    "EsmForSequenceClassification",
+    "EsmForTokenClassification",
+    "EsmModel",
+    "EsmPipelineError",
+    "EsmPreTrainedModel",
+    "EsmTokenizer",
+    "InputError",
+    "PackedLayout",
+    "WeightsError",
+    "demo_model",
+    "iter_packed",
+    "open_results",
+    "optimize_for_inference",
+]
+
+_LAZY = {
     "iter_packed": "esm_pipeline.model.inference.batching",
     "open_results": "esm_pipeline.formats.results.open",
-    "EsmPipelineError": "esm_pipeline.errors",
-    "InputError": "esm_pipeline.errors",
-    "AmbiguousIdError": "esm_pipeline.errors",
-    "DamagedError": "esm_pipeline.errors",
-    "WeightsError": "esm_pipeline.errors",
-    "CapacityError": "esm_pipeline.errors",
 }
-"""Public names and the modules that define them: loaded on first use, imports stay light."""
-
-__all__ = list(_EXPORTS)
+"""Modules of the names that are imported on first use, except those of `esm_pipeline.model`."""
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _EXPORTS:
+    if name not in __all__:
         raise AttributeError(f"module 'esm_pipeline' has no attribute '{name}'")
-    return getattr(importlib.import_module(_EXPORTS[name]), name)
+    return getattr(importlib.import_module(_LAZY.get(name, "esm_pipeline.model")), name)
 
 
 def __dir__() -> list[str]:
-    return sorted([*globals(), *_EXPORTS])
+    return sorted({*globals(), *__all__})

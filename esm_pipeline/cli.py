@@ -51,7 +51,7 @@ def build_parser() -> Parser:
 
     parser = Parser(
         prog="esm-pipeline",
-        description="Embeddings of proteins and scores of their variants with the ESM models.",
+        description="Embeddings, variant scores, classes and structures of proteins by ESM models.",
     )
     parser.add_argument("--version", action="version", version=f"esm-pipeline {__version__}")
     commands = parser.add_subparsers(dest="task", metavar="TASK", required=True, title="tasks")

@@ -1,16 +1,18 @@
-"""Flags that several commands have, the values they take, and the exit code that follows."""
+"""Settings as command-line flags, flags that several commands share, and exit codes."""
 
 from __future__ import annotations
 
 import argparse
 import os
 import re
+import shlex
 from pathlib import Path
 from typing import Any, TypeVar
 
 from esm_pipeline.errors import InputError
 from esm_pipeline.settings import MOST_SHARDS
-from esm_pipeline.settings.sections import COMMAND_LINE, Section, check
+from esm_pipeline.settings.messages import flag
+from esm_pipeline.settings.sections import COMMAND_LINE, Section, check, texts
 
 S = TypeVar("S", bound=Section)
 
@@ -22,7 +24,7 @@ def add_flags(parser: argparse.ArgumentParser, section: type[Section]) -> None:
         text = ",".join(map(str, default)) if isinstance(default, list) else default
         description = (field.description or "").replace("%", "%%")
         parser.add_argument(
-            "--" + name.replace("_", "-"),
+            flag(name),
             dest=name,
             metavar=name.split("_")[-1].upper(),
             help=f"{description} (default: {text})",
@@ -30,7 +32,7 @@ def add_flags(parser: argparse.ArgumentParser, section: type[Section]) -> None:
 
 
 def section_from(section: type[S], args: argparse.Namespace) -> S:
-    """The `section` that the flags of `add_flags` describe. Raises InputError."""
+    """The `section` with the values of the flags of `add_flags`. Raises InputError."""
     values: dict[str, Any] = {}
     for name, field in section.model_fields.items():
         text = getattr(args, name)
@@ -41,8 +43,14 @@ def section_from(section: type[S], args: argparse.Namespace) -> S:
     return check(section, values, COMMAND_LINE)
 
 
+def flags(section: Section, *, execution: bool = False) -> str:
+    """The fields that are set and change results (or, with `execution`, do not) as shell text."""
+    found = texts(section, execution=execution)
+    return " ".join(shlex.quote(f"{flag(name)}={text}") for name, text in found.items())
+
+
 def add_common(parser: argparse.ArgumentParser) -> None:
-    """Add the flags that every task with records has."""
+    """Add the flags of every command that processes records."""
     parser.add_argument(
         "--on-failure",
         choices=("error", "keep"),
@@ -54,7 +62,7 @@ def add_common(parser: argparse.ArgumentParser) -> None:
 
 
 def add_unchanged(parser: argparse.ArgumentParser) -> None:
-    """Add the flag of what reads inputs that were read before."""
+    """Add the flag of commands that read inputs which another command has read before."""
     parser.add_argument(
         "--unchanged",
         action="append",
@@ -66,19 +74,19 @@ def add_unchanged(parser: argparse.ArgumentParser) -> None:
 
 
 def number_of_shards(text: str) -> int:
-    """The number of shards that an argument gives."""
+    """The number of shards in an argument."""
     if not re.fullmatch("[0-9]{1,6}", text) or not 0 < int(text) <= MOST_SHARDS:
-        raise argparse.ArgumentTypeError(f"{text!r} is no number from 1 to {MOST_SHARDS:,}")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number from 1 to {MOST_SHARDS:,}")
     return int(text)
 
 
 def require_file(path: str) -> str:
-    """`path`, or InputError if there is no such file."""
+    """`path`. Raises InputError if there is no such file."""
     if not os.path.exists(path):
         raise InputError(f"{path}: no such file; check the path")
     return path
 
 
 def exit_code(failed: int, on_failure: str) -> int:
-    """The exit code of a task that ran to its end with `failed` failed records."""
+    """The exit code of a completed task with `failed` failed records."""
     return 1 if failed and on_failure == "error" else 0

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import csv
 import json
+import zipfile
 from pathlib import Path
 
 import numpy as np
 
-from esm_pipeline.formats.results.structures import ARRAYS, FORMAT, write_structures
-from esm_pipeline.formats.results.writer import Entry, RaggedWriter
+from esm_pipeline.formats.results.layout import RecordRow
+from esm_pipeline.formats.results.structures import ARRAYS, Structures, write_structures
+from esm_pipeline.formats.results.writer import RaggedWriter
 from esm_pipeline.structure import residues
 from esm_pipeline.structure.structure import Structure
 
@@ -35,13 +38,13 @@ def made_up(*chains: str, seed: int = 0, spread: float = 30.0) -> Structure:
 def write_arrays(
     path: Path,
     structures: list[Structure],
-    entries: list[Entry],
+    entries: list[RecordRow],
     bits: list[int] | None = None,
     **attributes: str,
 ) -> Path:
     """A `structures.h5` with one row a structure."""
     told = {
-        "format": FORMAT,
+        "format": Structures.format,
         "model": "some/model",
         "revision": "",
         "weights_sha256": "ab" * 32,
@@ -58,3 +61,29 @@ def write_arrays(
             one_bits = bits[row] if bits else 0
             write_structures(writer, np.array([row]), [one], [64 * row], [one_bits])
     return path
+
+
+def read_pae(path: Path) -> np.ndarray:
+    """(R, R) Å of a file of predicted aligned errors, .json or .npz."""
+    if path.suffix == ".npz":
+        with np.load(path) as file:
+            return np.asarray(file["pae"] * file["step"], np.float32)
+    (found,) = json.loads(path.read_text())
+    return np.array(found["predicted_aligned_error"], np.float32)
+
+
+def read_member(place: Path) -> bytes:
+    """A file that `structures.tsv` names, in a folder or an archive."""
+    if place.parent.suffix == ".zip":
+        with zipfile.ZipFile(place.parent) as archive:
+            return archive.read(place.name)
+    return place.read_bytes()
+
+
+def read_structure(table: Path, key: str | int) -> bytes:
+    """The file of the only structure of a record, named by id or index in a `structures.tsv`."""
+    column = "id" if isinstance(key, str) else "index"
+    with open(table, newline="") as handle:
+        rows = [*csv.DictReader(handle, delimiter="\t")]
+    (name,) = {row["file"] for row in rows if row[column] == str(key)}
+    return read_member(table.parent / name)

@@ -13,10 +13,16 @@ import numpy as np
 from esm_pipeline import open_results
 from esm_pipeline.cli import main
 from esm_pipeline.formats.records import Record, write_records
-from esm_pipeline.formats.results.writer import Array, Entry, RaggedWriter, unit_starts
+from esm_pipeline.formats.results.layout import Array, RecordRow, unit_starts
+from esm_pipeline.formats.results.writer import RaggedWriter
 from tests.folded import made_up, write_arrays
 
-ENTRIES = [Entry("P1", 0, 0), Entry("é|x", 2, 1), Entry("P1 again", 3, 0), Entry("last", 7, 2)]
+ENTRIES = [
+    RecordRow("P1", 0, 0),
+    RecordRow("é|x", 2, 1),
+    RecordRow("P1 again", 3, 0),
+    RecordRow("last", 7, 2),
+]
 LENGTHS = np.array([3, 1, 6])
 LABELS = json.dumps(["in", "out"])
 ALPHABET = "ACDEFGHIKLMNPQRSTVWY"
@@ -95,9 +101,9 @@ def read_all(path: Path) -> None:
 def read_field(item: object, name: str) -> None:
     """Read one property of a record; what its file does not hold is left out."""
     kind = type(item).__name__
-    if kind == "Classified" and name == "value":
+    if kind == "ClassifiedProtein" and name == "value":
         return
-    if kind == "Classified" and name == "sequence" and "residue" not in item._results.format:
+    if kind == "ClassifiedProtein" and name == "sequence" and "residue" not in item._results.format:
         return
     getattr(item, name)
 

@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from esm_pipeline.tasks import COMMANDS
+
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "esm_pipeline"
 LINES = 500
@@ -123,17 +125,95 @@ def test_a_wrong_import_is_seen(module, line):
     assert trespasses(module, line)
 
 
-def test_workflow_imports_only_errors_and_settings():
+MODEL_ORDER = (
+    {""},
+    {"auto"},
+    {"inference"},
+    {"folding"},
+    {"heads"},
+    {"esm"},
+    {"base"},
+    {"encoder"},
+    {"decoder", "pruning"},
+    {"layer"},
+    {"explicit_attention", "arguments"},
+    {"attention", "relative_positions", "decoder_inputs", "contacts", "losses", "vocabulary"},
+    {"tokenizer", "checkpoints.loading", "checkpoints.saving", "checkpoints.weights"},
+    {"checkpoints.config_check"},
+    {"config"},
+    {"checkpoints", "folding.config", "labels", "pruned_heads", "module_utils"},
+    {"alphabet", "bounds", "layout", "linears", "outputs", "rotary"},
+)
+"""Modules and folders below `esm_pipeline.model` (its `__init__` is ''), the highest first.
+
+Each imports from lower groups only, or from its own folder in the same group. A folder stands for
+all its modules but those named themselves.
+"""
+
+PLACES = {name: place for place, group in enumerate(MODEL_ORDER) for name in group}
+
+
+def model_part(module: str) -> str:
+    """`esm_pipeline.model.folding.trunk` -> `folding`, the name in `MODEL_ORDER`."""
+    parts = module.split(".")[2:]
+    whole = ".".join(parts)
+    return whole if whole in PLACES else parts[0]
+
+
+def upward(module: str, source: str) -> list[str]:
+    """Imports of `source`, the text of a `module` of the model, that do not point downwards."""
+    own = model_part(module)
+    found = []
+    for target in {target for target, _ in modules_of(source) if room(target) == "model"}:
+        part = model_part(target)
+        same = PLACES[part] == PLACES[own] and part.split(".")[0] == own.split(".")[0]
+        if PLACES[part] <= PLACES[own] and not same:
+            found.append(f"{module} imports {target}")
+    return found
+
+
+MODEL_FILES = [path for path in FILES if room(module_name(path)) == "model"]
+
+
+def test_every_part_of_the_model_has_its_place():
+    assert {model_part(module_name(path)) for path in MODEL_FILES} == set(PLACES)
+
+
+@pytest.mark.parametrize("path", MODEL_FILES, ids=module_name)
+def test_imports_of_the_model_point_down(path):
+    assert upward(module_name(path), path.read_text()) == []
+
+
+@pytest.mark.parametrize(
+    ("module", "line"),
+    [
+        ("esm_pipeline.model.layer", "from esm_pipeline.model.encoder import EsmEncoder"),
+        ("esm_pipeline.model.attention", "from esm_pipeline.model.losses import token_loss"),
+        ("esm_pipeline.model.config", "def f():\n    import esm_pipeline.model.folding.trunk"),
+        ("esm_pipeline.model.folding.config", "from esm_pipeline.model.config import EsmConfig"),
+        ("esm_pipeline.model.folding.trunk", "from esm_pipeline.model.inference import int8"),
+        ("esm_pipeline.model.inference.batching", "from esm_pipeline.model import EsmModel"),
+    ],
+)
+def test_an_upward_import_is_seen(module, line):
+    assert upward(module, line)
+
+
+SNAKEFILES = ("Snakefile", "workflow/Snakefile")
+
+
+def test_workflow_imports_only_errors_flags_and_settings():
     found = set()
-    for path in [ROOT / "Snakefile", *(ROOT / "workflow" / "rules").glob("*.smk")]:
+    rules = (ROOT / "workflow" / "rules").glob("*.smk")
+    for path in [*(ROOT / name for name in SNAKEFILES), *rules]:
         for line in path.read_text().splitlines():
             words = line.split()
             if words[:1] in (["from"], ["import"]) and words[1].startswith("esm_pipeline"):
                 found.add(words[1])
     assert found == {
         "esm_pipeline.errors",
+        "esm_pipeline.flags",
         "esm_pipeline.settings",
-        "esm_pipeline.settings.sections",
     }
 
 
@@ -180,7 +260,7 @@ def light_modules() -> list[str]:
         "esm_pipeline",
         "esm_pipeline.settings",
         "esm_pipeline.cli",
-        "esm_pipeline.tasks.run.shard",
+        *(f"esm_pipeline.tasks.{command.module}" for command in COMMANDS.values()),
     ]
     return light + [module_name(path) for path in FILES if room(module_name(path)) == "formats"]
 
@@ -198,5 +278,6 @@ def test_no_file_outgrows_its_room(folder):
     assert [str(path) for path in files if len(path.read_text().splitlines()) > LINES] == []
 
 
-def test_snakefile_is_short():
-    assert len((ROOT / "Snakefile").read_text().splitlines()) < 60
+@pytest.mark.parametrize("name", SNAKEFILES)
+def test_snakefile_is_short(name):
+    assert len((ROOT / name).read_text().splitlines()) < 60

@@ -170,7 +170,7 @@ def test_memory_that_runs_out_is_one_line(error, tmp_path, monkeypatch, capsys):
     def fail(*_, **__):
         raise error
 
-    monkeypatch.setattr(shard, "open_intake", fail)
+    monkeypatch.setattr(shard, "open_sequences", fail)
     (tmp_path / "in.fasta").write_text(">a\nMK\n")
     code = cli.main(["shard", "--shards=1", f"--out={tmp_path}", str(tmp_path / "in.fasta")])
     assert (code, capsys.readouterr().err) == (
@@ -180,7 +180,7 @@ def test_memory_that_runs_out_is_one_line(error, tmp_path, monkeypatch, capsys):
 
 
 def test_another_runtime_error_keeps_its_traceback(tmp_path, monkeypatch):
-    monkeypatch.setattr(shard, "open_intake", lambda *_, **__: exec("raise RuntimeError('bug')"))
+    monkeypatch.setattr(shard, "open_sequences", lambda *_, **__: exec("raise RuntimeError('bug')"))
     (tmp_path / "in.fasta").write_text(">a\nMK\n")
     with pytest.raises(RuntimeError, match="bug"):
         cli.main(["shard", "--shards=1", f"--out={tmp_path}", str(tmp_path / "in.fasta")])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import json
 import os
 import re
 import shutil
@@ -11,10 +10,9 @@ import subprocess
 import sys
 import tomllib
 import zipfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from importlib import metadata
 from pathlib import Path
-from typing import Any
 
 import pytest
 import yaml
@@ -22,8 +20,8 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 import esm_pipeline
-from esm_pipeline.settings import Settings, json_schema, load_settings
-from esm_pipeline.settings.sections import Section
+from esm_pipeline.settings import json_schema, load_settings
+from tests.reference_page import KEYS_PAGE, config_rows, read_tables
 
 ROOT = Path(__file__).resolve().parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
@@ -134,40 +132,18 @@ def test_dependencies_are_those_imported():
     assert names == {requirement.name for requirement in DEPENDENCIES}
 
 
-def table_rows(file: str, heading: str) -> Iterator[list[str]]:
-    """Cells of the rows of the first Markdown table below `heading`."""
-    section = (ROOT / file).read_text().split(f"\n{heading}\n")[1]
-    lines = section[section.index("\n|") :].strip().splitlines()
-    for line in lines[2:]:
-        if not line.startswith("|"):
-            break
-        yield [cell.strip().replace("\\|", "|") for cell in re.split(r"(?<!\\)\|", line)[1:-1]]
-
-
 def test_every_dependency_is_justified():
-    told = {row[0].strip("`"): row[1] for row in table_rows("CONTRIBUTING.md", "## Dependencies")}
+    tables = read_tables((ROOT / "CONTRIBUTING.md").read_text())
+    (packages,) = [table for table in tables if table.heading == "Dependencies"]
+    reasons = {row[0].strip("`"): row[1] for row in packages.rows}
     names = {requirement.name for requirement in [*DEPENDENCIES, *WORKFLOW, *TEST]}
-    assert set(told) == names
-    assert all(len(why) > 15 for why in told.values())
-
-
-def keys(section: type[Section], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Every key of the config file, dotted, with its field."""
-    for name, field in section.model_fields.items():
-        inner = field.annotation
-        if isinstance(inner, type) and issubclass(inner, Section):
-            yield from keys(inner, f"{prefix}{name}.")
-        else:
-            yield prefix + name, field
+    assert set(reasons) == names
+    assert all(len(reason) > 15 for reason in reasons.values())
 
 
 def test_config_readme_explains_every_key():
-    told = {row[0].strip("`"): row[1:] for row in table_rows("config/README.md", "## Keys")}
-    expected = {
-        name: [f"`{json.dumps(field.get_default())}`", field.description]
-        for name, field in keys(Settings)
-    }
-    assert told == expected
+    (keys,) = [table for table in read_tables(KEYS_PAGE.read_text()) if table.heading == "Keys"]
+    assert keys.rows == list(config_rows())
 
 
 def test_schema_is_that_of_the_settings():
@@ -193,7 +169,7 @@ def test_version_is_the_same_everywhere():
 
 def test_snakemake_bound_is_the_workflows():
     (snakemake,) = WORKFLOW
-    (wanted,) = re.findall(r'min_version\("(.+)"\)', (ROOT / "Snakefile").read_text())
+    (wanted,) = re.findall(r'min_version\("(.+)"\)', (ROOT / "workflow" / "Snakefile").read_text())
     assert str(snakemake.specifier) == f">={wanted}"
 
 

@@ -78,7 +78,7 @@ LIVES = {
         b"MKV>jb",
         "",
         "character '>' at residue 4 begins a record inside a line, which is lost in this one; "
-        "were files joined without a line end between them? part them",
+        "were files joined without a line end between them? put one there",
     ),
     "NUL": Life(b"k", b"M\0K", "", f"character '\\x00' at residue 2{FOREIGN}"),
     "not UTF-8": Life(b"l", b"MK\xe9", "", f"character '\\ufffd' at residue 3{FOREIGN}"),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import importlib
 import json
 import multiprocessing
 import os
@@ -22,7 +21,7 @@ from esm_pipeline import locks
 from esm_pipeline.cli import main
 from esm_pipeline.errors import InputError
 from esm_pipeline.locks import Outputs, claim
-from esm_pipeline.tasks import COMMANDS, commands_with
+from esm_pipeline.tasks import COMMANDS, commands_with, module_of
 from tests.forked import Forked
 from tests.results import write_outcomes, write_result
 
@@ -348,7 +347,7 @@ def test_a_folder_that_may_not_be_written_is_told_first(tmp_path):
 @pytest.mark.parametrize("ending", [".h5", ".hdf5", ".tsv"])
 @pytest.mark.parametrize("task", ["embed", "classify"])
 def test_the_table_of_records_is_claimed_by_the_name_that_it_gets(tmp_path, task, ending):
-    module = importlib.import_module(f"esm_pipeline.tasks.{task}")
+    module = module_of(task)
     parser = argparse.ArgumentParser()
     module.add_arguments(parser)
     args = parser.parse_args(["--model=demo", "in.fasta", str(tmp_path / f"out{ending}")])

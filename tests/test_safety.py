@@ -141,7 +141,7 @@ def check_results(folder: Path, headers: list[bytes]) -> None:
     with open(table, newline="", encoding="utf-8") as handle:
         rows = list(csv.DictReader(handle, delimiter="\t"))
     assert [(row["id"], row["header"]) for row in rows] == expected
-    (recipe,) = re.findall(r'pandas\.read_csv\("[^"]*", (.*?)\)\n', README, re.DOTALL)
+    (recipe,) = re.findall(r'pandas\.read_csv\("[^"]*", (.*?)\)\n', RESULTS_PAGE, re.DOTALL)
     read = eval(f"pandas.read_csv(table, {recipe})", {"pandas": pandas, "table": table})
     assert [*zip(read["id"], read["header"], strict=True)] == expected
     assert read["length"].tolist() == pytest.approx(
@@ -156,7 +156,7 @@ def check_results(folder: Path, headers: list[bytes]) -> None:
     check_page(folder)
 
 
-README = (ROOT / "README.md").read_text()
+RESULTS_PAGE = (ROOT / "workflow/docs/results.md").read_text()
 
 
 class Page(html.parser.HTMLParser):

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from esm_pipeline.formats.records import Record, write_records
-from esm_pipeline.formats.results.writer import Entry
+from esm_pipeline.formats.results.layout import RecordRow
 from tests.folded import made_up, write_arrays
 
 SIGNALS = ["SIGTERM", "SIGINT", "SIGHUP"]
@@ -41,7 +41,7 @@ with obeying_signals(ends=True), claim(Outputs([folder / "a"])), atomic_path(fol
 def arrays(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """So many structures that writing them takes half a minute; the records beside them."""
     folder = tmp_path_factory.mktemp("arrays")
-    entries = [Entry(f"r{place}", place, place) for place in range(COUNT)]
+    entries = [RecordRow(f"r{place}", place, place) for place in range(COUNT)]
     write_arrays(folder / "a.h5", [made_up("MKVLAAGIVGLCTRWEDNQSPHFY" * 3)] * COUNT, entries)
     records = [Record(place, f"r{place}", f"r{place}", 72, "", "ok") for place in range(COUNT)]
     records = [one.with_outcome("fold", "ok") for one in records]
@@ -132,7 +132,10 @@ def test_a_killed_process_of_structures_is_one_line(arrays, tmp_path):
     os.kill(children(process.pid)[0], signal.SIGKILL)
     said = process.communicate(timeout=60)[1]
     assert (process.returncode, said.count("\n")) == (2, 1)
-    assert "a process that wrote structures was killed, as when memory runs out; use fewer" in said
+    assert (
+        "a process that wrote structures was killed, as happens when memory runs out; use fewer"
+        in said
+    )
     assert not (tmp_path / "out").exists()
 
 

@@ -21,7 +21,7 @@ from esm_pipeline.formats.other_formats import LOOK, require_fasta, require_no_a
 if TYPE_CHECKING:
     import hashlib
 
-Entry: TypeAlias = tuple[int, bytes, bytes]
+FastaRecord: TypeAlias = tuple[int, bytes, bytes]
 """A record as it stands in the file: line number of its header, from 1; the header without `>` and
 line end; the sequence in upper case without whitespace, not yet cleaned."""
 
@@ -56,7 +56,7 @@ SEAM = len(b"\n" + BYTE_ORDER_MARK)
 """Bytes that may belong to the beginning of a record which the next block has."""
 
 
-def read_fasta(path: str, *, allow_empty: bool = False) -> Iterator[Entry]:
+def read_fasta(path: str, *, allow_empty: bool = False) -> Iterator[FastaRecord]:
     """Stream a FASTA file, plain or gzip by its first bytes; `-` is standard input.
 
     Raises InputError with file and line for a file that is missing, unreadable, damaged, no FASTA,
@@ -72,7 +72,7 @@ def read_batches(
     aligned: bool = False,
     most_letters: int = MOST_LETTERS,
     digest: hashlib._Hash | None = None,
-) -> Iterator[list[Entry]]:
+) -> Iterator[list[FastaRecord]]:
     """The same as `read_fasta`, in lists of as many records as a block of the file has.
 
     `aligned` accepts A3M, an alignment with insertions in lower case. A sequence of more than

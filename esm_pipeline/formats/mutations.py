@@ -1,8 +1,8 @@
 """How mutations are written: `A42G`, `A42G:T50K`, `p.Ala42Gly`, `K23_V25del`, and what they do.
 
-On disk residues count from 1, and with an offset from elsewhere; inside they count from 0. This
-module converts. Spellings: those of deep mutational scans and of HGVS for proteins
-(https://hgvs-nomenclature.org), in one letter or three.
+On disk residues count from 1, or with an offset from another number; in the code they count from
+0. This module converts. Notations: those of deep mutational scans and of HGVS for proteins
+(https://hgvs-nomenclature.org), with one-letter or three-letter codes.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from esm_pipeline.formats.unsupported_notations import is_missing, why_unread
 
 AMINO_ACIDS = "ACDEFGHIKLMNPQRSTVWY"
 RESIDUES = frozenset(AMINO_ACIDS + "UO")
-"""What a mutation may lead to; B, J, X and Z stand for several residues."""
+"""What a residue may become; B, J, X and Z stand for several residues."""
 
 THREE_LETTERS = {
     **{"ala": "A", "arg": "R", "asn": "N", "asp": "D", "cys": "C", "gln": "Q", "glu": "E"},
@@ -25,17 +25,17 @@ THREE_LETTERS = {
     **{"sec": "U", "pyl": "O", "asx": "B", "glx": "Z", "xle": "J", "xaa": "X", "ter": "*"},
 }
 RESIDUE = rf"(?:{'|'.join(THREE_LETTERS)}|[A-Z*])"
-PLACE = r"-?\d{1,9}"
+NUMBER = r"-?\d{1,9}"
 SOME = r"[A-Z*]+"
 
 PLAIN = re.compile(r"[A-Z]\d{1,9}[A-Z](?:[:;,+][A-Z]\d{1,9}[A-Z])*", re.ASCII)
-"""Nearly all there is, read without more ado: `A42G:T50K`."""
+"""Nearly all of what is written, read by a faster path: `A42G:T50K`."""
 
-BETWEEN = re.compile("[:;,+]")
+PLAIN_SEPARATOR = re.compile("[:;,+]")
 EDIT = re.compile(
     rf"""(?:p\.)?
-    (?P<first>{RESIDUE})(?P<start>{PLACE})
-    (?:_(?P<last>{RESIDUE})(?P<stop>{PLACE}))?
+    (?P<first>{RESIDUE})(?P<start>{NUMBER})
+    (?:_(?P<last>{RESIDUE})(?P<stop>{NUMBER}))?
     (?: (?P<same>=) | (?-i:(?P<dup>dup))(?P<copied>{SOME})?
       | (?: -|(?-i:del)) (?P<gone>{SOME}?)?? (?: (?-i:ins)(?P<instead>{SOME}))?
       | (?-i:ins)(?P<between>{SOME})
@@ -43,38 +43,37 @@ EDIT = re.compile(
       | (?P<to>{RESIDUE}) )""",
     re.ASCII | re.IGNORECASE | re.VERBOSE,
 )
-EACH = re.compile(RESIDUE, re.ASCII | re.IGNORECASE)
+EACH_RESIDUE = re.compile(RESIDUE, re.ASCII | re.IGNORECASE)
 SEPARATOR = re.compile(r"[\s:;,+]+")
 REFERENCE = re.compile(r"(?P<name>(?![cgmnr]\.)[^\s:]+):(?=(?P<hgvs>p\.)|(?P<change>[^\s:;,+]+))")
 DNA = re.compile(r"(?:(?P<name>[^\s:]+):)?[cgmnr]\.\S+\s+\((?P<change>p\..+)\)")
-"""ClinVar's `NM_000518.5(HBB):c.20A>T (p.Glu7Val)`, which tells of the protein too."""
+"""ClinVar's `NM_000518.5(HBB):c.20A>T (p.Glu7Val)`, which has the change of the protein too."""
 
-CODES = frozenset(THREE_LETTERS)
 WILD_TYPES = frozenset(("=", "wt", "_wt", "wildtype", "wild-type", "wild_type"))
 NO_RESIDUE = "which is no single amino acid; name one of the 20, U or O"
-TOLD = 30  # characters of a mutation that a message shows
+MOST_SHOWN = 30  # characters of a mutation in a message
 
 
 class MisfitError(InputError):
-    """A mutation of a residue that the wild type does not have."""
+    """The notation expects a residue that the wild type does not have."""
 
 
 class Edit(NamedTuple):
-    """Residues from `start` up to `stop`, not with it, give way to `inserted`.
+    """The residues from `start` to `stop` (exclusive) are replaced by `inserted`.
 
-    `named` are places and residues that the notation tells of the wild type. Places count from 0.
-    A duplication's `inserted` is what stands in the wild type; see `place`.
+    `expected` are positions and residues that the wild type should have. Positions count from 0. A
+    duplication copies what the wild type has there; `resolve` writes that into `inserted`.
     """
 
     start: int
     stop: int
     inserted: str
-    named: tuple[tuple[int, str], ...] = ()
+    expected: tuple[tuple[int, str], ...] = ()
     duplicates: bool = False
 
     @property
     def keeps_length(self) -> bool:
-        """Whether residues only give way to as many others."""
+        """Whether as many residues are inserted as are replaced."""
         return len(self.inserted) == self.stop - self.start
 
 
@@ -83,13 +82,13 @@ Variant = tuple[Edit, ...]
 
 
 def parse(text: str, offset: int = 0) -> Variant:
-    """The edits that `text` tells of.
+    """The edits that `text` describes.
 
-    Residue `offset` + 1 of the text is the first of the protein. Several mutations are parted by
-    `:`, `;`, `,`, `+` or space. Raises InputError, which says why it cannot be scored or read.
+    Residue `offset` + 1 of the text is the first of the protein. Several mutations are separated by
+    `:`, `;`, `,`, `+` or space. Raises InputError with the reason if it cannot be read or scored.
     """
     if PLAIN.fullmatch(text):
-        parts = BETWEEN.split(text)
+        parts = PLAIN_SEPARATOR.split(text)
         return tuple(_substitution(int(p[1:-1]) - 1 - offset, p[0], p[-1], p) for p in parts)
     body = split_reference(text.strip())[1].replace("%3D", "=")  # as VEP writes `=`
     if is_missing(body):
@@ -108,7 +107,7 @@ def parse(text: str, offset: int = 0) -> Variant:
 
 
 def is_mutation(cell: str) -> bool:
-    """Whether `cell` is a notation of a mutation, of any protein."""
+    """Whether `cell` is a mutation of some protein."""
     try:
         return bool(parse(cell))
     except InputError:
@@ -133,17 +132,17 @@ def split_reference(text: str) -> tuple[str, str]:
 
 
 def _unread(text: str, part: str) -> str:
-    """Why a cell cannot be read, of which `part` is no mutation."""
+    """Why a cell cannot be read: `part` of it is no mutation."""
     compact = "".join(text.split())
     if compact != text and EDIT.fullmatch(compact):
-        return f"mutation {_told(text)} has blanks in it; write it as {_told(compact)}"
-    if why := why_unread(text, CODES) or why_unread(part, CODES):
-        return f"mutation {_told(text)} {why}"
-    return f"mutation {_told(part)} cannot be read; write it as A42G or p.Ala42Gly"
+        return f"mutation {_quoted(text)} has blanks in it; write it as {_quoted(compact)}"
+    if why := why_unread(text, THREE_LETTERS) or why_unread(part, THREE_LETTERS):
+        return f"mutation {_quoted(text)} {why}"
+    return f"mutation {_quoted(part)} cannot be read; write it as A42G or p.Ala42Gly"
 
 
 def _inside(text: str, brackets: str) -> str:
-    """What stands in the brackets around `text`, or `text`."""
+    """`text` without the brackets around it, if it has them."""
     if text[:1] == brackets[0] and text[-1:] == brackets[1] and brackets[0] not in text[1:]:
         return text[1:-1]
     return text
@@ -155,93 +154,93 @@ def _edit(match: re.Match[str], offset: int) -> Edit:
     if match["shift"] or match["longer"]:
         what = "a frame shift" if match["shift"] else "an extension"
         raise InputError(
-            f"mutation {_told(text)} is {what}; give the protein it makes as a sequence"
+            f"mutation {_quoted(text)} is {what}; give the protein it makes as a sequence"
         )
     start, first = int(match["start"]) - 1 - offset, _code(match["first"])
     if match["to"] or match["same"]:
         if match["last"]:
             raise InputError(
-                f"mutation {_told(text)} cannot be read; write ranges as K23_V25delinsQS"
+                f"mutation {_quoted(text)} cannot be read; write ranges as K23_V25delinsQS"
             )
         return _substitution(start, first, _code(match["to"] or match["first"]), text)
     stop = start + 1
-    named: tuple[tuple[int, str], ...] = ((start, first),)
+    expected: tuple[tuple[int, str], ...] = ((start, first),)
     if match["last"]:
         stop = int(match["stop"]) - offset
-        named += ((stop - 1, _code(match["last"])),)
+        expected += ((stop - 1, _code(match["last"])),)
     three = len(match["first"]) == 3
     if match["between"]:
         if stop - start != 2:
             raise InputError(
-                f"mutation {_told(text)} should name two neighbours, as K23_L24insQS does"
+                f"mutation {_quoted(text)} should name two neighbours, as K23_L24insQS does"
             )
-        return Edit(start + 1, start + 1, _residues(match["between"], three, text), named)
+        return Edit(start + 1, start + 1, _residues(match["between"], three, text), expected)
     if stop <= start:
         raise InputError(
-            f"mutation {_told(text)} ends before it begins; put the smaller place first"
+            f"mutation {_quoted(text)} ends before it begins; put the smaller place first"
         )
-    told = _codes(match["gone"] or match["copied"] or "", three)
-    if told and len(told) != stop - start:
+    letters = _codes(match["gone"] or match["copied"] or "", three)
+    if letters and len(letters) != stop - start:
         raise InputError(
-            f"mutation {_told(text)} names {len(told)} residues in the place of {stop - start}; "
-            "correct one of the two"
+            f"mutation {_quoted(text)} names {len(letters)} residues in the place of "
+            f"{stop - start}; correct one of the two"
         )
-    named += tuple(enumerate(told, start))
+    expected += tuple(enumerate(letters, start))
     if match["dup"]:
-        return Edit(start, stop, "", named, duplicates=True)
-    return Edit(start, stop, _residues(match["instead"] or "", three, text), named)
+        return Edit(start, stop, "", expected, duplicates=True)
+    return Edit(start, stop, _residues(match["instead"] or "", three, text), expected)
 
 
 def _substitution(at: int, wild_type: str, mutant: str, text: str) -> Edit:
-    """`mutant` in the place of `wild_type`."""
+    """`wild_type` is replaced by `mutant`."""
     if mutant != wild_type:
         _require_letters(mutant, text)
     return Edit(at, at + 1, mutant, ((at, wild_type),))
 
 
-def _told(text: str) -> str:
-    """A mutation for a message of one line."""
-    return ascii(text) if len(text) <= TOLD else f"{text[:TOLD]!a}…"
+def _quoted(text: str) -> str:
+    """A mutation as shown in a message."""
+    return ascii(text) if len(text) <= MOST_SHOWN else f"{text[:MOST_SHOWN]!a}…"
 
 
 def _code(text: str) -> str:
-    """The letter of a residue written in one letter or three."""
+    """The letter of a residue in one-letter or three-letter code."""
     return THREE_LETTERS.get(text.lower(), text.upper())
 
 
 def _codes(text: str, three: bool) -> str:
-    """The letters of several residues, which are written as the first of the notation is."""
-    return "".join(map(_code, EACH.findall(text))) if three else text.upper()
+    """The letters of several residues; `three` if the notation uses three-letter codes."""
+    return "".join(map(_code, EACH_RESIDUE.findall(text))) if three else text.upper()
 
 
 def _residues(text: str, three: bool, mutation: str) -> str:
-    """The same of what a mutation puts in, checked."""
+    """The letters of the residues that a mutation inserts, checked."""
     letters = _codes(text, three)
     _require_letters(letters, mutation)
     return letters
 
 
 def _require_letters(letters: str, mutation: str) -> None:
-    """Raise InputError if a mutation leads to something that is no residue."""
+    """Raise InputError if a mutation leads to a letter that is no residue."""
     if "*" in letters:
         raise InputError(
-            f"mutation {_told(mutation)} is a stop; give the protein it makes as a sequence"
+            f"mutation {_quoted(mutation)} is a stop; give the protein it makes as a sequence"
         )
     for letter in letters:
         if letter not in RESIDUES:
-            raise InputError(f"mutation {_told(mutation)} leads to {letter}, {NO_RESIDUE}")
+            raise InputError(f"mutation {_quoted(mutation)} leads to {letter}, {NO_RESIDUE}")
 
 
-def place(variant: Variant, wild_type: str, offset: int = 0) -> Variant:
-    """The same edits in the order of their places, checked, with duplications written out.
+def resolve(variant: Variant, wild_type: str, offset: int = 0) -> Variant:
+    """The same edits, sorted, checked against the wild type, and with duplications written out.
 
-    Messages count residues as the text does. Raises InputError for a residue that does not exist or
-    is another one (a MisfitError), and for edits that meet.
+    Messages number residues as the text does. Raises MisfitError for an expected residue that does
+    not exist or is another one, InputError for edits that overlap.
     """
     length, shift = len(wild_type), offset + 1
     edits = []
     for edit in variant:
-        for at, letter in edit.named:
+        for at, letter in edit.expected:
             if not 0 <= at < length:
                 ends = f"{shift} to {length + offset}" if offset else f"{length} residues"
                 raise MisfitError(f"residue {at + shift} does not exist: the protein has {ends}")
@@ -259,7 +258,7 @@ def place(variant: Variant, wild_type: str, offset: int = 0) -> Variant:
 
 
 def substitutions(variant: Variant, wild_type: str) -> list[tuple[int, str]] | None:
-    """Places and new residues of a placed variant; None if it changes the length."""
+    """Positions and new residues of a resolved variant; None if it changes the length."""
     if not all(edit.keeps_length for edit in variant):
         mutant = mutate(variant, wild_type)
         if len(mutant) != len(wild_type):
@@ -274,7 +273,7 @@ def substitutions(variant: Variant, wild_type: str) -> list[tuple[int, str]] | N
 
 
 def mutate(variant: Variant, wild_type: str) -> str:
-    """The sequence that a placed variant makes of `wild_type`."""
+    """The sequence that a resolved variant makes of `wild_type`."""
     parts, done = [], 0
     for edit in variant:
         parts += [wild_type[done : edit.start], edit.inserted]
@@ -283,10 +282,10 @@ def mutate(variant: Variant, wild_type: str) -> str:
 
 
 def compare(wild_type: str, mutant: str) -> Variant:
-    """The placed variant that makes `mutant` of `wild_type`.
+    """The resolved variant that makes `mutant` of `wild_type`.
 
-    Sequences of one length differ in substitutions; others in one stretch between what they share
-    at their beginnings and ends.
+    Sequences of equal length differ by substitutions; others by one stretch, between what they
+    share at their beginnings and ends.
     """
     if len(wild_type) == len(mutant):
         pairs = enumerate(zip(wild_type, mutant, strict=True))
@@ -310,12 +309,12 @@ def require_residues(variant: Variant) -> None:
 
 
 def spell(variant: Variant, wild_type: str) -> str:
-    """A placed variant as text that `parse` reads: `A42G:T50K`, `K23_V25del`; `=` if nothing is."""
+    """A resolved variant as text that `parse` reads: `A42G:T50K`, `K23_V25del`; `=` for none."""
     changes = substitutions(variant, wild_type)
     if changes is not None:
         return ":".join(f"{wild_type[at]}{at + 1}{new}" for at, new in changes) or "="
     ((start, stop, inserted, *_),) = compare(wild_type, mutate(variant, wild_type))
-    if start == stop:  # HGVS names the neighbours of an insertion; at the ends there is but one
+    if start == stop:  # HGVS names the neighbours of an insertion; at the ends there is only one
         if 0 < start < len(wild_type):
             return f"{wild_type[start - 1]}{start}_{wild_type[start]}{start + 1}ins{inserted}"
         if start == 0:

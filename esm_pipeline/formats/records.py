@@ -1,9 +1,9 @@
 """`records.tsv`: what became of every record of the input, one row each, in input order.
 
 Tab-separated with a header line, UTF-8, quoted as Python's csv module does by default, so that
-headers with tabs and quotes come back as they were. Ids are any text, `NA` and `007` included; the
-README says how pandas reads them so. Columns: those of `COLUMNS`, then `{task}_status` and
-`{task}_reason` of each task that ran. A missing value is empty.
+headers with tabs and quotes come back as they were. Ids are any text, `NA` and `007` included;
+`workflow/docs/results.md` shows how pandas reads them as text. Columns: those of `COLUMNS`, then
+`{task}_status` and `{task}_reason` of each task that ran. A missing value is empty.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""Many structures as files: safe names, folders of bounded size, archives, one read by its id.
+"""Files of many structures: safe names, folders of bounded size or archives, and their table.
 
-A folder, or a zip archive in its place, holds what belongs to 1,000 records of the input; the list
-of members that ends an archive is its index. `structures.tsv` tells the path of each record's file,
-in an archive as `structures/00012.zip/12345_P12345.pdb`.
+A folder, or a zip archive instead, holds the files of 1,000 records of the input.
+`structures.tsv` has the path of each record's file; in an archive it is written as
+`structures/00012.zip/12345_P12345.pdb`.
 """
 
 from __future__ import annotations
@@ -17,41 +17,41 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from esm_pipeline.errors import AmbiguousIdError, InputError
+from esm_pipeline.errors import InputError
 from esm_pipeline.formats.checksums import sha256 as digest_of
 
 RECORDS = 1_000
-"""Records of the input whose files share a folder."""
+"""Records of the input in one folder."""
 
 NAME_LENGTH = 80
-"""Characters of an id that go into a file name."""
+"""Most characters of an id in a file name."""
 
 LONG_AGO = (1980, 1, 1, 0, 0, 0)
-"""Time of all members: the same structures give the same archive."""
+"""Time of all members, so that the same structures give the same archive."""
 
 COLUMNS = (
     *("index", "id", "status", "reason", "length", "chains", "plddt", "ptm", "iptm"),
     *("num_recycles", "chunk_size", "file", "flags"),
 )
-"""Of `structures.tsv`."""
+"""Columns of `structures.tsv`."""
 
 OURS = re.compile(r"\d{5,}(\.zip)?|\.snakemake_timestamp")
-"""Names of what may lie in a folder of such folders."""
+"""Names that may lie in the output folder of structures."""
 
 
 def file_stem(index: int, name: str) -> str:
-    """A file name for a record, without its suffix: safe everywhere, whatever the id is."""
+    """The file name of a record, without suffix: safe on every system, whatever the id is."""
     cleaned = re.sub(r"[^A-Za-z0-9._-]+", "_", name)[:NAME_LENGTH].rstrip(".")
     return f"{index}_{cleaned}" if cleaned else str(index)
 
 
 def folder_name(index: int) -> str:
-    """The folder of a record."""
+    """The name of a record's folder."""
     return f"{index // RECORDS:05d}"
 
 
 def require_ours(folder: Path) -> None:
-    """Raise InputError if `folder` is there and holds anything but what is made here."""
+    """Raise InputError if `folder` exists and holds anything that `fold` does not write."""
     try:
         others = [name for name in os.listdir(folder) if not OURS.fullmatch(name)]
     except FileNotFoundError:
@@ -60,15 +60,15 @@ def require_ours(folder: Path) -> None:
         raise InputError(f"{folder}: not a folder; choose another place for the output") from None
     if others:
         raise InputError(
-            f"{folder}: holds '{others[0]}', which is not of `fold`; choose another place for the "
-            "output"
+            f"{folder}: holds '{others[0]}', which `fold` did not write; choose another place for "
+            "the output"
         )
 
 
-class Bundle:
-    """A folder or an archive to add files to, made with the first. A context manager.
+class FileBundle:
+    """A context manager: a folder or an archive that files are added to, created with the first.
 
-    `digests` has those of the files in the end, or that of the archive, by their paths in `parent`.
+    On exit, `digests` has the digest of each file, or of the archive, by path within `parent`.
     """
 
     def __init__(self, parent: Path, name: str, *, archive: bool) -> None:
@@ -78,7 +78,7 @@ class Bundle:
         self._zip: zipfile.ZipFile | None = None
 
     def add(self, name: str, data: bytes) -> None:
-        """Add one file. Raises OSError, as on a full disk."""
+        """Add one file. Raises OSError, for example on a full disk."""
         if not self._archive:
             self._path.mkdir(exist_ok=True)
             (self._path / name).write_bytes(data)
@@ -105,50 +105,16 @@ class Bundle:
             self.digests[self.name] = digest_of(self._path)
 
 
-def read_file(place: Path) -> bytes:
-    """A file that `structures.tsv` tells of, also one in an archive.
-
-    Raises InputError if it is not there.
-    """
-    try:
-        if place.parent.suffix == ".zip":
-            with zipfile.ZipFile(place.parent) as archive:
-                return archive.read(place.name)
-        return place.read_bytes()
-    except (OSError, KeyError, zipfile.BadZipFile) as error:
-        raise InputError(f"{place}: cannot be read ({error}); check the path") from None
-
-
-def read_structure(table: str | os.PathLike[str], key: str | int) -> bytes:
-    """The file of the structure of a record, named by id or index in a `structures.tsv`.
-
-    Raises InputError for a record that has none, AmbiguousIdError for an id that names several
-    structures.
-    """
-    column = "id" if isinstance(key, str) else "index"
-    found = [row for row in read_table(Path(table)) if row[column] == str(key)]
-    files = {row["file"] for row in found if row["file"]}
-    if not files:
-        why = found[0]["reason"] if found else "no such record"
-        raise InputError(f"{table}: no structure of {key!r} ({why}); choose another record")
-    if len(files) > 1:
-        raise AmbiguousIdError(
-            f"{table}: id {key!r} names {len(files)} structures; use the index of the one you "
-            f"mean, such as {found[0]['index']}"
-        )
-    return read_file(Path(table).parent / files.pop())
-
-
-def read_table(path: Path) -> Iterator[dict[str, str]]:
-    """Stream the rows of a `structures.tsv`. Raises InputError if it is none."""
+def structure_rows(path: Path) -> Iterator[dict[str, str]]:
+    """Stream the rows of a `structures.tsv`. Raises InputError for a malformed table."""
     try:
         with open(path, encoding="utf-8", newline="") as handle:
             rows = csv.DictReader(handle, delimiter="\t", strict=True)
             if tuple(rows.fieldnames or ()) != COLUMNS:
-                raise ValueError("its columns are others")
+                raise ValueError("unexpected columns")
             for row in rows:
                 if None in row or None in row.values():
-                    raise ValueError(f"line {rows.line_num} has another number of cells")
+                    raise ValueError(f"line {rows.line_num} has too few or too many cells")
                 yield row
     except (OSError, ValueError, csv.Error) as error:
         raise InputError(f"{path}: not a structures.tsv ({error}); check the path") from None

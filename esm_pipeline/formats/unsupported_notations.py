@@ -1,12 +1,13 @@
-"""Why a notation of a variant cannot be read or scored: what it looks like, and what to write.
+"""Why the notation of a variant cannot be read or scored: what it looks like, and what to write.
 
-Notations of DNA and RNA (HGVS, dbSNP, VCF), of effects without a sequence, of Enrich2, and what
-spreadsheets make of cells.
+Notations for DNA and RNA (HGVS, dbSNP, VCF), for effects without a sequence, and of Enrich2; and
+cells that a spreadsheet changed.
 """
 
 from __future__ import annotations
 
 import re
+from collections.abc import Container
 
 from esm_pipeline.errors import setting
 
@@ -14,10 +15,10 @@ PROTEIN = "write the change of the protein, as A42G or p.Ala42Gly"
 SEQUENCE = "give the protein it makes as a sequence"
 ROWS = "give each its own row"
 FEWEST_RESIDUES = 12
-"""Letters from which on a text without a number is a sequence, and no word."""
+"""Letters from which a text without a number counts as a sequence, not as a word."""
 
 MISSING = frozenset(("na", "n/a", "nan", "none", "null", "-", ".", "p.", "<na>"))
-"""What stands in a cell for nothing, in lower case."""
+"""What a cell says if its value is missing, in lower case."""
 
 LOOKS: tuple[tuple[str, str], ...] = (
     (r"#(NAME\?|REF!|VALUE!|NUM!|DIV/0!|NULL!|N/A)", f"is an error of a spreadsheet; {PROTEIN}"),
@@ -45,20 +46,22 @@ LOOKS: tuple[tuple[str, str], ...] = (
     ),
     (r".*\d[A-Z]+_[A-Z]+-?\d+[A-Z]+", "joins several by '_'; write A42G:T50K"),
 )
-"""What a whole cell looks like, and the reason."""
+"""Patterns of a whole cell, and why it cannot be read or scored."""
 
 PART = re.compile(r"[A-Z*-]+/[A-Z*-]+|-?\d+(-\d+)?(/\d+)?|[A-Z*]", re.ASCII | re.IGNORECASE)
-"""VEP's `A/V` or `20`: a part of what its row says."""
+"""VEP's `A/V` or `20`: only a part of the mutation."""
 
-MOST_LETTERS = 1000  # of a cell that is compared with what is known
-WORDS = re.compile(r"missense|nonsense|silent|synonymous|frame.?shift|in.?frame|splice", re.I)
-UNKNOWN = re.compile(r"(?:p\.)?\(?([A-Z]{3})-?\d+([A-Z]{3})\)?", re.ASCII | re.IGNORECASE)
+MOST_COMPARED = 1000  # letters of a cell that is compared with the patterns
+KINDS_OF_VARIANT = re.compile(
+    r"missense|nonsense|silent|synonymous|frame.?shift|in.?frame|splice", re.I
+)
+SUBSTITUTION = re.compile(r"(?:p\.)?\(?([A-Z]{3})-?\d+([A-Z]{3})\)?", re.ASCII | re.IGNORECASE)
 SEQUENCE_LETTERS = re.compile(rf"[ACDEFGHIKLMNPQRSTVWYXBZUO*-]{{{FEWEST_RESIDUES},}}", re.I)
 PATTERNS = [(re.compile(look, re.ASCII | re.IGNORECASE), why) for look, why in LOOKS]
 
 
 def is_missing(text: str) -> bool:
-    """Whether a cell says that there is nothing."""
+    """Whether the value of a cell is missing."""
     return not text or text.lower() in MISSING
 
 
@@ -67,10 +70,10 @@ def looks_like_a_sequence(text: str) -> bool:
     return bool(SEQUENCE_LETTERS.fullmatch("".join(text.split())))
 
 
-def why_unread(text: str, residues: frozenset[str]) -> str:
-    """What to say of a cell that no mutation can be read from; '' where no more is known.
+def why_unread(text: str, residues: Container[str]) -> str:
+    """Why no mutation can be read from a cell, as a predicate for a message; '' if not known.
 
-    `residues` are the codes of three letters, in lower case.
+    `residues` are the three-letter codes, in lower case.
     """
     if looks_like_a_sequence(text):
         whole = setting("score.mutated_sequence_col")
@@ -78,14 +81,14 @@ def why_unread(text: str, residues: frozenset[str]) -> str:
     if PART.fullmatch(text):
         columns = f"{setting('score.position_col')} and {setting('score.mutant_aa_col')}"
         return f"is no more than a position or residues; name the columns of both by {columns}"
-    if len(text) > MOST_LETTERS:
+    if len(text) > MOST_COMPARED:
         return ""
-    if WORDS.fullmatch(text.split("_")[0]):
+    if KINDS_OF_VARIANT.fullmatch(text.split("_")[0]):
         return f"is a kind of variant; {PROTEIN}"
     for pattern, why in PATTERNS:
         if pattern.fullmatch(text):
             return why
-    if match := UNKNOWN.fullmatch(text):
+    if match := SUBSTITUTION.fullmatch(text):
         for code in match.groups():
             if code.lower() not in residues:
                 return f"names {code!a}, which is no amino acid; correct it"

@@ -1,8 +1,10 @@
 """The ESM protein language models, packed: no padding is ever computed.
 
-Shape legend, used in every docstring and comment below this folder:
-B batch (sequences), L tokens of a sequence with BOS and EOS, T packed tokens of a batch laid end to
-end, R residues, D width, H heads, K head width, F feed-forward width, V vocabulary, n layers.
+Shapes in docstrings and comments of this folder: B batch (sequences), L tokens of a sequence with
+BOS and EOS, T packed tokens (those of a batch laid end to end), M some of these, R residues, D
+width, H heads, K head width, F feed-forward width, V vocabulary, n layers; P tokens of a decoder's
+past, S keys that queries attend to. In folding: S width of the single representation, Z that of
+pairs.
 """
 
 from esm_pipeline.model.auto import (

@@ -1,7 +1,7 @@
-"""The arguments of `forward` that say what the tokens are: checked, and brought into one form.
+"""The arguments of `forward` that describe the tokens, checked and brought into one form.
 
-Peer: transformers 4.37.2 `EsmModel.forward` and `EsmEmbeddings`. Those about a decoder's past and
-its encoder are in memory.py.
+Peer: transformers 4.37.2 `EsmModel.forward` and `EsmEmbeddings`. decoder_inputs.py has those of
+decoders.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from esm_pipeline.model.decoder_inputs import Past
 def batch_shape(
     config: EsmConfig, input_ids: Tensor | None, inputs_embeds: Tensor | None
 ) -> tuple[int, int]:
-    """(B, L) of the one of the two that is given. Raises InputError."""
+    """(B, L) of the input: one of the two has to be given. Raises InputError."""
     if (input_ids is None) == (inputs_embeds is None):
         raise InputError("give one of input_ids and inputs_embeds")
     if inputs_embeds is not None:
@@ -40,7 +40,10 @@ def token_mask(
     inputs_embeds: Tensor | None,
     attention_mask: Tensor | None,
 ) -> Tensor:
-    """(B, L): the mask as given, or from the padding; of embeddings, all. Raises InputError."""
+    """(B, L): the mask as given, otherwise from the padding; all true for embeddings.
+
+    Raises InputError.
+    """
     shape = batch_shape(config, input_ids, inputs_embeds)
     if attention_mask is not None:
         if not isinstance(attention_mask, Tensor):
@@ -52,9 +55,9 @@ def token_mask(
             )
         return attention_mask
     if input_ids is not None:
-        assert config.pad_token_id is not None, "require_supported() comes first"
+        assert config.pad_token_id is not None, "require_supported() was called"
         return torch.ne(input_ids, config.pad_token_id)
-    assert inputs_embeds is not None, "batch_shape() has asked for it"
+    assert inputs_embeds is not None, "batch_shape() requires it"
     return torch.ones(shape, dtype=torch.bool, device=inputs_embeds.device)
 
 
@@ -67,12 +70,12 @@ def table_rows(
 ) -> Tensor | None:
     """(B, L) rows of the position table, as given or counted; None for models without a table.
 
-    Tokens are counted from padding + 1, padding left out; embeddings by their columns. Both go on
-    behind the past. Raises InputError for `position_ids` of another shape.
+    Tokens count from the padding id + 1, without padding; embeddings count by columns. Both
+    continue after the past. Raises InputError for `position_ids` of another shape.
     """
     if config.position_embedding_type != "absolute":
         return None
-    assert config.pad_token_id is not None, "require_supported() comes first"
+    assert config.pad_token_id is not None, "require_supported() was called"
     if position_ids is not None:
         if position_ids.shape not in (mask.shape, (1, mask.shape[1]), mask.shape[1:]):
             raise InputError(
@@ -103,5 +106,5 @@ def head_masks(config: EsmConfig, head_mask: Tensor | None) -> list[Tensor] | No
 
 
 def wants_gradient(*given: Tensor | None) -> bool:
-    """Whether a gradient would flow back to one of these."""
+    """Whether gradients with respect to any of these are needed."""
     return torch.is_grad_enabled() and any(one is not None and one.requires_grad for one in given)

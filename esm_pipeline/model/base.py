@@ -1,6 +1,6 @@
 """What the ESM classes share: construction, `from_pretrained`, `save_pretrained`.
 
-Peer: transformers `PreTrainedModel`, cut down to what its users call on ESM models.
+Peer: transformers `PreTrainedModel`, reduced to what users call on ESM models.
 """
 
 from __future__ import annotations
@@ -35,12 +35,17 @@ from esm_pipeline.model.checkpoints.weights import accept_reference_state, compl
 from esm_pipeline.model.config import EsmConfig, named_dtype
 from esm_pipeline.model.encoder import Checkpointing
 from esm_pipeline.model.module_utils import ModuleUtils
-from esm_pipeline.model.pruning import impossible, prune_layer, read_pruned, union
+from esm_pipeline.model.pruned_heads import (
+    merge_pruned_heads,
+    missing_heads,
+    read_pruned_heads,
+)
+from esm_pipeline.model.pruning import prune_layer
 from esm_pipeline.model.vocabulary import resized_rows, target_count
 
 M = TypeVar("M", bound="EsmPreTrainedModel")
 STATE_DICT = "state_dict"
-"""Name of a checkpoint that is none but the weights a caller gave."""
+"""Name of a checkpoint that consists of the weights given by the caller."""
 
 
 class EsmPreTrainedModel(ModuleUtils):
@@ -52,13 +57,13 @@ class EsmPreTrainedModel(ModuleUtils):
     framework = "pt"
     supports_gradient_checkpointing = True
     _no_split_modules: tuple[str, ...] = ("EsmLayer", "EsmDecoderLayer", "EsmEmbeddings")
-    """Classes of modules that tools leave on one device."""
+    """Classes of modules that tools do not split between devices."""
 
     _tied_weights_keys: tuple[str, ...] | None = None
     _keys_to_ignore_on_save = None
     name_or_path: str = ""
     source: Path | None = None
-    """The folder, or the fair-esm file, that the weights are from."""
+    """The folder or fair-esm file of the weights."""
 
     _requiring: RemovableHandle | None = None
 
@@ -70,28 +75,28 @@ class EsmPreTrainedModel(ModuleUtils):
         self.register_state_dict_post_hook(complete_state)  # type: ignore[no-untyped-call]
 
     def post_init(self) -> None:
-        """Random weights as the reference starts from: normal, norms at one, biases at zero."""
+        """Random weights as in the reference: normal, norms at one, biases at zero."""
         if all(parameter.is_meta for parameter in self.parameters()):
-            return  # they get a checkpoint's, or theirs later
+            return  # they are filled later, mostly from a checkpoint
         for module in self.modules():
             self._init_weights(module)
 
     init_weights = post_init
 
     def _init_weights(self, module: nn.Module) -> None:
-        """Random weights for one module; a script's own class may have others."""
+        """Random weights of one module; a class in a script may override this."""
         initialise(module, self.config.initializer_range)
 
     def precision_of(self, name: str) -> torch.dtype | None:
-        """What a parameter is loaded in, whatever was asked for; None for what was."""
+        """The dtype that a parameter is always loaded in; None for the requested one."""
         return None
 
     def can_generate(self) -> bool:
-        """No model here generates text."""
+        """False: no model here generates text."""
         return False
 
     def enable_input_require_grads(self) -> None:
-        """Let gradients reach what leaves the token embedding, for adapters on frozen weights."""
+        """Give the output of the token embedding a gradient, for adapters on frozen weights."""
         self.require_original("enable_input_require_grads")
         self.disable_input_require_grads()
         embedding = self.get_input_embeddings()
@@ -107,7 +112,7 @@ class EsmPreTrainedModel(ModuleUtils):
 
     @property
     def base_model(self) -> Any:
-        """The `EsmModel` within a model with a head, or this itself."""
+        """The `EsmModel` inside a model with a head; an `EsmModel` itself."""
         return getattr(self, self.base_model_prefix, self)
 
     def get_input_embeddings(self) -> nn.Embedding:
@@ -116,24 +121,24 @@ class EsmPreTrainedModel(ModuleUtils):
         return embedding
 
     def set_input_embeddings(self, value: nn.Embedding) -> None:
-        """Put another token embedding in its place; a head tied to it follows."""
+        """Replace the token embedding; a head that is tied to it follows."""
         self.base_model.embeddings.word_embeddings = value
         self.tie_weights()
 
     def get_output_embeddings(self) -> nn.Linear | None:
-        """The last layer of a head that predicts tokens, None for others."""
+        """The last layer of a head that predicts tokens; None for other models."""
         return None
 
     def tie_weights(self) -> None:
-        """Let a head that predicts tokens share the token embedding, if the config says so."""
+        """Share the token embedding with a head that predicts tokens, if the config says so."""
 
     def resize_token_embeddings(
         self, new_num_tokens: int | None = None, pad_to_multiple_of: int | None = None
     ) -> nn.Embedding:
-        """Cut the vocabulary, or add tokens with random weights; returns the token embedding.
+        """Remove the last tokens, or add tokens with random weights; returns the token embedding.
 
-        A head that predicts tokens follows, its new biases zero, and so does `config.vocab_size`.
-        Optimizers should be made afterwards. Raises InputError for a number that leaves out the
+        A head that predicts tokens is resized too, its new biases zero, and `config.vocab_size` is
+        set. Create the optimizer afterwards. Raises InputError for a number that would remove the
         padding or mask token.
         """
         count = target_count(new_num_tokens, pad_to_multiple_of, self.config)
@@ -145,19 +150,20 @@ class EsmPreTrainedModel(ModuleUtils):
         return embedding
 
     def resize_output(self, count: int) -> None:
-        """Give a head that predicts tokens `count` of them."""
+        """Resize a head that predicts tokens to `count` tokens."""
 
     def prune_heads(self, heads_to_prune: Mapping[int, Iterable[int]]) -> None:
-        """Cut heads out of layers for good: layer, from 0 or −1 for the last, to its heads.
+        """Cut heads out of layers for good: layer (from 0; −1 for the last) → its heads.
 
-        A head keeps its number when others go. The states are those of a head mask with zeros
-        there; `config.pruned_heads` tells it to whoever loads the saved model. Optimizers should be
-        made afterwards. Raises InputError for heads that the model lacks, and for what
-        `optimize_for_inference` made.
+        A head keeps its number when others are pruned. The states equal those with a head mask of
+        zeros there; `config.pruned_heads` records it for loading the saved model. Create the
+        optimizer afterwards. Raises InputError for heads that the model lacks, and for an optimized
+        model.
         """
-        chosen = read_pruned(heads_to_prune, self.config.num_hidden_layers)
-        pruned = union(self.config.pruned_heads, chosen)
-        wrong = impossible(pruned, self.config)
+        layers, heads = self.config.num_hidden_layers, self.config.num_attention_heads
+        chosen = read_pruned_heads(heads_to_prune, layers)
+        pruned = merge_pruned_heads(self.config.pruned_heads, chosen)
+        wrong = missing_heads(pruned, layers, heads)
         if wrong:
             raise InputError(f"prune_heads: {wrong}")
         self.require_original("prune_heads")
@@ -171,12 +177,12 @@ class EsmPreTrainedModel(ModuleUtils):
         every_n_layers: int = 1,
         offload: bool = False,
     ) -> None:
-        """In training, keep what enters each layer alone and compute the rest again backwards.
+        """In training, keep only the inputs of layers and recompute the rest in the backward pass.
 
-        Less memory for a third more time; gradients are the same. The keywords are those of
-        `torch.utils.checkpoint.checkpoint`, but `use_reentrant`, which would lose the gradients
-        above frozen embeddings, is always False. `every_n_layers`: of these the first alone.
-        `offload`: what is kept waits in the memory of the CPU. Raises InputError.
+        It saves memory and takes a third more time; gradients are the same. The keywords are those
+        of `torch.utils.checkpoint.checkpoint`; `use_reentrant`, which would lose the gradients
+        above frozen embeddings, is always False. `every_n_layers`: only the first of each n layers
+        does so. `offload`: what is kept moves to CPU memory. Raises InputError.
         """
         self.require_original("gradient_checkpointing_enable")
         if type(every_n_layers) is not int or every_n_layers < 1:
@@ -185,22 +191,22 @@ class EsmPreTrainedModel(ModuleUtils):
         self.base_model.encoder.checkpointing = Checkpointing(keywords, every_n_layers, offload)
 
     def gradient_checkpointing_disable(self) -> None:
-        """Keep all that gradients need, as at first."""
+        """Keep everything that gradients need, as by default."""
         self.base_model.encoder.checkpointing = None
 
     def activation_checkpointing_enable(
         self, activation_checkpointing_kwargs: dict[str, Any] | None = None, **options: Any
     ) -> None:
-        """Transformers 5's name of `gradient_checkpointing_enable`."""
+        """Name of `gradient_checkpointing_enable` in transformers 5."""
         self.gradient_checkpointing_enable(activation_checkpointing_kwargs, **options)
 
     def activation_checkpointing_disable(self) -> None:
-        """Transformers 5's name of `gradient_checkpointing_disable`."""
+        """Name of `gradient_checkpointing_disable` in transformers 5."""
         self.gradient_checkpointing_disable()
 
     @property
     def is_gradient_checkpointing(self) -> bool:
-        """Whether layers are computed again for gradients."""
+        """Whether layers are recomputed for gradients."""
         return self.base_model.encoder.checkpointing is not None
 
     is_activation_checkpointing = is_gradient_checkpointing
@@ -222,17 +228,16 @@ class EsmPreTrainedModel(ModuleUtils):
     ) -> Any:
         """Load a folder, a fair-esm file, a hub id or "demo"; the model is in evaluation mode.
 
-        `revision`, `cache_dir`, `local_files_only` and `token` say where from; `dtype` (also spelt
-        `torch_dtype`) is the precision, float32 unless told, "auto" for the file's; other keywords,
-        and positional arguments, go to the class (`add_pooling_layer`), or replace settings of the
-        config. `config` stands for the checkpoint's own, and `state_dict` for its weights; with
-        both, no checkpoint is needed.
-        With `output_loading_info`, returns (model, dict): the keys that were missing and left out.
-        A missing pooler or classifier is initialised with a warning, so is what a script's own
-        class adds to the encoder, and with `ignore_mismatched_sizes` every weight of another shape
-        than the config's. Raises WeightsError for any other missing or unexpected key, and for a
-        checkpoint that cannot be read. With `device="meta"` only the files' headers are read and
-        judged.
+        `revision`, `cache_dir`, `local_files_only` and `token` say how to find it. `dtype` (or
+        `torch_dtype`) is the precision: float32 by default, "auto" for that of the file. Other
+        keywords and positional arguments go to the class (`add_pooling_layer`) or replace settings
+        of the config. `config` replaces the checkpoint's own and `state_dict` its weights; with
+        both, no checkpoint is needed. With `output_loading_info`, returns (model, dict) with
+        missing and unused keys. A missing pooler or classifier is initialised with a warning; so
+        are modules that a class in a script adds, and with `ignore_mismatched_sizes` all weights
+        whose shape is not the config's. Raises WeightsError for any other missing or unexpected
+        key, and for a checkpoint that cannot be read. With `device="meta"`, only the headers of the
+        files are read and checked.
         """
         caller = f"{cls.__name__}.from_pretrained"
         if path_or_hub_id is None and state_dict is not None and config is not None:
@@ -287,7 +292,7 @@ class EsmPreTrainedModel(ModuleUtils):
         torch_dtype: torch.dtype | str | None = None,
         **options: Any,
     ) -> M:
-        """A model with random weights, in training mode, as the reference's classes make it."""
+        """A model with random weights, in training mode, as in the reference."""
         refuse(f"{cls.__name__}._from_config", options)
         options = {key: options[key] for key in options.keys() - WITHOUT_EFFECT}
         given = dtype if dtype is not None else torch_dtype
@@ -296,7 +301,7 @@ class EsmPreTrainedModel(ModuleUtils):
 
     @classmethod
     def is_foreign(cls) -> bool:
-        """Whether the class is a script's own, of whose weights nothing is known here."""
+        """Whether the class is defined outside this package, with modules unknown here."""
         return cls.__module__.split(".")[0] != __name__.split(".")[0]
 
     def save_pretrained(
@@ -313,11 +318,11 @@ class EsmPreTrainedModel(ModuleUtils):
     ) -> None:
         """Write config and weights into a folder, in the layout of transformers 4.37.2.
 
-        Weights of more than `max_shard_size` (bytes, or text such as "500MB") come in shards with
-        an index. `state_dict` stands for the model's own weights; processes that are not
-        `is_main_process` write nothing. An error leaves the folder as it was. Raises InputError for
-        a model that `optimize_for_inference` made, and for the pickled layout, which is read but
-        not written, so that `save_function` is never called.
+        Weights of more than `max_shard_size` (bytes, or text such as "500MB") are split into shards
+        with an index. `state_dict` replaces the model's own weights. Without `is_main_process`,
+        nothing is written. An error leaves the folder as it was. Raises InputError for an optimized
+        model, and for the pickled layout, which is read but not written; `save_function` is
+        therefore never called.
         """
         refuse("save_pretrained", {"push_to_hub": push_to_hub, "variant": variant, **options})
         require_folder(save_directory)
@@ -332,10 +337,10 @@ class EsmPreTrainedModel(ModuleUtils):
         save_checkpoint(self, save_directory, max_shard_size, state_dict)
 
 
-class Unfilled(TorchFunctionMode):
-    """Modules made within draw no random weights: they get a checkpoint's, or theirs later.
+class SkipInitialisation(TorchFunctionMode):
+    """Within, new modules skip the random initialisation: their weights are filled later.
 
-    Drawing on the meta device would load PyTorch's compiler, a second for nothing.
+    On the meta device it would load PyTorch's compiler, which takes a second for nothing.
     """
 
     def __torch_function__(
@@ -349,13 +354,13 @@ class Unfilled(TorchFunctionMode):
 
 @contextmanager
 def without_weights() -> Iterator[None]:
-    """Modules made within have no memory yet."""
-    with torch.device("meta"), Unfilled():
+    """Within, new modules are on the meta device, without memory."""
+    with torch.device("meta"), SkipInitialisation():
         yield
 
 
 def read_dtype(given: torch.dtype | str | None) -> torch.dtype | None:
-    """The dtype asked for; None stands for the checkpoint's own. Raises WeightsError."""
+    """The requested dtype; None for the checkpoint's own ("auto"). Raises WeightsError."""
     if given == "auto":
         return None
     found = torch.float32 if given is None else named_dtype(given)

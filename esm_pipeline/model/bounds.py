@@ -1,6 +1,6 @@
-"""What numbers and switches of a config may be. Limits are far beyond every model there is.
+"""Limits for the numbers and switches of a config, far beyond every existing model.
 
-They keep a mistyped or hostile config from asking for all the memory there is.
+They keep a mistyped or malicious config from allocating all memory.
 """
 
 from __future__ import annotations
@@ -11,11 +11,11 @@ from typing import Any
 MOST_LAYERS = 10_000
 MOST_WIDTH = 1_000_000
 MOST_ROWS = 100_000_000
-"""Of an embedding table."""
+"""Rows of an embedding table."""
 
 MOST_LABELS = 1_000_000
 MOST_PASSES = 1_000
-"""Of a loop that runs the same weights again."""
+"""Passes of a loop over the same weights."""
 
 SWITCH = "true or false"
 
@@ -39,10 +39,10 @@ def is_finite(value: float) -> bool:
 
 
 def is_switch(value: Any) -> bool:
-    """Whether it is true, false or left open; text is not, since "false" would count as true."""
+    """Whether it is true, false or None; text is not, since "false" would count as true."""
     return value is None or (isinstance(value, (bool, int)) and value in (0, 1))
 
 
 def whole_between(least: int, most: int) -> str:
-    """What a setting should be, in words."""
+    """The allowed values of a setting, for an error."""
     return f"a whole number from {least} to {most:,}"

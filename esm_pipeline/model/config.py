@@ -42,7 +42,7 @@ from esm_pipeline.model.checkpoints.keywords import (
 )
 from esm_pipeline.model.folding.config import EsmFoldConfig
 from esm_pipeline.model.labels import Labels
-from esm_pipeline.model.pruning import impossible, read_pruned
+from esm_pipeline.model.pruned_heads import missing_heads, read_pruned_heads
 
 WHOLE_NUMBERS = {
     "vocab_size": (1, MOST_ROWS),
@@ -52,7 +52,7 @@ WHOLE_NUMBERS = {
     "intermediate_size": (1, MOST_WIDTH),
     "max_position_embeddings": (1, MOST_ROWS),
 }
-"""Settings that a model is built from, the least and the most of each."""
+"""Settings that determine sizes, with the smallest and largest value of each."""
 
 PROBABILITIES = ("hidden_dropout_prob", "attention_probs_dropout_prob")
 SWITCHES = (
@@ -67,18 +67,18 @@ POSITION_TYPES = ("absolute", "rotary", "relative_key", "relative_key_query")
 
 
 class EsmConfig:
-    """What a checkpoint's `config.json` says; unknown keys are kept and written back.
+    """The content of a checkpoint's `config.json`; unknown keys are kept and written again.
 
-    Arguments and defaults are the reference's. Positions are `absolute` (ESM-1b, ESM-1v), `rotary`
-    (ESM-2), `relative_key` or `relative_key_query`.
+    Arguments and defaults are those of the reference. Positions are `absolute` (ESM-1b, ESM-1v),
+    `rotary` (ESM-2), `relative_key` or `relative_key_query`.
     """
 
     model_type = "esm"
     architectures: list[str] | None = None
     torch_dtype: torch.dtype | None = None
-    """Class and precision, text in the file, of the model that was saved with it; set if it was."""
+    """Precision of the model that was saved with it, text in the file; None before it is saved."""
 
-    # what scripts ask every config of the reference for; not written to config.json unless set
+    # attributes of every config of the reference; written to config.json only if they are set
     is_encoder_decoder = False
     tie_encoder_decoder = False
     torchscript = False
@@ -144,7 +144,7 @@ class EsmConfig:
             self.vocab_list = list(ALPHABET)
         self.is_decoder: bool = kwargs.pop("is_decoder", False)
         self.add_cross_attention: bool = kwargs.pop("add_cross_attention", False)
-        self.pruned_heads = read_pruned(kwargs.pop("pruned_heads", None), num_hidden_layers)
+        self.pruned_heads = read_pruned_heads(kwargs.pop("pruned_heads", None), num_hidden_layers)
         self.output_attentions: bool = kwargs.pop("output_attentions", False)
         self.output_hidden_states: bool = kwargs.pop("output_hidden_states", False)
         self.return_dict: bool = kwargs.pop("return_dict", True)
@@ -159,12 +159,12 @@ class EsmConfig:
             setattr(self, name, value)
 
     def __setattr__(self, name: str, value: Any) -> None:
-        """A precision given as text is one of PyTorch's here."""
+        """`torch_dtype` may be given as text."""
         super().__setattr__(name, read_torch_dtype(value) if name == "torch_dtype" else value)
 
     @property
     def dtype(self) -> torch.dtype | None:
-        """Transformers 5's name of `torch_dtype`."""
+        """Name of `torch_dtype` in transformers 5."""
         return self.torch_dtype
 
     @dtype.setter
@@ -173,7 +173,7 @@ class EsmConfig:
 
     @property
     def name_or_path(self) -> str:
-        """What it was loaded from; not written to config.json."""
+        """Where it was loaded from; not written to config.json."""
         return self._name_or_path
 
     @name_or_path.setter
@@ -181,17 +181,17 @@ class EsmConfig:
         self._name_or_path = str(name)
 
     def get_text_config(self, *args: Any, **kwargs: Any) -> EsmConfig:
-        """Itself: there is one for all."""
+        """This config: there are no others for parts of the model."""
         return self
 
     @property
     def use_return_dict(self) -> bool:
-        """The reference's name for what `forward` does unless told."""
+        """Name of `return_dict` in the reference."""
         return self.return_dict
 
     @property
     def id2label(self) -> dict[int, str]:
-        """Number, from 0, → name of a label."""
+        """Number, from 0 → name of a label."""
         return self._labels.names
 
     @id2label.setter
@@ -209,7 +209,7 @@ class EsmConfig:
 
     @property
     def num_labels(self) -> int:
-        """Number of classes, labels or values a classifier predicts."""
+        """Number of classes, labels or values that a classifier predicts."""
         return self._labels.count
 
     @num_labels.setter
@@ -218,9 +218,9 @@ class EsmConfig:
             self._labels = Labels(count=count)
 
     def require_supported(self, *, limits: bool = True) -> None:
-        """Raise WeightsError, naming the setting, if no model here can be built from this.
+        """Raise WeightsError, naming the setting, if no model can be built from this config.
 
-        limits: what is larger than in any model is refused too.
+        limits: also refuse what is larger than in any model.
         """
         for name in ("vocab_size", "pad_token_id"):
             if getattr(self, name) is None:
@@ -266,19 +266,19 @@ class EsmConfig:
             raise WeightsError(
                 "config: add_cross_attention is set; set is_decoder as well, or leave both out"
             )
-        wrong = impossible(self.pruned_heads, self)
+        wrong = missing_heads(self.pruned_heads, self.num_hidden_layers, self.num_attention_heads)
         if wrong:
             raise WeightsError(f"config: pruned_heads: {wrong}")
 
     def wrong(self, name: str, wanted: str) -> WeightsError:
-        """The error that a setting is not what it should be."""
+        """The error for a setting with a wrong value."""
         return WeightsError(
             f"config: {name} is {brief(getattr(self, name))}; it should be {wanted}"
         )
 
     @property
     def max_residues(self) -> int | None:
-        """Most residues between BOS and EOS that the position table holds; None without a table."""
+        """Most residues between BOS and EOS for the position table; None without a table."""
         if self.position_embedding_type == "rotary" or self.pad_token_id is None:
             return None
         counted_from = self.pad_token_id + 1 if self.position_embedding_type == "absolute" else 0
@@ -289,7 +289,7 @@ class EsmConfig:
         values = {**vars(self), "id2label": self.id2label, "label2id": self.label2id}
         del values["_labels"]
         values = {**copy.deepcopy(values), "model_type": self.model_type}
-        values.pop("_name_or_path", None)  # a place on one machine
+        values.pop("_name_or_path", None)  # a path on this machine
         if isinstance(self.esmfold_config, EsmFoldConfig):
             values["esmfold_config"] = self.esmfold_config.to_dict()
         if self.torch_dtype is not None:
@@ -298,10 +298,10 @@ class EsmConfig:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any], **overrides: Any) -> EsmConfig:
-        """The config of a parsed `config.json`, with `overrides` in place of what it says.
+        """The config of a parsed `config.json`, some settings replaced by `overrides`.
 
-        Another `num_labels` replaces the names of the labels. Raises WeightsError if it is of
-        another family, and for values that cannot be.
+        Another `num_labels` resets the names of the labels. Raises WeightsError for another family
+        of models, and for invalid values.
         """
         stale: tuple[str, ...] = ()
         if "id2label" in overrides:
@@ -324,7 +324,7 @@ class EsmConfig:
         try:
             return cls(**merged)
         except (TypeError, AttributeError) as error:
-            raise WeightsError(f"config: a key that cannot be ({error})") from None
+            raise WeightsError(f"config: an invalid key ({error})") from None
 
     @classmethod
     def from_pretrained(
@@ -339,9 +339,9 @@ class EsmConfig:
     ) -> Any:
         """Read the settings of a folder, a config or fair-esm file, a hub id or "demo".
 
-        `revision`, `cache_dir`, `local_files_only` and `token` say where from; other keywords
-        replace settings. One that is no setting is an error; with `return_unused_kwargs`, it is
-        returned beside the config. Raises WeightsError, InputError.
+        `revision`, `cache_dir`, `local_files_only` and `token` say how to find it; other keywords
+        replace settings. A keyword that is not a setting is an error; with `return_unused_kwargs`,
+        (config, dict of these) is returned instead. Raises WeightsError, InputError.
         """
         with_unused = options.pop("return_unused_kwargs", False)
         given = {"cache_dir": cache_dir, "token": token, "revision": revision, **options}
@@ -363,9 +363,9 @@ class EsmConfig:
 
     @classmethod
     def from_file(cls, path: Path, **overrides: Any) -> EsmConfig:
-        """Read one `config.json`, or what a fair-esm file has instead.
+        """Read one `config.json`, or the settings in a fair-esm file.
 
-        Raises WeightsError, naming it, and InputError for an override that is no setting.
+        Raises WeightsError, naming the file, and InputError for an override that is not a setting.
         """
         return cls.from_values(path, cls.read_file(path), **overrides)
 
@@ -382,7 +382,7 @@ class EsmConfig:
 
     @classmethod
     def read_file(cls, path: Path) -> dict[str, Any]:
-        """What one `config.json`, or a fair-esm file, says. Raises WeightsError, naming it."""
+        """The settings in one `config.json` or fair-esm file. Raises WeightsError, naming it."""
         path = Path(path)
         try:
             if path.suffix == fair_esm.SUFFIX:
@@ -393,7 +393,7 @@ class EsmConfig:
 
     @classmethod
     def from_values(cls, path: Path, values: dict[str, Any], **overrides: Any) -> EsmConfig:
-        """The config of what was read from `path`; errors name it."""
+        """The config of `values`, read from `path`; errors name the path."""
         try:
             plain = cls.from_dict(values)
             known = {*dir(plain), *inspect.signature(cls).parameters}
@@ -410,25 +410,25 @@ class EsmConfig:
     def save_pretrained(
         self, save_directory: str | os.PathLike[str], push_to_hub: bool = False, **options: Any
     ) -> None:
-        """Write `config.json` into a folder. Raises InputError for what is no folder."""
+        """Write `config.json` into a folder. Raises InputError if it is not a folder."""
         refuse("EsmConfig.save_pretrained", {"push_to_hub": push_to_hub, **options})
         require_folder(save_directory)
         self.to_json_file(Path(save_directory) / CONFIG_FILE)
 
     def to_json_file(self, path: str | os.PathLike[str]) -> None:
-        """Write the text of `config.json`."""
+        """Write the text of `config.json` to `path`."""
         with atomic_path(Path(path)) as temporary:
             temporary.write_text(self.to_json_string(), encoding="utf-8")
 
     def to_diff_dict(self) -> dict[str, Any]:
-        """The settings that are not the class's own."""
+        """The settings that differ from the defaults, and `model_type`."""
         own = type(self)().to_dict()
         values = self.to_dict()
         changed = {key: value for key, value in values.items() if own.get(key, ...) != value}
         return {**changed, "model_type": self.model_type}
 
     def to_json_string(self) -> str:
-        """The text of `config.json`; names of labels only where they say anything."""
+        """The text of `config.json`; names of labels only if they are not the default."""
         values = self.to_dict()
         usual = Labels()
         if (self.id2label, self.label2id) == (usual.names, usual.numbers):
@@ -446,14 +446,16 @@ class EsmConfig:
 
 
 def named_dtype(given: Any) -> torch.dtype | None:
-    """A precision, or the one of a name with or without "torch."; None if it is none."""
+    """A dtype, or the dtype of a name such as "float32" or "torch.float32"; otherwise None."""
     found = getattr(torch, given.removeprefix("torch."), None) if isinstance(given, str) else given
     return found if isinstance(found, torch.dtype) else None
 
 
 def read_torch_dtype(given: Any) -> torch.dtype | None:
-    """What `torch_dtype` says, None for nothing. Raises WeightsError for no precision."""
+    """The dtype that `torch_dtype` names; None for None and "auto". Raises WeightsError."""
     found = named_dtype(given)
     if found is None and given not in (None, "auto"):
-        raise WeightsError(f"config: torch_dtype is {given!r}, no precision; float32 is one")
+        raise WeightsError(
+            f"config: torch_dtype is {given!r}, which is not a precision; give one such as float32"
+        )
     return found

@@ -1,9 +1,9 @@
 """Contact prediction from attention maps, accumulated layer by layer (Rao et al. 2021).
 
-Nothing of size layers × heads × L² ever exists: the maps of one layer are enough. A pruned head
-adds nothing and the others keep their weights, so that contacts of a pruned model are approximate
-until the regression is trained again. Peers: fair-esm modules.py `ContactPredictionHead`,
-transformers `EsmContactPredictionHead`, which fails for pruned models.
+Only the maps of one layer are held at a time, never layers × heads × L² numbers. A pruned head adds
+nothing and the others keep their weights, so that contacts of a pruned model are approximate until
+the regression is trained again. Peers: fair-esm modules.py `ContactPredictionHead`, transformers
+`EsmContactPredictionHead`, which fails for pruned models.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from esm_pipeline.model.config import EsmConfig
-from esm_pipeline.model.inference.linears import weight_and_bias
+from esm_pipeline.model.linears import weight_and_bias
 
 
 class EsmContactPredictionHead(nn.Module):
@@ -24,9 +24,9 @@ class EsmContactPredictionHead(nn.Module):
         self.regression = nn.Linear(config.num_hidden_layers * self.heads, 1)
 
     def layer_logits(self, maps: Tensor, layer: int, heads: list[int]) -> Tensor:
-        """What layer `layer` (from 1) adds: maps (sequences, H, L, L) of `heads` → (…, R, R).
+        """The part of layer `layer` (from 1): maps (sequences, H, L, L) of `heads` → (…, R, R).
 
-        In the precision of the regression, whatever that of the maps is.
+        In the precision of the regression, not that of the maps.
         """
         weights = weight_and_bias(self.regression)[0].view(-1, self.heads)[layer - 1, heads]
         residues = maps[..., 1:-1, 1:-1].to(weights.dtype)  # without BOS and EOS
@@ -39,14 +39,14 @@ class EsmContactPredictionHead(nn.Module):
 
     @property
     def bias(self) -> Tensor:
-        """(1,) the logit of a pair that no head looks at."""
+        """(1,): the logit of a pair without any attention."""
         bias = weight_and_bias(self.regression)[1]
         assert bias is not None, "the regression has one"
         return bias
 
 
 def average_product_corrected(maps: Tensor) -> Tensor:
-    """Subtract from each entry the product of its row's and column's means over the map's mean."""
+    """Subtract from each entry (row mean × column mean / overall mean)."""
     rows = maps.sum(-1, keepdim=True)
     columns = maps.sum(-2, keepdim=True)
     total = maps.sum((-1, -2), keepdim=True)

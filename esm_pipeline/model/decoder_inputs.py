@@ -1,7 +1,7 @@
-"""What a decoder looks at beside the tokens of a pass: its own past, and an encoder's states.
+"""What a decoder attends to besides the tokens of a pass: its own past, and encoder states.
 
-Here the arguments of `forward` that speak of it are checked and brought into one form. Peer:
-transformers 4.37.2, whose layout of `past_key_values` this is; see decoder.py for what differs.
+The arguments of `forward` for these are checked here and brought into one form. Peer: transformers
+4.37.2, with its layout of `past_key_values`; decoder.py lists the differences.
 """
 
 from __future__ import annotations
@@ -17,15 +17,15 @@ from esm_pipeline.model.config import EsmConfig
 from esm_pipeline.model.layout import PackedLayout
 
 Cache = tuple[tuple[Tensor, ...], ...]
-"""For each layer keys and values (B, H, P, K), then those of an encoder (B, H, S, K) if it has one.
+"""For each layer keys and values (B, H, P, K), then those of encoder states (B, H, S, K) if any.
 
-Keys are as projected, not rotated; zeros at masked tokens.
+Keys are not rotated; zeros at masked tokens.
 """
 
 
 @dataclass(frozen=True)
 class Past:
-    """The cache of earlier passes, P tokens long. visible: (B, P) bool, those to attend to."""
+    """The KV cache of earlier passes, P tokens long. visible: (B, P) bool, those to attend to."""
 
     cache: Cache
     visible: Tensor
@@ -37,20 +37,20 @@ class Past:
 
     @property
     def states_length(self) -> int | None:
-        """S of the encoder's states, None if the cache does not hold them."""
+        """S of the encoder states, None if the cache does not hold them."""
         return self.cache[0][2].shape[2] if len(self.cache[0]) == 4 else None
 
-    def places(self, layout: PackedLayout) -> Tensor:
-        """(T,) where the tokens of this pass stand, behind the past."""
+    def positions(self, layout: PackedLayout) -> Tensor:
+        """(T,) positions of the tokens of this pass, which follow the past."""
         return layout.positions + self.length
 
 
 @dataclass(frozen=True)
-class Memory:
-    """What the layers of a decoder share in one pass over a padded batch of `width` tokens.
+class DecoderInputs:
+    """What all layers of a decoder share in one pass over a padded batch of `width` tokens.
 
-    visible (T, P + width): what each token may look at, with a past; states (B, S, D) and
-    states_visible (T, S): an encoder's, for cross attention.
+    visible (T, P + width): where each token may attend; set if there is a past. states (B, S, D)
+    and states_visible (T, S): those of an encoder, for cross attention.
     """
 
     width: int
@@ -60,21 +60,25 @@ class Memory:
     states: Tensor | None = None
     states_visible: Tensor | None = None
 
-    def extended(
-        self, past: Sequence[Tensor], k: Tensor, v: Tensor, layout: PackedLayout
+    def positions(self, layout: PackedLayout) -> Tensor:
+        """(T,) positions of the tokens of this pass, which follow the past if there is one."""
+        return layout.positions if self.past is None else self.past.positions(layout)
+
+    def extend_cache(
+        self, cache: Sequence[Tensor], k: Tensor, v: Tensor, layout: PackedLayout
     ) -> tuple[Tensor, ...]:
-        """Earlier keys and values with this pass's (T, H, K) behind them: (B, H, P + width, K)."""
+        """Append k and v (T, H, K) to a layer's cached keys and values → (B, H, P + width, K)."""
         fresh = (layout.unpack(x, self.width).transpose(1, 2) for x in (k, v))
-        if not past:
+        if not cache:
             return tuple(fresh)
-        return tuple(torch.cat(pair, dim=2) for pair in zip(past[:2], fresh, strict=True))
+        return tuple(torch.cat(pair, dim=2) for pair in zip(cache[:2], fresh, strict=True))
 
 
 def read_past(config: EsmConfig, cache: Sequence[Sequence[Tensor]], batch: int) -> Past:
-    """`past_key_values` as given. Raises InputError unless a model of this config returned them.
+    """Check `past_key_values`. Raises InputError unless a model of this config can return them.
 
-    Until a mask says otherwise, all its tokens are visible that were not masked: those have zeros
-    in all keys and values.
+    All tokens that were not masked are visible, until a mask says otherwise: masked tokens have
+    zeros in all keys and values.
     """
     if not config.is_decoder:
         raise InputError("past_key_values are for decoders; set is_decoder in the config")
@@ -96,20 +100,23 @@ def read_past(config: EsmConfig, cache: Sequence[Sequence[Tensor]], batch: int) 
         shapes = [tuple(x.shape) for x in tensors]
         if shapes != expected or len(shapes) not in counts:
             raise InputError(
-                f"past_key_values of layer {number} have the shapes {told(shapes)}; give what this "
-                f"model returned, {told(expected[:2])}"
+                f"past_key_values of layer {number} have the shapes {list_shapes(shapes)}; give "
+                f"what this model returned, {list_shapes(expected[:2])}"
             )
     computed = torch.cat([x.any(-1) for tensors in cache for x in tensors[:2]], dim=1).any(1)
     return Past(tuple(map(tuple, cache)), computed)
 
 
-def told(shapes: Iterable[tuple[int, ...]]) -> str:
-    """Shapes one after the other."""
+def list_shapes(shapes: Iterable[tuple[int, ...]]) -> str:
+    """Shapes as text, for an error."""
     return ", ".join(map(str, shapes))
 
 
 def split_mask(past: Past, attention_mask: Tensor | None, width: int) -> tuple[Past, Tensor | None]:
-    """The mask (B, P + width) or (B, width): the past with its share, and this pass's share."""
+    """Split a mask (B, P + width) or (B, width) into the past with its part, and this pass's part.
+
+    Raises InputError for another shape.
+    """
     if attention_mask is None:
         return past, None
     batch, length = past.visible.shape
@@ -124,7 +131,7 @@ def split_mask(past: Past, attention_mask: Tensor | None, width: int) -> tuple[P
     )
 
 
-def build_memory(
+def build_decoder_inputs(
     config: EsmConfig,
     layout: PackedLayout,
     width: int,
@@ -133,8 +140,8 @@ def build_memory(
     with_cache: bool,
     states: Tensor | None,
     states_mask: Tensor | None,
-) -> Memory | None:
-    """What a decoder looks at, None for an encoder. Raises InputError for what does not fit."""
+) -> DecoderInputs | None:
+    """The inputs of a decoder, None for an encoder. Raises InputError for what does not fit."""
     if not config.add_cross_attention and (states is not None or states_mask is not None):
         raise InputError(
             "encoder_hidden_states and their mask are for decoders with cross attention; set "
@@ -144,17 +151,17 @@ def build_memory(
         return None
     states_visible = None
     if config.add_cross_attention:
-        states_visible = see_states(config, layout, width, past, states, states_mask)
+        states_visible = visible_states(config, layout, width, past, states, states_mask)
     if past is None:
-        return Memory(width, with_cache, states=states, states_visible=states_visible)
+        return DecoderInputs(width, with_cache, states=states, states_visible=states_visible)
     own = torch.ones_like(layout.positions, dtype=torch.bool)
     keys = torch.cat([past.visible, layout.unpack(own, width)], dim=1)  # (B, P + width)
     columns = torch.arange(keys.shape[1], device=keys.device)
-    visible = keys[layout.sequence] & (columns <= past.places(layout).unsqueeze(1))
-    return Memory(width, with_cache, past, visible, states, states_visible)
+    visible = keys[layout.sequence] & (columns <= past.positions(layout).unsqueeze(1))
+    return DecoderInputs(width, with_cache, past, visible, states, states_visible)
 
 
-def see_states(
+def visible_states(
     config: EsmConfig,
     layout: PackedLayout,
     width: int,
@@ -162,7 +169,7 @@ def see_states(
     states: Tensor | None,
     mask: Tensor | None,
 ) -> Tensor:
-    """(T, S) bool: the encoder's tokens that each token may look at. Raises InputError."""
+    """(T, S) bool: the encoder states that each token may attend to. Raises InputError."""
     batch = len(layout.lengths)
     count = None if past is None else past.states_length
     if states is not None:
@@ -175,8 +182,8 @@ def see_states(
         count = states.shape[1]
     if count is None:
         raise InputError(
-            "this decoder looks at an encoder: give encoder_hidden_states, or past_key_values that "
-            "hold the encoder's"
+            "this decoder attends to encoder states: give encoder_hidden_states, or "
+            "past_key_values that hold their keys and values"
         )
     if mask is None:
         return torch.ones(layout.tokens, count, dtype=torch.bool, device=layout.positions.device)
@@ -190,5 +197,7 @@ def see_states(
             f"{(batch, width, count)} for each token"
         )
     if not bool(visible.any(1).all()):
-        raise InputError("encoder_attention_mask is zero for a whole sequence; leave it one token")
+        raise InputError(
+            "encoder_attention_mask is zero for a whole sequence; give it at least one token"
+        )
     return visible

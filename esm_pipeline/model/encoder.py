@@ -17,32 +17,32 @@ from torch.utils.checkpoint import checkpoint
 from esm_pipeline.errors import CapacityError, InputError
 from esm_pipeline.model.config import EsmConfig
 from esm_pipeline.model.decoder import EsmDecoderLayer
-from esm_pipeline.model.decoder_inputs import Memory
-from esm_pipeline.model.layer import Ask, EsmLayer, Seen
+from esm_pipeline.model.decoder_inputs import DecoderInputs
+from esm_pipeline.model.layer import EsmLayer, LayerInputs, LayerOutputs
 from esm_pipeline.model.layout import PackedLayout
 from esm_pipeline.model.rotary import RotaryEmbedding, rotary_frequencies, rotary_tables
 
 MASKED_IN_TRAINING = 0.15 * 0.8
-"""Share of tokens shown as <mask> when the published models were trained."""
+"""Share of tokens replaced by <mask> when the published models were trained."""
 
 
 class Checkpointing(NamedTuple):
-    """How layers are computed again for gradients: see `gradient_checkpointing_enable`."""
+    """How layers are recomputed for gradients: see `gradient_checkpointing_enable`."""
 
     keywords: dict[str, Any]
     every: int = 1
     offload: bool = False
 
     def wrapped(self, layer: nn.Module, number: int) -> Callable[..., Any]:
-        """Layer `number`, from 1, to be called as it is, or so that it keeps its inputs alone."""
+        """What to call in place of layer `number`, from 1: it may keep only its inputs."""
         if (number - 1) % self.every:
             return layer
-        again = partial(checkpoint, layer, **self.keywords)
-        return on_cpu(again) if self.offload else again
+        recomputed = partial(checkpoint, layer, **self.keywords)
+        return on_cpu(recomputed) if self.offload else recomputed
 
 
 def on_cpu(layer: Callable[..., Any]) -> Callable[..., Any]:
-    """A layer of which all that is kept for gradients waits in the CPU's memory."""
+    """A layer that keeps what gradients need in CPU memory."""
 
     def call(*inputs: Any) -> Any:
         with save_on_cpu(pin_memory=torch.cuda.is_available()):
@@ -55,17 +55,40 @@ class Step(NamedTuple):
     """The state after `layer` layers; layer 0 is the embedding."""
 
     layer: int
-    x: Tensor  # (T, D); after the final norm for the last layer, and there only the wanted rows
-    seen: Seen = Seen()
+    x: Tensor  # (T, D); of the last layer after the final norm, and only the wanted rows
+    outputs: LayerOutputs = LayerOutputs()
+
+
+class EncoderInputs(NamedTuple):
+    """Optional inputs of a pass. With them, attention takes the explicit path."""
+
+    with_maps: bool = False
+    head_masks: Sequence[Tensor] | None = None  # (H,) for each layer
+    decoder: DecoderInputs | None = None
+
+    def of_layer(self, number: int) -> LayerInputs | None:
+        """Those of layer `number`, from 1; None if there are none."""
+        if not self.with_maps and self.head_masks is None and self.decoder is None:
+            return None
+        past = None if self.decoder is None else self.decoder.past
+        return LayerInputs(
+            self.with_maps,
+            None if self.head_masks is None else self.head_masks[number - 1],
+            self.decoder,
+            () if past is None else past.cache[number - 1],
+        )
+
+
+NO_INPUTS = EncoderInputs()
 
 
 class EsmEmbeddings(nn.Module):
-    """Token embeddings, scaled by the token-dropout rule, with learned positions if absolute."""
+    """Token embeddings, scaled by token dropout, plus learned positions if they are absolute."""
 
     def __init__(self, config: EsmConfig) -> None:
         super().__init__()
-        assert config.vocab_size is not None, "require_supported() comes first"
-        assert config.pad_token_id is not None, "require_supported() comes first"
+        assert config.vocab_size is not None, "require_supported() was called"
+        assert config.pad_token_id is not None, "require_supported() was called"
         width, pad = config.hidden_size, config.pad_token_id
         self.padding_idx = pad
         self.mask_token_id = -1 if config.mask_token_id is None else config.mask_token_id
@@ -87,9 +110,10 @@ class EsmEmbeddings(nn.Module):
         position_ids: Tensor | None = None,
         embeds: Tensor | None = None,
     ) -> Tensor:
-        """(T,) token ids, or (T, D) embeddings in their place → (T, D).
+        """Token ids (T,), or embeddings (T, D) instead of them → (T, D).
 
-        `position_ids` (T,) are rows of the position table; by default they count from padding + 1.
+        `position_ids` (T,) are rows of the position table; by default they count from the padding
+        id + 1.
         """
         x = self.word_embeddings(tokens) if embeds is None else embeds
         if self.token_dropout and tokens is not None:
@@ -101,10 +125,10 @@ class EsmEmbeddings(nn.Module):
         return x if self.layer_norm is None else self.layer_norm(x)
 
     def drop_masked(self, x: Tensor, tokens: Tensor, layout: PackedLayout) -> Tensor:
-        """Zero the masked tokens and scale the rest to the magnitude of training.
+        """Zero the masked tokens and scale the others as in training.
 
-        The factor is 0.88 even with nothing masked. Of masks alone, zeros are left (the peers
-        divide by zero). Peer: esm2.py.
+        The factor is 0.88 even with nothing masked. A sequence with only masks is all zeros (the
+        peers divide by zero). Peer: esm2.py.
         """
         masked: Tensor = torch.eq(tokens, self.mask_token_id)  # (T,)
         x = x.masked_fill(masked.unsqueeze(1), 0.0)
@@ -114,12 +138,12 @@ class EsmEmbeddings(nn.Module):
         counts = masked.new_zeros(len(layout.lengths), dtype=torch.float32)
         counts = counts.index_add(0, layout.sequence, masked.float())
         lengths = torch.tensor(layout.lengths, device=x.device, dtype=torch.float32)
-        seen = (1 - counts / lengths).index_select(0, layout.sequence).unsqueeze(1)  # (T, 1)
-        return (x * kept / seen.clamp_min(torch.finfo(seen.dtype).tiny)).to(x.dtype)
+        shown = (1 - counts / lengths).index_select(0, layout.sequence).unsqueeze(1)  # (T, 1)
+        return (x * kept / shown.clamp_min(torch.finfo(shown.dtype).tiny)).to(x.dtype)
 
     @staticmethod
     def look_up(position_ids: Tensor, table: nn.Embedding) -> Tensor:
-        """Rows of the position table. Raises CapacityError past its end, before the device does."""
+        """Rows of the position table. Raises CapacityError beyond its end."""
         last = int(position_ids.max()) if position_ids.numel() else 0
         if last >= table.num_embeddings:
             raise CapacityError(
@@ -145,7 +169,7 @@ class EsmEncoder(nn.Module):
 
     @property
     def frequencies(self) -> Tensor:
-        """(K / 2,) float32, those of the first layer: all have the same, a checkpoint's own."""
+        """(K / 2,) float32, those of the checkpoint; all layers have the same."""
         held = next(self.rotary_embeddings(), None)
         return rotary_frequencies(self.head_width) if held is None else held.inv_freq
 
@@ -155,7 +179,7 @@ class EsmEncoder(nn.Module):
             one.inv_freq = table.detach().float().clone()
 
     def rotary_embeddings(self) -> Iterator[RotaryEmbedding]:
-        """Where the frequencies are held."""
+        """The modules that hold the frequencies."""
         return (one for one in self.modules() if isinstance(one, RotaryEmbedding))
 
     @property
@@ -167,43 +191,36 @@ class EsmEncoder(nn.Module):
         self,
         x: Tensor,
         layout: PackedLayout,
+        inputs: EncoderInputs = NO_INPUTS,
         *,
-        with_maps: bool = False,
-        head_masks: Sequence[Tensor] | None = None,
         rows: Tensor | None = None,
-        memory: Memory | None = None,
         through: Callable[[Tensor], Tensor] | None = None,
     ) -> Iterator[Step]:
-        """Walk through the layers: n + 1 steps, of which a caller keeps what it needs.
+        """Walk through the n layers: n + 1 steps, of which a caller keeps what it needs.
 
-        `x` (T, D) is the embedding; `head_masks` has one (H,) for each layer; `rows` (M,) are the
-        tokens wanted of the last layer, all by default; `memory` is a decoder's; each state goes
-        `through` a function, and the walk goes on from what it returns. Nothing but the current
-        layer's state is held here. Raises InputError for a decoder that needs an encoder's states
-        and is not given any.
+        `x` (T, D) is the embedding. `rows` (M,) are the tokens wanted of the last layer, all by
+        default. Each state passes `through` a function, and the next layer gets what it returns.
+        Only the state of the current layer is held here. Raises InputError for a decoder that
+        attends to encoder states and has none.
         """
         through = through or nn.Identity()
-        if self.needs_states and memory is None:
-            raise InputError("this decoder looks at an encoder: call it with encoder_hidden_states")
-        past = None if memory is None else memory.past
-        places = layout.positions if past is None else past.places(layout)
-        tables = rotary_tables(places, self.frequencies, x.dtype) if self.rotary else None
+        decoder = inputs.decoder
+        if self.needs_states and decoder is None:
+            raise InputError(
+                "this decoder attends to encoder states: call it with encoder_hidden_states"
+            )
+        positions = layout.positions if decoder is None else decoder.positions(layout)
+        rotary = rotary_tables(positions, self.frequencies, x.dtype) if self.rotary else None
         last = len(self.layer)
         if not last:
             x = self.emb_layer_norm_after(x if rows is None else x.index_select(0, rows))
         x = through(x)
         yield Step(0, x)
         for number, layer in enumerate(self.layer, start=1):
-            ask = Ask(
-                with_maps,
-                None if head_masks is None else head_masks[number - 1],
-                memory,
-                () if past is None else past.cache[number - 1],
-                rows if number == last else None,
-            )
             run: Callable[..., Any] = layer
             if self.checkpointing is not None and self.training:
                 run = self.checkpointing.wrapped(layer, number)
-            x, seen = run(x, layout, tables, ask)
+            wanted = rows if number == last else None
+            x, outputs = run(x, layout, rotary, wanted, inputs.of_layer(number))
             x = through(self.emb_layer_norm_after(x) if number == last else x)
-            yield Step(number, x, seen)
+            yield Step(number, x, outputs)

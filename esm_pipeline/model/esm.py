@@ -1,7 +1,7 @@
-"""`EsmModel`: the encoder with its two doors, padded (`forward`) and packed (`represent`).
+"""`EsmModel`: the encoder, with padded input (`forward`) and packed input (`represent`).
 
-Peer: transformers 4.37.2 `EsmModel`. Where that computes states for masked tokens, here they are
-zeros: a masked token is never computed. Decoders go through the same doors; see decoder.py.
+Peer: transformers 4.37.2 `EsmModel`. Where that computes states of masked tokens, here they are
+zeros: masked tokens are never computed. Decoders take the same inputs; see decoder.py.
 """
 
 from __future__ import annotations
@@ -21,12 +21,18 @@ from esm_pipeline.model.arguments import (
     token_mask,
     wants_gradient,
 )
-from esm_pipeline.model.attention import unpack_maps, unpack_rows
 from esm_pipeline.model.base import EsmPreTrainedModel
 from esm_pipeline.model.config import EsmConfig
 from esm_pipeline.model.contacts import EsmContactPredictionHead
-from esm_pipeline.model.decoder_inputs import Cache, Past, build_memory, read_past, split_mask
-from esm_pipeline.model.encoder import EsmEmbeddings, EsmEncoder, Step
+from esm_pipeline.model.decoder_inputs import (
+    Cache,
+    Past,
+    build_decoder_inputs,
+    read_past,
+    split_mask,
+)
+from esm_pipeline.model.encoder import EncoderInputs, EsmEmbeddings, EsmEncoder, Step
+from esm_pipeline.model.explicit_attention import unpack_maps, unpack_rows
 from esm_pipeline.model.layout import PackedLayout
 from esm_pipeline.model.outputs import EncoderOutput
 from esm_pipeline.model.pruning import prune_layer
@@ -34,17 +40,17 @@ from esm_pipeline.model.pruning import prune_layer
 
 @dataclass
 class Represented:
-    """Of `EsmModel.represent`. hidden: layer → (T, D); contacts: (R, R) of each sequence."""
+    """Result of `EsmModel.represent`. hidden: layer → (T, D); contacts: (R, R) of each sequence."""
 
     hidden: dict[int, Tensor]
     contacts: list[Tensor] | None = None
 
 
 @dataclass
-class Encoded:
-    """Of `EsmModel.encode`: the last states (T, D), still packed, and what else was asked for.
+class EncodedBatch:
+    """Result of `EsmModel.encode`: the last states (T, D), still packed, and optional outputs.
 
-    `width` is L of the padded batch; the rest is padded, as in `EncoderOutput`.
+    `width` is L of the padded batch. The optional outputs are padded, as in `EncoderOutput`.
     """
 
     x: Tensor
@@ -62,14 +68,14 @@ class Encoded:
             return self.hidden[-1]
         return self.layout.unpack(self.x, self.width)
 
-    def behind(self, *first: Tensor | None) -> tuple[Any, ...]:
-        """The reference's tuple: `first`, then what was asked for; without those that are None."""
-        asked = (self.past_key_values, self.hidden, self.attentions, self.cross_attentions)
-        return tuple(one for one in (*first, *asked) if one is not None)
+    def as_tuple(self, *first: Tensor | None) -> tuple[Any, ...]:
+        """The reference's tuple: `first`, then the optional outputs; None is left out."""
+        optional = (self.past_key_values, self.hidden, self.attentions, self.cross_attentions)
+        return tuple(one for one in (*first, *optional) if one is not None)
 
 
 class EsmPooler(nn.Module):
-    """Dense layer and tanh over the first token."""
+    """Dense layer and tanh of the first token."""
 
     def __init__(self, config: EsmConfig) -> None:
         super().__init__()
@@ -81,7 +87,7 @@ class EsmPooler(nn.Module):
 
 
 class EsmModel(EsmPreTrainedModel):
-    """The bare encoder. `add_pooling_layer` adds the dense layer behind `pooler_output`."""
+    """The encoder without a head. `add_pooling_layer` adds the layer for `pooler_output`."""
 
     def __init__(self, config: EsmConfig, add_pooling_layer: bool = True) -> None:
         super().__init__(config)
@@ -95,7 +101,7 @@ class EsmModel(EsmPreTrainedModel):
 
     @property
     def max_residues(self) -> int | None:
-        """Most residues a sequence may have; None for rotary models, which have no table."""
+        """Most residues of a sequence; None for rotary models, which have no position table."""
         return self.config.max_residues
 
     def forward(
@@ -113,16 +119,15 @@ class EsmModel(EsmPreTrainedModel):
         output_hidden_states: bool | None = None,
         return_dict: bool | None = None,
     ) -> EncoderOutput | tuple[Any, ...]:
-        """The padded door: token ids (B, L), or embeddings (B, L, D), to an `EncoderOutput`.
+        """Padded input: token ids (B, L) or embeddings (B, L, D) → `EncoderOutput`.
 
-        `attention_mask` (B, L) is 1 at tokens to attend to; left out, it is derived from the
-        padding. `position_ids` (B, L) are for position tables; rotary models take the column.
-        `head_mask` is (H,) or (n, H), with numbers of pruned heads still counted. For decoders:
-        `encoder_hidden_states` (B, S, D) with `encoder_attention_mask` (B, S) or (B, L, S), and
-        `past_key_values`, what a pass with `use_cache` returned; the mask is then (B, P + L).
-        Without `return_dict`, a tuple: states, pooled states or None, then what was asked for.
-        Raises InputError for shapes that do not fit, CapacityError for sequences longer than the
-        position table.
+        `attention_mask` (B, L) is 1 at tokens to attend to; by default it is derived from the
+        padding. `position_ids` (B, L) are for position tables; rotary models use the columns.
+        `head_mask` is (H,) or (n, H), pruned heads counted. For decoders: `encoder_hidden_states`
+        (B, S, D) with `encoder_attention_mask` (B, S) or (B, L, S), and `past_key_values` as a pass
+        with `use_cache` returned them; the mask is then (B, P + L). With `return_dict=False`, a
+        tuple: states, pooled states or None, then the optional outputs. Raises InputError for
+        shapes that do not fit, CapacityError for sequences longer than the position table.
         """
         encoded = self.encode(
             input_ids,
@@ -140,8 +145,8 @@ class EsmModel(EsmPreTrainedModel):
         last = encoded.last
         first = encoded.layout.first(encoded.x)
         pooled = None if self.pooler is None else self.pooler(first)
-        if not self.chosen(return_dict, "return_dict"):
-            return (last, pooled, *encoded.behind())
+        if not self.option(return_dict, "return_dict"):
+            return (last, pooled, *encoded.as_tuple())
         return EncoderOutput(
             last_hidden_state=last,
             pooler_output=pooled,
@@ -165,8 +170,8 @@ class EsmModel(EsmPreTrainedModel):
         encoder_attention_mask: Tensor | None = None,
         past_key_values: Sequence[Sequence[Tensor]] | None = None,
         use_cache: bool | None = None,
-    ) -> Encoded:
-        """What `forward` does, up to the packed states, on which a head can go on."""
+    ) -> EncodedBatch:
+        """`forward` up to the packed states, from which a head continues."""
         batch, width = batch_shape(self.config, input_ids, inputs_embeds)
         if self.optimized and wants_gradient(inputs_embeds, encoder_hidden_states):
             self.refuse("a gradient of the inputs")
@@ -176,12 +181,12 @@ class EsmModel(EsmPreTrainedModel):
             past, attention_mask = split_mask(past, attention_mask, width)
         mask = token_mask(self.config, input_ids, inputs_embeds, attention_mask)
         layout = PackedLayout.from_mask(mask)
-        memory = build_memory(
+        decoder = build_decoder_inputs(
             self.config,
             layout,
             width,
             past=past,
-            with_cache=self.chosen(use_cache, "use_cache"),
+            with_cache=self.option(use_cache, "use_cache"),
             states=encoder_hidden_states,
             states_mask=encoder_attention_mask,
         )
@@ -195,20 +200,14 @@ class EsmModel(EsmPreTrainedModel):
         hidden: list[Tensor] = []
 
         def keep(x: Tensor) -> Tensor:
-            """A state as it is returned, padded; gradients by it are those of what follows."""
+            """Keep a state padded, as it is returned; what follows depends on it for gradients."""
             hidden.append(layout.unpack(x, width))
             return layout.pack(hidden[-1]) if hidden[-1].requires_grad else x
 
-        with_maps = self.chosen(output_attentions, "output_attentions")
-        with_hidden = self.chosen(output_hidden_states, "output_hidden_states")
-        steps = self.encoder.steps(
-            x,
-            layout,
-            with_maps=with_maps,
-            head_masks=head_masks(self.config, head_mask),
-            memory=memory,
-            through=keep if with_hidden else None,
-        )
+        with_maps = self.option(output_attentions, "output_attentions")
+        with_hidden = self.option(output_hidden_states, "output_hidden_states")
+        inputs = EncoderInputs(with_maps, head_masks(self.config, head_mask), decoder)
+        steps = self.encoder.steps(x, layout, inputs, through=keep if with_hidden else None)
         encoded = self.collect(steps, layout, width, past, with_maps)
         return replace(encoded, hidden=tuple(hidden) if with_hidden else None)
 
@@ -219,21 +218,21 @@ class EsmModel(EsmPreTrainedModel):
         width: int,
         past: Past | None,
         with_maps: bool,
-    ) -> Encoded:
-        """Walk through the layers and keep what was asked for, padded."""
+    ) -> EncodedBatch:
+        """Walk through the layers and keep the optional outputs, padded."""
         maps: list[Tensor] = []
         cross: list[Tensor] = []
         caches: list[tuple[Tensor, ...]] = []
         for step in steps:
-            x, seen = step.x, step.seen
-            if seen.maps is not None:
-                unpacked = unpack_maps if past is None else unpack_rows
-                maps.append(unpacked(seen.maps, layout, width))
-            if seen.cross_maps is not None:
-                cross.append(unpack_rows(seen.cross_maps, layout, width))
-            if seen.cache is not None:
-                caches.append(seen.cache)
-        return Encoded(
+            x, outputs = step.x, step.outputs
+            if outputs.maps is not None:
+                unpack = unpack_maps if past is None else unpack_rows
+                maps.append(unpack(outputs.maps, layout, width))
+            if outputs.cross_maps is not None:
+                cross.append(unpack_rows(outputs.cross_maps, layout, width))
+            if outputs.cache is not None:
+                caches.append(outputs.cache)
+        return EncodedBatch(
             x,
             layout,
             width,
@@ -252,13 +251,12 @@ class EsmModel(EsmPreTrainedModel):
         rows: Tensor | None = None,
         position_ids: Tensor | None = None,
     ) -> Represented:
-        """The packed door: token ids (T,) to the states of the chosen layers.
+        """Packed input: token ids (T,) → states of the chosen layers.
 
-        Layers are 0 (embedding) to n (after the final norm); −1 means n, and is the key under which
-        it comes back. With `contacts`, also the contact probabilities of each sequence. Layers
-        beyond the deepest wanted one are not computed, and of the last layer only the tokens `rows`
-        (M,), if they are given. `position_ids` (T,) are for position tables. Raises InputError for
-        other layers.
+        Layers are 0 (embedding) to n (after the final norm); −1 means n, and is then the key in the
+        result. With `contacts`, also the contact probabilities of each sequence. Layers above the
+        deepest one needed are not computed. `rows` (M,) limits the last layer to these tokens.
+        `position_ids` (T,) are for position tables. Raises InputError for other layers.
         """
         count = self.config.num_hidden_layers
         for layer in layers:
@@ -270,12 +268,12 @@ class EsmModel(EsmPreTrainedModel):
         hidden: dict[int, Tensor] = {}
         logits: list[Tensor] = []  # one (sequences, R, R) for each group
         x = self.embeddings(tokens, layout, position_ids)
-        for step in self.encoder.steps(x, layout, with_maps=contacts, rows=rows):
+        for step in self.encoder.steps(x, layout, EncoderInputs(contacts), rows=rows):
             hidden.update({name: step.x for name in layers if name % (count + 1) == step.layer})
-            if step.seen.maps is not None:
+            if step.outputs.maps is not None:
                 heads = self.encoder.layers[step.layer - 1].attention.self.heads
                 head = self.contact_head
-                added = [head.layer_logits(maps, step.layer, heads) for maps in step.seen.maps]
+                added = [head.layer_logits(maps, step.layer, heads) for maps in step.outputs.maps]
                 logits = [a + b for a, b in zip(logits, added, strict=True)] if logits else added
             if step.layer == deepest:
                 break
@@ -286,7 +284,7 @@ class EsmModel(EsmPreTrainedModel):
     def predict_contacts(self, tokens: Tensor, attention_mask: Tensor | None = None) -> Tensor:
         """Contact probabilities (B, R, R) of token ids (B, L), where R = L − 2.
 
-        Pairs beyond a shorter sequence get the regression's bias alone, as in the reference.
+        As in the reference, pairs beyond the end of a sequence get the regression's bias only.
         """
         mask = token_mask(self.config, tokens, None, attention_mask)
         layout = PackedLayout.from_mask(mask)
@@ -305,6 +303,6 @@ class EsmModel(EsmPreTrainedModel):
             padded[place, : single.shape[0], : single.shape[1]] = single
         return padded
 
-    def chosen(self, given: bool | None, name: str) -> bool:
-        """An option of `forward`, or the config's choice."""
+    def option(self, given: bool | None, name: str) -> bool:
+        """An option of `forward`, by default that of the config."""
         return bool(getattr(self.config, name) if given is None else given)

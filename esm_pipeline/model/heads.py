@@ -1,8 +1,8 @@
 """Models with a head on the encoder: masked language model, classifiers. Peer: transformers 4.37.2.
 
-A head sees packed states alone, padding never; the sequence classifier sees one token of each
-sequence, the first that the mask attends to. A module that a script puts in a head's place sees
-what the reference would give it: padded states (B, L, D).
+Heads get packed states, never padding; the sequence classifier gets one token of each sequence, the
+first one that is not masked. A module that a script puts in place of a head gets what the reference
+would give it: padded states (B, L, D).
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from esm_pipeline.model.base import EsmPreTrainedModel
 from esm_pipeline.model.checkpoints.keys import TIED
 from esm_pipeline.model.config import EsmConfig
 from esm_pipeline.model.esm import EsmModel
-from esm_pipeline.model.inference.linears import weight_and_bias
 from esm_pipeline.model.layout import PackedLayout
+from esm_pipeline.model.linears import weight_and_bias
 from esm_pipeline.model.losses import sequence_loss, token_loss
 from esm_pipeline.model.outputs import (
     MaskedLMOutput,
@@ -30,14 +30,14 @@ from esm_pipeline.model.vocabulary import resized_rows
 
 
 class EsmLMHead(nn.Module):
-    """Dense, GELU, norm, vocabulary. Its model ties `decoder` to the token embedding."""
+    """Dense, GELU, norm, and `decoder`, which the model ties to the token embedding."""
 
     tied = False
     """Whether the weight of `decoder` is the token embedding's."""
 
     def __init__(self, config: EsmConfig) -> None:
         super().__init__()
-        assert config.vocab_size is not None, "require_supported() comes first"
+        assert config.vocab_size is not None, "require_supported() was called"
         width = config.hidden_size
         self.dense = nn.Linear(width, width)
         self.layer_norm = nn.LayerNorm(width, eps=config.layer_norm_eps)
@@ -45,22 +45,22 @@ class EsmLMHead(nn.Module):
         self.bias = nn.Parameter(torch.zeros(config.vocab_size))
 
     def __setattr__(self, name: str, value: Any) -> None:
-        """Raises InputError for an adapter on a tied `decoder` that changes the embedding too."""
+        """Raises InputError for an adapter on a tied `decoder` that also changes the embedding."""
         if name == "decoder" and self.tied:
             require_same_embedding(self.decoder, value)
         super().__setattr__(name, value)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Last states (…, D) → logits (…, V), in float32 under autocast, as the bias is."""
+        """Last states (…, D) → logits (…, V); float32 under autocast, like the bias."""
         x = self.layer_norm(F.gelu(self.dense(x)))
         logits: Tensor = self.decoder(x) + self.bias
         return logits
 
 
 def require_same_embedding(old: nn.Module, new: nn.Module) -> None:
-    """Raise InputError if peft, which puts `new` in place of a tied `old`, changed the weight.
+    """Raise InputError if peft changed the weight when it replaced a tied `old` by `new`.
 
-    It does so when it merges, and for adapters that start from a part of the weight (PiSSA, OLoRA).
+    It does so in merging, and for adapters that start from a part of the weight (PiSSA, OLoRA).
     """
     inner = getattr(new, "base_layer", None)
     merged = getattr(old, "base_layer", None) is new and getattr(old, "merged_adapters", False)
@@ -70,25 +70,25 @@ def require_same_embedding(old: nn.Module, new: nn.Module) -> None:
             merged = bool((whole - rest).abs().max() > 1e-3 * whole.abs().max())
     if merged:
         raise InputError(
-            "lm_head.decoder: its weight is the token embedding's too, and this adapter changed "
-            "both; load the model anew, and leave the layer out (exclude_modules=['decoder']), or "
+            "lm_head.decoder: its weight is also the token embedding's, and this adapter changed "
+            "both; load the model again, and leave the layer out (exclude_modules=['decoder']), or "
             "give it a weight of its own first (set_output_embeddings)"
         )
 
 
-def looks_at_tokens(head: nn.Module) -> bool:
-    """Whether a head is one of ours, which look at tokens one by one."""
+def takes_packed(head: nn.Module) -> bool:
+    """Whether a head works on single tokens, as ours do; others get padded states."""
     return is_own(head, EsmLMHead, nn.Linear)
 
 
 def is_own(head: nn.Module, *kinds: type[nn.Module]) -> bool:
-    """Whether a head is of one of these very classes, its `forward` not replaced."""
+    """Whether a head is exactly of one of these classes, its `forward` not replaced."""
     return type(head) in kinds and "forward" not in vars(head)
 
 
-def by_token(head: nn.Module, states: Tensor, layout: PackedLayout) -> Tensor:
-    """(T, D) → (T, …) by a head of ours, which looks at tokens one by one, or by another."""
-    if looks_at_tokens(head):
+def apply_to_tokens(head: nn.Module, states: Tensor, layout: PackedLayout) -> Tensor:
+    """(T, D) → (T, …), through padded states for a head that is not ours."""
+    if takes_packed(head):
         logits: Tensor = head(states)
         return logits
     return layout.pack(head(layout.unpack(states, layout.width)))
@@ -122,8 +122,8 @@ class EsmForMaskedLM(EsmPreTrainedModel):
     ) -> MaskedLMOutput | tuple[Any, ...]:
         """As `EsmModel.forward`, with `logits` (B, L, V).
 
-        `labels` (B, L) are token ids, −100 where no loss is taken; `loss` is the mean
-        cross entropy over the others, masked tokens left out.
+        `labels` (B, L) are token ids, −100 for tokens without a loss; `loss` is the mean cross
+        entropy over the others, without masked tokens.
         """
         encoded = self.esm.encode(
             input_ids,
@@ -142,41 +142,43 @@ class EsmForMaskedLM(EsmPreTrainedModel):
         padded = layout.unpack(logits, width)
         output = MaskedLMOutput(loss, padded, encoded.hidden, encoded.attentions)
         return (
-            output if self.esm.chosen(return_dict, "return_dict") else encoded.behind(loss, padded)
+            output
+            if self.esm.option(return_dict, "return_dict")
+            else encoded.as_tuple(loss, padded)
         )
 
     def logits(self, hidden: Tensor, layout: PackedLayout) -> Tensor:
         """(T, D) last states → (T, V)."""
-        return by_token(self.lm_head, hidden, layout)
+        return apply_to_tokens(self.lm_head, hidden, layout)
 
     def packed_logits(
         self, tokens: Tensor, layout: PackedLayout, rows: Tensor | None = None
     ) -> Tensor:
-        """The packed door: token ids (T,) → logits (T, V), or (M, V) of the tokens `rows` (M,)."""
-        alone = rows if looks_at_tokens(self.lm_head) else None
-        logits = self.logits(self.esm.represent(tokens, layout, rows=alone).hidden[-1], layout)
-        return logits if rows is alone else logits[rows]
+        """Packed input: token ids (T,) → logits (T, V), or (M, V) of the tokens `rows` (M,)."""
+        early = rows if takes_packed(self.lm_head) else None
+        logits = self.logits(self.esm.represent(tokens, layout, rows=early).hidden[-1], layout)
+        return logits if rows is early else logits[rows]
 
     def predict_contacts(self, tokens: Tensor, attention_mask: Tensor | None = None) -> Tensor:
         """As `EsmModel.predict_contacts`."""
         return self.esm.predict_contacts(tokens, attention_mask)
 
     def tie_weights(self) -> None:
-        """Let the head share the token embedding, unless the config says no."""
+        """Share the token embedding with the head, unless the config says otherwise."""
         if self.config.tie_word_embeddings:
-            decoder = self.lm_head.decoder  # an adapter holds the layer
+            decoder = self.lm_head.decoder  # inside an adapter, `base_layer`
             getattr(decoder, "base_layer", decoder).weight = self.get_input_embeddings().weight
         self.lm_head.tied = self.config.tie_word_embeddings
 
     def get_output_embeddings(self) -> nn.Linear:
-        """The head's last layer, D to V; its weight is the token embedding if tied."""
+        """The last layer of the head, D to V; its weight is the token embedding if tied."""
         return self.lm_head.decoder
 
     def set_output_embeddings(self, new_embeddings: nn.Linear) -> None:
-        """Put another last layer in its place; with a weight of its own, it is tied no more.
+        """Replace the last layer; if it has a weight of its own, it is no longer tied.
 
-        The config then says so. Raises InputError for another width, and for a bias: the head has
-        one of its own.
+        The config then says so. Raises InputError for another width, and for a layer with a bias:
+        the head has its own.
         """
         width = self.config.hidden_size
         if new_embeddings.weight.shape[1] != width or new_embeddings.bias is not None:
@@ -188,7 +190,7 @@ class EsmForMaskedLM(EsmPreTrainedModel):
         self.resize_output(new_embeddings.weight.shape[0])
 
     def resize_output(self, count: int) -> None:
-        """Give the head `count` tokens; the biases of new ones are zero."""
+        """Resize the head to `count` tokens; biases of new tokens are zero."""
         spread = self.config.initializer_range
         decoder = self.lm_head.decoder
         decoder.weight = resized_rows(decoder.weight, count, spread)
@@ -197,7 +199,7 @@ class EsmForMaskedLM(EsmPreTrainedModel):
 
 
 class EsmClassificationHead(nn.Module):
-    """Dense layer and tanh over the first token, then the labels, dropout before each layer."""
+    """Dense layer and tanh of the first token, then a layer to the labels; dropout before both."""
 
     def __init__(self, config: EsmConfig) -> None:
         super().__init__()
@@ -217,8 +219,8 @@ class EsmClassificationHead(nn.Module):
 class EsmForSequenceClassification(EsmPreTrainedModel):
     """The encoder with a head for classes, labels or values of whole sequences.
 
-    The head sees the first token that the mask attends to, BOS. The reference takes column 0, which
-    under padding on the left holds the state of a padding token; everywhere else it is the same.
+    The head gets the first token that is not masked, BOS. The reference takes column 0, which is a
+    padding token if the padding is on the left, and the same token otherwise.
     """
 
     def __init__(self, config: EsmConfig) -> None:
@@ -242,12 +244,13 @@ class EsmForSequenceClassification(EsmPreTrainedModel):
     ) -> SequenceClassifierOutput | tuple[Any, ...]:
         """As `EsmModel.forward`, with `logits` (B, num_labels).
 
-        `labels` are read by `config.problem_type`: "regression" takes numbers, (B,) for one label
-        or (B, num_labels), and the mean square error; "single_label_classification" a class for
-        each sequence (B,), and the cross entropy; "multi_label_classification" a number from 0 to 1
-        for each label (B, num_labels), and the binary cross entropy. Unset, it is chosen and
-        written to the config: regression for one label, single for whole numbers, else multi.
-        Raises InputError for labels that do not fit.
+        `config.problem_type` determines `labels` and `loss`: "regression" takes numbers, (B,) for
+        one label or (B, num_labels), and gives the mean squared error;
+        "single_label_classification" a class for each sequence (B,), and the cross entropy;
+        "multi_label_classification" a number from 0 to 1 for each label (B, num_labels), and the
+        binary cross entropy. If it is None, it is chosen and written to the config: regression for
+        one label, single-label for whole numbers, otherwise multi-label. Raises InputError for
+        labels that do not fit.
         """
         encoded = self.esm.encode(
             input_ids,
@@ -262,7 +265,9 @@ class EsmForSequenceClassification(EsmPreTrainedModel):
         loss = None if labels is None else sequence_loss(logits, labels, self.config)
         output = SequenceClassifierOutput(loss, logits, encoded.hidden, encoded.attentions)
         return (
-            output if self.esm.chosen(return_dict, "return_dict") else encoded.behind(loss, logits)
+            output
+            if self.esm.option(return_dict, "return_dict")
+            else encoded.as_tuple(loss, logits)
         )
 
     def logits(self, hidden: Tensor, layout: PackedLayout) -> Tensor:
@@ -273,7 +278,7 @@ class EsmForSequenceClassification(EsmPreTrainedModel):
         return logits
 
     def packed_logits(self, tokens: Tensor, layout: PackedLayout) -> Tensor:
-        """The packed door: token ids (T,) → logits (B, num_labels)."""
+        """Packed input: token ids (T,) → logits (B, num_labels)."""
         return self.logits(self.esm.represent(tokens, layout).hidden[-1], layout)
 
 
@@ -302,8 +307,9 @@ class EsmForTokenClassification(EsmPreTrainedModel):
     ) -> TokenClassifierOutput | tuple[Any, ...]:
         """As `EsmModel.forward`, with `logits` (B, L, num_labels), zeros at masked tokens.
 
-        `labels` (B, L) are classes, −100 where no loss is taken; `loss` is the mean cross entropy
-        over the others, masked tokens left out. Raises InputError for labels that do not fit.
+        `labels` (B, L) are classes, −100 for tokens without a loss; `loss` is the mean cross
+        entropy over the others, without masked tokens. Raises InputError for labels that do not
+        fit.
         """
         encoded = self.esm.encode(
             input_ids,
@@ -320,13 +326,15 @@ class EsmForTokenClassification(EsmPreTrainedModel):
         padded = layout.unpack(logits, width)
         output = TokenClassifierOutput(loss, padded, encoded.hidden, encoded.attentions)
         return (
-            output if self.esm.chosen(return_dict, "return_dict") else encoded.behind(loss, padded)
+            output
+            if self.esm.option(return_dict, "return_dict")
+            else encoded.as_tuple(loss, padded)
         )
 
     def logits(self, hidden: Tensor, layout: PackedLayout) -> Tensor:
         """(T, D) last states → (T, num_labels)."""
-        return by_token(self.classifier, self.dropout(hidden), layout)
+        return apply_to_tokens(self.classifier, self.dropout(hidden), layout)
 
     def packed_logits(self, tokens: Tensor, layout: PackedLayout) -> Tensor:
-        """The packed door: token ids (T,) → logits (T, num_labels)."""
+        """Packed input: token ids (T,) → logits (T, num_labels)."""
         return self.logits(self.esm.represent(tokens, layout).hidden[-1], layout)

@@ -1,4 +1,4 @@
-"""Names and numbers of the labels that a classifier's config holds."""
+"""Names and numbers of the labels of a classifier, as its config has them."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ Numbers = dict[str, int]
 
 
 class Labels:
-    """The labels of a config; those that are only counted get names once they are looked at.
+    """The labels of a config; without names, they get default names when these are first read.
 
-    `count`, two by default, and `names` (number → name) are what the config gives; numbers may be
-    text, as JSON has them. Raises WeightsError for what is no mapping, and for names of another
-    number than `count`.
+    `count` (default 2), `names` (number → name) and `numbers` (name → number) are those of the
+    config; numbers as keys may be text, as in JSON. Raises WeightsError for values that are not
+    mappings, and if `count` is not the number of names.
     """
 
     def __init__(self, names: Any = None, numbers: Any = None, count: Any = None) -> None:
@@ -56,11 +56,11 @@ class Labels:
         return {name: number for number, name in self.names.items()}
 
     def rename(self, names: Names) -> None:
-        """Give the labels other names, which may be more or fewer."""
+        """Replace the labels; there may be more or fewer."""
         self.names, self.count = names, len(names)
 
     def require_supported(self) -> None:
-        """Raise WeightsError unless a classifier can have as many."""
+        """Raise WeightsError for a number of labels that no classifier can have."""
         if not is_whole(self.count, 1, MOST_LABELS):
             raise WeightsError(
                 f"config: num_labels is {brief(self.count)}; a classifier needs at least one, and "

@@ -1,7 +1,7 @@
-"""One layer of the encoder: self-attention and feed-forward, each behind its norm.
+"""One layer of the encoder: self-attention and feed-forward, each after a norm.
 
-Modules have the reference's names and order, in which checkpoints, adapters, lists of what takes no
-weight decay, and states of optimizers speak.
+Modules have the names and the order of the reference, on which checkpoints, adapters, parameter
+groups without weight decay and saved optimizer states rely.
 
 Peers: fair-esm modules.py `TransformerLayer`, transformers modeling_esm.py `EsmLayer`.
 """
@@ -12,40 +12,38 @@ from typing import NamedTuple
 
 from torch import Tensor, nn
 
-from esm_pipeline.model.attention import attend, attend_explicitly
+from esm_pipeline.model.attention import attend
 from esm_pipeline.model.config import EsmConfig
-from esm_pipeline.model.decoder_inputs import Memory
+from esm_pipeline.model.decoder_inputs import DecoderInputs
+from esm_pipeline.model.explicit_attention import attend_explicitly
 from esm_pipeline.model.layout import PackedLayout
 from esm_pipeline.model.relative_positions import distance_embedding
-from esm_pipeline.model.rotary import RotaryEmbedding, Tables, rotate
+from esm_pipeline.model.rotary import RotaryEmbedding, RotaryTables, rotate
 
 
-class Ask(NamedTuple):
-    """What a layer is asked for beside the states, and given beside the tokens."""
+class LayerInputs(NamedTuple):
+    """Optional inputs of a layer. With them, attention takes the explicit path."""
 
-    maps: bool = False
+    with_maps: bool = False
     head_mask: Tensor | None = None  # (H,)
-    memory: Memory | None = None  # of a decoder
-    past: tuple[Tensor, ...] = ()  # of a decoder: this layer's cache, from earlier passes
-    rows: Tensor | None = None  # (M,), the tokens wanted behind the attention; all by default
+    decoder: DecoderInputs | None = None  # the same for all layers of a decoder
+    cache: tuple[Tensor, ...] = ()  # this decoder layer's, from earlier passes
 
 
-class Seen(NamedTuple):
-    """What a layer tells beside the states: maps for each group of the layout, and its cache."""
+class LayerOutputs(NamedTuple):
+    """Optional outputs of a layer: attention maps for each group of the layout, and KV cache."""
 
-    maps: list[Tensor] | None = None  # (sequences, H, L, L); L, S over a cache
+    maps: list[Tensor] | None = None  # (sequences, H, L, L); L, S with a cache
     cross_maps: list[Tensor] | None = None  # (sequences, H, L, S)
     cache: tuple[Tensor, ...] | None = None  # (B, H, S, K) each
 
 
 class EsmSelfAttention(nn.Module):
-    """Attention of each sequence over itself.
+    """Attention of each sequence to itself.
 
-    `heads` are the numbers of the heads that it has, all unless some were pruned. `fused` computes
-    queries, keys and values at once; `optimize_for_inference` puts it in place of the three.
+    `heads`: numbers of the heads it has, which are all unless some were pruned. `fused` computes
+    queries, keys and values in one product; `optimize_for_inference` replaces the three by it.
     """
-
-    causal = False
 
     def __init__(self, config: EsmConfig) -> None:
         super().__init__()
@@ -62,12 +60,19 @@ class EsmSelfAttention(nn.Module):
             self.rotary_embeddings = RotaryEmbedding(self.head_width)
 
     def forward(
-        self, x: Tensor, layout: PackedLayout, tables: Tables | None, ask: Ask
-    ) -> tuple[Tensor, Seen]:
-        """Normed states (T, D) → what the heads see (T, H * K), and the maps if asked for."""
+        self,
+        x: Tensor,
+        layout: PackedLayout,
+        rotary: RotaryTables | None = None,
+        inputs: LayerInputs | None = None,
+    ) -> tuple[Tensor, LayerOutputs]:
+        """Normed states (T, D) → attended values (T, H * K) and optional outputs."""
         q, k, v = self.project(x)
-        mixed, maps = self.attend(q, k, v, layout, tables, ask)
-        return mixed.flatten(1), Seen(maps)
+        if inputs is not None or self.distance_embedding is not None:
+            mixed, maps = self.explicit(q, k, v, layout, rotary, inputs or LayerInputs())
+            return mixed.flatten(1), LayerOutputs(maps)
+        q, k = self.rotated(q, rotary), self.rotated(k, rotary)
+        return attend(q, k, v, layout, active(self.dropout)).flatten(1), LayerOutputs()
 
     def project(self, x: Tensor) -> tuple[Tensor, ...]:
         """(T, D) → queries, keys and values, (T, H, K) each."""
@@ -77,44 +82,41 @@ class EsmSelfAttention(nn.Module):
             parts = self.fused(x).chunk(3, -1)
         return tuple(part.unflatten(-1, (len(self.heads), self.head_width)) for part in parts)
 
-    def attend(
+    def rotated(self, x: Tensor, rotary: RotaryTables | None) -> Tensor:
+        """Queries or keys (T, H, K), rotated by their positions in a rotary model."""
+        return x if rotary is None else rotate(x, rotary)
+
+    def explicit(
         self,
         q: Tensor,
         k: Tensor,
         v: Tensor,
         layout: PackedLayout,
-        tables: Tables | None,
-        ask: Ask,
+        rotary: RotaryTables | None,
+        inputs: LayerInputs,
+        *,
+        causal: bool = False,
     ) -> tuple[Tensor, list[Tensor] | None]:
-        """(T, H, K) ×3 → (T, H, K). The one place where the explicit path is chosen, or not."""
-        if tables is not None:
-            q, k = self.turn(q, tables), self.turn(k, tables)
-        distances = self.distance_embedding
-        if ask.maps or ask.head_mask is not None or self.causal or distances is not None:
-            return attend_explicitly(
-                q,
-                k,
-                v,
-                layout,
-                active(self.dropout),
-                self.own(ask.head_mask),
-                causal=self.causal,
-                distances=distances,
-                with_maps=ask.maps,
-            )
-        return attend(q, k, v, layout, active(self.dropout)), None
+        """The explicit path: (T, H, K) ×3 → (T, H, K), and maps if `inputs` ask for them."""
+        return attend_explicitly(
+            self.rotated(q, rotary),
+            self.rotated(k, rotary),
+            v,
+            layout,
+            active(self.dropout),
+            self.own_heads(inputs.head_mask),
+            causal=causal,
+            distances=self.distance_embedding,
+            with_maps=inputs.with_maps,
+        )
 
-    def turn(self, x: Tensor, tables: Tables) -> Tensor:
-        """Rotate queries or keys (T, H, K)."""
-        return rotate(x, tables)
-
-    def own(self, head_mask: Tensor | None) -> Tensor | None:
-        """Of a mask of all heads (H,), what concerns those that the layer has."""
+    def own_heads(self, head_mask: Tensor | None) -> Tensor | None:
+        """The part of a mask of all heads (H,) for the heads that this layer has."""
         return None if head_mask is None else head_mask[self.heads]
 
 
 class EsmAttention(nn.Module):
-    """The attention half of a layer: norm, `self`, and what is added to the states that came in."""
+    """The attention half of a layer: norm, `self`, and the residual connection."""
 
     def __init__(self, config: EsmConfig, inner: EsmSelfAttention) -> None:
         super().__init__()
@@ -123,13 +125,18 @@ class EsmAttention(nn.Module):
         self.LayerNorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
 
     def forward(
-        self, x: Tensor, layout: PackedLayout, tables: Tables | None, ask: Ask
-    ) -> tuple[Tensor, Seen]:
-        """(T, D) → (T, D), or (M, D) of the wanted tokens, and what `self` tells."""
-        mixed, seen = self.self(self.LayerNorm(x), layout, tables, ask)
-        if ask.rows is not None:
-            x, mixed = x.index_select(0, ask.rows), mixed.index_select(0, ask.rows)
-        return self.output(mixed, x), seen
+        self,
+        x: Tensor,
+        layout: PackedLayout,
+        rotary: RotaryTables | None = None,
+        rows: Tensor | None = None,
+        inputs: LayerInputs | None = None,
+    ) -> tuple[Tensor, LayerOutputs]:
+        """(T, D) → (T, D), or (M, D) of the tokens `rows` (M,), and optional outputs."""
+        mixed, outputs = self.self(self.LayerNorm(x), layout, rotary, inputs)
+        if rows is not None:
+            x, mixed = x.index_select(0, rows), mixed.index_select(0, rows)
+        return self.output(mixed, x), outputs
 
 
 class EsmIntermediate(nn.Module):
@@ -138,7 +145,7 @@ class EsmIntermediate(nn.Module):
     def __init__(self, config: EsmConfig) -> None:
         super().__init__()
         self.dense = nn.Linear(config.hidden_size, config.intermediate_size)
-        self.activation: nn.Module = nn.GELU()  # by erf, not tanh
+        self.activation: nn.Module = nn.GELU()  # with erf, not tanh
 
     def forward(self, x: Tensor) -> Tensor:
         """(T, D) → (T, F)."""
@@ -147,7 +154,7 @@ class EsmIntermediate(nn.Module):
 
 
 class EsmOutput(nn.Module):
-    """A branch back to the width of the states, after dropout added to them."""
+    """The end of a residual branch: back to the width of the states, dropout, and the sum."""
 
     def __init__(self, config: EsmConfig, width: int) -> None:
         super().__init__()
@@ -155,13 +162,13 @@ class EsmOutput(nn.Module):
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
 
     def forward(self, branch: Tensor, x: Tensor) -> Tensor:
-        """A branch (T, width), and the states (T, D) → (T, D)."""
+        """A branch (T, width) and the states (T, D) → (T, D)."""
         added: Tensor = self.dropout(self.dense(branch))
         return x + added
 
 
 class EsmLayer(nn.Module):
-    """Self-attention and feed-forward, each behind its norm and added to what came in."""
+    """Self-attention and feed-forward, each after a norm and with a residual connection."""
 
     def __init__(self, config: EsmConfig) -> None:
         super().__init__()
@@ -171,18 +178,23 @@ class EsmLayer(nn.Module):
         self.LayerNorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
 
     def forward(
-        self, x: Tensor, layout: PackedLayout, tables: Tables | None, ask: Ask
-    ) -> tuple[Tensor, Seen]:
-        """(T, D) → (T, D), or (M, D) of the wanted tokens, and the attention maps if asked for."""
-        x, seen = self.attention(x, layout, tables, ask)
-        return self.feed(x), seen
+        self,
+        x: Tensor,
+        layout: PackedLayout,
+        rotary: RotaryTables | None = None,
+        rows: Tensor | None = None,
+        inputs: LayerInputs | None = None,
+    ) -> tuple[Tensor, LayerOutputs]:
+        """(T, D) → (T, D), or (M, D) of the tokens `rows` (M,), and optional outputs."""
+        x, outputs = self.attention(x, layout, rotary, rows, inputs)
+        return self.feed_forward(x), outputs
 
-    def feed(self, x: Tensor) -> Tensor:
+    def feed_forward(self, x: Tensor) -> Tensor:
         """The feed-forward half, (T, D) → (T, D)."""
         fed: Tensor = self.output(self.intermediate(self.LayerNorm(x)), x)
         return fed
 
 
 def active(dropout: nn.Dropout) -> float:
-    """Probability with which a weight is dropped; zero outside of training."""
+    """Probability of dropping a weight: zero outside of training."""
     return dropout.p if dropout.training else 0.0

@@ -1,6 +1,6 @@
-"""Where each sequence of a packed batch lies. The one thing that attention looks at.
+"""Where each sequence of a packed batch lies: all that attention knows about the batch.
 
-The padded door (`from_mask`) and the packed door (`from_lengths`) lead to the same encoder.
+Padded input (`from_mask`) and packed input (`from_lengths`) go through the same encoder.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from esm_pipeline.errors import InputError
 
 
 class PackedLayout:
-    """The tokens of B sequences laid end to end: (B, L, …) with holes becomes (T, …) without.
+    """The tokens of B sequences laid end to end: (B, L, …) with padding becomes (T, …) without.
 
-    Attributes: `lengths`, B ints with BOS and EOS counted; `offsets`, B + 1 ints, the first token
-    of each; `positions` (T,) int64, the place of each token in its sequence, from 0; `width`, the L
-    of the padded batch.
+    Attributes: `lengths`, B ints, BOS and EOS counted; `offsets`, B + 1 ints, the first token of
+    each sequence; `positions` (T,) int64, each token's position in its sequence, from 0; `width`,
+    L of the padded batch.
     """
 
     def __init__(
@@ -36,17 +36,17 @@ class PackedLayout:
     def from_lengths(
         cls, lengths: Sequence[int], device: torch.device | str = "cpu"
     ) -> PackedLayout:
-        """The layout of sequences that are packed already; `lengths` with BOS and EOS."""
+        """The layout of sequences that are already packed; BOS and EOS count in `lengths`."""
         places = [torch.arange(length, device=device) for length in lengths]
         positions = torch.cat(places) if places else torch.empty(0, dtype=torch.int64)
         return cls(lengths, positions, max(lengths, default=0))
 
     @classmethod
     def from_mask(cls, mask: Tensor) -> PackedLayout:
-        """The layout of the tokens at which `mask` (B, L) is not zero.
+        """The layout of the tokens where `mask` (B, L) is not zero.
 
-        Positions are the columns of the padded batch, as in the reference: a hole in the mask, or
-        padding on the left, shifts what follows. Raises InputError for a mask without any token.
+        As in the reference, positions are columns of the padded batch: gaps in the mask and padding
+        on the left shift what follows. Raises InputError for a mask without any token.
         """
         keep = mask.bool()
         columns = keep.flatten().nonzero().squeeze(1)
@@ -61,7 +61,7 @@ class PackedLayout:
 
     @property
     def longest(self) -> int:
-        """Tokens of the longest sequence; 0 without any."""
+        """Tokens of the longest sequence; 0 without sequences."""
         return max(self.lengths, default=0)
 
     @cached_property
@@ -88,7 +88,7 @@ class PackedLayout:
 
     @cached_property
     def sequence(self) -> Tensor:
-        """(T,) int64: the sequence each token belongs to."""
+        """(T,) int64: the number of the sequence of each token."""
         device = self.positions.device
         lengths = torch.tensor(self.lengths, device=device, dtype=torch.int64)
         places = torch.arange(len(self.lengths), device=device)
@@ -96,7 +96,7 @@ class PackedLayout:
 
     @cached_property
     def cumulative(self) -> Tensor:
-        """(B + 1,) int32: `offsets` on the device, as variable-length kernels take them."""
+        """(B + 1,) int32: `offsets` on the device, as kernels for variable lengths take them."""
         return torch.tensor(self.offsets, dtype=torch.int32, device=self.positions.device)
 
     @cached_property
@@ -106,13 +106,13 @@ class PackedLayout:
 
     @property
     def columns(self) -> Tensor:
-        """(T,) int64: the place of each token in the flattened padded batch (B * width)."""
+        """(T,) int64: the index of each token in the flattened padded batch (B * width)."""
         if self._columns is None:
             self._columns = self.sequence * self.width + self.positions
         return self._columns
 
     def first(self, packed: Tensor) -> Tensor:
-        """(T, …) → (B, …): the first token of each sequence, zeros for one without any."""
+        """(T, …) → (B, …): the first token of each sequence, zeros for an empty one."""
         if all(self.lengths):
             return packed.index_select(0, self.firsts)
         device = packed.device
@@ -126,7 +126,7 @@ class PackedLayout:
         return flat if len(flat) == self.tokens else flat.index_select(0, self.columns)
 
     def unpack(self, packed: Tensor, width: int) -> Tensor:
-        """(T, …) → (B, width, …): zeros where the mask was zero; a view where it was nowhere."""
+        """(T, …) → (B, width, …): zeros where the mask is zero; a view if it is zero nowhere."""
         shape = (len(self.lengths), width, *packed.shape[1:])
         if self.tokens == shape[0] * width:
             return packed.view(shape)

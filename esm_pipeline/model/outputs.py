@@ -1,4 +1,4 @@
-"""What a model's forward returns: fields by name, by index, by position. Peer: transformers."""
+"""What `forward` of a model returns: fields by name, key and position. Peer: transformers."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from torch import Tensor
 
 
 class ModelOutput(OrderedDict[str, Any]):
-    """Base of the outputs: a dataclass that is also a dict, and a tuple.
+    """Base of the outputs: a dataclass that is also a dict and a tuple.
 
-    Fields that are None are left out of the tuple, of `keys()` and of the length, as in the
-    reference. What else a script puts in comes behind them. A dict of fields in the place of the
-    first one stands for them all: so tools make an output anew from its items.
+    As in the reference, fields that are None are missing from the tuple, from `keys()` and from the
+    length. Items that a script adds follow the fields. A dict given as the first field holds all
+    fields: this is how tools rebuild an output from its items.
     """
 
     def __init_subclass__(cls) -> None:
-        """Let PyTorch's tools see the tensors of an output."""
+        """Let PyTorch's tools find the tensors of an output."""
         super().__init_subclass__()
         pytree.register_pytree_node(
             cls,
@@ -40,7 +40,7 @@ class ModelOutput(OrderedDict[str, Any]):
             setattr(self, name, getattr(self, name))
 
     def __setattr__(self, name: str, value: Any) -> None:
-        """A field is an attribute and an item; one that is None is no item."""
+        """Set a field as attribute and item; None is not an item."""
         super().__setattr__(name, value)
         self.pop(name, None)
         if value is not None:
@@ -58,7 +58,7 @@ class ModelOutput(OrderedDict[str, Any]):
         return super().__getitem__(key) if isinstance(key, str) else self.to_tuple()[key]
 
     def to_tuple(self) -> tuple[Any, ...]:
-        """The fields that are set, in order."""
+        """The fields that are not None, in order."""
         return tuple(self.values())
 
     def __reduce__(self) -> Any:
@@ -72,13 +72,12 @@ class ModelOutput(OrderedDict[str, Any]):
 
 @dataclass(eq=False)
 class EncoderOutput(ModelOutput):
-    """Of `EsmModel`.
+    """Output of `EsmModel`, zeros at masked tokens.
 
     last_hidden_state: (B, L, D); pooler_output: (B, D); hidden_states: n + 1 of (B, L, D), the
-    embedding first, the last after the final norm; attentions: n of (B, H, L, L). Of a decoder too,
-    past_key_values: for each layer keys and values (B, H, P + L, K), then those of the encoder's
-    states (B, H, S, K) if it looks at them; attentions (B, H, L, P + L); cross_attentions: n of
-    (B, H, L, S). Zeros at masked tokens.
+    embedding first, the last one after the final norm; attentions: n of (B, H, L, L). Of decoders:
+    past_key_values: for each layer keys and values (B, H, P + L, K), then those of encoder states
+    (B, H, S, K) if any; attentions: (B, H, L, P + L); cross_attentions: n of (B, H, L, S).
     """
 
     last_hidden_state: Tensor | None = None
@@ -91,7 +90,7 @@ class EncoderOutput(ModelOutput):
 
 @dataclass(eq=False)
 class MaskedLMOutput(ModelOutput):
-    """Of `EsmForMaskedLM`. loss: () mean over the labels that are not -100; logits: (B, L, V)."""
+    """Output of `EsmForMaskedLM`. loss: (), mean over labels but −100; logits: (B, L, V)."""
 
     loss: Tensor | None = None
     logits: Tensor | None = None
@@ -101,7 +100,7 @@ class MaskedLMOutput(ModelOutput):
 
 @dataclass(eq=False)
 class SequenceClassifierOutput(ModelOutput):
-    """Of `EsmForSequenceClassification`. loss: (); logits: (B, num_labels)."""
+    """Output of `EsmForSequenceClassification`. loss: (); logits: (B, num_labels)."""
 
     loss: Tensor | None = None
     logits: Tensor | None = None
@@ -111,10 +110,9 @@ class SequenceClassifierOutput(ModelOutput):
 
 @dataclass(eq=False)
 class TokenClassifierOutput(ModelOutput):
-    """Of `EsmForTokenClassification`.
+    """Output of `EsmForTokenClassification`.
 
-    loss: () mean over the labels that are not -100; logits: (B, L, num_labels), zeros at masked
-    tokens.
+    loss: (), mean over labels but −100; logits: (B, L, num_labels), zeros at masked tokens.
     """
 
     loss: Tensor | None = None

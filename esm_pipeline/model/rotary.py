@@ -1,7 +1,7 @@
 """Rotary position embedding, half-split order (Su et al. 2021). Peer: fair-esm rotary_embedding.py.
 
-The angles are computed in float32, as the peers do, whatever the model's precision: at position
-1,000 bfloat16 could not tell neighbours apart.
+As in the peers, angles are computed in float32 whatever the model's precision: in bfloat16,
+neighbours at position 1,000 would have the same angle.
 """
 
 from __future__ import annotations
@@ -14,36 +14,36 @@ from typing import Self
 import torch
 from torch import Tensor, nn
 
-BASE = 10_000.0
+ROTARY_BASE = 10_000.0
 
 
 @dataclass(frozen=True)
-class Tables:
-    """Cosine and sine of each token's angles, and the frequencies (K / 2,) they are of."""
+class RotaryTables:
+    """Cosine and sine of each token's angles, and the frequencies that they were computed from."""
 
     cos: Tensor  # (T, 1, K / 2)
     sin: Tensor  # (T, 1, K / 2)
-    frequencies: Tensor
+    frequencies: Tensor  # (K / 2,)
 
     @cached_property
-    def turns(self) -> Tensor:
-        """(T, 1, K / 2) complex numbers of length 1 and each token's angles."""
+    def rotations(self) -> Tensor:
+        """(T, 1, K / 2): complex numbers of length 1 with each token's angles."""
         return torch.complex(self.cos, self.sin)
 
 
 def rotary_frequencies(width: int) -> Tensor:
-    """(K / 2,) radians a position; float32 even for a float64 model: the peers' rounding.
+    """(K / 2,) radians per position; float32 even for a float64 model, to round as the peers do.
 
     A checkpoint may have others: ESM-2's were rounded to float16 in training.
     """
     exponents = torch.arange(0, width, 2, device="cpu").float() / width
-    return 1.0 / BASE**exponents
+    return 1.0 / ROTARY_BASE**exponents
 
 
 class RotaryEmbedding(nn.Module):
-    """The frequencies of one attention, where the reference has them; those of all are the same.
+    """Holder of the frequencies, in each attention as in the reference; all have the same values.
 
-    They are float32 whatever the model is.
+    They stay in float32 when the model changes its precision.
     """
 
     inv_freq: Tensor
@@ -53,7 +53,7 @@ class RotaryEmbedding(nn.Module):
         self.register_buffer("inv_freq", rotary_frequencies(width))
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        """Follow to a device, not to a precision."""
+        """Follow to another device, but not to another precision."""
         device = fn(self.inv_freq).device
         if self.inv_freq.is_meta and device.type != "meta":
             self.inv_freq = rotary_frequencies(2 * len(self.inv_freq))
@@ -61,26 +61,26 @@ class RotaryEmbedding(nn.Module):
         return self
 
 
-def rotary_tables(positions: Tensor, frequencies: Tensor, dtype: torch.dtype) -> Tables:
+def rotary_tables(positions: Tensor, frequencies: Tensor, dtype: torch.dtype) -> RotaryTables:
     """Cosine and sine for `positions` (T,) and `frequencies` (K / 2,).
 
-    In float64 for a float64 model, else in float32.
+    In float64 for a float64 model, otherwise in float32.
     """
     frequencies = frequencies.to(positions.device)
     precise = torch.float64 if dtype == torch.float64 else torch.float32
     angles = torch.outer(positions.to(precise), frequencies.to(precise))
-    return Tables(angles.cos().unsqueeze(1), angles.sin().unsqueeze(1), frequencies)
+    return RotaryTables(angles.cos().unsqueeze(1), angles.sin().unsqueeze(1), frequencies)
 
 
-def rotate(x: Tensor, tables: Tables) -> Tensor:
-    """Turn each pair (i, i + K/2) of `x` (…, T, H, K) by its token's angles."""
+def rotate(x: Tensor, tables: RotaryTables) -> Tensor:
+    """Rotate each pair (i, i + K/2) of `x` (…, T, H, K) by its token's angles."""
     cos, sin = tables.cos, tables.sin
     first, second = x.to(cos.dtype).chunk(2, dim=-1)
-    turned = torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)
-    return turned.to(x.dtype)
+    rotated = torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)
+    return rotated.to(x.dtype)
 
 
-def turn_pairs(x: Tensor, turns: Tensor) -> Tensor:
-    """Turn each pair (2 i, 2 i + 1) of `x` (…, K) by complex `turns` (…, K / 2)."""
-    pairs = torch.view_as_complex(x.to(turns.real.dtype).unflatten(-1, (-1, 2)))
-    return torch.view_as_real(pairs * turns).flatten(-2).to(x.dtype)
+def rotate_pairs(x: Tensor, rotations: Tensor) -> Tensor:
+    """Rotate each pair (2 i, 2 i + 1) of `x` (…, K) by complex `rotations` (…, K / 2)."""
+    pairs = torch.view_as_complex(x.to(rotations.real.dtype).unflatten(-1, (-1, 2)))
+    return torch.view_as_real(pairs * rotations).flatten(-2).to(x.dtype)

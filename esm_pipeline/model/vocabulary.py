@@ -1,4 +1,4 @@
-"""More or fewer tokens for a model. Peer: transformers 4.37.2 `resize_token_embeddings`."""
+"""Resizing the vocabulary of a model. Peer: transformers 4.37.2 `resize_token_embeddings`."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from esm_pipeline.model.config import EsmConfig
 
 
 def resized_rows(old: Tensor, count: int, spread: float) -> nn.Parameter:
-    """(V, …) → (count, …): rows cut off at the end, or added, normal of deviation `spread`."""
+    """(V, …) → (count, …): last rows removed, or random normal ones of deviation `spread` added."""
     if old.shape[0] == count and isinstance(old, nn.Parameter):
         return old
     new = torch.empty(count, *old.shape[1:], dtype=old.dtype, device=old.device)
@@ -21,13 +21,13 @@ def resized_rows(old: Tensor, count: int, spread: float) -> nn.Parameter:
 
 
 def target_count(count: int | None, multiple: int | None, config: EsmConfig) -> int:
-    """How many tokens there should be. Raises InputError if the special ones would not fit."""
+    """The new number of tokens. Raises InputError if special tokens would be lost."""
     wanted = config.vocab_size if count is None else count
     step = 1 if multiple is None else multiple
     for name, value in (("new_num_tokens", wanted), ("pad_to_multiple_of", step)):
         if type(value) is not int or value < 1:
             raise InputError(f"{name} is {value!r}; give a whole number")
-    assert wanted is not None, "a model has a vocabulary"
+    assert wanted is not None, "require_supported() was called"
     wanted += -wanted % step
     for name in ("pad_token_id", "mask_token_id"):
         place = getattr(config, name)

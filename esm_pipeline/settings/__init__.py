@@ -1,23 +1,21 @@
-"""The whole configuration of the workflow: its inputs, its models, and a section for each task.
+"""The configuration of the workflow: its inputs, its models, and a section for each task.
 
-The config file and its JSON schema follow from the class here. No torch: the workflow imports this
-module at every parse.
+The config file and its JSON schema are made from the class `Settings`. No torch: the workflow
+imports this module at every parse.
 """
 
 from __future__ import annotations
 
 import json
 import math
-import os
-import re
 from collections.abc import Mapping
-from pathlib import Path, PurePosixPath
-from typing import Annotated, Any, Literal, NamedTuple, TypeAlias
+from pathlib import PurePosixPath
+from typing import Annotated, Any, Literal, TypeAlias
 
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from esm_pipeline.errors import InputError
-from esm_pipeline.json_files import read_object
+from esm_pipeline.settings.models import Model, file_state, split_revision
 from esm_pipeline.settings.result_names import HEATMAPS, INPUTS, OF_TASK, RECORDS, SCORES, VARIANTS
 from esm_pipeline.settings.samples import (
     Sample,
@@ -29,28 +27,41 @@ from esm_pipeline.settings.samples import (
     sample_name,
 )
 from esm_pipeline.settings.sections import (
+    AS_VALIDATED,
     CLASSIFIERS,
     ClassifySection,
+    CleaningSettings,
     EmbedSettings,
     FoldSection,
+    LabelSettings,
     Name,
     ScoreSection,
     Section,
     ShardSettings,
+    StructureSettings,
+    VariantSettings,
     check,
     digits,
     each_once,
 )
 
-MODEL_FILES = re.compile(
-    r"config\.json|vocab\.txt|tokenizer_config\.json|special_tokens_map\.json|added_tokens\.json"
-    r"|.+\.safetensors(\.index\.json)?|(pytorch|adapter)_model.*\.bin(\.index\.json)?"
-    r"|adapter_config\.json"
-)
-"""Names of the files in a folder that make up a model."""
+__all__ = [
+    "AS_VALIDATED",
+    "MOST_SHARDS",
+    "CleaningSettings",
+    "LabelSettings",
+    "Model",
+    "Settings",
+    "StructureSettings",
+    "VariantSettings",
+    "file_state",
+    "json_schema",
+    "load_settings",
+    "shard_names",
+]
 
 MOST_SHARDS = 100_000
-"""As many as five digits can name."""
+"""As many as five digits can number."""
 
 
 Shards: TypeAlias = Annotated[
@@ -59,30 +70,31 @@ Shards: TypeAlias = Annotated[
 
 
 class Settings(Section):
-    """The whole configuration of the workflow."""
+    """The configuration of the workflow."""
 
-    fasta: Name | None = Field(None, description="a single FASTA input, plain or gzip")
+    fasta: Name | None = Field(None, description="one FASTA file, plain or gzip")
     samples: Name | None = Field(
         None,
-        description="a table (TSV) with columns sample, fasta and, to score them, variants, for "
-        "several inputs",
+        description="for several inputs: a table (TSV) with the columns sample, fasta and, for "
+        "scoring, variants",
     )
     variants: Name | None = Field(
-        None, description="with `fasta`: a table of variants to score, CSV, TSV or Parquet"
+        None, description="with `fasta`: a table of variants to score (CSV, TSV or Parquet)"
     )
-    outdir: Name = Field("results", description="folder that receives all results")
+    outdir: Name = Field("results", description="folder for all results")
     tasks: list[Literal["embed", "score", "classify", "fold"]] = Field(
-        ["embed"], min_length=1, description="tasks to run"
+        ["embed"], min_length=1, description="tasks to run: embed, score, classify, fold"
     )
     model: Name = Field(
-        "demo", description="a hub id, a folder with a checkpoint, a fair-esm file (.pt), or demo"
+        "demo", description="hub id, folder with a checkpoint, fair-esm file (.pt) or demo"
     )
     revision: Name | None = Field(None, description="commit, tag or branch of a hub model")
     shards: Literal["auto"] | Shards = Field(
-        "auto", description="shards of each sample; auto follows from the input's size"
+        "auto",
+        description="shards of each sample; auto: as many as the size of the input needs",
     )
     on_failure: Literal["error", "keep"] = Field(
-        "error", description="when a record failed: end with an error, or accept it"
+        "error", description="if a record failed: error (end with an error) or keep (accept it)"
     )
     shard: ShardSettings = Field(default_factory=ShardSettings, description="validation and shards")
     embed: EmbedSettings = Field(default_factory=EmbedSettings, description="embeddings")
@@ -97,30 +109,32 @@ class Settings(Section):
     @field_validator("outdir")
     @classmethod
     def _plain(cls, value: str) -> str:
-        """The same folder without what Snakemake warns of: `./`, `//` and a `/` at the end."""
+        """Return the folder without `./`, `//` and a final `/`, which Snakemake warns about."""
         return str(PurePosixPath(value))
 
     @model_validator(mode="after")
     def _one_input(self) -> Settings:
         if (self.fasta is None) == (self.samples is None):
-            raise ValueError("give one of 'fasta' (a single input) and 'samples' (a table of them)")
+            raise ValueError("set one of 'fasta' (a single input) and 'samples' (a table of them)")
         if self.variants is not None and self.samples is not None:
-            raise ValueError("'variants' goes with 'fasta'; with 'samples' it is a column of them")
+            raise ValueError(
+                "'variants' goes with 'fasta'; with 'samples' it is a column of that table"
+            )
         if self.variants is not None and "score" not in self.tasks:
-            raise ValueError("'variants' are given, but no task scores them; add score to 'tasks'")
+            raise ValueError("'variants' is set, but no task scores them; add score to 'tasks'")
         return self
 
     def inputs(self) -> dict[str, list[str]]:
-        """FASTA files of each sample, in the order of the table.
+        """Return the FASTA files of each sample, in the order of the table.
 
         Raises InputError for a table, a path or an output folder that cannot be used.
         """
         return {name: sample.fasta for name, sample in self._samples().items()}
 
     def tables(self) -> dict[str, str]:
-        """The table of variants of each sample that has one to be scored.
+        """Return the variant table of each sample that has one, if `score` is a task.
 
-        Raises InputError for a sample of which nothing is to be scored, though `score` is a task.
+        Raises InputError for a sample with nothing to score, although `score` is a task.
         """
         if "score" not in self.tasks:
             return {}
@@ -128,14 +142,14 @@ class Settings(Section):
         for name, sample in samples.items():
             if sample.variants is None and not self.score.saturation:
                 raise InputError(
-                    f"{self.samples or self.fasta}: sample '{name}' has no variants to score; name "
-                    "a table of them, or set score.saturation to score every substitution"
+                    f"{self.samples or self.fasta}: sample '{name}' has no variants to score; "
+                    "give it a variant table, or set score.saturation to score every substitution"
                 )
         found = {name: sample.variants for name, sample in samples.items()}
         return {name: table for name, table in found.items() if table is not None}
 
     def results(self) -> dict[str, list[str]]:
-        """Names of all results of each sample, in its folder, folders among them.
+        """Return the names of all results of each sample, files and folders in its folder.
 
         Raises InputError as the methods above do.
         """
@@ -166,40 +180,39 @@ class Settings(Section):
         return samples
 
     def models(self) -> dict[str, Model]:
-        """The models of all tasks, by the names of the files that tell which they are.
+        """Return the models of all tasks, by the names of their model files.
 
-        Raises InputError for a local one whose files have names that cannot be used.
+        Raises InputError for a local model whose files have unusable names.
         """
+        own = {"fold": self._fold_model(), "classify": self.classify.own_model("classify")}
         found: dict[str, Model] = {}
         for task in self.tasks:
-            ensemble = getattr(getattr(self, task), "models", {})
-            for label, name in ensemble.items():
-                found[f"models/{label}.json"] = Model(*parted(name), [task])
-            if own := self._own_model(task):
-                found[f"{task}_model.json"] = own
-            elif not ensemble:
-                one = found.setdefault("model.json", Model(self.model, self.revision, []))
-                one.tasks.append(task)
+            if task == "score" and self.score.models:
+                for label, name in self.score.models.items():
+                    found[f"models/{label}.json"] = Model(*split_revision(name), [task])
+            elif model := own.get(task):
+                found[f"{task}_model.json"] = model
+            else:
+                common = found.setdefault("model.json", Model(self.model, self.revision, []))
+                common.tasks.append(task)
         for model in found.values():
             for file in model.files():
                 require_usable(file, "model")
         return found
 
-    def _own_model(self, task: str) -> Model | None:
-        """The model of one task, where it is another than that of all."""
-        section = getattr(self, task)
-        name = getattr(section, "model", None)
-        if task == "fold" and (name or self.model) == "demo":
-            return Model("demo-fold", None, [task])
-        return Model(name, section.revision, [task]) if name else None
+    def _fold_model(self) -> Model | None:
+        """Return the model of `fold`, if it differs from the model of all tasks."""
+        if (self.fold.model or self.model) == "demo":  # which has no folding part
+            return Model("demo-fold", None, ["fold"])
+        return self.fold.own_model("fold")
 
     def shard_count(self, files: list[str]) -> int:
-        """Shards of a sample: as set, or from the size of its files in bytes."""
+        """Return the number of shards of a sample: as set, or from the size of its files."""
         letters = 3 if self.shard.nucleotides == "translate" else 1
         return self._shards(files, letters * self.shard.residues)
 
     def table_shard_count(self, table: str) -> int:
-        """Shards of a table of variants."""
+        """Return the number of shards of a variant table."""
         return self._shards([table], self.score.table_bytes)
 
     def _shards(self, files: list[str], size: int) -> int:
@@ -208,9 +221,9 @@ class Settings(Section):
         return min(MOST_SHARDS, max(1, math.ceil(sum(map(expanded_size, files)) / size)))
 
     def classified(self) -> str:
-        """What `classify` classifies: "sequences" or "residues".
+        """Return what `classify` classifies: "sequences" or "residues".
 
-        Raises InputError if that is to follow from the model and is not known before a job runs.
+        Raises InputError if the model decides and is not known before a job runs.
         """
         if self.classify.of != "auto":
             return self.classify.of
@@ -219,83 +232,21 @@ class Settings(Section):
             if name in CLASSIFIERS:
                 return CLASSIFIERS[name]
         raise InputError(
-            f"classify.of: no config.json at hand says what model '{model.name}' classifies; set "
-            "it to sequences or residues, and classify.model to a checkpoint with a classifier"
+            f"classify.of: no local config.json says what model '{model.name}' classifies; set it "
+            "to sequences or residues, and classify.model to a checkpoint with a classifier"
         )
 
 
-class Model(NamedTuple):
-    """A model of the run, and the tasks that run it."""
-
-    name: str
-    revision: str | None
-    tasks: list[str]
-
-    def files(self) -> list[str]:
-        """Its files, if it lies on this machine; none of the hub's and of the demo."""
-        path = Path(os.path.expanduser(self.name))
-        if self.name in ("demo", "demo-fold") or not path.exists():
-            return []
-        if path.is_file():
-            beside = path.with_name(f"{path.stem}-contact-regression{path.suffix}")
-            found = [file for file in (path, beside) if file.is_file()]
-        else:
-            found = [file for file in path.iterdir() if MODEL_FILES.fullmatch(file.name)]
-        return [*sorted(map(str, found)), *self.base_files(path / "adapter_config.json")]
-
-    def base_files(self, adapter: Path) -> list[str]:
-        """The files of the model that an adapter is of, if it names one on this machine."""
-        try:
-            name = read_object(adapter)["base_model_name_or_path"]
-            base = Path(os.path.expanduser(name))
-            if (base / adapter.name).exists():  # of another adapter, which is told later
-                return []
-            return Model(name, None, []).files()
-        except (OSError, ValueError, KeyError, TypeError):
-            return []
-
-    def architectures(self) -> list[str]:
-        """What its config.json says it is; nothing if it does not, or is not on this machine."""
-        try:
-            path = Path(os.path.expanduser(self.name)) / "config.json"
-            told = read_object(path)["architectures"]
-        except (OSError, ValueError, KeyError, TypeError):
-            return []
-        return [name for name in told if isinstance(name, str)] if isinstance(told, list) else []
-
-    def flags(self) -> list[str]:
-        """It as flags of the command line."""
-        revision = [f"--revision={self.revision}"] if self.revision else []
-        return [f"--model={self.name}", *revision]
-
-
-def parted(model: str) -> tuple[str, str | None]:
-    """Name and revision of a model that is told as `name@revision`, or as a name alone."""
-    name, at, revision = model.rpartition("@")
-    if not (name and at and revision) or os.path.exists(os.path.expanduser(model)):
-        return model, None
-    return name, revision
-
-
 def shard_names(count: int) -> list[str]:
-    """Names of a sample's shards, `00000` to `count` - 1: their files add a suffix."""
+    """Return the names of a sample's shards, `00000` to `count` - 1, without a suffix."""
     return [f"{number:05d}" for number in range(count)]
 
 
-def file_state(file: str) -> tuple[str, int, int]:
-    """Name, bytes and time of the last change (ns): what tells a file from another in its place.
-
-    Being newer does not, for the one that takes the place may be the older of the two.
-    """
-    facts = os.stat(file)
-    return Path(file).name, facts.st_size, facts.st_mtime_ns
-
-
 def load_settings(config: Mapping[str, Any], source: str = "config") -> Settings:
-    """Check a parsed config file. Raises InputError with every problem on a line of its own."""
+    """Check a parsed config file. Raises InputError with one line for each problem."""
     return check(Settings, config, source)
 
 
 def json_schema() -> str:
-    """JSON schema of the config file."""
+    """Return the JSON schema of the config file."""
     return json.dumps(Settings.model_json_schema(), indent=2) + "\n"

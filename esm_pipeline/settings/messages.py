@@ -1,4 +1,4 @@
-"""What pydantic found wrong with a group of settings, in the words of the config file."""
+"""Turn pydantic's validation errors into messages that name keys of the config file, or flags."""
 
 from __future__ import annotations
 
@@ -10,48 +10,48 @@ from typing import Any, TypeAlias, get_origin
 from pydantic import BaseModel
 
 Place: TypeAlias = list[int | str]
-"""The keys, and places in lists, that lead to a value."""
+"""The keys and list positions that lead to a value."""
 
 KINDS = {"boolean": "true or false", "object": "keys with values"}
-"""What some types of a JSON schema are called."""
+"""Plain words for some types of a JSON schema."""
 
-SHOWN = reprlib.Repr()
-SHOWN.maxstring = SHOWN.maxother = 80
-"""Values are told on one line, long ones cut."""
+SHORT = reprlib.Repr()
+SHORT.maxstring = SHORT.maxother = 80
+"""Shows a value on one line, long ones shortened."""
 
 
 def explain(section: type[BaseModel], problem: Mapping[str, Any]) -> str:
-    """One line on one pydantic problem: the key, its value, what it should be."""
+    """Describe one pydantic error on one line: the key, its value, what it should be."""
     place = place_of(section, problem["loc"])
     key, value, kind = ".".join(map(str, place)), problem["input"], problem["type"]
     if kind in ("extra_forbidden", "invalid_key"):
-        return f"unknown key {SHOWN.repr(key)}; {nearest(section, place)}"
+        return f"unknown key {SHORT.repr(key)}; {nearest(section, place)}"
     if kind == "value_error":
         message = problem["msg"].removeprefix("Value error, ")
-        return f"'{key}' = {SHOWN.repr(value)}: {message}" if key else message
+        return f"'{key}' = {SHORT.repr(value)}: {message}" if key else message
     if not place:
-        return f"{SHOWN.repr(value)}: should be keys with values, such as 'fasta: my.fasta'"
+        return f"{SHORT.repr(value)}: should be keys with values, such as 'fasta: my.fasta'"
     if kind == "string_unicode":
-        return f"'{key}' = {SHOWN.repr(value)}: should be UTF-8; rename it"
-    return f"'{key}' = {SHOWN.repr(value)}: should be {expectation(section, place, value)}"
+        return f"'{key}' = {SHORT.repr(value)}: should be UTF-8; rename it"
+    return f"'{key}' = {SHORT.repr(value)}: should be {expectation(section, place, value)}"
 
 
-def as_flags(section: type[BaseModel], place: Place, told: str) -> str:
-    """What is `told` of the value at `place`, or of several values, with keys called as flags."""
+def with_flags(section: type[BaseModel], place: Place, message: str) -> str:
+    """Return the message on the value at `place`, or on several, with flags in place of keys."""
     if place:
-        return told.replace(f"'{'.'.join(map(str, place))}'", flag(str(place[0])), 1)
+        return message.replace(f"'{'.'.join(map(str, place))}'", flag(str(place[0])), 1)
     for name in section.model_fields:
-        told = told.replace(f"'{name}'", flag(name))
-    return told
+        message = message.replace(f"'{name}'", flag(name))
+    return message
 
 
 def flag(name: str) -> str:
-    """The flag of a setting: `--position-col` of `position_col`."""
+    """Return the flag of a setting: `--position-col` for `position_col`."""
     return "--" + name.replace("_", "-")
 
 
 def place_of(section: type[BaseModel], loc: Sequence[int | str]) -> Place:
-    """The place of a problem; what pydantic itself adds for a union is left out."""
+    """Return the place of an error, without the parts that pydantic adds for a union."""
     inside: type[BaseModel] | None = section
     place: Place = []
     keyed = False
@@ -65,20 +65,20 @@ def place_of(section: type[BaseModel], loc: Sequence[int | str]) -> Place:
 
 
 def is_keyed(section: type[BaseModel], name: int | str) -> bool:
-    """Whether the field `name` of `section` is keys of any name with values."""
+    """Whether the field `name` of `section` is a dict with free keys."""
     field = section.model_fields.get(str(name))
     return field is not None and get_origin(field.annotation) is dict
 
 
 def nested(section: type[BaseModel], name: int | str) -> type[BaseModel] | None:
-    """The class of the group that is the field `name` of `section`, None if that is a value."""
+    """Return the class of the field `name` of `section` if that is a section, else None."""
     field = section.model_fields.get(str(name))
     kind = field.annotation if field else None
     return kind if isinstance(kind, type) and issubclass(kind, BaseModel) else None
 
 
 def nearest(section: type[BaseModel], place: Place) -> str:
-    """What an unknown key may have meant: one beside it, or of its name elsewhere."""
+    """Suggest a key for an unknown one: a similar key, or the same name in another section."""
     *groups, name = map(str, place)
     inside = section
     for part in groups:
@@ -91,7 +91,7 @@ def nearest(section: type[BaseModel], place: Place) -> str:
 
 
 def keys(section: type[BaseModel], prefix: str = "") -> Iterator[str]:
-    """Every key of `section`, those of the groups in it with their names before them."""
+    """Yield every key of `section`, dotted for the keys of sections in it."""
     for name in section.model_fields:
         yield prefix + name
         if inner := nested(section, name):
@@ -99,13 +99,13 @@ def keys(section: type[BaseModel], prefix: str = "") -> Iterator[str]:
 
 
 def expectation(section: type[BaseModel], place: Place, value: Any) -> str:
-    """What the value at `place` should be, and how `value` becomes that where it is near."""
+    """Return what the value at `place` should be and, if `value` is close, how to correct it."""
     *groups, name = (part for part in place if isinstance(part, str))
     for part in groups:
         section = nested(section, part) or section
     if inner := nested(section, name):
         example = next(iter(inner.model_fields))
-        return f"keys with values, such as '{example}'; put some below it, or leave it out"
+        return f"keys with values, such as '{example}'; write some below it, or leave it out"
     if groups and is_keyed(section, groups[-1]):
         name = groups[-1]
     schema = section.model_json_schema()["properties"][name]
@@ -116,14 +116,14 @@ def expectation(section: type[BaseModel], place: Place, value: Any) -> str:
         default = section.model_fields[name].get_default(call_default_factory=True)
         return f"{wanted}; leave it out" + (f" for {default!r}" if default else "")
     if schema.get("type") == "array" and not isinstance(value, dict):
-        return f"{wanted}; put one in it" if value == [] else f"{wanted}; write [{value}]"
+        return f"{wanted}; add an item" if value == [] else f"{wanted}; write [{value}]"
     if wanted == "text" and not isinstance(value, (str, list, dict)):
         return f"{wanted}; put it in quotes, in the config file"
     return wanted
 
 
 def in_words(schema: Mapping[str, Any]) -> str:
-    """What a JSON schema accepts."""
+    """Describe the values that a JSON schema accepts."""
     if "anyOf" in schema:
         return " or ".join(in_words(one) for one in schema["anyOf"] if one.get("type") != "null")
     for kind in ("const", "enum", "examples"):

@@ -1,4 +1,4 @@
-"""The input of the workflow: the table of samples, and which paths it can work with.
+"""The input of the workflow: the sample table, and the checks of all its paths.
 
 No torch: the workflow imports this through the settings at every parse.
 """
@@ -23,30 +23,30 @@ OPTIONAL = "variants"
 SAMPLE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 FASTA_SUFFIX = re.compile(r"(\.(fasta|fa|faa|fas|pep|txt))?(\.gz)?$", re.IGNORECASE)
 GZIP_MAGIC = b"\x1f\x8b"
-GZIP_EXPANSION = 2  # bytes of protein FASTA behind one compressed byte, about
+GZIP_EXPANSION = 2  # approximate bytes of protein FASTA in one compressed byte
 
 NO_TABLE = (
     (b"\xff\xfe", "UTF-16 text, as spreadsheets write it; save it as UTF-8"),
     (b"\xfe\xff", "UTF-16 text, as spreadsheets write it; save it as UTF-8"),
     (b"PK\x03\x04", "a spreadsheet or an archive; export it as tab-separated text"),
 )
-"""How a file that is no table may begin, and what that is."""
+"""The first bytes of files that are not tables, and what these files are."""
 
 REFUSED = re.compile(
     "(?P<brace>[{}<>])|(?P<control>[\0-\x1f\x7f-\x9f\u2028\u2029])|[\ud800-\udfff]"
 )
-"""Characters that cannot stand in a path of the workflow."""
+"""Characters that a path in the workflow cannot contain."""
 
 
 class Sample(NamedTuple):
-    """FASTA files of a sample, and its table of variants."""
+    """The FASTA files of a sample and its variant table."""
 
     fasta: list[str]
     variants: str | None = None
 
 
 def sample_name(fasta: str) -> str:
-    """The name of a single input's sample: its file name, without the suffix."""
+    """Return the sample name of a single input: its file name without the suffix."""
     name = FASTA_SUFFIX.sub("", Path(fasta).name)
     cleaned = re.sub(r"[^A-Za-z0-9._-]+", "_", name).strip("._-")[:100]
     if not cleaned or is_taken(cleaned, TOP):
@@ -55,9 +55,10 @@ def sample_name(fasta: str) -> str:
 
 
 def read_samples(table: str) -> dict[str, Sample]:
-    """Read the sample table: columns `sample`, `fasta` and perhaps `variants`.
+    """Read the sample table: columns `sample`, `fasta` and, optionally, `variants`.
 
-    Several rows of a sample add FASTA files. Raises InputError with the line for anything unusable.
+    Several rows of one sample list several FASTA files. Raises InputError, with the line number,
+    for anything unusable.
     """
     samples: dict[str, Sample] = {}
     folded: dict[str, str] = {}
@@ -72,12 +73,12 @@ def read_samples(table: str) -> dict[str, Sample]:
                 "a folder on some systems; rename one"
             )
         if not fasta:
-            raise InputError(f"{place}: sample '{sample}' has no fasta; name its file")
+            raise InputError(f"{place}: sample '{sample}' has no fasta; add the path of its file")
         require_usable(fasta, place)
         first = places.setdefault((sample, os.path.realpath(fasta)), number)
         if first != number:
             raise InputError(
-                f"{place}: sample '{sample}' lists {fasta} twice, in line {first} as well; remove "
+                f"{place}: sample '{sample}' lists {fasta} twice, also in line {first}; remove "
                 "one row"
             )
         known = samples.setdefault(sample, Sample([]))
@@ -87,7 +88,7 @@ def read_samples(table: str) -> dict[str, Sample]:
             require_usable(variants, place)
         if variants and known.variants not in (None, variants):
             raise InputError(
-                f"{place}: sample '{sample}' has two tables of variants; join them, or make it two "
+                f"{place}: sample '{sample}' has two variant tables; join them, or make it two "
                 "samples"
             )
     if not samples:
@@ -96,7 +97,7 @@ def read_samples(table: str) -> dict[str, Sample]:
 
 
 def require_sample_name(sample: str, place: str) -> None:
-    """Raise InputError unless `sample` can name a folder in the output folder."""
+    """Raise InputError unless `sample` can be the name of a folder in the output folder."""
     if not SAMPLE_NAME.fullmatch(sample):
         raise InputError(
             f"{place}: sample name {sample[:120]!a} cannot name a folder; use up to 100 letters, "
@@ -104,13 +105,13 @@ def require_sample_name(sample: str, place: str) -> None:
         )
     if is_taken(sample, TOP):
         raise InputError(
-            f"{place}: '{sample}' is a name of the workflow's own in the output folder; "
+            f"{place}: the workflow itself uses the name '{sample}' in the output folder; "
             "rename the sample"
         )
 
 
 def read_rows(table: str) -> Iterator[tuple[int, str, str, str]]:
-    """Line number, sample, FASTA file and variants of each row of the table that is not blank."""
+    """Yield line number, sample, FASTA file and variant table of each row that is not blank."""
     lines = re.split("\r\n|\r|\n", read_text(table))
     columns = cells_of(lines[0], f"{table}:1")
     require_columns(columns, f"{table}:1")
@@ -123,14 +124,14 @@ def read_rows(table: str) -> Iterator[tuple[int, str, str, str]]:
         if any(cells[len(columns) :]):
             raise InputError(
                 f"{table}:{number}: {len(cells)} cells, but {len(columns)} columns; remove a tab, "
-                "or name the column"
+                "or add a column name"
             )
-        cells += [""] * (len(columns) + 1)  # the last one stands for a column that is not there
+        cells += [""] * (len(columns) + 1)  # the last cell stands for a missing column
         yield number, cells[sample], cells[fasta], cells[variants]
 
 
 def read_text(table: str) -> str:
-    """The text of the table, plain or gzip. Raises InputError if it is none."""
+    """Return the text of the table, plain or gzip. Raises InputError if it is not text."""
     try:
         content = Path(table).read_bytes()
         if content.startswith(GZIP_MAGIC):
@@ -149,18 +150,18 @@ def read_text(table: str) -> str:
 
 
 def cells_of(line: str, place: str) -> list[str]:
-    """The cells of one line, white space around them dropped. Raises InputError for odd quotes."""
+    """Return the cells of one line, stripped. Raises InputError for unbalanced quotes."""
     try:
         return [cell.strip() for cell in next(csv.reader([line], "excel-tab", strict=True), [])]
     except csv.Error:
         raise InputError(
-            f"{place}: a cell begins with '\"' and does not end with one; a cell in quotes ends on "
-            "its line, and a '\"' within it is written twice"
+            f"{place}: a cell begins with '\"' but does not end with one; close the quotes on the "
+            "same line, and write a '\"' inside them twice"
         ) from None
 
 
 def require_columns(columns: list[str], place: str) -> None:
-    """Raise InputError unless the columns that the table needs are among `columns`, once each."""
+    """Raise InputError unless `columns` has each required column exactly once."""
     wanted = "the table is tab-separated, with the columns sample and fasta"
     for name in (*COLUMNS, OPTIONAL):
         if columns.count(name) > 1:
@@ -171,18 +172,18 @@ def require_columns(columns: list[str], place: str) -> None:
 
 
 def require_usable(path: str, place: str) -> None:
-    """Raise InputError, telling `place`, if the workflow cannot work with `path`."""
+    """Raise InputError, naming `place`, if the workflow cannot work with `path`."""
     if found := REFUSED.search(path):
-        remedy = "rename it, or make a link to it without them"
+        remedy = "rename it, or make a link without these characters"
         what = {
-            "brace": "braces and angle brackets in a path would be taken for a wildcard",
-            "control": "line breaks and control characters cannot stand in a path",
-        }.get(found.lastgroup or "", "a path has to be UTF-8")
+            "brace": "Snakemake reads braces and angle brackets in a path as wildcards",
+            "control": "a path cannot contain line breaks or control characters",
+        }.get(found.lastgroup or "", "a path must be UTF-8")
         raise InputError(f"{place}: {path!a}: {what}; {remedy}")
 
 
 def require_apart(samples: Mapping[str, Sample], outdir: str) -> None:
-    """Raise InputError for an input where the workflow writes or removes files itself."""
+    """Raise InputError for an input in a place where the workflow writes or removes files."""
     root = Path(os.path.realpath(outdir))
     inputs = [file for sample in samples.values() for file in (*sample.fasta, sample.variants)]
     for file in filter(None, inputs):
@@ -199,8 +200,11 @@ def require_apart(samples: Mapping[str, Sample], outdir: str) -> None:
 
 
 def require_folder(outdir: str) -> None:
-    """Raise InputError if `outdir` is no folder of its own, and cannot become one."""
-    for taken, what in (("/", "the root of the file system"), (".", "where Snakemake runs")):
+    """Raise InputError unless `outdir` is, or can become, a folder for the results alone."""
+    for taken, what in (
+        ("/", "the root of the file system"),
+        (".", "the folder where Snakemake runs"),
+    ):
         if os.path.normpath(outdir).replace("//", "/") == taken:
             raise InputError(f"outdir '{outdir}': {what}; name a folder in it, such as results")
     path = Path(outdir)
@@ -210,11 +214,13 @@ def require_folder(outdir: str) -> None:
 
 
 def expanded_size(file: str) -> int:
-    """Bytes of `file`, or about as many as it has behind its compression. Raises InputError."""
+    """Return the size of `file` in bytes, if compressed an estimate. Raises InputError."""
     try:
         status = os.stat(file)
         if not stat.S_ISREG(status.st_mode) and not stat.S_ISDIR(status.st_mode):
-            raise InputError(f"{file}: not a regular file; the workflow reads its input twice")
+            raise InputError(
+                f"{file}: not a regular file; use one, since the workflow reads its input twice"
+            )
         with open(file, "rb") as handle:
             packed = handle.read(2) == GZIP_MAGIC
     except FileNotFoundError:

@@ -1,14 +1,13 @@
-"""The groups of settings: what each task can be told.
+"""The settings of each task, as classes.
 
-Flags of the command line and parameters of the workflow's rules follow from the classes here, and
-so do the sections of the config file. No torch: the workflow imports this at every parse.
+The flags of the command line, the parameters of the workflow's rules and the sections of the config
+file are all made from these classes. No torch: the workflow imports this module at every parse.
 """
 
 from __future__ import annotations
 
 import re
-import shlex
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Self, TypeAlias, TypeVar
 
 from pydantic import (
@@ -23,13 +22,14 @@ from pydantic import (
 )
 
 from esm_pipeline.errors import InputError
-from esm_pipeline.settings.messages import as_flags, explain, place_of
+from esm_pipeline.settings.messages import explain, place_of, with_flags
+from esm_pipeline.settings.models import Model
 
 EXECUTION: dict[str, Any] = {"execution": True}
-"""Marks a field that changes how a result is computed, never the result: it reruns nothing."""
+"""Marks a field that changes how a result is computed but not the result: it reruns nothing."""
 
 COMMAND_LINE = "command line"
-"""The source of settings that are flags, and told as such."""
+"""The source of settings given as flags; error messages then name flags, not keys."""
 
 MOST_THREADS = 1024
 MOST_LETTERS = 2_000_000_000
@@ -37,55 +37,55 @@ STANDARD_CODE = 11
 DIGITS = re.compile("[+-]?[0-9]{1,18}")
 CONTROL = re.compile("[\0-\x1f\x7f-\x9f\u2028\u2029]")
 LABEL = re.compile("[A-Za-z0-9._-]{1,100}")
-"""What a part of a column's name, and of a file's, can be made of."""
+"""A text that can be part of a column name and of a file name."""
 
 
 def digits(value: Any) -> Any:
-    """A whole number written as text, as on a command line, as a number; else `value`."""
+    """Turn a whole number written as text into an int; return any other `value` unchanged."""
     return int(value) if isinstance(value, str) and DIGITS.fullmatch(value) else value
 
 
-def no_truth(value: Any) -> Any:
-    """`value`, or ValueError for true and false, which Python takes for numbers."""
+def not_boolean(value: Any) -> Any:
+    """Return `value`. Raises ValueError for true and false, which Python takes for numbers."""
     if isinstance(value, bool):
         raise ValueError("should be a number")
     return value
 
 
 def printable(value: str) -> str:
-    """`value`, or ValueError if a path or a name cannot have its characters."""
+    """Return `value`. Raises ValueError if it has characters that no path or name can have."""
     if CONTROL.search(value):
-        raise ValueError("has a line break or control character; remove it")
+        raise ValueError("contains a line break or control character; remove it")
     return value
 
 
 def each_once(value: list[Any]) -> list[Any]:
-    """`value`, or ValueError if it has something twice."""
+    """Return `value`. Raises ValueError if an item appears twice."""
     if any(one in value[:place] for place, one in enumerate(value)):
-        raise ValueError("names something twice; remove one")
+        raise ValueError("contains a duplicate; remove one")
     return value
 
 
 def labels(value: dict[str, str]) -> dict[str, str]:
-    """`value`, or ValueError if a key cannot be a part of the names of a column and of a file."""
+    """Return `value`. Raises ValueError for a key that cannot be part of a column or file name."""
     for label in value:
         if not LABEL.fullmatch(label):
             raise ValueError(
-                f"label {label[:120]!a} should have letters, digits, '.', '_' and '-' only"
+                f"label {label[:120]!a} may contain only letters, digits, '.', '_' and '-'"
             )
         if sum(label.lower() == other.lower() for other in value) > 1:
-            raise ValueError(f"label '{label}' stands twice, but for its case; rename one")
+            raise ValueError(f"label '{label}' appears twice (differing only in case); rename one")
     return value
 
 
 def known_code(value: int) -> int:
-    """`value`, or ValueError if the NCBI has no genetic code of that number."""
+    """Return `value`. Raises ValueError if the NCBI has no genetic code with that number."""
     if value != STANDARD_CODE:
         from Bio.Data import CodonTable
 
         if value not in CodonTable.unambiguous_dna_by_id:
             known = ", ".join(map(str, sorted(CodonTable.unambiguous_dna_by_id)))
-            raise ValueError(f"no genetic code of the NCBI; choose one of {known}")
+            raise ValueError(f"not the number of an NCBI genetic code; choose one of {known}")
     return value
 
 
@@ -102,80 +102,80 @@ class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", validate_default=True)
 
     def part(self, kind: type[S]) -> S:
-        """The settings that are of `kind`, a base of this section."""
+        """Return the settings of this section that its base class `kind` defines."""
         return kind.model_validate(self.model_dump(include=set(kind.model_fields)))
 
 
 class CleaningSettings(Section):
-    """What happens to unusual letters in a sequence."""
+    """What to do with unusual letters in a sequence."""
 
     unknown_residues: Literal["replace", "skip"] = Field(
-        "replace", description="J, which no model knows: replace it by X, or skip the record"
+        "replace", description="J, which no model knows: replace it with X, or skip the record"
     )
     internal_stops: Literal["skip", "replace"] = Field(
-        "skip", description="a '*' inside a sequence: skip the record, or replace it by X"
+        "skip", description="stop '*' inside a sequence: skip the record, or replace it with X"
     )
     gaps: Literal["skip", "remove"] = Field(
-        "skip", description="'-' and '.' in a sequence: skip the record, or remove the gaps"
+        "skip", description="gaps '-' and '.' in a sequence: skip the record, or remove the gaps"
     )
     nucleotides: Literal["refuse", "translate", "keep"] = Field(
         "refuse",
-        description="DNA or RNA: skip the record, and stop where most of a file is that; translate "
-        "coding sequences; or keep the letters as residues",
+        description="DNA or RNA: refuse it (skip the record, and stop if most of a file is "
+        "nucleotides), translate coding sequences, or keep the letters as residues",
     )
     genetic_code: Annotated[Whole, AfterValidator(known_code)] = Field(
         STANDARD_CODE,
-        description="the NCBI's number of the genetic code by which coding sequences are "
-        "translated; 11 is that of bacteria, archaea and plastids",
+        description="NCBI number of the genetic code used to translate coding sequences; 11: "
+        "bacteria, archaea and plastids",
     )
     max_letters: Whole = Field(
         100_000,
         gt=0,
         le=MOST_LETTERS,
-        description="most letters of a record, which is else skipped; three times as many where "
-        "coding sequences are translated",
+        description="longest record, in letters; a longer one is skipped; three times as many "
+        "letters if nucleotides are translated",
     )
 
 
 AS_VALIDATED = {"nucleotides": "keep", "max_letters": MOST_LETTERS}
-"""Values of CleaningSettings under which what `shard` wrote is read as it stands."""
+"""Values of CleaningSettings with which the output of `shard` is read unchanged."""
 
 
 class ShardSettings(CleaningSettings):
     """How an input is validated and cut into shards."""
 
     residues: Whole = Field(
-        2_000_000, gt=0, description="residues in one shard, about, where `shards` is auto"
+        2_000_000, gt=0, description="residues in a shard, roughly, if `shards` is auto"
     )
 
 
 class ComputeSettings(Section):
-    """What every task that runs a model has."""
+    """The settings of every task that runs a model."""
 
     dtype: Literal["float32", "bfloat16", "int8"] = Field(
         "float32",
-        description="precision the model computes in; int8, its layers in 8 bits, is for the CPU",
+        description="precision: float32, bfloat16 or int8 (8-bit layers, for CPUs)",
     )
     device: str = Field(
         "auto",
         pattern=r"^(auto|cpu|mps|cuda(:[0-9]{1,3})?)$",
         examples=["auto", "cpu", "cuda", "cuda:0", "mps"],
-        description="auto, cpu, cuda, cuda:N or mps; auto takes a GPU where there is one",
+        description="auto, cpu, cuda, cuda:N or mps; auto uses a GPU if there is one",
         json_schema_extra=EXECUTION,
     )
     token_budget: Whole = Field(
-        16_384, gt=0, description="most tokens computed at a time", json_schema_extra=EXECUTION
+        16_384, gt=0, description="most tokens in one batch", json_schema_extra=EXECUTION
     )
     threads: Whole = Field(
         0,
         ge=0,
         le=MOST_THREADS,
-        description="CPU threads of one job; 0 takes every core it may use",
+        description="CPU threads of one job; 0: every core that the job may use",
         json_schema_extra=EXECUTION,
     )
 
     def computing(self) -> ComputeSettings:
-        """What a job that runs a model is told."""
+        """Return the settings that a job that runs the model needs."""
         return self
 
 
@@ -183,18 +183,20 @@ class EmbedSettings(ComputeSettings):
     """What `embed` computes."""
 
     layers: list[Layer] = Field(
-        [-1], min_length=1, description="layers to store: 0 (embedding) to n; -1 is the last"
+        [-1],
+        min_length=1,
+        description="layers to store: 0 (embedding) to n; -1 is the last",
     )
     include: list[Literal["mean", "residue", "bos", "contacts"]] = Field(
-        ["mean"], min_length=1, description="what to store of each sequence"
+        ["mean"], min_length=1, description="what to store: any of mean, residue, bos, contacts"
     )
     residue_dtype: Literal["float16", "float32"] = Field(
-        "float16", description="precision in which residue representations are stored"
+        "float16", description="precision of the stored residue representations: float16 or float32"
     )
     long: Literal["auto", "skip", "truncate", "full"] = Field(
         "auto",
-        description="sequences longer than the position table; auto: skip them (ESM-1b, ESM-1v), "
-        "or full for rotary models (ESM-2), which have no table",
+        description="sequences longer than the position table: skip, truncate, full or auto (skip; "
+        "full for models without a table, such as ESM-2)",
     )
 
     _each_once = field_validator("layers", "include")(each_once)
@@ -204,54 +206,56 @@ class VariantSettings(Section):
     """How a table of variants is read."""
 
     mutation_col: Name = Field(
-        "mutant", description="column of mutations, such as A42G or A42G:T50K"
+        "mutant", description="column with the mutations, such as A42G or A42G:T50K"
     )
     offset: Whole = Field(
         0,
         ge=-1_000_000,
         le=1_000_000,
-        description="what is added to residue numbers in the mutations: residue 1 + offset is the "
-        "first of the protein",
+        description="difference between the residue numbers of the table and of the protein: the "
+        "first residue of the protein has the number 1 + offset",
     )
     mutated_sequence_col: Name | None = Field(
-        None, description="column of mutated sequences, read in place of mutations"
+        None, description="column with whole mutated sequences, read instead of mutations"
     )
     position_col: Name | None = Field(
         None,
-        description="column of residue numbers, read with `mutant_aa_col` in place of mutations, "
-        "such as VEP's Protein_position",
+        description="column with residue numbers, read together with `mutant_aa_col` instead of "
+        "mutations, such as VEP's Protein_position",
     )
     mutant_aa_col: Name | None = Field(
-        None, description="column of mutant residues; or of both, as A/V, such as VEP's Amino_acids"
+        None,
+        description="column with the mutant residue, or with wild type and mutant as A/V, "
+        "such as VEP's Amino_acids",
     )
     wild_type_aa_col: Name | None = Field(
-        None, description="column of wild-type residues, where `mutant_aa_col` does not have them"
+        None, description="column with the wild-type residue, if `mutant_aa_col` has none"
     )
     protein_col: Name | None = Field(
         None,
-        description="column that names the protein of each row, by its id, accession or gene in "
-        "the FASTA; by default 'protein', where there is one",
+        description="column with the protein of each row: its id, accession or gene in the FASTA; "
+        "by default 'protein', if there is such a column",
     )
     protein: Name | None = Field(
         None,
-        description="the one protein that all rows are of, by its id in the FASTA; with "
-        "`protein_col`, rows of others are skipped",
+        description="id in the FASTA of the one protein that all rows belong to; with "
+        "`protein_col`, rows of other proteins are skipped",
     )
     sequence_col: Name | None = Field(
-        None, description="column of wild types, read in place of a FASTA"
+        None, description="column with wild-type sequences, read instead of a FASTA"
     )
 
     @model_validator(mode="after")
     def _columns(self) -> Self:
         if (self.position_col is None) != (self.mutant_aa_col is None):
-            raise ValueError("'position_col' and 'mutant_aa_col' go together; set both or none")
+            raise ValueError("'position_col' and 'mutant_aa_col' go together; set both or neither")
         if self.wild_type_aa_col is not None and self.position_col is None:
             raise ValueError(
                 "'wild_type_aa_col' needs 'position_col' and 'mutant_aa_col'; set them"
             )
         if self.position_col is not None and self.mutated_sequence_col is not None:
             raise ValueError(
-                "'position_col' and 'mutated_sequence_col' are two ways to say the same; choose one"
+                "'position_col' and 'mutated_sequence_col' exclude each other; choose one"
             )
         return self
 
@@ -263,39 +267,40 @@ class StrategySettings(ComputeSettings):
         "masked_marginal", "masked_marginal_joint", "wt_marginal", "pseudo_log_likelihood"
     ] = Field(
         "masked_marginal",
-        description="each mutated residue masked alone, all of a variant at once, none, or the "
-        "likelihoods of whole sequences",
+        description="masked_marginal (each mutated residue masked alone), masked_marginal_joint "
+        "(all of a variant masked together), wt_marginal (nothing masked) or "
+        "pseudo_log_likelihood (of the whole sequence)",
     )
     long: Literal["auto", "skip", "truncate", "window", "full"] = Field(
         "auto",
-        description="proteins longer than the position table; auto: skip them (ESM-1b, ESM-1v), "
-        "or full for rotary models (ESM-2); window: as ProteinGym does",
+        description="proteins longer than the position table: skip, truncate, window (as "
+        "ProteinGym does), full or auto (skip; full for models without a table, such as ESM-2)",
     )
     window: Whole = Field(
-        1024, ge=8, description="tokens in a window, where `long` is window; at most the table's"
+        1024,
+        ge=8,
+        description="tokens in a window if `long` is window; at most the length of the table",
     )
 
 
 class ScoreSettings(VariantSettings, StrategySettings):
-    """What `score` does."""
+    """The settings of `score`."""
 
 
 class ScoreSection(ScoreSettings):
-    """What the workflow scores, and by which models."""
+    """The settings of `score` in the workflow, with its models."""
 
     models: dict[str, Name] = Field(
         {},
-        description="an ensemble: label and model of each, a hub id (with @revision if need be) or "
-        "a folder; by default the one `model` of all tasks",
+        description="an ensemble: label and model of each member, a hub id (optionally with "
+        "@revision) or a folder; by default the `model` of all tasks",
     )
     saturation: bool = Field(
-        False, description="score every substitution of every protein, into saturation.h5"
+        False, description="score every substitution of every protein and write saturation.h5"
     )
-    plots: bool = Field(False, description="a picture of each saturated protein, into heatmaps")
+    plots: bool = Field(False, description="draw each saturated protein, into heatmaps")
     table_bytes: Whole = Field(
-        1_000_000,
-        gt=0,
-        description="bytes of a table of variants in one shard, about, where `shards` is auto",
+        1_000_000, gt=0, description="bytes of a table in a shard, roughly, if `shards` is auto"
     )
 
     _labels = field_validator("models")(labels)
@@ -304,35 +309,38 @@ class ScoreSection(ScoreSettings):
     def _saturation(self) -> ScoreSection:
         if self.saturation and self.strategy == "pseudo_log_likelihood":
             raise ValueError(
-                "a saturation by pseudo_log_likelihood takes 19 L² passes a protein; choose "
-                "masked_marginal"
+                "saturation with pseudo_log_likelihood needs 19 L² forward passes for each "
+                "protein; choose masked_marginal"
             )
         if self.plots and not self.saturation:
-            raise ValueError("'plots' are of a saturation; set 'saturation' too")
+            raise ValueError("'plots' shows a saturation; set 'saturation' too")
         return self
 
     def computing(self) -> StrategySettings:
-        """Without what concerns the table, which is read before any model runs."""
+        """Return the settings without those of the table, which is read before any model runs."""
         return self.part(StrategySettings)
 
 
 class OwnModel(Section):
-    """The model of one task, where it is another than that of all."""
+    """The model of one task, if it differs from the model of all tasks."""
 
     model: Name | None = Field(
         None,
-        description="the model of this task, a hub id or a folder; by default the `model` of all "
-        "tasks",
+        description="model of this task, a hub id or a folder; by default the `model` of all tasks",
     )
     revision: Name | None = Field(
-        None, description="commit, tag or branch of this model, if it is of the hub"
+        None, description="commit, tag or branch, if this model comes from the hub"
     )
 
     @model_validator(mode="after")
     def _of_a_model(self) -> Self:
         if self.revision is not None and self.model is None:
-            raise ValueError("'revision' is that of 'model'; name one, or leave it out")
+            raise ValueError("'revision' belongs to 'model'; set 'model' too, or leave it out")
         return self
+
+    def own_model(self, task: str) -> Model | None:
+        """Return the model that is set for `task`, if one is."""
+        return Model(self.model, self.revision, [task]) if self.model else None
 
 
 class FoldSettings(ComputeSettings):
@@ -340,79 +348,79 @@ class FoldSettings(ComputeSettings):
 
     dtype: Literal["float32", "bfloat16"] = Field(
         "float32",
-        description="precision of the language model; the folding trunk computes in float32",
+        description="precision of the language model: float32 or bfloat16; the folding trunk "
+        "computes in float32",
     )
     token_budget: Whole = Field(
         1024,
         gt=0,
-        description="most residues in one batch, padding counted; batches of long sequences are "
-        "smaller",
+        description="largest number of residues in one batch, padding included; batches of long "
+        "sequences are smaller",
         json_schema_extra=EXECUTION,
     )
     num_recycles: Whole = Field(
-        3, ge=0, le=100, description="times the trunk is run again on its own result"
+        3, ge=0, le=100, description="number of recycles: the trunk runs N + 1 times"
     )
     chunk_size: Literal["auto", "none"] | ChunkSize = Field(
         "auto",
-        description="rows of the pair representation at once: fewer take less memory and more "
-        "time; auto takes as many as fit, none all",
+        description="rows of the pair representation computed at once: fewer rows need less memory "
+        "and more time; auto: as many as fit; none: all",
         json_schema_extra=EXECUTION,
     )
     memory: float = Field(
         0,
         ge=0,
         allow_inf_nan=False,
-        description="GB that one job may take for a batch; 0 takes what is free",
+        description="GB of memory that one job may use for a batch; 0: all that is free",
         json_schema_extra=EXECUTION,
     )
     max_residues: Whole = Field(
-        0, ge=0, description="longest sequence or complex to fold; 0 sets no limit"
+        0, ge=0, description="longest sequence or complex to fold, in residues; 0: no limit"
     )
     long: Literal["auto", "skip", "truncate", "full"] = Field(
         "auto",
-        description="sequences longer than max_residues or the position table; auto: skip them; "
-        "full: there must be no limit; complexes are never truncated",
+        description="sequences longer than max_residues or the position table: auto and skip (skip "
+        "them), truncate (never a complex) or full (requires that there is no limit)",
     )
 
 
 class StructureSettings(Section):
-    """Which files are written of each structure."""
+    """Which files to write for each structure."""
 
     formats: list[Literal["pdb", "cif"]] = Field(
         ["pdb"],
         min_length=1,
-        description="files of each structure, pdb, cif or both; the table names the first",
+        description="files of each structure: pdb, cif or both; structures.tsv names the first",
     )
     pae: list[Literal["json", "npz"]] = Field(
         ["json"],
-        description="files of predicted aligned errors: json as the AlphaFold database's, npz, "
-        "both or none",
+        description="files of the predicted aligned error: json (as in the AlphaFold database), "
+        "npz, both or none",
     )
     archive: bool = Field(
-        False, description="zip archives, each of 1,000 records, in place of folders"
+        False, description="write zip archives of 1,000 records each instead of folders"
     )
 
     _each_once = field_validator("formats", "pae")(each_once)
 
 
 class FoldSection(FoldSettings, StructureSettings, OwnModel):
-    """What the workflow folds, by which model, and which files it writes."""
+    """The settings of `fold` in the workflow, with its model and its files."""
 
     def computing(self) -> FoldSettings:
-        """Without what concerns files, which are written after any model has run."""
+        """Return the settings without those of the files, which are written after folding."""
         return self.part(FoldSettings)
 
 
 class LabelSettings(Section):
-    """Which labels are told of a sequence or residue that may have several."""
+    """Which labels to report for a sequence or residue that may have several."""
 
-    threshold: Annotated[float, BeforeValidator(no_truth)] = Field(
+    threshold: Annotated[float, BeforeValidator(not_boolean)] = Field(
         0.5,
         ge=0,
         le=1,
         allow_inf_nan=False,
-        description="least probability of a label that is told, where a model gives several "
-        "(multi-label)",
+        description="multi-label models: lowest probability of a label that is reported",
     )
 
 
@@ -420,8 +428,7 @@ CLASSIFIERS = {
     "EsmForSequenceClassification": "sequences",
     "EsmForTokenClassification": "residues",
 }
-"""Classes of models that `classify` runs, as `architectures` of a config.json names them, and what
-they classify."""
+"""What the models of `classify` classify, by their class (`architectures` in config.json)."""
 
 
 class ClassifySettings(ComputeSettings):
@@ -429,48 +436,47 @@ class ClassifySettings(ComputeSettings):
 
     of: Literal["auto", "sequences", "residues"] = Field(
         "auto",
-        description="what the model classifies, sequences or their residues; auto: as the "
-        "checkpoint is (the workflow, which has to know before a hub model is fetched, reads the "
-        "config.json of a local one)",
+        description="what the model classifies: sequences, residues or auto (as its config.json "
+        "says; in the workflow, set it for a hub model, which is not downloaded yet)",
     )
     long: Literal["auto", "skip", "truncate", "full"] = Field(
         "auto",
-        description="sequences longer than the position table; auto: skip them (ESM-1b, ESM-1v), "
-        "or full for rotary models (ESM-2), which have no table",
+        description="sequences longer than the position table: skip, truncate, full or auto (skip; "
+        "full for models without a table, such as ESM-2)",
     )
 
 
 class ClassifySection(ClassifySettings, LabelSettings, OwnModel):
-    """What the workflow classifies, and by which model."""
+    """The settings of `classify` in the workflow, with its model."""
 
     def computing(self) -> ClassifySettings:
-        """Without what concerns the table, which is written from the gathered results."""
+        """Return the settings without those of the table, which is written from the results."""
         return self.part(ClassifySettings)
 
 
 def check(section: type[S], values: Mapping[str, Any], source: str) -> S:
-    """Build `section` from `values`, or raise InputError that tells which key is wrong and why."""
+    """Build `section` from `values`. Raises InputError that says which key is wrong and why."""
     try:
         return section.model_validate(values)
     except ValidationError as error:
         problems: dict[tuple[int | str, ...], str] = {}
-        for one in error.errors():  # several of one place are of a union: the first tells all
+        for one in error.errors():  # a union reports several for one place: the first is enough
             place = place_of(section, one["loc"])
-            told = explain(section, one)
+            message = explain(section, one)
             if source == COMMAND_LINE:
-                told = as_flags(section, place, told)
-            problems.setdefault(tuple(place), told)
+                message = with_flags(section, place, message)
+            problems.setdefault(tuple(place), message)
         raise InputError("\n".join(f"{source}: {each}" for each in problems.values())) from None
 
 
 def is_execution(section: type[Section], name: str) -> bool:
-    """Whether a field of `section` leaves results as they are."""
+    """Whether a field of `section` does not change results."""
     extra = section.model_fields[name].json_schema_extra
     return isinstance(extra, dict) and bool(extra.get("execution"))
 
 
 def values(section: Section, *, execution: bool = False) -> dict[str, Any]:
-    """The fields of `section` that do not (or do) leave results as they are, if they are set."""
+    """Return the fields that are set and that change results (or, with `execution`, do not)."""
     return {
         name: value
         for name, value in section
@@ -479,20 +485,8 @@ def values(section: Section, *, execution: bool = False) -> dict[str, Any]:
 
 
 def texts(section: Section, *, execution: bool = False) -> dict[str, str]:
-    """The same as text."""
+    """Return the same fields as text."""
     return {
         name: ",".join(map(str, value)) if isinstance(value, list) else str(value)
         for name, value in values(section, execution=execution).items()
     }
-
-
-def flag_values(section: Section, *, execution: bool) -> Iterator[tuple[str, str]]:
-    """The same as flags and their values."""
-    for name, text in texts(section, execution=execution).items():
-        yield "--" + name.replace("_", "-"), text
-
-
-def flags(section: Section, *, execution: bool = False) -> str:
-    """`section` as shell-quoted command-line flags."""
-    pairs = flag_values(section, execution=execution)
-    return " ".join(shlex.quote(f"{flag}={value}") for flag, value in pairs)

@@ -1,1 +1,1 @@
-"""Protein structures as numbers, and as the text of files; no torch."""
+"""Protein structures as arrays, their quality, and the text of their files. No torch."""

@@ -1,6 +1,6 @@
 """Predicted structures as mmCIF with the categories of ModelCIF. Written by biotite.
 
-pLDDT is the local quality of each residue, that of its C-alpha, and as B-factor that of each atom.
+The pLDDT of the C-alpha is the local quality of each residue; B-factors are the pLDDT of each atom.
 Peers: the AlphaFold database; python-modelcif, which reads and writes the same items.
 """
 
@@ -14,7 +14,7 @@ import numpy as np
 
 from esm_pipeline.arrays import Int64
 from esm_pipeline.structure import residues
-from esm_pipeline.structure.structure import Structure, atom_array, chain_name, plain
+from esm_pipeline.structure.structure import Structure, atom_array, chain_name, printable
 
 if TYPE_CHECKING:
     from biotite.structure import AtomArray
@@ -24,11 +24,11 @@ DICTIONARY = ("mmcif_ma.dic", "1.4.9")
 CA = residues.BACKBONE.index("CA")
 LINE = 80
 RESERVED = re.compile(r"[$\[\]_#;]|(data|loop|save|stop|global)_|[?.]$", re.IGNORECASE)
-"""How a value may not begin, unless it is quoted, which biotite does where there is a space."""
+"""Beginnings that are reserved in an unquoted value; biotite quotes values with a space."""
 
 
 def cif_text(structure: Structure, name: str, title: str, facts: Mapping[str, str]) -> str:
-    """An mmCIF file whose data block is `name`; `facts` tell how it was made.
+    """The text of an mmCIF file with the data block `name`; `facts`: the model and its settings.
 
     Raises InputError for a structure without atoms.
     """
@@ -56,19 +56,19 @@ def cif_text(structure: Structure, name: str, title: str, facts: Mapping[str, st
 
 
 def texts(values: object) -> list[str]:
-    """One value or several as text; of an empty one, `?`."""
+    """One value or several as text; `?` for an empty one."""
     several = values if isinstance(values, (list, tuple)) else [values]
     return [str(value) or "?" for value in several]
 
 
 def free(text: str) -> str:
-    """Text of any kind as a value; one that would mean something to CIF begins with a space."""
-    found = plain(text)
+    """Any text as a value; a reserved beginning gets a space before it."""
+    found = printable(text)
     return f" {found}" if RESERVED.match(found) else found
 
 
 def entities_of(structure: Structure) -> list[int]:
-    """Of each chain, the entity it is, from 1: chains of one sequence are one."""
+    """The entity of each chain, from 1: chains of the same sequence are one entity."""
     found: dict[str, int] = {}
     return [found.setdefault(sequence, len(found) + 1) for sequence in structure.sequences]
 
@@ -76,7 +76,7 @@ def entities_of(structure: Structure) -> list[int]:
 def sequence_categories(
     structure: Structure, entities: Sequence[int]
 ) -> dict[str, dict[str, object]]:
-    """What the chains are made of."""
+    """The categories that describe chains, entities and residues."""
     unique = dict(zip(entities, structure.sequences, strict=True))
     chains = [chain_name(chain) for chain in range(len(entities))]
     strands = {
@@ -107,9 +107,9 @@ def sequence_categories(
             "nstd_monomer": ["no"] * len(unique),
             "pdbx_strand_id": list(strands.values()),
             "pdbx_seq_one_letter_code": [
-                folded(one.replace("X", "(UNK)")) for one in unique.values()
+                wrapped(one.replace("X", "(UNK)")) for one in unique.values()
             ],
-            "pdbx_seq_one_letter_code_can": [folded(one) for one in unique.values()],
+            "pdbx_seq_one_letter_code_can": [wrapped(one) for one in unique.values()],
         },
         "entity_poly_seq": dict(
             zip(
@@ -132,13 +132,13 @@ def sequence_categories(
     }
 
 
-def folded(sequence: str) -> str:
-    """A sequence in lines."""
+def wrapped(sequence: str) -> str:
+    """A sequence in lines of `LINE` letters."""
     return "\n".join(sequence[start : start + LINE] for start in range(0, len(sequence), LINE))
 
 
 def model_categories(facts: Mapping[str, str]) -> dict[str, dict[str, object]]:
-    """How the model was made."""
+    """The categories that describe how the model was made."""
     names = [free(name) if name else "remark" for name in facts]
     return {
         "ma_data": {
@@ -189,7 +189,7 @@ def model_categories(facts: Mapping[str, str]) -> dict[str, dict[str, object]]:
 
 
 def quality_categories(structure: Structure) -> dict[str, dict[str, object]]:
-    """pLDDT of the whole and of each residue, pTM, and of a complex ipTM."""
+    """The categories of quality: pLDDT, global and of each residue, pTM, and ipTM of a complex."""
     named = {"pLDDT": structure.mean_plddt, "pTM": structure.ptm}
     if structure.iptm is not None:
         named["ipTM"] = structure.iptm
@@ -225,7 +225,7 @@ def quality_categories(structure: Structure) -> dict[str, dict[str, object]]:
 
 
 def set_atoms(block: CIFBlock, atoms: AtomArray, entities: Int64) -> None:
-    """Write the atoms, (N,) of `entities`, with as many digits as a PDB file has."""
+    """Write the atoms, with (N,) `entities`, with as many decimals as a PDB file."""
     from biotite.structure.io.pdbx import set_structure
 
     atoms.set_annotation("label_entity_id", entities)

@@ -1,8 +1,7 @@
-"""What is wrong with a predicted structure, told from its coordinates and confidences alone.
+"""Problems of a predicted structure, found from its coordinates and confidences alone.
 
-Published weights fold most sequences to sound geometry, but not all: long ones have come out with
-atoms on top of each other at a pTM of 0.999 (facebookresearch/esm issues 560 and 641). Needs numpy
-alone.
+Published weights give most sequences a sound geometry, but not all: long ones have come out with
+atoms on top of each other at a pTM of 0.999 (facebookresearch/esm issues 560 and 641).
 """
 
 from __future__ import annotations
@@ -16,15 +15,21 @@ from numpy.typing import NDArray
 from esm_pipeline.structure import residues
 
 CIS_CA_CA = 2.95
-"""Å between the alpha carbons of neighbours with a cis peptide bond, common before proline."""
+"""Å between the alpha carbons of a cis peptide bond, which is common before proline."""
 
 N, CA, C = (residues.BACKBONE.index(name) for name in ("N", "CA", "C"))
 SG = residues.ATOM37_INDEX["SG"]
 EXTENT = 1e4
-"""Å from the origin beyond which no protein reaches and no PDB file can say."""
+"""Å from the origin: no protein reaches farther, and a PDB file cannot express it."""
 
-PAIRS_AT_ONCE = 2**18
-"""Pairs of atoms that `close_pairs` yields at once: 30 MB in `count_clashes`."""
+POINTS_AT_ONCE = 64
+"""Points whose neighbours `close_pairs` finds at a time, to bound the memory of dense points."""
+
+MOST_CELLS = 100
+"""Cells along each axis: memory stays small where atoms are far apart."""
+
+ROUNDING = 2e-3
+"""Å: the coordinates of atoms up to `EXTENT` from the origin in float32 are as exact as this."""
 
 Floats = NDArray[np.floating]
 Integers = NDArray[np.integer]
@@ -32,11 +37,11 @@ Integers = NDArray[np.integer]
 
 @dataclass(frozen=True)
 class Limits:
-    """Where a flag begins.
+    """Thresholds of the flags.
 
-    overlap: Å by which spheres of van der Waals radius may overlap (AlphaFold's violations: 1.5).
-    spacing: Å by which neighbours' alpha carbons may be off 3.80, or 2.95 of a cis bond.
-    low, very_low: mean pLDDT. low_ptm: pTM. sure_ptm: pTM that a very low pLDDT contradicts.
+    overlap: Å by which van der Waals spheres may overlap (AlphaFold's violations: 1.5).
+    spacing: Å by which neighbouring alpha carbons may be off 3.80, or 2.95 for a cis bond.
+    low, very_low: mean pLDDT. low_ptm: pTM. sure_ptm: pTM that contradicts a very low pLDDT.
     trained: residues of the longest sequences that the language model was trained on.
     """
 
@@ -51,9 +56,9 @@ class Limits:
 
 @dataclass(frozen=True)
 class Quality:
-    """clashes: pairs of atoms. breaks: residues, from 0, whose next one in the chain is not next.
+    """clashes: number of atom pairs. breaks: residues (from 0) before a break of the chain.
 
-    flags: words for a table, in the order of `FLAGS`.
+    flags: names of problems, in the order of `FLAGS`.
     """
 
     clashes: int
@@ -82,9 +87,9 @@ def examine(
     ptm: float,
     limits: Limits | None = None,
 ) -> Quality:
-    """Judge one structure.
+    """Check one structure.
 
-    positions: (R, 14, 3) Å in atom14 order, padding and linker left out. aatype: (R,) 0–20.
+    positions: (R, 14, 3) Å in atom14 order, without padding and linkers. aatype: (R,) 0–20.
     chains: (R,) a number for each chain. plddt: mean over alpha carbons, 0–100. ptm: 0–1.
     """
     limits = limits or Limits()
@@ -107,9 +112,9 @@ def examine(
 def chain_breaks(
     positions: Floats, aatype: Integers, chains: Integers, tolerance: float
 ) -> tuple[int, ...]:
-    """Residues, from 0, whose alpha carbon is not a peptide bond's span from the next one's.
+    """Residues (from 0) whose alpha carbon is too far from, or too close to, that of the next one.
 
-    positions: (R, 14, 3) Å. Unknown residues have no atoms, and no say.
+    positions: (R, 14, 3) Å. Unknown residues have no atoms and are not checked.
     """
     alpha = positions[:, CA].astype(np.float64)
     apart = np.linalg.norm(alpha[1:] - alpha[:-1], axis=-1)
@@ -120,9 +125,9 @@ def chain_breaks(
 
 
 def count_clashes(positions: Floats, aatype: Integers, chains: Integers, overlap: float) -> int:
-    """Pairs of heavy atoms of different residues that are closer than their radii less `overlap`.
+    """Pairs of heavy atoms of different residues closer than their radii minus `overlap`.
 
-    positions: (R, 14, 3) Å, finite. Peptide bonds and disulphides do not count.
+    positions: (R, 14, 3) Å, finite. Peptide bonds and disulphides are not clashes.
     """
     residue, place = np.nonzero(residues.ATOM14_MASK[aatype])
     atoms = positions[residue, place].astype(np.float64)  # (N, 3)
@@ -145,38 +150,19 @@ def count_clashes(positions: Floats, aatype: Integers, chains: Integers, overlap
 
 
 def close_pairs(points: Floats, reach: float) -> Iterator[tuple[Integers, Integers]]:
-    """Pairs of points (N, 3) in the same or neighbouring cubes of side `reach`, each once.
+    """Indices of the pairs of points (N, 3) closer than `reach`, each pair once, in batches.
 
-    Every pair closer than `reach` is among them. Memory does not grow with the number of pairs:
-    they come as batches of about `PAIRS_AT_ONCE` indices.
+    Pairs a little farther apart may be among them: coordinates are compared in float32.
     """
     if not len(points):
         return
-    cube = np.floor((points - points.min(axis=0)) / reach).astype(np.int64)
-    size = cube.max(axis=0) + 2  # an empty layer, so that no cube has one across as a neighbour
-    key = (cube[:, 0] * size[1] + cube[:, 1]) * size[2] + cube[:, 2]
-    order = np.argsort(key, kind="stable")
-    key = key[order]
-    # cubes along z are neighbours in the order; of the columns around, half, so that each pair
-    # comes once
-    for x, y in [(0, 0), (0, 1), (1, -1), (1, 0), (1, 1)]:
-        column = key + (x * size[1] + y) * size[2]
-        own = (x, y) == (0, 0)
-        first = np.arange(1, len(key) + 1) if own else np.searchsorted(key, column - 1)
-        last = np.searchsorted(key, column + 1, side="right")
-        for one, other in spans(first, last - first):
-            yield order[one], order[other]
+    from biotite.structure import CellList
 
-
-def spans(first: Integers, count: Integers) -> Iterator[tuple[Integers, Integers]]:
-    """Every i with each of first[i], first[i] + 1, … (count[i] of them), in batches."""
-    total = np.cumsum(count)
-    begin = 0
-    while begin < len(count):
-        before = total[begin - 1] if begin else 0
-        end = max(begin + 1, int(np.searchsorted(total, before + PAIRS_AT_ONCE, side="right")))
-        some = count[begin:end]
-        one = np.repeat(np.arange(begin, end), some)
-        within = np.arange(len(one)) - np.repeat(np.cumsum(some) - some, some)
-        yield one, first[one] + within
-        begin = end
+    reach += ROUNDING
+    extent = float(np.ptp(points, axis=0).max())
+    cells = CellList(points, cell_size=max(reach, extent / MOST_CELLS))
+    for start in range(0, len(points), POINTS_AT_ONCE):
+        some = np.arange(start, min(start + POINTS_AT_ONCE, len(points)))
+        near = cells.get_atoms(points[some], reach)  # (n, most neighbours), -1: none
+        one, column = np.nonzero(near > some[:, None])
+        yield some[one], near[one, column]

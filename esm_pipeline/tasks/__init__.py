@@ -1,9 +1,12 @@
 """Tasks: what the command line and the workflow run.
 
-Each module listed here has `add_arguments(parser)`, `outputs(args) -> Outputs` (what it writes,
-claimed before anything is read) and `run(args) -> int` (an exit code); one that runs on shards also
-`SUFFIX` and `aggregate`, one that runs a model `MODEL_SETTINGS` and `check_model(args)`. None
-imports torch before it needs it, so that light tasks load none.
+The module of each command has `add_arguments(parser)`, `outputs(args) -> Outputs` (what it writes,
+claimed before anything is read) and `run(args) -> int` (an exit code). A task that runs on shards
+also has `SUFFIX` and `aggregate`, one that runs a model `MODEL_SETTINGS` and `check_model(args)`.
+No module imports torch before it needs it, so that light commands load none.
+
+To add a task: a folder here, a line in `COMMANDS`, a section of the settings, a row in the
+workflow's table of tasks, and tests.
 """
 
 import importlib
@@ -12,61 +15,49 @@ from typing import NamedTuple
 
 
 class Command(NamedTuple):
-    """Where a command's module lies below this package, and the command's help text."""
+    """A command's module, relative to this package, and its help text."""
 
     module: str
     help: str
 
 
 COMMANDS = {
-    "embed": Command(
-        "embed.command", "representations of every sequence of a FASTA file, into HDF5"
-    ),
-    "fold": Command(
-        "fold.command", "a structure of every sequence of a FASTA file, with its confidences"
-    ),
+    "embed": Command("embed.command", "write representations of all sequences in a FASTA file"),
+    "fold": Command("fold.command", "predict the structures of all sequences in a FASTA file"),
     "structures": Command(
-        "fold.structures", "write what `fold` computed as PDB or mmCIF files, with their table"
+        "fold.structures", "write predicted structures as PDB or mmCIF files, with their table"
     ),
     "score": Command(
-        "score.command", "how likely variants are: tables of mutations, or every substitution"
+        "score.command", "score the variants in a table, or every substitution of each protein"
     ),
     "classify": Command(
-        "classify.command",
-        "labels and probabilities by a fine-tuned model, of sequences or residues",
+        "classify.command", "label sequences or their residues with a fine-tuned model"
     ),
-    "classes": Command(
-        "classify.classes", "the table of classes, from the arrays that classify made"
-    ),
-    "heatmaps": Command(
-        "score.heatmaps", "pictures of all substitutions of proteins, from a saturation.h5"
-    ),
+    "classes": Command("classify.classes", "write the results of `classify` as a table"),
+    "heatmaps": Command("score.heatmaps", "draw the substitutions in a saturation.h5 as heatmaps"),
     "download": Command(
-        "run.download", "fetch a model once, say where it lies and which it is, and check it"
+        "run.download", "fetch and check a model, and print its path, revision and digest"
     ),
-    "shard": Command("run.shard", "validate FASTA files, remove duplicates, cut them into shards"),
-    "split": Command("score.split", "validate a table of variants, cut it into shards"),
-    "join": Command("score.join", "put the scores of the shards behind the table of variants"),
+    "shard": Command("run.shard", "validate FASTA files, remove duplicates and split into shards"),
+    "split": Command("score.split", "validate a variant table and split it into shards"),
+    "join": Command("score.join", "append the scores to the variant table"),
     "aggregate": Command(
-        "run.aggregate", "gather the shards of a task into one result, with every record in it"
+        "run.aggregate", "merge the shards of a task into one result with every record"
     ),
     "provenance": Command(
-        "run.provenance", "write down versions, model, settings and inputs of the results"
+        "run.provenance", "record the versions, models, settings and inputs of the results"
     ),
     "report": Command(
-        "run.report",
-        "a page with counts, reasons, a map of the embeddings, confidence of structures",
+        "run.report", "write a page of record counts, reasons and pictures of the results"
     ),
-    "verify": Command(
-        "run.verify", "check that results are as they were written, by their digests"
-    ),
-    "verdict": Command("run.verdict", "count what became of every record; fail if any failed"),
+    "verify": Command("run.verify", "compare results with the digests recorded for them"),
+    "verdict": Command("run.verdict", "count the outcomes of all records; fail if any failed"),
 }
-"""Every command of the command line, by its name."""
+"""All commands of the command line, by name."""
 
 
 def module_of(command: str) -> ModuleType:
-    """The module of a command, imported now."""
+    """Import the module of a command."""
     return importlib.import_module(f"{__name__}.{COMMANDS[command].module}")
 
 

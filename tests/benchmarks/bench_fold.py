@@ -164,7 +164,7 @@ def peaks(trunks: dict[str, Any], residues: int) -> Case:
     """The most memory, a process each."""
     rows = [Row(way, [peak(way, residues) / MEBI]) for way in trunks]
     name = f"ESMFold trunk and structure module, most memory, {residues} residues"
-    return Case(name, BASE, rows, unit="MiB", note="beside weights and input; one recycle")
+    return Case(name, BASE, rows, unit="MiB", note="without weights and input; one recycle")
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ from pathlib import Path
 import torch
 
 from esm_pipeline import EsmConfig, EsmForProteinFolding
-from esm_pipeline.model.folding.demo import STEM
+from esm_pipeline.model.folding.demo import LANGUAGE_MODEL
 from esm_pipeline.model.folding.memory import fold_memory
 
 POINTS = (
@@ -36,7 +36,7 @@ Point = tuple[int, int, int | None]
 def config_of(blocks: int = 2) -> EsmConfig:
     """The published widths of the trunk behind a small language model."""
     folding = {"trunk": {"num_blocks": blocks, "chunk_size": None}}
-    return EsmConfig(is_folding_model=True, esmfold_config=folding, **STEM)
+    return EsmConfig(is_folding_model=True, esmfold_config=folding, **LANGUAGE_MODEL)
 
 
 def build(blocks: int = 2) -> EsmForProteinFolding:

@@ -24,7 +24,7 @@ import torch
 from esm_pipeline import EsmTokenizer
 from esm_pipeline.cli import main as esm_pipeline
 from esm_pipeline.settings.sections import ScoreSettings
-from esm_pipeline.tasks.score.marginals import LanguageModel, one_masked
+from esm_pipeline.tasks.score.forward_passes import LanguageModel, one_masked
 from tests.benchmarks.models import write_checkpoint
 from tests.benchmarks.peers import BASE, dtype_of, reference
 from tests.benchmarks.plan import Plan, add_fields, add_flags, plan_of, show
@@ -99,7 +99,7 @@ class Ours:
         tokens = np.full(count, len(self.sequence) + 2)
         passes = one_masked(np.zeros(count, np.int64), place, place - 1, tokens, 0)
         found = np.empty((count, 20))
-        for answers in self.model.ask(passes, lambda _: [self.sequence], self.budget):
+        for answers in self.model.run_passes(passes, lambda _: [self.sequence], self.budget):
             own = answers.log_p[np.arange(len(answers.slot)), answers.wild_type]
             found[answers.slot] = answers.log_p[:, self.model.amino_acids()] - own[:, None]
         return found

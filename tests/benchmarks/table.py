@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 FORMAT = "esm-pipeline/benchmarks"
-COLUMNS = ("", "median", "spread", "residues/s", "ratio", "beside", "of the floor", "max-abs")
-LEFT = ("", "beside")
+COLUMNS = ("", "median", "spread", "residues/s", "ratio", "compared with", "of floor", "max-abs")
+LEFT = ("", "compared with")
 DASH = "–"
 LOGITS = "logits, ESM-2 "
 """How the names of cases of logits begin; the size is next."""
@@ -30,7 +30,7 @@ class Row:
     way: str
     values: list[float] = field(default_factory=list)
     rivals: list[str] = field(default_factory=list)
-    """Other ways of this case that it is compared with, besides the case's base."""
+    """Other ways of this case that it is compared with, in addition to the base of the case."""
     operations: float | None = None
     """That the result costs; `rate`: how many this machine's products of matrices do a second."""
     rate: float | None = None
@@ -218,8 +218,8 @@ def machine_line(results: Results) -> str:
     kind = f" ({told['kind']})" if told["kind"] else ""
     return (
         f"{told['processor']}{kind}, {told['cores']} cores, {told['memory']} GB, {sets}{capped}; "
-        f"{results.threads} thread{'s' * (results.threads > 1)}; {versions}. Ratios are of medians "
-        "of rounds in turn; the spread is from the lowest to the highest round."
+        f"{results.threads} thread{'s' * (results.threads > 1)}; {versions}. Ratios compare "
+        "medians; the spread is from the lowest to the highest round."
     )
 
 

@@ -119,7 +119,7 @@ def test_with_less_memory_than_the_record_has(tmp_path: Path) -> None:
     assert done.stderr.startswith("shard: 3 records, 2 ok, 1 skipped")
 
 
-def squeezed(path: Path, most: int, monkeypatch: pytest.MonkeyPatch) -> Iterator[fasta.Entry]:
+def squeezed(path: Path, most: int, monkeypatch: pytest.MonkeyPatch) -> Iterator[fasta.FastaRecord]:
     """The entries read with small blocks, so that every record is a large one."""
     monkeypatch.setattr(fasta, "BLOCK", 5)
     monkeypatch.setattr(fasta, "LARGE", 12)

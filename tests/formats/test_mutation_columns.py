@@ -6,7 +6,7 @@ import pytest
 
 from esm_pipeline.errors import InputError
 from esm_pipeline.formats.mutation_columns import notation
-from esm_pipeline.formats.mutations import mutate, parse, place
+from esm_pipeline.formats.mutations import mutate, parse, resolve
 
 WILD_TYPE = "MKVLAGKSTW"
 
@@ -35,7 +35,7 @@ READ = {
 
 @pytest.mark.parametrize(("cells", "mutant"), READ.items())
 def test_what_is_read(cells, mutant):
-    assert mutate(place(parse(notation(*cells)), WILD_TYPE), WILD_TYPE) == mutant
+    assert mutate(resolve(parse(notation(*cells)), WILD_TYPE), WILD_TYPE) == mutant
 
 
 REFUSED = {
@@ -68,5 +68,5 @@ REFUSED = {
 @pytest.mark.parametrize(("cells", "reason"), REFUSED.items())
 def test_what_is_not_has_its_reason(cells, reason):
     with pytest.raises(InputError) as refused:
-        place(parse(notation(*cells)), WILD_TYPE)
+        resolve(parse(notation(*cells)), WILD_TYPE)
     assert reason in str(refused.value)

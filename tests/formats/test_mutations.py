@@ -14,7 +14,7 @@ from esm_pipeline.formats.mutations import (
     compare,
     mutate,
     parse,
-    place,
+    resolve,
     spell,
     substitutions,
 )
@@ -93,7 +93,7 @@ SPELLINGS = {
     ("text", "mutant"), [(text, mutant) for mutant, texts in SPELLINGS.items() for text in texts]
 )
 def test_spellings(text, mutant):
-    assert mutate(place(parse(text), WILD_TYPE), WILD_TYPE) == mutant
+    assert mutate(resolve(parse(text), WILD_TYPE), WILD_TYPE) == mutant
 
 
 UNREADABLE = "cannot be read; write it as A42G or p.Ala42Gly"
@@ -186,7 +186,7 @@ REFUSED = {
 @pytest.mark.parametrize(("text", "reason"), REFUSED.items())
 def test_what_cannot_be_scored_has_its_reason(text, reason):
     with pytest.raises(InputError) as refused:
-        place(parse(text), WILD_TYPE)
+        resolve(parse(text), WILD_TYPE)
     message = str(refused.value)
     assert reason in message
     assert len(message.splitlines()) == 1
@@ -206,7 +206,7 @@ def test_what_cannot_be_scored_has_its_reason(text, reason):
     ],
 )
 def test_offsets(text, offset, mutant):
-    assert mutate(place(parse(text, offset), WILD_TYPE, offset), WILD_TYPE) == mutant
+    assert mutate(resolve(parse(text, offset), WILD_TYPE, offset), WILD_TYPE) == mutant
 
 
 def test_reasons_count_as_the_text_does():
@@ -215,7 +215,7 @@ def test_reasons_count_as_the_text_does():
         ("K2L", "residue 2 does not exist: the protein has 25 to 34"),
     ):
         with pytest.raises(MisfitError, match=reason):
-            place(parse(text, 24), WILD_TYPE, 24)
+            resolve(parse(text, 24), WILD_TYPE, 24)
 
 
 def test_a_notation_is_read_in_no_time_however_long():
@@ -233,7 +233,7 @@ def test_any_mutant_can_be_spelled_and_read_again(wild_type, mutant, offset):
     variant = compare(wild_type, mutant)
     assert mutate(variant, wild_type) == mutant
     text = spell(variant, wild_type)
-    again = place(parse(text), wild_type)
+    again = resolve(parse(text), wild_type)
     assert mutate(again, wild_type) == mutant
     assert spell(again, wild_type) == text
     found = substitutions(variant, wild_type)
@@ -260,7 +260,7 @@ def test_substitutions_in_one_letter_or_three(wild_type, data, offset):
     long = [f"p.{THREE[wild_type[at]]}{at + 1 + offset}{THREE[changes[at]]}" for at in order]
     expected = sorted((at, new) for at, new in changes.items() if new != wild_type[at])
     for parts in (short, long):
-        variant = place(parse(separator.join(parts), offset), wild_type, offset)
+        variant = resolve(parse(separator.join(parts), offset), wild_type, offset)
         assert substitutions(variant, wild_type) == expected
 
 
@@ -270,14 +270,14 @@ def test_substitutions_in_one_letter_or_three(wild_type, data, offset):
 )
 def test_any_text_is_read_or_refused(wild_type, text):
     try:
-        mutant = mutate(place(parse(text), wild_type), wild_type)
+        mutant = mutate(resolve(parse(text), wild_type), wild_type)
     except InputError:
         return
     assert set(mutant) <= set(AMINO_ACIDS + "UO")
 
 
 def test_a_length_that_comes_out_the_same_is_a_substitution():
-    variant = place(parse("K2del:T9_W10insT"), WILD_TYPE)
+    variant = resolve(parse("K2del:T9_W10insT"), WILD_TYPE)
     assert mutate(variant, WILD_TYPE) == "MVLAGKSTTW"
     assert substitutions(variant, WILD_TYPE) == [
         (1, "V"), (2, "L"), (3, "A"), (4, "G"), (5, "K"), (6, "S"), (7, "T"),

@@ -11,8 +11,7 @@ import shutil
 import tempfile
 from pathlib import Path
 
-from esm_pipeline.formats.digests import write_digests
-
+from esm_pipeline.formats.checksums import write_digests
 from tests.workflow.tools import GOLDEN, GOLDEN_TASKS, config, save_model, snakemake
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from esm_pipeline.errors import InputError
-from esm_pipeline.model import PackedLayout, attention
+from esm_pipeline.model import PackedLayout, attention, explicit_attention
 
 LENGTHS = [5, 5, 17, 1, 9, 9, 9]
 Projections = tuple[Tensor, Tensor, Tensor]
@@ -49,7 +49,7 @@ def test_backend_equals_plain_loop(
 
 
 def test_explicit_maps_mix_to_the_same(projections: Projections, layout: PackedLayout) -> None:
-    found, maps = attention.attend_explicitly(*projections, layout, with_maps=True)
+    found, maps = explicit_attention.attend_explicitly(*projections, layout, with_maps=True)
     assert float((found - plain(*projections, LENGTHS)).abs().max()) <= 1e-12
     assert [tuple(group.shape) for group in maps] == [
         (2, 2, 5, 5),

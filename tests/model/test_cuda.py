@@ -1,4 +1,4 @@
-"""What needs a graphics card: the kernels themselves, beside the CPU."""
+"""What needs a graphics card: the kernels themselves, compared with the CPU."""
 
 from __future__ import annotations
 

@@ -16,7 +16,7 @@ from esm_pipeline import EsmConfig, EsmForMaskedLM, EsmModel, optimize_for_infer
 from esm_pipeline.errors import InputError
 from esm_pipeline.model import PackedLayout
 from esm_pipeline.model.decoder import EsmEncoderAttention
-from esm_pipeline.model.decoder_inputs import Memory, Past
+from esm_pipeline.model.decoder_inputs import DecoderInputs, Past
 from esm_pipeline.model.rotary import rotary_frequencies, rotary_tables, rotate
 from tests.oracles import plain
 from tests.oracles.peers import max_abs
@@ -43,7 +43,7 @@ def kind(request: pytest.FixtureRequest) -> str:
 
 
 @pytest.mark.parametrize("role", [{}, DECODER, CROSS], ids=["encoder", "decoder", "cross"])
-def test_beside_plain_loops(kind: str, role: dict[str, bool]) -> None:
+def test_equals_plain_loops(kind: str, role: dict[str, bool]) -> None:
     model, crossed = build(kind, **role), role == CROSS
     embeds, states = numbers(0, 2, 9, WIDTH), numbers(1, 2, STATES, WIDTH)
     mask = torch.tensor([[1, 1, 1, 0, 1, 1, 0, 0, 1], [0, 0, 1, 1, 1, 0, 1, 0, 0]])
@@ -64,7 +64,7 @@ def test_beside_plain_loops(kind: str, role: dict[str, bool]) -> None:
 def in_steps(
     model: EsmModel, tokens: dict[str, Tensor], mask: Tensor, ends: list[int], how: str, **more: Any
 ) -> tuple[Tensor, Any]:
-    """The states of steps that end at `ends`, one behind the other, and the last cache."""
+    """The states of steps that end at `ends`, one after the other, and the last cache."""
     past, start, found = None, 0, []
     for end in ends:
         part = {name: x[:, start:end] for name, x in tokens.items()}
@@ -151,11 +151,11 @@ SPLIT = {
 
 
 def places_off_by_one(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(Past, "places", lambda self, layout: layout.positions + self.length + 1)
+    patch.setattr(Past, "positions", lambda self, layout: layout.positions + self.length + 1)
 
 
 def places_from_zero(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(Past, "places", lambda self, layout: layout.positions)
+    patch.setattr(Past, "positions", lambda self, layout: layout.positions)
 
 
 def past_of_padding_seen(patch: pytest.MonkeyPatch) -> None:
@@ -167,18 +167,18 @@ def past_of_padding_seen(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Past, "__init__", seen)
 
 
-def cache_behind_the_new(patch: pytest.MonkeyPatch) -> None:
-    extended = Memory.extended
+def cache_after_the_new(patch: pytest.MonkeyPatch) -> None:
+    extended = DecoderInputs.extend_cache
 
-    def behind(self: Memory, past: Any, *fresh: Any) -> tuple[Tensor, ...]:
+    def misplaced(self: DecoderInputs, past: Any, *fresh: Any) -> tuple[Tensor, ...]:
         found = extended(self, past, *fresh)
         return tuple(x.roll(1, 2) for x in found) if past else found
 
-    patch.setattr(Memory, "extended", behind)
+    patch.setattr(DecoderInputs, "extend_cache", misplaced)
 
 
 @pytest.mark.parametrize(
-    "mistake", [places_off_by_one, places_from_zero, past_of_padding_seen, cache_behind_the_new]
+    "mistake", [places_off_by_one, places_from_zero, past_of_padding_seen, cache_after_the_new]
 )
 def test_twin_of_steps_fails(
     kind: str, mistake: Callable[[pytest.MonkeyPatch], None], monkeypatch: pytest.MonkeyPatch
@@ -212,14 +212,16 @@ def test_encoder_tokens_have_no_places(kind: str) -> None:
 
 
 def test_twin_that_rotates_cross_keys_fails(monkeypatch: pytest.MonkeyPatch) -> None:
-    look = EsmEncoderAttention.look
+    look = EsmEncoderAttention.keys_values
 
-    def rotated(self: EsmEncoderAttention, memory: Memory, past: Any) -> tuple[Tensor, Tensor]:
-        k, v = look(self, memory, past)
+    def rotated(
+        self: EsmEncoderAttention, inputs: DecoderInputs, cache: Any
+    ) -> tuple[Tensor, Tensor]:
+        k, v = look(self, inputs, cache)
         tables = rotary_tables(torch.arange(k.shape[2]), rotary_frequencies(k.shape[3]), k.dtype)
         return rotate(k.transpose(1, 2), tables).transpose(1, 2), v
 
-    monkeypatch.setattr(EsmEncoderAttention, "look", rotated)
+    monkeypatch.setattr(EsmEncoderAttention, "keys_values", rotated)
     with pytest.raises(AssertionError):
         order_of_states_matters("rotary")
 

@@ -63,8 +63,8 @@ def test_a_bare_state_is_a_checkpoint(name: str, kind: str, tmp_path: Path) -> N
     assert max_abs(given(tokens, attention_mask=mask).logits, expected) <= 1e-12
     fresh = type(ours)(ours.config).double().eval()
     read = safetensors.torch.load_file(tmp_path / "model.safetensors")
-    told = fresh.load_state_dict(read)
-    assert (told.missing_keys, told.unexpected_keys) == ([], [])
+    info = fresh.load_state_dict(read)
+    assert (info.missing_keys, info.unexpected_keys) == ([], [])
     assert max_abs(fresh(tokens, attention_mask=mask).logits, expected) <= 1e-12
     with pytest.raises(WeightsError, match=r"no config\.json"):
         type(ours).from_pretrained(tmp_path)
@@ -86,8 +86,8 @@ def test_a_tied_head_follows_the_embedding() -> None:
     state = ours.state_dict()
     del state["lm_head.decoder.weight"]
     state["esm.embeddings.word_embeddings.weight"] = torch.full((33, 48), 0.5)
-    told = ours.load_state_dict(state)
-    assert told.missing_keys == []
+    info = ours.load_state_dict(state)
+    assert info.missing_keys == []
     assert ours.lm_head.decoder.weight is ours.get_input_embeddings().weight
     assert bool((ours.lm_head.decoder.weight == 0.5).all())
 
@@ -117,7 +117,7 @@ def test_weights_from_a_caller_are_saved(tmp_path: Path) -> None:
 
 
 class Adapter(nn.Module):
-    """A linear layer with a low rank beside it, as adapters of peft are."""
+    """A linear layer with a low-rank branch added, as adapters of peft are."""
 
     def __init__(self, inner: nn.Linear) -> None:
         super().__init__()

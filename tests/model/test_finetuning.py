@@ -213,7 +213,7 @@ def test_mixed_precision(name: str) -> None:
     model.zero_grad()
     with torch.autocast("cpu", dtype=torch.bfloat16):
         found = model(**inputs)
-    in_bias = {"EsmForMaskedLM": torch.float32}  # added behind the product, as in the reference
+    in_bias = {"EsmForMaskedLM": torch.float32}  # added after the product, as in the reference
     assert found.logits.dtype == in_bias.get(name, torch.bfloat16)
     assert found.loss.dtype == torch.float32
     found.loss.backward()

@@ -1,4 +1,4 @@
-"""Classification heads beside transformers, twins that must fail, labels that cannot be."""
+"""Classification heads compared with transformers, twins that must fail, invalid labels."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def differences(peer: nn.Module, ours: nn.Module, inputs: dict[str, Tensor]) -> 
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize(("name", "problem"), CASES)
-def test_beside_transformers(name: str, problem: str, kind: str) -> None:
+def test_equals_transformers(name: str, problem: str, kind: str) -> None:
     peer, ours = twins_of(name, problem_type=problem, **KINDS[kind])
     for seed, lengths in enumerate(LENGTHS):
         inputs = labelled(name, lengths, problem=problem, seed=seed)

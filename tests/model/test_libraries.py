@@ -1,4 +1,4 @@
-"""Our models in the hands of peft, accelerate and PyTorch's quantization, beside the reference's.
+"""Our models in the hands of peft, accelerate and PyTorch's quantization, against the reference.
 
 Modules are called, never read past: what these libraries put around a module is what runs.
 """
@@ -163,8 +163,8 @@ def test_a_state_that_transformers_5_saved_is_read(kind: str, tmp_path: Path) ->
     state = load_file(tmp_path / "model.safetensors")
     assert any(key.endswith("LayerNorm.gamma") for key in state)
     fresh = EsmForMaskedLM(ours.config).eval()
-    told = fresh.load_state_dict(state)
-    assert (told.missing_keys, told.unexpected_keys) == ([], [])
+    info = fresh.load_state_dict(state)
+    assert (info.missing_keys, info.unexpected_keys) == ([], [])
     assert max_abs(logits(fresh), logits(peer), MASK) <= TOLERANCE
 
 
@@ -241,7 +241,7 @@ def test_dynamic_quantization(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["EsmForMaskedLM", "EsmForSequenceClassification"])
 def test_precision_of_logits_under_autocast(name: str) -> None:
-    """A bias behind the product makes those of tokens float32, as in the reference."""
+    """A bias after the product makes those of tokens float32, as in the reference."""
     peer, ours = pair(name)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         theirs, found = logits(peer), logits(ours)
@@ -325,7 +325,7 @@ def test_adapters_start_train_and_merge_as_the_references(kind: str) -> None:
 @pytest.mark.filterwarnings("ignore::UserWarning")
 @pytest.mark.parametrize("start", ["pissa", "olora"])
 def test_a_tied_head_whose_weight_an_adapter_changes_is_told(start: str) -> None:
-    """peft leaves the head out by itself for classes of Transformers alone."""
+    """peft leaves the head out on its own only for classes of Transformers alone."""
     _, ours = pair()
     config = LoraConfig(target_modules="all-linear", init_lora_weights=start, r=4)
     with pytest.raises(InputError, match=r"changed both.*exclude_modules=\['decoder'\]"):
@@ -434,7 +434,7 @@ def test_many_sequences_go_through_what_others_put_around_a_model() -> None:
 def test_trained_prompts_are_not_lost(call: Callable[[Any], Any]) -> None:
     prompts = PromptTuningConfig(task_type="SEQ_CLS", num_virtual_tokens=4)
     ours = get_peft_model(EsmForSequenceClassification(EsmConfig(**SMALL, **ESM2)), prompts)
-    with pytest.raises(InputError, match="trained prompts works by its own call alone"):
+    with pytest.raises(InputError, match="trained prompts only works through its own call"):
         call(ours)
-    with pytest.raises(InputError, match="Linear is no ESM model"):
+    with pytest.raises(InputError, match="Linear is not an ESM model"):
         call(nn.Linear(2, 2))

@@ -1,4 +1,4 @@
-"""Models of random shapes beside the installed transformers, for all that it still can do."""
+"""Models of random shapes against the installed transformers, for all that it still can do."""
 
 from __future__ import annotations
 

@@ -93,7 +93,7 @@ def test_a_precision_is_pytorchs_here_and_text_in_the_file(tmp_path: Path) -> No
     assert json.loads((tmp_path / "config.json").read_text())["torch_dtype"] == "bfloat16"
     config.torch_dtype = "float64"
     assert config.torch_dtype is torch.float64
-    with pytest.raises(WeightsError, match="torch_dtype is 'float17', no precision"):
+    with pytest.raises(WeightsError, match="torch_dtype is 'float17', which is not a precision"):
         EsmConfig(torch_dtype="float17")
 
 

@@ -1,4 +1,4 @@
-"""The models beside transformers and fair-esm, and twins with one mistake each that must fail."""
+"""The models against transformers and fair-esm, and twins with one mistake each that must fail."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from esm_pipeline.errors import InputError
 from esm_pipeline.model import PackedLayout, arguments, attention, contacts, encoder, esm
 from esm_pipeline.model import layer as one_layer
 from esm_pipeline.model.outputs import MaskedLMOutput
-from esm_pipeline.model.rotary import Tables
+from esm_pipeline.model.rotary import RotaryTables
 from tests.oracles.peers import (
     ESM1B,
     ESM2,
@@ -80,13 +80,13 @@ def worst(found: dict[str, float]) -> float:
 
 @pytest.mark.parametrize("lengths", [*LENGTHS, *LONG], ids=str)
 @pytest.mark.parametrize("masked", [0.0, 0.2])
-def test_beside_transformers_float64(pair: Pair, lengths: list[int], masked: float) -> None:
+def test_equals_transformers_float64(pair: Pair, lengths: list[int], masked: float) -> None:
     tokens, mask = batch(lengths, masked=masked, seed=len(lengths))
     assert worst(differences(*pair, tokens, mask)) <= TOLERANCE
 
 
 @pytest.mark.parametrize("lengths", [[1, 2, 30, 5], [1022, 40]], ids=str)
-def test_beside_transformers_float32(kind: str, lengths: list[int], tmp_path: Path) -> None:
+def test_equals_transformers_float32(kind: str, lengths: list[int], tmp_path: Path) -> None:
     peer = transformers_peer(torch.float32, **KINDS[kind])
     tokens, mask = batch(lengths, masked=0.15)
     found = differences(peer, ours_like(peer, tmp_path), tokens, mask)
@@ -217,7 +217,7 @@ def test_gradients_through_the_packed_path(pair: Pair) -> None:
 
 @BOTH
 @pytest.mark.parametrize("build", [fair_esm2, fair_esm1b], ids=["ESM-2", "ESM-1b"])
-def test_beside_fair_esm(
+def test_equals_fair_esm(
     build: Callable[..., nn.Module], dtype: torch.dtype, tmp_path: Path
 ) -> None:
     peer = build(dtype)
@@ -304,7 +304,7 @@ def wrong_positions(ours: EsmForMaskedLM, patch: pytest.MonkeyPatch) -> None:
         patch.setattr(esm, "table_rows", lambda *given: rows(*given) - 1)
 
 
-def interleaved(x: Tensor, tables: Tables) -> Tensor:
+def interleaved(x: Tensor, tables: RotaryTables) -> Tensor:
     cos, sin = tables.cos, tables.sin
     first, second = x[..., ::2], x[..., 1::2]
     return torch.stack((first * cos - second * sin, second * cos + first * sin), -1).flatten(-2)

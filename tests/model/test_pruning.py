@@ -90,13 +90,13 @@ def test_as_if_masked(kind: str, rounds: list[dict[int, list[int]]], decoding: b
 
 
 def test_twin_that_cuts_keys_of_another_head_fails(monkeypatch: pytest.MonkeyPatch) -> None:
-    cut, calls = pruning.cut, []
+    select, calls = pruning.select_features, []
 
     def wrong(linear: Any, kept: torch.Tensor, dim: int) -> None:
         calls.append(dim)
-        cut(linear, kept.roll(len(kept) // 2) if len(calls) == 2 else kept, dim)
+        select(linear, kept.roll(len(kept) // 2) if len(calls) == 2 else kept, dim)
 
-    monkeypatch.setattr(pruning, "cut", wrong)
+    monkeypatch.setattr(pruning, "select_features", wrong)
     assert difference("absolute", {}, [{0: [1]}]) > 1e-4
     assert calls == [0, 0, 0, 1]
 

@@ -1,4 +1,4 @@
-"""The models beside what transformers 4.37.2 answered, and twins with a mistake that must fail."""
+"""The models against recorded output of transformers 4.37.2, and twins that must fail."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ import torch
 from torch import Tensor
 
 import esm_pipeline
-from esm_pipeline.model import attention, pruning
 from esm_pipeline.model import base as model_base
-from esm_pipeline.model import decoder_inputs as memory
+from esm_pipeline.model import decoder_inputs, explicit_attention, pruning
 from esm_pipeline.model import esm as model_esm
+from esm_pipeline.model import layer as model_layer
 from esm_pipeline.model.arguments import table_rows
 from esm_pipeline.model.base import EsmPreTrainedModel
 from esm_pipeline.model.checkpoints.weights import reference_state
-from esm_pipeline.model.decoder import EsmCausalAttention, EsmEncoderAttention
-from esm_pipeline.model.decoder_inputs import Memory, Past
+from esm_pipeline.model.decoder import EsmEncoderAttention
+from esm_pipeline.model.decoder_inputs import DecoderInputs, Past
 from esm_pipeline.model.layer import EsmLayer, EsmSelfAttention
 from esm_pipeline.model.layout import PackedLayout
 from esm_pipeline.model.relative_positions import DistanceEmbedding
@@ -127,32 +127,37 @@ def distances_without_keys(patch: pytest.MonkeyPatch) -> None:
 
 
 def one_token_ahead(patch: pytest.MonkeyPatch) -> None:
-    mix = attention.mix
+    mix = explicit_attention.mix
 
     def ahead(scores: Tensor, v: Tensor, hidden: Tensor | None, *rest: object) -> object:
         return mix(scores, v, None if hidden is None else hidden.triu(2), *rest)
 
-    patch.setattr(attention, "mix", ahead)
+    patch.setattr(explicit_attention, "mix", ahead)
 
 
 def not_causal(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(EsmCausalAttention, "causal", False)
+    attend = explicit_attention.attend_explicitly
+    patch.setattr(
+        model_layer,
+        "attend_explicitly",
+        lambda *given, **options: attend(*given, **{**options, "causal": False}),
+    )
 
 
 def rotated_cache(patch: pytest.MonkeyPatch) -> None:
-    extended = Memory.extended
+    extended = DecoderInputs.extend_cache
 
     def rotated(
-        self: Memory, past: Sequence[Tensor], k: Tensor, v: Tensor, layout: PackedLayout
+        self: DecoderInputs, past: Sequence[Tensor], k: Tensor, v: Tensor, layout: PackedLayout
     ) -> tuple[Tensor, ...]:
         tables = rotary_tables(layout.positions, rotary_frequencies(k.shape[-1]), k.dtype)
         return extended(self, past, rotate(k, tables), v, layout)
 
-    patch.setattr(Memory, "extended", rotated)
+    patch.setattr(DecoderInputs, "extend_cache", rotated)
 
 
 def cache_places_off_by_one(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(Past, "places", lambda self, layout: layout.positions + self.length - 1)
+    patch.setattr(Past, "positions", lambda self, layout: layout.positions + self.length - 1)
 
 
 def cache_rows_off_by_one(patch: pytest.MonkeyPatch) -> None:
@@ -164,17 +169,17 @@ def cache_rows_off_by_one(patch: pytest.MonkeyPatch) -> None:
 
 
 def swapped_cross_keys_and_values(patch: pytest.MonkeyPatch) -> None:
-    look = EsmEncoderAttention.look
-    patch.setattr(EsmEncoderAttention, "look", lambda self, *rest: look(self, *rest)[::-1])
+    look = EsmEncoderAttention.keys_values
+    patch.setattr(EsmEncoderAttention, "keys_values", lambda self, *rest: look(self, *rest)[::-1])
 
 
 def unseen_encoder_mask(patch: pytest.MonkeyPatch) -> None:
-    see = memory.see_states
-    patch.setattr(memory, "see_states", lambda *given: see(*given[:-1], None))
+    see = decoder_inputs.visible_states
+    patch.setattr(decoder_inputs, "visible_states", lambda *given: see(*given[:-1], None))
 
 
 def unheard_head_mask(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(EsmSelfAttention, "own", lambda self, head_mask: None)
+    patch.setattr(EsmSelfAttention, "own_heads", lambda self, head_mask: None)
 
 
 def unheard_position_ids(patch: pytest.MonkeyPatch) -> None:

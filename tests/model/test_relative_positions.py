@@ -14,6 +14,7 @@ from esm_pipeline import EsmConfig, EsmForMaskedLM, EsmModel, iter_packed
 from esm_pipeline.errors import CapacityError, WeightsError
 from esm_pipeline.model import PackedLayout
 from esm_pipeline.model import layer as model_layer
+from esm_pipeline.model.encoder import EncoderInputs
 from tests.oracles.peers import max_abs
 from tests.oracles.reference import fill
 from tests.oracles.reference_cases import BASE, DECODER, PAD, TYPES, residues
@@ -163,6 +164,6 @@ def test_explicit_path_keeps_no_maps_unasked(config: dict[str, Any]) -> None:
     model = EsmModel(EsmConfig(**{**BASE, **config}))
     layout = PackedLayout.from_lengths([9])
     x = model.embeddings(IDS[0], layout)
-    assert [step.seen.maps for step in model.encoder.steps(x, layout)] == [None] * 3
-    asked = model.encoder.steps(x, layout, with_maps=True)
-    assert [len(step.seen.maps or ()) for step in asked] == [0, 1, 1]
+    assert [step.outputs.maps for step in model.encoder.steps(x, layout)] == [None] * 3
+    asked = model.encoder.steps(x, layout, EncoderInputs(with_maps=True))
+    assert [len(step.outputs.maps or ()) for step in asked] == [0, 1, 1]

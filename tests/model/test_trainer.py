@@ -1,6 +1,6 @@
 """The guides of the reference for language models, sequences and tokens, with its `Trainer`.
 
-From the tokenizer to `Trainer.train()` and back, ours beside theirs: the same weights, batches and
+From the tokenizer to `Trainer.train()` and back, ours against theirs: the same weights, batches and
 steps, so that losses and trained weights are equal. What the guides need said is in the model's
 README: a collator has to be given, since a `Trainer` pads by itself for its own tokenizers only.
 """
@@ -149,10 +149,10 @@ def test_a_guide_and_back(task: str, tmp_path: Path) -> None:
     expected = ours(**batch).logits
     read = getattr(esm_pipeline, name).from_pretrained(tmp_path / "saved")
     assert torch.equal(read(**batch).logits, expected)
-    peer, told = getattr(transformers, name).from_pretrained(
+    peer, info = getattr(transformers, name).from_pretrained(
         tmp_path / "saved", output_loading_info=True
     )
-    assert not told["missing_keys"]
+    assert not info["missing_keys"]
     assert max_abs(peer.eval()(**batch).logits, expected, mask) <= 1e-4
     step = tmp_path / "run" / f"checkpoint-{STEPS}"
     bare = getattr(esm_pipeline, name).from_pretrained(step, config=ours.config)
@@ -196,8 +196,8 @@ def test_an_adapter_is_trained_and_merged_at_loading(tmp_path: Path) -> None:
     options = {"save_strategy": "steps", "save_steps": STEPS, "learning_rate": 0.3}
     trained(model, "language model", tmp_path / "run", **options)
     step = tmp_path / "run" / f"checkpoint-{STEPS}"
-    told = json.loads((step / "adapter_config.json").read_text())
-    assert told["base_model_name_or_path"] == "demo"
+    info = json.loads((step / "adapter_config.json").read_text())
+    assert info["base_model_name_or_path"] == "demo"
     batch = EsmTokenizer.from_pretrained(step)(PROTEINS, padding=True, return_tensors="pt")
     merged = esm_pipeline.EsmForMaskedLM.from_pretrained(step)
     expected = model.eval()(**batch).logits

@@ -1,4 +1,4 @@
-"""Training: gradients and dropout beside transformers, checkpointing, fresh weights."""
+"""Training: gradients and dropout compared with transformers, checkpointing, fresh weights."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ DROPOUT = {"hidden_dropout_prob": 0.2, "attention_probs_dropout_prob": 0.3}
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("name", HEADS)
-def test_gradients_beside_transformers(name: str, kind: str) -> None:
+def test_gradients_equal_transformers(name: str, kind: str) -> None:
     problems = PROBLEMS if name == "EsmForSequenceClassification" else PROBLEMS[1:2]
     for problem in problems:
         peer, ours = twins_of(name, problem_type=problem, **KINDS[kind])

@@ -1,4 +1,4 @@
-"""Losses, gradients and dropout beside transformers 4.37.2, as record_training.py recorded them."""
+"""Losses, gradients and dropout against records of transformers 4.37.2 (record_training.py)."""
 
 from __future__ import annotations
 

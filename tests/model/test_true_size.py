@@ -1,6 +1,6 @@
-"""ESM-2 650M and ESM-1b at their true size, with random weights, beside transformers.
+"""ESM-2 650M and ESM-1b at their true size, with random weights, compared with transformers.
 
-Each step runs in a process of its own, so that its peak of memory is told apart and given back.
+Each step runs in a process of its own, so that its peak of memory is measured separately and freed.
 Printed: seconds of CPU, peaks in GB (the weights are 2.6), largest differences over the scale.
 """
 
@@ -150,7 +150,7 @@ def steps(request: pytest.FixtureRequest) -> Iterator[tuple[str, Path, Step, Ste
         yield request.param, folder, peer, in_a_process(run_ours, folder)
 
 
-def test_beside_transformers(steps: Any, capsys: pytest.CaptureFixture[str]) -> None:
+def test_equals_transformers(steps: Any, capsys: pytest.CaptureFixture[str]) -> None:
     name, _, (theirs, _, their_peak), (ours, _, our_peak) = steps
     with capsys.disabled():
         print(f"\n{name}: {theirs['parameters']:,} weights, proteins of {LENGTHS} residues")

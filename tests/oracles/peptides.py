@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from esm_pipeline.model.folding.rigid import Frames, from_three_points
+from esm_pipeline.model.folding.rigid import Frames
 from esm_pipeline.model.folding.torsions import atom14_positions, group_frames
 from esm_pipeline.structure import residues
 
@@ -47,6 +47,25 @@ def backbone_frames(atoms: Tensor) -> Frames:
     """Frames (R,) of N, CA and C (R, 3, 3): x to C, N in the plane of x and y."""
     n, ca, c = atoms.unbind(-2)
     return from_three_points(2 * ca - c, ca, n, epsilon=0.0)
+
+
+def from_three_points(
+    behind: Tensor, origin: Tensor, plane: Tensor, epsilon: float = 1e-8
+) -> Frames:
+    """Frames at `origin`, x away from `behind`, `plane` in the plane of x and y; each (*, 3).
+
+    Algorithm 21 (Jumper et al. 2021) with the peer's order of points: (C, CA, N) of a backbone give
+    −x along the bond to C; `epsilon` prevents a division by zero for points that coincide.
+    """
+    x = unit(origin - behind, epsilon)
+    aside = plane - origin
+    y = unit(aside - (x * aside).sum(-1, keepdim=True) * x, epsilon)
+    return Frames(torch.stack([x, y, torch.linalg.cross(x, y)], dim=-1), origin)
+
+
+def unit(vectors: Tensor, epsilon: float) -> Tensor:
+    """(*, 3) at length 1, except for those near 0."""
+    return vectors / torch.sqrt((vectors * vectors).sum(-1, keepdim=True) + epsilon)
 
 
 def sines_and_cosines(degrees: Tensor) -> Tensor:

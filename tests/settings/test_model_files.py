@@ -56,7 +56,7 @@ def test_what_is_not_on_this_machine(
 def test_braces(tmp_path: Path) -> None:
     (tmp_path / "{m}").mkdir()
     (tmp_path / "{m}" / "config.json").touch()
-    with pytest.raises(InputError, match="braces and angle brackets in a path"):
+    with pytest.raises(InputError, match="Snakemake reads braces and angle brackets"):
         Settings(fasta="a.fasta", model=str(tmp_path / "{m}")).models()
 
 

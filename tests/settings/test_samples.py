@@ -33,7 +33,7 @@ def refusal(function, *arguments) -> str:
 
 
 TOO_LONG = "a" * 101
-QUOTE = "a cell begins with '\"' and does not end with one; a cell in quotes ends on its line"
+QUOTE = "a cell begins with '\"' but does not end with one; close the quotes on the same line"
 
 
 @pytest.mark.parametrize(
@@ -47,10 +47,10 @@ QUOTE = "a cell begins with '\"' and does not end with one; a cell in quotes end
         ("a\tx.fasta\n", "t.tsv:1: no column 'sample', only 'a', 'x.fasta'; the table"),
         ("sample\tfasta\tfasta\n", "t.tsv:1: two columns 'fasta'; remove one"),
         ("sample\tvariants\tfasta\tvariants\n", "t.tsv:1: two columns 'variants'; remove one"),
-        ("sample\tfasta\tvariants\na\tx\tv{1}\n", "t.tsv:2: 'v{1}': braces and angle"),
+        ("sample\tfasta\tvariants\na\tx\tv{1}\n", "t.tsv:2: 'v{1}': Snakemake reads"),
         (
             "sample\tfasta\tvariants\na\tx\tv\na\ty\tw\n",
-            "t.tsv:3: sample 'a' has two tables of variants; join them, or make it two samples",
+            "t.tsv:3: sample 'a' has two variant tables; join them, or make it two samples",
         ),
         ("sample\tfasta\n", "t.tsv: no samples; add a row below the column names"),
         ("sample\tfasta\n\n\t\n \t \n", "t.tsv: no samples; add a row"),
@@ -67,20 +67,20 @@ QUOTE = "a cell begins with '\"' and does not end with one; a cell in quotes end
         ("sample\tfasta\n{a}\tx\n", "t.tsv:2: sample name '{a}' cannot name a folder"),
         (f"sample\tfasta\n{TOO_LONG}\tx\n", f"sample name '{TOO_LONG}' cannot name a folder"),
         ("sample\tfasta\n\tx\n", "t.tsv:2: sample name '' cannot name a folder"),
-        ("sample\tfasta\na\tx\nLogs\ty\n", "t.tsv:3: 'Logs' is a name of the workflow's own"),
+        ("sample\tfasta\na\tx\nLogs\ty\n", "t.tsv:3: the workflow itself uses the name 'Logs'"),
         *(
-            (f"sample\tfasta\n{name}\tx\n", f"t.tsv:2: '{name}' is a name of the workflow's own")
+            (f"sample\tfasta\n{name}\tx\n", f"t.tsv:2: the workflow itself uses the name '{name}'")
             for name in ("fold_model.json", "Fold_Model.json", "classify_model.json", "Model.json")
         ),
         *(
-            (f"sample\tfasta\n{name}\tx\n", f"t.tsv:2: '{name}' is a name of the workflow's own")
+            (f"sample\tfasta\n{name}\tx\n", f"t.tsv:2: the workflow itself uses the name '{name}'")
             for name in ("models", "benchmarks", "report.html", "provenance.sha256", "VERDICT.txt")
         ),
-        ("sample\tfasta\na\t\n", "t.tsv:2: sample 'a' has no fasta; name its file"),
-        ("sample\tfasta\na\n", "t.tsv:2: sample 'a' has no fasta; name its file"),
-        ("sample\tfasta\na\tx\tb\n", "t.tsv:2: 3 cells, but 2 columns; remove a tab, or name"),
-        ("sample\tfasta\na\tx\n\na\tx\n", "t.tsv:4: sample 'a' lists x twice, in line 2 as well"),
-        ("sample\tfasta\na\tx\na\t./y/../x\n", "t.tsv:3: sample 'a' lists ./y/../x twice, in line"),
+        ("sample\tfasta\na\t\n", "t.tsv:2: sample 'a' has no fasta; add the path of its file"),
+        ("sample\tfasta\na\n", "t.tsv:2: sample 'a' has no fasta; add the path of its file"),
+        ("sample\tfasta\na\tx\tb\n", "t.tsv:2: 3 cells, but 2 columns; remove a tab, or add"),
+        ("sample\tfasta\na\tx\n\na\tx\n", "t.tsv:4: sample 'a' lists x twice, also in line 2;"),
+        ("sample\tfasta\na\tx\na\t./y/../x\n", "t.tsv:3: sample 'a' lists ./y/../x twice, also"),
         ("sample\tfasta\na\tx\nA\ty\n", "t.tsv:3: samples 'a' and 'A' differ only in case and"),
         ('sample\tfasta\na\t"x\nb\ty\nc\tz"\n', f"t.tsv:2: {QUOTE}"),
         ('sample\tfasta\na\t"x" y\n', f"t.tsv:2: {QUOTE}"),
@@ -196,8 +196,8 @@ def test_most_characters_may_stand_in_a_path(path):
     require_usable(path, "fasta")
 
 
-BRACES = "braces and angle brackets in a path would be taken for a wildcard; rename it, or make a"
-CONTROL = "line breaks and control characters cannot stand in a path; rename"
+BRACES = "Snakemake reads braces and angle brackets in a path as wildcards; rename it, or make a"
+CONTROL = "a path cannot contain line breaks or control characters; rename"
 
 
 @pytest.mark.parametrize(
@@ -216,8 +216,8 @@ def test_what_cannot_stand_in_a_path(tmp_path, path, told):
     assert f"t.tsv:3: {told}" in refusal(read_samples, str(table))
     for key in ("fasta", "outdir"):
         assert refusal(require_usable, path, key).startswith(f"{key}: {told}")
-    assert "'a\\nb': line breaks" in refusal(require_usable, "a\nb", "fasta")
-    assert "'a\\udcff': a path has to be UTF-8" in refusal(require_usable, "a\udcff", "fasta")
+    assert "'a\\nb': a path cannot contain line breaks" in refusal(require_usable, "a\nb", "fasta")
+    assert "'a\\udcff': a path must be UTF-8" in refusal(require_usable, "a\udcff", "fasta")
 
 
 @pytest.mark.parametrize(
@@ -277,7 +277,7 @@ def test_variants_where_results_go_are_refused(tmp_path, monkeypatch):
         ("/", "outdir '/': the root of the file system; name a folder in it, such as results"),
         ("//", "the root of the file system"),
         ("/usr/..", "the root of the file system"),
-        (".", "outdir '.': where Snakemake runs; name a folder in it, such as results"),
+        (".", "outdir '.': the folder where Snakemake runs; name a folder in it, such as results"),
         ("./", "where Snakemake runs"),
         ("a/..", "where Snakemake runs"),
         ("file", "outdir 'file': file is not a folder; choose another one"),

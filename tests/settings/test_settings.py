@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from esm_pipeline.errors import InputError
+from esm_pipeline.flags import flags
 from esm_pipeline.settings import MOST_SHARDS, Model, Settings, load_settings, shard_names
 from esm_pipeline.settings.sections import (
     CleaningSettings,
@@ -23,7 +24,6 @@ from esm_pipeline.settings.sections import (
     StrategySettings,
     VariantSettings,
     check,
-    flags,
     is_execution,
 )
 
@@ -32,8 +32,8 @@ QUOTES = "should be text; put it in quotes, in the config file"
 BUDGET = "should be a whole number from 1"
 SHARDS = "should be 'auto' or a whole number from 1 to 100000"
 INCLUDE = "'mean', 'residue', 'bos' or 'contacts'"
-EMPTY = "should be keys with values, such as 'dtype'; put some below it, or leave it out"
-CHARACTER = "has a line break or control character; remove it"
+EMPTY = "should be keys with values, such as 'dtype'; write some below it, or leave it out"
+CHARACTER = "contains a line break or control character; remove it"
 
 
 def refusal(function, *arguments) -> str:
@@ -45,18 +45,18 @@ def refusal(function, *arguments) -> str:
 @pytest.mark.parametrize(
     ("config", "told"),
     [
-        ({}, "give one of 'fasta' (a single input) and 'samples' (a table of them)"),
+        ({}, "set one of 'fasta' (a single input) and 'samples' (a table of them)"),
         (
             FASTA | {"score": {"strategy": "x"}},
             "'score.strategy' = 'x': should be 'masked_",
         ),
         (
             FASTA | {"score": {"models": {"a/b": "demo"}}},
-            "'score.models' = {'a/b': 'demo'}: label 'a/b' should have letters, digits",
+            "'score.models' = {'a/b': 'demo'}: label 'a/b' may contain only letters, digits",
         ),
         (
             FASTA | {"score": {"models": {"a": "demo", "A": "x"}}},
-            "'score.models' = {'A': 'x', 'a': 'demo'}: label 'a' stands twice, but for its case",
+            "'score.models' = {'A': 'x', 'a': 'demo'}: label 'a' appears twice (differing only",
         ),
         (FASTA | {"score": {"models": "demo"}}, "'score.models' = 'demo': should be keys with val"),
         (FASTA | {"score": {"models": {"a": ""}}}, "'score.models.a' = '': should be text"),
@@ -64,18 +64,18 @@ def refusal(function, *arguments) -> str:
         (FASTA | {"score": {"plots": "x"}}, "'score.plots' = 'x': should be true or false"),
         (
             FASTA | {"score": {"plots": True}},
-            "'score' = {'plots': True}: 'plots' are of a saturation; set",
+            "'score' = {'plots': True}: 'plots' shows a saturation; set",
         ),
         (
             FASTA | {"score": {"saturation": True, "strategy": "pseudo_log_likelihood"}},
-            "'score' = {'saturation': True, 'strategy': 'pseudo_log_likelihood'}: a saturation by ",
+            "'score' = {'saturation': True, 'strategy': 'pseudo_log_likelihood'}: saturation with ",
         ),
         ({"samples": "a", "variants": "b"}, "'variants' goes with 'fasta'; with 'samples' it is a"),
         (
             {"fasta": "a", "variants": "b"},
-            "'variants' are given, but no task scores them; add score to 'tasks'",
+            "'variants' is set, but no task scores them; add score to 'tasks'",
         ),
-        ({"fasta": "a", "samples": "b"}, "give one of 'fasta' (a single input) and 'samples' "),
+        ({"fasta": "a", "samples": "b"}, "set one of 'fasta' (a single input) and 'samples' "),
         (None, "None: should be keys with values, such as 'fasta: my.fasta'"),
         (["fasta"], "['fasta']: should be keys with values, such as 'fasta: my.fasta'"),
         # unknown keys: the nearest beside it, or one of that name elsewhere
@@ -127,13 +127,16 @@ def refusal(function, *arguments) -> str:
             FASTA | {"embed": {"include": "mean"}},
             f"'embed.include' = 'mean': should be a list, each item {INCLUDE}; write [mean]",
         ),
-        (FASTA | {"embed": {"include": []}}, f"= []: should be a list, each item {INCLUDE}; put o"),
+        (
+            FASTA | {"embed": {"include": []}},
+            f"= []: should be a list, each item {INCLUDE}; add an",
+        ),
         (FASTA | {"embed": {"include": {}}}, f"= {{}}: should be a list, each item {INCLUDE}"),
         (FASTA | {"embed": {"layers": [-2]}}, "'embed.layers.0' = -2: should be a whole number fr"),
         (FASTA | {"embed": {"layers": [1, True]}}, "'embed.layers.1' = True: should be a whole nu"),
         (FASTA | {"embed": {"layers": ["x"]}}, "'embed.layers.0' = 'x': should be a whole number"),
-        (FASTA | {"embed": {"layers": [3, 3]}}, "'embed.layers' = [3, 3]: names something twice;"),
-        (FASTA | {"tasks": ["embed", "embed"]}, "'tasks' = ['embed', 'embed']: names something tw"),
+        (FASTA | {"embed": {"layers": [3, 3]}}, "'embed.layers' = [3, 3]: contains a duplicate;"),
+        (FASTA | {"tasks": ["embed", "embed"]}, "'tasks' = ['embed', 'embed']: contains a dupli"),
         (
             FASTA | {"tasks": ["folds"]},
             "'tasks.0' = 'folds': should be 'embed', 'score', 'classify' or 'fold'",
@@ -282,11 +285,11 @@ def test_what_is_to_be_scored(tmp_path):
     assert load_settings(config).tables() == {"a": "v.csv"}
     assert load_settings({**config, "tasks": ["embed"]}).tables() == {}
     told = refusal(load_settings({**config, "score": {}}).tables)
-    assert f"{table}: sample 'b' has no variants to score; name a table of them, or set" in told
+    assert f"{table}: sample 'b' has no variants to score; give it a variant table, or set" in told
     single = load_settings({"fasta": "p.fa", "variants": "v.csv", "tasks": ["score"]})
     assert single.tables() == {"p": "v.csv"}
     braces = load_settings({"fasta": "p.fa", "variants": "v{1}", "tasks": ["score"]})
-    assert refusal(braces.tables).startswith("variants: 'v{1}': braces and angle")
+    assert refusal(braces.tables).startswith("variants: 'v{1}': Snakemake reads braces and angle")
 
 
 def test_shards_of_a_table_follow_from_its_size(tmp_path):
@@ -328,7 +331,7 @@ def test_models_of_a_run(tmp_path):
                 "model.json": Model("x/y", "v1", ["embed"]),
                 f"{task}_model.json": Model("z", revision, [task]),
             }
-        assert "'revision' is that of 'model'" in refusal(
+        assert "'revision' belongs to 'model'" in refusal(
             load_settings, {**tasks, task: {"revision": "v2"}}
         )
     demo = {**FASTA, "tasks": ["embed", "fold"]}

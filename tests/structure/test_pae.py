@@ -7,8 +7,8 @@ import json
 import numpy as np
 import pytest
 
-from esm_pipeline.errors import InputError
-from esm_pipeline.structure.pae import MOST, json_bytes, npz_bytes, read_pae, to_angstrom, to_steps
+from esm_pipeline.structure.pae import MOST, json_bytes, npz_bytes, to_angstrom, to_steps
+from tests.folded import read_pae
 
 KINDS = {"json": json_bytes, "npz": npz_bytes}
 
@@ -54,27 +54,3 @@ def test_it_is_read_back(steps, tmp_path, kind):
     assert found.dtype == np.float32
     assert np.abs(found - to_angstrom(steps)).max() <= (0.0501 if kind == "json" else 0)
     assert path.read_bytes() == KINDS[kind](steps)
-
-
-@pytest.mark.parametrize(
-    ("name", "content"),
-    [
-        ("a.json", b"{}"),
-        ("a.json", b"\xff"),
-        ("a.json", b'[{"predicted_aligned_error": [[1, 2]]}]'),
-        ("a.json", b'[{"predicted_aligned_error": [[1, 2], [3]]}]'),
-        ("a.json", b'[{"distance": []}]'),
-        ("a.npz", b"PK"),
-        ("a.npz", b"\x93NUMPY\1\0"),
-        ("missing.json", None),
-    ],
-)
-def test_what_is_none_is_told(tmp_path, name, content):
-    path = tmp_path / name
-    if content is not None:
-        path.write_bytes(content)
-    with pytest.raises(InputError) as error:
-        read_pae(path)
-    assert str(error.value).startswith(f"{path}: no predicted aligned error (")
-    assert str(error.value).endswith("; give a .json or .npz of `fold`")
-    assert "\n" not in str(error.value)

@@ -18,14 +18,8 @@ from esm_pipeline.errors import InputError
 from esm_pipeline.structure import modelcif, residues
 from esm_pipeline.structure import structure as structures
 from esm_pipeline.structure.modelcif import cif_text
-from esm_pipeline.structure.structure import (
-    MEANINGLESS,
-    Structure,
-    chain_name,
-    heading,
-    pdb_problem,
-    pdb_text,
-)
+from esm_pipeline.structure.pdb import heading, pdb_problem, pdb_text
+from esm_pipeline.structure.structure import MEANINGLESS, Structure, chain_name
 from tests.folded import EVERY, FACTS, made_up
 
 Atom = tuple[str, int, str, str, str]
@@ -172,7 +166,7 @@ def test_any_title_can_be_read_back(title):
         assert_same(by_gemmi(text, kind), expected(structure))
     told = gemmi.cif.read_string(text).sole_block().find_value("_struct.title")
     told = gemmi.cif.as_string(told)
-    assert told.split() == structures.plain(title).split()
+    assert told.split() == structures.printable(title).split()
 
 
 def test_random_weights_are_told():
@@ -334,4 +328,4 @@ def test_nothing_but_unknown_residues(kind):
 def test_the_same_structure_gives_the_same_bytes():
     for kind in ("pdb", "cif"):
         assert text_of(made_up("MKV"), kind) == text_of(made_up("MKV"), kind)
-    assert modelcif.folded("A" * 81) == "A" * 80 + "\nA"
+    assert modelcif.wrapped("A" * 81) == "A" * 80 + "\nA"

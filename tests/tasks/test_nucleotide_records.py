@@ -19,8 +19,8 @@ from esm_pipeline.cli import main
 from esm_pipeline.errors import IN_WORKFLOW, InputError
 from esm_pipeline.formats.records import Record, read_records
 from esm_pipeline.settings.sections import CleaningSettings
-from esm_pipeline.tasks.common.cleaning import Cleaned, read_sequence
-from esm_pipeline.tasks.common.sequences import open_intake
+from esm_pipeline.tasks.common.cleaning import CleanedSequence, read_sequence
+from esm_pipeline.tasks.common.sequences import open_sequences
 
 CDS = "ATGGCGAAACTGGTGATTACCCGTTGGCAGGAATAA"
 PROTEIN = "MAKLVITRWQE"
@@ -34,36 +34,36 @@ KEYS = REMEDY.replace("--nucleotides", "shard.nucleotides")
 REFUSED = f"looks like DNA; {REMEDY}"
 
 
-def read(sequence: str, header: bytes = b"", **settings: Any) -> Cleaned:
+def read(sequence: str, header: bytes = b"", **settings: Any) -> CleanedSequence:
     return read_sequence(sequence.encode(), CleaningSettings(**settings), header)
 
 
-def translated(sequence: str, **settings: Any) -> Cleaned:
+def translated(sequence: str, **settings: Any) -> CleanedSequence:
     return read(sequence, nucleotides="translate", **settings)
 
 
 @pytest.mark.parametrize(
     ("settings", "expected"),
     [
-        ({}, Cleaned(b"", REFUSED)),
-        ({"nucleotides": "keep"}, Cleaned(CDS.encode())),
-        ({"nucleotides": "translate"}, Cleaned(PROTEIN.encode(), "", (HOW, END))),
+        ({}, CleanedSequence(b"", REFUSED)),
+        ({"nucleotides": "keep"}, CleanedSequence(CDS.encode())),
+        ({"nucleotides": "translate"}, CleanedSequence(PROTEIN.encode(), "", (HOW, END))),
     ],
 )
-def test_a_record_of_nucleotides(settings: dict[str, str], expected: Cleaned) -> None:
+def test_a_record_of_nucleotides(settings: dict[str, str], expected: CleanedSequence) -> None:
     assert read(CDS, **settings) == expected
 
 
 @pytest.mark.parametrize(
     ("sequence", "settings", "expected"),
     [
-        ("ATGAAAC", {}, Cleaned(b"MK", "", (HOW, "last 1 of 7 nucleotides dropped"))),
-        ("AUGAAA", {}, Cleaned(b"MK", "", (HOW,))),
-        ("AAAAAA", {}, Cleaned(b"KK", "", (HOW, "begins without a start codon"))),
+        ("ATGAAAC", {}, CleanedSequence(b"MK", "", (HOW, "last 1 of 7 nucleotides dropped"))),
+        ("AUGAAA", {}, CleanedSequence(b"MK", "", (HOW,))),
+        ("AAAAAA", {}, CleanedSequence(b"KK", "", (HOW, "begins without a start codon"))),
         (
             "ATGTAAAAATAA",
             {},
-            Cleaned(
+            CleanedSequence(
                 b"",
                 f"{HOW}: stop '*' at residue 2 inside the sequence; set --internal-stops to "
                 "'replace' to read it as X",
@@ -72,46 +72,48 @@ def test_a_record_of_nucleotides(settings: dict[str, str], expected: Cleaned) ->
         (
             "ATGTAAAAATAA",
             {"internal_stops": "replace"},
-            Cleaned(b"MXK", "", (HOW, "stop '*' at residue 2 replaced by X", END)),
+            CleanedSequence(b"MXK", "", (HOW, "stop '*' at residue 2 replaced by X", END)),
         ),
         (
             "ATGTGAAAATAA",
             {"genetic_code": 4},
-            Cleaned(b"MWK", "", (HOW.replace("11", "4"), END)),
+            CleanedSequence(b"MWK", "", (HOW.replace("11", "4"), END)),
         ),
         (
             "ATGMTH" + "AAA" * 20,  # I or L
             {},
-            Cleaned(b"MX" + b"K" * 20, "", (HOW, "J at residue 2 replaced by X")),
+            CleanedSequence(b"MX" + b"K" * 20, "", (HOW, "J at residue 2 replaced by X")),
         ),
         (
             "ATG-AAA",
             {},
-            Cleaned(b"", "gap '-' at nucleotide 4; set --gaps to 'remove' to drop gaps"),
+            CleanedSequence(b"", "gap '-' at nucleotide 4; set --gaps to 'remove' to drop gaps"),
         ),
         (
             "ATG-AA.A",
             {"gaps": "remove"},
-            Cleaned(b"MK", "", (HOW, "gap '-' at nucleotide 4 and 1 more removed")),
+            CleanedSequence(b"MK", "", (HOW, "gap '-' at nucleotide 4 and 1 more removed")),
         ),
         (
             "ATGAAA:ATGCCCA",
             {},
-            Cleaned(b"MK:MP", "", (HOW, "last 1 of 7 nucleotides dropped (chain 2)")),
+            CleanedSequence(b"MK:MP", "", (HOW, "last 1 of 7 nucleotides dropped (chain 2)")),
         ),
-        ("AT", {}, Cleaned(b"", f"{HOW}: no residues")),
-        ("TAA", {}, Cleaned(b"", f"{HOW}: no residues")),
-        (f"{CDS}*", {}, Cleaned(b"", "stop '*' at nucleotide 37; correct the sequence")),
-        ("MKVLA*", {}, Cleaned(b"MKVLA", "", ("not nucleotides: taken as a protein", END))),
+        ("AT", {}, CleanedSequence(b"", f"{HOW}: no residues")),
+        ("TAA", {}, CleanedSequence(b"", f"{HOW}: no residues")),
+        (f"{CDS}*", {}, CleanedSequence(b"", "stop '*' at nucleotide 37; correct the sequence")),
+        ("MKVLA*", {}, CleanedSequence(b"MKVLA", "", ("not nucleotides: taken as a protein", END))),
         (
             "MKV1",
             {},
-            Cleaned(b"", "character '1' at residue 4 is no amino acid; correct the sequence"),
+            CleanedSequence(
+                b"", "character '1' at residue 4 is no amino acid; correct the sequence"
+            ),
         ),
-        ("", {}, Cleaned(b"", "no residues")),
+        ("", {}, CleanedSequence(b"", "no residues")),
     ],
 )
-def test_translation(sequence: str, settings: dict[str, Any], expected: Cleaned) -> None:
+def test_translation(sequence: str, settings: dict[str, Any], expected: CleanedSequence) -> None:
     assert translated(sequence, **settings) == expected
 
 
@@ -213,7 +215,7 @@ def test_the_first_thousand_records_tell(tmp_path: Path) -> None:
             if refused
             else nullcontext()
         ):
-            open_intake([str(path)], CleaningSettings(), tmp_path).close()
+            open_sequences([str(path)], CleaningSettings(), tmp_path).close()
 
 
 def test_every_file_is_judged_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -278,7 +280,7 @@ def test_the_workflow_is_told_keys(
     [
         (
             "--genetic-code=7",
-            "--genetic-code = '7': no genetic code of the NCBI; choose one of 1, ",
+            "--genetic-code = '7': not the number of an NCBI genetic code; choose one of 1, ",
         ),
         ("--genetic-code=x", "--genetic-code = 'x': should be a whole number"),
         ("--nucleotides=dna", "--nucleotides = 'dna': should be 'refuse', 'translate' or 'keep'"),

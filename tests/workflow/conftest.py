@@ -1,4 +1,4 @@
-"""What the workflow's tests share: a model, and one whole run."""
+"""What the tests of the workflow share: a model and one whole run."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Classes through the workflow: the same as by the command, and what a change makes anew."""
+"""Classes from the workflow: the same as from the command; what each change reruns."""
 
 from __future__ import annotations
 
@@ -32,15 +32,15 @@ from tests.workflow.tools import (
 MODELS = {"sequences": EsmForSequenceClassification, "residues": EsmForTokenClassification}
 RESULTS = {"sequences": "classes.h5", "residues": "residue_classes.h5"}
 KEY = re.compile(r"shard\.(\w+)")
-"""A setting in a reason, as the workflow calls it."""
+"""A setting in a reason, as the workflow names it."""
 
 COMMON = {"records", "provenance", "report", "counts", "verdict"}
 
 
 def arguments(section: str = "", *more: str) -> list[str]:
-    """Embedding and classifying, by a model each, in two shards."""
-    told = f"classify={{model: classifier, threads: 1{', ' if section else ''}{section}}}"
-    return config(GOLDEN / "model", "tasks=[embed, classify]", told, *more)
+    """Arguments that embed and classify in two shards, with a model for each task."""
+    section_text = f"classify={{model: classifier, threads: 1{', ' if section else ''}{section}}}"
+    return config(GOLDEN / "model", "tasks=[embed, classify]", section_text, *more)
 
 
 def table(path: Path) -> list[dict[str, str]]:
@@ -106,15 +106,15 @@ def test_every_record_is_accounted_for(run: Run, of: str) -> None:
     ).read_text().replace(str(run.folder) + "/", "")
 
 
-def test_provenance_tells_of_classes(run: Run, of: str) -> None:
+def test_provenance_describes_the_classes(run: Run, of: str) -> None:
     facts = json.loads((run.results / "provenance.json").read_text())
     assert facts["models"]["classify_model"]["tasks"] == ["classify"]
     assert facts["models"]["model"]["tasks"] == ["embed"]
-    told = facts["samples"][SAMPLE]["results"][RESULTS[of]]
-    assert told["labels"] == ["one", "two"]
-    assert told["problem_type"] == "multi_label_classification"
+    result = facts["samples"][SAMPLE]["results"][RESULTS[of]]
+    assert result["labels"] == ["one", "two"]
+    assert result["problem_type"] == "multi_label_classification"
     digest = facts["models"]["classify_model"]["weights_sha256"]
-    assert told["weights_sha256"] == digest
+    assert result["weights_sha256"] == digest
 
 
 CLASSIFY = {"check_classify", "classify", "gather_classify", *COMMON}
@@ -134,13 +134,15 @@ EMBED = {"check_embed", "embed", "gather_embed", *COMMON}
 def test_a_change_reruns_what_it_changes(
     run: Run, of: str, change: list[str], rerun: set[str]
 ) -> None:
-    """A table there is of sequences alone."""
+    """Only classes of sequences have a table."""
     if of == "residues" and "classes" in rerun:
         rerun = rerun - {"classes"} if "classify" in rerun else set()
     assert jobs(snakemake(run.folder, "-n", *change)) == rerun
 
 
-def test_a_model_of_another_kind_is_told_before_any_job(run: Run, of: str, tmp_path: Path) -> None:
+def test_a_model_of_another_kind_is_an_error_before_any_job(
+    run: Run, of: str, tmp_path: Path
+) -> None:
     (other,) = MODELS.keys() - {of}
     (tmp_path / "classifier").symlink_to(run.folder / "classifier")
     write_fasta(tmp_path / "my proteins.fasta")
@@ -150,9 +152,9 @@ def test_a_model_of_another_kind_is_told_before_any_job(run: Run, of: str, tmp_p
     assert not (tmp_path / "results" / SAMPLE / "classify").exists()
 
 
-def test_what_has_no_classifier_is_told_at_once(tmp_path: Path) -> None:
+def test_a_model_without_a_classifier_is_an_error_at_once(tmp_path: Path) -> None:
     write_fasta(tmp_path / "my proteins.fasta")
     run = snakemake(tmp_path, "-n", *config(GOLDEN / "model", "tasks=[classify]"))
     assert run.code == 1
-    assert "classify.of: no config.json at hand says what model" in run.said
+    assert "classify.of: no local config.json says what model" in run.said
     assert "Traceback" not in run.said

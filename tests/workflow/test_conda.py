@@ -1,4 +1,4 @@
-"""`--use-conda`, the documented way: the environment file is built, and every job runs in it."""
+"""`--use-conda`: the environment is built from its file, and every job runs in it."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def test_every_job_runs_in_the_environment(tmp_path, model):
     )
 
 
-def test_a_pin_that_is_not_met_is_seen(tmp_path, model):
+def test_a_pin_that_cannot_be_met_is_an_error(tmp_path, model):
     clone = tmp_path / "clone"
     for name in ("workflow", "esm_pipeline", "envs"):
         shutil.copytree(ROOT / name, clone / name)

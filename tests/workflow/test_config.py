@@ -1,4 +1,4 @@
-"""The config file before Snakemake reads it: what is no YAML, and keys that stand twice."""
+"""Checks of the config file before Snakemake reads it: not YAML, or a key twice."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tests.workflow.tools import ROOT
 
 @pytest.fixture(scope="module")
 def require_yaml():
-    """The function of `config.smk`, which has no rules and is Python."""
+    """The function in `config.smk`, which contains no rules and is therefore plain Python."""
     modifier = SimpleNamespace(skip_configfile=True)
     names = {"workflow": SimpleNamespace(modifier=modifier, overwrite_configfiles=[])}
     path = ROOT / "workflow" / "rules" / "config.smk"
@@ -26,7 +26,7 @@ NO_TEXT = "{p}: not UTF-8 text; save it as UTF-8"
 
 
 @pytest.mark.parametrize(
-    ("text", "told"),
+    ("text", "message"),
     [
         (
             "a:\n\tb: 1\n",
@@ -43,20 +43,20 @@ NO_TEXT = "{p}: not UTF-8 text; save it as UTF-8"
         ("- fasta\n", NO_SETTINGS),
         ("a: é\n".encode("latin-1"), NO_TEXT),
         ("a: 1\n".encode("utf-16"), NO_TEXT),
-        ("a: 1\nb: 2\na: 1\n", "{p}:3: key 'a' stands in line 1 too; remove one"),
-        ("e:\n  x: 1\n  y:\n  x: 1\n", "{p}:4: key 'x' stands in line 2 too; remove one"),
-        ("e: {x: 1, x: 2}\n", "{p}:1: key 'x' stands in line 1 too; remove one"),
-        ("e: [{x: 1, x: 2}]\n", "{p}:1: key 'x' stands in line 1 too; remove one"),
-        ("1: a\n'1': b\n", "{p}:2: key '1' stands in line 1 too; remove one"),
+        ("a: 1\nb: 2\na: 1\n", "{p}:3: key 'a' already appears in line 1; remove one"),
+        ("e:\n  x: 1\n  y:\n  x: 1\n", "{p}:4: key 'x' already appears in line 2; remove one"),
+        ("e: {x: 1, x: 2}\n", "{p}:1: key 'x' already appears in line 1; remove one"),
+        ("e: [{x: 1, x: 2}]\n", "{p}:1: key 'x' already appears in line 1; remove one"),
+        ("1: a\n'1': b\n", "{p}:2: key '1' already appears in line 1; remove one"),
     ],
 )
-def test_what_is_refused(require_yaml, tmp_path, text, told):
+def test_refused(require_yaml, tmp_path, text, message):
     path = tmp_path / "config.yaml"
     path.write_bytes(text if isinstance(text, bytes) else text.encode())
     with pytest.raises(WorkflowError) as caught:
         require_yaml(path)
     (line,) = str(caught.value).split("\n")
-    assert line.startswith(told.format(p=path))
+    assert line.startswith(message.format(p=path))
 
 
 @pytest.mark.parametrize(
@@ -71,12 +71,12 @@ def test_what_is_refused(require_yaml, tmp_path, text, told):
     ],
     ids=["same key elsewhere", "mark", "aliases", "JSON with tabs", "loop", "many aliases"],
 )
-def test_what_is_taken(require_yaml, tmp_path, text):
+def test_accepted(require_yaml, tmp_path, text):
     path = tmp_path / "config.yaml"
     path.write_text(text)
     require_yaml(path)
     assert "a" in load_configfile(path) or "a0" in load_configfile(path)
 
 
-def test_the_config_as_shipped_is_taken(require_yaml):
+def test_the_config_as_shipped_is_accepted(require_yaml):
     require_yaml(ROOT / "config" / "config.yaml")

@@ -1,4 +1,4 @@
-"""An output folder that cannot be written, or is full: what is said, and that a rerun completes."""
+"""An output folder that is read-only or full: the message, and a rerun that completes."""
 
 from __future__ import annotations
 

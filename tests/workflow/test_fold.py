@@ -1,4 +1,4 @@
-"""A whole run with structures: what comes out and stays, what a change reruns, after a SIGKILL."""
+"""A whole run with structures: its results, what each change reruns, and runs that are killed."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ import pytest
 
 from esm_pipeline.formats.records import read_records
 from esm_pipeline.formats.results.structures import Structures
-from esm_pipeline.formats.structure_files import read_structure
 from esm_pipeline.structure.structure import MEANINGLESS
+from tests.folded import read_structure
 from tests.workflow.test_interruption import Killed, clone  # noqa: F401
 from tests.workflow.tools import GOLDEN, RECORDS, SAMPLE, Run, config, jobs, snakemake
 
@@ -24,7 +24,7 @@ OUTPUTS = {"provenance", "report", "counts", "verdict"}
 
 
 def arguments(*more: str) -> list[str]:
-    """Arguments of the run below, but for `more`."""
+    """Arguments of the run below, with those in `more` replaced."""
     chosen = ["tasks=[fold]", f"fold={{{FOLD}}}"]
     keys = {item.partition("=")[0] for item in more}
     return config(
@@ -62,7 +62,7 @@ def test_every_record_has_its_row_and_every_ok_one_its_structure(folded):
     assert len({row["file"] for row in found if row["file"]}) == 6
 
 
-def test_what_stays(folded):
+def test_only_results_remain(folded):
     sample = folded.results / SAMPLE
     files = {row["file"] for row in rows(folded) if row["file"]}
     wanted = {"records.tsv", "inputs.sha256", "structures.h5", "structures.tsv", *files}
@@ -93,14 +93,14 @@ def test_every_file_says_that_it_is_meaningless(folded):
     assert "random weights: the structures are meaningless" in folded.said
 
 
-def test_provenance_tells_the_folding_model(folded):
+def test_provenance_names_the_folding_model(folded):
     facts = json.loads((folded.results / "provenance.json").read_text())
     assert list(facts["models"]) == ["fold_model"]
     model = facts["models"]["fold_model"]
     assert (model["name"], model["tasks"]) == ("demo-fold", ["fold"])
-    told = facts["samples"][SAMPLE]["results"]["structures.h5"]
-    assert told["weights_sha256"] == model["weights_sha256"]
-    assert told["random_weights"] == "true"
+    result = facts["samples"][SAMPLE]["results"]["structures.h5"]
+    assert result["weights_sha256"] == model["weights_sha256"]
+    assert result["random_weights"] == "true"
     assert facts["software"]["biotite"]
     assert facts["samples"][SAMPLE]["records"]["fold"]["ok"] == 7
 
@@ -134,7 +134,7 @@ def test_a_change_reruns_what_it_changes(folded, change, rerun):
 
 
 @pytest.mark.long
-def test_archives_instead(folded, tmp_path):
+def test_archives_instead_of_folders(folded, tmp_path):
     shutil.copytree(folded.folder, tmp_path / "copy", copy_function=shutil.copy2)
     run = snakemake(tmp_path / "copy", *arguments("fold={num_recycles: 1, archive: true}"))
     assert run.code == 0, run.said
@@ -152,7 +152,7 @@ def test_archives_instead(folded, tmp_path):
 
 
 @pytest.mark.long
-def test_a_model_that_does_not_fold_is_told_before_any_job(tmp_path, model):
+def test_a_model_that_does_not_fold_is_an_error_before_any_job(tmp_path, model):
     shutil.copy(GOLDEN / "my proteins.fasta", tmp_path)
     run = snakemake(tmp_path, *config(model, "tasks=[fold]", "shards=1"))
     assert run.code == 1
@@ -162,7 +162,7 @@ def test_a_model_that_does_not_fold_is_told_before_any_job(tmp_path, model):
 
 
 def assert_same(run: Run, whole: Run) -> None:
-    """All results are the same, byte for byte, but for the times in one."""
+    """Assert that all results are the same, byte for byte, except the times in one of them."""
     assert run.code == 0, run.said
     found, wanted = (
         {path.relative_to(one.results / SAMPLE): path for path in (one.results / SAMPLE).rglob("*")}
@@ -176,7 +176,7 @@ def assert_same(run: Run, whole: Run) -> None:
 
 @pytest.mark.long
 def test_killed_again_and_again(folded, tmp_path, clone):  # noqa: F811
-    """At work on the second shard, between gathered files, and while the files are written."""
+    """During the second shard, between gathered files, and while the files are written."""
     shutil.copy(GOLDEN / "my proteins.fasta", tmp_path)
     _, _, *given = arguments()
     killed = Killed(tmp_path, clone, ["--cores", "1", *given])

@@ -1,4 +1,4 @@
-"""500 real short proteins through the workflow: ids in, ids out, also after SIGKILLs."""
+"""500 real short proteins: every id of the input is in the results, also after SIGKILLs."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def whole(tmp_path_factory) -> Run:
     return run
 
 
-def test_ids_in_are_ids_out(whole):
+def test_every_id_of_the_input_is_in_the_results(whole):
     text = gzip.decompress(PROTEINS.read_bytes()).decode()
     records = [record.split("\n") for record in text[1:].strip().split("\n>")]
     wanted = [(header.split()[0], str(len(sequence))) for header, sequence in records]
@@ -63,7 +63,7 @@ def test_ids_in_are_ids_out(whole):
 
 
 def kill_after(folder: Path, seconds: float) -> bool:
-    """Start the workflow and kill every process of it; false if it was done before."""
+    """Start the workflow and kill all its processes; false if it had finished before."""
     command = [sys.executable, "-m", "snakemake", "--snakefile", ROOT / "Snakefile"]
     process = subprocess.Popen(
         [*command, "--rerun-incomplete", *ARGUMENTS],

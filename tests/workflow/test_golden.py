@@ -1,4 +1,4 @@
-"""The committed example of all results, made anew."""
+"""The committed example of all results, compared with results made again."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from tests.workflow.tools import GOLDEN, GOLDEN_TASKS, SAMPLE, Run, config, jobs
 
 RESULTS = ("embeddings.h5", "saturation.h5", "structures.h5")
 LIMITS = {"float32": 1e-4, "float16": 1e-3}
-"""The most that numbers of a type may differ by; those of any other type are the same."""
+"""The largest difference allowed for numbers of a type; other types must be equal."""
 
 FOLDED_LIMIT = 0.31  # Å, pLDDT: wide by random weights
 LIMITS_OF = {"structures.h5": {"float32": FOLDED_LIMIT, "uint8": 8 * FOLDED_LIMIT}}
-"""Where other limits hold: bytes of a predicted aligned error are eighths of 1 Å."""
+"""Exceptions: the bytes of a predicted aligned error are eighths of 1 Å."""
 
 MADE_ELSEWHERE = {"model", "models", "software", "bytes", "sha256"}
-"""Where the checkpoint lies, versions, and what follows from them or from the last digits."""
+"""The path of the checkpoint, versions, and what depends on them or on last digits."""
 
 BINARY = {f"{SAMPLE}/{name}" for name in RESULTS}
 APART = {"provenance.json", "model.json", f"{SAMPLE}/scores.json", f"{SAMPLE}/scores.tsv", *BINARY}
@@ -43,7 +43,7 @@ FOLDED = (f"{SAMPLE}/structures/", f"{SAMPLE}/pae/")
 
 @pytest.fixture(scope="module")
 def golden_run(whole_run, model, tmp_path_factory) -> Run:
-    """The other tasks, on top of the run that all tests share: nothing of it is made again."""
+    """The other tasks, added to the run that all tests share: nothing of that is made again."""
     folder = tmp_path_factory.mktemp("golden") / "it's a run"
     shutil.copytree(whole_run.folder, folder)
     shutil.copy(GOLDEN / "my variants.csv", folder)
@@ -82,18 +82,18 @@ def test_lists_name_the_same_files(golden_run, name):
 
 
 def test_the_example_is_as_it_was_written(capsys):
-    """But for the report, which is left out of it."""
+    """Except the report, which is not part of it."""
     results = GOLDEN / "results"
     assert main(["verify", "--quiet", str(results)]) == 1
-    told = f"{results / 'report.html'}: missing; run the workflow again\n"
-    assert capsys.readouterr().out == told
+    message = f"{results / 'report.html'}: missing; run the workflow again\n"
+    assert capsys.readouterr().out == message
 
 
 NUMBER = re.compile(r"-?[0-9]+\.[0-9]+")
 
 
 def assert_nearly(ours: str, golden: str) -> None:
-    """The same text, but for the last digits of numbers, which follow from weights made anew."""
+    """The text without the last digits of numbers, which depend on the random weights."""
     assert NUMBER.sub("#", ours) == NUMBER.sub("#", golden)
     values = [np.array(NUMBER.findall(text), float) for text in (ours, golden)]
     assert values[0].size > 10
@@ -101,7 +101,7 @@ def assert_nearly(ours: str, golden: str) -> None:
 
 
 def text_of_structures(path: Path) -> str:
-    """A file, runs of spaces as one, without the digest of the weights."""
+    """The text of a file, with single spaces and without the digest of the weights."""
     return re.sub(" +", " ", re.sub("[0-9a-f]{64}", "", path.read_text()))
 
 
@@ -113,7 +113,7 @@ def test_structures_are_the_same(golden_run):
         assert_nearly(*texts)
 
 
-def test_another_structure_is_seen():
+def test_a_changed_structure_is_noticed():
     path = next((GOLDEN / "results" / SAMPLE / "structures").rglob("*.pdb"))
     one = text_of_structures(path)
     number = NUMBER.findall(one)[-1]
@@ -141,7 +141,7 @@ def test_scores_are_the_same(golden_run):
 
 
 def assert_same_scores(ours: list[dict[str, str]], golden: list[dict[str, str]]) -> None:
-    """The same rows, but for the last digits of scores."""
+    """Assert that the rows are the same except the last digits of the scores."""
     for one, other in zip(ours, golden, strict=True):
         values = [row["masked_marginal"] for row in (one, other)]
         assert one | {"masked_marginal": ""} == other | {"masked_marginal": ""}
@@ -165,7 +165,7 @@ def contents(path) -> tuple[dict, dict]:
 
 
 def differences(ours, golden, limits: dict[str, float] = LIMITS) -> list[str]:
-    """Names of what is missing, new, of another shape or type, or differs by more than it may."""
+    """Names that are missing, new, of another shape or type, or differ by more than allowed."""
     found = sorted(set(ours) ^ set(golden))
     for name in set(ours) & set(golden):
         one, other = ours[name], golden[name]
@@ -210,7 +210,7 @@ def test_numbers_are_the_same(golden_run, name, least):
         ("structures.h5", "flags", 1),
     ],
 )
-def test_a_change_is_seen(result, name, change):
+def test_a_change_is_noticed(result, name, change):
     _, golden = contents(GOLDEN / "results" / SAMPLE / result)
     limits = LIMITS_OF.get(result, LIMITS)
     changed = {key: value.copy() for key, value in golden.items()}

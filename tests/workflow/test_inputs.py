@@ -1,4 +1,4 @@
-"""Where the input comes from: tables, packed files, another workflow; and what is refused."""
+"""Inputs: tables, compressed files, another workflow; and inputs that are refused."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ rule proteins:
 
 
 def test_samples_of_several_files(whole_run, model, tmp_path):
-    """Two samples; the second has the records of the shared run in two files, one packed.
+    """Two samples; the second has the records of the shared run in two files, one compressed.
 
     The table on the command line takes the place of the config file's `fasta`.
     """
@@ -78,35 +78,35 @@ def test_as_a_module_with_an_input_that_another_rule_makes(whole_run, model, tmp
 
 
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("change", "message"),
     [
         (["embeed={}"], "config: unknown key 'embeed'; did you mean 'embed'?"),
         (["embed={layer: [3]}"], "config: unknown key 'embed.layer'; did you mean 'embed.layers'?"),
         (
             ["embed="],
-            "config: 'embed' = None: should be keys with values, such as 'dtype'; put some",
+            "config: 'embed' = None: should be keys with values, such as 'dtype'; write some",
         ),
         (
             ["revision=1234567"],
             "config: 'revision' = 1234567: should be text; put it in quotes, in",
         ),
-        (["fasta=a.fasta", "samples=t.tsv"], "give one of 'fasta' (a single input) and 'samples'"),
+        (["fasta=a.fasta", "samples=t.tsv"], "set one of 'fasta' (a single input) and 'samples'"),
         (["fasta=no.fasta", "shards=auto"], "no.fasta: no such file; check the path"),
-        (["fasta=a{b}.fasta"], "fasta: 'a{b}.fasta': braces and angle brackets in a path"),
+        (["fasta=a{b}.fasta"], "fasta: 'a{b}.fasta': Snakemake reads braces and angle brackets"),
         ([b"fasta=\xff.fasta"], r"config: 'fasta' = '\udcff.fasta': should be UTF-8; rename it"),
         (["outdir=/"], "outdir '/': the root of the file system; name a folder in it"),
-        (["samples=t.tsv"], "t.tsv:3: a cell begins with '\"' and does not end with one; a cell"),
+        (["samples=t.tsv"], "t.tsv:3: a cell begins with '\"' but does not end with one; close"),
     ],
 )
-def test_bad_settings_stop_at_once_in_one_line(model, tmp_path, change, told):
+def test_bad_settings_stop_at_once_in_one_line(model, tmp_path, change, message):
     write_fasta(tmp_path / "a.fasta")
     (tmp_path / "t.tsv").write_text('sample\tfasta\nx\ta.fasta\ny\t"a.fasta\nz\tb.fasta"\n')
     run = refused(tmp_path, f"fasta: a.fasta\nmodel: {quoted(model)}\n", "--config", *change)
-    assert told in run.said.splitlines()[-3]
+    assert message in run.said.splitlines()[-2]
 
 
 def refused(folder, config, *arguments):
-    """A run that Snakemake refuses: with one line of ours and the places in its own files."""
+    """Run what Snakemake must refuse: with our message, and no traceback."""
     (folder / "config").mkdir()
     (folder / "config" / "config.yaml").write_text(config)
     run = snakemake(folder, "-n", *arguments)
@@ -116,20 +116,20 @@ def refused(folder, config, *arguments):
     return run
 
 
-def test_a_config_file_that_is_no_yaml_is_told_with_its_line(tmp_path):
+def test_the_error_for_a_config_file_that_is_not_yaml_names_its_line(tmp_path):
     run = refused(tmp_path, "fasta: a.fasta\nembed:\n\tlayers: [1]\n")
-    told = "config/config.yaml:3: not YAML, found character '\\t' that cannot start any token;"
-    assert told in run.said
+    message = "config/config.yaml:3: not YAML, found character '\\t' that cannot start any token;"
+    assert message in run.said
 
 
-def test_a_config_file_of_the_command_line_has_no_key_twice(tmp_path):
+def test_a_config_file_given_on_the_command_line_is_checked_too(tmp_path):
     (tmp_path / "mine.yaml").write_text("embed:\n  layers: [1]\n  layers: [2]\n")
     run = refused(tmp_path, "fasta: a.fasta\n", "--configfile", "mine.yaml")
-    assert "mine.yaml:3: key 'layers' stands in line 2 too; remove one" in run.said
+    assert "mine.yaml:3: key 'layers' already appears in line 2; remove one" in run.said
 
 
-def test_a_modules_config_is_its_importers_affair(model, tmp_path):
-    """Of its config file, with a key twice, nothing is said."""
+def test_the_config_file_of_the_importer_of_a_module_is_not_checked(model, tmp_path):
+    """It has a key twice."""
     snakefile = tmp_path / "Snakefile"
     settings = json.dumps({"fasta": "in.fasta", "model": str(model)})
     text = MODULE.format(snakefile=str(ROOT / "Snakefile"), config=settings, source="x")

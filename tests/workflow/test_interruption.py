@@ -1,4 +1,4 @@
-"""Snakemake and all its jobs killed at one point after the other: the same command goes on."""
+"""Snakemake and all its jobs, killed at many points: the same command continues the run."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ PAUSING = '''
 import atexit, glob, os, sys, time
 
 def pause():
-    """Stand still at the point `task:number:finished`, for the test to kill all."""
+    """Pause at the point `task:number:finished`, until the test kills all processes."""
     open("here", "w").close()
     time.sleep(600)
 
@@ -45,7 +45,7 @@ if sys.argv[1] == task and len(glob.glob("results/*/embed/*.sha256")) >= int(fin
 
 @pytest.fixture(scope="module")
 def clone(tmp_path_factory) -> Path:
-    """A copy of the project whose commands stand still where they are told to."""
+    """A copy of the project whose commands pause at chosen points."""
     clone = copy_of_the_project(tmp_path_factory.mktemp("clone") / "project")
     main = clone / "esm_pipeline" / "__main__.py"
     docstring, rest = main.read_text().split('"""\n', 1)
@@ -55,7 +55,7 @@ def clone(tmp_path_factory) -> Path:
 
 @dataclass
 class Killed:
-    """A sample whose workflow is killed now and then; what all its runs said."""
+    """A sample whose workflow is killed several times, and the output of all runs."""
 
     folder: Path
     clone: Path
@@ -63,7 +63,7 @@ class Killed:
     said: str = ""
 
     def kill(self, pause: str, *more: str) -> None:
-        """Run the workflow until it pauses, kill every process of it, and unlock the folder."""
+        """Run the workflow until it pauses, kill all its processes, and unlock the folder."""
         here = self.folder / "here"
         here.unlink(missing_ok=True)
         command = [sys.executable, "-m", "snakemake", "--snakefile", self.clone / "Snakefile"]
@@ -82,12 +82,12 @@ class Killed:
             os.killpg(process.pid, signal.SIGKILL)
             process.wait()
             said.seek(0)
-            self.said += (told := said.read())
-        assert here.exists(), told
+            self.said += (output := said.read())
+        assert here.exists(), output
         assert self.run("--unlock").code == 0
 
     def run(self, *more: str) -> Run:
-        """Run the workflow with the same command, and what is to be added to it."""
+        """Run the workflow with the same command and `more` arguments."""
         run = snakemake(self.folder, *more, *self.arguments, snakefile=self.clone / "Snakefile")
         self.said += run.said
         return run
@@ -101,9 +101,9 @@ def killed(tmp_path, clone, model) -> Killed:
 
 
 def assert_same(run: Run, whole: Run) -> None:
-    """The same files, with the same contents but for the times in one.
+    """Assert the same files with the same contents, except the times in one of them.
 
-    With the numbers of one thread beside those of two.
+    Numbers computed with one thread are compared with those of two.
     """
     assert run.code == 0, run.said
     found, wanted = (
@@ -129,9 +129,9 @@ def assert_asks_for_the_flag(killed: Killed) -> None:
 
 
 def test_killed_again_and_again(killed, whole_run):
-    """At work on the second of two shards, and when one of the gathered files has its place.
+    """During the second of two shards, and after one of the gathered files is in place.
 
-    Of a job that was killed at work no output is in place, and the same command goes on.
+    A job that was killed at work leaves no output in place, and the same command continues.
     """
     for pause in ("embed:1:1", "aggregate:2:2"):
         killed.kill(pause)
@@ -151,7 +151,7 @@ def test_killed_again_and_again(killed, whole_run):
     ],
     ids=" ".join,
 )
-def test_killed_between_two_moves_and_behind_the_last(killed, whole_run, pauses):
+def test_killed_between_two_moves_and_after_the_last(killed, whole_run, pauses):
     for pause in pauses:
         killed.kill(pause, "--rerun-incomplete")
     assert_asks_for_the_flag(killed)
@@ -170,7 +170,7 @@ def cut(path: Path) -> None:
 
 @pytest.fixture(scope="module")
 def embedded(tmp_path_factory, model) -> Path:
-    """A folder in which all shards are embedded, and nothing is gathered."""
+    """A folder in which all shards are embedded and none is gathered."""
     folder = tmp_path_factory.mktemp("embedded")
     write_fasta(folder / "my proteins.fasta")
     run = snakemake(folder, "--notemp", "--until", "embed", *config(model))
@@ -179,7 +179,7 @@ def embedded(tmp_path_factory, model) -> Path:
 
 
 def mend(folder: Path, line: str) -> None:
-    """Do to the letter what a line says is to be done before the workflow is run again."""
+    """Do exactly what the message in `line` says, before the workflow is run again."""
     named = re.fullmatch(r"esm-pipeline aggregate: ([^:]+)(?::\d+)?: (.*)", line)
     remedy = re.search(r"; remove (\S+) and run the workflow again$", named[2])
     (folder / (named[1] if remedy[1] == "it" else remedy[1])).unlink()

@@ -1,4 +1,4 @@
-"""The model of a run: found once, checked at once, made again when its files are others."""
+"""The model of a run: found once, checked before any job, found again when its files change."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ NAME = "lab/tiny"
 
 @pytest.fixture(scope="module")
 def own_run(tmp_path_factory: pytest.TempPathFactory) -> Run:
-    """A run with a model of its own, which may be changed."""
+    """A run with a model of its own, which tests may change."""
     folder = tmp_path_factory.mktemp("own")
     write_fasta(folder / "my proteins.fasta")
     shutil.copytree(GOLDEN / "model", folder / "model")
@@ -42,7 +42,7 @@ def own_run(tmp_path_factory: pytest.TempPathFactory) -> Run:
 
 
 def test_an_adapter_is_a_model(tmp_path: Path) -> None:
-    """It is merged into its base model, whose files are watched too."""
+    """It is merged into its base model; a change of that model's files is noticed too."""
     write_fasta(tmp_path / "my proteins.fasta")
     shutil.copytree(GOLDEN / "model", tmp_path / "base")
     folder = tmp_path / "adapter"
@@ -55,9 +55,9 @@ def test_an_adapter_is_a_model(tmp_path: Path) -> None:
     save_file(state, folder / "adapter_model.safetensors")
     run = snakemake(tmp_path, *config(Path("adapter"), "shards=1"))
     assert run.code == 0, run.said
-    told = json.loads((tmp_path / "results" / "model.json").read_text())
-    assert told["name"] == "adapter"
-    assert told["weights_sha256"] != sha256(tmp_path / "base" / "model.safetensors")
+    found = json.loads((tmp_path / "results" / "model.json").read_text())
+    assert found["name"] == "adapter"
+    assert found["weights_sha256"] != sha256(tmp_path / "base" / "model.safetensors")
     arguments = ("-n", *config(Path("adapter"), "shards=1"))
     assert jobs(snakemake(tmp_path, *arguments)) == set()
     (folder / "adapter_config.json").write_text(json.dumps({**settings, "lora_alpha": 2}))
@@ -68,9 +68,9 @@ def test_an_adapter_is_a_model(tmp_path: Path) -> None:
 
 
 def planned(run: Run) -> set[str]:
-    """What the same command would do now, if weights were as large as they are: without checksums.
+    """What the same command would do now if the weights were too large for a checksum.
 
-    Of small files Snakemake compares the contents, of others the times.
+    Snakemake compares the contents of small files, and only the times of large ones.
     """
     arguments = ("-n", "--max-checksum-file-size", "0", *config(Path("model"), "shards=1"))
     return jobs(snakemake(run.folder, *arguments))
@@ -81,7 +81,7 @@ def others(folder: Path) -> None:
 
 
 def older(folder: Path) -> None:
-    """Other weights that were trained before the results were made."""
+    """Other weights, older than the results."""
     others(folder)
     past = time.time() - 10**6
     for file in folder.iterdir():
@@ -120,12 +120,12 @@ def test_replaced_files_make_the_results_again(
         kept.rename(model)
 
 
-def test_files_that_are_as_they_were(own_run: Run) -> None:
+def test_unchanged_files_rerun_nothing(own_run: Run) -> None:
     assert planned(own_run) == set()
 
 
 def test_interrupted_after_the_model(own_run: Run) -> None:
-    """The model is found again, but nothing is computed: what is left to do is not forgotten."""
+    """The model is found again and nothing is computed; the next run still does the rest."""
     folder = own_run.folder.parent / "copy"
     shutil.copytree(own_run.folder, folder)
     others(folder / "model")
@@ -151,18 +151,18 @@ def test_fetched_once_and_then_without_network(tmp_path: Path) -> None:
     facts = json.loads((run.results / "provenance.json").read_text())
     digest = sha256(root / NAME / "model.safetensors")
     made = facts["samples"][SAMPLE]["results"]["embeddings.h5"]
-    for told in (facts["models"]["model"], made):
-        assert (told["revision"], told["weights_sha256"]) == (COMMIT, digest)
+    for origin in (facts["models"]["model"], made):
+        assert (origin["revision"], origin["weights_sha256"]) == (COMMIT, digest)
     assert (facts["models"]["model"]["name"], made["model"]) == (NAME, NAME)
     assert jobs(snakemake(tmp_path, "-n", *arguments, **own)) == set()
 
 
-def test_what_every_job_would_fail_at_fails_once(tmp_path: Path) -> None:
+def test_an_error_that_every_job_would_have_is_raised_once(tmp_path: Path) -> None:
     write_fasta(tmp_path / "my proteins.fasta")
     run = snakemake(tmp_path, *config(GOLDEN / "model", "embed={layers: [3]}"))
     assert run.code == 1
-    told = "esm-pipeline download: layer 3 does not exist; the model has layers 0"
-    assert run.said.count(told) == 1
+    message = "esm-pipeline download: layer 3 does not exist; the model has layers 0"
+    assert run.said.count(message) == 1
     assert "Job stats" in run.said
     assert "embed: shard" not in run.said
     assert "Traceback" not in run.said
@@ -174,5 +174,5 @@ def test_a_model_with_braces_in_its_path(tmp_path: Path) -> None:
     save_model(tmp_path / "m{1}")
     run = snakemake(tmp_path, "-n", *config(tmp_path / "m{1}"))
     assert run.code == 1
-    assert "would be taken for a wildcard; rename it, or make a link" in run.said
+    assert "as wildcards; rename it, or make a link" in run.said
     assert "Traceback" not in run.said

@@ -1,4 +1,4 @@
-"""Nucleotides in the workflow: what `shard` accepts, every task computes as it stands."""
+"""Nucleotides in the workflow: every task computes what `shard` accepts, unchanged."""
 
 from __future__ import annotations
 

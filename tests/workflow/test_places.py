@@ -1,4 +1,4 @@
-"""A clone in a folder with an odd name: `make` and the workflow work there, or say why not."""
+"""A clone in a folder with an odd name: `make` and the workflow work, or explain why not."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from tests.workflow.test_run import copy_of_the_project
 from tests.workflow.tools import ROOT, config, snakemake, write_fasta
 
 ODD = 'esm_pipeline it\'s "odd" a=b é [1] 100% #2 $HOME `id` <3> & ;*'
-"""What Python, make, the shell or Snakemake would take for something, were it not quoted."""
+"""Characters that Python, make, the shell or Snakemake would interpret if unquoted."""
 
 FILES = ("Makefile", "pyproject.toml", "requirements.lock", "requirements-test.lock")
 FILES += ("requirements-torch.txt", "tests/conftest.py", "tests/structure/test_residues.py")
 
 
 def clone(folder: Path) -> Path:
-    """What `make` and the workflow need of the project, in `folder`."""
+    """A copy in `folder` of what `make` and the workflow need."""
     copy_of_the_project(folder)
     for name in FILES:
         (folder / name).parent.mkdir(exist_ok=True)
@@ -40,7 +40,7 @@ def install(folder: Path) -> None:
 
 
 def make(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """`make` as a stranger starts it, without the environment that runs this test."""
+    """Run `make` as a newcomer would, without the environment that runs this test."""
     kept = {name: os.environ[name] for name in ("HOME", "TMPDIR") if name in os.environ}
     return subprocess.run(
         ["make", *arguments],
@@ -62,7 +62,7 @@ def odd(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_make_demo(odd: Path) -> None:
-    """Of two short proteins."""
+    """With two short proteins."""
     write_fasta(odd / "a.fasta", {b"a": b"MKV", b"b": b"MKVLA"})
     (odd / "config" / "config.yaml").write_text("fasta: a.fasta\nshards: 1\n")
     done = make(odd, "demo", "CORES=2")
@@ -72,24 +72,24 @@ def test_make_demo(odd: Path) -> None:
 
 
 def test_make_test(odd: Path) -> None:
-    """Of a few tests, without the linting, in a process beside pytest's own."""
+    """A few tests, without linting, in a process of their own."""
     done = make(odd, "test", "--old-file=lint", "TEST_FLAGS=-n 1 tests/structure/test_residues.py")
     assert done.returncode == 0, done.stdout
     assert " passed in " in done.stdout.splitlines()[-1]
 
 
 @pytest.mark.parametrize("name", ["a:b", "a{b", "a}b", "a$b"])
-def test_a_place_that_cannot_be_used_is_told_in_one_line(tmp_path, model, name) -> None:
+def test_a_place_that_cannot_be_used_is_a_one_line_error(tmp_path, model, name) -> None:
     folder = clone(tmp_path / name / "esm_pipeline")
     made = make(folder, "demo")
     assert made.returncode == 2
-    told, end = made.stdout.splitlines()
-    assert told.startswith(f"{folder}: Python and Snakemake cannot be set up with : {{ }} $ or ")
+    message, end = made.stdout.splitlines()
+    assert message.startswith(f"{folder}: Python and Snakemake cannot be set up with : {{ }} $ or ")
     assert end.startswith("make: *** ")
     if name == "a$b":  # only setuptools takes it for something
         return
     write_fasta(folder / "a.fasta")
     run = snakemake(tmp_path, "-n", *config(model), snakefile=folder / "Snakefile")
     assert run.code == 1
-    assert f"{folder}: PYTHONPATH and Snakemake cannot take {name[1]} in the path" in run.said
+    assert f"{folder}: the path of this workflow contains {name[1]}, which PYTHONPATH" in run.said
     assert "Traceback" not in run.said

@@ -1,4 +1,4 @@
-"""What a run makes is counted, what an earlier run left is named; names follow from the rules."""
+"""A run counts what it made and names what an earlier run left; reserved names match the rules."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ EVERY_TASK = [
 
 
 def written(folder: Path, of: str) -> set[tuple[str, ...]]:
-    """Parts of the paths in the output folder of all that the rules write, as Snakemake tells."""
+    """Parts of the paths of all files that the rules write, from Snakemake's summary."""
     own = [*EVERY_TASK, f"classify={{of: {of}, model: {MODEL}}}"]
     arguments = config(MODEL, *own, fasta="x.fasta")
     run = snakemake(folder, "--summary", *arguments)
@@ -49,7 +49,7 @@ def paths(tmp_path_factory: pytest.TempPathFactory) -> set[tuple[str, ...]]:
 
 
 def test_what_the_rules_write_is_reserved_and_nothing_else(paths: set[tuple[str, ...]]) -> None:
-    """`logs` and `benchmarks` are written too, which the summary does not tell."""
+    """`logs` and `benchmarks` are written too, but are not in the summary."""
     tops = {path[0] for path in paths} - {"x"}
     assert tops | {"benchmarks"} == {*TOP}
     assert {path[1] for path in paths if path[0] == "x"} == {*IN_SAMPLE}
@@ -60,7 +60,7 @@ def test_what_the_rules_write_is_reserved_and_nothing_else(paths: set[tuple[str,
 
 @pytest.fixture(scope="module")
 def second_run(whole_run: Run, tmp_path_factory: pytest.TempPathFactory) -> Run:
-    """After a run of `embed`, one of `score` in the same folder, over a stale table of scores."""
+    """A run of `score` after one of `embed` in the same folder, over a stale score table."""
     folder = tmp_path_factory.mktemp("second") / "it's a run"
     shutil.copytree(whole_run.folder, folder)
     stale = "mutant\tstatus\treason\tmasked_marginal\nA1C\tfailed\tx\t\n"
@@ -76,12 +76,12 @@ OTHERS = ["embed", "embeddings.h5", "scores.tsv"]
 def test_only_what_this_run_made_is_counted(second_run: Run) -> None:
     assert second_run.code == 0, second_run.said
     others = ["my_proteins/" + name for name in OTHERS]
-    told = f"lso in results/, not of this run: {', '.join([*others, 'old sample'])}"
+    message = f"lso in results/, not of this run: {', '.join([*others, 'old sample'])}"
     verdict = (second_run.results / "verdict.txt").read_text()
-    assert f"a{told}\nnothing failed\n" in verdict
+    assert f"a{message}\nnothing failed\n" in verdict
     assert "variants" not in verdict.partition("also in")[0].replace("score.", "")
     page = (second_run.results / "report.html").read_text()
-    assert f"A{told}." in page
+    assert f"A{message}." in page
     assert "Every substitution of" in page
     assert "different sequences; mean" not in page
     assert "variants scored" not in page
@@ -97,14 +97,14 @@ def test_only_what_this_run_made_is_counted(second_run: Run) -> None:
 def test_results_are_as_they_were_written(
     second_run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """And one that was changed is made again by what is told, and then they are so again."""
+    """A changed result is made again as the message says, and then all are as written."""
     folder = tmp_path / "it's a run"
     shutil.copytree(second_run.folder, folder)
     results = folder / "results"
     assert main(["verify", str(results)]) == 0
-    told = capsys.readouterr().out.splitlines()
-    assert [line.split(": ")[1] for line in told[:-1]] == ["not of this run"] * 4
-    assert re.fullmatch(r"verify: \d+ files checked, none differs", told[-1])
+    printed = capsys.readouterr().out.splitlines()
+    assert [line.split(": ")[1] for line in printed[:-1]] == ["not of this run"] * 4
+    assert re.fullmatch(r"verify: \d+ files checked, none differs", printed[-1])
     picture = next((results / SAMPLE / "heatmaps").glob("*.png"))
     picture.write_bytes(picture.read_bytes()[:-1] + b"x")
     assert main(["verify", "--quiet", str(results)]) == 1
@@ -120,8 +120,8 @@ def test_results_are_as_they_were_written(
     assert main(["verify", "--quiet", str(results)]) == 0
 
 
-def test_an_input_that_changed_is_told_before_any_sequence_is_computed(tmp_path: Path) -> None:
-    """As large as it was, and as old: only its contents, and the time of their change, differ."""
+def test_a_changed_input_is_an_error_before_any_sequence_is_computed(tmp_path: Path) -> None:
+    """Its size and modification time stay the same: only contents and change time differ."""
     fasta = write_fasta(tmp_path / "my proteins.fasta")
     arguments = config(MODEL, "shards=1")
     assert snakemake(tmp_path, "--until", f"shard_{SAMPLE}", *arguments).code == 0
@@ -130,8 +130,10 @@ def test_an_input_that_changed_is_told_before_any_sequence_is_computed(tmp_path:
     os.utime(fasta, ns=(facts.st_atime_ns, facts.st_mtime_ns))
     run = snakemake(tmp_path, "--retries", "0", *arguments)
     assert run.code == 1
-    told = f"{fasta.name}: has changed since the workflow read it; remove results/{SAMPLE}/inputs."
-    assert told in run.said
+    message = (
+        f"{fasta.name}: has changed since the workflow read it; remove results/{SAMPLE}/inputs."
+    )
+    assert message in run.said
     assert "provenance" not in re.findall(r"Job \d+: (\w+)", run.said)
     assert not (run.results / SAMPLE / "embed" / "00000.h5").exists()
     (run.results / SAMPLE / "inputs.sha256").unlink()

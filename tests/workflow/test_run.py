@@ -1,4 +1,4 @@
-"""One whole run: what comes out, what stays, what is said, and what a change reruns."""
+"""One whole run: its results, its messages, and what each change reruns."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import json
 import re
 import shlex
 import shutil
+import zipfile
 
 import numpy as np
 import pytest
@@ -30,7 +31,7 @@ from tests.workflow.tools import (
 )
 
 
-def test_run_succeeds_and_says_what_it_does(whole_run):
+def test_the_run_succeeds_and_reports_its_jobs(whole_run):
     assert whole_run.code == 0, whole_run.said
     assert "shard: 1 file(s) of sample my_proteins into 2 shard(s)" in whole_run.said
     assert "embed: shard 00001 of sample my_proteins" in whole_run.said
@@ -54,7 +55,7 @@ def test_every_record_has_its_row_and_every_ok_one_its_embedding(whole_run):
         assert not np.array_equal(results[0].mean[2], results[1].mean[2])
 
 
-def test_only_results_stay(whole_run):
+def test_only_results_remain(whole_run):
     found = {path.relative_to(whole_run.results) for path in whole_run.results.rglob("*")}
     files = {str(path) for path in found if (whole_run.results / path).is_file()}
     kept = {file for file in files if not file.startswith(("logs/", "benchmarks/"))}
@@ -79,7 +80,7 @@ def test_only_results_stay(whole_run):
     } | {f"benchmarks/{job}.tsv" for job in jobs}
 
 
-def test_provenance_tells_where_results_came_from(whole_run, model):
+def test_provenance_names_the_origin_of_results(whole_run, model):
     facts = json.loads((whole_run.results / "provenance.json").read_text())
     assert facts["software"]["esm_pipeline"] == esm_pipeline.__version__
     assert facts["settings"]["model"] == str(model)
@@ -100,6 +101,16 @@ def test_provenance_tells_where_results_came_from(whole_run, model):
     assert facts["models"]["model"]["name"] == str(model)
     assert facts["models"]["model"]["weights_sha256"] == digest
     assert facts["models"]["model"]["config"]["num_hidden_layers"] == 2
+
+
+def test_snakemake_makes_a_report_of_its_own(whole_run, model, tmp_path):
+    """As the entry in the workflow catalogue promises; the page of results is in it."""
+    file = tmp_path / "report.zip"
+    run = snakemake(whole_run.folder, "--report", str(file), *config(model))
+    assert run.code == 0, run.said
+    with zipfile.ZipFile(file) as archive:
+        (page,) = (name for name in archive.namelist() if "/data/raw/" in name)
+        assert archive.read(page) == (whole_run.results / "report.html").read_bytes()
 
 
 def test_verdict_counts(whole_run):
@@ -123,8 +134,8 @@ def test_a_change_reruns_what_it_changes(whole_run, model, change, rerun):
     assert jobs(snakemake(whole_run.folder, "-n", *config(model, change))) == rerun
 
 
-def test_what_is_no_result_may_go(whole_run, model, tmp_path):
-    """Then nothing is made again, until something has changed."""
+def test_intermediate_files_may_be_deleted(whole_run, model, tmp_path):
+    """Nothing is made again until something changes."""
     folder = tmp_path / "it's a run"
     shutil.copytree(whole_run.folder, folder)
     shutil.rmtree(folder / "results" / SAMPLE / "shards")
@@ -149,14 +160,14 @@ def copy_of_the_project(target):
     return target
 
 
-def test_inputs_are_told_as_they_were_read(whole_run):
+def test_the_digests_of_inputs_are_those_of_what_was_read(whole_run):
     fasta = whole_run.folder / "my proteins.fasta"
     listed = (whole_run.results / SAMPLE / "inputs.sha256").read_text()
     assert listed == f"{sha256(fasta)}  {fasta.name}\n"
 
 
 def test_the_order_of_files_counts(tmp_path, model):
-    """And an input that changes while the workflow runs is noticed, and mended by the next run."""
+    """An input that changes during a run is noticed, and the next run repairs the results."""
     one, other = (write_fasta(tmp_path / name, {name.encode(): b"MKV"}) for name in ("a", "b"))
     table = tmp_path / "table.tsv"
     arguments = config(model, "samples=table.tsv", "shards=1", fasta=None)

@@ -1,4 +1,4 @@
-"""Hostile names: no path, sample, model or revision is taken for anything but itself."""
+"""Hostile names: no path, sample, model or revision is interpreted as anything else."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ HOSTILE = [
         "x" * 90,
     ),
 ]
-"""Names of files or folders: shell, patterns, options, YAML, no ASCII."""
+"""Names of files or folders: shell, patterns, options, YAML, not ASCII."""
 
 OTHERS = st.text(
     st.characters(codec="utf-8", exclude_categories=["C", "Zl", "Zp"], exclude_characters="/{}<>"),
@@ -77,7 +77,7 @@ cd "$1"
 shift
 for command in "$@"; do eval "$command"; done
 """
-"""Runs commands where there are no programs: each tells its name and arguments instead."""
+"""Runs commands without programs: each prints its name and arguments instead."""
 
 MODEL = "-m $(touch pwned) [b] 'i' *"
 
@@ -96,7 +96,7 @@ def write_table(path: Path, samples: dict[str, list[str]]) -> str:
 
 
 def commands(said: str) -> list[str]:
-    """Shell commands that Snakemake prints, with a word in the place of the interpreter."""
+    """Shell commands that Snakemake prints, with a word in place of the interpreter."""
     variables = f"PYTHONPATH={shlex.quote(str(ROOT))} {IN_WORKFLOW}=1"
     start = f"{variables} {shlex.quote(sys.executable)} -P -m"
     lines = re.findall(r"^ *Shell command: (?!None$)(.*)$", said, re.MULTILINE)
@@ -105,26 +105,26 @@ def commands(said: str) -> list[str]:
 
 
 def programs(lines: list[str], decoys: list[str]) -> list[list[str]]:
-    """Name and arguments of each program, as bash gives them, where patterns would match files."""
-    with tempfile.TemporaryDirectory() as place, tempfile.TemporaryFile() as told:
+    """Name and arguments of each program, as bash passes them where patterns would match files."""
+    with tempfile.TemporaryDirectory() as place, tempfile.TemporaryFile() as output:
         for name in decoys:
             (Path(place) / name).touch()
         before = sorted(os.listdir(place))
         subprocess.run(
-            ["/bin/bash", "-c", f"exec 3>&{told.fileno()}\n{RECORDER}", "bash", place, *lines],
-            pass_fds=[told.fileno()],
+            ["/bin/bash", "-c", f"exec 3>&{output.fileno()}\n{RECORDER}", "bash", place, *lines],
+            pass_fds=[output.fileno()],
             env={"PATH": "/nowhere", "HOME": "/home/wrong"},
             stdin=subprocess.DEVNULL,
             check=True,
         )
         assert sorted(os.listdir(place)) == before
-        told.seek(0)
-        records = told.read().decode().split("\1\0")[:-1]
+        output.seek(0)
+        records = output.read().decode().split("\1\0")[:-1]
     return sorted(record.split("\0")[:-1] for record in records)
 
 
 def dry_run(files: list[str], outdir: str, model: str, revision: str) -> list[list[str]]:
-    """What the workflow would start for two samples of these files."""
+    """The programs that the workflow would start for two samples of these files."""
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
         for name in files:
@@ -139,7 +139,7 @@ def dry_run(files: list[str], outdir: str, model: str, revision: str) -> list[li
 
 
 def renamed(value: Any, names: Mapping[str, str]) -> Any:
-    """A word with plain names replaced; in settings, which are JSON, in every text of them."""
+    """A word with plain names replaced; in settings, which are JSON, in each of their texts."""
     if isinstance(value, dict):
         return {key: renamed(inner, names) for key, inner in value.items()}
     if isinstance(value, list):
@@ -156,7 +156,7 @@ MORE = 10  # files with names that are drawn
 
 @cache
 def plain_run() -> tuple[list[str], list[list[str]]]:
-    """Plain names for all that is named, and what the workflow starts with them."""
+    """Plain names for everything, and the programs that the workflow starts with them."""
     files = [f"Q{number:03d}Q" for number in range(len(HOSTILE) + MORE)]
     words = dry_run(files, "QoutQ", "QmodelQ", "QrevisionQ")
     assert len(words) > 20
@@ -170,8 +170,8 @@ def plain_run() -> tuple[list[str], list[list[str]]]:
     DENSE,
     DENSE,
 )
-def test_every_program_is_given_the_words_meant(more, outdir, model, revision):
-    """The same words as with plain names, but for the names: the hostile ones and some drawn."""
+def test_every_program_gets_the_intended_words(more, outdir, model, revision):
+    """The same words as with plain names, except the names: hostile ones, and random ones."""
     files = [*HOSTILE, *more]
     plain, words = plain_run()
     names = dict(zip(plain, [*files, outdir, model, revision], strict=True))
@@ -181,7 +181,7 @@ def test_every_program_is_given_the_words_meant(more, outdir, model, revision):
 
 
 def test_no_name_can_be_taken_for_an_option():
-    """A word that begins with a name stands behind `--`."""
+    """A word that begins with a name comes after `--`."""
     plain, words = plain_run()
     seen = 0
     for program in words:
@@ -192,18 +192,18 @@ def test_no_name_can_be_taken_for_an_option():
     assert seen > len(plain)
 
 
-def test_words_that_are_not_quoted_would_be_seen():
-    """The twin: bash takes apart, replaces or runs what is not quoted."""
+def test_unquoted_words_would_be_noticed():
+    """The twin: bash splits, expands or runs what is not quoted."""
     for name in ("a b", "a*", "$HOME", "a;say b", "`say b`", "~", "#x", "a\\b", "a|say b"):
-        told = []
+        found = []
         with contextlib.suppress(subprocess.CalledProcessError):
-            told = programs([f"say {name}"], ["a1", "a2"])
-        assert told != [["say", name]], name
+            found = programs([f"say {name}"], ["a1", "a2"])
+        assert found != [["say", name]], name
         assert programs([f"say {shlex.quote(name)}"], ["a1", "a2"]) == [["say", name]]
 
 
 def test_a_whole_run_on_hostile_names(whole_run, model, tmp_path):
-    """The records of the shared run in a file each; the output folder is behind a link."""
+    """The records of the shared run, one in each file; the output folder is a link."""
     here, there = tmp_path / "it's $(touch pwned)", tmp_path / "the re"
     here.mkdir()
     there.mkdir()

@@ -1,4 +1,4 @@
-"""Variants and saturation through the workflow: the same as by the command, and what reruns."""
+"""Variants and saturation from the workflow: as from the command; what each change reruns."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ OF_ALL |= {"inputs.sha256"}
 
 @pytest.fixture(scope="module")
 def scored(tmp_path_factory, model) -> Run:
-    """Two samples: one with variants, and both saturated, by two models; in two shards each."""
+    """Two samples in two shards each, saturated by two models; one has variants."""
     folder = tmp_path_factory.mktemp("it's a scan")
     write_fasta(folder / "a.fasta", RECORDS)
     write_fasta(folder / "b.fasta", {b"Q": b"MKVLA"})
@@ -59,8 +59,10 @@ def chosen(model, score: str = "", *more: str) -> list[str]:
 
 
 def table_of(path) -> pd.DataFrame:
-    """A table as text, but for its scores; other shards are other batches, so that their last
-    digits may differ, while there are as many."""
+    """A table as text, with the number of decimals in place of the scores.
+
+    Other shards make other batches, so the last digits of the scores may differ.
+    """
     table = pd.read_csv(path, sep="\t", dtype=str, keep_default_na=False)
     for name in [one for one in table if one.startswith("masked_marginal")]:
         table[f"{name} decimals"] = table[name].str.partition(".")[2].str.len()
@@ -68,7 +70,7 @@ def table_of(path) -> pd.DataFrame:
     return table
 
 
-def test_the_same_as_by_the_command(scored, model, tmp_path):
+def test_the_same_as_from_the_command(scored, model, tmp_path):
     assert scored.code == 0, scored.said
     found = {path.name for path in (scored.results / "A").iterdir()}
     assert found == OF_TABLE | OF_ALL
@@ -109,7 +111,7 @@ def test_every_record_and_row_is_accounted_for(scored):
     assert "nothing failed" in verdict
 
 
-def test_provenance_tells_of_scores(scored, model):
+def test_provenance_describes_the_scores(scored, model):
     facts = json.loads((scored.results / "provenance.json").read_text())
     sample = facts["samples"]["A"]
     scan = scored.folder / "my scan.csv"
@@ -130,7 +132,9 @@ def test_provenance_tells_of_scores(scored, model):
     assert facts["models"]["models/two"]["name"] == "demo"
 
 
-def test_a_table_that_changed_meanwhile_is_one_line(scored, tmp_path, capsys, monkeypatch):
+def test_a_table_that_changes_during_the_run_is_a_one_line_error(
+    scored, tmp_path, capsys, monkeypatch
+):
     monkeypatch.chdir(scored.folder)
     results = tmp_path / "results"
     shutil.copytree(scored.results, results)
@@ -183,7 +187,7 @@ def test_a_change_reruns_what_it_changes(scored, model, score, more, rerun):
 
 
 def test_a_row_that_failed_ends_in_an_error_after_everything_is_written(tmp_path, model):
-    """The job of a shard is damaged: it finds no memory for sequences of 14 tokens."""
+    """The job of one shard is made to fail: no memory for sequences of 14 tokens."""
     write_fasta(tmp_path / "a.fasta", RECORDS)
     (tmp_path / "v.tsv").write_text("mutant\tprotein\nK2L\tP1\nG1A\tP2\n")
     source = (
@@ -211,10 +215,10 @@ def test_a_row_that_failed_ends_in_an_error_after_everything_is_written(tmp_path
 
 
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("change", "message"),
     [
-        (["tasks=[score]"], "sample 'a' has no variants to score; name a table of them, or set"),
-        (["variants=v.tsv"], "'variants' are given, but no task scores them; add score to 'tasks'"),
+        (["tasks=[score]"], "sample 'a' has no variants to score; give it a variant table, or set"),
+        (["variants=v.tsv"], "'variants' is set, but no task scores them; add score to 'tasks'"),
         (
             ["tasks=[score]", "variants=no.tsv", "shards=auto"],
             "no.tsv: no such file; check the path",
@@ -225,15 +229,15 @@ def test_a_row_that_failed_ends_in_an_error_after_everything_is_written(tmp_path
         ),
         (
             ["tasks=[score]", "score={models: {a b: demo}}"],
-            "label 'a b' should have letters, digits",
+            "label 'a b' may contain only letters, digits",
         ),
     ],
 )
-def test_bad_settings_stop_at_once_in_one_line(model, tmp_path, change, told):
+def test_bad_settings_stop_at_once_in_one_line(model, tmp_path, change, message):
     write_fasta(tmp_path / "a.fasta")
     run = snakemake(tmp_path, "-n", *config(model, *change, fasta="a.fasta"))
     assert run.code == 1
-    assert told in run.said
+    assert message in run.said
     assert "Traceback" not in run.said
 
 
@@ -241,7 +245,7 @@ COMMENTED = "# from AlphaMissense\nuniprot_id\tprotein_variant\nP1\tK2L\nP9\tK2L
 
 
 def test_rows_of_another_protein(tmp_path, model):
-    """One record, a table that names others too; messages name keys of the config file."""
+    """One record, and a table that names others too; messages name keys of the config file."""
     write_fasta(tmp_path / "wt.fasta", {b"sp|P1|ONE": FIRST})
     (tmp_path / "scan.tsv").write_text(COMMENTED)
     own = config(model, "tasks=[score]", "variants=scan.tsv", fasta="wt.fasta")

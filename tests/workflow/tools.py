@@ -1,4 +1,4 @@
-"""A tiny model, a small FASTA file, and Snakemake as a user would start it."""
+"""A tiny model, a small FASTA file, and Snakemake started as a user would."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ EMBED = "include: [mean, bos, residue, contacts], layers: [0, -1]"
 
 @dataclass
 class Run:
-    """What a run of Snakemake said, and where it worked."""
+    """The exit code, output and folder of a run of Snakemake."""
 
     code: int
     said: str
@@ -45,7 +45,7 @@ class Run:
 
 
 def snakemake(folder: Path, *arguments: str, snakefile: Path = ROOT / "Snakefile", **variables):
-    """Run the workflow in `folder`, as a user would, with a PATH that knows no other Python."""
+    """Run the workflow in `folder` as a user would, with a PATH without this Python."""
     environment = os.environ | {"PATH": "/usr/local/bin:/usr/bin:/bin"} | variables
     environment.pop("PYTHONPATH", None)
     result = subprocess.run(
@@ -63,17 +63,23 @@ def snakemake(folder: Path, *arguments: str, snakefile: Path = ROOT / "Snakefile
 
 FROM_SHARDS = {"embed", "gather_embed", "records"}
 FROM_SHARDS |= {"provenance", "report", "counts", "verdict"}
-"""Rules that follow from the shards and what models tell."""
+"""Rules whose jobs depend on the shards and on the model."""
 
 EVERYTHING = {f"shard_{SAMPLE}", *FROM_SHARDS}
-"""Rules that follow from the input, whatever the model."""
+"""Rules whose jobs depend on the input, whatever the model."""
+
+
+def job_counts(run: Run) -> dict[str, int]:
+    """Jobs of each rule that a dry run would run, the target rule among them."""
+    assert run.code == 0, run.said
+    table = re.search(r"Job stats:\n.*\n-.*\n((?:.+\n)*?)total ", run.said)
+    rows = [line.split() for line in table[1].splitlines()] if table else []
+    return {name: int(count) for name, count in rows}
 
 
 def jobs(run: Run) -> set[str]:
-    """Rules that a dry run would run, but `all`."""
-    assert run.code == 0, run.said
-    table = re.search(r"Job stats:\n.*\n-.*\n((?:.+\n)*?)total ", run.said)
-    return {line.split()[0] for line in table[1].splitlines()} - {"all"} if table else set()
+    """Rules that a dry run would run, without the target rule."""
+    return job_counts(run).keys() - {"all", "default"}
 
 
 def save_model(folder: Path, scale: float = 1.0) -> Path:
@@ -88,7 +94,7 @@ def save_model(folder: Path, scale: float = 1.0) -> Path:
 
 
 def read_fasta(path: Path) -> dict[bytes, bytes]:
-    """Header → lines below it of the plain file that the tests share."""
+    """Header → sequence lines of the plain file that the tests share."""
     blocks = path.read_bytes().split(b"\n>")[1:]
     return {header: lines for header, _, lines in (block.partition(b"\n") for block in blocks)}
 
@@ -105,19 +111,19 @@ GOLDEN_TASKS = (
     *("tasks=[embed, score, fold]", "variants=my variants.csv", "score={saturation: true}"),
     "fold={model: demo, num_recycles: 0}",
 )
-"""What the example tree has beside the shared configuration."""
+"""The settings of the example tree, added to the shared configuration."""
 
 
 def quoted(path: Path) -> str:
-    """A path as YAML, which the values of `--config` are, whatever is in its name.
+    """A path with any name as YAML, which is how `--config` reads its values.
 
-    Between spaces: Snakemake takes away quotes at the ends of a value, and YAML spaces.
+    Between spaces: Snakemake strips quotes at the ends of a value, and YAML spaces.
     """
     return f" {json.dumps(str(path), ensure_ascii=False)} "
 
 
 def config(model: Path, *more: str, fasta: str | None = "my proteins.fasta") -> list[str]:
-    """Arguments that run the shared configuration, but for `more`."""
+    """Arguments that run the shared configuration, with those in `more` replaced."""
     chosen = [f"model={quoted(model)}", "shards=2", f"embed={{{EMBED}}}"]
     chosen += [] if fasta is None else [f"fasta={fasta}"]
     keys = {item.partition("=")[0] for item in more}

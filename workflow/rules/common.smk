@@ -1,5 +1,5 @@
-# Settings, samples, and what all rules share. Only the settings of the package are imported here:
-# this file is read again for every job.
+# The settings, the samples, and what the rules share. Snakemake reads this file again for every
+# job, so it imports only the settings of the package, and no torch.
 import re
 import shlex
 import sys
@@ -11,92 +11,61 @@ from snakemake.settings.types import DeploymentMethod
 HOME = Path(str(workflow.current_basedir)).resolve().parents[1]
 if unusable := {":", "{", "}"} & {*str(HOME)}:
     raise WorkflowError(
-        f"{HOME}: PYTHONPATH and Snakemake cannot take {' '.join(sorted(unusable))} in the path of "
-        "this workflow; move its folder to a path without"
+        f"{HOME}: the path of this workflow contains {' '.join(sorted(unusable))}, which "
+        "PYTHONPATH or Snakemake would misread; move the folder to a path without such characters"
     )
 sys.path.insert(0, str(HOME))
 
 from esm_pipeline.errors import IN_WORKFLOW, InputError
-from esm_pipeline.settings.sections import AS_VALIDATED, CleaningSettings, VariantSettings, flags
-from esm_pipeline.settings import file_state, load_settings, shard_names
-
-
-def esm(wildcards, resources):
-    """A parameter: the shell text that starts the package's command line.
-
-    Snakemake takes PYTHONPATH away from a job in a conda environment, so it is set here. Without
-    such an environment the interpreter is the one that runs Snakemake, whatever the PATH says. -P
-    keeps the working directory, which may hold anything, off the module path.
-
-    A parameter that follows from resources reruns nothing when it changes: a clone may move.
-    Messages name keys of the config file, not flags: the variable says so.
-    """
-    isolated = {DeploymentMethod.CONDA, DeploymentMethod.APPTAINER}
-    own = isolated & set(workflow.deployment_settings.deployment_method)
-    python = "python" if own else shlex.quote(sys.executable)
-    variables = f"PYTHONPATH={shlex.quote(str(HOME))} {IN_WORKFLOW}=1"
-    return f"{variables} {python} -P -m esm_pipeline"
-
-
-def all_settings(wildcards, resources):
-    """A parameter that reruns nothing: the settings as JSON."""
-    return settings.model_dump_json()
+from esm_pipeline.flags import flags
+from esm_pipeline.settings import AS_VALIDATED, CleaningSettings, load_settings, shard_names
 
 
 def chosen_config():
-    """The configuration; an input on the command line takes the place of the file's."""
+    """The configuration; an input given on the command line replaces that of the config file."""
     given = set(workflow.config_settings.overwrite_config)
     replaced = {"fasta", "samples", "variants"} - given if given & {"fasta", "samples"} else set()
     return {key: value for key, value in config.items() if key not in replaced}
 
 
-def read_config():
-    """The checked settings; each sample's FASTA files, and its table of variants if it has one.
+try:
+    settings = load_settings(chosen_config(), "config")
+    SAMPLES = settings.inputs()  # the FASTA files of each sample
+    SHARDS = {sample: settings.shard_count(files) for sample, files in SAMPLES.items()}
+    TABLES = settings.tables()  # the variant table of each sample that has one
+    TABLE_SHARDS = {sample: settings.table_shard_count(table) for sample, table in TABLES.items()}
+    MODELS = settings.models()  # by the file that identifies each
+    CLASSIFIED = settings.classified() if "classify" in settings.tasks else ""
+    NAMES = settings.results()  # the names of each sample's results
+except InputError as error:
+    raise WorkflowError(str(error)) from None
 
-    And how many shards there are of each, the models, what `classify` classifies, and the names of
-    each sample's results.
+OUT = settings.outdir
+RESULTS = [f"{OUT}/{sample}/{name}" for sample, names in NAMES.items() for name in names]
+cleaning_flags = flags(settings.shard.part(CleaningSettings))
+validated_flags = flags(CleaningSettings(**AS_VALIDATED))  # for jobs that read what `shard` wrote
+
+
+wildcard_constraints:
+    sample="|".join(map(re.escape, SAMPLES)),
+    shard=r"\d{5}",
+
+
+def esm(wildcards, resources):
+    """A parameter: the shell text that starts the package's command line.
+
+    Snakemake removes PYTHONPATH from the environment of a conda job, so it is set here. Other jobs
+    use the interpreter that runs Snakemake, whatever is on the PATH. -P keeps the working
+    directory, which may contain anything, off the module path. The second variable makes messages
+    name the keys of the config file, not flags.
+
+    A parameter that depends on resources reruns nothing when it changes: a clone may move.
     """
-    try:
-        settings = load_settings(chosen_config(), "config")
-        samples, tables = settings.inputs(), settings.tables()
-        counts = {sample: settings.shard_count(files) for sample, files in samples.items()}
-        parts = {sample: settings.table_shard_count(table) for sample, table in tables.items()}
-        models = settings.models()
-        classified = settings.classified() if "classify" in settings.tasks else ""
-        results = settings.results()
-    except InputError as error:
-        raise WorkflowError(str(error)) from None
-    return settings, samples, counts, tables, parts, models, classified, results
-
-
-def shards_of(pattern):
-    """An input function: `pattern` for every shard of the sample."""
-    return lambda wildcards: for_shards(pattern, wildcards.sample, SHARDS)
-
-
-def table_shards_of(pattern):
-    """An input function: `pattern` for every shard of the sample's table of variants."""
-    return lambda wildcards: for_shards(pattern, wildcards.sample, TABLE_SHARDS)
-
-
-def for_shards(pattern, sample, counts):
-    """`pattern` for every shard of the sample, of which there are so many."""
-    return expand(pattern, sample=sample, shard=shard_names(counts[sample]))
-
-
-def models_of(task):
-    """The files that tell which models a task runs."""
-    return [f"{OUT}/{name}" for name, model in MODELS.items() if task in model.tasks]
-
-
-def job_threads(section):
-    """Threads of one job: as set, or up to 8, beyond which jobs side by side gain more."""
-    return section.threads or min(workflow.resource_settings.cores or 8, 8)
-
-
-def result_names(wildcards):
-    """A parameter: what there is of a sample, all taken together; with others, all is told anew."""
-    return sorted({name for names in NAMES.values() for name in names})
+    isolated = {DeploymentMethod.CONDA, DeploymentMethod.APPTAINER}
+    has_own_python = isolated & set(workflow.deployment_settings.deployment_method)
+    python = "python" if has_own_python else shlex.quote(sys.executable)
+    variables = f"PYTHONPATH={shlex.quote(str(HOME))} {IN_WORKFLOW}=1"
+    return f"{variables} {python} -P -m esm_pipeline"
 
 
 def status_flags(wildcards, input):
@@ -105,8 +74,31 @@ def status_flags(wildcards, input):
     return shlex.join(f"--status={task}={file}" for task, file in pairs)
 
 
-settings, SAMPLES, SHARDS, TABLES, TABLE_SHARDS, MODELS, CLASSIFIED, NAMES = read_config()
-OUT = settings.outdir
-RESULTS = [f"{OUT}/{sample}/{name}" for sample, names in NAMES.items() for name in names]
-cleaning_flags = flags(settings.shard.part(CleaningSettings))
-validated_flags = flags(CleaningSettings(**AS_VALIDATED))  # for jobs that read what `shard` wrote
+def all_settings(wildcards, resources):
+    """A parameter that reruns nothing when it changes: the settings as JSON."""
+    return settings.model_dump_json()
+
+
+def result_names(wildcards):
+    """A parameter: the names of all results; when they change, the counts are made again."""
+    return sorted({name for names in NAMES.values() for name in names})
+
+
+def shards_of(pattern, counts):
+    """An input function: `pattern` for every shard of the sample, which has `counts[sample]`."""
+
+    def files(wildcards):
+        names = shard_names(counts[wildcards.sample])
+        return expand(pattern, sample=wildcards.sample, shard=names)
+
+    return files
+
+
+def models_of(task):
+    """The files that identify the models of a task."""
+    return [f"{OUT}/{name}" for name, model in MODELS.items() if task in model.tasks]
+
+
+def job_threads(section):
+    """Threads of one job: as set, else at most 8, beyond which parallel jobs gain more."""
+    return section.threads or min(workflow.resource_settings.cores or 8, 8)

@@ -1,5 +1,5 @@
-# The config files, looked at before Snakemake reads them: it tells no line of what is no YAML, and
-# of a key that stands twice it takes the last.
+# Checks the config files before Snakemake reads them: it would report no line for a file that is
+# not YAML, and silently take the last of two equal keys.
 import json
 import os
 from pathlib import Path
@@ -9,7 +9,7 @@ from snakemake.exceptions import WorkflowError
 
 
 def require_yaml(path):
-    """Raise WorkflowError, with the line, for a config file that is no YAML or has a key twice."""
+    """Raise WorkflowError, with the line, if a config file is not YAML or repeats a key."""
     try:
         text = Path(path).read_text(encoding="utf-8-sig")
         root = yaml.compose(text, Loader=yaml.SafeLoader)
@@ -26,7 +26,7 @@ def require_yaml(path):
     else:
         if not isinstance(root, yaml.MappingNode):
             raise WorkflowError(f"{path}: no settings in it; write keys such as 'fasta: my.fasta'")
-        require_each_once(root, path)
+        require_unique_keys(root, path)
 
 
 def is_json(text):
@@ -39,7 +39,7 @@ def is_json(text):
 
 
 def mappings(root):
-    """Every mapping under `root`, each once: an alias may lead to what it stands in."""
+    """Every mapping under `root`, each once: an alias may refer to a mapping around it."""
     nodes, seen = [root], set()
     while nodes:
         node = nodes.pop()
@@ -51,20 +51,20 @@ def mappings(root):
                 yield node
 
 
-def require_each_once(root, path):
-    """Raise WorkflowError for a key that stands twice in a mapping."""
+def require_unique_keys(root, path):
+    """Raise WorkflowError for a key that appears twice in a mapping."""
     for mapping in mappings(root):
         keys = {}
         for key, _ in mapping.value:
             first = keys.setdefault(str(key.value), key)
             if first is not key:
                 raise WorkflowError(
-                    f"{path}:{key.start_mark.line + 1}: key '{key.value}' stands in line "
-                    f"{first.start_mark.line + 1} too; remove one"
+                    f"{path}:{key.start_mark.line + 1}: key '{key.value}' already appears in line "
+                    f"{first.start_mark.line + 1}; remove one"
                 )
 
 
-# a module's config is its importer's affair
+# A module gets its configuration from the workflow that imports it, so no file is read.
 if not workflow.modifier.skip_configfile:
     for path in {*map(str, workflow.overwrite_configfiles), "config/config.yaml"}:
         if os.path.exists(path):

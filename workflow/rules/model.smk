@@ -1,6 +1,8 @@
-# Each model once, before any job that runs it: fetched into the cache of the hub's client if it is
-# not there. Jobs take it from there, at the commit found here, without network. It is made again when
-# the files of a local model are others.
+# Each model, before any job that runs it: fetched into the Hugging Face cache if it is not there.
+# Jobs read it from there without network, at the commit found here. The rule runs again when the
+# files of a local model change.
+from esm_pipeline.settings import file_state
+
 for name, model in MODELS.items():
 
     rule:
@@ -30,8 +32,8 @@ for name, model in MODELS.items():
             "{params.esm} download {params.model} --out={output:q} 2>&1 | tee -- {log:q}"
 
 
-# The models of each task, judged for it before its jobs. By itself, since what changes for one task
-# is not to have all the others done again.
+# Before the jobs of a task: whether its models can do what its settings demand. One rule for each
+# task, so that a change to one task does not rerun the others.
 for task in settings.tasks:
 
     rule:
@@ -56,7 +58,7 @@ for task in settings.tasks:
             task=task,
             flags=flags(getattr(settings, task).computing()),
         message:
-            "check_{params.task}: whether {params.task} can do what it is asked with {input}"
+            "check_{params.task}: whether {params.task} can run with {input} and these settings"
         shell:
             "for model in {input:q}; do"
             ' {params.esm} download --model="$model" {params.task} {params.flags} || exit 1;'

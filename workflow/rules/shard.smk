@@ -1,6 +1,6 @@
-# FASTA files of a sample -> records.tsv, and its unique sequences in shards of equal cost.
-# One rule for each sample: samples differ in their number of shards. The shards stay: made again for
-# one task that has changed, they would have all the others done again too.
+# The FASTA files of a sample -> records.tsv, and its unique sequences in shards of equal cost. One
+# rule for each sample, because samples differ in their number of shards. The shards are kept: made
+# again for one task that changes, they would make all other tasks run again too.
 for sample, files in SAMPLES.items():
 
     rule:
@@ -25,7 +25,7 @@ for sample, files in SAMPLES.items():
         params:
             esm=esm,
             shards=SHARDS[sample],
-            files=files,  # in their order, which Snakemake does not compare
+            files=files,  # in order, which Snakemake does not compare
             cleaning=cleaning_flags,
             folder=lambda wildcards, output: Path(output.records).parent,
         message:

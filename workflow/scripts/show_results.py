@@ -1,4 +1,4 @@
-"""Print what a run of the workflow left in its output folder: `show_results.py results`."""
+"""Print an overview of the results in an output folder: `show_results.py results`."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from esm_pipeline import open_results
 ROWS = 6
 NUMBERS = 5
 FILES = {
-    "*/embeddings.h5": "the embeddings, one file a sample",
-    "*/structures.tsv": "a structure of every protein: its file and confidence",
-    "*/records.tsv": "what became of every record, and why",
-    "report.html": "counts, a map of the embeddings, confidence of structures",
-    "verdict.txt": "counts and the commonest reasons",
-    "provenance.json": "versions, settings, model and digests of the inputs",
+    "*/embeddings.h5": "the embeddings, one file for each sample",
+    "*/structures.tsv": "the structure of every protein: its file and its confidence",
+    "*/records.tsv": "the outcome of every record, with the reason",
+    "report.html": "counts, a map of the embeddings, the confidence of structures",
+    "verdict.txt": "counts and the most common reasons",
+    "provenance.json": "versions, settings, models and digests of the inputs",
 }
 
 
 def show_embeddings(path: Path) -> None:
-    """The first records of one file, and the shape of the whole."""
+    """Print the size of one file and its first records."""
     with open_results(path) as results:
         layer = results.layers[-1]
         width = results.stored("mean")[str(layer)].shape[1]
@@ -36,7 +36,7 @@ def show_embeddings(path: Path) -> None:
 
 
 def show_structures(path: Path) -> None:
-    """The first rows of one table, and what the structures are worth."""
+    """Print the first rows of one table, and a warning if the model has random weights."""
     with open(path, encoding="utf-8", newline="") as handle:
         rows = [row for row in csv.DictReader(handle, delimiter="\t") if row["file"]]
     print(f"\n{path}: {len(rows)} proteins have a structure\n")
@@ -45,21 +45,21 @@ def show_structures(path: Path) -> None:
         print(f"  {row['id'][:26]:<26} {row['plddt']:>6} {row['ptm']:>6}   {row['file']}")
     if any("random_weights" in row["flags"] for row in rows):
         print(
-            "\n  The folding model of the demo has random weights, made on the spot: its\n"
-            "  structures are meaningless. For real ones: tasks='[fold]' model=facebook/esmfold_v1"
+            "\n  The folding model of the demo has random weights: its structures are\n"
+            "  meaningless. For real ones: tasks='[fold]' model=facebook/esmfold_v1"
         )
 
 
 def main(folder: Path) -> None:
-    """Show every sample's embeddings, then where everything lies."""
+    """Print the results of every sample, then the names of all files."""
     for path in sorted(folder.glob("*/embeddings.h5")):
         show_embeddings(path)
     for path in sorted(folder.glob("*/structures.tsv")):
         show_structures(path)
     print()
-    for pattern, what in FILES.items():
+    for pattern, content in FILES.items():
         for path in sorted(folder.glob(pattern)):
-            print(f"  {path!s:<32} {what}")
+            print(f"  {path!s:<32} {content}")
     snakemake = Path(sys.executable).with_name("snakemake")
     if snakemake.is_relative_to(Path.cwd()):
         snakemake = snakemake.relative_to(Path.cwd())

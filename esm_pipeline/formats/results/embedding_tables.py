@@ -1,7 +1,7 @@
-"""Embeddings as a table with a row for each record, or as one array with the ids beside it.
+"""Embeddings as a table with a row for each record, or as one array and a table of its ids.
 
-Made from an `embeddings.h5`, block by block, with the same records in the same order. A number
-keeps every digit: read as float32, it is the one in the HDF5 file.
+Made from an `embeddings.h5`, block by block, with the same records in the same order. Numbers are
+exact: read as float32, they equal those of the HDF5 file.
 """
 
 from __future__ import annotations
@@ -14,23 +14,21 @@ import numpy as np
 
 from esm_pipeline.arrays import Float32
 from esm_pipeline.errors import InputError
-from esm_pipeline.formats.results.open import Embeddings
-from esm_pipeline.formats.tables.base import BLOCK, PARQUET, Column, create_table
+from esm_pipeline.formats.results.embeddings import FIXED_SIZE, Embeddings
+from esm_pipeline.formats.tables.base import BLOCK, PARQUET, Column
+from esm_pipeline.formats.tables.open import create_table
 
-FIXED = ("mean", "bos")
-"""What has as many numbers for every record."""
-
-RECORD = [Column("index", "whole"), Column("id", "text"), Column("length", "whole")]
-"""Columns before the numbers: place in the input, id, and the residues that were embedded."""
+RECORD_COLUMNS = [Column("index", "whole"), Column("id", "text"), Column("length", "whole")]
+"""Columns before the numbers: position in the input, id, and number of embedded residues."""
 
 CELLS = 1 << 18
-"""Numbers that are text at the same time."""
+"""Most numbers that are held as text at a time."""
 
 
 def write_table(target: Path, suffix: str, source: Path) -> None:
-    """Write the embeddings at `source` as the kind of table that `suffix` names.
+    """Write the embeddings at `source` as a table in the format of `suffix`.
 
-    Columns are `RECORD` and `{kind}_{layer}_{place}`: mean_33_0, mean_33_1, …
+    Its columns are `RECORD_COLUMNS` and `{kind}_{layer}_{place}`: mean_33_0, mean_33_1, …
     """
     with Embeddings.open(source) as results:
         arrays = fixed_arrays(results)
@@ -39,24 +37,19 @@ def write_table(target: Path, suffix: str, source: Path) -> None:
             for name, values in arrays.items()
             for place in range(values.shape[1])
         ]
-        rows = BLOCK if suffix == PARQUET else max(1, CELLS // max(1, len(columns)))
-        with create_table(target, suffix, None, [*RECORD, *columns]) as writer:
-            for block in blocks(len(results), rows):
-                place = results.row[block]
-                before: list[Any] = [
-                    results.index[block],
-                    results.ids[block],
-                    results.length[place],
-                ]
-                numbers = [column for values in arrays.values() for column in values[place].T]
-                writer.write(None, [*before, *numbers])
+        size = BLOCK if suffix == PARQUET else max(1, CELLS // max(1, len(columns)))
+        with create_table(target, suffix, None, [*RECORD_COLUMNS, *columns]) as writer:
+            for block in blocks(len(results), size):
+                rows = results.row[block]
+                numbers = [column for values in arrays.values() for column in values[rows].T]
+                writer.write(None, [*record_cells(results, block), *numbers])
 
 
 def write_array(target: Path, ids: Path, source: Path) -> None:
-    """Write the one array at `source` as NumPy's (N, D) float32, and `RECORD` of each row to `ids`.
+    """Write the only array at `source` as a .npy file of (N, D) float32.
 
-    `ids` is a TSV with as many lines below its first, in the order of the rows. Raises InputError
-    if there are several arrays.
+    `ids` becomes a TSV with the `RECORD_COLUMNS` of each row. Raises InputError unless there is
+    exactly one array.
     """
     with Embeddings.open(source) as results:
         arrays = [*fixed_arrays(results).values()]
@@ -64,36 +57,33 @@ def write_array(target: Path, ids: Path, source: Path) -> None:
             raise InputError(f"{source}: {len(arrays)} arrays; a .npy file holds one")
         (values,) = arrays
         shape = {"descr": "<f4", "fortran_order": False, "shape": (len(results), values.shape[1])}
-        with open(target, "wb") as handle, create_table(ids, ".tsv", None, RECORD) as writer:
+        with (
+            open(target, "wb") as handle,
+            create_table(ids, ".tsv", None, RECORD_COLUMNS) as writer,
+        ):
             np.lib.format.write_array_header_1_0(handle, shape)
             for block in blocks(len(results), BLOCK):
-                place = results.row[block]
-                handle.write(values[place].tobytes())
-                told: list[Any] = [results.index[block], results.ids[block], results.length[place]]
-                writer.write(None, told)
+                handle.write(values[results.row[block]].tobytes())
+                writer.write(None, record_cells(results, block))
+
+
+def record_cells(results: Embeddings, block: slice) -> list[Any]:
+    """The `RECORD_COLUMNS` of a block of records."""
+    return [results.index[block], results.ids[block], results.length[results.row[block]]]
 
 
 def fixed_arrays(results: Embeddings) -> dict[str, Float32]:
-    """Name of an array, as mean/33, → (U, D) float32, mapped: those with a row for each sequence.
+    """Name of each array, such as mean/33 → (U, D) float32, as a memory map.
 
-    Raises InputError if anything else is stored.
+    Raises InputError if anything without a fixed size is stored.
     """
-    others = [kind for kind in results.kinds if kind not in FIXED]
+    others = [kind for kind in results.kinds if kind not in FIXED_SIZE]
     if others:
-        raise InputError(f"{results.path}: '{others[0]}' is of no fixed size; leave it out")
+        raise InputError(f"{results.path}: '{others[0]}' has no fixed size; leave it out")
     names = [f"{kind}/{layer}" for layer in results.layers for kind in results.kinds]
-    return {name: mapped(results, name) for name in names}
+    return {name: results.mapped(name) for name in names}
 
 
-def mapped(results: Embeddings, name: str) -> Float32:
-    """A dataset, not yet read."""
-    dataset = results.file[name]
-    offset = dataset.id.get_offset()
-    if offset is None:  # nothing in it
-        return np.empty(dataset.shape, np.float32)
-    return np.memmap(results.path, np.float32, "r", offset, dataset.shape)
-
-
-def blocks(count: int, rows: int) -> Iterator[slice]:
-    """Parts of `count` records, `rows` at a time."""
-    return (slice(start, start + rows) for start in range(0, count, rows))
+def blocks(count: int, size: int) -> Iterator[slice]:
+    """`count` records in blocks of `size`."""
+    return (slice(start, start + size) for start in range(0, count, size))

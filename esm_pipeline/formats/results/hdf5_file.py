@@ -1,4 +1,4 @@
-"""New HDF5 files on disks that may be full: whatever a disk does to them ends in an OSError."""
+"""New HDF5 files on disks that may be full: every failure of the disk ends in an OSError."""
 
 from __future__ import annotations
 
@@ -11,14 +11,17 @@ from typing import Any
 
 import h5py
 
-PAGE = 4096  # bytes; datasets from this size on begin at a multiple of it, for memory maps
-NO_RESERVATION = (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS)  # the file system cannot
+PAGE = 4096
+"""Bytes; a dataset of this size or more begins at a multiple of it, for memory maps."""
+
+NO_RESERVATION = (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS)
+"""Errors of a file system that cannot reserve space."""
 
 
 class ForgivingFile(io.FileIO):
-    """The file below an HDF5 file. It never fails: HDF5 crashes when it meets a full disk.
+    """The file that HDF5 writes to. It never raises, because HDF5 crashes on a full disk.
 
-    The first error is kept, and from then on what is written, so that it can be read again.
+    The first error is kept. Data written after it is kept in memory, so that HDF5 can read it back.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
@@ -27,7 +30,7 @@ class ForgivingFile(io.FileIO):
         self._kept: list[tuple[int, bytes]] = []
 
     def check(self) -> None:
-        """Raise the error that was kept, if there was one."""
+        """Raise the kept error, if there is one."""
         if self._error is not None:
             raise self._error
 
@@ -44,7 +47,7 @@ class ForgivingFile(io.FileIO):
         return len(view)
 
     def readinto(self, data: Any) -> int:
-        """Fill `data`; zeros stand for what was never written."""
+        """Fill `data`, with zeros where nothing was written."""
         place, view = self.tell(), memoryview(data)
         read = os.pread(self.fileno(), len(view), place)
         view[:] = read.ljust(len(view), b"\0")
@@ -64,8 +67,8 @@ class ForgivingFile(io.FileIO):
 
 
 @contextmanager
-def create(path: str | os.PathLike[str]) -> Iterator[tuple[h5py.File, ForgivingFile]]:
-    """A new HDF5 file and the file below it, to be checked between long writes.
+def create_hdf5(path: str | os.PathLike[str]) -> Iterator[tuple[h5py.File, ForgivingFile]]:
+    """A new HDF5 file and its `ForgivingFile`, to be checked between long writes.
 
     Raises OSError, at the end at the latest.
     """
@@ -78,7 +81,7 @@ def create(path: str | os.PathLike[str]) -> Iterator[tuple[h5py.File, ForgivingF
 
 
 def reserve(file: int) -> None:
-    """Take the disk space of an open file now. Raises OSError if there is not enough."""
+    """Reserve the disk space of an open file. Raises OSError if there is not enough."""
     size = os.fstat(file).st_size
     if not size or not hasattr(os, "posix_fallocate"):
         return
@@ -90,7 +93,7 @@ def reserve(file: int) -> None:
 
 
 def write_at(file: int, place: int, data: memoryview) -> None:
-    """Write all bytes of `data` at byte `place`. Raises OSError, as on a full disk."""
+    """Write all bytes of `data` at byte `place`. Raises OSError, for example on a full disk."""
     while data:
         written = os.pwrite(file, data, place)
         place, data = place + written, data[written:]

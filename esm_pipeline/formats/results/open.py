@@ -1,154 +1,32 @@
-"""Reading what a task wrote, record by record or as a table; nothing is loaded before it is asked.
+"""Opening any result, whatever it holds.
 
 with open_results("embeddings.h5") as results:
-    results["P12345"].mean[33]        # (D,) by id
-    results[17].residue[33]           # (R, D) by index, the record's place in the input
-    results.to_pandas()               # one row a record
+    results["P12345"]                 # a record by id
+    results[17]                       # by index, the record's position in the input
+    results.to_pandas()               # a table
 """
 
 from __future__ import annotations
 
 import os
-import re
-from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TypeAlias
 
-import h5py
-from numpy.typing import NDArray
-
-from esm_pipeline.arrays import Int64
-from esm_pipeline.errors import InputError
 from esm_pipeline.formats.results.classes import Classes, ResidueClasses
-from esm_pipeline.formats.results.reader import RaggedResults, StoredRecord, open_file
+from esm_pipeline.formats.results.embeddings import Embeddings
+from esm_pipeline.formats.results.reader import open_kind
 from esm_pipeline.formats.results.saturation import Saturations
 from esm_pipeline.formats.results.structures import Structures
-from esm_pipeline.formats.results.validation import Declared
-from esm_pipeline.formats.results.writer import require
 
-if TYPE_CHECKING:
-    import pandas as pd
+Results: TypeAlias = Embeddings | Saturations | Classes | ResidueClasses | Structures
 
-FORMAT = "esm-pipeline/embeddings"
-Values = NDArray[Any]
+KINDS: tuple[type[Results], ...] = (Embeddings, Saturations, Classes, ResidueClasses, Structures)
+"""Every kind of result; a new one is added here."""
 
 
-class Embedding(StoredRecord["Embeddings"]):
-    """The representations of one record; `length` is of the residues that were embedded."""
-
-    @property
-    def mean(self) -> dict[int, Values]:
-        """Layer → (D,) float32, the mean over the residues."""
-        return self._read("mean", self._row)
-
-    @property
-    def bos(self) -> dict[int, Values]:
-        """Layer → (D,) float32, the representation of the token before the first residue."""
-        return self._read("bos", self._row)
-
-    @property
-    def residue(self) -> dict[int, Values]:
-        """Layer → (R, D) float16 or float32, a representation for each residue."""
-        first, stop = self._results.offset[self._row : self._row + 2]
-        return self._read("residue", slice(first, stop))
-
-    @property
-    def contacts(self) -> Values:
-        """(R, R) float16, the probability that two residues are in contact, 0 to 1."""
-        dataset = self._results.stored("contacts")
-        first, stop = self._results.pairs[self._row : self._row + 2]
-        values: Values = dataset[first:stop].reshape(self.length, self.length)
-        return values
-
-    def _read(self, kind: str, units: int | slice) -> dict[int, Values]:
-        group = self._results.stored(kind)
-        return {layer: group[str(layer)][units] for layer in self._results.layers}
-
-
-class Embeddings(RaggedResults[Embedding]):
-    """The records of an `embeddings.h5`."""
-
-    format = FORMAT
-    declared = (
-        Declared(r"(mean|bos)/[0-9]{1,4}", "sequence", ("D",), ("<f4",)),
-        Declared(r"residue/[0-9]{1,4}", "residue", ("D",), ("<f2", "<f4")),
-        Declared("contacts", "pair", (), ("<f2",)),
-    )
-
-    def check_more(self) -> None:
-        """Every kind has the same layers, and nothing else."""
-        for kind in {"mean", "bos", "residue"} & {*self.file}:
-            require(isinstance(self.file[kind], h5py.Group), kind)
-            names = sorted(self.file[kind])
-            require(all(re.fullmatch("0|[1-9][0-9]{0,3}", name) for name in names), kind)
-            require(names == sorted(map(str, self.layers)), kind)
-        require("contacts" not in self.file or isinstance(self.file["contacts"], h5py.Dataset), "c")
-
-    def item(self, position: int) -> Embedding:
-        """The record at a position among those that are stored."""
-        return Embedding(self, position)
-
-    @cached_property
-    def kinds(self) -> list[str]:
-        """What is stored: some of mean, bos, residue, contacts."""
-        return [kind for kind in ("mean", "bos", "residue", "contacts") if kind in self.file]
-
-    @cached_property
-    def layers(self) -> list[int]:
-        """The layers that are stored, 0 being the embedding."""
-        named = [kind for kind in self.kinds if kind != "contacts"]
-        return sorted(map(int, self.file[named[0]])) if named else []
-
-    @cached_property
-    def pairs(self) -> Int64:
-        """(U + 1,) where the pairs of residues of each row begin."""
-        return self.pairs_of("contacts")
-
-    def stored(self, kind: str) -> Any:
-        """The group or dataset of `kind`. Raises InputError if it was not stored."""
-        if kind not in self.kinds:
-            raise InputError(
-                f"{self.path}: '{kind}' is not stored, only {', '.join(self.kinds)}; add '{kind}' "
-                "to embed.include and run again"
-            )
-        return self.file[kind]
-
-    def to_pandas(self, kind: str = "mean", layer: int = -1) -> pd.DataFrame:
-        """A table with one row a record: id, index, length, then `{kind}_0` to `{kind}_{D-1}`.
-
-        `kind` is mean or bos; `layer` is one that is stored, -1 the last of them. Raises InputError
-        for anything else.
-        """
-        import pandas as pd
-
-        if kind not in ("mean", "bos"):
-            raise InputError(f"'{kind}' has no single row a record; choose mean or bos")
-        group = self.stored(kind)
-        layer = self.layers[-1] if layer == -1 else layer
-        if layer not in self.layers:
-            stored = ", ".join(map(str, self.layers))
-            raise InputError(f"{self.path}: layer {layer} is not stored, only {stored}")
-        values = group[str(layer)][...][self.row]  # (N, D)
-        table = pd.DataFrame(
-            values, columns=[f"{kind}_{place}" for place in range(values.shape[1])]
-        )
-        table.insert(0, "length", self.length[self.row])
-        table.insert(0, "index", self.index)
-        table.insert(0, "id", self.ids)
-        return table
-
-
-KINDS = {
-    kind.format: kind for kind in (Embeddings, Saturations, Classes, ResidueClasses, Structures)
-}
-"""What is read as what, by the format that a file tells."""
-
-
-def open_results(path: str | os.PathLike[str]) -> Embeddings | Saturations | Classes | Structures:
-    """Open an `embeddings.h5`, `saturation.h5`, `classes.h5`, `residue_classes.h5` or
-    `structures.h5` for reading.
+def open_results(path: str | os.PathLike[str]) -> Results:
+    """Open a result for reading: an `embeddings.h5` or any other of `KINDS`.
 
     A context manager; `len` is the number of records. Raises InputError if the file is missing,
-    unreadable, no HDF5, of another format or a later version.
+    unreadable, not HDF5, of another format or of a later version.
     """
-    file = open_file(path)
-    return KINDS[file.attrs["format"]](path, file)
+    return open_kind(path, KINDS)

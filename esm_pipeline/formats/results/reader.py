@@ -1,4 +1,4 @@
-"""Records of a ragged HDF5 file by id and by index; what every kind of result is read with."""
+"""Reading a result, record by record, by id or by index: the base of every kind of result."""
 
 from __future__ import annotations
 
@@ -13,40 +13,37 @@ from typing import Any, ClassVar, Generic, Self, SupportsIndex, TypeVar
 
 import h5py
 import numpy as np
+from numpy.typing import NDArray
 
 from esm_pipeline.arrays import Int32, Int64
 from esm_pipeline.errors import AmbiguousIdError, InputError
-from esm_pipeline.formats.results.validation import (
-    Declared,
-    check,
-    damaged,
-    judging,
-    open_hdf5,
+from esm_pipeline.formats.results.attributes import (
     read_attributes,
-    read_ids,
     require_version,
     text_attribute,
 )
-from esm_pipeline.formats.results.writer import Per, require, unit_starts
+from esm_pipeline.formats.results.layout import Per, unit_starts
+from esm_pipeline.formats.results.validation import (
+    DatasetRule,
+    check,
+    damaged,
+    open_hdf5,
+    read_ids,
+    reading,
+    require,
+)
 
-FORMATS = {
-    "esm-pipeline/embeddings": "embeddings.h5",
-    "esm-pipeline/saturation": "saturation.h5",
-    "esm-pipeline/structures": "structures.h5",
-    "esm-pipeline/classes": "classes.h5",
-    "esm-pipeline/residue_classes": "residue_classes.h5",
-}
-"""What files say of themselves, and what they are called."""
+PREFIX = "esm-pipeline/"
+"""The attribute `format` of every result begins with it."""
 
-A_RESULT = "an embeddings.h5, saturation.h5, classes.h5, residue_classes.h5 or structures.h5"
 Item = TypeVar("Item")
 Results = TypeVar("Results", bound="RaggedResults[Any]")
 
 
 class StoredRecord(Generic[Results]):
-    """What is stored of one record. Arrays are read when they are asked for.
+    """One record of a result: its `id`, `index` (position in the input) and `length` in residues.
 
-    `id`, `index` (place in the input) and `length` (in residues).
+    Arrays are read from the file on access.
     """
 
     def __init__(self, results: Results, position: int) -> None:
@@ -64,48 +61,45 @@ class StoredRecord(Generic[Results]):
 class RaggedResults(ABC, Generic[Item]):
     """The records of a result; see `open_results`.
 
-    `results[id]` and `results[index]` give a record, `in` tells whether there is one; iteration
-    gives all, in input order. Once closed, what needs the file raises InputError.
+    `results[id]` and `results[index]` return a record, `in` tests whether there is one, and
+    iteration yields all in input order. After closing, access to the file raises InputError.
 
-    A subclass says which `format` it reads and which datasets are `declared` in it: these are
-    checked when the file is opened, from its headers. Lengths, offsets and rows are checked when
-    they are read, once. What does not fit raises DamagedError.
+    A subclass defines the `format` it reads, the usual `file_name` and the `rules` for its
+    datasets, whose headers are checked when the file is opened. Lengths, offsets and rows are
+    checked when they are first read. Malformed contents raise DamagedError.
     """
 
-    format: str
-    declared: ClassVar[Sequence[Declared]] = ()
+    format: ClassVar[str]
+    file_name: ClassVar[str]
+    rules: ClassVar[Sequence[DatasetRule]] = ()
 
     def __init__(self, path: str | os.PathLike[str], file: h5py.File) -> None:
         self.path, self._file = os.fspath(path), file
         try:
-            with self.judged():
-                self.sizes = check(file, self.declared)
+            with self.reading():
+                self.sizes = check(file, self.rules)
                 self.check_more()
         except BaseException:
             file.close()
             raise
 
     def check_more(self) -> None:
-        """Check what the datasets' headers do not tell: attributes, names. Raises ValueError."""
+        """Check attributes and names of datasets, beyond the `rules`. Raises ValueError."""
 
     @contextmanager
-    def judged(self) -> Iterator[None]:
-        """Turn what h5py and `require` raise into an InputError that names the file."""
-        with judging(self.path):
+    def reading(self) -> Iterator[None]:
+        """Turn errors of h5py and `require` into an InputError that names the file."""
+        with reading(self.path):
             yield
 
     @classmethod
     def open(cls, path: str | os.PathLike[str]) -> Self:
-        """Open a file of this kind. Raises InputError if it is another, or damaged."""
-        file = open_file(path)
-        if file.attrs["format"] != cls.format:
-            file.close()
-            raise InputError(f"{path}: not of the kind of {FORMATS[cls.format]}; check the path")
-        return cls(path, file)
+        """Open a file of this kind. Raises InputError if it is of another kind, or damaged."""
+        return open_kind(path, [cls])
 
     @abstractmethod
     def item(self, position: int) -> Item:
-        """The record at a position among those that are stored."""
+        """The record at a position, 0 to N - 1."""
 
     def __enter__(self) -> Self:
         return self
@@ -119,7 +113,7 @@ class RaggedResults(ABC, Generic[Item]):
         self.close()
 
     def close(self) -> None:
-        """Close the file; what was read stays usable."""
+        """Close the file; arrays that were read stay usable."""
         self._file.close()
 
     @property
@@ -137,18 +131,18 @@ class RaggedResults(ABC, Generic[Item]):
         return (self.item(position) for position in range(len(self)))
 
     def __getitem__(self, key: str | SupportsIndex) -> Item:
-        _ = self.file  # whatever was read before, a closed file has no items
+        _ = self.file  # raises once the file is closed, whatever was read before
         if isinstance(key, str):
             return self.item(self._position_of_id(key))
         return self.item(self._position_of_index(operator.index(key)))
 
     def __contains__(self, key: object) -> bool:
-        """Whether a record has `key` as its id, or as its index; an ambiguous id is contained."""
+        """Whether a record has `key` as its id or index; an ambiguous id is contained."""
         _ = self.file
         if isinstance(key, str):
             return key in self._positions
         try:
-            return self._place(operator.index(key)) is not None  # type: ignore[arg-type]
+            return self._find(operator.index(key)) is not None  # type: ignore[arg-type]
         except TypeError:
             return False
 
@@ -156,31 +150,31 @@ class RaggedResults(ABC, Generic[Item]):
     def attributes(self) -> dict[str, Any]:
         """How the file was made: model, revision, weights_sha256, dtype, software, …"""
         file = self.file
-        with self.judged():
+        with self.reading():
             return read_attributes(file)
 
     @cached_property
     def ids(self) -> list[str]:
         """The id of each record, in input order."""
         file = self.file
-        with self.judged():
+        with self.reading():
             return read_ids(file)
 
     @cached_property
     def index(self) -> Int64:
-        """(N,) the place of each record in the input: not all of 0, 1, … if some were skipped."""
+        """(N,) each record's position in the input: with gaps where records were skipped."""
         index = np.asarray(self.file["index"][...], np.int64)
-        with self.judged():
+        with self.reading():
             require((index >= 0).all() and (index[1:] > index[:-1]).all(), "index")
         return index
 
     @cached_property
     def row(self) -> Int64:
-        """(N,) the row of each record; records with the same sequence share one."""
+        """(N,) the row of each record; records with the same sequence share a row."""
         rows, count = np.asarray(self.file["row"][...], np.int64), self.sizes["U"]
         if rows.size and not 0 <= rows.min() <= rows.max() < count:
             raise damaged(self.path, "its rows are not those of its records")
-        with self.judged():
+        with self.reading():
             require(np.bincount(rows, minlength=count).all(), "row")
         return rows
 
@@ -188,7 +182,7 @@ class RaggedResults(ABC, Generic[Item]):
     def length(self) -> Int32:
         """(U,) residues of each row."""
         lengths = np.asarray(self.file["length"][...], np.int32)
-        with self.judged():
+        with self.reading():
             require((lengths > 0).all(), "length")
         return lengths
 
@@ -196,24 +190,32 @@ class RaggedResults(ABC, Generic[Item]):
     def offset(self) -> Int64:
         """(U + 1,) where the residues of each row begin."""
         offset = np.asarray(self.file["offset"][...], np.int64)
-        with self.judged():
+        with self.reading():
             require(np.array_equal(offset, self.starts("residue")), "offset")
         return offset
 
     def starts(self, per: Per) -> Int64:
-        """(U + 1,) where the units of each row begin, by the lengths. Raises DamagedError."""
+        """(U + 1,) where the units of each row begin, from the lengths. Raises DamagedError."""
         starts = unit_starts(self.length, per)
-        with self.judged():
-            require(starts.min() >= 0, "length")  # their sum is no number of 64 bits
+        with self.reading():
+            require(starts.min() >= 0, "length")  # negative if their sum overflows 64 bits
         return starts
 
     def pairs_of(self, name: str) -> Int64:
         """(U + 1,) where the pairs of each row begin in dataset `name`. Raises DamagedError."""
         pairs = self.starts("pair")
-        with self.judged():
+        with self.reading():
             require(pairs[-1] == self.file[name].shape[0], name)
             require(np.array_equal(self.file[f"{name}_offset"][...], pairs), f"{name}_offset")
         return pairs
+
+    def mapped(self, name: str) -> NDArray[Any]:
+        """A dataset as a memory map, read on access."""
+        dataset = self.file[name]
+        offset = dataset.id.get_offset()
+        if offset is None:  # no values
+            return np.empty(dataset.shape, dataset.dtype)
+        return np.memmap(self.path, dataset.dtype, "r", offset, dataset.shape)
 
     @cached_property
     def _positions(self) -> dict[str, int]:
@@ -230,7 +232,7 @@ class RaggedResults(ABC, Generic[Item]):
     def _position_of_id(self, name: str) -> int:
         if name not in self._positions:
             raise InputError(
-                f"{self.path}: no record with id '{name}'; records.tsv tells what became of it"
+                f"{self.path}: no record with id '{name}'; records.tsv has its outcome"
             )
         if name in self._ambiguous:
             first = self.index[self._positions[name]]
@@ -241,36 +243,47 @@ class RaggedResults(ABC, Generic[Item]):
         return self._positions[name]
 
     def _position_of_index(self, index: int) -> int:
-        position = self._place(index)
+        position = self._find(index)
         if position is None:
             raise InputError(
-                f"{self.path}: no record with index {index}; records.tsv tells what became of it"
+                f"{self.path}: no record with index {index}; records.tsv has its outcome"
             )
         return position
 
-    def _place(self, index: int) -> int | None:
-        """The position of the record with `index`, None if there is none."""
+    def _find(self, index: int) -> int | None:
+        """The position of the record with `index`, or None."""
         position = int(np.searchsorted(self.index, index))
         if position == len(self.index) or self.index[position] != index:
             return None
         return position
 
 
-def open_file(path: str | os.PathLike[str]) -> h5py.File:
-    """Open any of the results for reading.
+Kind = TypeVar("Kind", bound=RaggedResults[Any])
 
-    Raises InputError if the file is missing, unreadable, of another format or a later version,
-    DamagedError if it is no HDF5 or its format is no text.
+
+def open_kind(path: str | os.PathLike[str], kinds: Sequence[type[Kind]]) -> Kind:
+    """Open a result of one of `kinds`, by the attribute `format` of the file.
+
+    Raises InputError if the file is missing, unreadable, of another kind or of a later version,
+    DamagedError if it is not HDF5 or malformed.
     """
+    *others, last = (kind.file_name for kind in kinds)
+    names = f"{', '.join(others)} or {last}" if others else last
     if os.path.exists(path) and not os.path.isfile(path):
-        raise InputError(f"{path}: not a file; give {A_RESULT}")
+        raise InputError(f"{path}: not a file; give the path of {names}")
     file = open_hdf5(path)
     try:
-        with judging(path):
-            if "format" not in file.attrs or text_attribute(file, "format") not in FORMATS:
-                raise InputError(f"{path}: an HDF5 file, but not of esm-pipeline; give {A_RESULT}")
+        with reading(path):
+            written = text_attribute(file, "format") if "format" in file.attrs else ""
+            if not written.startswith(PREFIX):
+                raise InputError(
+                    f"{path}: an HDF5 file, but not of esm-pipeline; give the path of {names}"
+                )
+            kind = {kind.format: kind for kind in kinds}.get(written)
+            if kind is None:
+                raise InputError(f"{path}: holds {written!a}; give the path of {names}")
             require_version(path, file)
     except BaseException:
         file.close()
         raise
-    return file
+    return kind(path, file)

@@ -1,8 +1,8 @@
-"""Reading a `saturation.h5`: the scores of every substitution of every protein.
+"""Reading a `saturation.h5`: scores of every substitution in every protein.
 
 with open_results("saturation.h5") as results:
     results["P12345"].log_odds        # (R, 20), columns as in results.alphabet
-    results.to_pandas()               # one row a substitution
+    results.to_pandas()               # one row for each substitution
 """
 
 from __future__ import annotations
@@ -16,35 +16,34 @@ from numpy.typing import NDArray
 
 from esm_pipeline.arrays import Float32
 from esm_pipeline.formats.mutations import AMINO_ACIDS
+from esm_pipeline.formats.results.attributes import text_attribute
 from esm_pipeline.formats.results.reader import RaggedResults, StoredRecord
-from esm_pipeline.formats.results.validation import Declared, text_attribute
-from esm_pipeline.formats.results.writer import letters_of, require
+from esm_pipeline.formats.results.validation import DatasetRule, letters_of, require
 
 if TYPE_CHECKING:
     import pandas as pd
 
-FORMAT = "esm-pipeline/saturation"
 LOG_ODDS = "log_odds"
 WILD_TYPE = "wild_type"
 
 
-class Saturation(StoredRecord["Saturations"]):
-    """What is scored of one record; `length` is of the residues that were scored."""
+class SaturatedProtein(StoredRecord["Saturations"]):
+    """The scores of one record; `length` counts the residues that were scored."""
 
     @property
     def sequence(self) -> str:
         """The wild type."""
-        with self._results.judged():
+        with self._results.reading():
             return letters_of(self._read(WILD_TYPE), WILD_TYPE)
 
     @property
     def log_odds(self) -> Float32:
-        """(R, 20) log p of each amino acid less that of the wild type; the mean over models."""
+        """(R, 20) log p(amino acid) - log p(wild type), natural logarithm; mean over the models."""
         return self._read(LOG_ODDS)
 
     @property
     def by_model(self) -> dict[str, Float32]:
-        """Label of each model → (R, 20) the same by it alone; empty if there is but one model."""
+        """Label of each model → (R, 20) its own scores; empty if there is only one model."""
         return {name: self._read(f"{LOG_ODDS}.{name}") for name in self._results.labels}
 
     def _read(self, name: str) -> NDArray[Any]:
@@ -53,35 +52,36 @@ class Saturation(StoredRecord["Saturations"]):
         return values
 
 
-class Saturations(RaggedResults[Saturation]):
+class Saturations(RaggedResults[SaturatedProtein]):
     """The records of a `saturation.h5`."""
 
-    format = FORMAT
-    declared = (
-        Declared(rf"{LOG_ODDS}(\..*)?", "residue", (len(AMINO_ACIDS),), ("<f4",)),
-        Declared(WILD_TYPE, "residue", (), ("|S1",)),
+    format = "esm-pipeline/saturation"
+    file_name = "saturation.h5"
+    rules = (
+        DatasetRule(rf"{LOG_ODDS}(\..*)?", "residue", (len(AMINO_ACIDS),), ("<f4",)),
+        DatasetRule(WILD_TYPE, "residue", (), ("|S1",)),
     )
 
     def check_more(self) -> None:
-        """The datasets are there; columns and strategy are named."""
+        """The datasets are stored; alphabet and strategy are named."""
         for name in (LOG_ODDS, WILD_TYPE, *(f"{LOG_ODDS}.{label}" for label in self.labels)):
             require(isinstance(self.file.get(name), h5py.Dataset), name)
         if sorted(text_attribute(self.file, "alphabet")) != sorted(AMINO_ACIDS):
             raise ValueError("attribute 'alphabet' is not the 20 amino acids")
         text_attribute(self.file, "strategy")
 
-    def item(self, position: int) -> Saturation:
-        """The record at a position among those that are stored."""
-        return Saturation(self, position)
+    def item(self, position: int) -> SaturatedProtein:
+        """The record at a position, 0 to N - 1."""
+        return SaturatedProtein(self, position)
 
     @property
     def alphabet(self) -> str:
-        """What the columns of `log_odds` stand for."""
+        """The amino acids of the columns of `log_odds`."""
         return str(self.attributes["alphabet"])
 
     @property
     def strategy(self) -> str:
-        """How substitutions were scored."""
+        """The strategy by which substitutions were scored."""
         return str(self.attributes["strategy"])
 
     @cached_property
@@ -91,10 +91,7 @@ class Saturations(RaggedResults[Saturation]):
         return [name.removeprefix(prefix) for name in self.file if name.startswith(prefix)]
 
     def to_pandas(self) -> pd.DataFrame:
-        """A table with one row a substitution: id, index, position from 1, mutant, the strategy.
-
-        Of several models, `{strategy}.{label}` each follow. Everything is held in memory.
-        """
+        """A table with one row for each substitution; see `names`. It is held in memory."""
         import pandas as pd
 
         tables = [pd.DataFrame(self.columns(item)) for item in self]
@@ -102,12 +99,15 @@ class Saturations(RaggedResults[Saturation]):
 
     @property
     def names(self) -> list[str]:
-        """The columns of a table of substitutions."""
+        """Columns of a table of substitutions: id, index, position (from 1), mutant, the strategy.
+
+        With several models, `{strategy}.{label}` of each follow.
+        """
         each = [f"{self.strategy}.{label}" for label in self.labels]
         return ["id", "index", "position", "mutant", self.strategy, *each]
 
-    def columns(self, item: Saturation) -> dict[str, Any]:
-        """The substitutions of a record, by the names of columns; those to itself are left out."""
+    def columns(self, item: SaturatedProtein) -> dict[str, Any]:
+        """The substitutions of a record by column, without those of a residue by itself."""
         sequence = np.array(list(item.sequence))
         letters = np.array(list(self.alphabet))
         at, to = np.nonzero(sequence[:, None] != letters)

@@ -1,12 +1,12 @@
-"""Predicted structures as arrays of one flat HDF5 file, `structures.h5`; see `hdf5`.
+"""Writing and reading a `structures.h5`: predicted structures as arrays of one HDF5 file.
 
-What `fold` computes for each unique sequence, before any file of a structure is written: settings
-that only change those files need no model again.
+It holds what `fold` computes for each unique sequence. Files of structures are made from it, so
+that settings of these files can change without running the model again.
 
 with open_results("structures.h5") as results:
     results["P12345"].structure       # atoms, pLDDT, pTM
     results["P12345"].pae             # (R, R) Å
-    results.to_pandas()               # one row a record
+    results.to_pandas()               # one row for each record
 """
 
 from __future__ import annotations
@@ -21,9 +21,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from esm_pipeline.arrays import Float32, Int64
+from esm_pipeline.formats.results.attributes import json_attribute, text_attribute
+from esm_pipeline.formats.results.layout import Array
 from esm_pipeline.formats.results.reader import RaggedResults, StoredRecord
-from esm_pipeline.formats.results.validation import Declared, json_attribute, text_attribute
-from esm_pipeline.formats.results.writer import Array, RaggedWriter, require
+from esm_pipeline.formats.results.validation import DatasetRule, require
+from esm_pipeline.formats.results.writer import RaggedWriter
 from esm_pipeline.structure.pae import to_angstrom
 from esm_pipeline.structure.residues import COUNT
 from esm_pipeline.structure.structure import RANDOM, Structure
@@ -31,9 +33,8 @@ from esm_pipeline.structure.structure import RANDOM, Structure
 if TYPE_CHECKING:
     import pandas as pd
 
-FORMAT = "esm-pipeline/structures"
 ARRAYS = (
-    Array("aatype", "residue", (), "|u1"),  # place in residues.LETTERS
+    Array("aatype", "residue", (), "|u1"),  # index in residues.LETTERS
     Array("chain", "residue", (), "<i4"),  # 0, 1, …
     Array("positions", "residue", (14, 3), "<f4"),  # Å, atom14 order; 0 where there is no atom
     Array("plddt", "residue", (14,), "<f4"),  # 0–100
@@ -45,7 +46,7 @@ ARRAYS = (
     Array("flags", "sequence", (), "<i4"),  # bits, in the order of the attribute `flags`
 )
 ORIGIN = ("model", "revision", "weights_sha256", "dtype", "num_recycles", RANDOM)
-"""Attributes that tell how structures were made."""
+"""Attributes that describe how the structures were made."""
 
 MOST_FLAGS = 32
 
@@ -57,7 +58,7 @@ def write_structures(
     chunk_sizes: Sequence[int],
     flags: Sequence[int],
 ) -> None:
-    """Write `structures` into `rows` of a file with `ARRAYS`."""
+    """Write `structures` to the `rows` of a file with `ARRAYS`."""
     joined = {
         "aatype": np.concatenate([one.aatype for one in structures]),
         "chain": np.concatenate([one.chains for one in structures]),
@@ -74,14 +75,15 @@ def write_structures(
         writer.write(name, rows, values)
 
 
-class Structures(RaggedResults["Folded"]):
+class Structures(RaggedResults["FoldedProtein"]):
     """The records of a `structures.h5`."""
 
-    format = FORMAT
-    declared = tuple(Declared(one.name, one.per, one.shape, (one.dtype,)) for one in ARRAYS)
+    format = "esm-pipeline/structures"
+    file_name = "structures.h5"
+    rules = tuple(DatasetRule(one.name, one.per, one.shape, (one.dtype,)) for one in ARRAYS)
 
     def check_more(self) -> None:
-        """All arrays are there, and the attributes that files of structures tell."""
+        """All arrays are stored, and the names of the flags."""
         for array in ARRAYS:
             require(isinstance(self.file.get(array.name), h5py.Dataset), array.name)
         self.flag_names: list[str] = json_attribute(self.file, "flags", list)
@@ -89,35 +91,34 @@ class Structures(RaggedResults["Folded"]):
 
     @cached_property
     def origin(self) -> dict[str, str]:
-        """How the structures were made, as their files tell it: the model and its settings.
-
-        `software` is the version of this package.
+        """How the structures were made: the model, its settings, and `software`, the version of
+        this package.
         """
-        with self.judged():
-            told = {name: text_attribute(self.file, name) for name in ORIGIN}
+        with self.reading():
+            found = {name: text_attribute(self.file, name) for name in ORIGIN}
             version = json_attribute(self.file, "software", dict).get("esm_pipeline")
             if not isinstance(version, str):
                 raise ValueError("attribute 'software' does not name esm_pipeline's version")
-            return {**told, "software": version}
+            return {**found, "software": version}
 
-    def item(self, position: int) -> Folded:
-        """The record at a position among those that are stored."""
-        return Folded(self, position)
+    def item(self, position: int) -> FoldedProtein:
+        """The record at a position, 0 to N - 1."""
+        return FoldedProtein(self, position)
 
     @cached_property
     def pairs(self) -> Int64:
-        """(U + 1,) where the pairs of residues of each row begin."""
+        """(U + 1,) where the residue pairs of each row begin."""
         return self.pairs_of("pae")
 
     @cached_property
-    def of_sequence(self) -> dict[str, NDArray[Any]]:
-        """What there is one value of for each row, (U,) by name. Raises DamagedError."""
+    def per_sequence(self) -> dict[str, NDArray[Any]]:
+        """Name → (U,) values of the arrays with one value for each row. Raises DamagedError."""
         most = {
             **{"mean_plddt": 100, "ptm": 1, "iptm": 1, "chunk_size": math.inf},
             "flags": (1 << len(self.flag_names)) - 1,
         }
         found = {name: self.file[name][...] for name in most}
-        with self.judged():
+        with self.reading():
             for name, values in found.items():
                 fit = (values >= 0) & (values <= most[name])
                 require((fit | np.isnan(values) if name == "iptm" else fit).all(), name)
@@ -127,11 +128,11 @@ class Structures(RaggedResults["Folded"]):
         """The structure in a row."""
         start, stop = self.offset[row : row + 2].tolist()
         first, last = self.pairs[row : row + 2].tolist()
-        size, one = stop - start, {name: values[row] for name, values in self.of_sequence.items()}
+        size, one = stop - start, {name: values[row] for name, values in self.per_sequence.items()}
         aatype = self.file["aatype"][start:stop].astype(np.int64)
         chains = self.file["chain"][start:stop].astype(np.int64)
         positions, plddt = (self.file[name][start:stop] for name in ("positions", "plddt"))
-        with self.judged():
+        with self.reading():
             require((aatype < COUNT).all(), "aatype")
             require(chains[0] == 0 and np.isin(np.diff(chains), (0, 1)).all(), "chain")
             require(np.isfinite(positions).all(), "positions")
@@ -148,16 +149,16 @@ class Structures(RaggedResults["Folded"]):
         )
 
     def chain_count(self, row: int) -> int:
-        """The chains of the structure in a row."""
+        """Number of chains of the structure in a row."""
         return int(self.file["chain"][self.offset[row + 1] - 1]) + 1
 
     def flags(self, row: int) -> list[str]:
-        """What is wrong with the structure in a row."""
-        bits = int(self.of_sequence["flags"][row])
+        """The flags of the structure in a row; see `structure.quality.FLAGS`."""
+        bits = int(self.per_sequence["flags"][row])
         return [name for place, name in enumerate(self.flag_names) if bits >> place & 1]
 
     def to_pandas(self) -> pd.DataFrame:
-        """A table with one row a record: id, index, length, plddt (mean), ptm, iptm, flags."""
+        """A table with one row for each record: id, index, length, mean plddt, ptm, iptm, flags."""
         import pandas as pd
 
         flags = [";".join(self.flags(row)) for row in range(len(self.length))]
@@ -166,20 +167,20 @@ class Structures(RaggedResults["Folded"]):
                 "id": self.ids,
                 "index": self.index,
                 "length": self.length[self.row],
-                "plddt": self.of_sequence["mean_plddt"][self.row],
-                "ptm": self.of_sequence["ptm"][self.row],
-                "iptm": self.of_sequence["iptm"][self.row],
+                "plddt": self.per_sequence["mean_plddt"][self.row],
+                "ptm": self.per_sequence["ptm"][self.row],
+                "iptm": self.per_sequence["iptm"][self.row],
                 "flags": [flags[row] for row in self.row.tolist()],
             }
         )
 
 
-class Folded(StoredRecord["Structures"]):
-    """The structure of one record; `length` is of all chains."""
+class FoldedProtein(StoredRecord["Structures"]):
+    """The structure of one record; `length` counts the residues of all chains."""
 
     @cached_property
     def structure(self) -> Structure:
-        """Its residues, atoms and confidences."""
+        """Residues, atoms and confidences."""
         return self._results.structure(self._row)
 
     @property
@@ -189,5 +190,5 @@ class Folded(StoredRecord["Structures"]):
 
     @property
     def flags(self) -> list[str]:
-        """What is wrong with it, in words of `FLAGS`."""
+        """The flags of the structure; see `structure.quality.FLAGS`."""
         return self._results.flags(self._row)

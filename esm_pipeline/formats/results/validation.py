@@ -1,47 +1,46 @@
-"""What an HDF5 file declares, checked before any of it is read, and opened without a lock.
+"""Opening HDF5 files that anyone may have written, and checking them before values are read.
 
-Every reader opens with `open_hdf5` and every kind of result says which datasets it has, so that
-shapes, types and places are judged from the file's headers alone: in milliseconds, with memory
-that does not depend on what they claim. Datasets lie in the file itself, in one piece, as large as
-they say; so whatever is read afterwards is no larger than the file. Finished files are never
-changed, and many file systems have no locks (NFS, Lustre without flock): none is asked for.
+Every reader opens with `open_hdf5`, and every kind of result has rules for its datasets. Shapes,
+types and places are checked in the headers alone: this takes milliseconds, and memory that does not
+depend on what the headers claim. Each dataset must lie in the file itself, contiguous and of the
+claimed size, so that nothing read afterwards is larger than the file.
 """
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, get_args
 
 import h5py
 import numpy as np
+from numpy.typing import NDArray
 
 from esm_pipeline.errors import DamagedError, InputError
-from esm_pipeline.formats.results.writer import (
-    FORMAT_VERSION,
-    Per,
-    datasets,
-    read_attribute,
-    require,
-)
+from esm_pipeline.formats.results.attributes import read_attribute
+from esm_pipeline.formats.results.layout import DTYPES, Array, Per, unit_starts
 
 MOST_DATASETS = 10_000
-HEAPS = 1 << 20  # bytes at the beginning, where attributes are
-HEAP, HEAP_HEAD = b"GCOL\1\0\0\0", 16
+FIRST_BYTES = 1 << 20
+"""Bytes at the beginning of a file, where its attributes are."""
+
+HEAP_MAGIC, HEAP_HEADER = b"GCOL\1\0\0\0", 16
+"""First bytes, and size of the header, of a global heap of HDF5, which holds text."""
+
 DAMAGE = (ValueError, KeyError, TypeError, IndexError, RuntimeError, OverflowError, AttributeError)
-"""What h5py raises for bytes that make no sense, besides an OSError without a number."""
+"""What h5py raises for malformed bytes, besides an OSError without a number."""
 
 
 @dataclass(frozen=True)
-class Declared:
-    """Datasets of a result, named by a regular expression: a value of `shape` for each `per`.
+class DatasetRule:
+    """What the datasets whose names match `name` (a regular expression) must look like.
 
-    A letter in `shape` stands for a size that is the same wherever the letter stands.
+    They have a value of `shape`, of one of `dtypes`, for each unit `per`. A letter in `shape` is a
+    size: the same number wherever the letter occurs in the rules of a result.
     """
 
     name: str
@@ -51,8 +50,8 @@ class Declared:
 
 
 @contextmanager
-def judging(path: str | os.PathLike[str]) -> Iterator[None]:
-    """Turn what h5py raises into DamagedError, or, where the machine is at fault, InputError."""
+def reading(path: str | os.PathLike[str]) -> Iterator[None]:
+    """Raise DamagedError for errors of h5py within, or InputError if the machine is at fault."""
     try:
         yield
     except OSError as error:
@@ -71,65 +70,62 @@ def judging(path: str | os.PathLike[str]) -> Iterator[None]:
 
 def damaged(path: str | os.PathLike[str], why: object) -> DamagedError:
     """The error of a file whose contents are not as they were written."""
-    told = " ".join(str(why.args[0] if isinstance(why, KeyError) and why.args else why).split())
-    return DamagedError(os.fspath(path), told[:200])
+    reason = " ".join(str(why.args[0] if isinstance(why, KeyError) and why.args else why).split())
+    return DamagedError(os.fspath(path), reason[:200])
 
 
 def open_hdf5(path: str | os.PathLike[str]) -> h5py.File:
-    """Open a finished HDF5 file for reading, without a lock.
+    """Open a finished HDF5 file for reading.
 
-    Raises DamagedError for one that is no HDF5 or cut short, InputError for one that cannot be read
-    for another reason.
+    Raises DamagedError for a file that is cut short or not HDF5, InputError for one that cannot be
+    read for another reason.
     """
-    with judging(path), ExitStack() as stack:
-        # locking: flock fails on file systems without it, and a finished file needs none
-        file = stack.enter_context(h5py.File(path, "r", locking=False))  # finds it cut short
+    with reading(path), ExitStack() as stack:
+        # no lock: a finished file needs none, and some file systems (NFS, Lustre) have no flock
+        file = stack.enter_context(h5py.File(path, "r", locking=False))
         check_heaps(path)
         stack.pop_all()
         return file
 
 
 def check_heaps(path: str | os.PathLike[str]) -> None:
-    """Check the parts of a file that hold its text, as far as attributes' text may lie there.
+    """Check the sizes in the heaps that hold the text of attributes, which HDF5 trusts and crashes.
 
-    HDF5 believes the sizes that stand there, and crashes. Raises ValueError for one that cannot be.
+    Raises ValueError for an impossible one.
     """
     with open(path, "rb") as handle:
         size = os.fstat(handle.fileno()).st_size
-        data = handle.read(HEAPS)
-    place = data.find(HEAP)
+        data = handle.read(FIRST_BYTES)
+    place = data.find(HEAP_MAGIC)
     while place >= 0:
-        head = data[place + len(HEAP) : place + HEAP_HEAD]
+        head = data[place + len(HEAP_MAGIC) : place + HEAP_HEADER]
         end = place + int.from_bytes(head, "little")
-        inside = place + HEAP_HEAD <= end <= size
-        at = place + HEAP_HEAD
-        while inside and at + HEAP_HEAD <= min(end, len(data)):
+        inside = place + HEAP_HEADER <= end <= size
+        at = place + HEAP_HEADER
+        while inside and at + HEAP_HEADER <= min(end, len(data)):
             number = int.from_bytes(data[at : at + 2], "little")
-            length = int.from_bytes(data[at + 8 : at + HEAP_HEAD], "little")
-            # number 0 is what is free, and counts its own head
-            at += length if number == 0 else HEAP_HEAD + -(-length // 8) * 8
+            length = int.from_bytes(data[at + 8 : at + HEAP_HEADER], "little")
+            # number 0 is free space, whose length includes its own header
+            at += length if number == 0 else HEAP_HEADER + -(-length // 8) * 8
             inside = at <= end and not (number == 0 and at != end)
             if number == 0:
                 break
         if not inside:
             raise ValueError("a part that holds text is not as HDF5 writes it")
-        place = data.find(HEAP, place + 1)
+        place = data.find(HEAP_MAGIC, place + 1)
 
 
-def check(
-    file: h5py.File,
-    declared: Sequence[Declared] = (),
-) -> dict[str, int]:
-    """Check the datasets of a file, by their headers; gives sizes: N, U and those of the letters.
+def check(file: h5py.File, rules: Sequence[DatasetRule] = ()) -> dict[str, int]:
+    """Check the headers of a file's datasets; returns the sizes N, U and those of the letters.
 
     Raises ValueError, KeyError or TypeError, naming the dataset.
     """
     found: dict[str, h5py.Dataset] = {}
     for name, item in datasets(file):
         require(len(found) < MOST_DATASETS, name)
-        name.encode()  # names that are no UTF-8 raise a ValueError
+        name.encode()  # raises ValueError for a name that is not UTF-8
         found[name] = item
-    bytes_ = os.fstat(file.id.get_vfd_handle()).st_size
+    file_bytes = os.fstat(file.id.get_vfd_handle()).st_size
     for name in ("id", "index", "row", "length", "offset"):
         require(name in found and found[name].ndim == 1, name)
     sizes = {"N": len(found["id"]), "U": len(found["length"])}
@@ -143,99 +139,54 @@ def check(
         require(found[name].shape == (size,) and found[name].dtype == dtype, name)
     require(sizes["U"] <= sizes["N"], "length")
     for name in ("id", "index", "row", "length"):
-        require_in_one_piece(name, found[name], bytes_)
-    require_starts("offset", found, sizes["U"] + 1, bytes_)
+        require_contiguous(name, found[name], file_bytes)
+    require_offsets("offset", found, sizes["U"] + 1, file_bytes)
     first, residues = found["offset"][[0, -1]] if sizes["U"] else (0, 0)
     require(first == 0 and residues >= sizes["U"], "offset")
     for name, item in found.items():
-        for one in declared:
-            if re.fullmatch(one.name, name):
-                require(item.dtype.str in one.dtypes, name)
-                require_in_one_piece(name, item, bytes_)
-                require_shape(name, item, one, sizes, int(residues))
-                if one.per == "pair":
-                    require_starts(f"{name}_offset", found, sizes["U"] + 1, bytes_)
+        for rule in rules:
+            if re.fullmatch(rule.name, name):
+                require(item.dtype.str in rule.dtypes, name)
+                require_contiguous(name, item, file_bytes)
+                require_shape(name, item, rule, sizes, int(residues))
+                if rule.per == "pair":
+                    require_offsets(f"{name}_offset", found, sizes["U"] + 1, file_bytes)
     return sizes
 
 
-def require_in_one_piece(name: str, item: h5py.Dataset, file_bytes: int) -> None:
-    """Raise ValueError unless a dataset lies in the file, in one piece, as large as it says."""
+def require_contiguous(name: str, item: h5py.Dataset, file_bytes: int) -> None:
+    """Raise ValueError unless a dataset lies in the file, contiguous and of its full size."""
     size = math.prod(item.shape) * item.id.get_type().get_size()
     if size:
         place = item.id.get_offset()  # None where it is in chunks, or nowhere
         require(place is not None and place + size <= file_bytes, name)
 
 
-def require_starts(name: str, found: dict[str, h5py.Dataset], size: int, file_bytes: int) -> None:
-    """Raise ValueError unless there is a dataset of `size` places in the file."""
+def require_offsets(name: str, found: dict[str, h5py.Dataset], size: int, file_bytes: int) -> None:
+    """Raise ValueError unless a dataset of `size` offsets is in the file."""
     require(name in found, name)
     require(found[name].shape == (size,) and found[name].dtype == "<i8", name)
-    require_in_one_piece(name, found[name], file_bytes)
+    require_contiguous(name, found[name], file_bytes)
 
 
 def require_shape(
-    name: str, item: h5py.Dataset, one: Declared, sizes: dict[str, int], residues: int
+    name: str, item: h5py.Dataset, rule: DatasetRule, sizes: dict[str, int], residues: int
 ) -> None:
-    """Raise ValueError unless a dataset has the shape that it should; notes new letters."""
+    """Raise ValueError unless a dataset has the shape of its `rule`; new letters go to `sizes`."""
     units = {"sequence": sizes["U"], "residue": residues}
-    require(item.ndim == 1 + len(one.shape), name)
-    require(one.per == "pair" or item.shape[0] == units[one.per], name)
-    for size, expected in zip(item.shape[1:], one.shape, strict=True):
+    require(item.ndim == 1 + len(rule.shape), name)
+    require(rule.per == "pair" or item.shape[0] == units[rule.per], name)
+    for size, expected in zip(item.shape[1:], rule.shape, strict=True):
         if isinstance(expected, str):
             expected = sizes.setdefault(expected, size)
         require(size == expected, name)
 
 
-def text_attribute(item: h5py.File | h5py.Dataset, name: str) -> str:
-    """An attribute that is text. Raises ValueError if it is missing or anything else."""
-    if name not in item.attrs:
-        raise ValueError(f"attribute {name!r} is missing")
-    value = read_attribute(item, name)
-    if not isinstance(value, str):
-        raise ValueError(f"attribute {name!r} is not text")
-    return value
-
-
-def read_attributes(file: h5py.File) -> dict[str, Any]:
-    """All attributes of a file; see `read_attribute`."""
-    return {name: read_attribute(file, name) for name in file.attrs}
-
-
-def json_attribute(file: h5py.File, name: str, kind: type) -> Any:
-    """An attribute that is JSON of a list of text, or of an object; `kind` is list or dict.
-
-    Raises ValueError for anything else.
-    """
-    text = text_attribute(file, name)
-    try:
-        value = json.loads(text)
-    except (ValueError, RecursionError):
-        raise ValueError(f"attribute {name!r} is not JSON") from None
-    texts = value if kind is list else ()
-    if not isinstance(value, kind) or not all(isinstance(one, str) for one in texts):
-        what = "a list of text" if kind is list else "an object"
-        raise ValueError(f"attribute {name!r} is not {what} as JSON has it")
-    return value
-
-
-def require_version(path: str | os.PathLike[str], file: h5py.File) -> None:
-    """Raise InputError for a format version newer than this, ValueError for one that is none."""
-    if "format_version" not in file.attrs:
-        raise ValueError("attribute 'format_version' is missing")
-    version = read_attribute(file, "format_version")
-    if not isinstance(version, np.integer) or version < 1:
-        raise ValueError("attribute 'format_version' is not a version")
-    if version > FORMAT_VERSION:
-        raise InputError(
-            f"{path}: format version {version}, newer than this esm-pipeline; update it"
-        )
-
-
 def read_ids(file: h5py.File) -> list[str]:
-    """The dataset `id`. Raises ValueError, OSError where its text is damaged.
+    """The dataset `id`. Raises ValueError or OSError if its text is damaged.
 
-    Each text is stored elsewhere in the file, under its length and place, which are looked at
-    first: HDF5 would make room for 4 GB where a length says so.
+    Each text is stored elsewhere in the file, with its length and place in the dataset. The lengths
+    are checked first: HDF5 would allocate 4 GB if a length said so.
     """
     dataset = file["id"]
     if not dataset.size:
@@ -249,3 +200,58 @@ def read_ids(file: h5py.File) -> list[str]:
     require(len(stored) == dataset.size and total <= size, "id")
     ids: list[str] = dataset.asstr()[...].tolist()
     return ids
+
+
+def arrays_of(file: h5py.File) -> list[Array]:
+    """The arrays that a `RaggedWriter` wrote to `file`.
+
+    Raises ValueError, KeyError or TypeError for a file with another layout, and for data outside of
+    the file: whatever is copied from it lies in it.
+    """
+    found = dict(datasets(file))
+    for name in ("id", "index", "row", "length", "offset"):
+        require(found[name].ndim == 1, name)
+    lengths, rows = found["length"][...], found["row"][...]
+    require(lengths.dtype == "<i4" and (lengths > 0).all(), "length")
+    require(np.array_equal(found["offset"][...], unit_starts(lengths, "residue")), "offset")
+    require(np.array_equal(np.unique(rows), np.arange(len(lengths))), "row")
+    require(found["id"].shape == found["index"].shape == rows.shape, "id")
+    arrays = []
+    for name, item in found.items():
+        if "per" in item.attrs:
+            per, kind = read_attribute(item, "per"), item.dtype.str
+            require(isinstance(per, str) and per in get_args(Per) and kind in DTYPES, name)
+            require(not item.size or item.id.get_offset() is not None, name)
+            require(item.shape[:1] == (unit_starts(lengths, per)[-1],), name)
+            arrays.append(Array(name, per, item.shape[1:], kind))
+    return arrays
+
+
+def datasets(group: h5py.Group, prefix: str = "") -> Iterator[tuple[str, h5py.Dataset]]:
+    """Name and dataset of all datasets of a file, at its top or in a group there.
+
+    Raises ValueError for deeper groups, links and data in other files, which are not opened.
+    """
+    for name in group:
+        path = prefix + name
+        require(isinstance(group.get(name, getlink=True), h5py.HardLink), path)
+        item = group[name]
+        if isinstance(item, h5py.Group) and not prefix:
+            yield from datasets(item, f"{name}/")
+        else:
+            require(isinstance(item, h5py.Dataset), path)
+            require(not item.external and not item.is_virtual, path)
+            yield path, item
+
+
+def letters_of(values: NDArray[np.bytes_], name: str) -> str:
+    """The capital letters (units,) of dataset `name` as text. Raises ValueError for other bytes."""
+    found = values.tobytes()
+    require(re.fullmatch(b"[A-Z]*", found), name)
+    return str(found, "ascii")
+
+
+def require(holds: Any, name: str) -> None:
+    """Raise ValueError that names a dataset unless a condition `holds`."""
+    if not holds:
+        raise ValueError(f"{name!r} is not as a task writes it")

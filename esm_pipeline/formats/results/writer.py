@@ -1,88 +1,41 @@
-"""Flat HDF5 files of ragged arrays, written in place: never a group or dataset for each record.
+"""Writing a result, with the values at their places in the file; see `layout`.
 
-U unique sequences lie in rows, N records point to them. Every array has one value for each
-sequence, residue or pair of residues, all sequences end to end in one contiguous dataset:
-
-    id (N,), index (N,), row (N,)    the records, and the row that holds the sequence of each
-    length (U,), offset (U + 1,)     residues of each sequence, and where they begin
-    {name} (units, …)                what a task computed; its attribute `per` names the unit
-    {name}_offset (U + 1,)           where the pairs of each sequence begin, if the unit is a pair
-
-HDF5 lays the file out, then the values are written to their byte offsets with plain system calls:
-memory stays flat, rows may come in any order, a full disk is an OSError and no crash of HDF5. Any
-HDF5 reader can read the result and any program can memory-map it. No timestamps: the same input
-gives the same bytes.
+HDF5 lays the file out; the values are then written to their byte offsets with plain system calls.
+Memory use stays flat, rows may come in any order, and a full disk raises OSError instead of
+crashing HDF5. Any HDF5 reader can read the file, and any program can memory-map it. There are no
+timestamps: the same input gives the same bytes.
 """
 
 from __future__ import annotations
 
-import math
 import os
-import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from itertools import islice
 from types import TracebackType
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any
 
 import h5py
 import numpy as np
 from numpy.typing import NDArray
 
 from esm_pipeline.arrays import Bool, Int64
-from esm_pipeline.formats.results.hdf5_file import create, reserve, write_at
+from esm_pipeline.formats.results.hdf5_file import create_hdf5, reserve, write_at
+from esm_pipeline.formats.results.layout import FORMAT_VERSION, Array, RecordRow, unit_starts
 
-Per = Literal["sequence", "residue", "pair"]
-"""What an array has one value for."""
+BLOCK = 4 << 20
+"""Bytes of values that are read at a time when rows are copied."""
 
-
-KINDS = ("<f2", "<f4", "<i4", "|u1", "|S1")
-"""Types of what is stored: numbers, and letters."""
-
-FORMAT_VERSION = 1
-BLOCK = 4 << 20  # bytes read at a time when rows are copied
-MOST_BYTES = 1 << 16  # of an attribute; what HDF5 lets stand in a header
-ENTRIES = 1 << 14  # records written at a time
-
-
-@dataclass(frozen=True)
-class Array:
-    """One dataset of a file: a value of `shape` and `dtype` for each unit of `per`."""
-
-    name: str
-    per: Per
-    shape: tuple[int, ...]
-    dtype: str
-
-    @property
-    def item_bytes(self) -> int:
-        """Bytes of the value of one unit."""
-        return int(np.prod(self.shape, dtype=np.int64)) * np.dtype(self.dtype).itemsize
-
-
-class Entry(NamedTuple):
-    """A record: its id, its place in the input, and the row that holds its sequence."""
-
-    id: str
-    place: int
-    row: int
-
-
-def unit_starts(lengths: NDArray[Any], per: Per) -> Int64:
-    """First unit of each row, and behind the last: (U + 1,) int64, from the rows' `lengths`."""
-    exponent = get_args(Per).index(per)  # a sequence has length⁰ units, and so on
-    starts = np.zeros(len(lengths) + 1, np.int64)
-    np.cumsum(np.asarray(lengths, np.int64) ** exponent, out=starts[1:])
-    return starts
+RECORDS_AT_ONCE = 1 << 14
+"""Records that are written at a time."""
 
 
 class RaggedWriter:
     """Creates a file at `path` and writes the rows of its arrays, in any order.
 
-    `lengths` (U,) are the residues of each row; `entries` are the N = `records` records, in input
-    order. A row that is never written reads as zeros. Raises OSError, a full disk at once and not
-    later.
+    `lengths` (U,) are the residues of each row; `entries` are the rows of the N = `records`
+    records, in input order. A row that is never written reads as zeros. Raises OSError; a full disk
+    is noticed at once, not later.
     """
 
     def __init__(
@@ -91,7 +44,7 @@ class RaggedWriter:
         arrays: Iterable[Array],
         lengths: NDArray[Any],
         records: int,
-        entries: Iterable[Entry],
+        entries: Iterable[RecordRow],
         attributes: Mapping[str, Any],
     ) -> None:
         self.arrays = {array.name: array for array in arrays}
@@ -99,7 +52,7 @@ class RaggedWriter:
             per: unit_starts(lengths, per)
             for per in {"residue", *(array.per for array in self.arrays.values())}
         }
-        # A signal, which ends the main thread's work at any point, must not end HDF5's midway.
+        # In a thread: a signal may interrupt the main thread anywhere, but must not interrupt HDF5.
         with ThreadPoolExecutor(1) as thread:
             thread.submit(self._lay_out, path, lengths, records, entries, attributes).result()
         self._file = os.open(path, os.O_WRONLY)
@@ -114,12 +67,12 @@ class RaggedWriter:
         path: str | os.PathLike[str],
         lengths: NDArray[Any],
         records: int,
-        entries: Iterable[Entry],
+        entries: Iterable[RecordRow],
         attributes: Mapping[str, Any],
     ) -> None:
-        with create(path) as (file, disk):
+        with create_hdf5(path) as (file, disk):
             file.attrs.update({**attributes, "format_version": FORMAT_VERSION})
-            write_entries(file, records, entries, disk.check)
+            write_record_rows(file, records, entries, disk.check)
             create_flat(file, "length", "<i4", (len(lengths),))[...] = lengths
             create_flat(file, "offset", "<i8", (len(lengths) + 1,))[...] = self._starts["residue"]
             self._offsets = {name: self._create(file, name) for name in self.arrays}
@@ -145,9 +98,9 @@ class RaggedWriter:
         os.close(self._file)
 
     def write(self, name: str, rows: NDArray[Any], values: NDArray[Any]) -> None:
-        """Write `values` (units of all `rows` in turn, *shape) of array `name`.
+        """Write `values` (units of all `rows`, *shape) of the array `name`.
 
-        Rows that are neighbours in the file are written in one go.
+        Rows that are adjacent in the file are written together.
         """
         array, starts = self.arrays[name], self._starts[self.arrays[name].per]
         begin, end = starts[rows], starts[np.asarray(rows) + 1]
@@ -170,7 +123,7 @@ class RaggedWriter:
             write_at(self._file, place, data[start:stop])
 
     def copy(self, source: h5py.File, rows: Int64) -> None:
-        """Copy row r of `source`, a file of the same arrays, to row `rows[r]`; -1 leaves it out."""
+        """Copy row r of `source`, a file with the same arrays, to row `rows[r]`; -1 skips it."""
         lengths = source["length"][...]
         for array in self.arrays.values():
             starts = unit_starts(lengths, array.per)
@@ -182,7 +135,7 @@ class RaggedWriter:
 def create_flat(
     file: h5py.File, name: str, dtype: str | np.dtype[Any], shape: tuple[int, ...]
 ) -> h5py.Dataset:
-    """Create a contiguous dataset that has its place in the file at once, with nothing written."""
+    """Create a contiguous dataset whose place in the file is allocated at once, but not written."""
     properties = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
     properties.set_layout(h5py.h5d.CONTIGUOUS)
     properties.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
@@ -195,15 +148,15 @@ def create_flat(
     return h5py.Dataset(h5py.h5d.create(group.id, leaf.encode(), kind, space, properties))
 
 
-def write_entries(
-    file: h5py.File, records: int, entries: Iterable[Entry], check: Callable[[], None]
+def write_record_rows(
+    file: h5py.File, records: int, entries: Iterable[RecordRow], check: Callable[[], None]
 ) -> None:
-    """Write the datasets id, index and row, block by block, with a `check` after each."""
+    """Write the datasets id, index and row, block by block, and call `check` after each block."""
     ids = file.create_dataset("id", (records,), h5py.string_dtype(), track_times=False)
     index = create_flat(file, "index", "<i8", (records,))
     row = create_flat(file, "row", "<i8", (records,))
     done, remaining = 0, iter(entries)
-    while block := list(islice(remaining, ENTRIES)):
+    while block := list(islice(remaining, RECORDS_AT_ONCE)):
         stop = done + len(block)
         assert stop <= records, "more entries than records"
         ids[done:stop], index[done:stop], row[done:stop] = zip(*block, strict=True)
@@ -213,7 +166,7 @@ def write_entries(
 
 
 def blocks(starts: Int64, keep: Bool, units: int) -> Iterator[tuple[int, int]]:
-    """Cut the rows to `keep` into runs [first, stop) of at most `units` units, or one row."""
+    """Cut the rows to `keep` into runs [first, stop) of at most `units` units, or of one row."""
     edges = np.flatnonzero(np.diff(np.concatenate([[0], keep.view(np.int8), [0]])))
     for first, end in edges.reshape(-1, 2).tolist():
         while first < end:
@@ -221,76 +174,3 @@ def blocks(starts: Int64, keep: Bool, units: int) -> Iterator[tuple[int, int]]:
             stop = max(first + 1, min(stop, end))
             yield first, stop
             first = stop
-
-
-def arrays_of(file: h5py.File) -> list[Array]:
-    """The arrays that a `RaggedWriter` put into `file`, by name.
-
-    Raises ValueError, KeyError or TypeError for a file that is not as one writes it: whatever is
-    copied from it lies in it.
-    """
-    found = dict(datasets(file))
-    for name in ("id", "index", "row", "length", "offset"):
-        require(found[name].ndim == 1, name)
-    lengths, rows = found["length"][...], found["row"][...]
-    require(lengths.dtype == "<i4" and (lengths > 0).all(), "length")
-    require(np.array_equal(found["offset"][...], unit_starts(lengths, "residue")), "offset")
-    require(np.array_equal(np.unique(rows), np.arange(len(lengths))), "row")
-    require(found["id"].shape == found["index"].shape == rows.shape, "id")
-    arrays = []
-    for name, item in found.items():
-        if "per" in item.attrs:
-            per, kind = read_attribute(item, "per"), item.dtype.str
-            require(isinstance(per, str) and per in get_args(Per) and kind in KINDS, name)
-            require(not item.size or item.id.get_offset() is not None, name)
-            require(item.shape[:1] == (unit_starts(lengths, per)[-1],), name)
-            arrays.append(Array(name, per, item.shape[1:], kind))
-    return arrays
-
-
-def datasets(group: h5py.Group, prefix: str = "") -> Iterator[tuple[str, h5py.Dataset]]:
-    """Name and dataset of all in a file, which lie in it or in a group of it, no deeper.
-
-    Raises ValueError for a link, and for data in another file: nothing else is opened.
-    """
-    for name in group:
-        path = prefix + name
-        require(isinstance(group.get(name, getlink=True), h5py.HardLink), path)
-        item = group[name]
-        if isinstance(item, h5py.Group) and not prefix:
-            yield from datasets(item, f"{name}/")
-        else:
-            require(isinstance(item, h5py.Dataset), path)
-            require(not item.external and not item.is_virtual, path)
-            yield path, item
-
-
-def read_attribute(item: h5py.File | h5py.Dataset, name: str) -> Any:
-    """An attribute that is text, or numbers, few enough for the header of a file.
-
-    Raises ValueError for anything else: HDF5 crashes on text of a type that there is not.
-    """
-    name.encode()
-    kind = h5py.h5a.open(item.id, name.encode())
-    stored, count = kind.get_type(), math.prod(kind.shape)
-    text = isinstance(stored, h5py.h5t.TypeStringID)
-    number = isinstance(stored, (h5py.h5t.TypeIntegerID, h5py.h5t.TypeFloatID))
-    if not (text or number) or count * stored.get_size() > MOST_BYTES:
-        raise ValueError(f"attribute {name!a} is neither text nor a number")
-    value = item.attrs[name]
-    if isinstance(value, str):
-        value.encode()
-    return value
-
-
-def letters_of(values: NDArray[np.bytes_], name: str) -> str:
-    """Capital letters, (units,) of dataset `name`, as text. Raises ValueError for anything else."""
-    found = values.tobytes()
-    require(re.fullmatch(b"[A-Z]*", found), name)
-    return str(found, "ascii")
-
-
-def require(holds: Any, name: str) -> None:
-    """Raise ValueError, naming a dataset, unless it `holds` that it is as it is written here."""
-    if not holds:
-        raise ValueError(f"{name!r} is not as a task writes it")

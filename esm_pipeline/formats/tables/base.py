@@ -1,42 +1,39 @@
-"""Tables with columns of anyone's: CSV, TSV and Parquet, a block of rows at a time.
+"""What tables of every format have in common: columns, blocks of rows, a reader and a writer.
 
-What is not asked for is never read as anything: a row of text keeps its bytes, a column of Parquet
-its type, and new columns are put behind. Between the formats a cell keeps its text.
+Only the requested columns are interpreted: a row of text keeps its bytes, a column of Parquet its
+type. New columns are appended. Converting between formats keeps the text of every cell.
 """
 
 from __future__ import annotations
 
 import difflib
-import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from esm_pipeline.errors import InputError
 from esm_pipeline.formats.fasta import shown
 
-BLOCK = 4096  # rows
+BLOCK = 4096
+"""Rows that are read and written at a time."""
+
 PARQUET = ".parquet"
 SUFFIXES = (".tsv", ".csv", PARQUET)
-"""What a table can be written as."""
+"""Suffixes of the files that a table can be written to."""
 
-PARQUET_MAGIC = b"PAR1"
-LOOKS = {
-    b"PK\x03\x04": "a spreadsheet or zip file; save it as CSV",
-    b"\xff\xfe": "UTF-16 text; save it as UTF-8",
-    b"\xfe\xff": "UTF-16 text; save it as UTF-8",
-}
-LISTED = 12
+MOST_LISTED = 12
+"""Columns that a message lists."""
 
-Values = Sequence[Any]
+ColumnValues = Sequence[Any]
+"""The values of one column in a block: text or numbers, one for each row."""
 
 
 class Column(NamedTuple):
-    """A column to be added. NaN stands for a missing number.
+    """A new column. NaN is a missing number.
 
-    In text, a number has six decimals, an exact one (float32) the digits that tell it from others.
+    In text, a "number" has six decimals; an "exact" one (float32) has as many digits as identify
+    it.
     """
 
     name: str
@@ -44,18 +41,18 @@ class Column(NamedTuple):
 
 
 class Block(ABC):
-    """`count` rows in turn. `cells` are the texts of the columns asked for, row by row."""
+    """`count` consecutive rows; `cells` holds the text of the requested columns, row by row."""
 
     count: int
     cells: list[list[str]]
 
     @abstractmethod
     def rows(self) -> Iterator[Sequence[str]]:
-        """The texts of all cells of each row."""
+        """The text of all cells of each row."""
 
 
 class Table(ABC):
-    """A table on disk: its `columns`, in their order."""
+    """A table on disk; `columns` are the names of its columns, in order."""
 
     def __init__(self, path: str, columns: list[str]) -> None:
         self.path, self.columns = path, columns
@@ -64,11 +61,11 @@ class Table(ABC):
     def blocks(self, wanted: Sequence[str]) -> Iterator[Block]:
         """All rows, with the cells of the columns `wanted`.
 
-        Raises InputError, with the line, for what is no row.
+        Raises InputError, with the line, for a malformed row.
         """
 
     def places(self, wanted: Sequence[str]) -> list[int]:
-        """Where the columns are. Raises InputError for one that is not there, or twice."""
+        """Positions of the columns. Raises InputError for a missing or duplicate one."""
         for name in wanted:
             if self.columns.count(name) > 1:
                 raise InputError(f"{shown(self.path)}: has two columns {name!a}; rename one")
@@ -77,22 +74,22 @@ class Table(ABC):
                 remedy = f"did you mean {near[0]!a}?" if near else f"it has {self.listed()}"
                 raise InputError(f"{shown(self.path)}: no column {name!a}; {remedy}")
         return [
-            self.columns.index(name) if name in self.columns else 0  # the first, behind its `#`
+            self.columns.index(name) if name in self.columns else 0  # the first, after its `#`
             for name in wanted
         ]
 
     def has(self, name: str) -> bool:
-        """Whether there is a column `name`; a `#` that opens the line of names may be left out."""
+        """Whether there is a column `name`; a `#` before the first name may be left out."""
         return name in self.columns or self.columns[:1] == [f"#{name}"]
 
     def listed(self) -> str:
         """The names of the columns, for a message."""
-        more = len(self.columns) - LISTED
-        names = ", ".join(f"{name!a}" for name in self.columns[:LISTED])
+        more = len(self.columns) - MOST_LISTED
+        names = ", ".join(f"{name!a}" for name in self.columns[:MOST_LISTED])
         return f"{names} and {more} more" if more > 0 else names
 
-    def refuse(self, added: Iterable[Column], suffix: str) -> None:
-        """Raise InputError if `create_table` cannot put `added` behind the table's own columns."""
+    def require_room_for(self, added: Iterable[Column], suffix: str) -> None:
+        """Raise InputError if `create_table` cannot append `added` to the table's columns."""
         for column in added:
             if column.name in self.columns:
                 raise InputError(
@@ -102,72 +99,26 @@ class Table(ABC):
         for name in self.columns if suffix == PARQUET else []:
             if self.columns.count(name) > 1:
                 raise InputError(
-                    f"{shown(self.path)}: has two columns {name!a}, which Parquet has no room for; "
+                    f"{shown(self.path)}: has two columns {name!a}, which Parquet does not allow; "
                     "rename one, or write .tsv"
                 )
 
 
 class Writer(ABC):
-    """A new table: the rows of another as they are, and the added columns behind."""
+    """A new table: the unchanged rows of another table, if any, followed by the added columns."""
 
     @abstractmethod
-    def write(self, block: Block | None, values: Sequence[Values]) -> None:
-        """Write the rows of `block` (None if there is no other table) with all added `values`."""
+    def write(self, block: Block | None, added: Sequence[ColumnValues]) -> None:
+        """Write the rows of `block` (None without another table) and the `added` columns."""
 
     @abstractmethod
     def close(self) -> None:
-        """Write what is left. Raises OSError, as on a full disk."""
-
-
-def open_table(path: str | os.PathLike[str]) -> Table:
-    """The table at `path`: Parquet by its first bytes, else text with a line of column names.
-
-    Raises InputError for a file that is missing, unreadable, or something else.
-    """
-    from esm_pipeline.formats.tables import parquet as parquet_tables
-    from esm_pipeline.formats.tables import text as text_tables
-
-    path = os.fspath(path)
-    try:
-        with open(path, "rb") as handle:
-            begin = handle.read(4)
-    except FileNotFoundError:
-        raise InputError(f"{shown(path)}: no such file; check the path") from None
-    except IsADirectoryError:
-        raise InputError(f"{shown(path)}: a folder, not a file; name the table in it") from None
-    except (OSError, ValueError) as error:
-        why = getattr(error, "strerror", None) or error
-        raise InputError(f"{shown(path)}: cannot be read ({why}); check the path") from None
-    for magic, what in LOOKS.items():
-        if begin.startswith(magic):
-            raise InputError(f"{shown(path)}: not a table, looks like {what}")
-    if begin == PARQUET_MAGIC:
-        return parquet_tables.ParquetTable(path)
-    return text_tables.TextTable(path)
-
-
-@contextmanager
-def create_table(
-    path: Path, suffix: str, like: Table | None, added: Sequence[Column]
-) -> Iterator[Writer]:
-    """A writer of a new table at `path`, of the kind that `suffix` names.
-
-    It has the columns of `like`, and behind them `added`; `like.refuse` tells whether it can.
-    """
-    from esm_pipeline.formats.tables import parquet as parquet_tables
-    from esm_pipeline.formats.tables import text as text_tables
-
-    kind = parquet_tables.ParquetWriter if suffix == PARQUET else text_tables.TextWriter
-    writer: Writer = kind(path, suffix, like, added)
-    try:
-        yield writer
-    finally:
-        writer.close()
+        """Write what is buffered. Raises OSError, as on a full disk."""
 
 
 def suffix_of(path: Path) -> str:
-    """The kind of table that a file's name asks for. Raises InputError for any other."""
+    """The suffix of a table's file name, in lower case. Raises InputError for any other."""
     suffix = path.suffix.lower()
     if suffix not in SUFFIXES:
-        raise InputError(f"{path}: no kind of table; let its name end in {', '.join(SUFFIXES)}")
+        raise InputError(f"{path}: not a table format; let its name end in {', '.join(SUFFIXES)}")
     return suffix

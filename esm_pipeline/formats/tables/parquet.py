@@ -1,4 +1,4 @@
-"""Parquet tables, by pyarrow: columns keep their types, and have texts for who asks."""
+"""Parquet tables, read and written by pyarrow: columns keep their types."""
 
 from __future__ import annotations
 
@@ -12,18 +12,19 @@ import pyarrow.parquet
 
 from esm_pipeline.errors import InputError
 from esm_pipeline.formats.fasta import shown
-from esm_pipeline.formats.tables.base import BLOCK, Block, Column, Table, Values, Writer
+from esm_pipeline.formats.tables.base import BLOCK, Block, Column, ColumnValues, Table, Writer
 
-TYPES = {
+ARROW_TYPES = {
     "text": pyarrow.string(),
     "whole": pyarrow.int64(),
     "number": pyarrow.float64(),
     "exact": pyarrow.float32(),
 }
+"""Arrow type of each kind of new column."""
 
 
 class ParquetBlock(Block):
-    """Rows as Arrow has them."""
+    """A batch of Arrow, whose `columns` are kept as they are."""
 
     def __init__(self, batch: pyarrow.RecordBatch, wanted: list[int]) -> None:
         self.columns: list[pyarrow.Array] = batch.columns
@@ -32,7 +33,7 @@ class ParquetBlock(Block):
         self.cells = [list(row) for row in zip(*columns, strict=True)]
 
     def rows(self) -> Iterator[tuple[str, ...]]:
-        """The texts of all cells of each row."""
+        """The text of all cells of each row."""
         return zip(*map(texts, self.columns), strict=True)
 
 
@@ -40,41 +41,43 @@ class ParquetTable(Table):
     """A Parquet file with its `schema`."""
 
     def __init__(self, path: str) -> None:
-        with opened(path) as file:
+        with open_parquet(path) as file:
             self.schema: pyarrow.Schema = file.schema_arrow
         super().__init__(path, list(self.schema.names))
 
     def blocks(self, wanted: Sequence[str]) -> Iterator[ParquetBlock]:
-        """The rows."""
+        """All rows, a batch at a time."""
         places = self.places(wanted)
-        with opened(self.path) as file:
+        with open_parquet(self.path) as file:
             for batch in file.iter_batches(BLOCK):
                 if batch.num_rows:
                     yield ParquetBlock(batch, places)
 
 
 class ParquetWriter(Writer):
-    """Writes Parquet: columns of a text as strings, bytes that are not UTF-8 replaced."""
+    """Writes Parquet. The columns of a text table become strings, in valid UTF-8."""
 
-    def __init__(self, path: Path, suffix: str, like: Table | None, added: Sequence[Column]):
+    def __init__(self, path: Path, like: Table | None, added: Sequence[Column]) -> None:
         names = [] if like is None else like.columns
-        old = [pyarrow.field(unicode(name), TYPES["text"]) for name in names]
+        old = [pyarrow.field(as_unicode(name), ARROW_TYPES["text"]) for name in names]
         if isinstance(like, ParquetTable):
             old = list(like.schema)
-        self._types = [TYPES[column.kind] for column in added]
-        new = [pyarrow.field(column.name, TYPES[column.kind]) for column in added]
+        new = [pyarrow.field(column.name, ARROW_TYPES[column.kind]) for column in added]
+        self._types = [field.type for field in new]
         self._schema = pyarrow.schema([*old, *new])
         self._writer = pyarrow.parquet.ParquetWriter(path, self._schema)
 
-    def write(self, block: Block | None, values: Sequence[Values]) -> None:
-        """A row group a block."""
+    def write(self, block: Block | None, added: Sequence[ColumnValues]) -> None:
+        """Write one row group."""
         if isinstance(block, ParquetBlock):
             arrays = block.columns
         else:
             rows = [] if block is None else block.rows()
             columns = zip(*rows, strict=True)
-            arrays = [pyarrow.array(map(unicode, column), TYPES["text"]) for column in columns]
-        pairs = zip(values, self._types, strict=True)
+            arrays = [
+                pyarrow.array(map(as_unicode, column), ARROW_TYPES["text"]) for column in columns
+            ]
+        pairs = zip(added, self._types, strict=True)
         new = [pyarrow.array(column, kind, from_pandas=True) for column, kind in pairs]
         self._writer.write_batch(pyarrow.record_batch([*arrays, *new], schema=self._schema))
 
@@ -84,29 +87,29 @@ class ParquetWriter(Writer):
 
 
 def texts(column: pyarrow.Array) -> list[str]:
-    """The cells of a column as text, missing ones empty."""
+    """The cells of a column as text; missing ones are empty."""
     try:
-        cells = column.cast(TYPES["text"]).to_pylist()
+        cells = column.cast(ARROW_TYPES["text"]).to_pylist()
     except (pyarrow.ArrowInvalid, pyarrow.ArrowNotImplementedError):
         cells = [None if cell is None else as_text(cell) for cell in column.to_pylist()]
     return ["" if cell is None else cell for cell in cells]
 
 
 def as_text(cell: Any) -> str:
-    """A cell that Arrow has no text for; bytes that are not UTF-8 are replaced."""
+    """A cell that Arrow cannot cast to text; bytes that are not UTF-8 are replaced."""
     return cell.decode("utf-8", "replace") if isinstance(cell, bytes) else str(cell)
 
 
-def unicode(text: str) -> str:
-    """`text` without the stand-ins of bytes that are not UTF-8."""
+def as_unicode(text: str) -> str:
+    """`text` with bytes that are not UTF-8 (surrogate escapes) replaced."""
     if text.isascii():
         return text
     return text.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
 
 
 @contextmanager
-def opened(path: str) -> Iterator[pyarrow.parquet.ParquetFile]:
-    """A Parquet file for reading. Raises InputError if it is damaged."""
+def open_parquet(path: str) -> Iterator[pyarrow.parquet.ParquetFile]:
+    """Open a Parquet file for reading. Raises InputError if it is damaged."""
     try:
         with pyarrow.parquet.ParquetFile(path) as file:
             yield file

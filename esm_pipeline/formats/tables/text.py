@@ -1,8 +1,8 @@
-"""CSV and TSV, with every row as it stands in the file. Peer: Python's csv module, which reads it.
+"""CSV and TSV whose rows are copied unchanged. Peer: Python's csv module, which parses them.
 
-Bytes that are not UTF-8 are kept. A row of other than as many cells as there are columns is an
-error of the file: what it means cannot be known. Lines that begin with `#` above the column names,
-as in AlphaMissense's and VEP's files, are comments, and stay at the top of a text that is written.
+Bytes that are not UTF-8 are kept. A row with too few or too many cells is an error, because its
+meaning is not known. Lines that begin with `#` above the column names, as in the files of
+AlphaMissense and VEP, are comments; a text table written from this one keeps them at its top.
 """
 
 from __future__ import annotations
@@ -21,22 +21,24 @@ from typing import Any, TextIO
 
 from esm_pipeline.errors import InputError
 from esm_pipeline.formats.fasta import GZIP_MAGIC, shown
-from esm_pipeline.formats.tables.base import BLOCK, Block, Column, Table, Values, Writer
+from esm_pipeline.formats.tables.base import BLOCK, Block, Column, ColumnValues, Table, Writer
 
 MOST_LINES = 10_000
-"""Lines of one row; beyond them, a quote was opened that nothing closes."""
+"""Most lines of one row, or of comments: a longer row has a quote that is never closed."""
 
 DELIMITERS = {".csv": ",", ".tsv": "\t", ".txt": "\t", ".tab": "\t"}
-OTHERS = ",\t;"
-MARK = "\ufeff"  # byte order mark
-END = "\r\n"  # of a line; csv.writer quotes cells with these characters in them
-NAMES_BEHIND_HASH = re.compile(r"#[^\s#]")
+"""The usual delimiter of each suffix."""
+
+OTHER_DELIMITERS = ",\t;"
+BYTE_ORDER_MARK = "\ufeff"
+LINE_END = "\r\n"  # csv.writer quotes cells that contain these characters
+NAMES_AFTER_HASH = re.compile(r"#[^\s#]")
 
 csv.field_size_limit(2**31 - 1)
 
 
 class TextBlock(Block):
-    """Rows as lines, and as cells."""
+    """Rows as lines of the file and as lists of cells."""
 
     def __init__(self, rows: list[tuple[str, list[str]]], wanted: list[int]) -> None:
         self._rows, self.count = rows, len(rows)
@@ -47,14 +49,15 @@ class TextBlock(Block):
         return (row for _, row in self._rows)
 
     def lines(self) -> Iterator[str]:
-        """Each row as it stands in the file, without its end."""
+        """Each row as in the file, without its line end."""
         return (line for line, _ in self._rows)
 
 
 class TextTable(Table):
-    """A text, plain or gzip. The delimiter is that of the file's suffix if its first line has it.
+    """A text table, plain or gzip.
 
-    `header` is that line as it stands there, `end` the end of it, `comments` the lines above.
+    `comments` are the lines above the column names, `header` the line of names as in the file,
+    `end` its line end, and `delimiter` the usual one of the file's suffix if the header has it.
     """
 
     def __init__(self, path: str) -> None:
@@ -68,11 +71,11 @@ class TextTable(Table):
             self.header, self.end = without_end(lines.take())
         if not any(columns):
             place = f"{shown(path)}:{len(self.comments) + 1}"
-            raise InputError(f"{place}: no names of columns; begin with a line of them")
+            raise InputError(f"{place}: no column names; begin with a line of them")
         super().__init__(path, columns)
 
     def blocks(self, wanted: Sequence[str]) -> Iterator[TextBlock]:
-        """The rows; empty lines are none."""
+        """All rows; empty lines are left out."""
         places = self.places(wanted)
         with self._lines() as lines:
             rows = self._rows(lines)
@@ -80,7 +83,7 @@ class TextTable(Table):
                 yield TextBlock(block, places)
 
     def _rows(self, lines: Lines) -> Iterator[tuple[str, list[str]]]:
-        """Line and cells of each row behind the first."""
+        """Line and cells of each row after the header."""
         reader = csv.reader(lines, delimiter=self.delimiter)
         next(reader, None)
         lines.take()
@@ -99,7 +102,7 @@ class TextTable(Table):
 
     @contextmanager
     def _lines(self) -> Iterator[Lines]:
-        """The lines below the comments; what goes wrong with them is told with its place."""
+        """The lines below the comments. Raises InputError, with the line, for damaged ones."""
         with open(self.path, "rb") as file:
             packed = file.read(2) == GZIP_MAGIC
             file.seek(0)
@@ -122,9 +125,9 @@ class TextTable(Table):
 
 
 class Lines:
-    """An iterator of lines that counts them and keeps those taken for the present row.
+    """An iterator of lines that counts them and keeps those of the current row.
 
-    `count` lines were taken in all, `began` of them for the rows before.
+    `count` lines were read so far, `began` of them before the current row.
     """
 
     def __init__(self, handle: TextIO) -> None:
@@ -137,11 +140,11 @@ class Lines:
     def __next__(self) -> str:
         line = next(self._handle, None)
         if line is None:
-            if self._taken:  # a row that wants more
+            if self._taken:  # the file ends within a row
                 raise csv.Error("a quote that is not closed")
             raise StopIteration
         if self.count == 0:
-            line = line.removeprefix(MARK)
+            line = line.removeprefix(BYTE_ORDER_MARK)
         self.count += 1
         self._taken.append(line)
         if len(self._taken) > MOST_LINES:
@@ -149,7 +152,7 @@ class Lines:
         return line
 
     def take(self) -> str:
-        """The text of the row, whose lines were taken; the next one begins."""
+        """The text of the current row, as far as it was read; a new row begins."""
         text = "".join(self._taken)
         self._taken.clear()
         self.began = self.count
@@ -157,9 +160,11 @@ class Lines:
 
 
 class TextWriter(Writer):
-    """Writes CSV or TSV. Rows of a text with the same delimiter stay as they are, ends too."""
+    """Writes CSV or TSV. Rows of a text table with the same delimiter are copied unchanged."""
 
-    def __init__(self, path: Path, suffix: str, like: Table | None, added: Sequence[Column]):
+    def __init__(
+        self, path: Path, suffix: str, like: Table | None, added: Sequence[Column]
+    ) -> None:
         self._kinds = [column.kind for column in added]
         self._delimiter, self._end, self._as_is = DELIMITERS[suffix], "\n", False
         names = [] if like is None else like.columns
@@ -176,36 +181,37 @@ class TextWriter(Writer):
         self._handle.writelines(like.comments if isinstance(like, TextTable) else [])
         self._handle.write(self._delimiter.join(header) + self._end)
 
-    def write(self, block: Block | None, values: Sequence[Values]) -> None:
-        """A line a row."""
-        pairs = zip(values, self._kinds, strict=True)
+    def write(self, block: Block | None, added: Sequence[ColumnValues]) -> None:
+        """Write one line for each row."""
+        pairs = zip(added, self._kinds, strict=True)
         columns = [as_text(column, kind) for column, kind in pairs]
-        added = zip(*columns, strict=True)
+        new_cells = zip(*columns, strict=True)
         delimiter, end = self._delimiter, self._end
         if self._as_is and isinstance(block, TextBlock):
             lines = (
                 f"{line}{delimiter}{join(new, delimiter)}{end}"
-                for line, new in zip(block.lines(), added, strict=True)
+                for line, new in zip(block.lines(), new_cells, strict=True)
             )
         elif block is None:
-            lines = (join(new, delimiter) + end for new in added)
+            lines = (join(new, delimiter) + end for new in new_cells)
         else:
             lines = (
                 join([*row, *new], delimiter) + end
-                for row, new in zip(block.rows(), added, strict=True)
+                for row, new in zip(block.rows(), new_cells, strict=True)
             )
         self._handle.writelines(lines)
 
     def close(self) -> None:
-        """Flush."""
+        """Write what is buffered."""
         self._handle.close()
 
 
 def comments_above(path: str, lines: Lines) -> list[str]:
     """The lines above the column names: those that begin with `#`, and empty ones below them.
 
-    The names may themselves stand behind a `#`, as VEP's `#Uploaded_variation`: then no blank
-    follows it, and the line has as many cells as the one below; one that is alone stands first.
+    The line of names may itself begin with `#`, as VEP's `#Uploaded_variation`: then no blank
+    follows it, and the line has as many cells as the next one. A single name is recognised only on
+    the first line.
     """
     found: list[str] = []
     below = ""
@@ -217,7 +223,7 @@ def comments_above(path: str, lines: Lines) -> list[str]:
         found.append(line)
         if len(found) > MOST_LINES:
             raise InputError(f"{shown(path)}: more than {MOST_LINES:,} lines of comments; cut them")
-    if found and NAMES_BEHIND_HASH.match(found[-1]):
+    if found and NAMES_AFTER_HASH.match(found[-1]):
         delimiter = delimiter_of(path, found[-1])
         names, cells = (
             next(csv.reader([line], delimiter=delimiter))
@@ -233,10 +239,10 @@ def comments_above(path: str, lines: Lines) -> list[str]:
 
 
 def delimiter_of(path: str, header: str) -> str:
-    """The delimiter of a file with this first line: its suffix's if it is there, else another."""
+    """The usual delimiter of the suffix if `header` has it, else the most frequent one in it."""
     suffixes = [suffix.lower() for suffix in Path(path).suffixes if suffix.lower() != ".gz"]
     usual = DELIMITERS.get(suffixes[-1] if suffixes else "", ",")
-    return usual if usual in header else max(usual + OTHERS, key=header.count)
+    return usual if usual in header else max(usual + OTHER_DELIMITERS, key=header.count)
 
 
 def counted(several: Sequence[str], noun: str) -> str:
@@ -245,25 +251,25 @@ def counted(several: Sequence[str], noun: str) -> str:
 
 
 def without_end(text: str) -> tuple[str, str]:
-    """A line and the end that others get: `\\r\\n` if it has that, else `\\n`."""
+    """A line without its end, and the end for new lines: `\\r\\n` if it has that, else `\\n`."""
     if text.endswith("\r\n"):
         return text[:-2], "\r\n"
     return text.removesuffix("\n").removesuffix("\r"), "\n"
 
 
 def join(cells: Sequence[str], delimiter: str) -> str:
-    """A line of cells, quoted where they need it, as `csv.writer` does."""
+    """A line of cells, quoted where necessary, as by `csv.writer`."""
     line = delimiter.join(cells)
     special = '"' in line or "\n" in line or "\r" in line or line.count(delimiter) >= len(cells)
     if not special and line:
         return line
     text = io.StringIO()
-    csv.writer(text, delimiter=delimiter, lineterminator=END).writerow(cells)
-    return text.getvalue().removesuffix(END)
+    csv.writer(text, delimiter=delimiter, lineterminator=LINE_END).writerow(cells)
+    return text.getvalue().removesuffix(LINE_END)
 
 
-def as_text(values: Values, kind: str) -> list[str]:
-    """The cells of an added column."""
+def as_text(values: ColumnValues, kind: str) -> list[str]:
+    """The cells of a new column of `kind`; see `Column`."""
     if kind == "text":
         return list(values)
     if kind == "whole":

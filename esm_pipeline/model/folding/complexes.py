@@ -1,8 +1,8 @@
 """Complexes: several chains as one sequence, with a flexible linker between them.
 
-Peer: fair-esm esmfold `encode_sequence`: the linker is folded with the chains and left out of what
-is returned, and residue numbers jump from chain to chain. Here the linker is out of every output
-and every confidence, and each chain is numbered from 0.
+Peer: fair-esm esmfold `encode_sequence`: the linker is folded with the chains and removed from the
+result, and residue numbers jump between chains. Here the linker is removed from every output and
+every confidence, and each chain is numbered from 0.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from esm_pipeline.structure import residues
 BREAK = ":"
 LINKER = "G" * 25
 CHAIN_GAP = 512
-"""What residue numbers jump by from chain to chain, for the model's sense of distance."""
+"""Jump of residue numbers between chains, so that the model sees a large distance."""
 
 
 @dataclass
-class Encoded:
-    """Sequences as the model takes them, padded to R, linkers included.
+class FoldInputs:
+    """Sequences as input of the model, padded to R residues, linkers included.
 
     aatype, position_ids (with the jumps), residue_index (from 0 in each chain), chain_index,
     attention_mask (1 for residues and linkers), own (1 for residues of chains): (B, R) each.
@@ -41,16 +41,16 @@ class Encoded:
 
     @property
     def has_complexes(self) -> bool:
-        """Whether any sequence is of several chains."""
+        """Whether any sequence has several chains."""
         return bool(self.chain_index.any())
 
     @property
     def has_linkers(self) -> bool:
-        """Whether any has residues between its chains."""
+        """Whether any sequence has a linker between its chains."""
         return bool((self.own != self.attention_mask).any())
 
     def kept(self) -> tuple[Tensor, Tensor]:
-        """Places (B, R') of the residues of chains, and which of them there are."""
+        """Places (B, R') of the residues of chains, and (B, R') bool, false at padding."""
         counts = self.own.sum(1)
         order = torch.argsort(1 - self.own, dim=1, stable=True)
         width = int(counts.max())
@@ -58,18 +58,19 @@ class Encoded:
         return order[:, :width], present
 
 
-def encode(
+def encode_sequences(
     sequences: Sequence[str],
     linker: str = LINKER,
     gap: int = CHAIN_GAP,
     device: torch.device | str = "cpu",
     *,
     nucleotides: str = "refuse",
-) -> Encoded:
-    """Sequences, chains parted by ":", as the model takes them; letters it does not know are X.
+) -> FoldInputs:
+    """Sequences, chains separated by ":", as input of the model; unknown letters become X.
 
-    White space and a `*` at the end of a chain are left out. Raises InputError for no sequence, for
-    an empty chain, for what is no letter, and for nucleotides unless they are to be kept.
+    White space and a `*` at the end of a chain are removed. Raises InputError without sequences,
+    for an empty chain, for characters that are not letters, and for nucleotides unless they are
+    kept.
     """
     if nucleotides not in NUCLEOTIDES:
         raise InputError(f"infer: nucleotides {nucleotides!r} is not 'refuse' or 'keep'")
@@ -81,18 +82,18 @@ def encode(
             text = letters(sequence)
             if nucleotides == "refuse" and (kind := nucleotides_among(text.encode())):
                 raise InputError(f"looks like {kind}; {KEEP_NUCLEOTIDES}")
-            rows.append(encode_one(text, linker, gap))
+            rows.append(encode_sequence(text, linker, gap))
         except InputError as error:
             raise InputError(f"infer: sequence {place}: {error}") from None
     width = max(row.shape[1] for row in rows)
-    padded = torch.zeros(len(rows), len(fields(Encoded)), width, dtype=torch.int64)
+    padded = torch.zeros(len(rows), len(fields(FoldInputs)), width, dtype=torch.int64)
     for place, row in zip(padded, rows, strict=True):
         place[:, : row.shape[1]] = row
-    return Encoded(*padded.to(device).unbind(1))
+    return FoldInputs(*padded.to(device).unbind(1))
 
 
-def encode_one(sequence: str, linker: str, gap: int) -> Tensor:
-    """(6, R): what `Encoded` says of one sequence, as `letters` gives it."""
+def encode_sequence(sequence: str, linker: str, gap: int) -> Tensor:
+    """(6, R): the fields of `FoldInputs` for one sequence, cleaned by `letters`."""
     chains = sequence.split(BREAK)
     if not all(chains):
         raise InputError(f"{sequence[:40]!r} has a chain without residues")
@@ -111,16 +112,16 @@ def encode_one(sequence: str, linker: str, gap: int) -> Tensor:
 
 
 def letters(sequence: str) -> str:
-    """A sequence in upper case, without white space and `*` at the ends of chains.
+    """A sequence in upper case, without white space and without `*` at the ends of chains.
 
-    Raises InputError for what is no letter.
+    Raises InputError for characters that are not letters.
     """
     if not isinstance(sequence, str):
-        raise InputError(f"{sequence!r:.40} is no sequence; give text")
+        raise InputError(f"{sequence!r:.40} is not a sequence; give text")
     text = re.sub(rf"\*+(?={BREAK}|\Z)", "", "".join(sequence.split()).upper())
     if wrong := re.search(f"[^A-Z{BREAK}]", text):
         raise InputError(
-            f"{wrong[0]!r} at place {wrong.start() + 1} of {text[:40]!r} is no residue; "
+            f"{wrong[0]!r} at place {wrong.start() + 1} of {text[:40]!r} is not a residue; "
             "remove it, or write X"
         )
     return text

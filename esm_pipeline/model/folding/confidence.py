@@ -1,12 +1,12 @@
-"""How sure a prediction is: pLDDT, predicted aligned error, pTM and ipTM, for each sequence.
+"""Confidence of predictions: pLDDT, predicted aligned error, pTM and ipTM of each sequence.
 
-Peer: transformers openfold_utils/loss.py, whose one pTM for a padded batch is the largest of all
-and counts padding; here each sequence has its own, unchanged by what it was padded with. ipTM as
-AlphaFold-Multimer's (Evans et al. 2022). Aligned errors are of residue j where the structures are
-aligned on residue i: [i, j].
+Peer: transformers openfold_utils/loss.py, which gives a padded batch one pTM, the largest of all,
+and counts padding; here each sequence has its own, which does not depend on padding. ipTM is that
+of AlphaFold-Multimer (Evans et al. 2022). The aligned error at [i, j] is that of residue j when the
+structures are aligned on residue i.
 
-The bins of the aligned error, 64 numbers for each pair of residues, need not exist all at once:
-`pair_confidences` makes them a few rows at a time.
+`pair_confidences` computes the 64 bins of the aligned error for a few rows of pairs at a time, so
+that they are never all in memory.
 """
 
 from __future__ import annotations
@@ -23,21 +23,21 @@ from esm_pipeline.model.losses import precise
 from esm_pipeline.structure import residues
 
 BINS = 64
-STEP = 0.5
+BIN_WIDTH = 0.5
 """Å between the centres of the bins of aligned error: 0.25, 0.75, …, 31.75."""
 
-MAX_ALIGNED_ERROR = (BINS - 0.5) * STEP
+MAX_ALIGNED_ERROR = (BINS - 0.5) * BIN_WIDTH
 """Å, the centre of the last bin: the largest error that can be predicted."""
 
 SHORTEST = 19
-"""Residues below which TM-score's length scale no longer shrinks."""
+"""Length in residues below which the length scale of the TM-score no longer shrinks."""
 
 AT_ONCE = 2**24
-"""Logits that `pair_confidences` makes at once, unless told how many rows."""
+"""Logits that `pair_confidences` computes at a time by default."""
 
 
 def plddt(logits: Tensor) -> Tensor:
-    """(*, bins) scores of bins from 0 to 100 → (*), their mean in 0–100."""
+    """Logits (*, bins) of bins from 0 to 100 → (*): their mean, 0–100."""
     bins = logits.shape[-1]
     logits = precise(logits)
     centres = (torch.arange(bins, device=logits.device, dtype=logits.dtype) + 0.5) * (100 / bins)
@@ -47,23 +47,23 @@ def plddt(logits: Tensor) -> Tensor:
 
 
 def mean_plddt(by_atom: Tensor, mask: Tensor) -> Tensor:
-    """(B, R, 37) pLDDT and mask (B, R) of the residues that count → (B,) mean of the C-alphas.
+    """pLDDT (B, R, 37) and mask (B, R) of the residues that count → (B,): mean over C-alphas.
 
-    Unknown residues count: they have no atoms in a file, but a prediction of how sure it is. A
-    sequence without residues has nan.
+    Unknown residues count: they have no atoms in a file, but a predicted confidence. The mean of a
+    sequence without residues is nan.
     """
-    shown = mask.to(by_atom.dtype)
-    alpha = by_atom[..., residues.ATOM37_INDEX["CA"]] * shown
-    return alpha.sum(-1) / shown.sum(-1)
+    counted = mask.to(by_atom.dtype)
+    alpha = by_atom[..., residues.ATOM37_INDEX["CA"]] * counted
+    return alpha.sum(-1) / counted.sum(-1)
 
 
 def bin_centres(device: torch.device, dtype: torch.dtype) -> Tensor:
-    """(64,) Å."""
-    return (torch.arange(BINS, device=device, dtype=dtype) + 0.5) * STEP
+    """(64,) centres of the bins in Å."""
+    return (torch.arange(BINS, device=device, dtype=dtype) + 0.5) * BIN_WIDTH
 
 
 def predicted_aligned_error(logits: Tensor) -> dict[str, Tensor]:
-    """Logits (*, 64) → the reference's fields of its output.
+    """Logits (*, 64) → fields of the reference's output.
 
     `aligned_confidence_probs` (*, 64), `predicted_aligned_error` (*) in Å, and
     `max_predicted_aligned_error` (), 31.75 Å.
@@ -80,9 +80,9 @@ def predicted_aligned_error(logits: Tensor) -> dict[str, Tensor]:
 
 
 class PairConfidences(NamedTuple):
-    """For each pair of residues: error (B, R, R), expected, in Å; tm (B, R, R), expected TM-score.
+    """For each pair of residues: expected error (B, R, R) in Å and TM-score tm (B, R, R).
 
-    tm is that of residue j alone when aligned on i: `ptm` and `iptm` average it.
+    tm is the score of residue j alone, aligned on i: `ptm` and `iptm` average it.
     """
 
     error: Tensor
@@ -92,11 +92,11 @@ class PairConfidences(NamedTuple):
 def pair_confidences(
     z: Tensor, head: Callable[[Tensor], Tensor], mask: Tensor, rows: int | None = None
 ) -> PairConfidences:
-    """What pTM, ipTM and PAE follow from, without the probabilities of all bins at once.
+    """The basis of pTM, ipTM and PAE, without the probabilities of all bins at once.
 
     z: (B, R, R, Z). head: (*, Z) → logits (*, 64). mask: (B, R), 1 for residues that count, 0 for
-    padding and for a linker between chains. rows: of R at once, so that twice B · rows · R · 64
-    numbers are held beside the result; chosen if left out.
+    padding and linkers. rows: rows of pairs at a time, which take 2 · B · rows · R · 64 numbers;
+    chosen by default.
     """
     rows = rows or max(1, AT_ONCE // (BINS * mask.numel()))
     dtype = torch.promote_types(z.dtype, torch.float32)
@@ -104,64 +104,53 @@ def pair_confidences(
     centres = bin_centres(z.device, dtype).expand_as(scores)
     values = torch.stack([centres, scores], dim=-1).unsqueeze(1)  # (B, 1, 64, 2)
 
-    def told(some: Tensor) -> Tensor:
-        logits = head(some).to(dtype)  # as precise as autocast has it
+    def expected(some: Tensor) -> Tensor:
+        logits = head(some).to(dtype)  # the head itself may run under autocast
         with full_precision(z.device.type):
             return logits.softmax(-1) @ values
 
-    parts = [told(some) for some in z.split(rows, dim=1)]
+    parts = [expected(some) for some in z.split(rows, dim=1)]
     return PairConfidences(*torch.cat(parts, dim=1).unbind(-1))  # from (B, R, R, 2)
 
 
 def tm_of_bins(counts: Tensor, dtype: torch.dtype) -> Tensor:
-    """(B,) residues → (B, 64) TM-score of a residue in each bin (Zhang and Skolnick 2004)."""
+    """Residues (B,) → (B, 64): TM-score of a residue in each bin (Zhang and Skolnick 2004)."""
     scale = 1.24 * (counts.to(dtype).clamp(min=SHORTEST) - 15) ** (1 / 3) - 1.8  # d0, Å
     return 1 / (1 + (bin_centres(counts.device, dtype) / scale.unsqueeze(-1)) ** 2)
 
 
 def ptm(tm: Tensor, mask: Tensor) -> Tensor:
-    """(B, R, R) of `pair_confidences` and its mask (B, R) → (B,) predicted TM-scores, 0–1.
+    """tm (B, R, R) of `pair_confidences` and its mask (B, R) → (B,): predicted TM-scores, 0–1.
 
-    The best over the residues aligned on of the mean over residues. A sequence without residues
-    has 0.
+    The mean over residues, for the alignment with the best mean; 0 for a sequence without residues.
     """
-    shown = mask.bool()
-    return best_mean(tm, shown.unsqueeze(-1) & shown.unsqueeze(-2))
+    counted = mask.bool()
+    return best_mean(tm, counted.unsqueeze(-1) & counted.unsqueeze(-2))
 
 
 def iptm(tm: Tensor, mask: Tensor, chains: Tensor) -> Tensor:
-    """As `ptm`, over pairs of residues in different chains → (B,), nan where there is one chain.
+    """As `ptm`, but only over pairs in different chains → (B,), nan for a single chain.
 
-    chains: (B, R) integers, whatever they are where the mask is 0.
+    chains: (B, R) integers; ignored where the mask is 0.
     """
     between = different_chains(mask, chains)
     return best_mean(tm, between).masked_fill(~between.any((-1, -2)), math.nan)
 
 
 def interchain_error(error: Tensor, mask: Tensor, chains: Tensor) -> Tensor:
-    """(B, R, R) aligned error in Å → (B,) mean over pairs in different chains, nan without any."""
+    """Aligned error (B, R, R) in Å → (B,): mean over pairs in different chains, nan without any."""
     between = different_chains(mask, chains)
     return (error * between).sum((-1, -2)) / between.sum((-1, -2))
 
 
-def chain_errors(error: Tensor, chains: Tensor) -> Tensor:
-    """(R, R) aligned error of one complex in Å and chains (R,) 0, 1, … → (chains, chains) means.
-
-    Aligned on the chain of the row, scored on that of the column.
-    """
-    member = torch.nn.functional.one_hot(chains).to(error.dtype)  # (R, chains)
-    sizes = member.sum(0)
-    return member.T @ error @ member / (sizes.unsqueeze(1) * sizes)
-
-
 def different_chains(mask: Tensor, chains: Tensor) -> Tensor:
-    """(B, R) mask and chains → (B, R, R) true for pairs that count and are of different chains."""
-    shown = mask.bool()
+    """Mask and chains (B, R) → (B, R, R): true for pairs that count, in different chains."""
+    counted = mask.bool()
     apart = chains.unsqueeze(-1) != chains.unsqueeze(-2)
-    return apart & shown.unsqueeze(-1) & shown.unsqueeze(-2)
+    return apart & counted.unsqueeze(-1) & counted.unsqueeze(-2)
 
 
 def best_mean(tm: Tensor, pairs: Tensor) -> Tensor:
-    """(B, R, R) scores and pairs that count → (B,) the best row's mean over its pairs."""
+    """Scores and pairs that count (B, R, R) → (B,): the best mean of a row over its pairs."""
     means = (tm * pairs).sum(-1) / pairs.sum(-1).clamp(min=1)  # (B, R)
     return means.amax(-1)

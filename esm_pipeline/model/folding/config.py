@@ -1,8 +1,8 @@
 """The folding part of a config. Peer: transformers configuration_esm.py.
 
 Nested as in `config.json`: `EsmConfig.esmfold_config` is an `EsmFoldConfig`, its `trunk` a
-`TrunkConfig`, whose `structure_module` is a `StructureModuleConfig`. Each also takes a dict in
-place of what is nested, and raises WeightsError for values that cannot be. Needs no torch.
+`TrunkConfig`, whose `structure_module` is a `StructureModuleConfig`. Each also takes dicts for
+nested configs, and raises WeightsError for invalid values. Imports no torch.
 """
 
 from __future__ import annotations
@@ -25,23 +25,23 @@ from esm_pipeline.model.bounds import (
 )
 from esm_pipeline.structure import residues
 
-MARKS = ("<cls>", "<pad>", "<eos>", "<mask>")
+SPECIAL_TOKENS = ("<cls>", "<pad>", "<eos>", "<mask>")
 MOST_DROPOUT = 0.4
 ANGLES = 7
-"""ω, φ, ψ and χ1–χ4: what rigid groups turn by."""
+"""Number of torsion angles: ω, φ, ψ and χ1–χ4."""
 
 C = TypeVar("C", bound="FoldingConfig")
 
 
 class FoldingConfig:
-    """Base of the three: dicts both ways, and checks that name the place."""
+    """Base of the three configs: conversion from and to dicts, and checks that name the setting."""
 
     @classmethod
     def read(cls: type[C], given: C | Mapping[str, Any] | None) -> C:
-        """A config from a dict, a config, or none: the defaults.
+        """A config from a config, a dict, or None for the defaults.
 
-        Keys of others are left out, as transformers 5 writes some into every config and 4.37.2
-        takes none; one that is nearly ours, but for a letter, raises WeightsError.
+        Unknown keys are ignored, as transformers 5 writes some into every config; an unknown key
+        that is nearly a known one raises WeightsError.
         """
         if isinstance(given, cls):
             return given
@@ -58,23 +58,23 @@ class FoldingConfig:
         return cls(**{name: values[name] for name in known if name in values})
 
     def to_dict(self) -> dict[str, Any]:
-        """All settings, nested, as `config.json` holds them."""
+        """All settings, nested, as in `config.json`."""
         return asdict(self)  # type: ignore[call-overload, no-any-return]
 
     def require_whole(self, *names: str, least: int = 1, most: int = MOST_WIDTH) -> None:
-        """Raise WeightsError for a setting that is no whole number from `least` to `most`."""
+        """Raise WeightsError for a setting that is not a whole number from `least` to `most`."""
         for name in names:
             if not is_whole(getattr(self, name), least, most):
                 raise self.wrong(name, whole_between(least, most))
 
     def require_switches(self, *names: str) -> None:
-        """Raise WeightsError for a setting among `names` that is neither true nor false."""
+        """Raise WeightsError for a setting that is neither true nor false."""
         for name in names:
             if not is_switch(getattr(self, name)):
                 raise self.wrong(name, SWITCH)
 
     def wrong(self, name: str, wanted: str) -> WeightsError:
-        """The error that a setting is not what is wanted."""
+        """The error for a setting with a wrong value."""
         return WeightsError(
             f"config: {name} of the {type(self).__name__} is {brief(getattr(self, name))}; it "
             f"should be {wanted}"
@@ -83,7 +83,7 @@ class FoldingConfig:
 
 @dataclass
 class StructureModuleConfig(FoldingConfig):
-    """Sizes of the structure module, with the reference's names and defaults."""
+    """Sizes of the structure module, with the names and defaults of the reference."""
 
     sequence_dim: int = 384
     pairwise_dim: int = 128
@@ -110,16 +110,16 @@ class StructureModuleConfig(FoldingConfig):
             if not is_number(getattr(self, name), 0) or not getattr(self, name):
                 raise self.wrong(name, "a number above 0")
         if self.num_angles != ANGLES:
-            raise self.wrong("num_angles", f"{ANGLES}, the angles that residues have")
+            raise self.wrong("num_angles", f"{ANGLES}, the torsion angles of a residue")
 
 
 @dataclass
 class TrunkConfig(FoldingConfig):
-    """Sizes of the folding trunk, with the reference's names and defaults.
+    """Sizes of the folding trunk, with the names and defaults of the reference.
 
-    max_recycles: passes through the trunk when `num_recycles` is left out, the first one counted.
-    chunk_size: rows of the pair representation that wide intermediates hold at once; None for all.
-    layer_drop and cpu_grad_checkpoint are kept and have no effect, as in the reference.
+    max_recycles: passes through the trunk, including the first, if `num_recycles` is not given.
+    chunk_size: rows of the pair representation processed at a time; None for the fastest.
+    layer_drop and cpu_grad_checkpoint have no effect, as in the reference.
     """
 
     num_blocks: int = 48
@@ -155,13 +155,13 @@ class TrunkConfig(FoldingConfig):
 
 @dataclass
 class EsmFoldConfig(FoldingConfig):
-    """How the language model feeds the trunk, with the reference's names and defaults.
+    """How the trunk uses the language model, with the names and defaults of the reference.
 
-    fp16_esm: whether the language model was used in float16; here weights have the precision they
-    are loaded in. use_esm_attn_map: its attention maps start the pair
-    representation. esm_ablate_sequence, esm_ablate_pairwise: zeros in place of its states, of its
-    maps. bypass_lm: it is not run at all. embed_aa: residues are embedded too. esm_type and
-    esm_input_dropout are kept and have no effect, as in the reference.
+    fp16_esm: whether the language model was used in float16; here weights keep the dtype in which
+    they are loaded. use_esm_attn_map: initialise the pair representation with its attention maps.
+    esm_ablate_sequence, esm_ablate_pairwise: use zeros for its states or its maps. bypass_lm: do
+    not run it. embed_aa: embed the residues as well. esm_type and esm_input_dropout have no effect,
+    as in the reference.
     """
 
     esm_type: str | None = None
@@ -183,11 +183,11 @@ class EsmFoldConfig(FoldingConfig):
 
 
 def residue_tokens(vocabulary: list[str] | tuple[str, ...]) -> list[int]:
-    """Ids of the residues 0–20 of `residues.LETTERS` in a language model's vocabulary.
+    """Token ids of the residues 0–20 of `residues.LETTERS` in a vocabulary.
 
-    Raises WeightsError for a vocabulary without one of them, or without the marks around them.
+    Raises WeightsError if it lacks one of them, or a special token.
     """
-    for token in (*MARKS, *residues.LETTERS):
+    for token in (*SPECIAL_TOKENS, *residues.LETTERS):
         if token not in vocabulary:
             raise WeightsError(
                 f"config: vocab_list has no '{token}', which a folding model needs; leave it out "

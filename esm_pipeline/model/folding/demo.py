@@ -1,6 +1,6 @@
-"""The demonstration's folding model: tiny, with random weights, made on the spot.
+"""The demonstration's folding model: tiny, with random weights, written on demand.
 
-It lets everything run without a download of gigabytes. Its config says `random_weights`, and so
+With it everything runs without a download of gigabytes. Its config says `random_weights`, and so
 does every file made with it: the structures are meaningless.
 """
 
@@ -8,18 +8,21 @@ from __future__ import annotations
 
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import torch
 
 from esm_pipeline.files import scratch_folder
-
-if TYPE_CHECKING:
-    from esm_pipeline.model import Checkpoint
+from esm_pipeline.model.checkpoints.hub import Checkpoint, resolve_checkpoint
+from esm_pipeline.model.config import EsmConfig
+from esm_pipeline.model.folding.esmfold import EsmForProteinFolding
+from esm_pipeline.model.tokenizer.tokenizer import EsmTokenizer
 
 DEMO_FOLD = "demo-fold"
-"""Its name; `fold` takes "demo" for it too."""
+"""Its name; in `fold`, "demo" means this model too."""
 
 SEED = 0
-STEM = {
+LANGUAGE_MODEL = {
     "hidden_size": 32,
     "num_hidden_layers": 2,
     "num_attention_heads": 4,
@@ -50,20 +53,16 @@ TRUNK = {
 
 
 def write_demo(folder: Path, **changes: Any) -> Path:
-    """Write such a checkpoint, the same each time, into `folder`; `changes` go into its config."""
-    import torch
-
-    from esm_pipeline.model import EsmConfig, EsmForProteinFolding, EsmTokenizer
-
+    """Write the checkpoint, always the same, into `folder`; `changes` are config settings."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(SEED)
         folding = {"lddt_head_hid_dim": 16, "trunk": TRUNK}
-        settings = {**STEM, "random_weights": True, **changes}
+        settings = {**LANGUAGE_MODEL, "random_weights": True, **changes}
         config = EsmConfig(is_folding_model=True, esmfold_config=folding, **settings)
         model = EsmForProteinFolding(config)
         with torch.no_grad():
             for parameter in model.parameters():
-                if parameter.dim() > 1:  # those that begin as zeros too, so that something moves
+                if parameter.dim() > 1:  # also those that start as zeros, so that something moves
                     parameter.normal_(0, parameter.shape[-1] ** -0.5)
     model.save_pretrained(folder)
     EsmTokenizer.standard().save_pretrained(folder)
@@ -72,9 +71,7 @@ def write_demo(folder: Path, **changes: Any) -> Path:
 
 @cache
 def demo_checkpoint() -> Checkpoint:
-    """The model in a temporary folder of this process."""
-    from esm_pipeline.model import Checkpoint, resolve_checkpoint
-
+    """The model, written to a temporary folder of this process."""
     folder = scratch_folder()
     found = resolve_checkpoint(str(write_demo(folder)))
     return Checkpoint(DEMO_FOLD, found.folder, found.weight_files)

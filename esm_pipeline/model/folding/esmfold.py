@@ -1,8 +1,8 @@
 """`EsmForProteinFolding`: from sequences to structures. Peers: transformers 4.37.2, fair-esm.
 
-Where both are wrong or vague, this is right or told: pLDDT is from 0 to 100; pTM, aligned errors
-and mean pLDDT are of each sequence and unchanged by padding; residues numbered −1 are padding where
-no mask is given; chains are parted by ":".
+Where the peers are wrong or unclear: here pLDDT is from 0 to 100; pTM, aligned errors and mean
+pLDDT are computed for each sequence and do not depend on padding; without a mask, residues numbered
+−1 are padding; chains are separated by ":".
 """
 
 from __future__ import annotations
@@ -19,9 +19,8 @@ from esm_pipeline.model.base import EsmPreTrainedModel, read_dtype
 from esm_pipeline.model.checkpoints.keys import BASE_PREFIX
 from esm_pipeline.model.config import EsmConfig
 from esm_pipeline.model.esm import EsmModel
-from esm_pipeline.model.folding import confidence
-from esm_pipeline.model.folding import language_model as stem
-from esm_pipeline.model.folding.complexes import CHAIN_GAP, LINKER, encode
+from esm_pipeline.model.folding import confidence, language_model
+from esm_pipeline.model.folding.complexes import CHAIN_GAP, LINKER, encode_sequences
 from esm_pipeline.model.folding.config import EsmFoldConfig, residue_tokens
 from esm_pipeline.model.folding.linear import Linear
 from esm_pipeline.model.folding.output import EsmForProteinFoldingOutput
@@ -31,20 +30,20 @@ from esm_pipeline.model.folding.trunk import FoldingTrunk
 from esm_pipeline.structure import residues
 
 RESIDUE_TOKENS = len(residues.LETTERS) + 2
-"""Of the trunk's own alphabet: residues from 0, one that is never used, and the mask."""
+"""Size of the trunk's own alphabet: residues from 0, an unused token, and the mask."""
 
 MASKED = RESIDUE_TOKENS - 1
 LDDT_BINS, DISTOGRAM_BINS, ATOMS = 50, 64, 37
 
 KEEP = -1
-"""Stands for the chunk size that the trunk has."""
+"""Means: do not change the chunk size of the trunk."""
 
 
 class EsmForProteinFolding(EsmPreTrainedModel):
-    """A language model, the folding trunk, the structure module and heads for confidence.
+    """A language model, the folding trunk, the structure module and heads for confidences.
 
-    stem_dtype: the language model's precision, as that of the rest if left out. `from_pretrained`
-    takes it too, and reads the weights straight into it.
+    stem_dtype: precision of the language model, by default that of the rest. `from_pretrained`
+    takes it too, and reads the weights directly in it.
     """
 
     _no_split_modules = (
@@ -58,9 +57,9 @@ class EsmForProteinFolding(EsmPreTrainedModel):
         super().__init__(config)
         self.stem_dtype = None if stem_dtype is None else read_dtype(stem_dtype)
         if config.esmfold_config is None:
-            raise WeightsError("config: is_folding_model is not set; this is no folding model")
+            raise WeightsError("config: is_folding_model is not set; this is not a folding model")
         self.fold_config: EsmFoldConfig = config.esmfold_config
-        _ = self.af2_to_esm  # a vocabulary without residues is told now
+        _ = self.af2_to_esm  # raises WeightsError for a vocabulary without residues
         trunk = self.fold_config.trunk
         width, pair = trunk.sequence_state_dim, trunk.pairwise_state_dim
         self.esm = EsmModel(config, add_pooling_layer=False)
@@ -86,11 +85,11 @@ class EsmForProteinFolding(EsmPreTrainedModel):
         self.esm.to(self.stem_dtype)
 
     def precision_of(self, name: str) -> torch.dtype | None:
-        """The language model may have its own."""
+        """The dtype of the language model for its parameters, if it has its own."""
         return self.stem_dtype if name.startswith(BASE_PREFIX) else None
 
     def _init_weights(self, module: nn.Module) -> None:
-        """As the reference's: layers of the trunk start as AlphaFold's."""
+        """As in the reference: layers of the trunk start as in AlphaFold."""
         if isinstance(module, Linear):
             module.reset_parameters()
         else:
@@ -102,7 +101,7 @@ class EsmForProteinFolding(EsmPreTrainedModel):
     @property
     def af2_to_esm(self) -> Tensor:
         """(22,) token ids of padding and of each residue, in the order of `residues.LETTERS`."""
-        assert self.config.vocab_list is not None, "the config of a folding model has one"
+        assert self.config.vocab_list is not None, "a folding model's config has one"
         return torch.tensor([self.config.pad_token_id, *residue_tokens(self.config.vocab_list)])
 
     def forward(
@@ -117,15 +116,15 @@ class EsmForProteinFolding(EsmPreTrainedModel):
         own: Tensor | None = None,
         compact: bool = False,
     ) -> EsmForProteinFoldingOutput:
-        """Residue numbers (B, R), in the order of `residues.LETTERS`, to structures.
+        """Residue numbers (B, R), in the order of `residues.LETTERS` → structures.
 
-        attention_mask (B, R) is 1 for residues; left out, residues of −1 are padding, which has to
-        be behind the sequences. position_ids (B, R): numbers of the residues, from 0 if left out.
-        masking_pattern (B, R): 1 where the model is not shown the residue. num_recycles: passes
-        after the first; left out, `config.esmfold_config.trunk.max_recycles` passes in all.
-        chain_index (B, R), from 0, and own (B, R), 0 for linkers, which no confidence counts.
-        compact: leave out what holds dozens of numbers for each pair of residues, and the states of
-        earlier blocks. Raises InputError for shapes and numbers that do not fit.
+        attention_mask (B, R): 1 for residues; by default, −1 is padding, which has to follow the
+        sequences. position_ids (B, R): residue numbers, by default from 0. masking_pattern (B, R):
+        1 where the residue is hidden from the model. num_recycles: passes after the first; by
+        default `config.esmfold_config.trunk.max_recycles` passes in all. chain_index (B, R): from
+        0. own (B, R): 0 for linkers, which do not count in confidences. compact: leave out fields
+        with dozens of numbers for each pair of residues, and states of earlier blocks. Raises
+        InputError for shapes and numbers that do not fit.
         """
         aatype, mask = read_residues(input_ids, attention_mask)
         if position_ids is None:
@@ -138,7 +137,7 @@ class EsmForProteinFolding(EsmPreTrainedModel):
         structure = self.trunk(s_0, z_0, aatype, position_ids, padded, num_recycles)
         structure.pop("single")
         return EsmForProteinFoldingOutput(
-            **self.represented(structure, compact),
+            **self.structure_fields(structure, compact),
             **self.confidences(structure, own, chain_index, compact),
             **atom_maps(aatype, own),
             aatype=aatype,
@@ -148,20 +147,20 @@ class EsmForProteinFolding(EsmPreTrainedModel):
         )
 
     def af2_idx_to_esm_idx(self, aa: Tensor, mask: Tensor) -> Tensor:
-        """Residue numbers and mask (B, R) → token ids of the language model, padding where 0."""
+        """Residue numbers and mask (B, R) → token ids of the language model, with padding."""
         return self.af2_to_esm.to(aa.device)[(aa + 1).masked_fill(mask != 1, 0)]
 
     @torch.no_grad()
     def compute_language_model_representations(self, esmaa: Tensor) -> Tensor:
         """Token ids (B, R) without BOS and EOS → all states (B, R, n + 1, D), as the reference's.
 
-        `forward` adds them up as they come, and never holds them all. Zeros at padding.
+        `forward` sums them layer by layer and never holds them all. Zeros at padding.
         """
         count = self.config.num_hidden_layers + 1
         if self.fold_config.bypass_lm:
             shape = (*esmaa.shape, count, self.config.hidden_size)
             return torch.zeros(shape, dtype=self.esm.dtype, device=esmaa.device)
-        tokens, layout = stem.framed(self.esm, esmaa)
+        tokens, layout = language_model.add_special_tokens(self.esm, esmaa)
         states = self.esm.represent(layout.pack(tokens), layout, range(count)).hidden
         whole = [layout.unpack(states[layer], tokens.shape[1]) for layer in range(count)]
         return torch.stack(whole, dim=2)[:, 1:-1]
@@ -169,41 +168,41 @@ class EsmForProteinFolding(EsmPreTrainedModel):
     def start(
         self, aatype: Tensor, mask: Tensor, masking_pattern: Tensor | None
     ) -> tuple[Tensor, Tensor | None]:
-        """What the trunk starts from: s (B, R, S), and z (B, R, R, Z) if it is not zeros."""
+        """Initial s (B, R, S) and z (B, R, R, Z) of the trunk; None for a z of zeros."""
         settings = self.fold_config
         ids = self.af2_idx_to_esm_idx(aatype, mask)
-        shown = aatype
+        visible = aatype
         if masking_pattern is not None:
             hidden = torch.eq(masking_pattern, 1)
-            assert self.config.mask_token_id is not None, "the alphabet has a mask"
+            assert self.config.mask_token_id is not None, "masking needs a mask token"
             ids = ids.masked_fill(hidden, self.config.mask_token_id)
-            shown = aatype.masked_fill(hidden, MASKED)
+            visible = aatype.masked_fill(hidden, MASKED)
         states, maps = self.language(ids)
         if settings.esm_ablate_sequence:
             states = torch.zeros_like(states)
         s: Tensor = self.esm_s_mlp(states)
         if settings.embed_aa:
-            s = s + self.embedding(shown)
+            s = s + self.embedding(visible)
         if maps is None or settings.esm_ablate_pairwise:
             return s, None
         return s, self.esm_z_mlp(maps)
 
     def language(self, ids: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Token ids (B, R) → states (B, R, D), and attention maps if the model was trained so."""
+        """Token ids (B, R) → states (B, R, D), and attention maps if the trunk uses them."""
         shares = self.esm_s_combine.softmax(0)
         with_maps = self.fold_config.use_esm_attn_map
         if self.fold_config.bypass_lm:
             return shares.new_zeros(*ids.shape, self.config.hidden_size), None
         if not self.offloads:
-            return stem.represent(self.esm, ids, shares, with_maps=with_maps)
+            return language_model.represent(self.esm, ids, shares, with_maps=with_maps)
         self.esm.to(shares.device)
         try:
-            return stem.represent(self.esm, ids, shares, with_maps=with_maps)
+            return language_model.represent(self.esm, ids, shares, with_maps=with_maps)
         finally:
             self.esm.cpu()
 
-    def represented(self, structure: dict[str, Tensor], compact: bool) -> dict[str, Any]:
-        """The structure and the trunk's representations, with their heads."""
+    def structure_fields(self, structure: dict[str, Tensor], compact: bool) -> dict[str, Any]:
+        """Output fields of the structure, the representations and their heads."""
         if compact:
             blocks = ("frames", "angles", "positions")
             return {name: structure[name][-1:] for name in blocks}
@@ -217,12 +216,12 @@ class EsmForProteinFolding(EsmPreTrainedModel):
     def confidences(
         self, structure: dict[str, Tensor], own: Tensor, chain_index: Tensor, compact: bool
     ) -> dict[str, Any]:
-        """How sure the model is, of residues of which `own` (B, R) is 1."""
+        """Output fields of confidences, over the residues with `own` (B, R) 1."""
         states = structure["states"][-1:] if compact else structure["states"]
         by_bin = self.lddt_head(states).unflatten(-1, (ATOMS, LDDT_BINS))
         by_atom = confidence.plddt(by_bin[-1])
         pairs = confidence.pair_confidences(structure["s_z"], self.ptm_head, own)
-        told: dict[str, Any] = {
+        fields: dict[str, Any] = {
             "plddt": by_atom,
             "mean_plddt": confidence.mean_plddt(by_atom, own),
             "ptm": confidence.ptm(pairs.tm, own),
@@ -232,10 +231,10 @@ class EsmForProteinFolding(EsmPreTrainedModel):
             "max_predicted_aligned_error": pairs.error.new_tensor(confidence.MAX_ALIGNED_ERROR),
         }
         if compact:
-            return told
+            return fields
         logits = self.ptm_head(structure["s_z"])
         return {
-            **told,
+            **fields,
             "lddt_head": by_bin,
             "ptm_logits": logits,
             **confidence.predicted_aligned_error(logits),
@@ -255,59 +254,61 @@ class EsmForProteinFolding(EsmPreTrainedModel):
         offload_stem: bool = False,
         nucleotides: Literal["refuse", "keep"] = "refuse",
     ) -> EsmForProteinFoldingOutput:
-        """Fold sequences, chains parted by ":"; letters that are no amino acid are X.
+        """Fold sequences, chains separated by ":"; letters that are not amino acids become X.
 
-        Lower case, white space and a `*` at the end of a chain are taken as `shard` takes them;
-        what looks like DNA or RNA is refused, or its letters kept as residues.
-        position_ids: (R,) or (B, R), linkers counted, in place of 0, 1, … and of the jumps between
-        chains; `residue_index` of a batch with complexes is from 0 in each chain all the same.
-        chunk_size: as `trunk.set_chunk_size`, for this call. linker: residues between chains, in
-        none of the outputs; chain_gap: what residue numbers jump by there. offload_stem: the
-        language model's weights are on the device only while it runs. Others as for `forward`.
-        Raises InputError.
+        Lower case, white space and a `*` at the end of a chain are read as `shard` reads them;
+        sequences that look like DNA or RNA are refused, or their letters kept as residues.
+        position_ids: (R,) or (B, R), linkers included, replace 0, 1, … and the jumps between
+        chains; in a batch with complexes, `residue_index` still counts from 0 in each chain.
+        chunk_size: as in `trunk.set_chunk_size`, for this call. linker: residues between chains,
+        removed from all outputs. chain_gap: jump of residue numbers between chains. offload_stem:
+        keep the language model on the device only while it runs. Others as in `forward`. Raises
+        InputError.
         """
         sequences = [seqs] if isinstance(seqs, str) else list(seqs)
-        encoded = encode(sequences, linker, chain_gap, self.trunk_device, nucleotides=nucleotides)
+        inputs = encode_sequences(
+            sequences, linker, chain_gap, self.trunk_device, nucleotides=nucleotides
+        )
         if position_ids is None:
-            position_ids = encoded.position_ids
+            position_ids = inputs.position_ids
         with self.chunked(chunk_size), self.offloaded(offload_stem):
             output = self.forward(
-                encoded.aatype,
-                encoded.attention_mask,
-                position_ids.to(encoded.aatype.device),
+                inputs.aatype,
+                inputs.attention_mask,
+                position_ids.to(inputs.aatype.device),
                 num_recycles=num_recycles,
-                chain_index=encoded.chain_index,
-                own=encoded.own,
+                chain_index=inputs.chain_index,
+                own=inputs.own,
                 compact=compact,
             )
-        if encoded.has_complexes:
-            output.residue_index = encoded.residue_index
-        return output.select(*encoded.kept()) if encoded.has_linkers else output
+        if inputs.has_complexes:
+            output.residue_index = inputs.residue_index
+        return output.select(*inputs.kept()) if inputs.has_linkers else output
 
     @staticmethod
     def output_to_pdb(output: EsmForProteinFoldingOutput, *, random: bool = False) -> list[str]:
-        """A PDB file for each sequence, as text: see `structures.pdb_texts`."""
+        """The text of a PDB file for each sequence: see `structures.pdb_texts`."""
         return pdb_texts(output, random=random)
 
     def infer_pdb(self, seqs: str, *args: Any, **kwargs: Any) -> str:
-        """The PDB file of one sequence; arguments as for `infer`. Raises InputError."""
+        """The PDB file of one sequence; other arguments as in `infer`. Raises InputError."""
         if not isinstance(seqs, str):
             raise InputError("infer_pdb takes one sequence; use infer_pdbs for several")
         return self.infer_pdbs([seqs], *args, **kwargs)[0]
 
     def infer_pdbs(self, seqs: Sequence[str], *args: Any, **kwargs: Any) -> list[str]:
-        """The PDB files of sequences; arguments as for `infer`. Raises InputError."""
+        """The PDB files of sequences; other arguments as in `infer`. Raises InputError."""
         random = bool(getattr(self.config, RANDOM, False))
         return self.output_to_pdb(self.infer(seqs, *args, **kwargs), random=random)
 
     @property
     def trunk_device(self) -> torch.device:
-        """Where the trunk's weights lie."""
+        """Device of the trunk."""
         return self.esm_s_combine.device
 
     @contextmanager
     def chunked(self, chunk_size: int | None) -> Iterator[None]:
-        """Within, the trunk has another chunk size."""
+        """Within, the trunk has this chunk size."""
         before = self.trunk.chunk_size
         if chunk_size != KEEP:
             self.trunk.set_chunk_size(chunk_size)
@@ -332,14 +333,14 @@ class EsmForProteinFolding(EsmPreTrainedModel):
 
 
 def mixer(inputs: int, width: int) -> nn.Sequential:
-    """Norm and two layers, from the language model's width to the trunk's."""
+    """Norm and two layers, from the width of the language model to that of the trunk."""
     return nn.Sequential(
         nn.LayerNorm(inputs), nn.Linear(inputs, width), nn.ReLU(), nn.Linear(width, width)
     )
 
 
 def read_residues(input_ids: Tensor, attention_mask: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Residue numbers and mask (B, R), integers; padding is residue 0. Raises InputError."""
+    """Residue numbers and mask (B, R) as integers, 0 at padding. Raises InputError."""
     if not isinstance(input_ids, Tensor) or input_ids.ndim != 2 or input_ids.is_floating_point():
         raise InputError("input_ids should be residue numbers (B, R); for one sequence, (1, R)")
     if attention_mask is None:
@@ -352,7 +353,7 @@ def read_residues(input_ids: Tensor, attention_mask: Tensor | None) -> tuple[Ten
     mask = attention_mask.bool()
     if not bool(mask[:, 0].all()) or bool((mask[:, 1:] & ~mask[:, :-1]).any()):
         raise InputError(
-            "attention_mask: padding should be behind each sequence, of a residue at least"
+            "attention_mask: padding should follow each sequence, which has at least one residue"
         )
     aatype = input_ids.masked_fill(~mask, 0)
     if int(aatype.min()) < 0 or int(aatype.max()) >= len(residues.LETTERS):

@@ -1,7 +1,7 @@
-"""How much memory folding takes, and the chunk size with which it fits.
+"""How much memory folding takes, and the chunk size with which a batch fits.
 
-The formula counts what exists at once in each phase of `infer(compact=True)`, without gradients;
-tests/benchmarks/bench_fold_memory.py measures beside it. Weights are not counted.
+The formula sums what is held at once in each phase of `infer(compact=True)`, without gradients and
+without the weights; tests/benchmarks/bench_fold_memory.py compares it with measurements.
 """
 
 from __future__ import annotations
@@ -16,43 +16,43 @@ from esm_pipeline.model.folding import confidence
 from esm_pipeline.model.folding.triangle import products_at_once
 from esm_pipeline.model.folding.trunk import rows_at_once
 
-CHUNKS = (128, 64, 32, 16, 8, 4, 2, 1)
-"""Chunk sizes to choose from, the fastest of those that save memory first."""
+CHUNK_SIZES = (128, 64, 32, 16, 8, 4, 2, 1)
+"""Chunk sizes to choose from if None does not fit, the fastest first."""
 
 CPU = torch.device("cpu")
-BASE = 2**22
-"""Bytes for tables, indices and what is of no size worth a term."""
+OVERHEAD = 2**22
+"""Bytes for tables, indices and everything else that is small."""
 
 
 class FoldMemory(NamedTuple):
-    """Bytes at the peak of each phase of folding one batch, all that is held then counted."""
+    """Bytes held at the peak of each phase of folding one batch."""
 
-    stem: int
-    """The language model: states of a layer, its feed-forward, attention maps if it is asked."""
+    language_model: int
+    """The language model: states of a layer, its feed-forward, attention maps if they are used."""
 
     products: int
-    """Products of triangles: z, two projections of its size, a chunk of what makes them."""
+    """Triangle products: z, two projections of its size, a chunk of intermediate results."""
 
     attention: int
-    """Triangle attention: z, its bias, a chunk with queries, keys, values, gates and results.
+    """Triangle attention: z, its bias, a chunk of queries, keys, values, gates and results.
 
-    Where the blocks share a room, that of the products, which holds the bias then."""
+    If the blocks share a buffer, it includes the bias."""
 
     bias: int
-    """The bias of the sequence attention: z, and H numbers for each pair, once more with a mask."""
+    """The bias of the sequence attention: z, and H numbers for each pair, twice with a mask."""
 
     distances: int
     """Between two passes: z, distances in space and their bins."""
 
     structure: int
-    """The structure module: z and the pair it looks at, biases, scores and weights of its heads."""
+    """The structure module: z, its own pair representation, biases, scores and weights."""
 
     confidences: int
-    """Aligned errors: z, 64 bins for each pair of some rows, and their means."""
+    """Aligned errors: z, 64 bins for each pair of a few rows, and their means."""
 
     @property
     def total(self) -> int:
-        """Bytes at the peak of all."""
+        """Bytes at the highest peak."""
         return max(self)
 
 
@@ -66,13 +66,14 @@ def fold_memory(
     stem_dtype: torch.dtype = torch.float32,
     trunk_dtype: torch.dtype = torch.float32,
 ) -> FoldMemory:
-    """Bytes that folding a batch takes at its peak beside the weights.
+    """Bytes that folding a batch takes at the peak of each phase, in addition to the weights.
 
-    residues: of the longest sequence, linkers counted. chunk_size: None for what is fastest. The
-    number of CPU threads is that of PyTorch now. Raises WeightsError for a config that folds not.
+    residues: of the longest sequence, linkers included. chunk_size: None for the fastest. The
+    number of CPU threads is PyTorch's current one. Raises WeightsError for a config without folding
+    part.
     """
     if config.esmfold_config is None:
-        raise WeightsError("config: is_folding_model is not set; this is no folding model")
+        raise WeightsError("config: is_folding_model is not set; this is not a folding model")
     trunk = config.esmfold_config.trunk
     module = trunk.structure_module
     width, size = trunk.pairwise_state_dim, trunk_dtype.itemsize
@@ -83,7 +84,7 @@ def fold_memory(
     z = pairs * width * size
     bins = pairs * 8
     singles = tokens * size * (3 * trunk.sequence_state_dim + 2 * config.hidden_size)
-    held = z + bins + singles + BASE
+    held = z + bins + singles + OVERHEAD
     shares = device.type == "cpu" and chunk_size is None
     sequence_heads = trunk.sequence_state_dim // trunk.sequence_head_width
     pair_heads = width // trunk.pairwise_head_width
@@ -92,7 +93,9 @@ def fold_memory(
     of_structure = tokens * by_residue * 4
     logits = min(pairs, max(confidence.AT_ONCE // confidence.BINS, tokens)) * confidence.BINS
     return FoldMemory(
-        stem=stem_memory(config, batch, residues, stem_dtype) + singles + BASE,
+        language_model=language_model_memory(config, batch, residues, stem_dtype)
+        + singles
+        + OVERHEAD,
         products=held + 2 * z + max(5 * chunk, product * size),
         attention=held + 8 * chunk + (2 * z if shares else 2 * pairs * pair_heads * size),
         bias=held + (2 * z if shares else 2 * pairs * sequence_heads * size),
@@ -105,10 +108,10 @@ def fold_memory(
     )
 
 
-def stem_memory(config: EsmConfig, batch: int, residues: int, dtype: torch.dtype) -> int:
-    """Bytes of the language model's states in one layer, and of its maps for the trunk."""
+def language_model_memory(config: EsmConfig, batch: int, residues: int, dtype: torch.dtype) -> int:
+    """Bytes of the states of one layer of the language model, and of its maps for the trunk."""
     folding = config.esmfold_config
-    assert folding is not None, "fold_memory asks for one"
+    assert folding is not None, "fold_memory requires one"
     if folding.bypass_lm:
         return 0
     tokens = batch * (residues + 2)
@@ -129,18 +132,18 @@ def choose_chunk_size(
     device: torch.device = CPU,
     stem_dtype: torch.dtype = torch.float32,
 ) -> int | None:
-    """The fastest chunk size with which a batch fits into `available` bytes, None among them.
+    """The fastest chunk size, which may be None, with which a batch fits into `available` bytes.
 
     Raises CapacityError if it fits with none.
     """
     needed = 0
-    for size in (None, *CHUNKS):
+    for size in (None, *CHUNK_SIZES):
         found = fold_memory(config, batch, residues, size, device=device, stem_dtype=stem_dtype)
         if found.total <= available:
             return size
         needed = found.total
     raise CapacityError(
-        f"{batch} sequences of {residues} residues take {needed / 1e9:.1f} GB to fold, beside the "
-        f"weights, and {available / 1e9:.1f} GB are free; fold fewer at once, or on a device with "
-        "more memory"
+        f"{batch} sequences of {residues} residues take {needed / 1e9:.1f} GB to fold, in addition "
+        f"to the weights, and {available / 1e9:.1f} GB are free; fold fewer at once, or on a "
+        "device with more memory"
     )

@@ -11,7 +11,7 @@ from esm_pipeline.model.folding.triangle import (
     TriangleMultiplication,
 )
 from esm_pipeline.model.folding.trunk import ResidueMLP, SequenceAttention, TrunkBlock
-from esm_pipeline.model.inference.linears import FusedGate, FusedLinear, frozen, pack
+from esm_pipeline.model.linears import FusedGate, FusedLinear, frozen, pack_linear
 
 PACKED: dict[type[nn.Module], dict[str, str]] = {
     TriangleMultiplication: {
@@ -23,18 +23,17 @@ PACKED: dict[type[nn.Module], dict[str, str]] = {
     GatedAttention: {"fused": "none", "linear_g": "sigmoid", "linear_o": "none"},
     SequenceAttention: {"proj": "none", "g_proj": "sigmoid", "o_proj": "none"},
 }
-"""Layers of the folding trunk that are packed, and the activations that go into them."""
-
+"""Layers of the folding trunk to pack, and the activations to fuse into them."""
 
 NORMS: dict[type[nn.Module], tuple[str, ...]] = {
     TriangleMultiplication: ("layer_norm_in", "layer_norm_out"),
     TriangleAttention: ("layer_norm",),
 }
-"""Norms in front of layers that may work in 16 bits."""
+"""Norms before layers that may compute in 16 bits."""
 
 
 class RoundedNorm(nn.Module):
-    """A norm whose statistics are as precise as ever, and whose result is in another precision."""
+    """A norm computed in full precision, with its result in another dtype."""
 
     def __init__(self, norm: nn.Module, dtype: torch.dtype) -> None:
         super().__init__()
@@ -42,15 +41,15 @@ class RoundedNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(*, width) → (*, width)."""
-        y: Tensor = self.norm(x)  # of what is in 16 bits already, counted in 32 all the same
+        y: Tensor = self.norm(x)  # its statistics are in float32 even for input in 16 bits
         return y.to(self.dtype)
 
 
 def optimize_block(block: TrunkBlock, packs: bool, dtype: torch.dtype = torch.float32) -> None:
-    """Fuse what a block of the folding trunk can fuse, and pack it if `packs`.
+    """Fuse layers of a block of the folding trunk, and pack them if `packs`.
 
-    dtype: of the updates of z: their linear layers and the products of triangles. z itself, norms,
-    biases, scores and softmax stay as they are, and so does what updates s.
+    dtype: that of the updates of z: their linear layers and the triangle products. z itself, norms,
+    biases, scores, softmax and the updates of s keep theirs.
     """
     for part in [*block.modules()]:
         if isinstance(part, TriangleMultiplication):
@@ -66,31 +65,31 @@ def optimize_block(block: TrunkBlock, packs: bool, dtype: torch.dtype = torch.fl
         return
     for part in [*block.modules()]:
         for name, activation in PACKED.get(type(part), {}).items():
-            pack(part, name, activation)
+            pack_linear(part, name, activation)
         if isinstance(part, ResidueMLP):
-            pack(part.mlp, "1", "relu")
+            pack_linear(part.mlp, "1", "relu")
             part.mlp[2] = nn.Identity()
-            pack(part.mlp, "3")
+            pack_linear(part.mlp, "3")
 
 
 def narrow(block: TrunkBlock, dtype: torch.dtype) -> None:
-    """Let the updates of z be computed in 16 bits."""
+    """Compute the updates of z in `dtype`, of 16 bits."""
     for part in [*block.modules()]:
         for name in NORMS.get(type(part), ()):
             setattr(part, name, RoundedNorm(getattr(part, name), dtype))
         for name in PACKED.get(type(part), {}):
             if not isinstance(part, SequenceAttention):
-                converted(getattr(part, name), dtype)
+                convert_weights(getattr(part, name), dtype)
         if isinstance(part, TriangleMultiplication):
             part.precision = dtype
     mlp = block.mlp_pair.mlp
     mlp[0] = RoundedNorm(mlp[0], dtype)
     for layer in (mlp[1], mlp[3]):
-        converted(layer, dtype)
+        convert_weights(layer, dtype)
 
 
-def converted(layer: nn.Module, dtype: torch.dtype) -> None:
-    """Have a layer's weights, which are nobody else's now, in another precision."""
+def convert_weights(layer: nn.Module, dtype: torch.dtype) -> None:
+    """Convert the weights of a layer, which are not shared, to another dtype."""
     for name, weight in layer._parameters.items():
         if weight is not None:
             setattr(layer, name, frozen(weight.to(dtype)))

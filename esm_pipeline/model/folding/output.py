@@ -1,4 +1,4 @@
-"""What folding returns. Peer: transformers `EsmForProteinFoldingOutput`; its fields come first."""
+"""Output of folding. Peer: transformers `EsmForProteinFoldingOutput`, whose fields come first."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ PER_PAIR = (
     *("s_z", "distogram_logits", "ptm_logits", "aligned_confidence_probs"),
     "predicted_aligned_error",
 )
-"""Fields by their dimensions: (n, B, R, …), (B, R, …) and (B, R, R, …)."""
+"""Fields by their first dimensions: (n, B, R, …), (B, R, …) and (B, R, R, …)."""
 
 
 @dataclass
@@ -38,7 +38,7 @@ class EsmForProteinFoldingOutput(ModelOutput):
     to 100. ptm_logits (B, R, R, 64), ptm (B,), aligned_confidence_probs (B, R, R, 64),
     predicted_aligned_error (B, R, R) in Å, max_predicted_aligned_error ().
 
-    Beyond the reference: mean_plddt (B,), of alpha carbons; iptm (B,) and interchain_error (B,) in
+    Not in the reference: mean_plddt (B,) of alpha carbons; iptm (B,) and interchain_error (B,) in
     Å, nan for single chains; chain_index (B, R), from 0; attention_mask (B, R), 1 for residues.
     """
 
@@ -72,25 +72,27 @@ class EsmForProteinFoldingOutput(ModelOutput):
     attention_mask: Tensor | None = None
 
     def select(self, kept: Tensor, present: Tensor) -> EsmForProteinFoldingOutput:
-        """The residues numbered by `kept` (B, R') alone, zeros where `present` (B, R') is not."""
+        """Only the residues `kept` (B, R'), with zeros where `present` (B, R') is false."""
         changed: dict[str, Tensor] = {}
         for field in fields(self):
             value = getattr(self, field.name)
             if value is None:
                 continue
             if field.name in PER_BLOCK:
-                changed[field.name] = picked(value.transpose(0, 1), 0, kept, present).transpose(
-                    0, 1
-                )
+                changed[field.name] = select_residues(
+                    value.transpose(0, 1), 0, kept, present
+                ).transpose(0, 1)
             elif field.name in PER_RESIDUE:
-                changed[field.name] = picked(value, 1, kept, present)
+                changed[field.name] = select_residues(value, 1, kept, present)
             elif field.name in PER_PAIR:
-                rows = picked(value, 1, kept, present)
-                changed[field.name] = picked(rows.transpose(1, 2), 1, kept, present).transpose(1, 2)
+                rows = select_residues(value, 1, kept, present)
+                changed[field.name] = select_residues(
+                    rows.transpose(1, 2), 1, kept, present
+                ).transpose(1, 2)
         return replace(self, **changed)
 
 
-def picked(value: Tensor, dimension: int, kept: Tensor, present: Tensor) -> Tensor:
+def select_residues(value: Tensor, dimension: int, kept: Tensor, present: Tensor) -> Tensor:
     """(B, R, …) → (B, R', …); with `dimension` 0, (B, n, R, …) → (B, n, R', …)."""
     if dimension == 0:
         parts = [one[:, places] for one, places in zip(value, kept, strict=True)]

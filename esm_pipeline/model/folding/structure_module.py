@@ -1,14 +1,15 @@
 """From the trunk's representations to a structure: invariant point attention and frame updates.
 
 Algorithms 20, 22 and 23 (Jumper et al. 2021). Peer: transformers modeling_esmfold.py
-`EsmFoldStructureModule`, whose names of parameters these are, so that state dicts interchange.
+`EsmFoldStructureModule`, with the same names of parameters, so that state dicts are
+interchangeable.
 
-Here S and Z are the widths of single and pair representation, H the heads of invariant point
-attention, P its points. The peer expands the squared distances of all points, (R, R, H, P, 3), and
-does so again for the values: 144 and 288 numbers a pair with the published config. Here
-|q − k|² becomes |q|² + |k|² − 2 q·k, of which the first does not change a softmax over k, and the
-last joins the product of queries and keys. What is held for each pair of residues is its bias, its
-scores and its weights, 3 H numbers in all (36 as published), beside the normed pair (Z).
+Here H are the heads of invariant point attention and P its points. The peer expands the squared
+distances of all points, (R, R, H, P, 3), and the values in the same way: 144 and 288 numbers for
+each pair of residues with the published config. Here |q − k|² = |q|² + |k|² − 2 q·k: the first term
+does not change a softmax over k, and the last one joins the product of queries and keys. For each
+pair only its bias, scores and weights are held, 3 H numbers in all (36 as published), in addition
+to the normed pair representation (Z).
 """
 
 from __future__ import annotations
@@ -23,15 +24,15 @@ from torch import Tensor, nn
 
 from esm_pipeline.model.folding.config import StructureModuleConfig
 from esm_pipeline.model.folding.linear import FINAL, RELU, Linear
-from esm_pipeline.model.folding.rigid import Frames, from_quaternions, turned
+from esm_pipeline.model.folding.rigid import Frames, from_quaternions, rotate_quaternions
 from esm_pipeline.model.folding.torsions import AngleResnet, atom14_positions, group_frames
 
 SOFTPLUS_OF_ONE = math.log(math.e - 1)
-"""What softplus takes to 1."""
+"""Its softplus is 1."""
 
 
 class InvariantPointAttention(nn.Module):
-    """Attention by queries and keys, by the pair representation, and by points in space."""
+    """Attention by queries and keys, the pair representation, and distances of points in space."""
 
     def __init__(self, config: StructureModuleConfig) -> None:
         super().__init__()
@@ -50,9 +51,9 @@ class InvariantPointAttention(nn.Module):
         nn.init.constant_(self.head_weights, SOFTPLUS_OF_ONE)
 
     def bias(self, z: Tensor, mask: Tensor) -> Tensor:
-        """(B, H, R, R) what the pair z (B, R, R, Z) and the mask (B, R) add to the scores.
+        """(B, H, R, R): what z (B, R, R, Z) and the mask (B, R) add to the scores.
 
-        It depends on neither frames nor single representation, so that all blocks share it.
+        All blocks share it, as it depends neither on frames nor on the single representation.
         """
         pair: Tensor = self.linear_b(z).permute(0, 3, 1, 2) * math.sqrt(1 / 3)
         hidden = mask.unsqueeze(-1) * mask.unsqueeze(-2) - 1  # (B, R, R), -1 where one is hidden
@@ -60,9 +61,9 @@ class InvariantPointAttention(nn.Module):
 
     def forward(self, s: Tensor, z: Tensor, bias: Tensor, frames: Frames) -> Tensor:
         """s (B, R, S), normed z (B, R, R, Z), `bias` and frames (B, R) → update (B, R, S)."""
-        # only distances matter, and squares of coordinates round least about their middle
-        middle = frames.translation.mean(1, keepdim=True)
-        frames = Frames(frames.rotation, frames.translation - middle)
+        # only distances matter; squares of centred coordinates have the smallest rounding errors
+        centre = frames.translation.mean(1, keepdim=True)
+        frames = Frames(frames.rotation, frames.translation - centre)
         query, key, value = self.queries_keys_values(s, frames)
         scores = torch.baddbmm(
             bias.flatten(0, 1), query.flatten(0, 1), key.flatten(0, 1).transpose(1, 2)
@@ -80,16 +81,16 @@ class InvariantPointAttention(nn.Module):
         return update
 
     def queries_keys_values(self, s: Tensor, frames: Frames) -> tuple[Tensor, Tensor, Tensor]:
-        """(B, H, R, ·) such that query · key is the score but for `bias` and what no softmax sees.
+        """(B, H, R, ·) each; query · key is the score, up to `bias` and a constant for each query.
 
-        Numbers and points lie side by side; a last column has 1 in the query and in the key
-        what its points are away from the origin.
+        Numbers and points are concatenated; the last column is 1 in the query and, in the key, the
+        squared distances of its points from the origin, scaled.
         """
         q = self.linear_q(s).unflatten(-1, (self.heads, -1))
         kv = self.linear_kv(s).unflatten(-1, (self.heads, -1))
         k, v = kv.chunk(2, dim=-1)  # (B, R, H, K)
-        q_points = self.place(self.linear_q_points(s), frames)
-        kv_points = self.place(self.linear_kv_points(s), frames)
+        q_points = self.to_global(self.linear_q_points(s), frames)
+        kv_points = self.to_global(self.linear_kv_points(s), frames)
         k_points, v_points = kv_points.split([self.qk_points, self.v_points], dim=-2)
         # softplus(weight) · w_C · w_L of the supplement
         scale = F.softplus(self.head_weights) * math.sqrt(2 / (27 * self.qk_points))
@@ -103,14 +104,14 @@ class InvariantPointAttention(nn.Module):
             torch.cat([v, v_points.flatten(-2)], dim=-1).transpose(1, 2),
         )
 
-    def place(self, flat: Tensor, frames: Frames) -> Tensor:
-        """(B, R, 3 H P), all x, then y, then z, inside the frames → (B, R, H, P, 3) outside."""
-        inside = flat.unflatten(-1, (3, self.heads, -1)).movedim(2, -1)
-        return frames[..., None, None].apply(inside)
+    def to_global(self, flat: Tensor, frames: Frames) -> Tensor:
+        """Local points (B, R, 3 H P), all x, then y, then z → global points (B, R, H, P, 3)."""
+        local = flat.unflatten(-1, (3, self.heads, -1)).movedim(2, -1)
+        return frames[..., None, None].apply(local)
 
 
 class TransitionLayer(nn.Module):
-    """Three layers around a residual."""
+    """Three layers with a residual connection."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -145,14 +146,14 @@ class Transition(nn.Module):
 
 
 class BackboneUpdate(nn.Module):
-    """How each frame turns and moves. Algorithm 23."""
+    """Rotation and translation of each frame. Algorithm 23."""
 
     def __init__(self, config: StructureModuleConfig) -> None:
         super().__init__()
         self.linear = Linear(config.sequence_dim, 6, FINAL)
 
     def forward(self, s: Tensor) -> tuple[Tensor, Tensor]:
-        """(*, S) → turn (*, 3), imaginary part of a quaternion, and shift (*, 3), in the frame."""
+        """(*, S) → imaginary part of a quaternion (*, 3), and local shift (*, 3)."""
         turn, shift = self.linear(s).chunk(2, dim=-1)
         return turn, shift
 
@@ -160,9 +161,9 @@ class BackboneUpdate(nn.Module):
 class StructureModule(nn.Module):
     """From single and pair representation to the positions of all heavy atoms. Algorithm 20.
 
-    The blocks share their weights. Frames, and whatever meets them, are in float32 at least: in 16
-    bits, atoms would be off by tenths of an Å. Autocast has no say within, and inputs are taken to
-    the precision of the weights.
+    The blocks share their weights. Frames and everything computed from them are in float32 or
+    higher: in 16 bits, atoms would be off by tenths of an Å. Autocast is switched off, and inputs
+    are cast to the dtype of the weights.
     """
 
     def __init__(self, config: StructureModuleConfig) -> None:
@@ -189,9 +190,9 @@ class StructureModule(nn.Module):
         """The structure after each of the n blocks.
 
         evoformer_output_dict: `single` (B, R, S) and `pair` (B, R, R, Z). aatype: (B, R), 0–20.
-        mask: (B, R), 1 for residues, 0 for padding. overwrite: `pair` is not needed afterwards, and
-        is normed in place; not for gradients. Returns the reference's fields: `frames`
-        (n, B, R, 7), quaternions, and alpha carbons in Å; `sidechain_frames` (n, B, R, 8, 4, 4);
+        mask: (B, R), 1 for residues, 0 for padding. overwrite: norm `pair` in place, as it is not
+        needed afterwards; not with gradients. Returns the fields of the reference: `frames`
+        (n, B, R, 7), quaternions and alpha carbons in Å; `sidechain_frames` (n, B, R, 8, 4, 4);
         `unnormalized_angles` and `angles` (n, B, R, 7, 2), sines and cosines of ω, φ, ψ, χ1–χ4;
         `positions` (n, B, R, 14, 3) in Å, zeros where there is no atom; `states` (n, B, R, S);
         and `single` (B, R, S), the last of the states.
@@ -205,7 +206,7 @@ class StructureModule(nn.Module):
             return self.structure(single, normed, aatype, mask)
 
     def normed_in_place(self, pair: Tensor) -> Tensor:
-        """(B, R, R, Z), which is overwritten, a row at a time."""
+        """Norm (B, R, R, Z) in place, one row at a time."""
         for row in pair.unbind(1):
             row.copy_(self.layer_norm_z(row))
         return pair
@@ -213,7 +214,7 @@ class StructureModule(nn.Module):
     def structure(
         self, single: Tensor, pair: Tensor, aatype: Tensor, mask: Tensor
     ) -> dict[str, Tensor]:
-        """As `forward`, of a pair representation that is normed."""
+        """As `forward`, with a normed pair representation."""
         initial = self.layer_norm_s(single)
         states, quaternions, translations = self.blocks(initial, pair, mask)
         places = translations * self.config.trans_scale_factor  # Å
@@ -234,7 +235,7 @@ class StructureModule(nn.Module):
         """States (n, B, R, S), quaternions (n, B, R, 4) and translations (n, B, R, 3) of n blocks.
 
         initial (B, R, S) and z (B, R, R, Z) are normed. Translations are in units of
-        `trans_scale_factor` Å. Frames begin in the origin, unturned.
+        `trans_scale_factor` Å. Frames start at the origin, not rotated.
         """
         s = self.linear_in(initial)
         bias = self.ipa.bias(z, mask.to(torch.promote_types(s.dtype, torch.float32)))
@@ -243,12 +244,12 @@ class StructureModule(nn.Module):
         quaternion[..., 0] = 1
         states, quaternions, translations = [], [], []
         for _ in range(self.config.num_blocks):
-            # no gradient through turns of earlier blocks
+            # no gradients through rotations of earlier blocks
             frames = from_quaternions(quaternion.detach(), translation)
             s = s + self.ipa(s, z, bias, frames)
             s = self.transition(self.layer_norm_ipa(self.ipa_dropout(s)))
             turn, shift = self.bb_update(s)
-            quaternion = turned(quaternion.detach(), turn)
+            quaternion = rotate_quaternions(quaternion.detach(), turn)
             translation = frames.apply(shift)
             states.append(s)
             quaternions.append(quaternion)
@@ -257,6 +258,6 @@ class StructureModule(nn.Module):
 
 
 def full_precision(device: str) -> AbstractContextManager[object]:
-    """Within, no autocast: it would take the products of points to 16 bits."""
+    """Within, autocast is off: it would compute products of points in 16 bits."""
     available = torch.amp.is_autocast_available(device)
     return torch.autocast(device, enabled=False) if available else nullcontext()

@@ -1,6 +1,6 @@
-"""What folding returns as structures, one for each sequence, and as the text of PDB files.
+"""Output of folding → structures, one for each sequence, and the text of PDB files.
 
-The one module of the model that knows a file format: the reference's class writes PDB text itself.
+The only module of the model that knows a file format: in the reference, the class writes PDB text.
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ from torch import Tensor
 from esm_pipeline.model.folding.output import EsmForProteinFoldingOutput
 from esm_pipeline.structure import residues
 from esm_pipeline.structure.pae import to_steps
-from esm_pipeline.structure.structure import MEANINGLESS, RANDOM, Structure, pdb_text
+from esm_pipeline.structure.pdb import pdb_text
+from esm_pipeline.structure.structure import MEANINGLESS, RANDOM, Structure
 
 __all__ = ["RANDOM", "pdb_texts", "structures_of"]
 
@@ -31,42 +32,43 @@ FIELDS = {
     "mask": "attention_mask",
     "atoms": "atom37_atom_exists",
 }
-"""What is taken of the model's output."""
+"""The fields of the model's output that a structure needs."""
 
 
 def structures_of(output: EsmForProteinFoldingOutput | Mapping[str, Tensor]) -> Iterator[Structure]:
-    """The structure of each sequence of a batch, padding left out.
+    """The structure of each sequence of a batch, without padding.
 
-    So are residues whose atoms a script has taken out of `atom37_atom_exists`, a linker of its own.
+    Residues whose atoms a script has removed from `atom37_atom_exists`, such as its own linker, are
+    left out too.
     """
-    arrays = {name: in_memory(output[field]) for name, field in FIELDS.items()}
-    arrays["positions"] = arrays["positions"][-1]  # of the last block
-    taken = residues.ATOM14_MASK[arrays["aatype"]].any(-1) & ~arrays.pop("atoms").any(-1)
-    for place, shown in enumerate(arrays.pop("mask").astype(bool) & ~taken):
+    arrays = {name: to_array(output[field]) for name, field in FIELDS.items()}
+    arrays["positions"] = arrays["positions"][-1]  # after the last block
+    removed = residues.ATOM14_MASK[arrays["aatype"]].any(-1) & ~arrays.pop("atoms").any(-1)
+    for place, kept in enumerate(arrays.pop("mask").astype(bool) & ~removed):
         one = {name: value[place] for name, value in arrays.items()}
-        one["error"] = one["error"][shown][:, shown]
-        one |= {name: one[name][shown] for name in ("aatype", "chains", "positions", "plddt")}
-        yield predicted(one)
+        one["error"] = one["error"][kept][:, kept]
+        one |= {name: one[name][kept] for name in ("aatype", "chains", "positions", "plddt")}
+        yield build_structure(one)
 
 
-def in_memory(values: Tensor) -> NDArray[Any]:
-    """`values` as an array; floats in float32."""
+def to_array(values: Tensor) -> NDArray[Any]:
+    """A tensor as an array; floats in float32."""
     values = values.detach()
     array: NDArray[Any] = (values.float() if values.is_floating_point() else values).cpu().numpy()
     return array
 
 
-def predicted(one: dict[str, NDArray[Any]]) -> Structure:
-    """A structure of what the output says of one sequence, by the names of `FIELDS`."""
+def build_structure(one: dict[str, NDArray[Any]]) -> Structure:
+    """A structure from the output for one sequence, under the names of `FIELDS`."""
     aatype = one["aatype"].astype(np.int64)
-    there = residues.ATOM14_MASK[aatype]
+    has_atom = residues.ATOM14_MASK[aatype]
     by_atom = np.take_along_axis(one["plddt"], residues.ATOM14_TO_ATOM37[aatype], axis=1)
     iptm = float(one["iptm"])
     return Structure(
         aatype=aatype,
         chains=one["chains"].astype(np.int64),
-        positions=np.where(there[..., None], one["positions"], 0).astype(np.float32),
-        plddt=np.where(there, by_atom, 0).astype(np.float32),
+        positions=np.where(has_atom[..., None], one["positions"], 0).astype(np.float32),
+        plddt=np.where(has_atom, by_atom, 0).astype(np.float32),
         pae=to_steps(one["error"]),
         mean_plddt=float(one["mean_plddt"]),
         ptm=float(one["ptm"]),
@@ -77,9 +79,9 @@ def predicted(one: dict[str, NDArray[Any]]) -> Structure:
 def pdb_texts(
     output: EsmForProteinFoldingOutput | Mapping[str, Tensor], *, random: bool = False
 ) -> list[str]:
-    """The PDB file of each sequence of a batch; `random` weights are told in it.
+    """The PDB file of each sequence of a batch; a remark says if weights are `random`.
 
-    Raises InputError for a structure without atoms, or one that does not fit into such a file.
+    Raises InputError for a structure without atoms, or one that does not fit into a PDB file.
     """
     remark = {"": MEANINGLESS} if random else {}
     return [

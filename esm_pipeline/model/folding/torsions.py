@@ -1,7 +1,7 @@
 """From torsion angles to atoms: angles → frames of the rigid groups → positions.
 
 Peers: transformers openfold_utils/feats.py, data_transforms.py; modeling_esmfold.py
-`EsmFoldAngleResnet`. A few small tensors for each residue: memory is never a question here.
+`EsmFoldAngleResnet`. Only small tensors for each residue: their memory does not matter.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from torch import Tensor, nn
 
 from esm_pipeline.model.folding.config import StructureModuleConfig
 from esm_pipeline.model.folding.linear import FINAL, RELU, Linear
-from esm_pipeline.model.folding.rigid import Frames, stack
+from esm_pipeline.model.folding.rigid import Frames, stack_frames
 from esm_pipeline.structure import residues
 
 
 @dataclass(frozen=True)
-class Tables:
-    """The tables of `residues` as tensors; the first dimension is the residue's number."""
+class ResidueTables:
+    """Tables of the `residues` module as tensors; the first dimension is the residue number."""
 
     default_frames: Tensor  # (21, 8, 4, 4)
     group: Tensor  # (21, 14)
@@ -35,13 +35,13 @@ class Tables:
 
 
 @cache
-def tables(device: torch.device, dtype: torch.dtype) -> Tables:
-    """The tables where and as they are needed; not weights, so no module holds them."""
+def residue_tables(device: torch.device, dtype: torch.dtype) -> ResidueTables:
+    """The tables on a device and in a dtype; no module holds them, as they are not weights."""
 
     def tensor(table: NDArray[Any], kind: torch.dtype) -> Tensor:
         return torch.tensor(table, dtype=kind, device=device)
 
-    return Tables(
+    return ResidueTables(
         tensor(residues.DEFAULT_FRAMES, dtype),
         tensor(residues.ATOM14_GROUP, torch.int64),
         tensor(residues.ATOM14_POSITION, dtype),
@@ -53,7 +53,7 @@ def tables(device: torch.device, dtype: torch.dtype) -> Tables:
 
 
 class AngleResnetBlock(nn.Module):
-    """Two layers around a residual."""
+    """Two layers with a residual connection."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -80,7 +80,7 @@ class AngleResnet(nn.Module):
         self.linear_out = Linear(config.resnet_dim, config.num_angles * 2)
 
     def forward(self, s: Tensor, initial: Tensor) -> tuple[Tensor, Tensor]:
-        """(*, S) now and at the start → (*, 7, 2) sines and cosines, as they come and at length 1.
+        """Current and initial s (*, S) → sines and cosines (*, 7, 2), raw and at length 1.
 
         In the order ω, φ, ψ, χ1–χ4.
         """
@@ -98,25 +98,25 @@ def group_frames(backbone: Frames, angles: Tensor, aatype: Tensor) -> Frames:
 
     backbone: (*, R). angles: (*, R, 7, 2) sines and cosines. aatype: (…, R), broadcast.
     """
-    default = tables(angles.device, backbone.rotation.dtype).default_frames[aatype]
+    default = residue_tables(angles.device, backbone.rotation.dtype).default_frames[aatype]
     backbone_angle = angles.new_tensor([0.0, 1.0]).expand_as(angles[..., :1, :])
     sine, cosine = torch.cat([backbone_angle, angles], dim=-2).unsqueeze(-2).unbind(-1)
     x, y, z = default[..., :3, :3].unbind(-1)  # (…, R, 8, 3) each
     columns = [x.expand_as(y * sine), y * cosine + z * sine, z * cosine - y * sine]
     origin = default[..., :3, 3].expand_as(columns[0])
-    local = Frames(torch.stack(columns, dim=-1), origin)  # each in the frame before it
+    local = Frames(torch.stack(columns, dim=-1), origin)  # each relative to the frame before it
     groups = [local[..., group] for group in range(5)]
-    for chi in (5, 6, 7):  # each χ's frame stands in the one before
+    for chi in (5, 6, 7):  # the frame of each χ is relative to the one before
         groups.append(groups[-1].compose(local[..., chi]))
-    return backbone[..., None].compose(stack(groups))
+    return backbone[..., None].compose(stack_frames(groups))
 
 
 def atom14_positions(groups: Frames, aatype: Tensor) -> Tensor:
-    """(*, R, 14, 3) positions of the atoms, zeros where a residue has none. Algorithm 24.
+    """Positions (*, R, 14, 3) of the atoms in Å, zeros where there is no atom. Algorithm 24.
 
     groups: (*, R, 8), from `group_frames`. aatype: (…, R), broadcast.
     """
-    table = tables(groups.translation.device, groups.translation.dtype)
+    table = residue_tables(groups.translation.device, groups.translation.dtype)
     of_atom = table.group[aatype].unsqueeze(-1)  # (…, R, 14, 1)
     of_atom = of_atom.expand(*groups.translation.shape[:-2], 14, 1)
     frames = Frames(
@@ -126,29 +126,18 @@ def atom14_positions(groups: Frames, aatype: Tensor) -> Tensor:
     return frames.apply(table.position[aatype]) * table.atom14_mask[aatype].unsqueeze(-1)
 
 
-def atom14_to_atom37(atom14: Tensor, aatype: Tensor) -> Tensor:
-    """Positions (*, R, 14, 3) → (*, R, 37, 3), zeros where a residue has no such atom.
-
-    aatype: (…, R), broadcast.
-    """
-    table = tables(atom14.device, atom14.dtype)
-    place = table.atom37_to_atom14[aatype].unsqueeze(-1)  # (…, R, 37, 1)
-    place = place.expand(*atom14.shape[:-2], 37, 1)
-    return atom14.take_along_dim(place, dim=-2) * table.atom37_mask[aatype].unsqueeze(-1)
-
-
 def atom_maps(aatype: Tensor, mask: Tensor) -> dict[str, Tensor]:
-    """Which atoms the residues have, and where: the reference's fields of its output.
+    """Which atoms the residues have, and at which places: fields of the reference's output.
 
     aatype, mask: (B, R); mask is 1 for residues and 0 for padding, whose atoms do not exist.
     `atom14_atom_exists` (B, R, 14) and `atom37_atom_exists` (B, R, 37) are float32;
     `residx_atom14_to_atom37` and `residx_atom37_to_atom14` are places, 0 where there is no atom.
     """
-    table = tables(aatype.device, torch.float32)
-    shown = mask.to(torch.float32).unsqueeze(-1)
+    table = residue_tables(aatype.device, torch.float32)
+    present = mask.to(torch.float32).unsqueeze(-1)
     return {
-        "atom14_atom_exists": table.atom14_mask[aatype] * shown,
+        "atom14_atom_exists": table.atom14_mask[aatype] * present,
         "residx_atom14_to_atom37": table.atom14_to_atom37[aatype],
         "residx_atom37_to_atom14": table.atom37_to_atom14[aatype],
-        "atom37_atom_exists": table.atom37_mask[aatype] * shown,
+        "atom37_atom_exists": table.atom37_mask[aatype] * present,
     }

@@ -3,9 +3,9 @@
 Algorithms 11 to 14 (Jumper et al. 2021). Peer: transformers modeling_esmfold.py, whose names of
 parameters these are.
 
-Without gradients z is changed in place, some rows at a time: what exists beside it is, in the
-product, two more of its size (the projections; the product takes the place of the first), and in
-attention the bias, H numbers for each pair. With gradients every step is a new tensor.
+Without gradients z is changed in place, a few rows at a time. In addition to z, the product needs
+two tensors of its size (the projections; the product overwrites the first), and attention needs the
+bias, H numbers for each pair. With gradients every step is a new tensor.
 """
 
 from __future__ import annotations
@@ -18,19 +18,19 @@ from torch import Tensor, nn
 
 from esm_pipeline.model.folding.config import TrunkConfig
 from esm_pipeline.model.folding.linear import FINAL, Gate, Linear
-from esm_pipeline.model.inference.linears import weight_and_bias
+from esm_pipeline.model.linears import weight_and_bias
 
 PRODUCTS = 2**17
 PRODUCTS_ELSEWHERE = 2**20
-"""Numbers of products of triangles, which are made some channels at a time, at once: half a MiB in
-float32 for each thread of a CPU, which its cache holds; 4 MiB elsewhere."""
+"""Elements of triangle products computed at a time, a few channels each: half a MiB in float32 for
+each thread of a CPU, which fits into its cache; 4 MiB on other devices."""
 
 OFFSET = 16
-"""Numbers between the channels of a projection: matrices that lie a power of two apart would share
-few places in the processor's caches (5 times slower to read across at R = 256)."""
+"""Unused numbers between the channels of a projection: matrices at distances of a power of two
+would compete for the same cache lines (5 times slower to read by columns at R = 256)."""
 
 HIDDEN = -1e9
-"""What is added to the score of a pair that is not there."""
+"""Added to the scores of padding."""
 
 
 def add_rows(
@@ -39,9 +39,9 @@ def add_rows(
     rows: int,
     dropped: Callable[[Tensor], Tensor] | None = None,
 ) -> Tensor:
-    """z (B, R, R, Z) with `update` of each row added, `rows` at a time and in place if it may be.
+    """z (B, R, R, Z) plus `update` of its rows, `rows` at a time and in place without gradients.
 
-    dropped: what happens to the update in training; with it, `rows` has to be all of them.
+    dropped: applied to the update in training; `rows` then has to be all rows.
     """
     if torch.is_grad_enabled():
         whole = update(z)
@@ -53,18 +53,18 @@ def add_rows(
 
 
 class TriangleMultiplication(nn.Module):
-    """For each pair, the products of the edges that close a triangle with it, summed.
+    """For each pair, the sum of products of the two edges that form a triangle with it.
 
     Outgoing: Σ over k of a[i, k] · b[j, k]. Incoming: Σ over k of a[k, i] · b[k, j].
-    `fused_p` and `fused_g` compute a and b side by side; `optimize_for_inference` puts them in
-    place of the layers that do one each.
+    `fused_p` and `fused_g` compute a and b together; `optimize_for_inference` replaces the separate
+    layers by them.
     """
 
     def __init__(self, config: TrunkConfig, *, outgoing: bool) -> None:
         super().__init__()
         width = config.pairwise_state_dim
         self.outgoing = outgoing
-        self.precision: torch.dtype | None = None  # of products; None for that of z
+        self.precision: torch.dtype | None = None  # of the products; None: that of z
         self.linear_a_p = Linear(width, width)
         self.linear_a_g = Gate(width, width)
         self.linear_b_p = Linear(width, width)
@@ -82,28 +82,28 @@ class TriangleMultiplication(nn.Module):
         mask: Tensor | None,
         rows: int,
         dropped: Callable[[Tensor], Tensor] | None = None,
-        room: Tensor | None = None,
+        buffer: Tensor | None = None,
     ) -> Tensor:
-        """z (B, R, R, Z) and the mask (B, R) of its residues, None for all → z, updated.
+        """z (B, R, R, Z) and mask (B, R), None without padding → z, updated.
 
-        room: of 2 * Z channels, as `working_room` makes it.
+        buffer: from `working_buffer`, with 2 * Z channels.
         """
         pairs = None if mask is None else pair_mask(mask)
-        product = self.product(z, pairs, rows, room)
+        product = self.product(z, pairs, rows, buffer)
         start = 0
 
         def update(some: Tensor) -> Tensor:
             nonlocal start
             rows_of_product = channels_last(product[:, :, start : start + some.shape[1]])
             start += some.shape[1]
-            opened = self.linear_g(self.layer_norm_in(some))
-            added: Tensor = self.linear_z(self.layer_norm_out(rows_of_product)).mul_(opened)
+            gates = self.linear_g(self.layer_norm_in(some))
+            added: Tensor = self.linear_z(self.layer_norm_out(rows_of_product)).mul_(gates)
             return added
 
         return add_rows(z, update, rows, dropped)
 
     def product(
-        self, z: Tensor, pairs: Tensor | None, rows: int, room: Tensor | None = None
+        self, z: Tensor, pairs: Tensor | None, rows: int, buffer: Tensor | None = None
     ) -> Tensor:
         """(B, Z, R, R), channels first."""
         if torch.is_grad_enabled():
@@ -112,30 +112,30 @@ class TriangleMultiplication(nn.Module):
             whole: Tensor = left @ right
             return whole
         length, width = z.shape[1], z.shape[-1]
-        if room is None:
-            room = working_room(z, 2 * width, self.precision)
-        room = room[:, : 2 * width]
+        if buffer is None:
+            buffer = working_buffer(z, 2 * width, self.precision)
+        buffer = buffer[:, : 2 * width]
         for start in range(0, length, rows):
             part = slice(start, start + rows)
             edges = self.edges(z[:, part], None if pairs is None else pairs[:, part])
-            for own, some in zip(room[:, :, part], edges, strict=True):
-                own.flatten(1).copy_(some.flatten(0, 1).T)  # quicker in two dimensions
+            for own, some in zip(buffer[:, :, part], edges, strict=True):
+                own.flatten(1).copy_(some.flatten(0, 1).T)  # faster in two dimensions
         channels = max(1, products_at_once(z.device) // length**2)
-        for own in room:
+        for own in buffer:
             a, b = own.chunk(2)
             for place, left, right in zip(
                 *(x.split(channels) for x in (a, *self.factors(a, b))), strict=True
             ):
-                place.copy_(left @ right)  # of a projection that is not needed any more
-        product: Tensor = room[:, :width]
+                place.copy_(left @ right)  # overwrite a projection that is no longer needed
+        product: Tensor = buffer[:, :width]
         return product
 
     def factors(self, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
-        """Of a and b (B, Z, R, R), what is multiplied as matrices."""
+        """a and b (B, Z, R, R) → the two matrices to multiply."""
         return (a, b.transpose(-1, -2)) if self.outgoing else (a.transpose(-1, -2), b)
 
     def edges(self, z: Tensor, pairs: Tensor | None) -> Tensor:
-        """Rows of z (B, rows, R, Z) → a and b side by side, (B, rows, R, 2 * Z)."""
+        """Rows of z (B, rows, R, Z) → a and b concatenated, (B, rows, R, 2 * Z)."""
         normed = self.layer_norm_in(z)
         if self.fused_p is not None and self.fused_g is not None:
             edges: Tensor = self.fused_p(normed).mul_(self.fused_g(normed))
@@ -147,18 +147,18 @@ class TriangleMultiplication(nn.Module):
 
 
 def products_at_once(device: torch.device) -> int:
-    """Numbers of products that are made at once: on a CPU, what its caches hold."""
+    """Elements of products to compute at a time: on a CPU, as many as fit into its caches."""
     return torch.get_num_threads() * PRODUCTS if device.type == "cpu" else PRODUCTS_ELSEWHERE
 
 
-def working_room(z: Tensor, channels: int, dtype: torch.dtype | None = None) -> Tensor:
-    """Room for what is made of z (B, R, R, Z), channels first: (B, channels, R, R).
+def working_buffer(z: Tensor, channels: int, dtype: torch.dtype | None = None) -> Tensor:
+    """Memory for intermediate results of z (B, R, R, Z), channels first: (B, channels, R, R).
 
     dtype: None for that of z.
     """
     batch, length = z.shape[:2]
-    room = z.new_empty(batch, channels, length**2 + OFFSET, dtype=dtype)
-    first: Tensor = room[..., : length**2].unflatten(-1, (length, length))
+    buffer = z.new_empty(batch, channels, length**2 + OFFSET, dtype=dtype)
+    first: Tensor = buffer[..., : length**2].unflatten(-1, (length, length))
     return first
 
 
@@ -168,7 +168,7 @@ def channels_last(x: Tensor) -> Tensor:
         return x.permute(0, 2, 3, 1)
     last = x.new_empty(len(x), *x.shape[2:], x.shape[1])
     for own, some in zip(last, x, strict=True):
-        # copied as it lies, then turned round in the cache: quicker, above all in two dimensions
+        # copied in its own order, then transposed in the cache: faster, above all in two dimensions
         own.flatten(0, 1).copy_(some.flatten(1).contiguous().T)
     return last
 
@@ -178,19 +178,19 @@ def bias_of(
     norm: Callable[[Tensor], Tensor],
     weight: Tensor,
     rows: int,
-    room: Tensor | None = None,
+    buffer: Tensor | None = None,
 ) -> Tensor:
-    """A norm of z (B, R, R, Z) by weights (H, Z) → a bias (B, H, R, R).
+    """The norm of z (B, R, R, Z) times weights (H, Z) → a bias (B, H, R, R).
 
-    It is in the precision of the weights; in the room, if one as precise is given.
+    The bias has the dtype of the weights; it is written to the buffer if that has the same dtype.
     """
     if torch.is_grad_enabled():
         biases: Tensor = (weight @ norm(z).transpose(-1, -2)).transpose(1, 2)
         return biases
     heads = len(weight)
-    if room is None or room.dtype != weight.dtype:
-        room = working_room(z, heads, weight.dtype)
-    bias = room[:, :heads]
+    if buffer is None or buffer.dtype != weight.dtype:
+        buffer = working_buffer(z, heads, weight.dtype)
+    bias = buffer[:, :heads]
     for start in range(0, z.shape[1], rows):
         part = slice(start, start + rows)
         normed = norm(z[:, part]).to(weight.dtype).flatten(1, 2)
@@ -199,10 +199,10 @@ def bias_of(
 
 
 class GatedAttention(nn.Module):
-    """Attention within each row, with a bias shared by all rows, and gates on what it gives.
+    """Attention within each row, with a bias shared by all rows, and gates on its output.
 
-    `fused` computes queries, keys and values at once; `optimize_for_inference` puts it in place of
-    the three.
+    `fused` computes queries, keys and values in one product; `optimize_for_inference` replaces the
+    three layers by it.
     """
 
     def __init__(self, width: int, head_width: int, heads: int) -> None:
@@ -222,8 +222,8 @@ class GatedAttention(nn.Module):
             parts = (self.linear_q(x), self.linear_k(x), self.linear_v(x))
         else:
             parts = self.fused(x).chunk(3, dim=-1)
-        # (B, rows, H, R, K) each, as precise as the bias, which makes scores so too; sequence by
-        # sequence, so that the bias is not written out by row
+        # (B, rows, H, R, K) each, in the dtype of the bias, so that scores have it too; one
+        # sequence at a time, so that the bias is not copied for each row
         heads = (
             part.to(bias.dtype).unflatten(-1, (self.heads, -1)).transpose(-2, -3) for part in parts
         )
@@ -238,7 +238,7 @@ class GatedAttention(nn.Module):
 
 
 class TriangleAttention(nn.Module):
-    """Attention of a residue's pairs to each other, around its starting or its ending node."""
+    """Attention between the pairs of one residue, around its starting or ending node."""
 
     def __init__(self, config: TrunkConfig, *, starting: bool) -> None:
         super().__init__()
@@ -254,15 +254,15 @@ class TriangleAttention(nn.Module):
         mask: Tensor | None,
         rows: int,
         dropped: Callable[[Tensor], Tensor] | None = None,
-        room: Tensor | None = None,
+        buffer: Tensor | None = None,
     ) -> Tensor:
-        """z (B, R, R, Z) and the mask (B, R) of its residues, None for all → z, updated.
+        """z (B, R, R, Z) and mask (B, R), None without padding → z, updated.
 
-        room: of H channels, as `working_room` makes it.
+        buffer: from `working_buffer`, with H channels.
         """
         if not self.starting:
             z = z.transpose(1, 2)
-        bias = bias_of(z, self.layer_norm, weight_and_bias(self.linear)[0], rows, room)
+        bias = bias_of(z, self.layer_norm, weight_and_bias(self.linear)[0], rows, buffer)
         if mask is not None:
             bias = bias.masked_fill(~mask.bool()[:, None, None], HIDDEN)
 
@@ -275,5 +275,5 @@ class TriangleAttention(nn.Module):
 
 
 def pair_mask(mask: Tensor) -> Tensor:
-    """(B, R) → (B, R, R), where both residues are."""
+    """(B, R) → (B, R, R): 1 where both residues are 1."""
     return mask.unsqueeze(2) * mask.unsqueeze(1)

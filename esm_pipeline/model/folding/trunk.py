@@ -2,9 +2,9 @@
 
 Peer: transformers modeling_esmfold.py `EsmFoldingTrunk`, whose names of parameters these are.
 
-s is (B, R, S), z is (B, R, R, Z). Padding is marked by `mask` (B, R); None stands for none at all.
-Without gradients z is changed in place, and its rows are worked on some at a time: `chunk_size`, or
-as many as suit the processor's caches.
+s is (B, R, S), z is (B, R, R, Z). `mask` (B, R) is 0 at padding; None means no padding. Without
+gradients z is changed in place, a few rows at a time: `chunk_size`, or as many as fit the caches of
+the processor.
 """
 
 from __future__ import annotations
@@ -27,25 +27,25 @@ from esm_pipeline.model.folding.triangle import (
     add_rows,
     bias_of,
     pair_mask,
-    working_room,
+    working_buffer,
 )
-from esm_pipeline.model.inference.linears import weight_and_bias
+from esm_pipeline.model.linears import weight_and_bias
 
 RECYCLE_BINS = 15
 FIRST_EDGE, LAST_EDGE = 3.375, 21.375
-"""Å between pseudo beta carbons: the first and last of the edges between the bins of recycling."""
+"""Å between pseudo beta carbons: first and last edge between the bins of recycling."""
 
 BETA = (-0.58273431, 0.56802827, -0.54067466)
-"""Where a beta carbon lies from the alpha carbon: shares of a × b, of b = CA − N, of c = C − CA."""
+"""Beta carbon relative to the alpha carbon: factors of b × c, b = CA − N and c = C − CA."""
 
-NUMBERS = 2**17
-NUMBERS_ELSEWHERE = 2**24
-"""Numbers of z that are worked on at once where nothing else is asked for: half a MiB in float32
-for each thread of a CPU, which its cache holds with what is made of them; 64 MiB elsewhere."""
+ELEMENTS = 2**17
+ELEMENTS_ELSEWHERE = 2**24
+"""Elements of z processed at a time by default: half a MiB in float32 for each thread of a CPU,
+which fits into its cache with the intermediate results; 64 MiB on other devices."""
 
 
 class SequenceAttention(nn.Module):
-    """Attention between residues, biased by the pair representation, with gates."""
+    """Gated attention between residues, with a bias from the pair representation."""
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
@@ -62,10 +62,10 @@ class SequenceAttention(nn.Module):
 
 
 class SequenceToPair(nn.Module):
-    """What two residues say together: the products and differences of projections.
+    """Update of pairs by products and differences of projections of two residues.
 
-    A linear layer of [q_j · k_i, q_j − k_i] is, for each row i, another one of q_j: nothing as wide
-    as its input needs to exist for all pairs.
+    A linear layer of [q_j · k_i, q_j − k_i] equals, for each row i, another linear layer of q_j:
+    its wide input is never built for all pairs.
     """
 
     def __init__(self, config: TrunkConfig) -> None:
@@ -79,7 +79,7 @@ class SequenceToPair(nn.Module):
         """s (B, R, S) and z (B, R, R, Z) → z, updated."""
         q, k = self.proj(self.layernorm(s)).chunk(2, dim=-1)  # (B, R, Z / 2)
         both, bias = weight_and_bias(self.o_proj)
-        assert bias is not None, "it has one"
+        assert bias is not None, "it has a bias"
         of_product, of_difference = both.chunk(2, dim=1)  # (Z, Z / 2)
         shift: Tensor = bias - k @ of_difference.T  # (B, R, Z)
         start = 0
@@ -103,13 +103,13 @@ class PairToSequence(nn.Module):
         self.layernorm = nn.LayerNorm(width)
         self.linear = Linear(width, heads, FINAL, bias=False)
 
-    def forward(self, z: Tensor, rows: int, room: Tensor | None = None) -> Tensor:
-        """z (B, R, R, Z) → (B, H, R, R), in the room if given."""
-        return bias_of(z, self.layernorm, weight_and_bias(self.linear)[0], rows, room)
+    def forward(self, z: Tensor, rows: int, buffer: Tensor | None = None) -> Tensor:
+        """z (B, R, R, Z) → (B, H, R, R), written to the buffer if one is given."""
+        return bias_of(z, self.layernorm, weight_and_bias(self.linear)[0], rows, buffer)
 
 
 class ResidueMLP(nn.Module):
-    """A feed-forward behind its norm; what it gives is added by the caller."""
+    """Norm and feed-forward of a residual branch; the caller adds the result."""
 
     def __init__(self, width: int, dropout: float) -> None:
         super().__init__()
@@ -147,42 +147,42 @@ class TrunkBlock(nn.Module):
         self.mlp_pair = ResidueMLP(pair, config.dropout)
 
     def forward(
-        self, s: Tensor, z: Tensor, mask: Tensor | None, rows: int, room: Tensor | None = None
+        self, s: Tensor, z: Tensor, mask: Tensor | None, rows: int, buffer: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
         """s (B, R, S), z (B, R, R, Z) and the mask (B, R) → s and z, updated.
 
-        room: where all of it works without gradients, of as many channels as its parts need.
+        buffer: work space of all parts without gradients, with the channels that they need.
         """
-        y = self.seq_attention(self.layernorm_1(s), self.bias(z, mask, rows, room))
+        y = self.seq_attention(self.layernorm_1(s), self.bias(z, mask, rows, buffer))
         s = s + F.dropout(y, self.dropout, self.training)
         s = s + self.mlp_seq(s)
         z = self.sequence_to_pair(s, z, rows)
-        z = self.tri_mul_out(z, mask, rows, self.shared(2), room)
-        z = self.tri_mul_in(z, mask, rows, self.shared(1), room)
-        z = self.tri_att_start(z, mask, rows, self.shared(2), room)
-        z = self.tri_att_end(z, mask, rows, self.shared(2), room)  # of z transposed: dimension 1
+        z = self.tri_mul_out(z, mask, rows, self.shared(2), buffer)
+        z = self.tri_mul_in(z, mask, rows, self.shared(1), buffer)
+        z = self.tri_att_start(z, mask, rows, self.shared(2), buffer)
+        z = self.tri_att_end(z, mask, rows, self.shared(2), buffer)  # of z transposed: dimension 1
         return s, add_rows(z, self.mlp_pair, rows)
 
-    def bias(self, z: Tensor, mask: Tensor | None, rows: int, room: Tensor | None) -> Tensor:
-        """(B, H, R, R) of the sequence attention, which does not look at padding."""
-        bias: Tensor = self.pair_to_sequence(z, rows, room)
+    def bias(self, z: Tensor, mask: Tensor | None, rows: int, buffer: Tensor | None) -> Tensor:
+        """(B, H, R, R): bias of the sequence attention, −∞ at padding."""
+        bias: Tensor = self.pair_to_sequence(z, rows, buffer)
         return bias if mask is None else bias.masked_fill(~mask.bool()[:, None, None], -torch.inf)
 
     def shared(self, dimension: int) -> Callable[[Tensor], Tensor] | None:
-        """Dropout of an update of z at twice the rate, the same along a dimension."""
+        """Dropout of z, at twice the rate and shared along a dimension; None without dropout."""
         if not self.training or not self.dropout:
             return None
         return partial(drop_shared, rate=2 * self.dropout, dimension=dimension)
 
 
 def drop_shared(x: Tensor, rate: float, dimension: int) -> Tensor:
-    """Dropout whose choice is the same along one dimension."""
+    """Dropout with one random choice for all places along a dimension."""
     shape = [1 if place == dimension else size for place, size in enumerate(x.shape)]
     return x * F.dropout(x.new_ones(shape), rate)
 
 
 class RelativePosition(nn.Module):
-    """An embedding of how far two residues are from each other in the chain."""
+    """Embedding of the distance between two residues in the chain."""
 
     def __init__(self, config: TrunkConfig) -> None:
         super().__init__()
@@ -190,7 +190,7 @@ class RelativePosition(nn.Module):
         self.embedding = nn.Embedding(2 * self.bins + 2, config.pairwise_state_dim)
 
     def forward(self, position_ids: Tensor, mask: Tensor | None, rows: slice) -> Tensor:
-        """Numbers of residues (B, R) → rows of (B, R, R, Z); row 0 of the table for padding."""
+        """Residue numbers (B, R) → `rows` of (B, R, R, Z); padding takes row 0 of the table."""
         apart = position_ids[:, None, :] - position_ids[:, rows, None]
         places = apart.clamp(-self.bins, self.bins) + self.bins + 1
         if mask is not None:
@@ -200,7 +200,7 @@ class RelativePosition(nn.Module):
 
 
 class FoldingTrunk(nn.Module):
-    """The blocks and the structure module, passed several times: what comes out goes in again."""
+    """The blocks and the structure module, run several times with recycling."""
 
     def __init__(self, config: TrunkConfig) -> None:
         super().__init__()
@@ -208,7 +208,7 @@ class FoldingTrunk(nn.Module):
         self.config = config
         self.chunk_size = config.chunk_size
         heads = width // config.sequence_head_width
-        self.channels = max(2 * pair, heads)  # of the room that the blocks work in
+        self.channels = max(2 * pair, heads)  # of the buffer that the blocks share
         self.pairwise_positional_embedding = RelativePosition(config)
         self.blocks = nn.ModuleList(TrunkBlock(config) for _ in range(config.num_blocks))
         self.recycle_s_norm = nn.LayerNorm(width)
@@ -219,16 +219,17 @@ class FoldingTrunk(nn.Module):
         self.trunk2sm_z = nn.Linear(pair, config.structure_module.pairwise_dim)
 
     def set_chunk_size(self, chunk_size: int | None) -> None:
-        """Rows of the pair representation at once: less memory, or None for what is fastest.
+        """Set the rows of the pair representation processed at a time; None for the fastest.
 
-        Raises InputError for what is no whole number.
+        Fewer rows need less memory. Raises InputError for anything but a whole number from 1 or
+        None.
         """
         if chunk_size is not None and (type(chunk_size) is not int or chunk_size < 1):
             raise InputError(f"set_chunk_size: {chunk_size!r}; give a whole number from 1, or None")
         self.chunk_size = chunk_size
 
     def rows(self, z: Tensor) -> int:
-        """How many rows of z (B, R, R, Z) are worked on at once; all in training, for dropout."""
+        """Rows of z (B, R, R, Z) to process at a time; all of them in training, for dropout."""
         if self.training:
             return z.shape[1]
         return self.chunk_size or rows_at_once(z.shape, z.device)
@@ -242,11 +243,11 @@ class FoldingTrunk(nn.Module):
         mask: Tensor | None,
         num_recycles: int | None = None,
     ) -> dict[str, Tensor]:
-        """What the structure module gives after the last pass, with `s_s` and `s_z`.
+        """The output of the structure module after the last pass, with `s_s` and `s_z`.
 
         s_0: (B, R, S). z_0: (B, R, R, Z), None for zeros. aatype, position_ids: (B, R).
-        num_recycles: passes after the first; None stands for `max_recycles` passes in all. Only the
-        last one has gradients. Raises InputError for a negative number.
+        num_recycles: passes after the first; None means `max_recycles` passes in all. Only the last
+        pass has gradients. Raises InputError for a negative number.
         """
         passes = self.config.max_recycles if num_recycles is None else num_recycles + 1
         if passes < 1:
@@ -279,7 +280,7 @@ class FoldingTrunk(nn.Module):
         position_ids: Tensor,
         mask: Tensor | None,
     ) -> Tensor:
-        """What the blocks start from: the last pass's z and distances, positions, and z_0."""
+        """z at the start of a pass: previous z and distances, positions in the chain, and z_0."""
         start = 0
 
         def update(some: Tensor) -> Tensor:
@@ -292,36 +293,36 @@ class FoldingTrunk(nn.Module):
 
         return add_rows(self.recycle_z_norm(z), update, self.rows(z))
 
-    def room(self, z: Tensor) -> Tensor | None:
-        """What all blocks work in, in turn; None if each makes its own.
+    def shared_buffer(self, z: Tensor) -> Tensor | None:
+        """Work space that all blocks use in turn; None if each block allocates its own.
 
-        On a CPU, memory of this size comes from the system page by page, which takes a twentieth of
-        a block's time. Held all the time it adds to the chunk of rows that attention works on: with
-        a chunk size, which somebody who is short of memory sets, there is none.
+        On a CPU, the system provides memory of this size page by page, which takes 5 % of a block's
+        time. A shared buffer is held while attention processes its chunks; with a chunk size, which
+        is set to save memory, there is none.
         """
         if torch.is_grad_enabled() or z.device.type != "cpu" or self.chunk_size is not None:
             return None
         precisions = {m.precision for m in self.modules() if isinstance(m, TriangleMultiplication)}
-        return working_room(z, self.channels, next(iter(precisions), None))
+        return working_buffer(z, self.channels, next(iter(precisions), None))
 
     def run_blocks(self, s: Tensor, z: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
         """s (B, R, S) and z (B, R, R, Z) → s and z after all blocks."""
         rows = self.rows(z)
-        room = self.room(z)
+        buffer = self.shared_buffer(z)
         for block in self.blocks:
-            s, z = block(s, z, mask, rows, room)
+            s, z = block(s, z, mask, rows, buffer)
         return s, z
 
 
 def rows_at_once(shape: Sequence[int], device: torch.device) -> int:
-    """How many rows of z, of a shape (B, R, R, Z), are fastest."""
+    """The fastest number of rows of z to process at a time, for its shape (B, R, R, Z)."""
     batch, length, _, width = shape
-    numbers = torch.get_num_threads() * NUMBERS if device.type == "cpu" else NUMBERS_ELSEWHERE
+    numbers = torch.get_num_threads() * ELEMENTS if device.type == "cpu" else ELEMENTS_ELSEWHERE
     return max(1, numbers // (batch * length * width))
 
 
 def distance_bins(backbone: Tensor) -> Tensor:
-    """N, CA and C (B, R, 3, 3) in Å → (B, R, R) bins, 0 to 14, of the beta carbons' distances."""
+    """N, CA and C (B, R, 3, 3) in Å → (B, R, R): bins, 0 to 14, of distances of beta carbons."""
     n, alpha, c = backbone.unbind(-2)
     b, onward = alpha - n, c - alpha
     normal = torch.linalg.cross(b, onward)
@@ -330,5 +331,5 @@ def distance_bins(backbone: Tensor) -> Tensor:
     edges = torch.linspace(
         FIRST_EDGE, LAST_EDGE, RECYCLE_BINS - 1, device=beta.device, dtype=beta.dtype
     )
-    # an edge itself belongs to the bin below
+    # a distance equal to an edge belongs to the bin below
     return torch.bucketize(squares, edges.square())

@@ -1,9 +1,9 @@
-"""Token-budget batches, threads, the out-of-memory ladder, and `iter_packed`, which has all three.
+"""Batches by token budget, threads, splitting when memory runs out; `iter_packed` uses all three.
 
-Sequences go longest first: neighbours are of like length, and if memory runs out it does so at the
-start. A batch that does not fit is halved and computed in parts. A sequence that does not fit
-beside those of other threads is tried again when they are done. So nothing is given up but a
-sequence that does not fit alone.
+The longest sequences go first: neighbours have similar lengths, and memory runs out at the start if
+at all. A batch that does not fit into memory is halved and computed in parts. A sequence that does
+not fit while other threads compute is tried again after they finish. So only a sequence that does
+not fit alone is given up.
 """
 
 from __future__ import annotations
@@ -23,16 +23,16 @@ from torch import Tensor
 
 from esm_pipeline.arrays import Int64
 from esm_pipeline.errors import CapacityError, InputError
-from esm_pipeline.model import (
+from esm_pipeline.model.esm import EsmModel
+from esm_pipeline.model.heads import (
     EsmForMaskedLM,
     EsmForSequenceClassification,
     EsmForTokenClassification,
-    EsmModel,
-    EsmTokenizer,
-    PackedLayout,
-    plain_model,
 )
 from esm_pipeline.model.inference.windows import SPECIAL_TOKENS
+from esm_pipeline.model.layout import PackedLayout
+from esm_pipeline.model.module_utils import plain_model
+from esm_pipeline.model.tokenizer.tokenizer import EsmTokenizer
 from esm_pipeline.nucleotides import KEEP_NUCLEOTIDES, NUCLEOTIDES, nucleotides_in
 
 OUT_OF_MEMORY = re.compile(
@@ -41,18 +41,18 @@ OUT_OF_MEMORY = re.compile(
     r"|could not (create|execute) a (primitive|memory)"  # oneDNN
     r"|(CUBLAS|CUDNN|CUSOLVER|CUSPARSE|HIPBLAS|ROCBLAS)_STATUS_(ALLOC_FAILED|NOT_INITIALIZED)"
 )
-"""What a RuntimeError says that means the same as torch.OutOfMemoryError.
+"""Messages of a RuntimeError that mean the same as torch.OutOfMemoryError.
 
-Libraries of CUDA that find no room for their own workspace call themselves not initialized.
+CUDA libraries without memory for their own workspace report that they are not initialized.
 """
 
 GAP = re.compile(r"[.\-](?![^<]*>)")
-"""A gap, not within a token such as `<null_1>`."""
+"""A gap outside tokens such as `<null_1>`."""
 
 CPU_TOKENS = 4096
-"""Most tokens of a batch on the CPU: what fits its caches is computed faster."""
+"""Most tokens in a batch on the CPU: data that fits into its caches is computed faster."""
 LEAST_TOKENS = 512
-"""Tokens below which a batch is not made smaller for the sake of other threads."""
+"""A batch is not made smaller than this many tokens to give other threads work."""
 
 WithLogits: TypeAlias = EsmForMaskedLM | EsmForSequenceClassification | EsmForTokenClassification
 R = TypeVar("R")
@@ -61,9 +61,9 @@ R = TypeVar("R")
 def token_batches(lengths: NDArray[Any], token_budget: int, workers: int = 1) -> Iterator[Int64]:
     """Cut sequences of `lengths` residues into batches, longest first, equals in their order.
 
-    Yields indices into `lengths`, each once. BOS and EOS counted, a batch has at most
-    `token_budget` tokens, unless it is one sequence alone. For several `workers` the last ones are
-    smaller, so that all have done at about one time.
+    Yields indices into `lengths`, each once. A batch has at most `token_budget` tokens, with BOS
+    and EOS, unless it is a single sequence. For several `workers` the last batches are smaller, so
+    that all workers finish at about the same time.
     """
     order = np.argsort(-np.asarray(lengths, np.int64), kind="stable")
     ends = np.cumsum(np.asarray(lengths, np.int64)[order] + SPECIAL_TOKENS)
@@ -78,37 +78,43 @@ def token_batches(lengths: NDArray[Any], token_budget: int, workers: int = 1) ->
         start, spent = stop, int(ends[stop - 1])
 
 
-class Computed(NamedTuple, Generic[R]):
-    """A part of a batch; `result` is None where its one sequence does not fit into memory."""
+class BatchResult(NamedTuple, Generic[R]):
+    """A batch or a part of it; `result` is None if its only sequence does not fit into memory."""
 
     part: Int64
     result: R | None
 
 
-def run_with_ladder(batch: Int64, compute: Callable[[Int64], R]) -> Iterator[Computed[R]]:
-    """Compute `batch`, or if memory runs out its halves, and so on down to one sequence.
+def run_splitting(
+    batch: Int64, compute: Callable[[Int64], R], *fallbacks: Callable[[Int64], R]
+) -> Iterator[BatchResult[R]]:
+    """Compute `batch`, or its halves if memory runs out, and so on down to single sequences.
 
-    Yields each part in its order, and holds none of them while it computes the next. Errors that
-    are not about memory pass through.
+    A sequence that does not fit alone is computed by the first of the `fallbacks` for which memory
+    suffices. Yields the parts in their order, and keeps no result while it computes the next.
+    Errors that are not about memory pass through.
     """
-    pending = [batch]
+    attempts = (compute, *fallbacks)
+    pending = [(batch, 0)]
     while pending:
-        part = pending.pop()
+        part, attempt = pending.pop()
         try:
-            computed = Computed(part, compute(part))
+            found = BatchResult(part, attempts[attempt](part))
         except (MemoryError, RuntimeError) as error:
             if not is_out_of_memory(error):
                 raise
         else:
-            yield computed
-            del computed
+            yield found
+            del found
             continue
-        release_memory()  # here the error is gone, and with it what its frames held
-        if len(part) == 1:
-            yield Computed(part, None)
-        else:
+        release_memory()  # the error is gone by now, and all that its frames kept alive
+        if len(part) > 1:
             middle = len(part) // 2
-            pending += [part[middle:], part[:middle]]
+            pending += [(part[middle:], attempt), (part[:middle], attempt)]
+        elif attempt < len(fallbacks):
+            pending.append((part, attempt + 1))
+        else:
+            yield BatchResult(part, None)
 
 
 def compute_batches(
@@ -116,65 +122,65 @@ def compute_batches(
     token_budget: int,
     compute: Callable[[Int64], R],
     device: torch.device,
-) -> Iterator[Computed[R]]:
-    """Compute sequences of `lengths` residues, longest first, batch by batch; parts in that order.
+) -> Iterator[BatchResult[R]]:
+    """Compute sequences of `lengths` residues in batches, longest first; parts in that order.
 
     On the CPU, batches have up to `CPU_TOKENS` tokens, and the threads that PyTorch may use compute
-    several at once: together they hold no more than `token_budget`, or one sequence beyond that.
-    `compute` is called in other threads, and has to enter PyTorch's modes itself.
+    several at once: together at most `token_budget` tokens, or one sequence longer than that.
+    `compute` is called in other threads and must enter PyTorch's modes itself.
     """
     if device.type != "cpu":
         for batch in token_batches(lengths, token_budget):
-            yield from run_with_ladder(batch, compute)
+            yield from run_splitting(batch, compute)
         return
     lengths = np.asarray(lengths, np.int64)
     threads = 1 if torch.is_autocast_enabled("cpu") else torch.get_num_threads()
     workers = max(1, min(threads, token_budget // LEAST_TOKENS))
     share = min(max(token_budget // workers, 1), CPU_TOKENS)
     batches = list(token_batches(lengths, share, workers))
-    # those that are longer than a share come first, and get all threads
+    # batches longer than a share come first and get all threads
     alone = sum(int(lengths[batch[0]]) + SPECIAL_TOKENS > share for batch in batches)
     if workers == 1 or len(batches) - alone < 2:
         alone = len(batches)
     for batch in batches[:alone]:
-        yield from run_with_ladder(batch, compute)
+        yield from run_splitting(batch, compute)
     if alone < len(batches):
         yield from run_in_threads(batches[alone:], compute, workers, threads // workers)
 
 
 def run_in_threads(
     batches: Sequence[Int64], compute: Callable[[Int64], R], workers: int, threads: int
-) -> Iterator[Computed[R]]:
-    """Compute `batches`, `workers` at a time with `threads` each; parts in the batches' order.
+) -> Iterator[BatchResult[R]]:
+    """Compute `batches`, `workers` at a time with `threads` each; parts in the order of `batches`.
 
-    Sequences that failed beside others come last, each computed anew when the threads are done. An
-    error in one batch, or the end of whoever reads the parts, stops the others at their next part.
+    Sequences that did not fit while other threads computed come last, each tried again alone. After
+    an error in one batch, or when the caller stops reading, the others stop at their next part.
     """
-    stop, lone = Event(), list[Int64]()
+    stop, retries = Event(), list[Int64]()
 
     def compute_unless_stopped(part: Int64) -> R:
         if stop.is_set():
             raise CancelledError
         return compute(part)
 
-    def run(batch: Int64) -> list[Computed[R]]:
-        found: list[Computed[R]] = []
+    def run(batch: Int64) -> list[BatchResult[R]]:
+        found: list[BatchResult[R]] = []
         try:
-            for computed in run_with_ladder(batch, compute_unless_stopped):
-                found.append(computed)
+            for one in run_splitting(batch, compute_unless_stopped):
+                found.append(one)
         except CancelledError:
-            pass  # whoever stopped it has the error
+            pass  # another thread raises the error
         except BaseException:
             stop.set()
             raise
         return found
 
-    def fitting(found: list[Computed[R]]) -> Iterator[Computed[R]]:
-        lone.extend(part for part, result in found if result is None)
-        return (computed for computed in found if computed.result is not None)
+    def fitting(found: list[BatchResult[R]]) -> Iterator[BatchResult[R]]:
+        retries.extend(part for part, result in found if result is None)
+        return (one for one in found if one.result is not None)
 
     pool = ThreadPoolExecutor(workers, "batch", torch.set_num_threads, (threads,))
-    ahead: deque[Future[list[Computed[R]]]] = deque()
+    ahead: deque[Future[list[BatchResult[R]]]] = deque()
     try:
         for batch in batches:
             ahead.append(pool.submit(run, batch))
@@ -183,21 +189,21 @@ def run_in_threads(
         while ahead:
             yield from fitting(ahead.popleft().result())
     finally:
-        stop.set()  # those that wait end as they begin
+        stop.set()  # batches that have not started end at once
         pool.shutdown()
-        torch.set_num_threads(torch.get_num_threads())  # of threads made later, as of this one
-    yield from chain.from_iterable(run_with_ladder(part, compute) for part in lone)
+        torch.set_num_threads(torch.get_num_threads())  # for threads made later, as for this one
+    yield from chain.from_iterable(run_splitting(part, compute) for part in retries)
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether `error` says that memory ran out, on the device or on the host."""
+    """Whether `error` means that memory ran out, on the device or on the host."""
     if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
         return True
     return isinstance(error, RuntimeError) and OUT_OF_MEMORY.search(str(error)) is not None
 
 
 def release_memory() -> None:
-    """Give the blocks that PyTorch keeps for later back to the GPU."""
+    """Return the memory that PyTorch keeps for later use to the GPU."""
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
     elif torch.backends.mps.is_available():
@@ -211,6 +217,13 @@ def pack(
     tokens = [tokenizer.encode_residues(sequence) for sequence in sequences]
     layout = PackedLayout.from_lengths([len(one) for one in tokens], device)
     return torch.from_numpy(np.concatenate(tokens)).to(device), layout
+
+
+def residue_states(hidden: Tensor, layout: PackedLayout) -> Tensor:
+    """(T, D) → (sum of R, D): the residues of all sequences, without BOS and EOS."""
+    is_residue = torch.ones(len(hidden), dtype=torch.bool, device=hidden.device)
+    is_residue[layout.firsts] = is_residue[layout.cumulative[1:] - 1] = False
+    return hidden[is_residue]
 
 
 def iter_packed(
@@ -278,7 +291,7 @@ def iter_packed(
 
 
 def results_of(
-    computed: Iterator[Computed[list[Tensor]]], lengths: Int64
+    computed: Iterator[BatchResult[list[Tensor]]], lengths: Int64
 ) -> Iterator[tuple[int, Tensor]]:
     """`(i, tensor)` of each sequence. Raises CapacityError."""
     for part, results in computed:

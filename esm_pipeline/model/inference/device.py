@@ -1,4 +1,4 @@
-"""Where a task computes: the device that `--device` names, and on how many CPU threads."""
+"""Where a model runs: the device that `--device` names, CPU threads, free memory."""
 
 from __future__ import annotations
 
@@ -12,8 +12,7 @@ import torch
 from esm_pipeline.errors import InputError
 
 THREAD_LIMITS = ("SLURM_CPUS_PER_TASK", "OMP_NUM_THREADS")
-"""Environment variables by which a scheduler or a user says how many cores are ours."""
-
+"""Environment variables by which a scheduler or a user limits the cores of this process."""
 
 MEMINFO, CGROUP = Path("/proc/meminfo"), Path("/proc/self/cgroup")
 CGROUP_FILES = {
@@ -24,13 +23,14 @@ CGROUP_FILES = {
         "memory.usage_in_bytes",
     ),
 }
-"""Of either version of cgroups: where they are, and the files with limit and use."""
+"""For both versions of cgroups: the folder, and the files with the limit and the memory in use."""
 
 
 def resolve_device(name: str) -> torch.device:
-    """The device `auto`, `cpu`, `cuda`, `cuda:N` or `mps` stands for on this machine.
+    """The device of this machine that `auto`, `cpu`, `cuda`, `cuda:N` or `mps` names.
 
-    `auto` is the first CUDA GPU, else Apple's, else the CPU. Raises InputError if it is not there.
+    `auto` is the first CUDA GPU, else Apple's, else the CPU. Raises InputError for an unknown name
+    or a missing device.
     """
     if not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", name):
         raise InputError(f"device '{name}' is not known; use auto, cpu, cuda, cuda:N or mps")
@@ -51,7 +51,7 @@ def best_device() -> str:
 
 
 def require_cuda(name: str) -> None:
-    """Raise InputError unless PyTorch sees the GPU that `name` (`cuda` or `cuda:N`) means."""
+    """Raise InputError unless PyTorch sees the GPU that `name` (`cuda` or `cuda:N`) names."""
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if not count:
         raise InputError(
@@ -63,7 +63,7 @@ def require_cuda(name: str) -> None:
 
 
 def thread_count(threads: int) -> int:
-    """CPU threads to compute with: `threads`, or for 0 every core that this process may use."""
+    """CPU threads to compute with: `threads`, or all cores that this process may use if 0."""
     if threads:
         return threads
     limits = [os.environ.get(name, "") for name in THREAD_LIMITS]
@@ -73,21 +73,21 @@ def thread_count(threads: int) -> int:
 
 
 def usable_cores() -> int:
-    """Cores that the system lets this process run on."""
+    """Cores on which the system lets this process run."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
 
 
 def set_threads(threads: int) -> int:
-    """Have PyTorch compute with `thread_count(threads)` CPU threads; returns their number."""
+    """Let PyTorch compute with `thread_count(threads)` CPU threads; returns their number."""
     count = thread_count(threads)
     torch.set_num_threads(count)
     return count
 
 
 def free_memory(device: torch.device) -> int:
-    """Bytes that are free on a device; on the CPU, those that this process may take."""
+    """Free bytes of memory of a device; on the CPU, those that this process may use."""
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
     return min([available_memory(), *(limit - used for limit, used in cgroup_memory())])
@@ -105,7 +105,7 @@ def available_memory() -> int:
 
 
 def cgroup_memory() -> Iterator[tuple[int, int]]:
-    """Limit and use, in bytes, of each group with a limit that a scheduler put this process in."""
+    """Limit and memory in use, in bytes, of each of this process's cgroups that has a limit."""
     try:
         lines = CGROUP.read_text().splitlines()
     except OSError:
@@ -117,5 +117,5 @@ def cgroup_memory() -> Iterator[tuple[int, int]]:
         for folder in [] if root is None else [root / group, *(root / p for p in group.parents)]:
             try:
                 yield int((folder / limit).read_text()), int((folder / used).read_text())
-            except (OSError, ValueError):  # not there, or "max"
+            except (OSError, ValueError):  # missing, or "max"
                 continue

@@ -1,10 +1,10 @@
-"""The encoder's layers in whole numbers of 8 bits, weights and what comes in: for the CPU.
+"""The layers of the encoder in 8-bit integers, weights and inputs: for the CPU.
 
-A weight has a step for each output. What comes into a layer has one step, found beforehand on real
-proteins, so that the numbers of a sequence do not depend on those it is computed with. Behind a
-norm, wide channels are scaled down and their weights up, by the same factor (SmoothQuant, Xiao et
-al. 2023). What lies beyond anything seen is cut off. Attention computes in bfloat16, all else in
-float32.
+Each output of a linear layer has its own step (quantisation scale) for the weights. Its inputs have
+one step, measured beforehand on real proteins, so that the results of a sequence do not depend on
+the rest of its batch. After a norm, channels with large values are scaled down and their weights
+up, by the same factor (SmoothQuant, Xiao et al. 2023). Values outside the measured range are
+clipped. Attention computes in bfloat16, everything else in float32.
 """
 
 from __future__ import annotations
@@ -20,25 +20,24 @@ from torch import Tensor, nn
 from esm_pipeline.errors import InputError
 from esm_pipeline.model.base import EsmPreTrainedModel
 from esm_pipeline.model.checkpoints.hub import demo_model
-from esm_pipeline.model.inference.linears import ROWS_EXPECTED, FusedLinear, Packed, frozen
 from esm_pipeline.model.layer import EsmLayer
+from esm_pipeline.model.linears import ROWS_EXPECTED, FusedLinear, Packed, frozen
 from esm_pipeline.model.tokenizer.tokenizer import EsmTokenizer
 
 LEVELS = 255
 MIDDLE = 128
 TINY = 1e-6
-"""Least range that is told apart from none."""
+"""Smallest range that does not count as zero."""
 
 RESIDUES_SEEN = 2048
-"""Residues of packaged proteins that steps are found on."""
+"""Residues of packaged proteins on which steps are measured."""
 
 
 class Int8Linear(Packed):
-    """A linear layer over levels, of values `(level - zero) * step`; an activation fused in if
-    asked for.
+    """A linear layer with 8-bit inputs: levels, which stand for values `(level - zero) * step`.
 
-    `smooth` (in,) is what the values were divided by. Results are in `dtype`; as levels if that is
-    uint8, with `to_step` and `to_zero`.
+    `smooth` (in,): what the values were divided by. `activation` is fused in. Results are in
+    `dtype`; if it is uint8, they are levels with `to_step` and `to_zero`.
     """
 
     def __init__(
@@ -68,14 +67,14 @@ class Int8Linear(Packed):
 
     @staticmethod
     def pack(weight: Tensor) -> Tensor:
-        """Levels (out, in), reordered."""
+        """Reorder levels (out, in)."""
         rows = [ROWS_EXPECTED, weight.shape[1]]
         packed: Tensor = torch.ops.onednn.qlinear_prepack(weight, rows)
         return packed
 
     @staticmethod
     def unpack(packed: Tensor) -> Tensor:
-        """Levels (out, in); oneDNN holds them the other way round."""
+        """Levels (out, in); oneDNN holds them transposed."""
         return packed.to_dense().t().contiguous()
 
     def forward(self, x: Tensor) -> Tensor:
@@ -88,7 +87,7 @@ class Int8Linear(Packed):
 
 
 class ToLevels(nn.Module):
-    """Values → the nearest levels about 128, cut off at 0 and 255."""
+    """Values → the nearest levels, with 0 at level 128, clipped to 0–255."""
 
     def __init__(self, step: float) -> None:
         super().__init__()
@@ -100,7 +99,7 @@ class ToLevels(nn.Module):
 
 
 class LevelNorm(nn.Module):
-    """A norm whose values, each in steps of `steps` (D,), are given as levels about 128."""
+    """A norm that returns levels, with steps `steps` (D,) and 0 at level 128."""
 
     def __init__(self, norm: nn.LayerNorm, steps: Tensor) -> None:
         super().__init__()
@@ -114,13 +113,13 @@ class LevelNorm(nn.Module):
 
 
 def to_levels(x: Tensor) -> Tensor:
-    """Levels with a half added → uint8; `x` is changed."""
+    """Levels with 0.5 added → uint8; `x` is changed."""
     return x.clamp_(0, LEVELS).to(torch.uint8)
 
 
 @cache
 def can_quantize() -> bool:
-    """Whether this PyTorch and processor have products of levels, and those do not overflow."""
+    """Whether this PyTorch and processor have 8-bit products that do not overflow."""
     linear = nn.Linear(256, 32)
     nn.init.constant_(linear.weight, 1.0)
     nn.init.constant_(linear.bias, -0.5)
@@ -135,14 +134,14 @@ def can_quantize() -> bool:
 
 
 def quantize(layers: Sequence[EsmLayer], ranges: Sequence[Ranges]) -> None:
-    """Put 8-bit layers in place of the linear ones, whose inputs had these ranges.
+    """Replace the linear layers by 8-bit ones, whose inputs had these ranges.
 
-    Queries, keys and values have to be fused before.
+    Queries, keys and values have to be fused already.
     """
     for layer, found in zip(layers, ranges, strict=True):
         attention, wide = layer.attention, layer.intermediate
-        if isinstance(attention.self.fused, FusedLinear):  # there are heads
-            attention.LayerNorm, step, smooth = behind_norm(  # type: ignore[assignment]
+        if isinstance(attention.self.fused, FusedLinear):  # not all heads are pruned
+            attention.LayerNorm, step, smooth = quantized_norm(  # type: ignore[assignment]
                 attention.LayerNorm, attention.self.fused, found["normed"]
             )
             attention.self.fused = Int8Linear(
@@ -152,7 +151,7 @@ def quantize(layers: Sequence[EsmLayer], ranges: Sequence[Ranges]) -> None:
             attention.output.dense = nn.Sequential(  # type: ignore[assignment]
                 ToLevels(step), Int8Linear(attention.output.dense, step)
             )
-        layer.LayerNorm, step, smooth = behind_norm(  # type: ignore[assignment]
+        layer.LayerNorm, step, smooth = quantized_norm(  # type: ignore[assignment]
             layer.LayerNorm, wide.dense, found["fed"]
         )
         least, most = (float(value) for value in (found["wide"][0].min(), found["wide"][1].max()))
@@ -172,13 +171,13 @@ def quantize(layers: Sequence[EsmLayer], ranges: Sequence[Ranges]) -> None:
         )
 
 
-def behind_norm(
+def quantized_norm(
     norm: nn.LayerNorm, linear: nn.Linear | FusedLinear, found: Tensor
 ) -> tuple[LevelNorm, float, Tensor]:
-    """A norm that gives levels, their step, and what channels (D,) are divided by besides.
+    """A norm that returns levels, their step, and the divisors (D,) of the channels.
 
-    `found` (2, D): least and most of each channel. Channels are divided by the root of how much
-    wider they are than their weights.
+    `found` (2, D): minimum and maximum of each channel. A channel is divided by the square root of
+    the ratio between its largest value and its largest weight.
     """
     values = found.abs().amax(0).clamp_min(TINY)
     weights = linear.weight.float().abs().amax(0).clamp_min(TINY)
@@ -188,18 +187,18 @@ def behind_norm(
 
 
 def step_of(found: Tensor) -> float:
-    """The step with which 127 levels to either side of 128 reach all that was found."""
+    """The step with which 127 levels on either side of level 128 cover `found`."""
     return max(float(found.abs().max()), TINY) / (MIDDLE - 1)
 
 
 Ranges = dict[str, Tensor]
-"""Least and most of each channel (2, D) of what comes into one layer's linear layers."""
+"""Minimum and maximum of each channel (2, D) of the inputs of one layer's linear layers."""
 
 
 def find_ranges(model: EsmPreTrainedModel) -> list[Ranges]:
-    """What comes into the linear layers of each layer, for packaged proteins.
+    """Ranges of the inputs of the linear layers in each layer, measured on packaged proteins.
 
-    Raises InputError if that is no number: levels would hide it.
+    Raises InputError for NaN or infinity, which levels would hide.
     """
     encoder = model.base_model
     found: list[Ranges] = [{} for _ in encoder.encoder.layer]
@@ -214,13 +213,13 @@ def find_ranges(model: EsmPreTrainedModel) -> list[Ranges]:
                 sequence = sequence[: encoder.max_residues]
                 tokens = EsmTokenizer.standard()([sequence], return_tensors="pt").input_ids
                 encoder(tokens)
-    if not all(seen.isfinite().all() for ranges in found for seen in ranges.values()):
-        raise InputError("int8: this model gives NaN or infinity; see to its weights")
+    if not all(values.isfinite().all() for ranges in found for values in ranges.values()):
+        raise InputError("int8: this model computes NaN or infinity; check its weights")
     return found
 
 
 def linears_of(layer: EsmLayer) -> dict[str, nn.Module]:
-    """The linear layers of one layer, by what comes into them: one for each input."""
+    """One linear layer of a layer for each of its different inputs, by the name of the input."""
     return {
         "normed": layer.attention.self.query,
         "mixed": layer.attention.output.dense,
@@ -230,7 +229,7 @@ def linears_of(layer: EsmLayer) -> dict[str, nn.Module]:
 
 
 def widen(ranges: Ranges, name: str, _: nn.Module, inputs: tuple[Tensor]) -> None:
-    """A hook: least and most of each channel of `inputs` go into `ranges` under `name`."""
+    """A hook that extends the range `name` in `ranges` by the channels of `inputs`."""
     least, most = torch.aminmax(inputs[0].float(), dim=0)
     if name in ranges:
         least, most = torch.minimum(least, ranges[name][0]), torch.maximum(most, ranges[name][1])
@@ -238,7 +237,7 @@ def widen(ranges: Ranges, name: str, _: nn.Module, inputs: tuple[Tensor]) -> Non
 
 
 def packaged_proteins() -> Iterator[str]:
-    """Proteins of the packaged FASTA, up to 2,048 residues of them."""
+    """Proteins of the packaged FASTA file, up to 2,048 residues in all."""
     total = 0
     for record in demo_model().with_name("demo.fasta").read_text().split(">")[1:]:
         sequence = "".join(record.splitlines()[1:]).rstrip("*")

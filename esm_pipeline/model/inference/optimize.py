@@ -1,4 +1,4 @@
-"""Inference copies of a model: the same class and call, its linear layers in a faster form."""
+"""Copies of a model for inference: same class and call, linear layers in a faster form."""
 
 from __future__ import annotations
 
@@ -23,28 +23,28 @@ from esm_pipeline.model.folding.trunk import TrunkBlock
 from esm_pipeline.model.inference.cpu_attention import CpuSelfAttention
 from esm_pipeline.model.inference.finite import require_finite
 from esm_pipeline.model.inference.int8 import can_quantize, find_ranges, quantize
-from esm_pipeline.model.inference.linears import (
+from esm_pipeline.model.layer import EsmLayer, EsmSelfAttention
+from esm_pipeline.model.linears import (
     FusedLinear,
     can_pack,
     frozen,
-    is_plain,
-    pack,
+    is_plain_layer,
     pack_branch,
+    pack_linear,
 )
-from esm_pipeline.model.layer import EsmLayer, EsmSelfAttention
 from esm_pipeline.model.module_utils import plain_model
 from esm_pipeline.model.tokenizer.tokenizer import EsmTokenizer
 
 M = TypeVar("M", bound=EsmPreTrainedModel)
 T = TypeVar("T", bound=nn.Module)
 
-SETTINGS = (EsmConfig, EsmFoldConfig, TrunkConfig, StructureModuleConfig)
+CONFIGS = (EsmConfig, EsmFoldConfig, TrunkConfig, StructureModuleConfig)
 
 KERNEL_CACHES = ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY")
 """Sizes of the caches in which oneDNN, and PyTorch around it, keep kernels made for one shape.
 
-A batch uses two kernels for each length in it, again in each layer; hardly one serves the next
-batch, and the 1,024 that are kept otherwise come to half a gigabyte.
+A batch uses two kernels for each of its lengths, in every layer; hardly any of them is used by the
+next batch, and the 1,024 that are kept by default take half a gigabyte.
 """
 KERNELS_KEPT = "256"
 
@@ -55,25 +55,26 @@ def optimize_for_inference(
     *,
     trunk_dtype: torch.dtype | str = torch.float32,
 ) -> M:
-    """A model of the same class and call for inference in `dtype`: float32, bfloat16 or int8.
+    """A copy of the model for inference in `dtype`: float32, bfloat16 or int8; same class and call.
 
-    Both precisions may be given by their names.
+    Both precisions may be given by their names. The copy has no gradients, cannot be saved as a
+    checkpoint and keeps its precision; it can be copied and pickled. The original is not changed
+    and not needed afterwards; only weights that need no change are shared with it. Queries, keys
+    and values are computed in one product, and on the CPU linear layers are packed by oneDNN if
+    possible.
 
-    Of a folding model, `dtype` is the language model's. `trunk_dtype` (float32 or bfloat16) is of
-    the updates of the trunk's pairs: their linear layers and the products of triangles; all that is
-    added up, norms and softmax stay as they are. float32 is safe. bfloat16 is not shown to be:
-    through 48 blocks of random weights, pairs drift by 5 in 100 and atoms by 0.8 Å on average,
-    some by 4 Å (float32: 0.001 Å). Random weights fold nothing, so this says not what becomes of a
-    structure: compare some, of weights that do, before relying on it.
+    int8: the layers of the encoder are in 8 bits, with ranges of values measured on some packaged
+    proteins; states and logits are float32. It only runs on the CPU, and is the least exact.
 
-    It has no gradients, cannot be saved as a checkpoint, and keeps its precision; copies and
-    pickles hold it as it is. The original is untouched and not needed afterwards; weights that need
-    no change are shared with it, and nothing else. Queries, keys and values come of one product,
-    and on the CPU linear layers are packed by oneDNN where that works. In int8 the layers of the
-    encoder are in 8 bits, after some packaged proteins went through the original to see how wide
-    its values are; states and logits are float32. It is for the CPU, and the least exact. Raises
-    InputError for another dtype, for a model that is optimized already or has adapters or hooks in
-    its layers, and where int8 cannot be; WeightsError for weights that are NaN or infinite.
+    In a folding model, `dtype` is that of the language model, and `trunk_dtype` (float32 or
+    bfloat16) that of the updates of the pair representation: their linear layers and triangle
+    products. Sums, norms and softmax stay as they are. float32 is safe. bfloat16 has not been
+    validated: in 48 blocks of random weights, pairs drift by 5 % and atoms by 0.8 Å on average,
+    some by 4 Å (float32: 0.001 Å). Random weights do not fold, so the effect on real structures is
+    not known: compare some before relying on it.
+
+    Raises InputError for another dtype, for a model that is already optimized or has adapters or
+    hooks in its layers, and where int8 is not possible; WeightsError for NaN or infinite weights.
     """
     dtype = one_of("dtype", dtype, torch.float32, torch.bfloat16, torch.int8)
     trunk_dtype = one_of("trunk_dtype", trunk_dtype, torch.float32, torch.bfloat16)
@@ -88,12 +89,12 @@ def optimize_for_inference(
     for name in KERNEL_CACHES:  # read when the first kernel is made
         os.environ.setdefault(name, KERNELS_KEPT)
     folds = isinstance(model, EsmForProteinFolding)
-    fast = twin(model, None if folds else dtype)
+    fast = frozen_copy(model, None if folds else dtype)
     if folds:
-        encoder: EsmPreTrainedModel = twin(fast.base_model, dtype)
+        encoder: EsmPreTrainedModel = frozen_copy(fast.base_model, dtype)
         encoder.config = fast.config
         fast.esm = encoder
-    del model  # if the caller has let go of it too, each weight goes when it is packed
+    del model  # without other references, the memory of each weight is freed when it is packed
     require_finite(fast)
     fast.eval().optimized = fast.base_model.optimized = True
     ranges = find_ranges(fast) if quantizes else []
@@ -109,25 +110,25 @@ def optimize_for_inference(
 
 
 def require_quantizable(model: EsmPreTrainedModel) -> None:
-    """Raise InputError if there is no such model in 8 bits, here."""
+    """Raise InputError if this model cannot be in 8 bits on this machine."""
     if isinstance(model, EsmForProteinFolding) or model.config.is_decoder:
-        raise InputError("int8 is for encoders alone; use float32 or bfloat16")
+        raise InputError("int8 is only for encoders; use float32 or bfloat16")
     if next(model.parameters()).device.type != "cpu":
         raise InputError("int8 is for the CPU; use dtype bfloat16, or the device cpu")
     if not can_quantize():
         raise InputError("int8: this processor or PyTorch has no exact 8-bit product; use bfloat16")
     if model.config.vocab_size != len(EsmTokenizer.standard()):
-        raise InputError("int8 goes with ESM's own vocabulary of 33; use float32 or bfloat16")
+        raise InputError("int8 needs the standard vocabulary of 33 tokens; use float32 or bfloat16")
 
 
 def packs_at(module: nn.Module, dtype: torch.dtype = torch.float32) -> bool:
-    """Whether layers are packed where and as precise as a module's weights are, and in `dtype`."""
+    """Whether layers can be packed on the device and in the dtype of a module, and in `dtype`."""
     weight = next(module.parameters())
     return weight.device.type == "cpu" and can_pack(weight.dtype) and can_pack(dtype)
 
 
 def one_of(name: str, given: torch.dtype | str, *known: torch.dtype) -> torch.dtype:
-    """A precision among `known`, which may be given by its name. Raises InputError."""
+    """One of the `known` dtypes, given itself or by name. Raises InputError."""
     found = named_dtype(given)
     if found not in known:
         *others, last = (str(one).removeprefix("torch.") for one in known)
@@ -138,32 +139,36 @@ def one_of(name: str, given: torch.dtype | str, *known: torch.dtype) -> torch.dt
 
 
 def require_plain(model: nn.Module) -> None:
-    """Raise InputError if a layer within those that are fused or packed is more than its weight."""
+    """Raise InputError if a layer that would be fused or packed has an adapter or hook."""
     for name, module in model.named_modules():
         if not isinstance(module, (EsmLayer, TrunkBlock)):
             continue
         for inner, layer in module.named_modules():
             has_weight = getattr(layer, "weight", None) is not None
-            if has_weight and not (is_plain(layer) or is_plain(layer, nn.LayerNorm, nn.Embedding)):
+            if has_weight and not (
+                is_plain_layer(layer) or is_plain_layer(layer, nn.LayerNorm, nn.Embedding)
+            ):
                 raise InputError(
                     f"optimize_for_inference: {name}.{inner} has an adapter or hook (it is a "
                     f"{type(layer).__name__}), which would be lost; merge or remove it first"
                 )
 
 
-def twin(module: T, dtype: torch.dtype | None, copies: dict[int, Any] | None = None) -> T:
-    """The same modules with frozen parameters in `dtype`, None for theirs; storage is shared where
-    it fits, and nothing else: hooks of one are not the other's. `copies` are of what comes twice,
-    settings and tied weights, by the id of the original."""
+def frozen_copy(module: T, dtype: torch.dtype | None, copies: dict[int, Any] | None = None) -> T:
+    """The same modules with frozen parameters in `dtype` (None: their own).
+
+    Storage of parameters is shared if the dtype is the same, and nothing else; hooks are copied.
+    `copies`: copies of configs and tied weights, which occur twice, by the id of the original.
+    """
     copies = {} if copies is None else copies
     other = copy.copy(module)
     for name, value in vars(module).items():
-        if isinstance(value, SETTINGS):
+        if isinstance(value, CONFIGS):
             setattr(other, name, copy.deepcopy(value, copies))
-        elif isinstance(value, (dict, set)):  # hooks, and what PyTorch keeps of them
+        elif isinstance(value, (dict, set)):  # hooks, and PyTorch's records of them
             vars(other)[name] = copy.copy(value)
     if isinstance(other, EsmPreTrainedModel):
-        other._load_state_dict_pre_hooks.clear()  # they hold the original
+        other._load_state_dict_pre_hooks.clear()  # they refer to the original
     other._buffers = {
         name: None if own is None else own.clone() for name, own in module._buffers.items()
     }
@@ -172,23 +177,23 @@ def twin(module: T, dtype: torch.dtype | None, copies: dict[int, Any] | None = N
         for name, own in module._parameters.items()
     }
     other._modules = {
-        name: None if child is None else twin(child, dtype, copies)
+        name: None if child is None else frozen_copy(child, dtype, copies)
         for name, child in module._modules.items()
     }
     return other
 
 
 def frozen_once(own: nn.Parameter, dtype: torch.dtype | None, copies: dict[int, Any]) -> Any:
-    """A weight frozen, in `dtype` if given; of a tied one always the same."""
+    """A frozen weight, in `dtype` if given; the same one each time for a tied weight."""
     if id(own) not in copies:
         copies[id(own)] = frozen(own.detach().to(dtype or own.dtype))
     return copies[id(own)]
 
 
 def optimize_layer(layer: EsmLayer, rotary: bool, packs: bool, quantizes: bool) -> None:
-    """Fuse what one layer can fuse, and pack it if `packs`."""
+    """Fuse queries, keys and values of a layer, and pack its linear layers if `packs`."""
     attention, wide = layer.attention, layer.intermediate
-    if attention.self.heads:  # all may be pruned
+    if attention.self.heads:  # none if all are pruned
         simple = type(attention.self) is EsmSelfAttention
         if (packs or quantizes) and simple and attention.self.distance_embedding is None:
             attention.self = CpuSelfAttention(attention.self, rotary=rotary)
@@ -197,14 +202,14 @@ def optimize_layer(layer: EsmLayer, rotary: bool, packs: bool, quantizes: bool) 
     if not packs:
         return
     if attention.self.heads:
-        pack(attention.self, "fused")
+        pack_linear(attention.self, "fused")
         pack_branch(attention)
-    pack(wide, "dense", "gelu")
+    pack_linear(wide, "dense", "gelu")
     wide.activation = nn.Identity()
     pack_branch(layer)
 
 
 def fuse(attention: EsmSelfAttention) -> None:
-    """Let one layer compute queries, keys and values."""
+    """Compute queries, keys and values in one linear layer."""
     attention.fused = FusedLinear([attention.query, attention.key, attention.value])
     del attention.query, attention.key, attention.value

@@ -1,9 +1,9 @@
-"""Windows over proteins longer than a model sees at once, as ProteinGym defines them.
+"""Windows over proteins longer than the context, as ProteinGym defines them.
 
-Places count tokens: BOS is 0, the first residue 1. A window is a stretch of them, [start, stop);
-one inside a protein has neither BOS nor EOS. Peer: ProteinGym's `get_optimal_window`, and the
-overlapping windows of its `compute_fitness.py`; its numbers are those of 1,024 tokens, here in
-proportion.
+Places count tokens: BOS is 0, the first residue 1. A window is a range of tokens, [start, stop);
+inside a protein it has neither BOS nor EOS. Peer: ProteinGym's `get_optimal_window`, and the
+overlapping windows of its `compute_fitness.py`; its constants are for 1,024 tokens and are scaled
+here.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ SPECIAL_TOKENS = 2  # BOS and EOS
 def optimal(places: Int64, tokens: Int64, window: int) -> tuple[Int64, Int64]:
     """The window around each place in a protein of so many `tokens`: starts and stops.
 
-    Half a window lies to each side of the place, but for places nearer to an end: theirs are the
-    first or last `window` tokens.
+    The place is in the middle of its window; places near an end have the first or the last `window`
+    tokens.
     """
     half = window // 2
     start, stop = places - half, places + half
@@ -36,8 +36,8 @@ def optimal(places: Int64, tokens: Int64, window: int) -> tuple[Int64, Int64]:
 def overlapping(tokens: int, window: int) -> list[tuple[int, int]]:
     """The windows that cover a protein of `tokens`, in pairs from both ends to the middle.
 
-    Each pair is half a window, but for one token, farther in. Where the last two share less than
-    that, one more lies in the middle.
+    Each pair is half a window less one token farther in than the pair before. If the last two
+    overlap by less than that, one more window is added in the middle.
     """
     if tokens <= window:
         return [(0, tokens)]
@@ -55,9 +55,9 @@ def overlapping(tokens: int, window: int) -> list[tuple[int, int]]:
 
 @cache
 def weights(window: int) -> Float64:
-    """(window,) how much each token of an overlapping window counts: less at its ends.
+    """(window,) weight of each token of an overlapping window: lower near its ends.
 
-    Logistic over a quarter of the window at both ends, 1 between them and at the very ends.
+    Logistic over a quarter of the window at both ends, 1 between them and for the outermost tokens.
     """
     place = np.arange(window)
     quarter, centre, width = window // 4, window / 8, window / 64

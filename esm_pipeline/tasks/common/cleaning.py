@@ -1,6 +1,6 @@
-"""What becomes of a sequence: taken, its unusual letters replaced or removed, or skipped.
+"""Cleaning of sequences: unusual letters are replaced or removed, or the record is skipped.
 
-Nucleotides are no residues, though their letters are: they are refused, translated, or kept.
+Nucleotides use letters that residues have as well: they are refused, translated, or kept.
 """
 
 from __future__ import annotations
@@ -18,17 +18,17 @@ RESIDUES = b"ACDEFGHIKLMNPQRSTVWYBUZOX"
 CHAIN_BREAK = b":"
 END_STOP = "'*' at the end{} removed"
 FOREIGN = re.compile(rf"[^{RESIDUES.decode()}J*.\-]")
-NO_LETTER = {
+LETTER_HINTS = {
     ">": "begins a record inside a line, which is lost in this one; were files joined without a "
-    "line end between them? part them"
+    "line end between them? put one there"
 }
-"""What a letter that cannot be may tell of."""
+"""Letters that point to a certain mistake."""
 
 REPLACEMENTS = str.maketrans("J*", "XX", "-.")
 
 
-class Policy(NamedTuple):
-    """What may be done about one kind of unusual letter."""
+class LetterPolicy(NamedTuple):
+    """How one kind of unusual letter is handled."""
 
     pattern: re.Pattern[str]
     name: str
@@ -36,17 +36,17 @@ class Policy(NamedTuple):
     setting: str
     """The field of CleaningSettings that decides."""
     accepting: str
-    """Its value that keeps the record."""
+    """The value of the field that keeps the record."""
     effect: str
     done: str
 
     @property
     def remedy(self) -> str:
-        """What to set, and what for."""
+        """What to set, and to what effect."""
         return f"set {setting(f'shard.{self.setting}')} to '{self.accepting}' to {self.effect}"
 
 
-UNKNOWN = Policy(
+UNKNOWN = LetterPolicy(
     pattern=re.compile("J"),
     name="J",
     detail=" is unknown to the models",
@@ -55,7 +55,7 @@ UNKNOWN = Policy(
     effect="read it as X",
     done="replaced by X",
 )
-STOP = Policy(
+STOP = LetterPolicy(
     pattern=re.compile(r"\*"),
     name="stop '*'",
     detail=" inside the sequence",
@@ -64,7 +64,7 @@ STOP = Policy(
     effect="read it as X",
     done="replaced by X",
 )
-GAP = Policy(
+GAP = LetterPolicy(
     pattern=re.compile(r"[.\-]"),
     name="gap '{}'",
     detail="",
@@ -75,8 +75,8 @@ GAP = Policy(
 )
 
 
-class Cleaned(NamedTuple):
-    """A sequence after the policies for unusual letters."""
+class CleanedSequence(NamedTuple):
+    """A sequence after cleaning."""
 
     sequence: bytes
     """Upper-case residues, with `:` between chains; empty if the record is skipped."""
@@ -86,36 +86,38 @@ class Cleaned(NamedTuple):
     """What was changed."""
 
 
-def read_sequence(sequence: bytes, cleaning: CleaningSettings, header: bytes = b"") -> Cleaned:
-    """What becomes of an upper-case sequence without whitespace, as it stands in an input.
+def read_sequence(
+    sequence: bytes, cleaning: CleaningSettings, header: bytes = b""
+) -> CleanedSequence:
+    """Clean a sequence of the input, in upper case and without whitespace.
 
-    Nucleotides are refused, translated or kept, and then the policies applied; the header may tell
-    the frame and whether the start is there.
+    Nucleotides are refused, translated or kept, then unusual letters are handled. The header of a
+    coding sequence may give its reading frame and whether its start is missing.
     """
     if cleaning.nucleotides == "translate":
         return _translated(sequence, cleaning, header)
     if cleaning.nucleotides == "refuse" and (kind := nucleotides_among(sequence)):
-        return Cleaned(b"", f"looks like {kind}; {nucleotides_remedy()}")
+        return CleanedSequence(b"", f"looks like {kind}; {nucleotides_remedy()}")
     return clean(sequence, cleaning)
 
 
 def nucleotides_remedy() -> str:
-    """What to set where proteins look like nucleotides."""
+    """What to set if sequences look like nucleotides."""
     return (
         f"set {setting('shard.nucleotides')} to 'translate' to read coding sequences, or to 'keep' "
         "to take the letters as residues"
     )
 
 
-def _translated(sequence: bytes, cleaning: CleaningSettings, header: bytes) -> Cleaned:
-    """The protein of a coding sequence; what cannot be one is cleaned as a protein.
+def _translated(sequence: bytes, cleaning: CleaningSettings, header: bytes) -> CleanedSequence:
+    """The protein of a coding sequence; other sequences are cleaned as proteins.
 
-    A sequence that consists of nucleotide codes is read so whatever its length.
+    A sequence of nucleotide codes only is taken as a coding sequence whatever its length.
     """
     if not only_nucleotides(sequence.translate(None, b"-.:")):
         if nucleotides_in(sequence):  # with '*' in it
             place = sequence.index(b"*") + 1
-            return Cleaned(b"", f"stop '*' at nucleotide {place}; correct the sequence")
+            return CleanedSequence(b"", f"stop '*' at nucleotide {place}; correct the sequence")
         cleaned = clean(sequence, cleaning)
         note = "not nucleotides: taken as a protein"
         return cleaned._replace(notes=(note, *cleaned.notes)) if cleaned.sequence else cleaned
@@ -123,7 +125,7 @@ def _translated(sequence: bytes, cleaning: CleaningSettings, header: bytes) -> C
     if gap := GAP.pattern.search(sequence.decode()):
         what = f"{GAP.name.format(gap[0])} at nucleotide {gap.start() + 1}"
         if cleaning.gaps != GAP.accepting:
-            return Cleaned(b"", f"{what}; {GAP.remedy}")
+            return CleanedSequence(b"", f"{what}; {GAP.remedy}")
         more = sum(map(sequence.count, (b"-", b"."))) - 1
         notes.append(f"{what}{f' and {more} more' if more else ''} {GAP.done}")
     chains = sequence.translate(None, b"-.").split(CHAIN_BREAK)
@@ -135,24 +137,24 @@ def _translated(sequence: bytes, cleaning: CleaningSettings, header: bytes) -> C
         notes += [f"{note}{where}" for note in one.notes]
     cleaned = clean(CHAIN_BREAK.join(one.protein for one in read), cleaning)
     if not cleaned.sequence:
-        return Cleaned(b"", f"{how}: {cleaned.reason}")
+        return CleanedSequence(b"", f"{how}: {cleaned.reason}")
     return cleaned._replace(notes=(how, *notes, *cleaned.notes))
 
 
 def is_clean(sequence: bytes) -> bool:
-    """Whether an upper-case sequence is residues only, and some: `clean` returns it as it is."""
+    """Whether an upper-case sequence has residues and nothing else: `clean` does not change it."""
     return bool(sequence) and not sequence.translate(None, RESIDUES)
 
 
-def clean(sequence: bytes, cleaning: CleaningSettings) -> Cleaned:
-    """Apply the policies to an upper-case sequence without whitespace.
+def clean(sequence: bytes, cleaning: CleaningSettings) -> CleanedSequence:
+    """Handle the unusual letters of a sequence in upper case and without whitespace.
 
-    Places in reasons and notes are residues of the given sequence from 1, counted within the chain
-    if there are several. The result is clean: cleaning it again changes nothing.
+    Reasons and notes count the residues of the given sequence from 1, in each chain if there are
+    several. Cleaning the result again changes nothing.
     """
     body = sequence.rstrip(b"*")
-    if is_clean(body):  # a shortcut: so ends whatever a gene finder writes
-        return Cleaned(body, "", (END_STOP.format(""),) if body != sequence else ())
+    if is_clean(body):  # a shortcut: gene finders end every protein with *
+        return CleanedSequence(body, "", (END_STOP.format(""),) if body != sequence else ())
     chains = sequence.decode("utf-8", "replace").split(":")
     parts = []
     for number, chain in enumerate(chains, 1):
@@ -161,15 +163,17 @@ def clean(sequence: bytes, cleaning: CleaningSettings) -> Cleaned:
         if part.reason:
             return part
     if not any(part.sequence for part in parts):
-        return Cleaned(b"", "no residues")
+        return CleanedSequence(b"", "no residues")
     for number, part in enumerate(parts, 1):
         if not part.sequence:
-            return Cleaned(b"", f"no residues in chain {number}; put ':' between chains only")
+            return CleanedSequence(
+                b"", f"no residues in chain {number}; put ':' between chains only"
+            )
     notes = tuple(note for part in parts for note in part.notes)
-    return Cleaned(CHAIN_BREAK.join(part.sequence for part in parts), "", notes)
+    return CleanedSequence(CHAIN_BREAK.join(part.sequence for part in parts), "", notes)
 
 
-def _clean_chain(chain: str, where: str, cleaning: CleaningSettings) -> Cleaned:
+def _clean_chain(chain: str, where: str, cleaning: CleaningSettings) -> CleanedSequence:
     body = chain.rstrip("*-." if cleaning.gaps == "remove" else "*")
     refused: list[tuple[int, str]] = []
     notes: list[str] = []
@@ -184,10 +188,10 @@ def _clean_chain(chain: str, where: str, cleaning: CleaningSettings) -> Cleaned:
             refused.append((match.start(), f"{what}{where}{policy.detail}; {policy.remedy}"))
     if match := FOREIGN.search(chain):
         what = f"character {match[0]!a} at residue {match.start() + 1}{where}"
-        why = NO_LETTER.get(match[0], "is no amino acid; correct the sequence")
+        why = LETTER_HINTS.get(match[0], "is no amino acid; correct the sequence")
         refused.append((match.start(), f"{what} {why}"))
     if refused:
-        return Cleaned(b"", min(refused)[1])
+        return CleanedSequence(b"", min(refused)[1])
     if "*" in chain[len(body) :]:
         notes.append(END_STOP.format(where))
-    return Cleaned(body.translate(REPLACEMENTS).encode(), "", tuple(notes))
+    return CleanedSequence(body.translate(REPLACEMENTS).encode(), "", tuple(notes))

@@ -1,17 +1,16 @@
-"""What every task shares that computes arrays of unique sequences: batches in, rows of a file out.
+"""Unique sequences in, rows of a result file out: what all tasks share that compute arrays.
 
-The file is the ragged one of `formats/results/writer.py`, with a row for each sequence that
-could be computed.
+The file is the ragged one of `formats/results/writer.py`, with a row for each sequence that could
+be computed.
 """
 
 from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TypeVar
+from typing import ClassVar, Protocol, TypeAlias, TypeVar
 
 import numpy as np
 import torch
@@ -19,15 +18,22 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from esm_pipeline.arrays import Float32, Int64
-from esm_pipeline.formats.records import FAILED, OK, SKIPPED
-from esm_pipeline.formats.results.writer import Array, RaggedWriter
+from esm_pipeline.formats.results.layout import Array
+from esm_pipeline.formats.results.writer import RaggedWriter
 from esm_pipeline.model.base import EsmPreTrainedModel
-from esm_pipeline.model.inference.batching import compute_batches
-from esm_pipeline.tasks.common.plan import DOES_NOT_FIT, NOT_FINITE, Layout, Plan
+from esm_pipeline.model.inference.batching import BatchResult, compute_batches
+from esm_pipeline.settings.sections import ClassifySettings, EmbedSettings, FoldSettings
+from esm_pipeline.tasks.common.plan import (
+    DOES_NOT_FIT,
+    NOT_FINITE,
+    LengthPolicy,
+    ResultLayout,
+    SequencePlan,
+)
 from esm_pipeline.tasks.common.progress import progress
 from esm_pipeline.tasks.common.runner import Runner
 
-Values = NDArray[np.float16] | Float32 | NDArray[np.bytes_]
+HostArray: TypeAlias = NDArray[np.float16] | Float32 | NDArray[np.bytes_]
 M = TypeVar("M", bound=EsmPreTrainedModel)
 
 TOO_LARGE = (
@@ -36,21 +42,28 @@ TOO_LARGE = (
 )
 
 
-class Computed:
-    """What came out of a batch, in host memory.
+class BatchOutput(Protocol):
+    """The results of a batch, in host memory."""
 
-    `values`: array name → (units of all sequences, *shape). `problems`: place of a sequence in the
-    batch → why its values cannot be stored.
-    """
+    @property
+    def problems(self) -> Mapping[int, str]:
+        """Place of a sequence in the batch → why its results cannot be stored."""
+
+    def write(self, writer: RaggedWriter, rows: Int64) -> None:
+        """Write the results into the `rows` (B,) of the batch's sequences."""
+
+
+class BatchArrays:
+    """Arrays of a batch: `values` has name → (units of all sequences, *shape)."""
 
     def __init__(self) -> None:
-        self.values: dict[str, Values] = {}
+        self.values: dict[str, HostArray] = {}
         self.problems: dict[int, str] = {}
 
     def add(
         self, name: str, values: Tensor, units: list[int], dtype: torch.dtype = torch.float32
     ) -> None:
-        """Take up an array, `units` of it for each sequence, to be stored as `dtype`."""
+        """Add an array with `units` entries for each sequence, to be stored as `dtype`."""
         limit = torch.finfo(dtype).max
         if not largest(values) <= limit:
             for place, part in enumerate(torch.split(values, units)):
@@ -59,71 +72,83 @@ class Computed:
                     self.problems[place] = TOO_LARGE if math.isfinite(size) else NOT_FINITE
         self.values[name] = values.to(dtype).cpu().numpy()
 
+    def write(self, writer: RaggedWriter, rows: Int64) -> None:
+        """Write the arrays into `rows`; those of sequences with problems are to be left out."""
+        for name, values in self.values.items():
+            writer.write(name, rows, values)
+
 
 def largest(values: Tensor) -> float:
-    """The largest absolute value, or NaN if one is NaN."""
+    """The largest absolute value, or NaN if there is one."""
     low, high = torch.aminmax(values)
     return float(torch.maximum(-low, high))
 
 
 class ArrayRunner(Runner[M]):
-    """A checkpoint that makes arrays of sequences."""
+    """A checkpoint that computes arrays for sequences."""
+
+    task: ClassVar[str]
+    settings: ClassifySettings | EmbedSettings | FoldSettings
 
     @property
     @abstractmethod
-    def arrays(self) -> list[Array]:
-        """What is stored, as datasets."""
+    def arrays(self) -> Sequence[Array]:
+        """The arrays to store, as datasets."""
 
     @property
     @abstractmethod
     def attributes(self) -> dict[str, str]:
-        """How the results were made: what the file says of itself."""
+        """How the results were made: the attributes of the file."""
 
     @abstractmethod
-    def __call__(self, sequences: Sequence[str]) -> Computed:
-        """The arrays of a batch. Raises what PyTorch raises when memory runs out."""
+    def __call__(self, sequences: Sequence[str]) -> BatchOutput:
+        """Compute a batch. Raises what PyTorch raises when memory runs out."""
+
+    @property
+    def policy(self) -> LengthPolicy:
+        """How long sequences are handled. Raises InputError if model and settings disagree."""
+        return LengthPolicy.choose(self.task, [self.config.max_residues], self.settings.long)
+
+    def run_batches(self, plan: SequencePlan, unique: Int64) -> Iterator[BatchResult[BatchOutput]]:
+        """Compute the `unique` sequences in batches; parts are places in `unique`."""
+
+        def compute(part: Int64) -> BatchOutput:
+            return self(plan.sequences(unique[part]))
+
+        return compute_batches(
+            plan.lengths[unique], self.settings.token_budget, compute, self.device
+        )
+
+    def does_not_fit(self, residues: int) -> str:
+        """Why a sequence of so many residues failed when memory ran out."""
+        return DOES_NOT_FIT.format(residues)
 
 
-def write_rows(runner: ArrayRunner[M], plan: Plan, path: Path, *, quiet: bool = False) -> None:
-    """Compute what `plan` says into a new file at `path`; notes in the plan what failed."""
-    rows, layout = plan.rows(), Layout(runner.arrays, runner.attributes)
+def write_rows(
+    runner: ArrayRunner[M], plan: SequencePlan, path: Path, *, quiet: bool = False
+) -> None:
+    """Compute the sequences of `plan` into a new file at `path`; notes in the plan what failed."""
+    rows, layout = plan.rows(), ResultLayout(runner.arrays, runner.attributes)
     with layout.writer(path, plan, rows) as writer:
-        compute(runner, plan, np.flatnonzero(rows >= 0), writer, quiet=quiet)
+        compute_rows(runner, plan, np.flatnonzero(rows >= 0), writer, quiet=quiet)
     if plan.failures:
         layout.leave_out_failures(path, plan, rows)
 
 
-def compute(
-    runner: ArrayRunner[M], plan: Plan, unique: Int64, writer: RaggedWriter, *, quiet: bool
+def compute_rows(
+    runner: ArrayRunner[M], plan: SequencePlan, unique: Int64, writer: RaggedWriter, *, quiet: bool
 ) -> None:
-    """Compute the `unique` sequences, (rows,) of them, batch by batch into the rows of `writer`."""
-
-    def compute_rows(rows: Int64) -> Computed:
-        return runner(plan.sequences(unique[rows]))
-
+    """Compute the `unique` sequences, one for each row of `writer`, batch by batch."""
     if len(unique):
         runner.load()
-    lengths, task = plan.lengths[unique], plan.reach.task
-    with progress(task, int(lengths.sum()), "residues", quiet=quiet) as advance:
-        budget = runner.settings.token_budget
-        for rows, computed in compute_batches(lengths, budget, compute_rows, runner.device):
-            if computed is None:
-                one = int(rows[0])
-                plan.failures[int(unique[one])] = DOES_NOT_FIT.format(lengths[one])
+    lengths = plan.lengths[unique]
+    with progress(runner.task, int(lengths.sum()), "residues", quiet=quiet) as advance:
+        for rows, output in runner.run_batches(plan, unique):
+            if output is None:
+                only = int(rows[0])
+                plan.failures[int(unique[only])] = runner.does_not_fit(int(lengths[only]))
             else:
-                for name, values in computed.values.items():
-                    writer.write(name, rows, values)
-                for place, reason in computed.problems.items():
+                output.write(writer, rows)
+                for place, reason in output.problems.items():
                     plan.failures[int(unique[rows[place]])] = reason
             advance(int(lengths[rows].sum()))
-
-
-def summary(counts: Counter[str], plan: Plan, runner: Runner[M], seconds: float) -> str:
-    """One line on a finished run."""
-    residues = int(plan.lengths[plan.rows() >= 0].sum())
-    told = ", ".join(f"{counts[status]:,} {status}" for status in (OK, SKIPPED, FAILED))
-    return (
-        f"{plan.reach.task}: {counts.total():,} records: {told}; {residues:,} residues in "
-        f"{seconds:.1f} s, {runner.seconds:.1f} s of it in the model; "
-        f"{residues / seconds:,.0f} residues/s"
-    )

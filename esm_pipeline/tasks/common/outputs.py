@@ -1,9 +1,9 @@
-"""Where a task's results go, checked before anything is computed."""
+"""Where a task's results go, and in which format: checked before anything is computed."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 
 from esm_pipeline.errors import InputError
@@ -11,14 +11,23 @@ from esm_pipeline.files import is_same, require_regular
 from esm_pipeline.formats.checksums import write_digests
 from esm_pipeline.formats.fasta import STANDARD_INPUT
 
+HDF5 = (".h5", ".hdf5")
+OF_FILES = {
+    *(".pdb", ".ent", ".cif", ".mmcif", ".bcif", ".fasta", ".fa", ".faa", ".fna", ".a3m", ".aln"),
+    *(*HDF5, ".hdf", ".npy", ".npz", ".pt", ".pkl", ".parquet", ".csv", ".tsv", ".txt", ".xlsx"),
+    *(".json", ".yaml", ".xml", ".html", ".md", ".log", ".png", ".svg", ".pdf"),
+    *(".zip", ".gz", ".tar", ".tgz", ".bz2", ".xz", ".zst"),
+}
+"""Endings of files, which a folder should not have."""
+
 
 def check_output(
     output: Path, inputs: Iterable[str], others: Iterable[Path | None], suffixes: Sequence[str]
 ) -> Path:
-    """Where the table of records goes, beside `output`, whose suffix is one of `suffixes`.
+    """The table of records that goes next to `output`, whose suffix is one of `suffixes`.
 
-    Raises InputError if it, `output` or one of the `others` cannot be written, or would replace
-    another or one of the `inputs`.
+    Raises InputError if the table, `output` or one of the `others` cannot be written, or would
+    replace another or one of the `inputs`.
     """
     if not output.name:
         raise InputError(f"{output}: a folder; name a file for the output")
@@ -44,7 +53,30 @@ def check_output(
     return table
 
 
-def vouch(path: Path, digests: Path, files: Mapping[Path, Path]) -> None:
-    """Write to `path` what will be the list `digests`: those of `files`, by where they will be."""
+def ending_of(path: Path, endings: Collection[str]) -> str:
+    """The ending of a file's name, in lower case. Raises InputError if not one of `endings`."""
+    ending = path.suffix.lower()
+    if ending not in endings:
+        raise InputError(f"{path}: cannot be written; let its name end in {', '.join(endings)}")
+    return ending
+
+
+def require_folder_name(path: Path, what: str) -> None:
+    """Raise InputError for a new folder whose name looks like that of a file.
+
+    what: what goes into it, for the message.
+    """
+    ending = path.suffix.lower()
+    if ending in OF_FILES and not path.exists():
+        raise InputError(
+            f"{path}: {what} go into a folder, and {ending} is the ending of a file; name a folder"
+        )
+
+
+def write_checksums(path: Path, digests: Path, files: Mapping[Path, Path]) -> None:
+    """Write the checksums of `files` (final place → where it is now) to `path`.
+
+    `digests` is the final place of the list; names in it are relative to its folder.
+    """
     folder = digests.parent
     write_digests(path, {os.path.relpath(to, folder): file for to, file in files.items()})

@@ -1,4 +1,4 @@
-"""Progress that a person can read: a bar on a terminal, nothing into log files."""
+"""Progress for people: a bar on a terminal, nothing in log files."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ Advance = Callable[[int], None]
 
 @contextmanager
 def progress(title: str, total: int, unit: str, *, quiet: bool = False) -> Iterator[Advance]:
-    """Yield a function to be told how many units of `total` were just done.
+    """Yield a function to call with the number of units that were just done, of `total`.
 
-    Shows a bar with the rate and the time left on standard error if that is a terminal, unless
+    Shows a bar with the rate and the time left on standard error, if that is a terminal and unless
     `quiet`.
     """
     if quiet or not sys.stderr.isatty():
@@ -31,7 +31,7 @@ def progress(title: str, total: int, unit: str, *, quiet: bool = False) -> Itera
     from rich.text import Text
 
     class Rate(ProgressColumn):
-        """Units done of all, and in a second."""
+        """Units done, out of all, and per second."""
 
         def render(self, task: Task) -> Text:
             done, all_of_them = int(task.completed), int(task.total or 0)

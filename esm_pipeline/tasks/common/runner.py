@@ -1,4 +1,4 @@
-"""A checkpoint that a task runs: found at once, loaded when there is something to compute."""
+"""A checkpoint that a task runs: found at once, loaded only when there is something to compute."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ M = TypeVar("M", bound=EsmPreTrainedModel)
 
 
 class Runner(Generic[M]):
-    """A checkpoint and where it runs; `load` it before the first batch.
+    """A checkpoint on a device; `load` it before the first batch.
 
-    `seconds` are those spent in the model. Raises WeightsError for an unusable checkpoint.
+    `seconds` counts the time spent in the model. Raises WeightsError for an unusable checkpoint.
     """
 
     model_class: type[M]
     options: ClassVar[Mapping[str, Any]] = {}
-    """What `from_pretrained` is told besides."""
+    """Further arguments of `from_pretrained`."""
 
     def __init__(self, name: str, revision: str | None, settings: ComputeSettings) -> None:
         self.settings = settings
@@ -49,7 +49,7 @@ class Runner(Generic[M]):
         self._lock, self._inside, self._started = Lock(), 0, 0.0
 
     def check(self) -> None:
-        """Judge tokenizer and weights, these by their files' headers. Raises WeightsError."""
+        """Check tokenizer and weights, the latter by their files' headers. Raises WeightsError."""
         _ = self.tokenizer
         _, info = self.model_class.from_pretrained(
             self.checkpoint.source,
@@ -58,16 +58,16 @@ class Runner(Generic[M]):
             device="meta",
             output_loading_info=True,
         )
-        self.judge(info["missing_keys"])
+        self.check_missing(info["missing_keys"])
 
-    def judge(self, missing: Collection[str]) -> None:
-        """Raise WeightsError if the task cannot do without a weight that the checkpoint lacks.
+    def check_missing(self, missing: Collection[str]) -> None:
+        """Raise WeightsError if the task needs one of the weights that are `missing`.
 
-        `missing` are those that a model of the class can be loaded without.
+        The class itself can be loaded without them.
         """
 
     def load(self) -> None:
-        """Load the weights now. Raises CapacityError if the device has no room for them."""
+        """Load the weights now. Raises CapacityError if they do not fit into memory."""
         try:
             self.check()
             _ = self.model
@@ -80,21 +80,21 @@ class Runner(Generic[M]):
             ) from None
 
     def unload(self) -> None:
-        """Give the memory of the weights back."""
+        """Free the memory of the weights."""
         self.__dict__.pop("model", None)
         release_memory()
 
     @cached_property
     def model(self) -> M:
-        """The model, ready for inference. Raises WeightsError for weights that are no numbers."""
-        # no name for what is loaded: each weight goes when it is packed
+        """The model, ready for inference. Raises WeightsError for weights that are not finite."""
+        # no variable holds the loaded model: each weight is freed when it is packed
         return optimize_for_inference(self.loaded(), getattr(torch, self.settings.dtype))
 
     def loaded(self) -> M:
-        """The model as it is in the checkpoint, in the precision that it is optimized from."""
+        """The model as in the checkpoint, in the precision from which it is optimized."""
         dtype = getattr(torch, self.settings.dtype)
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of what is missing: `check` has seen to it
+            warnings.simplefilter("ignore")  # about missing weights: `check` has reported them
             found: M = self.model_class.from_pretrained(
                 self.checkpoint.source,
                 **self.checkpoint.where,
@@ -116,7 +116,7 @@ class Runner(Generic[M]):
 
     @property
     def origin(self) -> dict[str, str]:
-        """Where the weights are from, and the precision: attributes of a result."""
+        """Model, revision, digest of the weights and precision, as attributes of a result."""
         return {
             "model": self.checkpoint.name,
             "revision": self.checkpoint.revision or "",
@@ -126,7 +126,7 @@ class Runner(Generic[M]):
 
     @contextmanager
     def timed(self) -> Iterator[None]:
-        """Add the time that the model takes inside to `seconds`, once for all threads in it."""
+        """Add the time spent inside to `seconds`, once for all threads that are inside."""
         with self._lock:
             if not self._inside:
                 self._started = time.perf_counter()
@@ -143,7 +143,7 @@ class Runner(Generic[M]):
 
 
 def software() -> dict[str, str]:
-    """Versions of what made a result."""
+    """Versions of the software that made a result."""
     return {
         "esm_pipeline": __version__,
         "torch": torch.__version__,

@@ -1,7 +1,7 @@
-"""One pass over FASTA files: every record validated, equal sequences found, in little memory.
+"""One pass over FASTA files: every record is validated and equal sequences are found.
 
-What `shard` and every task on its own begin with. Rows and sequences go to temporary files without
-a name, so that memory stays small whatever the input, and a killed process leaves nothing behind.
+`shard` and every task that runs alone begin with it. Rows and sequences go to temporary files
+without a name, so that memory stays small whatever the input, and a killed process leaves nothing.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from esm_pipeline.formats.fasta import (
     MOST_HEADER,
     MOST_LETTERS,
     STANDARD_INPUT,
-    Entry,
+    FastaRecord,
     read_batches,
     read_header,
     shown,
@@ -39,7 +39,7 @@ from esm_pipeline.settings.sections import CleaningSettings
 from esm_pipeline.tasks.common.cleaning import (
     CHAIN_BREAK,
     RESIDUES,
-    Cleaned,
+    CleanedSequence,
     nucleotides_remedy,
     read_sequence,
 )
@@ -48,44 +48,44 @@ if TYPE_CHECKING:
     import hashlib
 
 DIGEST = 16
-"""Bytes of a sequence's SHA-256 that find its equals; no two others will ever share 128 bits."""
+"""Bytes of a sequence's SHA-256 to find equal ones; different ones will never share 128 bits."""
 
 PLAIN = bytes(byte for byte in range(0x20, 0x7F) if byte != ord('"'))
-"""Bytes of a header that need no second look."""
+"""Bytes of a header that are written as they are."""
 
 FIRST_RECORDS = 1000
-"""Records of a file that tell whether it is of nucleotides."""
+"""Records by which a file is judged to be of nucleotides or not."""
 
 CODON = 3
 L, E = b"LE"
-"""What has one of them is no nucleotides."""
+"""A sequence with one of these letters is not of nucleotides."""
 
 BLOCK = 1 << 20
 BATCH = 1 << 23
-"""Bytes of memory for sequences that are read from the spool together."""
+"""Bytes of sequences that are read from the spool at once."""
 OBJECT_BYTES = 64
-"""Bytes of memory that a sequence takes besides its residues, about."""
+"""About the bytes of memory that a sequence takes in addition to its residues."""
 
 
-def open_intake(
+def open_sequences(
     paths: Sequence[str],
     cleaning: CleaningSettings,
     spool_dir: Path,
     *,
     allow_empty: bool = False,
     complexes: bool = False,
-) -> Intake:
+) -> SequenceSet:
     """Read FASTA files (`-` is standard input) as one input with a running index.
 
-    The spool lies in `spool_dir` (made if need be) without a name. `allow_empty` accepts a file
-    without records; `complexes` has sequences of several chains among the unique ones. Raises
-    InputError for a file that cannot be used, OSError if the spool does not fit on its disk.
+    Temporary files go to `spool_dir`, which is made if it is missing. `allow_empty` accepts a file
+    without records; with `complexes`, sequences of several chains count as unique sequences too.
+    Raises InputError for a file that cannot be used, OSError if the disk of `spool_dir` is full.
     """
     if list(paths).count(STANDARD_INPUT) > 1:
         raise InputError(f"{shown(STANDARD_INPUT)}: given twice, but can be read once; drop one")
     digests = [sha256() for _ in paths]
 
-    def read(path: str, digest: hashlib._Hash) -> Iterator[list[Entry]]:
+    def read(path: str, digest: hashlib._Hash) -> Iterator[list[FastaRecord]]:
         batches = read_batches(
             path,
             allow_empty=allow_empty,
@@ -96,25 +96,25 @@ def open_intake(
         return proteins(batches, shown(path)) if cleaning.nucleotides == "refuse" else batches
 
     batches = itertools.chain.from_iterable(map(read, paths, digests))
-    intake = take_in(batches, cleaning, spool_dir, complexes=complexes)
-    intake.digests = [digest.hexdigest() for digest in digests]
-    for path, found in zip(paths, intake.digests, strict=True):
+    sequence_set = read_entries(batches, cleaning, spool_dir, complexes=complexes)
+    sequence_set.digests = [digest.hexdigest() for digest in digests]
+    for path, found in zip(paths, sequence_set.digests, strict=True):
         check_shard(Path(path), found)
-    return intake
+    return sequence_set
 
 
 def most_letters(cleaning: CleaningSettings) -> int:
-    """The most letters of a record: three are one residue of a coding sequence."""
+    """The most letters of a record; in a coding sequence three are one residue."""
     letters = cleaning.max_letters * (CODON if cleaning.nucleotides == "translate" else 1)
     return min(letters, MOST_LETTERS)
 
 
-def proteins(batches: Iterable[list[Entry]], name: str) -> Iterator[list[Entry]]:
-    """The records of the file `name`; InputError if most of the first ones are nucleotides."""
+def proteins(batches: Iterable[list[FastaRecord]], name: str) -> Iterator[list[FastaRecord]]:
+    """The records of the file `name`. Raises InputError if most of the first are nucleotides."""
     seen, found = 0, 0
     line, kind = 0, ""
 
-    def judge() -> None:
+    def require_proteins() -> None:
         if 2 * found > seen:
             count = f"{found:,} of the first {seen:,} records"
             raise InputError(
@@ -129,20 +129,23 @@ def proteins(batches: Iterable[list[Entry]], name: str) -> Iterator[list[Entry]]
                     found += 1
                     line, kind = line or place, kind or looks
             if seen == FIRST_RECORDS:
-                judge()
+                require_proteins()
         yield batch
     if seen < FIRST_RECORDS:
-        judge()
+        require_proteins()
 
 
-def take_in(
-    batches: Iterable[list[Entry]],
+def read_entries(
+    batches: Iterable[list[FastaRecord]],
     cleaning: CleaningSettings,
     spool_dir: Path,
     *,
     complexes: bool = False,
-) -> Intake:
-    """The same for records that come from elsewhere, as `read_batches` gives them."""
+) -> SequenceSet:
+    """Validate records and find equal sequences; `batches` as `read_batches` yields them.
+
+    See `open_sequences` for the other arguments.
+    """
     try:
         spool_dir.mkdir(parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError):
@@ -150,15 +153,15 @@ def take_in(
             f"{shown(str(spool_dir))}: not a folder; choose another one for the output"
         ) from None
     with blaming(spool_dir), ExitStack() as files:
-        spool = Spool(*(files.enter_context(_spool_file(spool_dir)) for _ in range(2)))
+        spool = SequenceSpool(*(files.enter_context(_spool_file(spool_dir)) for _ in range(2)))
         for batch in batches:
             spool.add(batch, cleaning)
         spool.flush()
-        return Intake(spool, files.pop_all(), complexes=complexes)
+        return SequenceSet(spool, files.pop_all(), complexes=complexes)
 
 
 def _spool_file(folder: Path) -> IO[bytes]:
-    """A file without a name; an error names the folder."""
+    """A file without a name. An OSError names the folder."""
     try:
         return tempfile.TemporaryFile(dir=folder)
     except OSError as error:
@@ -166,18 +169,18 @@ def _spool_file(folder: Path) -> IO[bytes]:
         raise
 
 
-class Spool:
-    """What the pass over the input leaves: two temporary files, and three numbers a record."""
+class SequenceSpool:
+    """Validated records: two temporary files, and three numbers in memory for each record."""
 
     def __init__(self, rows: IO[bytes], sequences: IO[bytes]) -> None:
-        self.rows = rows  # lines of records.tsv, duplicate_of empty
+        self.rows = rows  # lines of records.tsv, with an empty duplicate_of
         self.sequences = sequences  # end to end
         self.digests = bytearray()  # DIGEST bytes each
         self.sizes = array("i")  # bytes in `sequences`; 0 if skipped
         self.residues = array("i")  # as many, or fewer in a complex
 
-    def add(self, batch: list[Entry], cleaning: CleaningSettings) -> None:
-        """Validate some records and put them at the end."""
+    def add(self, batch: list[FastaRecord], cleaning: CleaningSettings) -> None:
+        """Validate some records and append them."""
         rows, sequences, digests, residues = [], [], [], []
         most = most_letters(cleaning)
         usual_bytes = 0 if cleaning.nucleotides == "translate" else min(most, MOST_HEADER)
@@ -210,23 +213,27 @@ class Spool:
         self.residues.extend(residues)
 
     def flush(self) -> None:
-        """Have everything in the files."""
+        """Write everything to the files."""
         self.rows.flush()
         self.sequences.flush()
 
 
-def _cleaned(header: bytes, sequence: bytes, cleaning: CleaningSettings, most: int) -> Cleaned:
-    """What becomes of a sequence; one of more than `most` letters is skipped."""
+def _cleaned(
+    header: bytes, sequence: bytes, cleaning: CleaningSettings, most: int
+) -> CleanedSequence:
+    """Clean a sequence; one of more than `most` letters is skipped."""
     if len(sequence) <= most:
         return read_sequence(sequence, cleaning, header)
     remedy = "cut it in parts"
     if most < MOST_LETTERS:
         remedy = f"set {setting('shard.max_letters')} to as many as it has, or {remedy}"
-    return Cleaned(b"", f"more than {most:,} letters; {remedy}")
+    return CleanedSequence(b"", f"more than {most:,} letters; {remedy}")
 
 
-def _row(index: int, header: bytes, residues: int, digest: bytes, cleaned: Cleaned) -> bytes:
-    """The line of records.tsv, its last cell left empty."""
+def _row(
+    index: int, header: bytes, residues: int, digest: bytes, cleaned: CleanedSequence
+) -> bytes:
+    """The line of records.tsv, with its last cell empty."""
     name, text, notes = read_header(header, index)
     length, sha, status = (str(residues), digest.hex(), OK) if residues else ("", "", SKIPPED)
     note = "; ".join((*notes, *cleaned.notes))
@@ -235,25 +242,25 @@ def _row(index: int, header: bytes, residues: int, digest: bytes, cleaned: Clean
     ).encode()
 
 
-class Intake:
-    """Validated records of some FASTA files: N records, U unique sequences to compute.
+class SequenceSet:
+    """The records of some FASTA files: N validated records, U unique sequences to compute.
 
-    A context manager that owns the spool, files as large as the input. In memory it holds about 36
-    bytes a record, and up to 90 while it is opened; rows and sequences are read when asked for.
+    A context manager that owns the spool, files as large as the input. It takes about 36 bytes of
+    memory for each record, up to 90 while it is opened; rows and sequences are read when needed.
     """
 
     digests: list[str]
-    """SHA-256 of each file as it was read, in hexadecimal; none of records from elsewhere."""
+    """SHA-256 of each file as it was read, in hexadecimal; empty if no files were read."""
     count: int
-    """N, the records of all files."""
+    """N, the number of records in all files."""
     lengths: Int32
     """(U,) residues of each unique sequence, in the order of their first records."""
     first: Int64
     """(U,) index of the first record with each unique sequence."""
     unique: Int32
-    """(N,) unique sequence of each record; -1 for none: it is skipped, or a complex."""
+    """(N,) unique sequence of each record; -1 if it is skipped, or a complex."""
 
-    def __init__(self, spool: Spool, files: ExitStack, *, complexes: bool) -> None:
+    def __init__(self, spool: SequenceSpool, files: ExitStack, *, complexes: bool) -> None:
         self._rows, self._sequences, self._files = spool.rows, spool.sequences, files
         self.digests = []
         self.count = len(spool.sizes)
@@ -314,7 +321,7 @@ class Intake:
 
 
 def _first_with_same(digests: bytearray) -> Int64:
-    """(N,) first record with each record's digest."""
+    """(N,) for each record, the first one with the same digest."""
     keys = np.frombuffer(digests, np.uint64).reshape(-1, 2)
     order = np.lexsort((keys[:, 1], keys[:, 0]))  # stable: equal digests stay in input order
     begins = np.arange(len(order)) == 0

@@ -1,7 +1,7 @@
-"""What every gathered task shares: the shards, checked; the place of each record; ragged files.
+"""Merging the shards of a task: their files, checked, and the row of each record in the result.
 
-Beside a task's result for a shard lie its `records.tsv` and its `sha256`. The FASTA headers of a
-shard are places in the sample's input: of each unique sequence, that of its first record.
+Next to a task's result for a shard are its `records.tsv` and its `sha256`. The FASTA headers of a
+shard are indices in the sample's input: for each unique sequence, that of its first record.
 """
 
 from __future__ import annotations
@@ -21,27 +21,31 @@ from esm_pipeline.arrays import Int32, Int64
 from esm_pipeline.errors import DamagedError, InputError
 from esm_pipeline.formats.checksums import check_digests, check_listed
 from esm_pipeline.formats.records import FAILED, OK, PLACE, SKIPPED, Outcome, Record, read_records
+from esm_pipeline.formats.results.layout import Array, RecordRow
 from esm_pipeline.formats.results.open import open_results
-from esm_pipeline.formats.results.validation import judging, open_hdf5
-from esm_pipeline.formats.results.writer import Array, Entry, RaggedWriter, arrays_of
+from esm_pipeline.formats.results.validation import arrays_of, open_hdf5, reading
+from esm_pipeline.formats.results.writer import RaggedWriter
 from esm_pipeline.settings import shard_names
 
 CODES = {OK: 1, SKIPPED: 2, FAILED: 3}
-"""Statuses as one byte; 0 stands for a record that is in no shard."""
+"""Statuses as one byte; 0 is a record that is in no shard."""
 
 MAY_DIFFER = {"software", "format_version"}
-"""Attributes of a result in which shards need not agree."""
+"""Attributes of a result that may differ between shards."""
+
+EVEN_LENGTH = 7680
+"""Residues at which attention costs what the linear layers do: 6 D, here of D = 1280."""
 
 DIGEST = re.compile("[0-9a-f]{64}")
 
 AGAIN = "remove the folder and run the workflow again"
 
 
-class Gathering:
+class ShardResults:
     """The results of all shards of one task, and the outcome of every record of the sample.
 
     `records` is the sample's `records.tsv` as `shard` wrote it, `results` the files of the shards.
-    Holds some bytes a record. Raises InputError for a shard that is missing or damaged.
+    Takes some bytes of memory for each record. Raises InputError for a missing or damaged shard.
     """
 
     def __init__(self, task: str, suffix: str, records: Path, folder: Path, shards: int) -> None:
@@ -68,7 +72,7 @@ class Gathering:
             raise InputError(f"{folder}: a sequence is in two shards; {AGAIN}")
 
     def _read(self, table: Path) -> Iterator[tuple[int, int, Outcome]]:
-        """Place in the sample, digest and outcome of each sequence of a shard."""
+        """Index in the sample, digest and outcome of each sequence of a shard."""
         for record in read_records(table):
             outcome, digest = record.outcomes.get(self.task), short_digest(record)
             known = outcome is not None and outcome.status in CODES
@@ -79,9 +83,9 @@ class Gathering:
             yield int(record.id), digest, outcome
 
     def outcomes(self) -> Iterator[tuple[Record, Outcome]]:
-        """Every record of the sample, with what became of it.
+        """Every record of the sample with its outcome.
 
-        Raises InputError for a record that no shard accounts for, and at the end if the shards have
+        Raises InputError for a record that is in no shard, and at the end if the shards have
         sequences that are not in the sample.
         """
         statuses = {code: status for status, code in CODES.items()}
@@ -112,7 +116,7 @@ class Gathering:
 
     @cached_property
     def rows(self) -> Int64:
-        """Row in the gathered result by place in the sample, where that is a first record."""
+        """Row in the merged result, for each record that is the first of its sequence."""
         return np.cumsum(self._codes == CODES[OK]) - 1
 
     def are_ok(self, places: Int64) -> bool:
@@ -123,25 +127,30 @@ class Gathering:
 
     @property
     def row_count(self) -> int:
-        """U, the unique sequences that are ok."""
+        """U, the number of unique sequences that are ok."""
         return int(np.count_nonzero(self._codes == CODES[OK]))
 
-    def entries(self) -> Iterator[Entry]:
+    def entries(self) -> Iterator[RecordRow]:
         """Every record that is ok, with the row of its sequence."""
         for record, outcome in self.outcomes():
             if outcome.status == OK:
                 first = record.index if record.duplicate_of is None else record.duplicate_of
-                yield Entry(record.id, record.index, int(self.rows[first]))
+                yield RecordRow(record.id, record.index, int(self.rows[first]))
+
+
+def forward_cost(lengths: Int64) -> Int64:
+    """The relative cost of a forward pass over sequences of some `lengths` in residues."""
+    return lengths * (EVEN_LENGTH + lengths)
 
 
 def short_digest(record: Record) -> int | None:
-    """The first 64 bits of the digest of a record's sequence; None if it has none."""
+    """The first 64 bits of the digest of a record's sequence; None if there is no digest."""
     return int(record.sha256[:16], 16) if DIGEST.fullmatch(record.sha256) else None
 
 
 @dataclass
 class RaggedShard:
-    """What a shard's file says of itself: `first` (U,) places in the sample, `lengths` (U,)."""
+    """The metadata of a shard's file: `first` (U,) indices in the sample, `lengths` (U,)."""
 
     path: Path
     attributes: dict[str, Any]
@@ -151,9 +160,9 @@ class RaggedShard:
 
 
 def read_shard(path: Path) -> RaggedShard:
-    """Read the head of a shard's file. Raises InputError if it is not one."""
+    """Read the metadata of a shard's file. Raises InputError if it is not one."""
     try:
-        with open_results(path) as results, judging(path):
+        with open_results(path) as results, reading(path):
             arrays = arrays_of(results.file)
             places = np.array([int(name) for name in results.ids], np.int64)
             first = np.empty(len(results.length), np.int64)
@@ -165,7 +174,7 @@ def read_shard(path: Path) -> RaggedShard:
 
 
 def require_same(shards: list[RaggedShard]) -> None:
-    """Raise InputError unless all shards were made by one model, with the same settings."""
+    """Raise InputError unless all shards were made by one model with the same settings."""
     first = shards[0]
     for other in shards[1:]:
         for name in sorted({*first.attributes, *other.attributes} - MAY_DIFFER):
@@ -179,25 +188,25 @@ def require_same(shards: list[RaggedShard]) -> None:
             raise InputError(f"{other.path}: holds other arrays than {first.path.name}; {AGAIN}")
 
 
-def gather_ragged(gathering: Gathering, records: int, output: str | os.PathLike[str]) -> None:
-    """Put the rows of all shards into one file, in the order of their first records.
+def gather_ragged(gathered: ShardResults, records: int, output: str | os.PathLike[str]) -> None:
+    """Merge the rows of all shards into one file, in the order of their first records.
 
-    `records` is the number of those that are ok. In memory are a block, and some bytes a record.
-    Raises InputError if shards do not fit together, OSError if the disk is full.
+    `records` is the number of records that are ok. Takes a block of memory, and some bytes for each
+    record. Raises InputError if the shards do not fit together, OSError if the disk is full.
     """
-    shards = [read_shard(path) for path in gathering.results]
+    shards = [read_shard(path) for path in gathered.results]
     require_same(shards)
     for shard in shards:
-        if not gathering.are_ok(shard.first):
+        if not gathered.are_ok(shard.first):
             raise InputError(f"{shard.path}: its rows are not those of its records.tsv; {AGAIN}")
-    rows, count = gathering.rows, gathering.row_count
+    rows, count = gathered.rows, gathered.row_count
     if sum(len(shard.first) for shard in shards) != count:
-        raise InputError(f"{gathering.folder}: sequences that are ok have no row; {AGAIN}")
+        raise InputError(f"{gathered.folder}: sequences that are ok have no row; {AGAIN}")
     lengths = np.zeros(count, np.int32)
     for shard in shards:
         lengths[rows[shard.first]] = shard.lengths
     attributes = shards[0].attributes
-    arrays, entries = shards[0].arrays, gathering.entries()
+    arrays, entries = shards[0].arrays, gathered.entries()
     with RaggedWriter(output, arrays, lengths, records, entries, attributes) as writer:
         for shard in shards:
             with open_hdf5(shard.path) as source:

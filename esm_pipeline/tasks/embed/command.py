@@ -1,36 +1,35 @@
 """Embed protein sequences: FASTA in, representations of every sequence out.
 
-OUT is HDF5 with all that was asked for, a table with a row for each record, or one array of NumPy,
-with its ids in OUT.ids.tsv. Beside it stands OUT.records.tsv, with the fate of every record. The
-input is validated before PyTorch is loaded, so that a bad file fails at once.
+OUT is HDF5 with everything requested, a table with a row for each record, or one NumPy array with
+its ids in OUT.ids.tsv. OUT.records.tsv, next to it, has the outcome of every record.
 """
 
 from __future__ import annotations
 
 import argparse
-import sys
 import time
 from collections.abc import Iterable
 from contextlib import ExitStack
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from esm_pipeline.errors import InputError
-from esm_pipeline.files import atomic_paths, scratch_path
-from esm_pipeline.flags import add_common, add_flags, exit_code, section_from
-from esm_pipeline.formats.input_checksums import require_unchanged
+from esm_pipeline.files import scratch_path
+from esm_pipeline.flags import section_from
 from esm_pipeline.formats.records import FAILED
-from esm_pipeline.formats.results.embedding_tables import FIXED, write_array, write_table
+from esm_pipeline.formats.results.embedding_tables import write_array, write_table
+from esm_pipeline.formats.results.embeddings import FIXED_SIZE
 from esm_pipeline.formats.tables.base import SUFFIXES
 from esm_pipeline.locks import Outputs
 from esm_pipeline.settings.sections import CleaningSettings, EmbedSettings
-from esm_pipeline.tasks.common.endings import HDF5, ending_of
-from esm_pipeline.tasks.common.model_file import MODEL_HELP
-from esm_pipeline.tasks.common.outputs import check_output, vouch
-from esm_pipeline.tasks.common.plan import Plan, Reach
-from esm_pipeline.tasks.common.sequences import open_intake
+from esm_pipeline.tasks.common import command
+from esm_pipeline.tasks.common.outputs import HDF5, check_output, ending_of
+from esm_pipeline.tasks.common.plan import SequencePlan
 from esm_pipeline.tasks.common.shards import gather_ragged
 
-TASK = "embed"
+if TYPE_CHECKING:
+    from esm_pipeline.tasks.embed.representations import Encoder
+
 SUFFIX = ".h5"
 ARRAY = ".npy"
 ENDINGS = (*HDF5, *SUFFIXES, ARRAY)
@@ -40,96 +39,81 @@ aggregate = gather_ragged
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the flags of `embed`."""
-    parser.add_argument("fasta", metavar="IN.fasta", help="FASTA, plain or gzip; - reads stdin")
-    parser.add_argument(
-        "output",
-        metavar="OUT",
-        type=Path,
-        help="file to write: .h5 or .hdf5; .tsv, .csv or .parquet, a table with a row for each "
-        "record, of mean and bos; .npy, one of these as an array, with OUT.ids.tsv beside it",
+    command.add_arguments(
+        parser,
+        (EmbedSettings, CleaningSettings),
+        output="file to write: .h5 or .hdf5; .tsv, .csv or .parquet, a table of mean and bos with "
+        "a row for each record; .npy, one of these as an array, with its ids in OUT.ids.tsv",
     )
-    parser.add_argument("--model", required=True, help=MODEL_HELP)
-    parser.add_argument("--revision", help="commit, tag or branch of a hub model")
-    parser.add_argument("--allow-empty", action="store_true", help="accept a FASTA with no record")
-    parser.add_argument("--sha256", type=Path, metavar="FILE", help="write digests of the outputs")
-    add_flags(parser, EmbedSettings)
-    add_flags(parser, CleaningSettings)
-    add_common(parser)
 
 
 def outputs(args: argparse.Namespace) -> Outputs:
-    """What `embed` writes. Raises InputError for a place that cannot be."""
-    ids = ids_beside(args.output)
+    """What `embed` writes. Raises InputError for a place that cannot be used."""
+    return Outputs([*result_files(args), args.sha256])
+
+
+def result_files(args: argparse.Namespace) -> list[Path]:
+    """The output, the table of records, and the ids of an array's rows. Raises InputError."""
+    is_array = args.output.suffix.lower() == ARRAY
+    ids = [args.output.with_suffix(".ids.tsv")] if is_array else []
     table = check_output(args.output, [args.fasta], [args.sha256, *ids], ENDINGS)
-    return Outputs([args.output, table, args.sha256, *ids])
-
-
-def ids_beside(output: Path) -> list[Path]:
-    """The file of the ids of an array's rows; none where the output itself has them."""
-    is_array = output.suffix.lower() == ARRAY
-    return [output.with_suffix(".ids.tsv")] if is_array else []
+    return [args.output, table, *ids]
 
 
 def run(args: argparse.Namespace) -> int:
     """Embed `args.fasta`; returns the exit code."""
     started = time.perf_counter()
-    require_unchanged(args.unchanged)
     settings = section_from(EmbedSettings, args)
-    cleaning = section_from(CleaningSettings, args)
-    ids = ids_beside(args.output)
-    table = check_output(args.output, [args.fasta], [args.sha256, *ids], ENDINGS)
-    ending = ending_of(args.output, ENDINGS)
+    targets, ending = result_files(args), ending_of(args.output, ENDINGS)
     if ending not in HDF5:
         require_fixed(args.output, settings.include)
-    folder = args.output.parent
-    with open_intake([args.fasta], cleaning, folder, allow_empty=args.allow_empty) as intake:
+    with command.open_input(args, args.output.parent) as sequences:
         from esm_pipeline.model.inference.device import set_threads
-        from esm_pipeline.tasks.common.compute import summary, write_rows
+        from esm_pipeline.tasks.common.compute import write_rows
         from esm_pipeline.tasks.embed.representations import Encoder
 
         set_threads(settings.threads)
         encoder = Encoder(args.model, args.revision, settings)
-        if ids and len(encoder.arrays) > 1:
-            raise InputError(
-                f"{args.output}: an array of one layer, and of mean or bos; choose one of "
-                f"{', '.join(array.name for array in encoder.arrays)}, or write .h5 or a table"
-            )
-        plan = Plan(intake, Reach.choose(TASK, [encoder.config.max_residues], settings.long))
-        targets = [args.output, table, *ids, *([args.sha256] if args.sha256 else [])]
+        if ending == ARRAY:
+            require_one_array(args.output, encoder)
+        plan = SequencePlan(sequences, encoder.policy)
         with ExitStack() as stack:
-            paths = stack.enter_context(atomic_paths(*targets))
-            rows = paths[0]
-            if ending not in HDF5:
-                rows = stack.enter_context(scratch_path(args.output))
+            output, table, *ids = stack.enter_context(
+                command.written_together(targets, args.sha256)
+            )
+            is_hdf5 = ending in HDF5
+            rows = output if is_hdf5 else stack.enter_context(scratch_path(args.output))
             write_rows(encoder, plan, rows, quiet=args.quiet)
-            counts = plan.write_outcomes(paths[1])
+            counts = plan.write_outcomes(table)
             if ids:
-                write_array(paths[0], paths[2], rows)
-            elif ending not in HDF5:
-                write_table(paths[0], ending, rows)
-            if args.sha256:
-                vouch(paths[-1], args.sha256, dict(zip(targets[:-1], paths, strict=False)))
-    if not args.quiet:
-        line = summary(counts, plan, encoder, time.perf_counter() - started)
-        see = f"; see {table}" if counts[FAILED] and args.on_failure == "error" else ""
-        print(line + see, file=sys.stderr)
-    return exit_code(counts[FAILED], args.on_failure)
+                write_array(output, ids[0], rows)
+            elif not is_hdf5:
+                write_table(output, ending, rows)
+    line = command.summary(encoder, plan, counts, started)
+    return command.finish(args, line, counts[FAILED], targets[1])
 
 
 def require_fixed(output: Path, include: Iterable[str]) -> None:
-    """Raise InputError for what has no place in a row of a table: it is as long as the sequence."""
+    """Raise InputError for what does not fit into a table's row: its size varies with length."""
     for kind in include:
-        if kind not in FIXED:
+        if kind not in FIXED_SIZE:
             raise InputError(
                 f"{output}: has a row for each record, which {kind} does not fit into; leave it "
                 "out of --include, or write .h5"
             )
 
 
+def require_one_array(output: Path, encoder: Encoder) -> None:
+    """Raise InputError if the settings give more arrays than one."""
+    if len(encoder.arrays) > 1:
+        raise InputError(
+            f"{output}: an array of one layer, and of mean or bos; choose one of "
+            f"{', '.join(array.name for array in encoder.arrays)}, or write .h5 or a table"
+        )
+
+
 def check_model(args: argparse.Namespace) -> None:
-    """Raise now what every job with these settings would fail at, without loading the weights."""
+    """Raise now what every job with these settings would fail with."""
     from esm_pipeline.tasks.embed.representations import Encoder
 
-    encoder = Encoder(args.model, args.revision, section_from(EmbedSettings, args))
-    Reach.choose(TASK, [encoder.config.max_residues], encoder.settings.long)
-    encoder.check()
+    command.check_runner(Encoder(args.model, args.revision, section_from(EmbedSettings, args)))

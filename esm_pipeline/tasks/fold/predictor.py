@@ -3,53 +3,74 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from functools import cached_property
-from typing import Any, NamedTuple
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property, partial
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
 
+from esm_pipeline.arrays import Int64
 from esm_pipeline.errors import CapacityError, WeightsError, setting
-from esm_pipeline.formats.results.structures import FORMAT
+from esm_pipeline.formats.results.structures import ARRAYS, Structures, write_structures
+from esm_pipeline.formats.results.writer import RaggedWriter
 from esm_pipeline.model import EsmForProteinFolding, optimize_for_inference
 from esm_pipeline.model.folding.complexes import BREAK, LINKER
 from esm_pipeline.model.folding.demo import DEMO_FOLD
 from esm_pipeline.model.folding.memory import choose_chunk_size, fold_memory
 from esm_pipeline.model.folding.structures import structures_of
+from esm_pipeline.model.inference.batching import BatchResult, run_splitting
 from esm_pipeline.model.inference.device import free_memory
 from esm_pipeline.model.inference.finite import require_finite
 from esm_pipeline.settings.sections import FoldSettings, texts
 from esm_pipeline.structure.quality import FLAGS, examine
 from esm_pipeline.structure.structure import RANDOM, Structure
-from esm_pipeline.tasks.common.plan import NOT_FINITE
-from esm_pipeline.tasks.common.runner import Runner, software
-from esm_pipeline.tasks.fold.batches import CHUNKS, Rung, rungs
+from esm_pipeline.tasks.common.compute import ArrayRunner, BatchOutput
+from esm_pipeline.tasks.common.plan import NOT_FINITE, LengthPolicy, SequencePlan
+from esm_pipeline.tasks.common.runner import software
+from esm_pipeline.tasks.fold.batches import CHUNKS, FoldMode, fold_batches, fold_modes
+from esm_pipeline.tasks.fold.plan import TASK, fold_policy
 
 DEMO = "demo"
 FLAG_NAMES = (*FLAGS, RANDOM)
 GIGA = 1e9
 SHARE = 0.8
-"""Of the memory that is free: what a batch is planned for, the formula being good to 20 %."""
+"""The share of the free memory that a batch may take; the formula is accurate to 20 %."""
 
 CPU = torch.device("cpu")
+WITHOUT_CHUNKS = FoldMode()
 
 
-class Prediction(NamedTuple):
-    """Of one sequence: its structure and the bits of its flags, or else what is wrong."""
+@dataclass(frozen=True)
+class Predictions:
+    """The structures of a batch with the bits of their flags, None where numbers are not finite."""
 
-    structure: Structure | None
-    flags: int = 0
-    problem: str = ""
+    structures: Sequence[tuple[Structure, int] | None]
+    chunk_size: int | None
+
+    @property
+    def problems(self) -> dict[int, str]:
+        """Place of a sequence in the batch → why it has no structure."""
+        return {place: NOT_FINITE for place, one in enumerate(self.structures) if one is None}
+
+    def write(self, writer: RaggedWriter, rows: Int64) -> None:
+        """Write the structures into the `rows` of their sequences."""
+        for row, found in zip(np.split(rows, len(rows)), self.structures, strict=True):
+            if found is not None:
+                structure, flags = found
+                write_structures(writer, row, [structure], [self.chunk_size or 0], [flags])
 
 
-class Predictor(Runner[EsmForProteinFolding]):
-    """A folding checkpoint and what is wanted of it; `load` it before the first batch.
+class Predictor(ArrayRunner[EsmForProteinFolding]):
+    """A folding checkpoint and its settings; `load` it before the first batch.
 
     Raises WeightsError for a checkpoint that does not fold.
     """
 
+    task = TASK
     model_class = EsmForProteinFolding
+    arrays: ClassVar = ARRAYS
     settings: FoldSettings
 
     def __init__(self, name: str, revision: str | None, settings: FoldSettings) -> None:
@@ -62,14 +83,14 @@ class Predictor(Runner[EsmForProteinFolding]):
         self.random = bool(getattr(self.config, RANDOM, False))
 
     def check(self) -> None:
-        """Judge the weights by their files' headers. Raises WeightsError."""
+        """Check the weights by their files' headers. Raises WeightsError."""
         self.model_class.from_pretrained(
             self.checkpoint.source, **self.checkpoint.where, device="meta"
         )
 
     @cached_property
     def model(self) -> EsmForProteinFolding:
-        """The model, ready to fold. Raises WeightsError for weights that are no numbers."""
+        """The model, ready to fold. Raises WeightsError for weights that are not finite."""
         if self.device.type == "cpu":
             return optimize_for_inference(self.loaded(), self.stem_dtype)
         found = self.loaded()
@@ -77,7 +98,7 @@ class Predictor(Runner[EsmForProteinFolding]):
         return found.to(self.device)
 
     def loaded(self) -> EsmForProteinFolding:
-        """The model as it is in the checkpoint, the language model in its precision."""
+        """The model as in the checkpoint, its language model in the precision of the settings."""
         found: EsmForProteinFolding = self.model_class.from_pretrained(
             self.checkpoint.source,
             **self.checkpoint.where,
@@ -86,16 +107,21 @@ class Predictor(Runner[EsmForProteinFolding]):
         )
         return found
 
+    @property
+    def policy(self) -> LengthPolicy:
+        """How long sequences are handled. Raises InputError if model and settings disagree."""
+        return fold_policy(self.config.max_residues, self.settings)
+
     @cached_property
     def memory(self) -> int:
-        """Bytes that a batch may take, besides the weights."""
+        """Bytes that a batch may take, in addition to the weights."""
         return int(self.settings.memory * GIGA) or int(SHARE * free_memory(self.device))
 
     @property
     def attributes(self) -> dict[str, str]:
-        """How the structures were made: what the file says of itself."""
+        """How the structures were made: the attributes of the file."""
         return {
-            "format": FORMAT,
+            "format": Structures.format,
             **self.origin,
             **texts(self.settings),
             RANDOM: "true" if self.random else "false",
@@ -104,7 +130,7 @@ class Predictor(Runner[EsmForProteinFolding]):
         }
 
     def chunk_size(self, count: int, longest: int) -> int | None:
-        """Rows at once for a batch of `count` sequences padded to `longest`, None for all."""
+        """Rows computed at once for `count` sequences padded to `longest`, None for all."""
         if self.settings.chunk_size == "none":
             return None
         if self.settings.chunk_size != "auto":
@@ -112,7 +138,7 @@ class Predictor(Runner[EsmForProteinFolding]):
         try:
             return choose_chunk_size(self.config, count, longest, self.memory, **self.kind)
         except CapacityError:
-            return CHUNKS[-1]  # and then the ways that save more
+            return CHUNKS[-1]  # and then the modes that save more
 
     def fits(self, count: int, longest: int) -> bool:
         """Whether a batch of `count` sequences padded to `longest` fits into memory."""
@@ -128,47 +154,73 @@ class Predictor(Runner[EsmForProteinFolding]):
 
     @property
     def kind(self) -> dict[str, Any]:
-        """What the memory of a batch also depends on."""
+        """What else the memory of a batch depends on."""
         return {"device": self.device, "stem_dtype": self.stem_dtype}
 
-    def require_memory(self, sequences: Sequence[str], rung: Rung) -> None:
-        """Raise MemoryError for a batch that the CPU has no room for, which would end the process.
+    def require_memory(self, sequences: Sequence[str], mode: FoldMode) -> None:
+        """Raise MemoryError for a batch that the CPU has no memory for: it would end the process.
 
-        A graphics card says so by itself.
+        A GPU raises the error itself.
         """
         sizes = [len(text) + (len(LINKER) - 1) * text.count(BREAK) for text in sequences]
         kind = {**self.kind, "device": CPU}
-        needed = fold_memory(self.config, len(sizes), max(sizes), rung.chunk_size, **kind)
-        if needed.total > (free_memory(CPU) if rung.cpu else self.memory):
+        needed = fold_memory(self.config, len(sizes), max(sizes), mode.chunk_size, **kind)
+        if needed.total > (free_memory(CPU) if mode.cpu else self.memory):
             raise MemoryError
 
-    def ways(self, count: int, longest: int) -> list[Rung]:
-        """The ways to fold a batch of `count` sequences padded to `longest` residues."""
-        return rungs(self.chunk_size(count, longest), self.device)
+    def modes(self, count: int, longest: int) -> list[FoldMode]:
+        """The modes to try for `count` sequences padded to `longest` residues."""
+        return fold_modes(self.chunk_size(count, longest), self.device)
+
+    def run_batches(self, plan: SequencePlan, unique: Int64) -> Iterator[BatchResult[BatchOutput]]:
+        """Fold the `unique` sequences in batches; parts are places in `unique`.
+
+        A sequence that does not fit alone is folded in the first mode for which memory suffices.
+        """
+        sizes = plan.sizes[unique]
+
+        def fold(part: Int64, mode: FoldMode) -> BatchOutput:
+            return self(plan.sequences(unique[part]), mode)
+
+        for batch in fold_batches(sizes, self.settings.token_budget, self.fits):
+            modes = self.modes(len(batch), int(sizes[batch[0]]))
+            yield from run_splitting(batch, *(partial(fold, mode=mode) for mode in modes))
+
+    def does_not_fit(self, residues: int) -> str:
+        """Why a sequence of so many residues failed when memory ran out in every mode."""
+        memory, last = self.settings.memory, self.modes(1, residues)[-1]
+        room = f"the {memory:g} GB of {setting('fold.memory')}" if memory else "memory"
+        where = ", nor on the CPU" if last.cpu else ""
+        remedy = "raise it" if memory else "use a machine with more"
+        return (
+            f"{residues} residues do not fit into {room}, even alone and {last.chunk_size} rows at "
+            f"a time{where}; {remedy}, or set {setting('fold.max_residues')}"
+        )
 
     @torch.inference_mode()
-    def __call__(self, sequences: Sequence[str], rung: Rung) -> list[Prediction]:
+    def __call__(self, sequences: Sequence[str], mode: FoldMode = WITHOUT_CHUNKS) -> Predictions:
         """Fold a batch, `:` between chains. Raises what PyTorch raises when memory runs out."""
-        device = CPU if rung.cpu else self.device
+        device = CPU if mode.cpu else self.device
         if device.type == "cpu":
-            self.require_memory(sequences, rung)
+            self.require_memory(sequences, mode)
         self.model.to(device)
         with self.timed():
             output = self.model.infer(
                 list(sequences),
                 num_recycles=self.settings.num_recycles,
-                chunk_size=rung.chunk_size,
-                offload_stem=rung.offload and not rung.cpu,
+                chunk_size=mode.chunk_size,
+                offload_stem=mode.offload and not mode.cpu,
                 compact=True,
-                nucleotides="keep",  # `shard` has judged them
+                nucleotides="keep",  # `shard` has checked for them
             )
-        return [self.judged(structure) for structure in structures_of(output)]
+        structures = [self.with_flags(structure) for structure in structures_of(output)]
+        return Predictions(structures, mode.chunk_size)
 
-    def judged(self, structure: Structure) -> Prediction:
-        """A structure with its flags, or why it is none."""
+    def with_flags(self, structure: Structure) -> tuple[Structure, int] | None:
+        """A structure with the bits of its flags; None if its numbers are not finite."""
         numbers = (structure.positions, structure.plddt, structure.mean_plddt, structure.ptm)
         if not all(np.isfinite(values).all() for values in numbers):
-            return Prediction(None, problem=NOT_FINITE)
+            return None
         quality = examine(
             structure.positions,
             structure.aatype,
@@ -178,4 +230,4 @@ class Predictor(Runner[EsmForProteinFolding]):
         )
         raised = {*quality.flags, *([RANDOM] if self.random else [])}
         bits = sum(1 << place for place, name in enumerate(FLAG_NAMES) if name in raised)
-        return Prediction(structure, bits)
+        return structure, bits

@@ -1,4 +1,4 @@
-"""The structures of a sample on the report's page: how sure they are, what is wrong with them."""
+"""The structures of a sample in the report: their confidence and their flags."""
 
 from __future__ import annotations
 
@@ -11,22 +11,21 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from esm_pipeline.arrays import Float64
-from esm_pipeline.formats.structure_files import read_table
+from esm_pipeline.formats.structure_files import structure_rows
 from esm_pipeline.structure.structure import MEANINGLESS, RANDOM
-from esm_pipeline.tasks.common.pictures import BLUE, GREY, svg, table
-from esm_pipeline.tasks.score.report import Part
+from esm_pipeline.tasks.common.report_parts import BLUE, GREY, ReportSection, svg, table
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 LEVELS = (50, 70, 90)
-"""pLDDT at which the AlphaFold database changes the word: low, confident, very high."""
+"""Lowest pLDDT that the AlphaFold database calls low, confident, very high."""
 
 
-def structures_section(path: Path) -> Part:
-    """What the structures of a sample are, and how good they are held to be, by their table."""
+def structures_section(path: Path) -> ReportSection:
+    """The number of structures of a sample, their confidence and flags, from their table."""
     plddt, ptm, flags = [], [], Counter[str]()
-    for row in read_table(path):
+    for row in structure_rows(path):
         if row["plddt"]:
             plddt.append(float(row["plddt"]))
             ptm.append(float(row["ptm"]))
@@ -34,20 +33,20 @@ def structures_section(path: Path) -> Part:
     facts = f"{len(plddt):,} records with a structure."
     if flags.pop(RANDOM, 0):
         facts += f" <strong>{html.escape(MEANINGLESS)}.</strong>"
-    shown = []
+    pictures = []
     if plddt:
-        shown = [
+        pictures = [
             histogram(plddt, np.linspace(0, 100, 41), "mean pLDDT", "Local confidence"),
             histogram(ptm, np.linspace(0, 1, 41), "pTM", "Global confidence"),
         ]
     if flags:
         rows = [[name, f"{number:,}"] for name, number in flags.most_common()]
-        shown.append(table(("flag", "structures"), rows, numbers=(1,)))
-    return facts, shown
+        pictures.append(table(("flag", "structures"), rows, numbers=(1,)))
+    return ReportSection(facts, pictures)
 
 
 def histogram(values: Sequence[float], edges: Float64, label: str, title: str) -> str:
-    """How many structures have which value, as SVG; dotted lines at levels of pLDDT."""
+    """The distribution of a value over the structures, as SVG; dotted lines at levels of pLDDT."""
 
     def draw(axes: Axes) -> None:
         axes.hist(values, bins=list(edges), color=BLUE, edgecolor="white", linewidth=0.5)

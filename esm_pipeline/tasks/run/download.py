@@ -13,8 +13,8 @@ from pathlib import Path
 from esm_pipeline.flags import add_flags
 from esm_pipeline.locks import Outputs
 from esm_pipeline.tasks import commands_with, module_of
-from esm_pipeline.tasks.common.endings import ending_of
 from esm_pipeline.tasks.common.model_file import SUFFIX, describe, find_checkpoint, write_model_file
+from esm_pipeline.tasks.common.outputs import ending_of
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -23,7 +23,8 @@ from esm_pipeline.errors import DamagedError, InputError
 from esm_pipeline.files import atomic_paths
 from esm_pipeline.formats.checksums import LISTING, REMEDY, line, read_list, sha256, write_digests
 from esm_pipeline.formats.input_checksums import changed, gone
-from esm_pipeline.formats.results.validation import judging, open_hdf5, read_attributes
+from esm_pipeline.formats.results.attributes import read_attributes
+from esm_pipeline.formats.results.validation import open_hdf5, reading
 from esm_pipeline.locks import Outputs
 from esm_pipeline.settings import Settings
 from esm_pipeline.settings.result_names import (
@@ -37,8 +38,8 @@ from esm_pipeline.settings.result_names import (
     VERDICT,
     WORK,
 )
-from esm_pipeline.tasks.common.endings import ending_of
 from esm_pipeline.tasks.common.model_file import read_model_file
+from esm_pipeline.tasks.common.outputs import ending_of
 from esm_pipeline.tasks.run.verdict import add_run, count, others, settings_of
 
 FORMAT_VERSION = 1
@@ -244,7 +245,7 @@ def counts(path: Path, scored: bool, tasks: Sequence[str]) -> dict[str, Any]:
 def attributes(path: Path) -> dict[str, Any]:
     """What an HDF5 result says of itself: model, revision, digest of the weights, versions."""
     try:
-        with open_hdf5(path) as file, judging(path):
+        with open_hdf5(path) as file, reading(path):
             return {name: plain(value) for name, value in read_attributes(file).items()}
     except DamagedError as error:
         raise InputError(

@@ -18,16 +18,16 @@ import numpy as np
 from esm_pipeline.arrays import Float32, Float64
 from esm_pipeline.files import atomic_path
 from esm_pipeline.formats.fasta import shown
-from esm_pipeline.formats.results.open import Embeddings
+from esm_pipeline.formats.results.embeddings import Embeddings
 from esm_pipeline.locks import Outputs
 from esm_pipeline.settings.result_names import RECORDS, SCORES
 from esm_pipeline.tasks.classify.report import classes_section
-from esm_pipeline.tasks.common.endings import ending_of
-from esm_pipeline.tasks.common.pictures import BLUE, spread, svg, table
+from esm_pipeline.tasks.common.outputs import ending_of
+from esm_pipeline.tasks.common.report_parts import BLUE, ReportSection, evenly_spaced, svg, table
 from esm_pipeline.tasks.fold.report import structures_section
 from esm_pipeline.tasks.fold.structures import TABLE
 from esm_pipeline.tasks.run.verdict import COLUMNS, COMMONEST, Tally, add_run, find
-from esm_pipeline.tasks.score.report import Part, saturation_section, variants_section
+from esm_pipeline.tasks.score.report import saturation_section, variants_section
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -128,10 +128,11 @@ def sample_section(folder: Path, names: Collection[str]) -> str:
     return f'{heading}{facts}<div class="pictures">\n{pictures}\n</div>'
 
 
-def embeddings_section(path: Path) -> Part:
+def embeddings_section(path: Path) -> ReportSection:
     """What the embeddings of a sample are, with their lengths and a map."""
     with Embeddings.open(path) as results:
-        return embedding_facts(results), [length_histogram(results), embedding_map(results)]
+        pictures = [length_histogram(results), embedding_map(results)]
+        return ReportSection(embedding_facts(results), pictures)
 
 
 def embedding_facts(results: Embeddings) -> str:
@@ -174,7 +175,7 @@ def embedding_map(results: Embeddings) -> str:
     """
     if "mean" not in results.kinds or len(results.length) < 3:
         return ""
-    layer, rows = results.layers[-1], spread(len(results.length), POINTS)
+    layer, rows = results.layers[-1], evenly_spaced(len(results.length), POINTS)
     means = results.stored("mean")[str(layer)][rows]  # (points, D)
     points, shares = principal_components(means)
     lengths = results.length[rows]
@@ -217,7 +218,7 @@ def principal_components(
     return points, scale[:2] ** 2 / max((scale**2).sum(), np.finfo(float).tiny)
 
 
-SECTIONS: dict[str, Callable[[Path], Part]] = {
+SECTIONS: dict[str, Callable[[Path], ReportSection]] = {
     "embeddings.h5": embeddings_section,
     "saturation.h5": saturation_section,
     SCORES: variants_section,

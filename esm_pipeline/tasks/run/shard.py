@@ -29,11 +29,9 @@ from esm_pipeline.formats.records import header_line
 from esm_pipeline.locks import Outputs
 from esm_pipeline.settings import shard_names
 from esm_pipeline.settings.sections import CleaningSettings
-from esm_pipeline.tasks.common.endings import require_folder_name
-from esm_pipeline.tasks.common.sequences import Intake, open_intake
-
-EVEN_LENGTH = 7680
-"""Residues at which attention costs what the linear layers do: 6 D, here of D = 1280."""
+from esm_pipeline.tasks.common.outputs import require_folder_name
+from esm_pipeline.tasks.common.sequences import SequenceSet, open_sequences
+from esm_pipeline.tasks.common.shards import forward_cost
 
 BLOCK = 1 << 16
 SHARD_FILE = re.compile(r"[0-9]{5}\.fasta")
@@ -68,16 +66,16 @@ def run(args: argparse.Namespace) -> int:
         if ours and place.parent == args.out.resolve():
             raise InputError(f"{shown(path)}: a shard would replace it; choose another --out")
     before = states(args.fasta)
-    with open_intake(args.fasta, cleaning, args.out, complexes=True) as intake:
-        write_shards(intake, args.out, args.shards)
+    with open_sequences(args.fasta, cleaning, args.out, complexes=True) as sequence_set:
+        write_shards(sequence_set, args.out, args.shards)
         if args.inputs:
-            write_inputs(args.inputs, args.fasta, intake.digests, before)
+            write_inputs(args.inputs, args.fasta, sequence_set.digests, before)
         if not args.quiet:
-            print(_summary(intake, args.shards, time.monotonic() - began), file=sys.stderr)
+            print(_summary(sequence_set, args.shards, time.monotonic() - began), file=sys.stderr)
     return 0
 
 
-def write_shards(intake: Intake, folder: Path, count: int) -> None:
+def write_shards(sequence_set: SequenceSet, folder: Path, count: int) -> None:
     """Write `count` shards and `records.tsv` into `folder`, in place of those that are there.
 
     They take their places together when all are written, the list of their digests last: where it
@@ -88,10 +86,12 @@ def write_shards(intake: Intake, folder: Path, count: int) -> None:
     remove_leftovers(folder)
     with atomic_paths(*shards, table, digests, sweep=False) as (*paths, told, listed):
         lines = [
-            line(write_lines(path, _entries(intake, numbers)), shard.name)
-            for path, shard, numbers in zip(paths, shards, deal(intake.lengths, count), strict=True)
+            line(write_lines(path, _entries(sequence_set, numbers)), shard.name)
+            for path, shard, numbers in zip(
+                paths, shards, deal(sequence_set.lengths, count), strict=True
+            )
         ]
-        rows = itertools.chain([header_line().encode()], intake.lines())
+        rows = itertools.chain([header_line().encode()], sequence_set.lines())
         lines.append(line(write_lines(told, rows), TABLE))
         write_lines(listed, (text.encode() for text in lines))
         digests.unlink(missing_ok=True)
@@ -101,11 +101,11 @@ def write_shards(intake: Intake, folder: Path, count: int) -> None:
                 old.unlink()
 
 
-def _entries(intake: Intake, numbers: Int64) -> Iterator[bytes]:
+def _entries(sequence_set: SequenceSet, numbers: Int64) -> Iterator[bytes]:
     for begin in range(0, len(numbers), BLOCK):
         block = numbers[begin : begin + BLOCK]
-        sequences = intake.sequences(block)
-        for index, sequence in zip(intake.first[block].tolist(), sequences, strict=True):
+        sequences = sequence_set.sequences(block)
+        for index, sequence in zip(sequence_set.first[block].tolist(), sequences, strict=True):
             yield b">%d\n%b\n" % (index, sequence)
 
 
@@ -122,7 +122,7 @@ def deal(lengths: Int32, count: int) -> list[Int64]:
     for begin in range(0, len(order), BLOCK):
         block = lengths[order[begin : begin + BLOCK]].astype(np.int64)
         dealt = []
-        for cost in (block * (EVEN_LENGTH + block)).tolist():
+        for cost in forward_cost(block).tolist():
             load, shard = loads[0]
             dealt.append(shard)
             heapq.heapreplace(loads, (load + cost, shard))
@@ -131,11 +131,11 @@ def deal(lengths: Int32, count: int) -> list[Int64]:
     return np.split(order[np.argsort(shard_of, kind="stable")], ends[:-1])
 
 
-def _summary(intake: Intake, shards: int, seconds: float) -> str:
-    ok = int((intake.unique >= 0).sum())
-    unique, residues = len(intake.lengths), int(intake.lengths.sum())
+def _summary(sequence_set: SequenceSet, shards: int, seconds: float) -> str:
+    ok = int((sequence_set.unique >= 0).sum())
+    unique, residues = len(sequence_set.lengths), int(sequence_set.lengths.sum())
     return (
-        f"shard: {intake.count:,} records, {ok:,} ok, {intake.count - ok:,} skipped, "
+        f"shard: {sequence_set.count:,} records, {ok:,} ok, {sequence_set.count - ok:,} skipped, "
         f"{ok - unique:,} duplicates; {unique:,} sequences, {residues:,} residues "
         f"in {shards:,} shards; {seconds:.1f} s"
     )

@@ -22,7 +22,7 @@ from esm_pipeline.files import atomic_path, require_apart
 from esm_pipeline.flags import exit_code
 from esm_pipeline.formats.fasta import shown
 from esm_pipeline.formats.records import FAILED, OK, SKIPPED, Outcome, read_records, read_tasks
-from esm_pipeline.formats.tables.base import open_table
+from esm_pipeline.formats.tables.open import open_table
 from esm_pipeline.locks import Outputs
 from esm_pipeline.settings import Settings, load_settings
 from esm_pipeline.settings.result_names import RECORDS, SCORES, not_of_this_run
@@ -75,7 +75,13 @@ class Found(NamedTuple):
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the flags of `verdict`."""
-    parser.add_argument("records", nargs="*", type=Path, metavar="SAMPLE/records.tsv")
+    parser.add_argument(
+        "records",
+        nargs="*",
+        type=Path,
+        metavar="SAMPLE/records.tsv",
+        help="tables of records to count, in place of --settings",
+    )
     add_run(parser)
     parser.add_argument(
         "--on-failure",

@@ -1,8 +1,8 @@
 """Score variants: a table of mutations, or every substitution of every protein.
 
-`--variants TABLE WT.fasta OUT` writes the table with its columns untouched and the scores behind,
-`--saturation WT.fasta OUT` all substitutions. Beside OUT stands its `.records.tsv`, with the fate
-of every protein. Several models make an ensemble: the mean, and each.
+`--variants TABLE WT.fasta OUT` copies the table and appends the scores to its columns, and
+`--saturation WT.fasta OUT` writes all substitutions. OUT's `.records.tsv` has the outcome of every
+protein. Several models make an ensemble: the results have their mean, and the scores by each.
 """
 
 from __future__ import annotations
@@ -10,21 +10,21 @@ from __future__ import annotations
 import argparse
 import json
 import re
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from esm_pipeline.errors import InputError
-from esm_pipeline.files import atomic_paths, scratch_path
-from esm_pipeline.flags import add_common, add_flags, exit_code, section_from
+from esm_pipeline.files import scratch_path
+from esm_pipeline.flags import section_from
 from esm_pipeline.formats.checksums import check_shard
 from esm_pipeline.formats.input_checksums import require_unchanged
 from esm_pipeline.formats.records import FAILED
 from esm_pipeline.formats.results.saturation import Saturations
-from esm_pipeline.formats.tables.base import SUFFIXES, create_table, open_table, suffix_of
+from esm_pipeline.formats.tables.base import SUFFIXES, suffix_of
+from esm_pipeline.formats.tables.open import create_table, open_table
 from esm_pipeline.locks import Outputs
 from esm_pipeline.settings.sections import (
     AS_VALIDATED,
@@ -33,51 +33,60 @@ from esm_pipeline.settings.sections import (
     StrategySettings,
     values,
 )
+from esm_pipeline.tasks.common import command
 from esm_pipeline.tasks.common.model_file import MODEL_HELP
-from esm_pipeline.tasks.common.outputs import check_output, vouch
-from esm_pipeline.tasks.common.plan import Plan, Reach
+from esm_pipeline.tasks.common.outcomes import format_counts
+from esm_pipeline.tasks.common.outputs import check_output
+from esm_pipeline.tasks.common.plan import LengthPolicy, SequencePlan
 from esm_pipeline.tasks.common.progress import progress
-from esm_pipeline.tasks.common.sequences import Intake, open_intake, take_in
+from esm_pipeline.tasks.common.sequences import SequenceSet, open_sequences, read_entries
 from esm_pipeline.tasks.common.shards import gather_ragged
-from esm_pipeline.tasks.score.offsets import add_hints
-from esm_pipeline.tasks.score.scored_table import Scores, added_columns, told
-from esm_pipeline.tasks.score.table_columns import check_columns, require_match
-from esm_pipeline.tasks.score.variant_rows import LIKELIHOOD, Reader, Rows
+from esm_pipeline.tasks.score.variant_table import (
+    LIKELIHOOD,
+    VariantArrays,
+    VariantTable,
+    mutated_sequences,
+    score_columns,
+    write_scores,
+)
 from esm_pipeline.tasks.score.wild_types import open_wild_types
 
 if TYPE_CHECKING:
-    from esm_pipeline.tasks.score.marginals import LanguageModel
-    from esm_pipeline.tasks.score.strategies import Strategy
+    from esm_pipeline.tasks.score.forward_passes import Ensemble
 
 TASK = "score"
 SUFFIX = ".h5"
 MODEL_SETTINGS = StrategySettings
 aggregate = gather_ragged
-Models: TypeAlias = "dict[str, LanguageModel]"
-"""Models by their labels."""
 
-FOREIGN = re.compile(r"[^A-Za-z0-9._-]+")
-"""What a label of a model has not."""
+NOT_IN_LABEL = re.compile(r"[^A-Za-z0-9._-]+")
+"""Characters that the label of a model cannot have."""
 
 
-class Named(NamedTuple):
-    """A model as it is asked for."""
+class ModelChoice(NamedTuple):
+    """A model of the ensemble, not opened yet."""
 
     label: str
     name: str
     revision: str | None
 
 
-class Request(NamedTuple):
-    """What is to be done, checked: files of wild types, if given, the output, its records."""
+class ScoreArguments(NamedTuple):
+    """The arguments, checked. `variants` is the table to score; None for a saturation."""
 
     settings: ScoreSettings
     cleaning: CleaningSettings
-    models: list[Named]
+    models: list[ModelChoice]
+    variants: str | None
     wild_types: list[str]
+    """FASTA or table; none if a column of the variants has the sequences."""
+    allow_empty: bool
     output: Path
-    table: Path
-    args: argparse.Namespace
+    records: Path
+    plots: Path | None
+    provenance: Path | None
+    checksums: Path | None
+    quiet: bool
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -107,166 +116,175 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--plots", type=Path, metavar="DIR", help="folder for a picture of each saturated protein"
     )
-    parser.add_argument("--allow-empty", action="store_true", help="accept a FASTA with no record")
-    parser.add_argument(
-        "--provenance", type=Path, metavar="FILE", help="write models and versions, as JSON"
-    )
-    parser.add_argument("--sha256", type=Path, metavar="FILE", help="write digests of the outputs")
-    add_flags(parser, ScoreSettings)
-    add_flags(parser, CleaningSettings)
-    add_common(parser)
+    command.add_task_flags(parser, (ScoreSettings, CleaningSettings), "models and versions")
 
 
 def outputs(args: argparse.Namespace) -> Outputs:
-    """What `score` writes. Raises InputError for a place that cannot be."""
-    request = read_request(args)
-    files = [request.output, request.table, args.provenance, args.sha256]
-    return Outputs(files, added_to=[args.plots] if args.plots else [])
+    """What `score` writes. Raises InputError for a path that cannot be written."""
+    arguments = read_arguments(args)
+    files = [arguments.output, arguments.records, arguments.provenance, arguments.checksums]
+    return Outputs(files, added_to=[arguments.plots] if arguments.plots else [])
 
 
 def run(args: argparse.Namespace) -> int:
     """Score; returns the exit code."""
     started = time.perf_counter()
     require_unchanged(args.unchanged)
-    request = read_request(args)
-    summary, failed = saturate(request) if args.saturation else score_table(request)
-    if not args.quiet:
-        see = f"; see {request.table}" if failed and args.on_failure == "error" else ""
-        seconds = time.perf_counter() - started
-        print(f"score: {summary}; {seconds:.1f} s{see}", file=sys.stderr)
-    return exit_code(failed, args.on_failure)
+    arguments = read_arguments(args)
+    summary, failed = saturate(arguments) if args.saturation else score_table(arguments)
+    line = f"score: {summary}; {time.perf_counter() - started:.1f} s"
+    return command.finish(args, line, failed, arguments.records)
 
 
 def check_model(args: argparse.Namespace) -> None:
     """Raise now what every job with these settings would fail at, without loading the weights."""
-    from esm_pipeline.tasks.score.marginals import LanguageModel
+    from esm_pipeline.tasks.score.forward_passes import LanguageModel
 
     settings = section_from(StrategySettings, args)
     model = LanguageModel(args.model, args.revision, settings)
-    Reach.choose(TASK, [model.config.max_residues], settings.long, settings.window)
+    LengthPolicy.choose(TASK, [model.config.max_residues], settings.long, settings.window)
     model.check()
 
 
-def read_request(args: argparse.Namespace) -> Request:
+def read_arguments(args: argparse.Namespace) -> ScoreArguments:
     """Check the arguments. Raises InputError."""
     settings, cleaning = section_from(ScoreSettings, args), section_from(CleaningSettings, args)
-    *inputs, output = args.paths
-    if len(inputs) > 1 or not (inputs or args.variants):
+    *wild_types, output = args.paths
+    if len(wild_types) > 1 or not (wild_types or args.variants):
         raise InputError(f"{' '.join(args.paths)}: give the wild types and the file to write")
     if args.plots and not args.saturation:
         raise InputError("--plots: pictures are of a saturation; leave it out")
-    others = [args.variants] if args.variants else []
-    kinds = SUFFIXES if args.variants else (SUFFIX, *SUFFIXES)
-    if Path(output).suffix.lower() not in kinds:
-        raise InputError(f"{output}: cannot be written; let its name end in {', '.join(kinds)}")
-    extra = [args.provenance, args.sha256]
-    table = check_output(Path(output), [*inputs, *others], extra, kinds)
-    models = name_models(args.model, args.label, args.revision)
-    return Request(settings, cleaning, models, inputs, Path(output), table, args)
+    suffixes = SUFFIXES if args.variants else (SUFFIX, *SUFFIXES)
+    if Path(output).suffix.lower() not in suffixes:
+        raise InputError(f"{output}: cannot be written; let its name end in {', '.join(suffixes)}")
+    inputs = [*wild_types, *filter(None, [args.variants])]
+    records = check_output(Path(output), inputs, [args.provenance, args.sha256], suffixes)
+    return ScoreArguments(
+        settings=settings,
+        cleaning=cleaning,
+        models=name_models(args.model, args.label, args.revision),
+        variants=args.variants,
+        wild_types=wild_types,
+        allow_empty=args.allow_empty,
+        output=Path(output),
+        records=records,
+        plots=args.plots,
+        provenance=args.provenance,
+        checksums=args.sha256,
+        quiet=args.quiet,
+    )
 
 
-def name_models(names: list[str], labels: list[str], revisions: list[str]) -> list[Named]:
+def name_models(names: list[str], labels: list[str], revisions: list[str]) -> list[ModelChoice]:
     """The models with their labels, by default the last parts of their names. Raises InputError."""
     for what, given in (("label", labels), ("revision", revisions)):
         if given and len(given) != len(names):
             raise InputError(f"--{what}: {len(given)} for {len(names)} models; give one for each")
-    labels = labels or [FOREIGN.sub("_", Path(name).name) or "model" for name in names]
+    labels = labels or [NOT_IN_LABEL.sub("_", Path(name).name) or "model" for name in names]
     for label in labels:
-        if FOREIGN.search(label) or not label:
+        if NOT_IN_LABEL.search(label) or not label:
             raise InputError(f"--label: {label!a} should have letters, digits, '.', '_' and '-'")
         if labels.count(label) > 1:
             raise InputError(f"two models are called '{label}'; name each with --label")
     versions = [revision or None for revision in revisions] or [None] * len(names)
-    return [Named(*one) for one in zip(labels, names, versions, strict=True)]
+    return [ModelChoice(*one) for one in zip(labels, names, versions, strict=True)]
 
 
-def score_table(request: Request) -> tuple[str, int]:
-    """Score the rows of a table; returns what to tell, and how many failed."""
-    settings, cleaning, args = request.settings, request.cleaning, request.args
-    folder = request.output.parent
-    check_shard(Path(args.variants))
-    table = open_table(args.variants)
-    columns = added_columns(settings.strategy, [model.label for model in request.models])
-    suffix = suffix_of(request.output)
-    table.refuse(columns, suffix)
+def score_table(arguments: ScoreArguments) -> tuple[str, int]:
+    """Score the rows of a table; returns the summary, and how many rows and proteins failed."""
+    settings, cleaning, folder = arguments.settings, arguments.cleaning, arguments.output.parent
+    path = str(arguments.variants)
+    check_shard(Path(path))
+    table = open_table(path)
+    columns = score_columns(settings.strategy, [model.label for model in arguments.models])
+    suffix = suffix_of(arguments.output)
+    table.require_room_for(columns, suffix)
     with ExitStack() as stack:
         wild_types = stack.enter_context(
             open_wild_types(
-                request.wild_types, table, settings, cleaning, folder, allow_empty=args.allow_empty
+                *(arguments.wild_types, table, settings, cleaning, folder),
+                allow_empty=arguments.allow_empty,
             )
         )
-        marginal = settings.strategy != LIKELIHOOD
-        reader = Reader(settings, cleaning, wild_types, marginal=marginal)
-        check_columns(table, reader)
-        rows, sequences = Rows(sets=settings.strategy.endswith("joint")), None
-        if not marginal:
-            mutants = rows.read_sequences(table, reader)
-            taken = cleaning.model_copy(update=AS_VALIDATED)
-            sequences = stack.enter_context(take_in(mutants, taken, folder))
+        by_likelihood = settings.strategy == LIKELIHOOD
+        variants = VariantTable(
+            table, wild_types, settings, cleaning, substitutions_only=not by_likelihood
+        )
+        rows = VariantArrays(joint=settings.strategy == "masked_marginal_joint")
+        if by_likelihood:
+            mutants = mutated_sequences(variants, rows)
+            validated = cleaning.model_copy(update=AS_VALIDATED)
+            sequences = stack.enter_context(read_entries(mutants, validated, folder))
         else:
-            rows.read(table, reader)
-        require_match(table, wild_types)
-        add_hints(table, reader, rows.misfits)
-        models = find_models(request)
-        plan = plan_for(request, wild_types.intake, models)
-        strategy = choose_strategy(settings, rows, plan, sequences)
-        with writing(request, models) as (path, records):
-            by_model = []
-            with progress("score", strategy.work * len(models), "tokens", quiet=args.quiet) as step:
-                for model in models.values():
-                    if strategy.work:
-                        model.load()
-                    by_model.append(strategy.score(model, step))
-                    model.unload()
-            with create_table(path, suffix, table, columns) as writer:
-                counts = Scores(strategy, by_model).write(writer, table, reader)
+            for row in variants.rows():
+                rows.add(row)
+
+        from esm_pipeline.tasks.score.strategies import Likelihoods, Marginals  # with PyTorch
+
+        models = find_models(arguments.models, settings)
+        plan = plan_sequences(wild_types.sequence_set, models, settings)
+        strategy = (
+            Likelihoods(settings, rows, plan, sequences)
+            if by_likelihood
+            else Marginals(settings, rows, plan)
+        )
+        work = strategy.work * len(models)
+        with writing(arguments, models) as (output, records):
+            with progress(TASK, work, "tokens", quiet=arguments.quiet) as advance:
+                scores = strategy.score(models, advance)
+            with create_table(output, suffix, table, columns) as writer:
+                counts = write_scores(writer, variants, strategy.usable, strategy.outcome, scores)
             failed = plan.write_outcomes(records)[FAILED]
-    return f"{told(counts, 'variants')}; {passes(models)}", counts[FAILED] + failed
+    summary = f"{format_counts(counts, 'variants')}; {count_passes(models)}"
+    return summary, counts[FAILED] + failed
 
 
-def saturate(request: Request) -> tuple[str, int]:
-    """Score every substitution; returns what to tell, and how many records failed."""
-    settings, args = request.settings, request.args
-    folder, empty = request.output.parent, args.allow_empty
-    with open_intake(request.wild_types, request.cleaning, folder, allow_empty=empty) as intake:
+def saturate(arguments: ScoreArguments) -> tuple[str, int]:
+    """Score every substitution; returns the summary, and how many records failed."""
+    output, quiet = arguments.output, arguments.quiet
+    with open_sequences(
+        *(arguments.wild_types, arguments.cleaning, output.parent),
+        allow_empty=arguments.allow_empty,
+    ) as sequence_set:
         from esm_pipeline.tasks.score.heatmaps import draw_all
-        from esm_pipeline.tasks.score.saturation import Saturation, write_long
+        from esm_pipeline.tasks.score.saturation import SaturationScorer, write_long_table
 
-        models = find_models(request)
-        plan = plan_for(request, intake, models)
-        saturation = Saturation(settings, plan)
-        with writing(request, models) as (path, records), ExitStack() as stack:
-            as_table = request.output.suffix.lower() != SUFFIX
-            ragged = stack.enter_context(scratch_path(request.output)) if as_table else path
-            total = saturation.work * len(models)
-            with progress("score", total, "tokens", quiet=args.quiet) as step:
-                saturation.run(models, ragged, step)
-            if args.plots:
-                with Saturations.open(ragged) as results:
-                    draw_all(results, results, args.plots, quiet=args.quiet)
+        models = find_models(arguments.models, arguments.settings)
+        plan = plan_sequences(sequence_set, models, arguments.settings)
+        scorer = SaturationScorer(arguments.settings, plan)
+        work = scorer.work * len(models)
+        with writing(arguments, models) as (path, records), ExitStack() as stack:
+            as_table = output.suffix.lower() != SUFFIX
+            hdf5 = stack.enter_context(scratch_path(output)) if as_table else path
+            with progress(TASK, work, "tokens", quiet=quiet) as advance:
+                scorer.run(models, hdf5, advance)
+            if arguments.plots:
+                with Saturations.open(hdf5) as results:
+                    draw_all(results, results, arguments.plots, quiet=quiet)
             if as_table:
-                write_long(ragged, path, suffix_of(request.output))
+                write_long_table(hdf5, path, suffix_of(output))
             counts = plan.write_outcomes(records)
     residues = int(plan.lengths[plan.rows() >= 0].sum())
-    return f"{told(counts, 'records')}; {residues:,} residues, {passes(models)}", counts[FAILED]
+    summary = f"{format_counts(counts, 'records')}; {residues:,} residues, {count_passes(models)}"
+    return summary, counts[FAILED]
 
 
 @contextmanager
-def writing(request: Request, models: Models) -> Iterator[tuple[Path, Path]]:
-    """Temporary paths of the output and the table of records; what is asked for beside follows."""
-    provenance, digests = request.args.provenance, request.args.sha256
-    targets = [request.output, request.table, *filter(None, [provenance, digests])]
-    with atomic_paths(*targets) as paths:
-        yield paths[0], paths[1]
-        if provenance:
-            facts = describe(request.settings, models)
-            paths[2].write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
-        if digests:
-            vouch(paths[-1], digests, dict(zip(targets[:-1], paths, strict=False)))
+def writing(arguments: ScoreArguments, models: Ensemble) -> Iterator[tuple[Path, Path]]:
+    """Temporary paths of the output and of the table of records.
+
+    They are moved into place together, with provenance and checksums if these are wanted.
+    """
+    targets = [arguments.output, arguments.records, *filter(None, [arguments.provenance])]
+    with command.written_together(targets, arguments.checksums) as (output, records, *provenance):
+        yield output, records
+        facts = json.dumps(describe(arguments.settings, models), indent=2) if provenance else ""
+        for path in provenance:
+            path.write_text(facts + "\n", encoding="utf-8")
 
 
-def describe(settings: ScoreSettings, models: Models) -> dict[str, Any]:
-    """How scores are made."""
+def describe(settings: ScoreSettings, models: Ensemble) -> dict[str, Any]:
+    """The provenance of scores: settings, models and versions."""
     from esm_pipeline.tasks.common.runner import software
 
     return {
@@ -278,38 +296,26 @@ def describe(settings: ScoreSettings, models: Models) -> dict[str, Any]:
     }
 
 
-def find_models(request: Request) -> Models:
-    """The models by their labels, not loaded yet. PyTorch is, from here on."""
+def find_models(choices: list[ModelChoice], settings: ScoreSettings) -> Ensemble:
+    """The models by their labels, not loaded yet."""
     from esm_pipeline.model.inference.device import set_threads
-    from esm_pipeline.tasks.score.marginals import LanguageModel
+    from esm_pipeline.tasks.score.forward_passes import LanguageModel
 
-    set_threads(request.settings.threads)
-    return {
-        model.label: LanguageModel(model.name, model.revision, request.settings)
-        for model in request.models
-    }
+    set_threads(settings.threads)
+    return {label: LanguageModel(name, revision, settings) for label, name, revision in choices}
 
 
-def plan_for(request: Request, intake: Intake, models: Models) -> Plan:
-    """What becomes of long proteins, under the shortest position table of the models."""
+def plan_sequences(
+    sequence_set: SequenceSet, models: Ensemble, settings: ScoreSettings
+) -> SequencePlan:
+    """Which sequences are scored, and how much of each; the shortest position table counts."""
     limits = [model.config.max_residues for model in models.values()]
-    settings = request.settings
-    return Plan(intake, Reach.choose(TASK, limits, settings.long, settings.window))
+    policy = LengthPolicy.choose(TASK, limits, settings.long, settings.window)
+    return SequencePlan(sequence_set, policy)
 
 
-def choose_strategy(
-    settings: ScoreSettings, rows: Rows, plan: Plan, sequences: Intake | None
-) -> Strategy:
-    """The strategy of the settings; likelihoods have `sequences`."""
-    from esm_pipeline.tasks.score.strategies import Likelihoods, Marginals
-
-    if sequences is None:
-        return Marginals(settings, rows, plan)
-    return Likelihoods(settings, rows, plan, sequences)
-
-
-def passes(models: Models) -> str:
-    """How often the models ran, for a summary."""
+def count_passes(models: Ensemble) -> str:
+    """How many forward passes were run, and for how long, for the summary."""
     count = sum(model.passes for model in models.values())
     seconds = sum(model.seconds for model in models.values())
     return f"{count:,} passes, {seconds:.1f} s in the model"

@@ -1,8 +1,8 @@
-"""Draw the substitutions of proteins: a picture for each record of a saturation.h5.
+"""Draw the substitutions in a saturation.h5 as heatmaps, one for each record.
 
-Residues run from left to right, wrapped into rows; amino acids stand one above the other, alike
-ones together. Red hurts, blue does not; a dot marks the wild type; grey stands where that is none
-of the 20.
+Residues run from left to right, wrapped into rows; the rows of each are the amino acids, similar
+ones next to each other. Red is harmful, blue is not; a dot marks the wild type; residues other than
+the 20 amino acids are grey.
 """
 
 from __future__ import annotations
@@ -24,10 +24,9 @@ from esm_pipeline.arrays import Float32
 from esm_pipeline.errors import InputError
 from esm_pipeline.files import atomic_path, remove_leftovers
 from esm_pipeline.formats.checksums import check_listed
-from esm_pipeline.formats.results.saturation import Saturation, Saturations
+from esm_pipeline.formats.results.saturation import SaturatedProtein, Saturations
 from esm_pipeline.locks import Outputs
-from esm_pipeline.tasks.common.endings import require_folder_name
-from esm_pipeline.tasks.common.outputs import vouch
+from esm_pipeline.tasks.common.outputs import require_folder_name, write_checksums
 from esm_pipeline.tasks.common.progress import progress
 
 if TYPE_CHECKING:
@@ -35,15 +34,15 @@ if TYPE_CHECKING:
     from matplotlib.image import AxesImage
 
 ORDER = "GAVLIMPFWYCSTNQHKRDE"
-"""Amino acids from top to bottom: small and greasy, rings, polar, charged."""
+"""Amino acids from top to bottom: small and hydrophobic, with rings, polar, charged."""
 
-WIDE, NARROW = 100, 30  # residues in a row, and as many as it has room for at least
+WIDE, NARROW = 100, 30  # residues in a row; least residues that a row has room for
 ROWS = 10  # in a picture; a longer protein has several
-CELL = 0.115  # inches, as all that follow
+CELL = 0.115  # inches, like the lengths below
 LEFT, RIGHT, TOP, GAP, BAR = 0.25, 0.95, 0.5, 0.45, 0.12
 DPI = 120
 LEAST = 1e-6  # log-odds at the ends of the scale
-FOREIGN = re.compile(r"[^A-Za-z0-9._-]+")
+NOT_IN_NAME = re.compile(r"[^A-Za-z0-9._-]+")
 NAME_LENGTH = 60
 GREY, UNKNOWN = "#555555", "#cccccc"
 STYLE = {"font.size": 8, "axes.linewidth": 0.5, "font.family": "DejaVu Sans"}
@@ -51,20 +50,20 @@ STYLE = {"font.size": 8, "axes.linewidth": 0.5, "font.family": "DejaVu Sans"}
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the flags of `heatmaps`."""
-    parser.add_argument("saturation", metavar="SATURATION.h5", type=Path, help="what to draw")
+    parser.add_argument("saturation", metavar="SATURATION.h5", type=Path, help="file to draw")
     parser.add_argument("folder", metavar="DIR", type=Path, help="folder for the pictures, PNG")
     parser.add_argument(
         "--id", action="append", default=[], help="draw only the records of this id; repeatable"
     )
     parser.add_argument(
-        "--listed", type=Path, metavar="FILE", help="list with the digest of what is drawn"
+        "--listed", type=Path, metavar="FILE", help="list with the digest of SATURATION.h5"
     )
     parser.add_argument("--sha256", type=Path, metavar="FILE", help="write digests of the pictures")
     parser.add_argument("--quiet", action="store_true", help="no progress, no summary")
 
 
 def outputs(args: argparse.Namespace) -> Outputs:
-    """What `heatmaps` writes: pictures, into a folder, and their digests."""
+    """What `heatmaps` writes: pictures in a folder, and their digests."""
     require_folder_name(args.folder, "pictures")
     return Outputs([args.sha256], added_to=[args.folder])
 
@@ -81,16 +80,16 @@ def run(args: argparse.Namespace) -> int:
         drawn = draw_all(results, wanted, args.folder, quiet=args.quiet)
     if args.sha256:
         with atomic_path(args.sha256) as path:
-            vouch(path, args.sha256, {picture: picture for picture in drawn})
+            write_checksums(path, args.sha256, {picture: picture for picture in drawn})
     if not args.quiet:
         print(f"heatmaps: {len(drawn):,} pictures in {args.folder}", file=sys.stderr)
     return 0
 
 
 def draw_all(
-    results: Saturations, wanted: Iterable[Saturation], folder: Path, *, quiet: bool = False
+    results: Saturations, wanted: Iterable[SaturatedProtein], folder: Path, *, quiet: bool = False
 ) -> list[Path]:
-    """Draw the records `wanted`, with pictures named by index and id; returns these."""
+    """Draw the records `wanted`; returns the pictures, which are named by index and id."""
     wanted = list(wanted)
     folder.mkdir(parents=True, exist_ok=True)
     remove_leftovers(folder)
@@ -105,14 +104,14 @@ def draw_all(
     return drawn
 
 
-def file_name(item: Saturation, page: int) -> str:
-    """What a picture is called: the index, what of the id can stand in a name, and the page."""
-    name = FOREIGN.sub("_", item.id).strip("._")[:NAME_LENGTH] or "protein"
+def file_name(item: SaturatedProtein, page: int) -> str:
+    """The name of a picture: the index, the id without special characters, and the page."""
+    name = NOT_IN_NAME.sub("_", item.id).strip("._")[:NAME_LENGTH] or "protein"
     return f"{item.index:06d}_{name}{f'.{page}' if page > 1 else ''}.png"
 
 
-def figures(item: Saturation, alphabet: str, strategy: str) -> Iterator[Figure]:
-    """The pictures of a record, 1,000 residues each, all in the same colours."""
+def figures(item: SaturatedProtein, alphabet: str, strategy: str) -> Iterator[Figure]:
+    """The pictures of a record, 1,000 residues each, all with the same scale of colours."""
     values = item.log_odds[:, [alphabet.index(letter) for letter in ORDER]].T  # (20, R)
     values[:, [letter not in ORDER for letter in item.sequence]] = np.nan
     known = np.abs(values[np.isfinite(values)])
@@ -123,12 +122,13 @@ def figures(item: Saturation, alphabet: str, strategy: str) -> Iterator[Figure]:
         for first in range(0, len(rows), ROWS):
             page = rows[first : first + ROWS]
             last = page[-1][1]
-            told = f"residues {page[0][0] + 1:,} to {last:,} of {item.length:,}"
-            yield picture(item, values, page, limit, f"{item.id[:NAME_LENGTH]}   {told}", strategy)
+            title = f"{item.id[:NAME_LENGTH]}   residues {page[0][0] + 1:,} to {last:,}"
+            title += f" of {item.length:,}"
+            yield picture(item, values, page, limit, title, strategy)
 
 
 def picture(
-    item: Saturation,
+    item: SaturatedProtein,
     values: Float32,
     rows: list[tuple[int, int]],
     limit: float,
@@ -158,7 +158,7 @@ def picture(
 
 
 def draw_row(axes: Axes, values: Float32, sequence: str, start: int, limit: float) -> AxesImage:
-    """Residues from `start` on, (20, R) of them, with the wild type above and dotted."""
+    """Draw a row: `values` (20, R) from residue `start` on, the wild type above and dotted."""
     colours = matplotlib.colormaps["RdBu"].with_extremes(bad=UNKNOWN)
     image = axes.imshow(
         values, cmap=colours, vmin=-limit, vmax=limit, interpolation="nearest", aspect="auto"

@@ -1,6 +1,6 @@
-"""Join what the shards of a table of variants made: every row again in its place, with its scores.
+"""Append the scores of all shards to the variant table, each row in its place.
 
-The counterpart of `split`. The shards' digests are checked, and that every row is there once.
+The counterpart of `split`. Checks the shards' digests, and that they have every row once.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import tempfile
 import time
 from array import array
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
 from itertools import islice
 from pathlib import Path
@@ -24,24 +24,23 @@ import numpy as np
 from esm_pipeline.errors import InputError
 from esm_pipeline.files import atomic_paths, blaming
 from esm_pipeline.flags import number_of_shards
-from esm_pipeline.formats.checksums import LISTING, check_digests, check_listed, write_digests
+from esm_pipeline.formats.checksums import LISTING, check_digests, check_listed
 from esm_pipeline.formats.records import (
     FAILED,
     OK,
     SKIPPED,
     Outcome,
-    format_row,
     read_records,
     read_status,
-    status_columns,
 )
-from esm_pipeline.formats.tables.base import Column, Table, create_table, open_table
+from esm_pipeline.formats.tables.base import Column, Table
+from esm_pipeline.formats.tables.open import create_table, open_table
 from esm_pipeline.locks import Outputs
 from esm_pipeline.settings import shard_names
-from esm_pipeline.tasks.score.scored_table import told
-from esm_pipeline.tasks.score.split import STATUS, SUFFIX, UNUSABLE
+from esm_pipeline.tasks.common.outcomes import format_counts, write_status
+from esm_pipeline.tasks.common.outputs import write_checksums
+from esm_pipeline.tasks.score.split import STATUS, SUFFIX, TASK, UNUSABLE
 
-TASK = "score"
 KEYS = ["row", "protein", "mutant"]
 AGAIN = "remove the folder and run the workflow again"
 SEVERITY = {OK: 0, SKIPPED: 1, FAILED: 2}
@@ -66,35 +65,34 @@ def outputs(args: argparse.Namespace) -> Outputs:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Join; returns 0: failed rows are for `verdict` to judge."""
+    """Join; returns 0, since `verdict` judges failed rows."""
     started = time.perf_counter()
     table = open_table(args.variants)
     shards = [Shard(args.scores, name) for name in shard_names(args.shards)]
     for path in (args.records, args.split / UNUSABLE, args.split / STATUS):
         check_listed(path)
-    with ExitStack() as stack:
-        stack.enter_context(blaming(args.out))
+    columns = same([shard.columns for shard in shards], args.scores, "columns")
+    same([without_software(shard.provenance) for shard in shards], args.scores, "provenance")
+    targets, digests = [args.out, args.provenance, args.status], args.status.with_name(LISTING)
+    with blaming(args.out), ExitStack() as stack:
         args.out.parent.mkdir(parents=True, exist_ok=True)
-        spool = stack.enter_context(tempfile.TemporaryFile(dir=args.out.parent))
-        targets = [args.out, args.provenance, args.status]
-        digests = args.status.with_name(LISTING)
+        spool = ScoreSpool(stack.enter_context(tempfile.TemporaryFile(dir=args.out.parent)))
         paths = stack.enter_context(atomic_paths(*targets, digests))
         out, provenance, status, listed = paths
-        columns = same([shard.columns for shard in shards], args.scores, "columns")
-        facts = shards[0].provenance
-        same([without_software(shard.provenance) for shard in shards], args.scores, "provenance")
-        provenance.write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
-        cells = Cells(spool)
         for shard in shards:
-            cells.take(shard.rows())
-        cells.take(unusable_rows(args.split / UNUSABLE, len(columns)))
-        counts = write_rows(out, table, columns, cells)
-        write_status(status, args.records, args.split / STATUS, shards)
-        names = [os.path.relpath(target, digests.parent) for target in targets]
-        write_digests(listed, dict(zip(names, paths, strict=False)))
+            spool.add(shard.rows())
+        spool.add(unusable_rows(args.split / UNUSABLE, len(columns)))
+        counts = append_scores(out, table, columns, spool)
+        facts = json.dumps(shards[0].provenance, indent=2)
+        provenance.write_text(facts + "\n", encoding="utf-8")
+        before = args.split / STATUS
+        write_status(
+            status, TASK, outcomes_of_records(args.records, before, worst_outcomes(shards))
+        )
+        write_checksums(listed, digests, dict(zip(targets, paths, strict=False)))
     if not args.quiet:
         seconds = time.perf_counter() - started
-        print(f"join: {told(counts, 'variants')}; {seconds:.1f} s", file=sys.stderr)
+        print(f"join: {format_counts(counts, 'variants')}; {seconds:.1f} s", file=sys.stderr)
     return 0
 
 
@@ -113,50 +111,53 @@ class Shard:
         self.provenance: dict[str, Any] = json.loads(origin.read_text(encoding="utf-8"))
 
     def rows(self) -> Iterator[tuple[int, list[str]]]:
-        """Place of each row in the input, and its status, reason and scores."""
+        """Number of each row in the input, with its status, reason and scores."""
         for block in self._table.blocks(["row", *self.columns]):
-            for place, *cells in block.cells:
-                yield int(place), cells
+            for number, *cells in block.cells:
+                yield int(number), cells
 
 
-class Cells:
-    """Cells of rows that come in any order, held in the file `spool`; in memory 16 bytes a row."""
+class ScoreSpool:
+    """Outcomes and scores of rows that come in any order, held in the file `spool`.
+
+    In memory 16 bytes a row.
+    """
 
     def __init__(self, spool: IO[bytes]) -> None:
         self._spool = spool
-        self._places, self._ends = array("q"), array("q", [0])
+        self._numbers, self._ends = array("q"), array("q", [0])
 
-    def take(self, rows: Iterator[tuple[int, list[str]]]) -> None:
-        """Take up some rows, with their places in the input."""
-        for place, cells in rows:
+    def add(self, rows: Iterable[tuple[int, list[str]]]) -> None:
+        """Append the cells of some rows, with their numbers in the input."""
+        for number, cells in rows:
             line = json.dumps(cells).encode()
             self._spool.write(line)
-            self._places.append(place)
+            self._numbers.append(number)
             self._ends.append(self._ends[-1] + len(line))
 
     def in_order(self) -> Iterator[list[str]]:
-        """The cells of rows 0, 1, … Raises InputError if one is missing, or there twice."""
+        """The cells of rows 0, 1, … Raises InputError if a row is missing, or there twice."""
         self._spool.flush()
-        places = np.frombuffer(self._places, np.int64)
-        order = np.argsort(places, kind="stable")
-        if not np.array_equal(places[order], np.arange(len(places))):
+        numbers = np.frombuffer(self._numbers, np.int64)
+        order = np.argsort(numbers, kind="stable")
+        if not np.array_equal(numbers[order], np.arange(len(numbers))):
             raise InputError(f"the shards do not have every row once; {AGAIN}")
         ends, file = self._ends, self._spool.fileno()
-        for number in order.tolist():
-            start = ends[number]
-            cells: list[str] = json.loads(os.pread(file, ends[number + 1] - start, start))
+        for at in order.tolist():
+            start = ends[at]
+            cells: list[str] = json.loads(os.pread(file, ends[at + 1] - start, start))
             yield cells
 
 
 def unusable_rows(path: Path, count: int) -> Iterator[tuple[int, list[str]]]:
-    """The rows that `split` found unusable, with `count` cells each."""
+    """The rows that `split` could not use, each with as many cells as a scored row (`count`)."""
     for block in open_table(path).blocks(["row", "reason"]):
-        for place, reason in block.cells:
-            yield int(place), [SKIPPED, reason, *[""] * (count - 2)]
+        for number, reason in block.cells:
+            yield int(number), [SKIPPED, reason, *[""] * (count - 2)]
 
 
 def same(values: list[Any], folder: Path, what: str) -> Any:
-    """What all shards have in common. Raises InputError if they differ."""
+    """The value that all shards share. Raises InputError if they differ."""
     for value in values[1:]:
         if value != values[0]:
             raise InputError(f"{folder}: shards differ in their {what}; {AGAIN}")
@@ -164,16 +165,16 @@ def same(values: list[Any], folder: Path, what: str) -> Any:
 
 
 def without_software(facts: dict[str, Any]) -> dict[str, Any]:
-    """All but the versions, in which shards need not agree."""
+    """The provenance without versions, in which shards may differ."""
     return {name: value for name, value in facts.items() if name != "software"}
 
 
-def write_rows(path: Path, table: Table, columns: list[str], cells: Cells) -> Counter[str]:
-    """Write `table` with the cells of every row behind; returns the number of each status."""
+def append_scores(path: Path, table: Table, columns: list[str], spool: ScoreSpool) -> Counter[str]:
+    """Write `table` with the `columns` appended; returns how many rows have each status."""
     added = [Column(name, "text") for name in columns]
-    table.refuse(added, SUFFIX)
+    table.require_room_for(added, SUFFIX)
     counts: Counter[str] = Counter()
-    rows = cells.in_order()
+    rows = spool.in_order()
     with create_table(path, SUFFIX, table, added) as writer:
         for block in table.blocks([]):
             found = list(islice(rows, block.count))
@@ -187,25 +188,32 @@ def write_rows(path: Path, table: Table, columns: list[str], cells: Cells) -> Co
 
 
 def severity(outcome: Outcome) -> tuple[int, bool]:
-    """Which of two outcomes of one protein is told: the worse, and if alike, one with a reason."""
+    """The sort key of outcomes: the worst is largest; of equals, one that has a reason."""
     return SEVERITY[outcome.status], bool(outcome.reason)
 
 
-def write_status(path: Path, records: Path, before: Path, shards: list[Shard]) -> None:
-    """Write what became of each record: as `split` found it, then as the shards' jobs did."""
-    found: dict[int, Outcome] = {}
+def worst_outcomes(shards: Iterable[Shard]) -> dict[int, Outcome]:
+    """The worst outcome of each protein over the shards, by the index of its record."""
+    worst: dict[int, Outcome] = {}
     for shard in shards:
         for record in read_records(shard.records):
             outcome = record.outcomes[TASK]
-            known = found.setdefault(int(record.id), outcome)
+            known = worst.setdefault(int(record.id), outcome)
             if severity(outcome) > severity(known):
-                found[int(record.id)] = outcome
-    with path.open("w", encoding="utf-8", newline="") as handle:
-        handle.write(format_row(status_columns(TASK)))
-        statuses = read_status(before, TASK)
-        for record, (index, outcome) in zip(read_records(records), statuses, strict=False):
-            if index != record.index:
-                raise InputError(f"{before}: not of the records of {records}; {AGAIN}")
-            first = index if record.duplicate_of is None else record.duplicate_of
-            outcome = found.get(first, outcome) if outcome.status == OK else outcome
-            handle.write(format_row([str(index), *outcome]))
+                worst[int(record.id)] = outcome
+    return worst
+
+
+def outcomes_of_records(
+    records: Path, before: Path, worst: dict[int, Outcome]
+) -> Iterator[tuple[int, Outcome]]:
+    """Index and outcome of each record: as `split` wrote it to `before`, then as the jobs did.
+
+    Raises InputError if `before` is of other records.
+    """
+    statuses = read_status(before, TASK)
+    for record, (index, outcome) in zip(read_records(records), statuses, strict=False):
+        if index != record.index:
+            raise InputError(f"{before}: does not match the records of {records}; {AGAIN}")
+        first = index if record.duplicate_of is None else record.duplicate_of
+        yield index, worst.get(first, outcome) if outcome.status == OK else outcome

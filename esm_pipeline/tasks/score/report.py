@@ -1,4 +1,4 @@
-"""Scores on the report: how many, of which models, and how they are spread."""
+"""Scores in the report: how many, by which models, and their distribution."""
 
 from __future__ import annotations
 
@@ -16,56 +16,60 @@ from esm_pipeline.arrays import Float32, Float64
 from esm_pipeline.errors import InputError
 from esm_pipeline.formats.records import OK
 from esm_pipeline.formats.results.saturation import Saturations
-from esm_pipeline.formats.tables.base import open_table
-from esm_pipeline.tasks.common.pictures import BLUE, GREY, spread, svg
+from esm_pipeline.formats.tables.open import open_table
+from esm_pipeline.tasks.common.report_parts import (
+    BLUE,
+    GREY,
+    ReportSection,
+    evenly_spaced,
+    svg,
+)
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-PROTEINS = 200  # whose substitutions are in the picture of a saturation, at most
-
-Part: TypeAlias = tuple[str, list[str]]
-"""What is told of a sample, as HTML, and its pictures."""
+PROTEINS = 200  # most proteins in the histogram of a saturation
 
 Values: TypeAlias = NDArray[np.floating[Any]]
 
 
-def saturation_section(path: Path) -> Part:
-    """What the saturation of a sample is, with a histogram."""
+def saturation_section(path: Path) -> ReportSection:
+    """The saturation of a sample, with a histogram."""
     with Saturations.open(path) as results:
-        residues, chosen = int(results.length.sum()), spread(len(results), PROTEINS)
-        odds = [log_odds for place in chosen.tolist() if (log_odds := others(results, place)).size]
+        residues, chosen = int(results.length.sum()), evenly_spaced(len(results), PROTEINS)
+        odds = [substitution_scores(results, place) for place in chosen.tolist()]
         facts = (
             f"Every substitution of {len(results):,} records with {residues:,} different residues, "
-            f"by {results.strategy}. {models_told(json.loads(results.attributes['models']))}"
+            f"by {results.strategy}. {describe_models(json.loads(results.attributes['models']))}"
         )
         some = f" ({len(chosen):,} proteins)" if len(chosen) < len(results) else ""
         values = np.concatenate(odds) if odds else np.empty(0)
-        return facts, [histogram(values, f"Every substitution{some}", results.strategy)]
+        picture = histogram(values, f"Every substitution{some}", results.strategy)
+        return ReportSection(facts, [picture])
 
 
-def others(results: Saturations, place: int) -> Float32:
-    """The log-odds of a record, but for those of each residue to itself."""
+def substitution_scores(results: Saturations, place: int) -> Float32:
+    """The log-odds of a record, without those of each residue to itself."""
     item = results.item(place)
     letters = np.array(list(item.sequence))[:, None]
     found: Float32 = item.log_odds[letters != np.array(list(results.alphabet))]
     return found
 
 
-def variants_section(path: Path) -> Part:
-    """What the scores of a table of variants are, with a histogram."""
+def variants_section(path: Path) -> ReportSection:
+    """The scores of a variant table, with a histogram. Raises InputError for a damaged file."""
     try:
         facts = json.loads(path.with_name("scores.json").read_text(encoding="utf-8"))
-        strategy, models = facts["strategy"], models_told(facts["models"])
+        strategy, models = facts["strategy"], describe_models(facts["models"])
         rows, values = scores(path, strategy)
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise InputError(f"{path}: not as `join` writes it ({error}); make it again") from None
-    told = f"{len(values):,} of {rows:,} variants scored by {strategy}. {models}"
-    return told, [histogram(values, "Variants", strategy)]
+    text = f"{len(values):,} of {rows:,} variants scored by {strategy}. {models}"
+    return ReportSection(text, [histogram(values, "Variants", strategy)])
 
 
 def scores(path: Path, strategy: str) -> tuple[int, Float64]:
-    """The number of rows, and the scores of those that are ok; 8 bytes each are held."""
+    """The number of rows, and the scores of those that are ok, which take 8 bytes each."""
     rows, values = 0, array("d")
     for block in open_table(path).blocks(["status", strategy]):
         rows += block.count
@@ -73,18 +77,20 @@ def scores(path: Path, strategy: str) -> tuple[int, Float64]:
     return rows, np.frombuffer(values, np.float64) if values else np.empty(0)
 
 
-def models_told(models: Mapping[str, Mapping[str, str]]) -> str:
-    """The models, with the beginnings of their weights' digests."""
-    told = [
+def describe_models(models: Mapping[str, Mapping[str, str]]) -> str:
+    """The models, with the first digits of their weights' digests, as HTML."""
+    texts = [
         f"<code>{html.escape(one['model'])}</code>, weights <code>{one['weights_sha256'][:16]}"
         f"</code>, {html.escape(one['dtype'])}"
         for one in models.values()
     ]
-    return f"Model {told[0]}." if len(told) == 1 else f"Mean over {len(told)}: {'; '.join(told)}."
+    if len(texts) == 1:
+        return f"Model {texts[0]}."
+    return f"Mean over {len(texts)}: {'; '.join(texts)}."
 
 
 def histogram(values: Values, title: str, strategy: str) -> str:
-    """How many variants have which score, as SVG; empty without any."""
+    """The distribution of the scores, as SVG; empty if there are none."""
     if not values.size:
         return ""
 

@@ -1,12 +1,11 @@
-"""Every substitution of every protein: log-odds (L, 20) against the wild type, by some models.
+"""Every substitution of every protein: log-odds (R, 20) against the wild type, by some models.
 
-A position is masked once for all its substitutions. Results go to HDF5, or to a long table.
+A residue is masked once for all its substitutions. Results go to HDF5, or to a long table.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -14,41 +13,42 @@ import numpy as np
 from esm_pipeline.arrays import Float64, Int64
 from esm_pipeline.errors import InputError, setting
 from esm_pipeline.formats.mutations import AMINO_ACIDS
-from esm_pipeline.formats.results.saturation import FORMAT, LOG_ODDS, WILD_TYPE, Saturations
+from esm_pipeline.formats.results.layout import Array, unit_starts
+from esm_pipeline.formats.results.saturation import LOG_ODDS, WILD_TYPE, Saturations
 from esm_pipeline.formats.results.validation import open_hdf5
-from esm_pipeline.formats.results.writer import BLOCK, Array, RaggedWriter, blocks, unit_starts
-from esm_pipeline.formats.tables.base import Column, create_table
-from esm_pipeline.model.inference.windows import SPECIAL_TOKENS
+from esm_pipeline.formats.results.writer import BLOCK, RaggedWriter, blocks
+from esm_pipeline.formats.tables.base import Column
+from esm_pipeline.formats.tables.open import create_table
 from esm_pipeline.settings.sections import ScoreSettings, StrategySettings, texts
-from esm_pipeline.tasks.common.plan import Layout, Plan
+from esm_pipeline.tasks.common.plan import ResultLayout, SequencePlan
+from esm_pipeline.tasks.common.progress import Advance
 from esm_pipeline.tasks.common.runner import software
-from esm_pipeline.tasks.score.marginals import LanguageModel, Passes, one_masked, ranges, unmasked
-from esm_pipeline.tasks.score.strategies import Advance, blocks_of, note_failures
-from esm_pipeline.tasks.score.variant_rows import LIKELIHOOD
+from esm_pipeline.tasks.score.forward_passes import Ensemble, LanguageModel, one_masked, unmasked
+from esm_pipeline.tasks.score.strategies import (
+    blocks_of,
+    every_residue,
+    longest_first,
+    note_failures,
+)
+from esm_pipeline.tasks.score.variant_table import LIKELIHOOD
 
-Models = Mapping[str, LanguageModel]
-"""Models by their labels."""
 
+class SaturationScorer:
+    """Scores all substitutions in the sequences of `plan`. Raises InputError for likelihoods.
 
-class Saturation:
-    """Scores all substitutions of the sequences of `plan`. Raises InputError for likelihoods."""
+    `work` is the tokens of all passes for one model.
+    """
 
-    def __init__(self, settings: ScoreSettings, plan: Plan) -> None:
+    def __init__(self, settings: ScoreSettings, plan: SequencePlan) -> None:
         if settings.strategy == LIKELIHOOD:
             raise InputError(
                 f"{setting('score.strategy')}: a saturation by {LIKELIHOOD} takes 19 L² passes; "
                 "set it to masked_marginal"
             )
         self.settings, self.plan = settings, plan
-        lengths = plan.lengths.astype(np.int64)
-        rows = np.flatnonzero(plan.rows() >= 0)
-        self.numbers = rows[np.argsort(-lengths[rows], kind="stable")]
-        window = plan.reach.window
-        seen = lengths[self.numbers] + SPECIAL_TOKENS
-        seen = np.minimum(seen, window) if window else seen
-        self.work = int((lengths[self.numbers] * seen).sum())
+        self.numbers, self.work = longest_first(np.flatnonzero(plan.rows() >= 0), plan)
 
-    def run(self, models: Models, path: Path, advance: Advance) -> None:
+    def run(self, models: Ensemble, path: Path, advance: Advance) -> None:
         """Write a new file at `path`; what fails is noted in the plan and left out."""
         rows, layout = self.plan.rows(), self.layout(models)
         with layout.writer(path, self.plan, rows) as writer:
@@ -69,48 +69,42 @@ class Saturation:
     def log_odds(self, model: LanguageModel, numbers: Int64, advance: Advance) -> Float64:
         """(residues of the sequences `numbers`, 20)."""
         columns = model.amino_acids()
-        passes = self.passes(numbers)
-        odds = np.zeros((int(self.plan.lengths[numbers].sum()), len(AMINO_ACIDS)))
-        for answers in model.ask(passes, self.plan.sequences, self.settings.token_budget):
-            note_failures(self.plan, answers)
-            places = np.arange(len(answers.slot))
-            wild_type = answers.log_p[places, answers.wild_type]
-            found = answers.log_p[:, columns] - wild_type[:, None]  # (M, 20)
-            np.add.at(odds, answers.slot, answers.weight[:, None] * found)
-            advance(answers.tokens)
+        sequence, token, tokens = every_residue(numbers, self.plan)
+        mask = unmasked if self.settings.strategy == "wt_marginal" else one_masked
+        window, slot = self.plan.policy.window, np.arange(len(token))
+        passes = mask(sequence, token, slot, tokens, window)
+        odds = np.zeros((len(token), len(AMINO_ACIDS)))
+        for found in model.run_passes(passes, self.plan.sequences, self.settings.token_budget):
+            note_failures(self.plan, found)
+            wild_type = found.log_p[np.arange(len(found.slot)), found.wild_type]
+            differences = found.log_p[:, columns] - wild_type[:, None]  # (M, 20)
+            np.add.at(odds, found.slot, found.weight[:, None] * differences)
+            advance(found.tokens)
         return odds
 
-    def passes(self, numbers: Int64) -> Passes:
-        """Passes for all residues of some sequences, whose slots count them through."""
-        lengths = self.plan.lengths[numbers].astype(np.int64)
-        place = ranges(np.ones_like(lengths), lengths)  # BOS is 0
-        sequence, tokens = (np.repeat(x, lengths) for x in (numbers, lengths + SPECIAL_TOKENS))
-        plan = unmasked if self.settings.strategy == "wt_marginal" else one_masked
-        return plan(sequence, place, np.arange(len(place)), tokens, self.plan.reach.window)
-
-    def layout(self, models: Models) -> Layout:
+    def layout(self, models: Ensemble) -> ResultLayout:
         """The datasets and attributes of the file."""
         names = [*arrays_of(models), *([LOG_ODDS] if len(models) > 1 else [])]
         arrays = [Array(name, "residue", (len(AMINO_ACIDS),), "<f4") for name in sorted(names)]
         origins = {label: model.origin for label, model in models.items()}
         attributes = {
-            "format": FORMAT,
+            "format": Saturations.format,
             "alphabet": AMINO_ACIDS,
             **texts(self.settings.part(StrategySettings)),
             "models": json.dumps(origins),
             "software": json.dumps(software()),
         }
-        return Layout([*arrays, Array(WILD_TYPE, "residue", (), "|S1")], attributes)
+        return ResultLayout([*arrays, Array(WILD_TYPE, "residue", (), "|S1")], attributes)
 
 
-def arrays_of(models: Models) -> dict[str, LanguageModel]:
-    """The dataset of each model: the only one's is that of the result."""
+def arrays_of(models: Ensemble) -> dict[str, LanguageModel]:
+    """The dataset of each model; with only one, it is that of the result."""
     alone = len(models) == 1
     return {LOG_ODDS if alone else f"{LOG_ODDS}.{label}": one for label, one in models.items()}
 
 
 def write_means(path: Path, names: list[str], writer: RaggedWriter) -> None:
-    """Write the means of the arrays `names` of the file at `path`, which `writer` still writes."""
+    """Write the means of the arrays `names` to the file at `path`, which `writer` has open."""
     with open_hdf5(path) as file:
         starts = unit_starts(file["length"][...], "residue")
         every = np.ones(len(starts) - 1, bool)
@@ -120,7 +114,7 @@ def write_means(path: Path, names: list[str], writer: RaggedWriter) -> None:
             writer.write(LOG_ODDS, np.arange(first, stop), np.asarray(mean))
 
 
-def write_long(source: Path, target: Path, suffix: str) -> None:
+def write_long_table(source: Path, target: Path, suffix: str) -> None:
     """Write the `saturation.h5` at `source` as a table of substitutions, record by record."""
     kinds = {"id": "text", "index": "whole", "position": "whole", "mutant": "text"}
     with Saturations.open(source) as results:

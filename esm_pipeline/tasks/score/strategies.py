@@ -1,14 +1,15 @@
-"""How the rows of a table of variants are scored: what to ask a model, and how to add that up.
+"""How the rows of a variant table are scored: which forward passes to run, and how to add them up.
 
-Marginals ask for the places that are mutated: one pass for each, whatever the number of rows that
-mutate it. Likelihoods ask for every place of every different sequence. Published scripts score the
+Marginals read the mutated positions: one pass for each, whatever the number of rows that mutate it.
+Likelihoods read every position of every different sequence. Published scripts compute the
 pseudo-perplexity one residue off: they mask token i, which is residue i - 1, and look up residue i.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from enum import IntEnum
 from typing import Any
 
 import numpy as np
@@ -17,74 +18,106 @@ from numpy.typing import NDArray
 from esm_pipeline.arrays import Bool, Float64, Int32, Int64
 from esm_pipeline.errors import setting
 from esm_pipeline.formats.records import FAILED, OK, SKIPPED, Outcome
-from esm_pipeline.formats.results.writer import unit_starts
+from esm_pipeline.formats.results.layout import unit_starts
 from esm_pipeline.model.inference.windows import SPECIAL_TOKENS
 from esm_pipeline.settings.sections import ScoreSettings
-from esm_pipeline.tasks.common.plan import DOES_NOT_FIT, NOT_FINITE, Plan
-from esm_pipeline.tasks.common.sequences import Intake
-from esm_pipeline.tasks.score.marginals import (
-    Answers,
+from esm_pipeline.tasks.common.plan import DOES_NOT_FIT, NOT_FINITE, SequencePlan
+from esm_pipeline.tasks.common.progress import Advance
+from esm_pipeline.tasks.common.sequences import SequenceSet
+from esm_pipeline.tasks.score.forward_passes import (
+    Ensemble,
+    ForwardPasses,
     LanguageModel,
-    Passes,
+    MaskedLogProbs,
     one_masked,
     ranges,
     set_windows,
     together_masked,
     unmasked,
 )
-from esm_pipeline.tasks.score.variant_rows import Rows
+from esm_pipeline.tasks.score.variant_table import VariantArrays
 
-READY, UNUSABLE, TOO_LONG, BEYOND, APART, RESIZED = range(6)
-"""What can be said of a row before any model runs."""
+POSITIONS_PLANNED = 1 << 14
+"""Positions for which passes are planned together, about."""
 
-PLACES_PLANNED = 1 << 14
-"""Places of sequences for which passes are planned together, about."""
 
-Advance = Callable[[int], None]
+class RowState(IntEnum):
+    """What is known of a row before any model runs."""
+
+    READY = 0
+    UNUSABLE = 1
+    TOO_LONG = 2
+    BEYOND_CUT = 3
+    """A residue is mutated that truncation cuts off."""
+    TOO_FAR_APART = 4
+    """No one window holds all mutations."""
+    LENGTH_CHANGED = 5
+    """The variant and its wild type would be truncated at different residues."""
 
 
 class Strategy(ABC):
-    """Scores the N rows of a table. `codes` (N,) tell which are ready, or why they are not."""
+    """Scores the N rows of a table.
 
-    codes: NDArray[np.int8]
+    `states` (N,) are those of the rows, `work` the tokens of all passes for one model. Once the
+    rows are scored, `failed` (N,) shows those that were ready, but have no score.
+    """
+
+    states: NDArray[np.int8]
     work: int
-    """Tokens of all passes, for one model."""
+    failed: Bool
 
-    def __init__(self, rows: Rows, plan: Plan) -> None:
+    def __init__(self, rows: VariantArrays, plan: SequencePlan) -> None:
         self.rows, self.plan = rows, plan
         protein = rows.protein
-        usable = protein >= 0
-        kept, lengths = plan.rows() >= 0, plan.lengths
-        self.codes = np.where(usable, READY, UNUSABLE).astype(np.int8)
-        if len(lengths):
-            self.codes[usable & ~kept[protein]] = TOO_LONG
-            cut = plan.reach.policy == "truncate"
-            self.codes[(self.codes == READY) & cut & (rows.last > lengths[protein])] = BEYOND
+        self.states = np.where(self.usable, RowState.READY, RowState.UNUSABLE).astype(np.int8)
+        if len(plan.lengths):
+            self.states[self.ready & plan.skipped[protein]] = RowState.TOO_LONG
+            self.states[self.ready & (rows.last > plan.lengths[protein])] = RowState.BEYOND_CUT
+
+    @property
+    def usable(self) -> Bool:
+        """(N,) whether the table's row says something that can be scored."""
+        return self.rows.protein >= 0
 
     @property
     def ready(self) -> Bool:
         """(N,) whether the row is to be scored."""
-        return np.equal(self.codes, READY)
+        return np.equal(self.states, RowState.READY)
+
+    def score(self, models: Ensemble, advance: Advance) -> list[Float64]:
+        """The columns of scores, (N,) each; NaN for rows that are not ready, or failed.
+
+        First the means over the models, then of several models the scores by each. One model at a
+        time is in memory. `advance` is called with the tokens of each batch.
+        """
+        by_model = []
+        for model in models.values():
+            if self.work:
+                model.load()
+            by_model.append(self.score_with(model, advance))
+            model.unload()
+        columns = list(zip(*by_model, strict=True))
+        scores: list[Float64] = [sum(column) / len(column) for column in columns]
+        if len(models) > 1:
+            scores += [values for column in columns for values in column]
+        self.failed = self.ready & np.isnan(sum(scores))
+        return scores
 
     @abstractmethod
-    def score(self, model: LanguageModel, advance: Advance) -> list[Float64]:
-        """A value (N,) for each column of the strategy; NaN for rows that are not ready, or failed.
+    def score_with(self, model: LanguageModel, advance: Advance) -> list[Float64]:
+        """The scores (N,) by one model, for each column of the strategy."""
 
-        `advance` is told the tokens of each batch.
-        """
-
-    def outcome(self, row: int, failed: bool) -> Outcome:
-        """What became of a row that could be used."""
-        protein, code = int(self.rows.protein[row]), self.codes[row]
-        if code == BEYOND:
+    def outcome(self, row: int) -> Outcome:
+        """The outcome of a usable row, once the rows are scored."""
+        if self.states[row] == RowState.BEYOND_CUT:
             return Outcome(
                 SKIPPED,
                 f"residue {self.rows.last[row]} is mutated, but the protein is truncated to the "
-                f"first {self.plan.reach.cut}; set {setting('score.long')} to window",
+                f"first {self.plan.policy.cut}; set {setting('score.long')} to window",
             )
-        if failed:
+        if self.failed[row]:
             return Outcome(FAILED, self.failure(row))
-        return self.plan.reach.outcome(int(self.plan.intake.lengths[protein]))
+        return self.plan.outcome_unless_failed(int(self.rows.protein[row]))
 
     def failure(self, row: int) -> str:
         """Why a row failed."""
@@ -97,56 +130,54 @@ class Marginals(Strategy):
     In memory, some 60 bytes a substitution.
     """
 
-    def __init__(self, settings: ScoreSettings, rows: Rows, plan: Plan) -> None:
+    def __init__(self, settings: ScoreSettings, rows: VariantArrays, plan: SequencePlan) -> None:
         super().__init__(rows, plan)
         self.budget = settings.token_budget
         joint = settings.strategy == "masked_marginal_joint"
-        if joint and plan.reach.window:
-            self._refuse_far_apart(plan.reach.window)
-        counts = np.diff(rows.ends)
-        self.row = np.repeat(np.arange(len(rows)), counts)  # (E,)
-        entries = np.flatnonzero(self.ready[self.row])
-        self.row, self.letter = self.row[entries], rows.letter[entries]
+        if joint and plan.policy.window:
+            self._skip_far_apart(plan.policy.window)
+        row = np.repeat(np.arange(len(rows)), np.diff(rows.ends))  # (E,)
+        chosen = np.flatnonzero(self.ready[row])
+        self.row, self.letter = row[chosen], rows.letter[chosen]
         if joint:
-            self.passes, slot = self._sets()
+            self.passes, slot = self._plan_joint()
         else:
-            self.passes, slot = self._sites(rows.position[entries], settings.strategy)
+            self.passes, slot = self._plan_single(rows.position[chosen], settings.strategy)
         self.order = np.argsort(slot, kind="stable")
         self.first = np.searchsorted(slot[self.order], np.arange(int(slot.max(initial=-1)) + 2))
-        self.work = int((self.passes.stop - self.passes.start).sum())
+        self.work = int(self.passes.tokens.sum())
 
     def _tokens(self, sequence: NDArray[np.signedinteger[Any]]) -> Int64:
         return np.asarray(self.plan.lengths[sequence], np.int64) + SPECIAL_TOKENS
 
-    def _sites(self, position: Int32, strategy: str) -> tuple[Passes, Int64]:
-        """Passes for the different sites, and the site of each substitution."""
+    def _plan_single(self, position: Int32, strategy: str) -> tuple[ForwardPasses, Int64]:
+        """Passes for the different mutated residues, and the slot of each substitution."""
         starts = unit_starts(self.plan.lengths, "residue")
-        site = starts[self.rows.protein[self.row]] + position
-        sites, slot = np.unique(site, return_inverse=True)
-        sequence = np.asarray(np.searchsorted(starts, sites, side="right") - 1, np.int64)
-        place = sites - starts[sequence] + 1  # BOS is 0
+        residue = starts[self.rows.protein[self.row]] + position
+        residues, slot = np.unique(residue, return_inverse=True)
+        sequence = np.asarray(np.searchsorted(starts, residues, side="right") - 1, np.int64)
+        token = residues - starts[sequence] + 1  # BOS is 0
         plan = unmasked if strategy == "wt_marginal" else one_masked
-        slots, tokens = np.arange(len(sites)), self._tokens(sequence)
-        return plan(sequence, place, slots, tokens, self.plan.reach.window), slot
+        slots, tokens = np.arange(len(residues)), self._tokens(sequence)
+        return plan(sequence, token, slots, tokens, self.plan.policy.window), slot
 
-    def _sets(self) -> tuple[Passes, Int64]:
-        """Passes for the different sets of sites, and the slot of each substitution."""
+    def _plan_joint(self) -> tuple[ForwardPasses, Int64]:
+        """Passes for the different sets of residues, and the slot of each substitution."""
         rows, ends = self.rows, self.rows.ends
         counts = np.diff(ends)
         mutated = np.flatnonzero(self.ready & (counts > 0))
         _, first, which = np.unique(rows.sets[mutated], return_index=True, return_inverse=True)
         chosen = mutated[first]  # a row for each set
-        asked = ranges(ends[chosen], counts[chosen])
         set_ends = np.concatenate([[0], np.cumsum(counts[chosen])])
-        place = rows.position[asked].astype(np.int64) + 1
+        token = rows.position[ranges(ends[chosen], counts[chosen])].astype(np.int64) + 1
         sequence = rows.protein[chosen].astype(np.int64)
         passes = together_masked(
-            sequence, set_ends, place, self._tokens(sequence), self.plan.reach.window
+            sequence, set_ends, token, self._tokens(sequence), self.plan.policy.window
         )
         return passes, ranges(set_ends[which], counts[mutated])
 
-    def _refuse_far_apart(self, window: int) -> None:
-        """Rows whose sites no one window holds are not ready."""
+    def _skip_far_apart(self, window: int) -> None:
+        """Rows whose residues do not fit into one window are not ready."""
         ends = self.rows.ends
         mutated = np.flatnonzero(self.ready & (np.diff(ends) > 0))
         firsts, lasts = ends[mutated], ends[mutated + 1] - 1
@@ -154,108 +185,113 @@ class Marginals(Strategy):
         tokens = self._tokens(self.rows.protein[mutated])
         pairs = np.stack([first, last], axis=1).ravel()
         start, stop = set_windows(np.arange(0, len(pairs) + 1, 2), pairs, tokens, window)
-        self.codes[mutated[(first < start) | (last >= stop)]] = APART
+        self.states[mutated[(first < start) | (last >= stop)]] = RowState.TOO_FAR_APART
 
-    def score(self, model: LanguageModel, advance: Advance) -> list[Float64]:
+    def score_with(self, model: LanguageModel, advance: Advance) -> list[Float64]:
         """The sum over each row."""
         letters = model.letters()
         sums = np.where(self.ready, 0.0, np.nan)
-        for answers in model.ask(self.passes, self.plan.sequences, self.budget):
-            note_failures(self.plan, answers)
-            slots = answers.slot
+        for found in model.run_passes(self.passes, self.plan.sequences, self.budget):
+            note_failures(self.plan, found)
+            slots = found.slot
             counts = self.first[slots + 1] - self.first[slots]
-            entries = self.order[ranges(self.first[slots], counts)]
-            place = np.repeat(np.arange(len(slots)), counts)
-            mutant, wild_type = letters[self.letter[entries]], answers.wild_type[place]
-            odds = answers.log_p[place, mutant] - answers.log_p[place, wild_type]
-            np.add.at(sums, self.row[entries], answers.weight[place] * odds)
-            advance(answers.tokens)
+            chosen = self.order[ranges(self.first[slots], counts)]  # substitutions
+            at = np.repeat(np.arange(len(slots)), counts)
+            mutant, wild_type = letters[self.letter[chosen]], found.wild_type[at]
+            log_odds = found.log_p[at, mutant] - found.log_p[at, wild_type]
+            np.add.at(sums, self.row[chosen], found.weight[at] * log_odds)
+            advance(found.tokens)
         return [sums]
 
-    def outcome(self, row: int, failed: bool) -> Outcome:
-        """Also of rows whose sites are too far apart."""
-        if self.codes[row] == APART:
+    def outcome(self, row: int) -> Outcome:
+        """Also of rows whose mutations are too far apart."""
+        if self.states[row] == RowState.TOO_FAR_APART:
             return Outcome(
                 SKIPPED,
-                f"the mutations lie too far apart for one window of {self.plan.reach.window} "
+                f"the mutations lie too far apart for one window of {self.plan.policy.window} "
                 f"tokens; set {setting('score.strategy')} to masked_marginal",
             )
-        return super().outcome(row, failed)
+        return super().outcome(row)
 
 
 class Likelihoods(Strategy):
-    """Log-likelihoods of whole sequences, each residue with it alone masked.
+    """Log-likelihoods of whole sequences: of each residue, with that one masked.
 
     `sequences` has the mutants of the usable rows, in their order, and then the wild types. In
     memory, some 40 bytes a row.
     """
 
-    def __init__(self, settings: ScoreSettings, rows: Rows, plan: Plan, sequences: Intake) -> None:
+    def __init__(
+        self,
+        settings: ScoreSettings,
+        rows: VariantArrays,
+        plan: SequencePlan,
+        sequences: SequenceSet,
+    ) -> None:
         super().__init__(rows, plan)
         self.budget = settings.token_budget
-        self.mutants = Plan(sequences, plan.reach)
-        protein = rows.protein
-        usable = protein >= 0
-        wild_types, which = np.unique(protein[usable], return_inverse=True)
+        self.mutants = SequencePlan(sequences, plan.policy)
+        usable = self.usable
         count = int(usable.sum())
+        proteins, which = np.unique(rows.protein[usable], return_inverse=True)
         self.mutant = np.full(len(rows), -1)
         self.mutant[usable] = sequences.unique[:count]
         self.wild_type = np.full(len(rows), -1)
         self.wild_type[usable] = sequences.unique[count:][which]
-        self.wild_types = wild_types.tolist(), sequences.unique[count:].tolist()
-        kept = self.mutants.rows() >= 0
-        if len(kept):
-            self.codes[self.ready & ~kept[self.mutant]] = TOO_LONG
-        if plan.reach.policy == "truncate" and plan.reach.cut is not None and len(kept):
-            own, other = (sequences.lengths[which] for which in (self.mutant, self.wild_type))
-            cut = np.maximum(own, other) > plan.reach.cut
-            self.codes[self.ready & cut & (own != other)] = RESIZED
+        self.wild_type_of = dict(
+            zip(proteins.tolist(), sequences.unique[count:].tolist(), strict=True)
+        )
+        self._skip_long()
         needed = np.unique(np.concatenate([self.mutant[self.ready], self.wild_type[self.ready]]))
-        lengths = self.mutants.lengths[needed].astype(np.int64)
-        self.needed = needed[np.argsort(-lengths, kind="stable")]
-        seen = lengths + SPECIAL_TOKENS
-        if plan.reach.window:
-            seen = np.minimum(seen, plan.reach.window)
-        self.work = int((lengths * seen).sum())
+        self.needed, self.work = longest_first(needed, self.mutants)
 
-    def score(self, model: LanguageModel, advance: Advance) -> list[Float64]:
+    def _skip_long(self) -> None:
+        """Rows whose mutant is too long, or cut at another residue, are not ready."""
+        lengths, truncated = self.mutants.sequence_set.lengths, self.mutants.truncated
+        if not len(lengths):
+            return
+        mutant, wild_type = self.mutant, self.wild_type
+        self.states[self.ready & self.mutants.skipped[mutant]] = RowState.TOO_LONG
+        changed = lengths[mutant] != lengths[wild_type]
+        cut_apart = changed & (truncated[mutant] | truncated[wild_type])
+        self.states[self.ready & cut_apart] = RowState.LENGTH_CHANGED
+
+    def score_with(self, model: LanguageModel, advance: Advance) -> list[Float64]:
         """The likelihood of each mutant, and the same less that of its wild type."""
         sums = np.zeros(len(self.mutants.lengths) + 1)
         sums[-1] = np.nan  # of rows without a mutant
         for passes in self._passes():
-            for answers in model.ask(passes, self.mutants.sequences, self.budget):
-                note_failures(self.mutants, answers)
-                own = answers.log_p[np.arange(len(answers.slot)), answers.wild_type]
-                np.add.at(sums, answers.slot, answers.weight * own)
-                advance(answers.tokens)
-        for protein, number in zip(*self.wild_types, strict=True):
+            for found in model.run_passes(passes, self.mutants.sequences, self.budget):
+                note_failures(self.mutants, found)
+                own = found.log_p[np.arange(len(found.slot)), found.wild_type]
+                np.add.at(sums, found.slot, found.weight * own)
+                advance(found.tokens)
+        for protein, number in self.wild_type_of.items():
             if number in self.mutants.failures:
                 self.plan.failures[protein] = self.mutants.failures[number]
         likelihood = np.where(self.ready, sums[self.mutant], np.nan)
         return [likelihood, likelihood - sums[self.wild_type]]
 
-    def _passes(self) -> Iterator[Passes]:
-        """Passes for every place of every sequence, some sequences at a time, longest first."""
-        window = self.plan.reach.window
+    def _passes(self) -> Iterator[ForwardPasses]:
+        """Passes for every residue of every sequence, some sequences at a time, longest first."""
+        window = self.plan.policy.window
         for numbers in blocks_of(self.needed, self.mutants.lengths):
-            lengths = self.mutants.lengths[numbers].astype(np.int64)
-            sequence = np.repeat(numbers, lengths)
-            place = ranges(np.ones_like(lengths), lengths)
-            tokens = np.repeat(lengths + SPECIAL_TOKENS, lengths)
-            yield one_masked(sequence, place, sequence, tokens, window)
+            sequence, token, tokens = every_residue(numbers, self.mutants)
+            yield one_masked(sequence, token, sequence, tokens, window)
 
-    def outcome(self, row: int, failed: bool) -> Outcome:
-        """Also of mutants that are long by themselves, or cut in another place."""
-        if self.codes[row] == RESIZED:
+    def outcome(self, row: int) -> Outcome:
+        """Also of mutants that are too long themselves, or truncated at another residue."""
+        if self.states[row] == RowState.LENGTH_CHANGED:
             return Outcome(
                 SKIPPED,
                 "the variant changes the length of the protein, of which only the first "
-                f"{self.plan.reach.cut} residues are scored; set {setting('score.long')} to window",
+                f"{self.plan.policy.cut} residues are scored; set {setting('score.long')} to "
+                "window",
             )
-        found = super().outcome(row, failed)
-        if found != Outcome(OK):
-            return found
-        return self.plan.reach.outcome(int(self.mutants.intake.lengths[self.mutant[row]]))
+        outcome = super().outcome(row)
+        if outcome != Outcome(OK):
+            return outcome
+        return self.mutants.outcome_unless_failed(int(self.mutant[row]))
 
     def failure(self, row: int) -> str:
         """That of the mutant or of its wild type."""
@@ -266,15 +302,31 @@ class Likelihoods(Strategy):
         raise AssertionError("a row that failed has a reason")
 
 
+def longest_first(numbers: Int64, plan: SequencePlan) -> tuple[Int64, int]:
+    """Sequences in the order to compute them, and the tokens of one pass for each residue."""
+    lengths = plan.lengths[numbers].astype(np.int64)
+    shown = lengths + SPECIAL_TOKENS
+    if plan.policy.window:
+        shown = np.minimum(shown, plan.policy.window)
+    return numbers[np.argsort(-lengths, kind="stable")], int((lengths * shown).sum())
+
+
 def blocks_of(numbers: Int64, lengths: Int32) -> Iterator[Int64]:
-    """Cut `numbers` of sequences, in their order, into blocks of `PLACES_PLANNED`, about."""
+    """Cut `numbers` of sequences, in their order, into blocks of about `POSITIONS_PLANNED`."""
     ends = np.cumsum(lengths[numbers], dtype=np.int64)
-    yield from np.split(numbers, np.flatnonzero(np.diff(ends // PLACES_PLANNED)) + 1)
+    yield from np.split(numbers, np.flatnonzero(np.diff(ends // POSITIONS_PLANNED)) + 1)
 
 
-def note_failures(plan: Plan, answers: Answers) -> None:
-    """Have `plan` know the sequences that something is wrong with, and what."""
-    wrong = ~np.isfinite(answers.log_p).all(1)
-    for number in np.unique(answers.sequence[wrong]).tolist():
+def every_residue(numbers: Int64, plan: SequencePlan) -> tuple[Int64, Int64, Int64]:
+    """For each residue of some sequences: the sequence, the token, and the sequence's tokens."""
+    lengths = plan.lengths[numbers].astype(np.int64)
+    sequence, tokens = (np.repeat(x, lengths) for x in (numbers, lengths + SPECIAL_TOKENS))
+    return sequence, ranges(np.ones_like(lengths), lengths), tokens  # BOS is token 0
+
+
+def note_failures(plan: SequencePlan, found: MaskedLogProbs) -> None:
+    """Note the sequences with log-probabilities that are missing or not finite, and the reason."""
+    wrong = ~np.isfinite(found.log_p).all(1)
+    for number in np.unique(found.sequence[wrong]).tolist():
         reason = DOES_NOT_FIT.format(plan.lengths[number])
-        plan.failures.setdefault(number, NOT_FINITE if answers.fits else reason)
+        plan.failures.setdefault(number, NOT_FINITE if found.fits else reason)

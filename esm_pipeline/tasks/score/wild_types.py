@@ -1,4 +1,4 @@
-"""The proteins that the rows of a table of variants are of, by the names that rows give them."""
+"""The wild types: the proteins that the rows of a variant table are of, found by their names."""
 
 from __future__ import annotations
 
@@ -11,23 +11,24 @@ from hashlib import blake2b
 from pathlib import Path
 
 from esm_pipeline.errors import InputError, setting
-from esm_pipeline.formats.fasta import UPPER, WHITESPACE, Entry
+from esm_pipeline.formats.fasta import UPPER, WHITESPACE, FastaRecord
 from esm_pipeline.formats.records import OK
-from esm_pipeline.formats.tables.base import Table, open_table
+from esm_pipeline.formats.tables.base import Table
+from esm_pipeline.formats.tables.open import open_table
 from esm_pipeline.settings.sections import CleaningSettings, VariantSettings
-from esm_pipeline.tasks.common.sequences import Intake, open_intake, take_in
+from esm_pipeline.tasks.common.sequences import SequenceSet, open_sequences, read_entries
 
 TABLES = (".csv", ".tsv", ".parquet")
-SEVERAL = -1
-"""In place of a record: the name is that of several with different sequences."""
+AMBIGUOUS = -1
+"""In place of a record: the name belongs to several with different sequences."""
 
 SEQUENCES_HELD = 256
 NAME_SHOWN = 60  # characters of a name in a message
 MOST_COMPARED = 100
-"""Names up to which the one most like an unknown one is looked for."""
+"""Names among which a similar one is searched for; more would take too long."""
 
 PROTEIN = "protein"
-"""The column that names the protein of each row, where no other is set."""
+"""The column that names the protein of each row, unless another is set."""
 
 DATABASES = frozenset(
     ("sp", "tr", "ref", "gi", "gb", "emb", "dbj", "pir", "prf", "lcl", "gnl", "tpg", "tpe", "tpd")
@@ -43,58 +44,61 @@ ACCESSIONS = (
     re.compile(r"ENS[A-Z]*P\d+", re.I),
     re.compile(r"ENS[A-Z]*T\d+", re.I),
 )
-"""UniProt's, RefSeq's and Ensembl's of proteins and transcripts, without version and isoform."""
+"""Accessions of UniProt, and of proteins and transcripts in RefSeq and Ensembl.
+
+Without version and isoform.
+"""
 
 UNIPROT = ACCESSIONS[0]
 ENTRY_NAME = re.compile(r"[A-Z\d]{1,10}_[A-Z9][A-Z\d]{2,4}")
 """UniProt's `HBB_HUMAN`: a protein and a species."""
 
 GENE = re.compile(r"\sGN=(.+?)(?=\s[A-Z]{2}=|\s*$)")
-"""The gene in a header of UniProt."""
+"""The gene in a UniProt header."""
 
 Name = str | bytes
 
 
 class WildTypes:
-    """Validated wild types, a context manager that owns their `intake`.
+    """Validated wild types, a context manager that owns their `sequence_set`.
 
-    `column` is that of the variants' table which names the protein of each row; None if there is
-    none: rows are of the only protein, or of one that their notation names. `protein` is the name
-    of the one that all rows are of. Holds some 200 bytes a protein, twice that with a gene.
+    `column` is the column of the variant table that names the protein of each row. If it is None,
+    rows are of the only protein, or of the one that their notation names. `protein` is the name of
+    the one that all rows are of. Holds some 200 bytes a protein, twice that with a gene.
 
-    `matched` says whether any row so far was of one of them, `first_unmatched` what the first row
-    is of that was not.
+    `matched` says whether any row so far was of a wild type, `first_unmatched` which protein was
+    named by the first row that was not.
     """
 
     first_unmatched: str | None
 
     def __init__(
         self,
-        intake: Intake,
+        sequence_set: SequenceSet,
         column: str | None,
         *,
         sequences: dict[Name, int] | None = None,
         protein: str | None = None,
     ) -> None:
-        self.intake, self.column = intake, column
+        self.sequence_set, self.column = sequence_set, column
         self.matched = False
         self.first_unmatched = None
         self._by_sequence = sequences is not None
         self._names: dict[Name, int] = {} if sequences is None else sequences
         self._genes: dict[Name, int] = {}
-        self._gene_of: dict[int, str] = {}
+        self._gene_names: dict[int, str] = {}
         self._refused: dict[int, str] = {}
-        for record in intake.records():
+        for record in sequence_set.records():
             if record.status != OK:
                 self._refused[record.index] = record.reason
-            elif intake.unique[record.index] < 0:
+            elif sequence_set.unique[record.index] < 0:
                 self._refused[record.index] = "a complex of several chains"
             if not self._by_sequence:
                 for name in names_of(record.id):
-                    self._add(self._names, name, record.index)
+                    self._add_name(self._names, name, record.index)
                 if gene := GENE.search(record.header):
-                    self._gene_of[record.index] = gene[1]
-                    self._add(self._genes, gene[1], record.index)
+                    self._gene_names[record.index] = gene[1]
+                    self._add_name(self._genes, gene[1], record.index)
         self.sequence = lru_cache(SEQUENCES_HELD)(self._sequence)
         self.near = lru_cache(SEQUENCES_HELD)(self._near)
         self.protein = protein
@@ -104,23 +108,23 @@ class WildTypes:
             self._usable(self._chosen)
             self.matched = column is None
 
-    def _add(self, names: dict[Name, int], name: str, record: int) -> None:
+    def _add_name(self, names: dict[Name, int], name: str, record: int) -> None:
         known = names.setdefault(name, record)
         if known >= 0 and not self._same(known, record):
-            names[name] = SEVERAL
+            names[name] = AMBIGUOUS
 
     def _same(self, one: int, other: int) -> bool:
-        """Whether two records have one sequence."""
-        unique = self.intake.unique
+        """Whether two records have the same sequence."""
+        unique = self.sequence_set.unique
         return one == other or (unique[one] >= 0 and unique[one] == unique[other])
 
     def find(self, name: str, reference: str = "") -> int:
         """Number of the unique sequence that a row is of. Raises InputError, with the reason.
 
         `name` is the cell of `column`: an id, an accession or entry name in it, or the gene in the
-        header; the sequence itself, if the column holds those. `reference` is what the notation
-        begins with: where no column says more, the name; else it may not be that of another
-        protein.
+        header; or the sequence itself, if the column holds sequences. `reference` is the name that
+        the notation begins with. It counts where no column names the protein; elsewhere it must not
+        name another protein.
         """
         try:
             record = self._record_of(name, reference)
@@ -141,12 +145,12 @@ class WildTypes:
             record = self._chosen
         elif reference:
             return self._record(reference)
-        elif self.intake.count == 1:
+        elif self.sequence_set.count == 1:
             return 0
         else:
             where = f"{setting('score.protein_col')} or {setting('score.protein')}"
-            raise InputError(f"names none of the {self.intake.count:,} proteins; set {where}")
-        if reference and self._contradicts(reference, record):
+            raise InputError(f"names none of the {self.sequence_set.count:,} proteins; set {where}")
+        if reference and self._names_another(reference, record):
             raise InputError(
                 f"the mutation is of {reference[:NAME_SHOWN]!a}, which the row's protein is not; "
                 "correct one of the two"
@@ -154,6 +158,7 @@ class WildTypes:
         return record
 
     def _record_in_column(self, name: str) -> int:
+        """The record that the cell of `column` names. Raises InputError."""
         if not name:
             raise InputError(f"column {self.column!a} is empty; name the protein in it")
         if self._chosen is None:
@@ -170,13 +175,13 @@ class WildTypes:
         return self._chosen
 
     def _usable(self, record: int) -> int:
-        """The number of a record's sequence. Raises InputError if it was skipped."""
+        """The number of a record's unique sequence. Raises InputError if it was skipped."""
         if record in self._refused:
             raise InputError(f"the wild type cannot be used: {self._refused[record]}")
-        return int(self.intake.unique[record])
+        return int(self.sequence_set.unique[record])
 
     def _record(self, name: str) -> int:
-        """The record of a name, as it stands or by its parts. Raises InputError."""
+        """The record with a name, as a whole or in one of its parts. Raises InputError."""
         key = digest(name) if self._by_sequence else name
         found = {self._names[key]} if key in self._names else set[int]()
         if not found and not self._by_sequence:
@@ -186,60 +191,62 @@ class WildTypes:
                 f"no protein {name[:NAME_SHOWN]!a} among the wild types; {self._remedy(name)}"
             )
         first = min(found)
-        if first == SEVERAL or not all(self._same(first, record) for record in found):
+        if first == AMBIGUOUS or not all(self._same(first, record) for record in found):
             raise InputError(f"{name!a} names several wild types; give each a name of its own")
         return first
 
     def _by_parts(self, name: str, *, genes: bool = True) -> set[int]:
-        """The records that the names in one text, such as `sp|P62593|BLAT_ECOLX`, are of.
+        """The records that one of the names in a text, such as `sp|P62593|BLAT_ECOLX`, belongs to.
 
-        If they are of none, and `genes`, the records that have one as their gene.
+        With `genes`, if there are none: the records that have one of the names as their gene.
         """
         for names in (self._names, self._genes) if genes else (self._names,):
             found = {names[part] for part in names_in(name) if part in names}
-            found = found - {SEVERAL} or found
-            if found := {one for one in found if one < 0 or not self._contradicts(name, one)}:
+            found = found - {AMBIGUOUS} or found
+            if found := {one for one in found if one < 0 or not self._names_another(name, one)}:
                 return found
         return set()
 
     def knows(self, name: str, *, genes: bool = True) -> bool:
-        """Whether a record is called `name`, or is of that gene if `genes`."""
+        """Whether a record has that name or, with `genes`, that gene."""
         return name in self._names or bool(self._by_parts(name, genes=genes))
 
-    def contradict(self, name: str) -> bool:
+    def lack(self, name: str) -> bool:
         """Whether `name` is an accession or entry name that none of the wild types has."""
-        return all(self._contradicts(name, record) for record in self._called)
+        return all(self._names_another(name, record) for record in self._names_of_record)
 
-    def of_other_genes(self, symbols: Iterable[str]) -> bool:
-        """Whether the headers of all wild types name genes, and none of `symbols`."""
-        own = {gene.lower() for gene in self._gene_of.values()}
-        return len(self._gene_of) == self.intake.count and own.isdisjoint(map(str.lower, symbols))
+    def lack_genes(self, symbols: Iterable[str]) -> bool:
+        """Whether the headers of all wild types name genes, but none of `symbols`."""
+        own = {gene.lower() for gene in self._gene_names.values()}
+        return len(self._gene_names) == self.sequence_set.count and own.isdisjoint(
+            map(str.lower, symbols)
+        )
 
-    def _contradicts(self, name: str, record: int) -> bool:
-        """Whether `name` is of another protein or, `NM_000558.5(HBA1)`, gene than a record."""
-        ours, gene = self._gene_of.get(record), gene_in(name)
-        return contradicts(name, self._called[record]) or (
+    def _names_another(self, name: str, record: int) -> bool:
+        """Whether `name` belongs to another protein or gene (`NM_000558.5(HBA1)`) than a record."""
+        ours, gene = self._gene_names.get(record), gene_in(name)
+        return conflicts(name, self._names_of_record[record]) or (
             ours is not None and gene is not None and ours.lower() != gene.lower()
         )
 
     @cached_property
-    def _called(self) -> dict[int, set[str]]:
-        """What each record is called."""
-        called: dict[int, set[str]] = defaultdict(set)
+    def _names_of_record(self) -> dict[int, set[str]]:
+        """The names of each record."""
+        names: dict[int, set[str]] = defaultdict(set)
         for name, record in self._names.items():
             if isinstance(name, str):
-                called[record].add(name)
-        return called
+                names[record].add(name)
+        return names
 
     def _near(self, name: str) -> str | None:
-        """The name of a wild type that is most like an unknown one, if any is like it."""
+        """The name of a wild type that is most similar to an unknown one, if any is."""
         if known := self._bases.get(base_of(name)):
             return known
         names = [] if len(self._names) > MOST_COMPARED else list(self._bases.values())
         return next(iter(difflib.get_close_matches(name, names, 1, 0.8)), None)
 
     def _remedy(self, name: str) -> str:
-        """What to do about a name that none of the wild types has."""
+        """What to do about a name that none of the wild types has, for a message."""
         near = self.near(name)
         if near is None:
             return "check the name"
@@ -249,17 +256,17 @@ class WildTypes:
 
     @cached_property
     def _bases(self) -> dict[str, str]:
-        """Names by what is left of them without case, isoform and version; accessions over ids."""
+        """Names by their base names, as `base_of` gives them; accessions win over ids."""
         return {base_of(name): name for name in self._names if isinstance(name, str)}
 
     def _sequence(self, number: int) -> str:
-        return self.intake.sequence(number).decode()
+        return self.sequence_set.sequence(number).decode()
 
     def __enter__(self) -> WildTypes:
         return self
 
     def __exit__(self, *error: object) -> None:
-        self.intake.close()
+        self.sequence_set.close()
 
 
 def open_wild_types(
@@ -271,35 +278,35 @@ def open_wild_types(
     *,
     allow_empty: bool = False,
 ) -> WildTypes:
-    """The wild types of the rows of `table`, from FASTA files or one table, or its own column.
+    """The wild types of the rows of `table`: from FASTA files, another table or its own column.
 
-    Several proteins need a column that tells which one each row is of. Raises InputError.
+    Several proteins need a column that names the protein of each row. Raises InputError.
     """
     if not paths:
-        return from_column(table, settings, cleaning, spool_dir)
+        return wild_types_in_column(table, settings, cleaning, spool_dir)
     path = paths[0]
     if len(paths) == 1 and Path(path).suffix.lower() in TABLES:
-        intake = take_in(reference_entries(path, settings), cleaning, spool_dir)
+        sequence_set = read_entries(entries_of_table(path, settings), cleaning, spool_dir)
         column = settings.protein_col
         if settings.protein is not None and not table.has(str(column)):
-            column = None  # it is the reference's alone
+            column = None  # only the table of wild types has it
     elif settings.sequence_col is not None:
         raise InputError(
             f"{path}: wild types in a FASTA, and in a column by {setting('score.sequence_col')}; "
             "leave out one"
         )
     else:
-        intake = open_intake(paths, cleaning, spool_dir, allow_empty=allow_empty)
+        sequence_set = open_sequences(paths, cleaning, spool_dir, allow_empty=allow_empty)
         column = settings.protein_col
     if column is None and settings.protein is None and table.has(PROTEIN):
         column = PROTEIN
-    return WildTypes(intake, column, protein=settings.protein)
+    return WildTypes(sequence_set, column, protein=settings.protein)
 
 
-def from_column(
+def wild_types_in_column(
     table: Table, settings: VariantSettings, cleaning: CleaningSettings, spool_dir: Path
 ) -> WildTypes:
-    """The different sequences in a column of the table itself."""
+    """The different sequences in a column of the variant table itself. Raises InputError."""
     column = settings.sequence_col
     if column is None:
         raise InputError(
@@ -308,7 +315,7 @@ def from_column(
         )
     names: dict[Name, int] = {}
 
-    def entries() -> Iterator[list[Entry]]:
+    def entries() -> Iterator[list[FastaRecord]]:
         for block in table.blocks([column]):
             batch = []
             for (text,) in block.cells:
@@ -318,11 +325,14 @@ def from_column(
                     names[key] = len(names)
             yield batch
 
-    return WildTypes(take_in(entries(), cleaning, spool_dir), column, sequences=names)
+    return WildTypes(read_entries(entries(), cleaning, spool_dir), column, sequences=names)
 
 
-def reference_entries(path: str, settings: VariantSettings) -> Iterator[list[Entry]]:
-    """The records of a table of wild types, such as ProteinGym's reference files."""
+def entries_of_table(path: str, settings: VariantSettings) -> Iterator[list[FastaRecord]]:
+    """The records of a table of wild types, such as ProteinGym's reference files.
+
+    Raises InputError.
+    """
     if settings.protein_col is None or settings.sequence_col is None:
         raise InputError(
             f"{path}: a table; set {setting('score.protein_col')} and "
@@ -336,12 +346,13 @@ def reference_entries(path: str, settings: VariantSettings) -> Iterator[list[Ent
 
 
 def names_of(identifier: str) -> list[str]:
-    """What a record is called: its id, and what stands between `|` in it, but for databases' tags.
+    """The names of a record: its id, and the parts of it between `|`, without tags of databases.
 
-    The entry name of an isoform, `sp|P62593-2|BLAT_ECOLX`, is that of the canonical protein.
+    The entry name of an isoform, `sp|P62593-2|BLAT_ECOLX`, is left out: it is that of the canonical
+    protein.
     """
     parts = [part for part in identifier.split("|") if part and part.lower() not in DATABASES]
-    if identifier.lower().startswith("pdb|"):  # pdb|4HHB|A: an entry and a chain are no names
+    if identifier.lower().startswith("pdb|"):  # pdb|4HHB|A: entry and chain alone are no names
         parts = []
     if len(parts) > 1 and ISOFORM.search(parts[0]) and is_accession(parts[0]):
         parts = parts[:1]
@@ -349,7 +360,7 @@ def names_of(identifier: str) -> list[str]:
 
 
 def names_in(text: str) -> set[str]:
-    """The names that a row gives in one text: `sp|P62593|BLAT_ECOLX`, `NM_000518.5(HBB)`."""
+    """The names of a protein in one text: `sp|P62593|BLAT_ECOLX`, `NM_000518.5(HBB)`."""
     if "|" in text:
         return set(names_of(text))
     gene = gene_in(text)
@@ -357,21 +368,22 @@ def names_in(text: str) -> set[str]:
 
 
 def gene_in(text: str) -> str | None:
-    """The gene in brackets behind a name, `NM_000518.5(HBB)`."""
+    """The gene in brackets after a name, `NM_000518.5(HBB)`."""
     gene = text.partition("(")[2]
     return gene.removesuffix(")") if gene.endswith(")") else None
 
 
 def base_of(name: str) -> str:
-    """A name in lower case, the accession of several, without isoform and version."""
+    """A name, or the accession in it, in lower case, without isoform and version."""
     parts = [part for part in name.split("|") if part.lower() not in DATABASES]
     return VERSION.sub("", next(filter(None, parts), name).lower())
 
 
-def contradicts(reference: str, names: set[str]) -> bool:
-    """Whether `reference` is another accession of a database that one of `names` is of.
+def conflicts(reference: str, names: set[str]) -> bool:
+    """Whether `reference` and `names` have different accessions in the same database.
 
-    Accessions of different databases cannot be compared; entry names tell where no accession does.
+    Accessions of different databases cannot be compared. FastaRecord names are compared where no
+    accessions can be.
     """
     given = names_in(reference)
     for database in (*ACCESSIONS, ENTRY_NAME):
@@ -384,7 +396,7 @@ def contradicts(reference: str, names: set[str]) -> bool:
 
 
 def is_accession(name: str, *databases: re.Pattern[str]) -> bool:
-    """Whether `name` is an accession of one of the databases, of any of them if none is given."""
+    """Whether `name` is an accession of one of the databases, by default of any."""
     bare = VERSION.sub("", name)
     return any(database.fullmatch(bare) for database in databases or ACCESSIONS)
 
@@ -395,5 +407,5 @@ def residues(text: str) -> bytes:
 
 
 def digest(text: str) -> bytes:
-    """What stands for a long text."""
+    """A short key for a long text."""
     return blake2b(text.encode("utf-8", "surrogateescape"), digest_size=16).digest()

@@ -10,13 +10,14 @@ import numpy as np
 import pytest
 
 from esm_pipeline.formats.results import hdf5_file as disk
-from esm_pipeline.formats.results.writer import Array, Entry, RaggedWriter
+from esm_pipeline.formats.results.layout import Array, RecordRow
+from esm_pipeline.formats.results.writer import RaggedWriter
 
 ARRAYS = [Array("mean/3", "sequence", (4,), "<f4")]
 
 
 def entries(count):
-    return (Entry(f"a name of some length {place}", place, place) for place in range(count))
+    return (RecordRow(f"a name of some length {place}", place, place) for place in range(count))
 
 
 def lay_out(path, count, named=None):
@@ -105,14 +106,15 @@ def test_a_full_disk_is_noticed_long_before_the_last_name(tmp_path, full_after):
     named = entries(100_000)
     with pytest.raises(OSError, match="No space left"):
         lay_out(tmp_path / "a.h5", 100_000, named)
-    assert next(named).place < 50_000
+    assert next(named).index < 50_000
 
 
 TERMINATED = """
 import os, signal, sys
 import numpy as np
-from esm_pipeline.formats import disk
-from esm_pipeline.formats.results.writer import Array, RaggedWriter
+from esm_pipeline.formats.results import hdf5_file as disk
+from esm_pipeline.formats.results.layout import Array
+from esm_pipeline.formats.results.writer import RaggedWriter
 class Terminated(disk.ForgivingFile):
     written = 0
     def write(self, data):

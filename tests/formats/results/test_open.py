@@ -9,7 +9,8 @@ import pytest
 
 from esm_pipeline import open_results
 from esm_pipeline.errors import AmbiguousIdError, DamagedError, InputError
-from esm_pipeline.formats.results.writer import Array, Entry, RaggedWriter
+from esm_pipeline.formats.results.layout import Array, RecordRow
+from esm_pipeline.formats.results.writer import RaggedWriter
 
 LENGTHS = np.array([3, 1, 2])
 ARRAYS = [
@@ -20,11 +21,11 @@ ARRAYS = [
     Array("contacts", "pair", (), "<f2"),
 ]
 ENTRIES = [
-    Entry("P1", 0, 0),
-    Entry("é|x", 2, 1),
-    Entry("P1", 3, 0),  # the same sequence again: fine
-    Entry("twice", 7, 1),
-    Entry("twice", 9, 2),  # another sequence: ambiguous
+    RecordRow("P1", 0, 0),
+    RecordRow("é|x", 2, 1),
+    RecordRow("P1", 3, 0),  # the same sequence again: fine
+    RecordRow("twice", 7, 1),
+    RecordRow("twice", 9, 2),  # another sequence: ambiguous
 ]
 
 
@@ -77,7 +78,9 @@ def test_by_index_means_the_place_in_the_input(results):
     assert results[9].id == "twice"
     assert results[np.int64(3)].index == 3
     for index in (1, 5, -1):
-        with pytest.raises(InputError, match=f"no record with index {index}; records.tsv tells"):
+        with pytest.raises(
+            InputError, match=f"no record with index {index}; records.tsv has its outcome"
+        ):
             results[index]
     with pytest.raises(TypeError):
         results[1.5]
@@ -154,7 +157,7 @@ def test_to_pandas(results, values):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"kind": "residue"}, "'residue' has no single row a record; choose mean or bos"),
+        ({"kind": "residue"}, "'residue' has no single row for each record; choose mean or bos"),
         ({"kind": "bos"}, "'bos' is not stored"),
         ({"layer": 3}, "layer 3 is not stored, only 2, 33"),
     ],
@@ -184,7 +187,7 @@ def test_files_that_are_not_ours(tmp_path):
 def test_what_cannot_be_read_is_one_line(tmp_path, values, monkeypatch):
     os.mkfifo(tmp_path / "fifo")
     for path in (tmp_path, tmp_path / "fifo"):
-        with pytest.raises(InputError, match=r": not a file; give an embeddings\.h5"):
+        with pytest.raises(InputError, match=r": not a file; give the path of embeddings\.h5, sat"):
             open_results(path)
 
     def refuse(path, mode, locking):

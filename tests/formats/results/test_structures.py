@@ -7,13 +7,13 @@ import numpy as np
 import pytest
 
 from esm_pipeline.errors import InputError
+from esm_pipeline.formats.results.layout import RecordRow
 from esm_pipeline.formats.results.open import open_results
 from esm_pipeline.formats.results.structures import Structures
-from esm_pipeline.formats.results.writer import Entry
 from tests.folded import made_up, write_arrays
 
 STRUCTURES = [made_up("MKV", seed=1), made_up("GXA", "W", "LL", seed=2), made_up("ACD", seed=3)]
-ENTRIES = [Entry("a", 0, 0), Entry("b", 3, 1), Entry("c", 4, 0), Entry("d", 7, 2)]
+ENTRIES = [RecordRow("a", 0, 0), RecordRow("b", 3, 1), RecordRow("c", 4, 0), RecordRow("d", 7, 2)]
 
 
 @pytest.fixture

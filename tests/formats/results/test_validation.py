@@ -20,6 +20,8 @@ import pytest
 
 from esm_pipeline import open_results
 from esm_pipeline.errors import DamagedError, InputError
+from esm_pipeline.formats.results.layout import FORMAT_VERSION
+from esm_pipeline.formats.results.open import KINDS
 from esm_pipeline.formats.results.structures import Structures
 from esm_pipeline.formats.results.validation import open_hdf5
 from tests.results import NAMES, commands, read_all, write_outcomes, write_result
@@ -346,11 +348,28 @@ def test_what_the_machine_cannot_is_no_damage(
     assert str(error.value).startswith(told)
 
 
-def test_a_newer_version_is_no_damage(tmp_path: Path) -> None:
-    path = changed(tmp_path / "a.h5", "embeddings", attribute("format_version", 2))
-    with pytest.raises(InputError, match="format version 2, newer") as error:
+@pytest.mark.parametrize("kind", NAMES)
+def test_a_newer_version_is_no_damage(kind: str, tmp_path: Path) -> None:
+    path = changed(tmp_path / "a.h5", kind, attribute("format_version", FORMAT_VERSION + 1))
+    told = f"format version {FORMAT_VERSION + 1}, newer than this esm-pipeline; update it"
+    with pytest.raises(InputError, match=told) as error:
         open_results(path)
     assert not isinstance(error.value, DamagedError)
+
+
+@pytest.mark.parametrize("kind", NAMES)
+def test_every_earlier_version_is_read(kind: str, tmp_path: Path) -> None:
+    """All from the first version on; there is no version 0."""
+    for version in range(1, FORMAT_VERSION + 1):
+        read_all(changed(tmp_path / f"{version}.h5", kind, attribute("format_version", version)))
+    path = changed(tmp_path / "0.h5", kind, attribute("format_version", 0))
+    with pytest.raises(DamagedError, match="'format_version' is not a version"):
+        open_results(path)
+
+
+def test_every_kind_of_result_is_tested() -> None:
+    assert [f"{name}.h5" for name in NAMES] == [kind.file_name for kind in KINDS]
+    assert [f"esm-pipeline/{name}" for name in NAMES] == [kind.format for kind in KINDS]
 
 
 def test_a_damaged_file_says_why() -> None:

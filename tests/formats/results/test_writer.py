@@ -14,14 +14,9 @@ from hypothesis import strategies as st
 
 from esm_pipeline.formats.results import hdf5_file as disk
 from esm_pipeline.formats.results import writer as hdf5
-from esm_pipeline.formats.results.writer import (
-    Array,
-    Entry,
-    RaggedWriter,
-    arrays_of,
-    blocks,
-    unit_starts,
-)
+from esm_pipeline.formats.results.layout import Array, RecordRow, unit_starts
+from esm_pipeline.formats.results.validation import arrays_of
+from esm_pipeline.formats.results.writer import RaggedWriter, blocks
 
 ARRAYS = [
     Array("mean/3", "sequence", (4,), "<f4"),
@@ -31,7 +26,7 @@ ARRAYS = [
 
 
 def entries(count):
-    return [Entry(f"id{place}", place, place) for place in range(count)]
+    return [RecordRow(f"id{place}", place, place) for place in range(count)]
 
 
 def values_of(array, lengths):

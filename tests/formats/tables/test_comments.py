@@ -10,7 +10,8 @@ import pytest
 
 from esm_pipeline.errors import InputError
 from esm_pipeline.formats.tables import text as text_tables
-from esm_pipeline.formats.tables.base import Column, create_table, open_table, suffix_of
+from esm_pipeline.formats.tables.base import Column, suffix_of
+from esm_pipeline.formats.tables.open import create_table, open_table
 
 ALPHAMISSENSE = """\
 # Copyright 2023 DeepMind Technologies Limited
@@ -101,7 +102,7 @@ def test_an_old_mac(tmp_path):
 
 
 BAD = {
-    "only.tsv": ("# a\n# b\n", ":3: no names of columns; begin with a line of them"),
+    "only.tsv": ("# a\n# b\n", ":3: no column names; begin with a line of them"),
     "ragged.tsv": (f"{ALPHAMISSENSE}x\n", ":7: 1 cell under 3 columns; quote a cell"),
     "below.tsv": (
         f"{ALPHAMISSENSE}# the end\n",

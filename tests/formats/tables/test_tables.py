@@ -18,7 +18,8 @@ from hypothesis import strategies as st
 from esm_pipeline.errors import InputError
 from esm_pipeline.formats.tables import base as tables
 from esm_pipeline.formats.tables import text as text_tables
-from esm_pipeline.formats.tables.base import Column, create_table, open_table, suffix_of
+from esm_pipeline.formats.tables.base import Column, suffix_of
+from esm_pipeline.formats.tables.open import create_table, open_table
 
 ADDED = [Column("status", "text"), Column("place", "whole"), Column("score")]
 
@@ -186,8 +187,8 @@ def test_delimiters(tmp_path, name, header, delimiter):
 
 SPREADSHEET = "not a table, looks like a spreadsheet or zip file; save it as CSV"
 BAD = {
-    "empty.csv": (b"", ":1: no names of columns; begin with a line of them"),
-    "blank.csv": (b"\n\n", ":1: no names of columns"),
+    "empty.csv": (b"", ":1: no column names; begin with a line of them"),
+    "blank.csv": (b"\n\n", ":1: no column names"),
     "book.csv": (b"PK\x03\x04\x14", f": {SPREADSHEET}"),
     "utf16.tsv": ("a\tb\n".encode("utf-16"), ": not a table, looks like UTF-16 text; save it as"),
     "more.csv": (b"a,b\n1,2\n1,2,3\n", ":3: 3 cells under 2 columns; quote a cell with ',' in it"),
@@ -242,12 +243,14 @@ def test_what_cannot_be_added_is_refused(tmp_path):
     path = tmp_path / "a.csv"
     path.write_text("mutant,status\n")
     with pytest.raises(InputError, match="has a column 'status', which is to be added; rename it"):
-        open_table(path).refuse(ADDED, ".csv")
+        open_table(path).require_room_for(ADDED, ".csv")
     path.write_text("mutant,x,x\n")
-    open_table(path).refuse(ADDED, ".csv")
-    with pytest.raises(InputError, match="has two columns 'x', which Parquet has no room for"):
-        open_table(path).refuse(ADDED, ".parquet")
-    with pytest.raises(InputError, match=r"a\.xls: no kind of table; let its name end in \.tsv, "):
+    open_table(path).require_room_for(ADDED, ".csv")
+    with pytest.raises(InputError, match="has two columns 'x', which Parquet does not allow"):
+        open_table(path).require_room_for(ADDED, ".parquet")
+    with pytest.raises(
+        InputError, match=r"a\.xls: not a table format; let its name end in \.tsv, "
+    ):
         suffix_of(tmp_path / "a.xls")
 
 

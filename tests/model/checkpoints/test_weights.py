@@ -311,7 +311,7 @@ CONFIGS = {
     ),
     "epsilon": ('{"vocab_size": 33, "pad_token_id": 1, "layer_norm_eps": null}', "layer_norm_eps"),
     "padding": ('{"vocab_size": 33, "pad_token_id": 99}', "pad_token_id is 99, not the id"),
-    "a key of Python": ('{"self": 1}', "a key that cannot be"),
+    "a key of Python": ('{"self": 1}', "an invalid key"),
     "cross attention": (
         '{"vocab_size": 33, "pad_token_id": 1, "add_cross_attention": true}',
         "set is_decoder as well",

@@ -121,9 +121,9 @@ def test_what_is_saved_loads_again(tmp_path: Path):
     ours.save_pretrained(tmp_path)
     assert same_weights(EsmForProteinFolding.from_pretrained(tmp_path), ours) > 200
     bare = EsmForProteinFolding(ours.config)
-    told = bare.load_state_dict(reference_state(ours))
+    info = bare.load_state_dict(reference_state(ours))
     assert same_weights(bare, ours) > 200
-    assert (told.missing_keys, told.unexpected_keys) == ([], [])
+    assert (info.missing_keys, info.unexpected_keys) == ([], [])
 
 
 def test_shards(tmp_path: Path, peer: nn.Module, saved: Path):
@@ -185,7 +185,7 @@ def test_headers_alone(saved: Path):
 
 
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("change", "message"),
     [
         ({"trunk__recycle_disto__weight": None}, r"'?trunk\.recycle_disto\.weight"),
         ({"esm__encoder__layer__0__output__dense__bias": None}, r"esm\.encoder\.layer\.0\.output"),
@@ -194,15 +194,17 @@ def test_headers_alone(saved: Path):
     ],
     ids=["trunk", "language model", "shape", "surplus"],
 )
-def test_weights_that_do_not_fit_are_told(saved: Path, change: dict[str, Tensor | None], told: str):
+def test_weights_that_do_not_fit_are_reported(
+    saved: Path, change: dict[str, Tensor | None], message: str
+):
     rewrite(saved, **change)
-    with pytest.raises(WeightsError, match=told):
+    with pytest.raises(WeightsError, match=message):
         EsmForProteinFolding.from_pretrained(saved)
 
 
 def test_a_model_that_does_not_fold_is_told(tmp_path: Path):
     transformers_peer(torch.float32).save_pretrained(tmp_path)
-    with pytest.raises(WeightsError, match="this is no folding model"):
+    with pytest.raises(WeightsError, match="this is not a folding model"):
         EsmForProteinFolding.from_pretrained(tmp_path)
 
 

@@ -13,13 +13,13 @@ from torch import Tensor
 from esm_pipeline import EsmForProteinFolding
 from esm_pipeline.errors import InputError
 from esm_pipeline.model.folding import complexes
-from esm_pipeline.model.folding.complexes import encode
+from esm_pipeline.model.folding.complexes import encode_sequences
 from esm_pipeline.model.folding.output import EsmForProteinFoldingOutput
 from esm_pipeline.structure import residues
 from tests.oracles.folding_peers import alone, apart, folding_models, of_peer
 
 TOLERANCE = 1e-11
-"""In float64, ours beside ours."""
+"""In float64, ours compared with ours."""
 
 OF_PEER = 1e-9
 CHAINS = ("MKTAY", "GAV", "HWFR")
@@ -40,10 +40,10 @@ def linked(chains: tuple[str, ...], linker: str, gap: int) -> tuple[Tensor, Tens
     text = linker.join(chains)
     numbers, own, start = [], [], 0
     for place, chain in enumerate(chains):
-        behind = linker if place < len(chains) - 1 else ""
-        numbers += [start + i + place * gap for i in range(len(chain + behind))]
-        own += [True] * len(chain) + [False] * len(behind)
-        start += len(chain + behind)
+        between = linker if place < len(chains) - 1 else ""
+        numbers += [start + i + place * gap for i in range(len(chain + between))]
+        own += [True] * len(chain) + [False] * len(between)
+        start += len(chain + between)
     aatype = torch.from_numpy(residues.encode(text)).long()
     return aatype, torch.tensor(numbers), torch.tensor(own)
 
@@ -138,7 +138,7 @@ def test_one_chain_is_the_way_without_chains(model: EsmForProteinFolding):
         other = model.infer("MKTAY", num_recycles=1, **arguments)
         for name, value in plain.items():
             assert torch.equal(value.nan_to_num(7), other[name].nan_to_num(7)), name
-    assert not encode(["MKTAY", "GAV"]).has_linkers
+    assert not encode_sequences(["MKTAY", "GAV"]).has_linkers
     assert plain.iptm.isnan().all()
 
 
@@ -158,7 +158,7 @@ def test_a_batch_of_chains_and_complexes(model: EsmForProteinFolding):
 
 
 def test_linkers_of_a_batch_without_any_are_not_there(model: EsmForProteinFolding):
-    """Chains without a linker, numbered and told apart all the same."""
+    """Chains without a linker, with separate numbers all the same."""
     output = model.infer("GAV:HW", num_recycles=0, linker="")
     assert output.chain_index.tolist() == [[0, 0, 0, 1, 1]]
     assert output.residue_index.tolist() == [[0, 1, 2, 0, 1]]
@@ -174,7 +174,7 @@ def test_numbers_of_ones_own_go_to_the_model_as_they_are(model: EsmForProteinFol
 
 
 def encoded() -> Iterator[tuple[str, list[int]]]:
-    one = encode(["ac:j"], linker="GX", gap=10)
+    one = encode_sequences(["ac:j"], linker="GX", gap=10)
     for name in ("aatype", "position_ids", "residue_index", "chain_index", "attention_mask", "own"):
         yield name, getattr(one, name)[0].tolist()
 
@@ -191,40 +191,48 @@ def test_what_the_model_takes():
 
 
 def test_white_space_and_lower_case_are_of_no_matter():
-    one, other = encode(["m k\tv:a\nc\n"], linker="gw"), encode(["MKV:AC"], linker="GW")
+    one, other = (
+        encode_sequences(["m k\tv:a\nc\n"], linker="gw"),
+        encode_sequences(["MKV:AC"], linker="GW"),
+    )
     assert torch.equal(one.aatype, other.aatype)
     assert one.aatype.tolist() == [[12, 11, 19, 7, 17, 0, 4]]
 
 
 @pytest.mark.parametrize(
-    ("wrong", "told"),
+    ("wrong", "message"),
     [
-        ("M*K", "infer: sequence 1: '*' at place 2 of 'M*K' is no residue; remove it, or write X"),
+        (
+            "M*K",
+            "infer: sequence 1: '*' at place 2 of 'M*K' is not a residue; remove it, or write X",
+        ),
         ("M-K", "infer: sequence 1: '-' at place 2"),
         ("MK1", "'1' at place 3"),
         ("MKé", "'É' at place 3"),
-        (7, "7 is no sequence; give text"),
-        (b"MK", "is no sequence; give text"),
+        (7, "7 is not a sequence; give text"),
+        (b"MK", "is not a sequence; give text"),
     ],
 )
-def test_what_is_no_letter_is_told(model: EsmForProteinFolding, wrong: Any, told: str):
-    with pytest.raises(InputError, match=re.escape(told)):
+def test_characters_that_are_no_letters_are_reported(
+    model: EsmForProteinFolding, wrong: Any, message: str
+):
+    with pytest.raises(InputError, match=re.escape(message)):
         model.infer(["GAV", wrong])
 
 
 def test_stops_at_the_ends_of_chains_are_left_out():
-    one, other = encode(["mk*:v *\n"]), encode(["MK:V"])
+    one, other = encode_sequences(["mk*:v *\n"]), encode_sequences(["MK:V"])
     assert torch.equal(one.aatype, other.aatype)
     assert torch.equal(one.chain_index, other.chain_index)
 
 
 def test_nucleotides_are_refused_or_kept(model: EsmForProteinFolding):
     cds = "atggcgaaactggtgattacc"
-    told = (
+    message = (
         "infer: sequence 1: looks like DNA; translate it, or pass nucleotides='keep' to take the "
         "letters as residues"
     )
-    with pytest.raises(InputError, match=re.escape(told)):
+    with pytest.raises(InputError, match=re.escape(message)):
         model.infer(["GAV", cds])
     with pytest.raises(InputError, match="sequence 0: looks like DNA in chain 2; translate it"):
         model.infer([f"MKLVELAYIAKQRQ:{cds}"])
@@ -237,7 +245,7 @@ def test_nucleotides_are_refused_or_kept(model: EsmForProteinFolding):
 
 
 def test_padding_is_of_nothing():
-    both = encode(["A", "CC:D"], linker="G")
+    both = encode_sequences(["A", "CC:D"], linker="G")
     assert both.attention_mask.tolist() == [[1, 0, 0, 0], [1, 1, 1, 1]]
     assert both.own.tolist() == [[1, 0, 0, 0], [1, 1, 0, 1]]
     kept, present = both.kept()
@@ -248,7 +256,7 @@ def test_padding_is_of_nothing():
 
 def test_the_jump_is_as_in_fair_esm():
     """Residue i of chain n: its place in the linked sequence, and 512 n."""
-    one = encode(["MK:V"])
+    one = encode_sequences(["MK:V"])
     assert one.position_ids[0, -1] == 2 + 25 + 512
     assert len(complexes.LINKER) == 25
 

@@ -1,4 +1,4 @@
-"""Confidences beside the peer where it is right, and for each sequence where it is not."""
+"""Confidences compared with the peer where it is right, and for each sequence where it is not."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ from transformers.models.esm.openfold_utils import loss
 from esm_pipeline.model.folding import confidence
 from esm_pipeline.model.folding.confidence import (
     MAX_ALIGNED_ERROR,
-    chain_errors,
     interchain_error,
     iptm,
     mean_plddt,
@@ -188,16 +187,6 @@ def test_one_chain_has_no_interface():
     assert math.isnan(interchain_error(tm, mask, chains).item())
     chains[0, 3:], mask[0, 3:] = 1, 0  # a second chain that does not count
     assert math.isnan(iptm(tm, mask, chains).item())
-
-
-def test_errors_between_chains_by_pair_of_chains():
-    error, chains = normal(7, 7), torch.tensor([0, 0, 0, 1, 2, 2, 2])
-    found = chain_errors(error, chains)
-    assert found.shape == (3, 3)
-    for row in range(3):
-        for column in range(3):
-            wanted = error[chains == row][:, chains == column].mean()
-            assert (found[row, column] - wanted).abs() <= TOLERANCE
 
 
 def test_plddt_is_the_peers_in_hundreds():

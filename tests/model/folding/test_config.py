@@ -1,4 +1,4 @@
-"""Settings of the folding part: the reference's names and defaults, and what cannot be is told."""
+"""Settings of the folding part: names and defaults of the reference, errors for invalid values."""
 
 from __future__ import annotations
 
@@ -88,9 +88,9 @@ WRONG = [
 ]
 
 
-@pytest.mark.parametrize(("trunk", "told"), WRONG, ids=[str(trunk) for trunk, _ in WRONG])
-def test_what_cannot_be_is_told(trunk: Mapping[str, Any], told: str):
-    with pytest.raises(WeightsError, match=told):
+@pytest.mark.parametrize(("trunk", "message"), WRONG, ids=[str(trunk) for trunk, _ in WRONG])
+def test_invalid_values_are_reported(trunk: Mapping[str, Any], message: str):
+    with pytest.raises(WeightsError, match=message):
         EsmConfig(**settings(trunk))
 
 
@@ -119,5 +119,5 @@ def test_a_vocabulary_without_what_folding_needs_is_told(lacking: str):
 
 
 def test_a_model_that_does_not_fold_is_told():
-    with pytest.raises(WeightsError, match="this is no folding model"):
+    with pytest.raises(WeightsError, match="this is not a folding model"):
         EsmForProteinFolding(EsmConfig(vocab_size=33, mask_token_id=32, pad_token_id=1))

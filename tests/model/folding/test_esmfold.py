@@ -1,4 +1,4 @@
-"""The whole folding model beside transformers, and twins with one mistake each."""
+"""The whole folding model compared with transformers, and twins with one mistake each."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from esm_pipeline import EsmConfig, EsmForProteinFolding, optimize_for_inference
 from esm_pipeline.errors import InputError
-from esm_pipeline.model.folding import language_model as stem
+from esm_pipeline.model.folding import language_model
 from esm_pipeline.model.folding.trunk import FoldingTrunk, RelativePosition
 from tests.oracles.folding_peers import (
     UNITS,
@@ -108,13 +108,13 @@ def test_inference_is_as_forward(models: Models):
 def test_a_missing_mask_is_derived(models: Models):
     aatype, mask = proteins([6, 3])
     with torch.no_grad():
-        told = models[1](aatype, mask, num_recycles=0)
+        given = models[1](aatype, mask, num_recycles=0)
         derived = models[1](aatype.masked_fill(mask == 0, -1), num_recycles=0)
         ignored = models[1](aatype, num_recycles=0)
-    assert torch.equal(told.attention_mask, derived.attention_mask)
-    assert torch.equal(told.positions, derived.positions)
-    assert torch.equal(told.aatype, derived.aatype)
-    assert (told.ptm - ignored.ptm)[1].abs() > 1e-6
+    assert torch.equal(given.attention_mask, derived.attention_mask)
+    assert torch.equal(given.positions, derived.positions)
+    assert torch.equal(given.aatype, derived.aatype)
+    assert (given.ptm - ignored.ptm)[1].abs() > 1e-6
 
 
 def test_padding_changes_no_confidence(models: Models):
@@ -257,19 +257,19 @@ def unscaled_attention(ours: EsmForProteinFolding, patch: pytest.MonkeyPatch) ->
 
 
 def with_bos(ours: EsmForProteinFolding, patch: pytest.MonkeyPatch) -> None:
-    represent = stem.represent
+    represent = language_model.represent
 
     def twin(*given: Any, **more: Any) -> tuple[Tensor, Tensor | None]:
         states, maps = represent(*given, **more)
         return states.roll(1, dims=1), maps
 
-    patch.setattr(stem, "represent", twin)
+    patch.setattr(language_model, "represent", twin)
 
 
 def shifted_shares(ours: EsmForProteinFolding, patch: pytest.MonkeyPatch) -> None:
-    represent = stem.represent
+    represent = language_model.represent
     patch.setattr(
-        stem,
+        language_model,
         "represent",
         lambda model, ids, shares, **more: represent(model, ids, shares.roll(1), **more),
     )
@@ -310,12 +310,12 @@ def test_a_twin_fails(models: Models, twin: Twin, field: str, monkeypatch: pytes
 
 
 @pytest.mark.parametrize(
-    ("arguments", "told"),
+    ("arguments", "message"),
     [
         ({"input_ids": torch.ones(3, dtype=torch.int64)}, r"for one sequence, \(1, R\)"),
         ({"input_ids": torch.ones(1, 3)}, "should be residue numbers"),
         ({"input_ids": torch.tensor([[3, 21]])}, r"0 to 20 \(X\)"),
-        ({"input_ids": torch.tensor([[-1, 3]])}, "behind each sequence"),
+        ({"input_ids": torch.tensor([[-1, 3]])}, "follow each sequence"),
         ({"input_ids": torch.tensor([[3, 3], [-1, -1]])}, "of a residue at least"),
         (
             {"input_ids": torch.tensor([[3, 3]]), "attention_mask": torch.tensor([[1]])},
@@ -323,13 +323,15 @@ def test_a_twin_fails(models: Models, twin: Twin, field: str, monkeypatch: pytes
         ),
         (
             {"input_ids": torch.tensor([[3, 3, 3]]), "attention_mask": torch.tensor([[1, 0, 1]])},
-            "behind each sequence",
+            "follow each sequence",
         ),
         ({"input_ids": torch.tensor([[3]]), "num_recycles": -1}, "give 0 or more"),
     ],
 )
-def test_input_that_does_not_fit_is_told(models: Models, arguments: dict[str, Any], told: str):
-    with pytest.raises(InputError, match=told):
+def test_input_that_does_not_fit_is_reported(
+    models: Models, arguments: dict[str, Any], message: str
+):
+    with pytest.raises(InputError, match=message):
         models[1](**arguments)
 
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from esm_pipeline import EsmConfig, EsmForProteinFolding
-from esm_pipeline.model.folding import language_model as stem
+from esm_pipeline.model.folding import language_model
 from esm_pipeline.model.folding.esmfold import mixer
 from tests.oracles.folding_peers import proteins, settings
 from tests.oracles.peers import enliven
@@ -68,19 +68,21 @@ def test_states_and_maps(with_maps: EsmForProteinFolding, lengths: list[int]):
 
 
 def test_twins_fail(with_maps: EsmForProteinFolding, monkeypatch: pytest.MonkeyPatch):
-    unpack = stem.unpack_maps
+    unpack = language_model.unpack_maps
     with monkeypatch.context() as patch:
-        patch.setattr(stem, "unpack_maps", lambda *given: unpack(*given).transpose(-1, -2))
+        patch.setattr(
+            language_model, "unpack_maps", lambda *given: unpack(*given).transpose(-1, -2)
+        )
         assert worst(with_maps, [9, 4])[1] > 0.01
-    framed = stem.framed
+    framed = language_model.add_special_tokens
 
     def without_eos(*given: object) -> object:
         tokens, _ = framed(*given)
         tokens = tokens.masked_fill(tokens == 2, 1)
-        return tokens, stem.PackedLayout.from_mask(tokens != 1)
+        return tokens, language_model.PackedLayout.from_mask(tokens != 1)
 
     with monkeypatch.context() as patch:
-        patch.setattr(stem, "framed", without_eos)
+        patch.setattr(language_model, "add_special_tokens", without_eos)
         assert worst(with_maps, [9, 4])[0] > 0.001
 
 
@@ -117,14 +119,14 @@ def test_the_model_left_out(monkeypatch: pytest.MonkeyPatch):
     aatype, mask = proteins([7, 3])
     with torch.no_grad():
         wanted = plain(aatype, mask, num_recycles=1)
-        monkeypatch.delattr(stem, "represent")
+        monkeypatch.delattr(language_model, "represent")
         found = bypassed(aatype, mask, num_recycles=1)
     for name in ("s_s", "positions", "plddt"):
         assert torch.equal(found[name], wanted[name]), name
 
 
 def test_maps_that_nobody_wants_are_not_made(with_maps: EsmForProteinFolding):
-    """And not all hidden states: beside weights, nothing is as large as all of them."""
+    """And not all hidden states: except for weights, nothing is as large as all of them."""
     model = folding_model()
     ids = torch.randint(4, 24, (1, 60))
     with torch.no_grad(), Largest() as largest:
@@ -167,11 +169,13 @@ def test_states_in_16_bits_are_added_up_in_the_trunks_precision():
     model.esm.bfloat16()
     aatype, mask = proteins([13, 6])
     ids = model.af2_to_esm[(aatype + 1) * mask]
-    tokens, layout = stem.framed(model.esm, ids)
+    tokens, layout = language_model.add_special_tokens(model.esm, ids)
     with torch.no_grad():
         found, _ = model.language(ids)
         shares = model.esm_s_combine.softmax(0)
-        steps = stem.walk(model.esm, layout.pack(tokens), layout, with_maps=False)
+        steps = language_model.steps_without_gradients(
+            model.esm, layout.pack(tokens), layout, with_maps=False
+        )
         total = sum(share * step.x.float() for share, step in zip(shares, steps, strict=True))
         wanted = layout.unpack(total, tokens.shape[1])[:, 1:-1]
     assert wanted.abs().max() > 0.1

@@ -1,4 +1,4 @@
-"""What folding is said to take beside what it takes, and the chunk size chosen by it."""
+"""The predicted memory of folding against the measured memory, and the chunk size chosen by it."""
 
 from __future__ import annotations
 
@@ -64,8 +64,8 @@ def test_attention_maps_are_counted() -> None:
     settings = {**plain.to_dict(), "num_hidden_layers": 36, "num_attention_heads": 40}
     with_maps = EsmConfig(**{**settings, "hidden_size": 320, "esmfold_config": folding})
     found = fold_memory(with_maps, 1, 256, None)
-    assert found.stem > 256**2 * 36 * 40 * 4
-    assert found.total == found.stem
+    assert found.language_model > 256**2 * 36 * 40 * 4
+    assert found.total == found.language_model
 
 
 def test_the_fastest_that_fits_is_chosen() -> None:

@@ -12,10 +12,11 @@ from torch import Tensor
 
 from esm_pipeline import EsmConfig, EsmForProteinFolding, optimize_for_inference
 from esm_pipeline.errors import InputError
-from esm_pipeline.model.folding.demo import STEM, TRUNK
-from esm_pipeline.model.folding.triangle import working_room
+from esm_pipeline.model import linears
+from esm_pipeline.model.folding.demo import LANGUAGE_MODEL, TRUNK
+from esm_pipeline.model.folding.triangle import working_buffer
 from esm_pipeline.model.folding.trunk import ResidueMLP
-from esm_pipeline.model.inference import linears, optimize
+from esm_pipeline.model.inference import optimize
 from tests.oracles.peers import enliven
 
 SEQUENCES = ["MKTAYIAKQRQISFVKSHFSRQ", "MAGC:HHW"]
@@ -25,7 +26,7 @@ FIELDS = ("positions", "s_s", "s_z", "plddt", "ptm_logits")
 @pytest.fixture
 def model() -> EsmForProteinFolding:
     folding = {"lddt_head_hid_dim": 16, "trunk": TRUNK}
-    config = EsmConfig(is_folding_model=True, esmfold_config=folding, **STEM)
+    config = EsmConfig(is_folding_model=True, esmfold_config=folding, **LANGUAGE_MODEL)
     found = EsmForProteinFolding(config)
     enliven(found)
     return found
@@ -94,7 +95,7 @@ def test_weights_go_when_they_are_packed() -> None:
     def fresh() -> EsmForProteinFolding:
         folding = {"lddt_head_hid_dim": 16, "trunk": TRUNK}
         made = EsmForProteinFolding(
-            EsmConfig(is_folding_model=True, esmfold_config=folding, **STEM)
+            EsmConfig(is_folding_model=True, esmfold_config=folding, **LANGUAGE_MODEL)
         )
         alive.append(weakref.ref(made.trunk.blocks[0].tri_att_end.mha.linear_o.weight))
         alive.append(weakref.ref(made.esm.encoder.layers[0].output.dense.weight))
@@ -109,8 +110,9 @@ def test_weights_go_when_they_are_packed() -> None:
 
 
 def narrow_differences(fast: EsmForProteinFolding, model: EsmForProteinFolding) -> dict[str, float]:
-    """The same, of each sequence by itself, for padding is nobody's, and of one pass: behind it,
-    residues a little further apart may be in another bin of distance, and z is all different."""
+    """The same, of each sequence on its own, as padding belongs to no sequence, and of one pass:
+    behind it, residues a little further apart may be in another bin of distance, and z is all
+    different."""
     found = [differences(fast, model, sequence, 0) for sequence in SEQUENCES]
     return {name: max(one[name] for one in found) for name in FIELDS}
 
@@ -172,9 +174,9 @@ def test_scores_and_their_biases_are_not_in_16_bits(
 
     monkeypatch.setattr(F, "scaled_dot_product_attention", spy)
     z = torch.randn(1, 6, 6, TRUNK["pairwise_state_dim"])
-    room = working_room(z, 2 * z.shape[-1], torch.bfloat16)
+    buffer = working_buffer(z, 2 * z.shape[-1], torch.bfloat16)
     with torch.no_grad():
-        block.tri_att_end(z, None, 2, None, room)
+        block.tri_att_end(z, None, 2, None, buffer)
     assert seen == {torch.float32}
 
 

@@ -1,4 +1,4 @@
-"""PDB text of the model's own methods, beside transformers' and read back by Biopython."""
+"""PDB text of the model's own methods, compared with transformers' and read back by Biopython."""
 
 from __future__ import annotations
 
@@ -81,11 +81,11 @@ def test_one_file_is_that_of_a_batch(models: Models):
 
 def test_random_weights_are_told(models: Models):
     ours = models[1]
-    told = MEANINGLESS.split(":")[0]
-    assert told not in ours.infer_pdb("GAV")
+    remark = MEANINGLESS.split(":")[0]
+    assert remark not in ours.infer_pdb("GAV")
     ours.config.random_weights = True
     try:
-        assert told in ours.infer_pdb("GAV")
+        assert remark in ours.infer_pdb("GAV")
     finally:
         del ours.config.random_weights
 

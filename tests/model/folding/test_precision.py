@@ -9,7 +9,7 @@ import torch
 
 from esm_pipeline import EsmConfig, EsmForProteinFolding
 from esm_pipeline.model.checkpoints import loading
-from esm_pipeline.model.folding.demo import STEM, TRUNK, write_demo
+from esm_pipeline.model.folding.demo import LANGUAGE_MODEL, TRUNK, write_demo
 
 
 @pytest.fixture(scope="module")
@@ -56,6 +56,6 @@ def test_left_out_it_is_that_of_the_rest(folder: Path) -> None:
 
 
 def test_a_new_model_has_it_too() -> None:
-    config = EsmConfig(is_folding_model=True, esmfold_config={"trunk": TRUNK}, **STEM)
+    config = EsmConfig(is_folding_model=True, esmfold_config={"trunk": TRUNK}, **LANGUAGE_MODEL)
     model = EsmForProteinFolding(config, stem_dtype=torch.bfloat16)
     assert dtypes(model) == ({torch.bfloat16}, {torch.float32})

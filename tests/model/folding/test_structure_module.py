@@ -1,4 +1,4 @@
-"""The structure module beside transformers, its symmetries, and twins with one mistake each."""
+"""The structure module against transformers, its symmetries, and twins with one mistake each."""
 
 from __future__ import annotations
 
@@ -116,8 +116,8 @@ def heavier_pairs(ipa: type, original: Callable) -> Callable:
 
 
 TWINS = {
-    "points laid out by point": ("place", lambda ipa, original: inside_out),
-    "points left inside": ("place", lambda ipa, original: unplaced),
+    "points laid out by point": ("to_global", lambda ipa, original: inside_out),
+    "points left inside": ("to_global", lambda ipa, original: unplaced),
     "without the length of key points": ("queries_keys_values", without_distance),
     "blind to the mask": ("bias", blind_to_mask),
     "pairs not scaled": ("bias", heavier_pairs),

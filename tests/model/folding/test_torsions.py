@@ -17,10 +17,9 @@ from esm_pipeline.model.folding.rigid import Frames, from_quaternions
 from esm_pipeline.model.folding.torsions import (
     AngleResnet,
     atom14_positions,
-    atom14_to_atom37,
     atom_maps,
     group_frames,
-    tables,
+    residue_tables,
 )
 from esm_pipeline.structure import residues
 from tests.oracles.peers import enliven
@@ -114,7 +113,7 @@ def peer_frames(backbone: Frames, angles: Tensor, aatype: Tensor) -> Rigid:
 
 
 def peer_positions(groups: Rigid, aatype: Tensor) -> Tensor:
-    table = tables(torch.device("cpu"), torch.float64)
+    table = residue_tables(torch.device("cpu"), torch.float64)
     return feats.frames_and_literature_positions_to_atom14_pos(
         groups, aatype, table.default_frames, table.group, table.atom14_mask, table.position
     )
@@ -150,9 +149,9 @@ TWINS = {
 
 @pytest.mark.parametrize("mistake", TWINS)
 def test_a_twin_with_one_mistake_differs(mistake: str, monkeypatch: pytest.MonkeyPatch):
-    wrong = TWINS[mistake](tables(torch.device("cpu"), torch.float64))
+    wrong = TWINS[mistake](residue_tables(torch.device("cpu"), torch.float64))
     with monkeypatch.context() as patched:
-        patched.setattr(torsions, "tables", lambda device, dtype: wrong)
+        patched.setattr(torsions, "residue_tables", lambda device, dtype: wrong)
         ours = atom14_positions(
             group_frames(backbones(21), sines_and_cosines(random_degrees(21)), EVERY), EVERY
         )
@@ -173,7 +172,7 @@ def test_angles_of_the_network_are_the_peers():
         assert (found - wanted).abs().max() <= TOLERANCE
 
 
-def test_maps_and_atom37_are_the_peers():
+def test_atom_maps_are_the_peers():
     aatype = EVERY.view(3, 7)
     mask = torch.ones(3, 7, dtype=torch.int64)
     theirs = make_atom14_masks({"aatype": aatype})
@@ -181,9 +180,6 @@ def test_maps_and_atom37_are_the_peers():
     for name, found in ours.items():
         assert found.dtype == theirs[name].dtype
         assert torch.equal(found, theirs[name]), name
-    atom14 = torch.randn(2, 3, 7, 14, 3)
-    wanted = torch.stack([feats.atom14_to_atom37(one, theirs) for one in atom14])
-    assert torch.equal(atom14_to_atom37(atom14, aatype), wanted)
 
 
 def test_padding_has_no_atoms():
@@ -276,14 +272,14 @@ def test_positions_follow_the_backbone():
     angles, backbone, motion = sines_and_cosines(random_degrees(21)), backbones(21), backbones(1)
     before = atom14_positions(group_frames(backbone, angles, EVERY), EVERY)
     after = atom14_positions(group_frames(motion.compose(backbone), angles, EVERY), EVERY)
-    there = tables(before.device, before.dtype).atom14_mask[EVERY].bool()
+    there = residue_tables(before.device, before.dtype).atom14_mask[EVERY].bool()
     assert 0 < there.sum() < there.numel()
     assert (after - motion[..., None].apply(before))[there].abs().max() <= TOLERANCE * 100
     assert not after[~there].any()
 
 
 def test_tables_serve_training_after_inference_mode():
-    tables.cache_clear()
+    residue_tables.cache_clear()
     with torch.inference_mode():
         atom_maps(EVERY, torch.ones(21))
         group_frames(backbones(21), sines_and_cosines(random_degrees(21)), EVERY)

@@ -1,4 +1,4 @@
-"""Triangle updates beside transformers, by chunks, in place and with gradients; twins that fail."""
+"""Triangle updates against transformers, chunked, in place, with gradients; twins that fail."""
 
 from __future__ import annotations
 
@@ -168,11 +168,11 @@ def test_a_room_holds_what_anyone_works_on(blocks: Blocks):
     z, mask = pairs([9, 4, 1])
     for part in PARTS:
         update = getattr(blocks[1], part)
-        room = triangle.working_room(z, 2 * z.shape[-1]).fill_(1e30)
+        buffer = triangle.working_buffer(z, 2 * z.shape[-1]).fill_(1e30)
         with torch.no_grad():
-            alone, inside = update(z.clone(), mask, 4), update(z.clone(), mask, 4, None, room)
+            alone, inside = update(z.clone(), mask, 4), update(z.clone(), mask, 4, None, buffer)
         assert torch.equal(alone, inside), part
-        assert (room != 1e30).any(), part
+        assert (buffer != 1e30).any(), part
 
 
 def test_numbers_at_once_follow_threads(monkeypatch: pytest.MonkeyPatch):

@@ -1,4 +1,4 @@
-"""The folding trunk beside transformers: its parts, recycles, chunks, and training by seed."""
+"""The folding trunk against transformers: its parts, recycles, chunks, and training by seed."""
 
 from __future__ import annotations
 
@@ -271,8 +271,8 @@ def test_a_negative_number_of_recycles_is_told(pair: Trunks):
 def test_rows_follow_length_and_threads(monkeypatch: pytest.MonkeyPatch):
     cpu = torch.device("cpu")
     monkeypatch.setattr(trunk.torch, "get_num_threads", lambda: 2)
-    assert rows_at_once((1, 64, 64, 128), cpu) == 2 * trunk.NUMBERS // (64 * 128)
-    assert rows_at_once((4, 64, 64, 128), cpu) == 2 * trunk.NUMBERS // (4 * 64 * 128)
+    assert rows_at_once((1, 64, 64, 128), cpu) == 2 * trunk.ELEMENTS // (64 * 128)
+    assert rows_at_once((4, 64, 64, 128), cpu) == 2 * trunk.ELEMENTS // (4 * 64 * 128)
     assert rows_at_once((1, 10**6, 10**6, 128), cpu) == 1
     assert rows_at_once((1, 64, 64, 128), torch.device("meta")) > 64
 
@@ -281,13 +281,13 @@ def test_blocks_share_a_room_where_memory_is_not_scarce(pair: Trunks):
     _, z, _, _ = inputs([7])
     ours = pair[1]
     with torch.no_grad():
-        room = ours.room(z)
-        assert room is not None
-        assert room.shape == (1, 2 * TRUNK["pairwise_state_dim"], 7, 7)
-        assert ours.room(z.to("meta")) is None
+        buffer = ours.shared_buffer(z)
+        assert buffer is not None
+        assert buffer.shape == (1, 2 * TRUNK["pairwise_state_dim"], 7, 7)
+        assert ours.shared_buffer(z.to("meta")) is None
         ours.set_chunk_size(4)
         try:
-            assert ours.room(z) is None
+            assert ours.shared_buffer(z) is None
         finally:
             ours.set_chunk_size(None)
-    assert ours.room(z) is None, "with gradients nothing is overwritten"
+    assert ours.shared_buffer(z) is None, "with gradients nothing is overwritten"

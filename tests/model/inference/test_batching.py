@@ -25,7 +25,7 @@ from esm_pipeline.model.inference.batching import (
     LEAST_TOKENS,
     compute_batches,
     is_out_of_memory,
-    run_with_ladder,
+    run_splitting,
     token_batches,
 )
 from tests.allocator import Allocator, tokens
@@ -63,7 +63,7 @@ def test_ladder_gives_every_sequence_once(count, room, big):
         with memory.hold(sum(99 if place in big else 1 for place in part.tolist())):
             return part * 10
 
-    results = list(run_with_ladder(np.arange(count), compute))
+    results = list(run_splitting(np.arange(count), compute))
     assert np.concatenate([part for part, _ in results]).tolist() == list(range(count))
     for part, result in results:
         if result is None:
@@ -127,7 +127,7 @@ def test_other_errors_pass_through(error):
         raise error
 
     with pytest.raises(type(error), match=re.escape(str(error))):
-        list(run_with_ladder(np.arange(4), compute))
+        list(run_splitting(np.arange(4), compute))
 
 
 def test_the_failed_attempt_is_gone_before_the_next(monkeypatch):
@@ -149,7 +149,7 @@ def test_the_failed_attempt_is_gone_before_the_next(monkeypatch):
     monkeypatch.setattr(
         batching, "release_memory", lambda: released.append([one() for one in alive])
     )
-    list(run_with_ladder(np.arange(2), compute))
+    list(run_splitting(np.arange(2), compute))
     assert released == [[None]]
 
 

@@ -1,4 +1,4 @@
-"""Attention of optimized models on the CPU: beside plain softmax attention in float64."""
+"""Attention of optimized models on the CPU: compared with plain softmax attention in float64."""
 
 from __future__ import annotations
 
@@ -65,17 +65,17 @@ def in_tiles(looks: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
 def test_joined_attention_is_softmax_attention(rotary: bool, dtype: torch.dtype) -> None:
     qkv, layout = joined(LENGTHS)
     qkv = qkv.to(dtype)
-    turns = None
+    rotations = None
     given = qkv
     if rotary:
         tables = rotary_tables(layout.positions, rotary_frequencies(WIDTH), dtype)
-        turns, given = tables.turns, qkv[:, by_pairs(HEADS, WIDTH)]
-    found = attend_joined(given, turns, layout, HEADS)
+        rotations, given = tables.rotations, qkv[:, by_pairs(HEADS, WIDTH)]
+    found = attend_joined(given, rotations, layout, HEADS)
     assert found.dtype == dtype
     expected = one_by_one(qkv, layout, rotary)
     assert float((found - expected).abs().max()) <= BOUNDS[dtype]
     if rotary:  # the mistake that the order of the weights is there to avoid
-        wrong = attend_joined(qkv, turns, layout, HEADS)
+        wrong = attend_joined(qkv, rotations, layout, HEADS)
         assert float((wrong - expected).abs().max()) > 10 * BOUNDS[dtype]
 
 
@@ -83,7 +83,7 @@ def test_the_given_projections_are_not_changed() -> None:
     qkv, layout = joined(LENGTHS)
     tables = rotary_tables(layout.positions, rotary_frequencies(WIDTH), torch.float32)
     before = qkv.clone()
-    attend_joined(qkv, tables.turns, layout, HEADS)
+    attend_joined(qkv, tables.rotations, layout, HEADS)
     assert torch.equal(qkv, before)
 
 

@@ -1,4 +1,4 @@
-"""Weights that are NaN or infinite are told by name before anything is computed with them."""
+"""Weights that are NaN or infinite are reported by name before anything is computed with them."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from esm_pipeline import (
 )
 from esm_pipeline.errors import WeightsError
 from esm_pipeline.model.base import EsmPreTrainedModel
-from esm_pipeline.model.folding.demo import STEM, TRUNK
+from esm_pipeline.model.folding.demo import LANGUAGE_MODEL, TRUNK
 from esm_pipeline.model.inference import optimize
 from esm_pipeline.model.inference.finite import require_finite
 from tests.oracles.peers import ESM1B, ESM2, SMALL, enliven
@@ -28,7 +28,7 @@ FOLDING = {"lddt_head_hid_dim": 16, "trunk": TRUNK}
 def make(kind: type[EsmPreTrainedModel]) -> EsmPreTrainedModel:
     torch.manual_seed(0)
     if kind is EsmForProteinFolding:
-        model = kind(EsmConfig(is_folding_model=True, esmfold_config=FOLDING, **STEM))
+        model = kind(EsmConfig(is_folding_model=True, esmfold_config=FOLDING, **LANGUAGE_MODEL))
     else:
         model = kind(EsmConfig(**SMALL, **(ESM1B if kind is EsmModel else ESM2)))
     enliven(model)

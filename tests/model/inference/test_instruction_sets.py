@@ -12,7 +12,7 @@ import pytest
 PROGRAM = """
 import json, torch
 from esm_pipeline import EsmForMaskedLM, EsmTokenizer, demo_model, optimize_for_inference
-from esm_pipeline.model.inference.linears import can_pack
+from esm_pipeline.model.linears import can_pack
 from esm_pipeline.model.inference.int8 import can_quantize
 
 model = EsmForMaskedLM.from_pretrained(demo_model()).eval()
@@ -41,10 +41,10 @@ def test_the_same_numbers_with_fewer_instructions(aten: str, onednn: str, capabi
         [sys.executable, "-c", PROGRAM], env={**os.environ, **caps}, capture_output=True, text=True
     )
     assert run.returncode == 0, run.stderr
-    told = json.loads(run.stdout)
-    assert told["capability"] == capability
-    exact, half, *levels = told["far"]
+    facts = json.loads(run.stdout)
+    assert facts["capability"] == capability
+    exact, half, *levels = facts["far"]
     assert exact <= 1e-4
     assert half <= 0.5
-    assert len(levels) == told["quantizes"]
+    assert len(levels) == facts["quantizes"]
     assert all(far <= 0.5 for far in levels)

@@ -54,7 +54,7 @@ def logits(model: EsmForMaskedLM, sequences: list[str]) -> list[Tensor]:
 
 
 def drift(found: list[Tensor], expected: list[Tensor]) -> float:
-    """Root of the mean square of the differences, beside that of the expected."""
+    """Root of the mean square of the differences, divided by that of the expected."""
     one, other = torch.cat(found), torch.cat(expected)
     return float((one - other).square().mean().sqrt() / other.square().mean().sqrt())
 
@@ -244,7 +244,7 @@ def test_without_an_exact_product_there_is_none(
 def test_models_that_have_none() -> None:
     tiny = {**SMALL, **ESM2}
     decoder = EsmForMaskedLM(EsmConfig(**tiny, is_decoder=True))
-    with pytest.raises(InputError, match="int8 is for encoders alone"):
+    with pytest.raises(InputError, match="int8 is only for encoders"):
         optimize_for_inference(decoder, torch.int8)
     other = EsmForMaskedLM(EsmConfig(**{**tiny, "vocab_size": 40}))
     with pytest.raises(InputError, match="own vocabulary of 33"):

@@ -11,7 +11,8 @@ import torch
 
 from esm_pipeline import EsmConfig, EsmForMaskedLM, optimize_for_inference
 from esm_pipeline.errors import InputError
-from esm_pipeline.model.inference import linears, optimize
+from esm_pipeline.model import linears
+from esm_pipeline.model.inference import optimize
 from esm_pipeline.model.inference.int8 import can_quantize
 from tests.oracles.peers import ESM1B, ESM2, SMALL, batch, enliven, max_abs
 

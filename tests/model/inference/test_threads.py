@@ -14,7 +14,7 @@ from esm_pipeline import iter_packed, open_results
 from esm_pipeline.formats.records import read_records
 from esm_pipeline.model import EsmForMaskedLM, EsmForSequenceClassification, EsmModel
 from esm_pipeline.model.inference.batching import LEAST_TOKENS, compute_batches
-from esm_pipeline.tasks.score.variant_rows import LIKELIHOOD
+from esm_pipeline.tasks.score.variant_table import LIKELIHOOD
 from tests.allocator import Allocator, tokens
 from tests.tasks.classify.classifying import SEQUENCE, save
 from tests.tasks.score.scoring import MARGINAL, mutants, run

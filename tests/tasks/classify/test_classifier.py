@@ -186,7 +186,7 @@ def test_the_settings_know_what_a_local_model_classifies(
 @pytest.mark.parametrize(
     ("section", "told"),
     [
-        ({"revision": "abc"}, "'revision' is that of 'model'; name one, or leave it out"),
+        ({"revision": "abc"}, "'revision' belongs to 'model'; set 'model' too, or leave it out"),
         ({"threshold": True}, "'classify.threshold' = True: should be a number"),
         ({"threshold": "half"}, "'classify.threshold' = 'half': should be a number from 0 to 1"),
     ],

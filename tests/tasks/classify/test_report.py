@@ -14,7 +14,7 @@ from esm_pipeline.cli import main
 from esm_pipeline.formats.records import Record, write_records
 from esm_pipeline.formats.results.classes import Classes, ResidueClasses
 from esm_pipeline.tasks.classify import report as report_classes
-from esm_pipeline.tasks.common.pictures import svg
+from esm_pipeline.tasks.common.report_parts import svg
 
 SINGLE, MULTI = "single_label_classification", "multi_label_classification"
 

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from esm_pipeline.settings.sections import CleaningSettings
-from esm_pipeline.tasks.common.cleaning import RESIDUES, Cleaned, clean, is_clean
+from esm_pipeline.tasks.common.cleaning import RESIDUES, CleanedSequence, clean, is_clean
 
 SETTINGS = [
     CleaningSettings(unknown_residues=unknown, internal_stops=stops, gaps=gaps)
@@ -23,14 +23,14 @@ REPLACE_STOP = f"inside the sequence; set --internal-stops to 'replace' {TO_X}"
 DROP_GAPS = "set --gaps to 'remove' to drop gaps"
 
 
-def cleaned(sequence: str, **settings: str) -> Cleaned:
+def cleaned(sequence: str, **settings: str) -> CleanedSequence:
     return clean(sequence.encode(), CleaningSettings.model_validate(settings))
 
 
 @pytest.mark.parametrize("settings", SETTINGS)
 def test_residues_stay_as_they_are(settings: CleaningSettings) -> None:
     assert sorted(RESIDUES.decode()) == sorted("ACDEFGHIKLMNPQRSTVWY" + "BUZOX")
-    assert clean(RESIDUES, settings) == Cleaned(RESIDUES)
+    assert clean(RESIDUES, settings) == CleanedSequence(RESIDUES)
     assert is_clean(RESIDUES)
     for letter in set(range(256)) - set(RESIDUES):
         assert not is_clean(b"M" + bytes([letter]) + b"K")
@@ -40,61 +40,69 @@ def test_residues_stay_as_they_are(settings: CleaningSettings) -> None:
 @pytest.mark.parametrize(
     ("sequence", "settings", "expected"),
     [
-        ("MKJ", {}, Cleaned(b"MKX", "", ("J at residue 3 replaced by X",))),
-        ("JMJJ", {}, Cleaned(b"XMXX", "", ("J at residue 1 and 2 more replaced by X",))),
-        ("MKJ", {"unknown_residues": "skip"}, Cleaned(b"", f"J at residue 3 {REPLACE_J}")),
-        ("MK*", {}, Cleaned(b"MK", "", ("'*' at the end removed",))),
-        ("MK**", {}, Cleaned(b"MK", "", ("'*' at the end removed",))),
-        ("MK*", {"internal_stops": "replace"}, Cleaned(b"MK", "", ("'*' at the end removed",))),
-        ("M*K*", {}, Cleaned(b"", f"stop '*' at residue 2 {REPLACE_STOP}")),
-        ("*MK", {}, Cleaned(b"", f"stop '*' at residue 1 {REPLACE_STOP}")),
+        ("MKJ", {}, CleanedSequence(b"MKX", "", ("J at residue 3 replaced by X",))),
+        ("JMJJ", {}, CleanedSequence(b"XMXX", "", ("J at residue 1 and 2 more replaced by X",))),
+        ("MKJ", {"unknown_residues": "skip"}, CleanedSequence(b"", f"J at residue 3 {REPLACE_J}")),
+        ("MK*", {}, CleanedSequence(b"MK", "", ("'*' at the end removed",))),
+        ("MK**", {}, CleanedSequence(b"MK", "", ("'*' at the end removed",))),
+        (
+            "MK*",
+            {"internal_stops": "replace"},
+            CleanedSequence(b"MK", "", ("'*' at the end removed",)),
+        ),
+        ("M*K*", {}, CleanedSequence(b"", f"stop '*' at residue 2 {REPLACE_STOP}")),
+        ("*MK", {}, CleanedSequence(b"", f"stop '*' at residue 1 {REPLACE_STOP}")),
         (
             "M*K*V*",
             {"internal_stops": "replace"},
-            Cleaned(
+            CleanedSequence(
                 b"MXKXV",
                 "",
                 ("stop '*' at residue 2 and 1 more replaced by X", "'*' at the end removed"),
             ),
         ),
-        ("MK-V", {}, Cleaned(b"", f"gap '-' at residue 3; {DROP_GAPS}")),
-        (".MKV", {}, Cleaned(b"", f"gap '.' at residue 1; {DROP_GAPS}")),
-        ("MK*-", {"internal_stops": "replace"}, Cleaned(b"", f"gap '-' at residue 4; {DROP_GAPS}")),
+        ("MK-V", {}, CleanedSequence(b"", f"gap '-' at residue 3; {DROP_GAPS}")),
+        (".MKV", {}, CleanedSequence(b"", f"gap '.' at residue 1; {DROP_GAPS}")),
+        (
+            "MK*-",
+            {"internal_stops": "replace"},
+            CleanedSequence(b"", f"gap '-' at residue 4; {DROP_GAPS}"),
+        ),
         (
             "-M..K-",
             {"gaps": "remove"},
-            Cleaned(b"MK", "", ("gap '-' at residue 1 and 3 more removed",)),
+            CleanedSequence(b"MK", "", ("gap '-' at residue 1 and 3 more removed",)),
         ),
         (
             "MK*-",
             {"gaps": "remove"},
-            Cleaned(b"MK", "", ("gap '-' at residue 4 removed", "'*' at the end removed")),
+            CleanedSequence(b"MK", "", ("gap '-' at residue 4 removed", "'*' at the end removed")),
         ),
         (
             "M-*K",
             {"gaps": "remove"},
-            Cleaned(b"", f"stop '*' at residue 3 {REPLACE_STOP}"),
+            CleanedSequence(b"", f"stop '*' at residue 3 {REPLACE_STOP}"),
         ),
         *(
             (
                 f"MK{character}V",
                 {},
-                Cleaned(
+                CleanedSequence(
                     b"",
                     f"character {character!a} at residue 3 is no amino acid; correct the sequence",
                 ),
             )
             for character in "7?;#\0\x1f\u00e9\ufeff@[`{~"
         ),
-        ("", {}, Cleaned(b"", "no residues")),
-        ("**", {}, Cleaned(b"", "no residues")),
-        ("--", {"gaps": "remove"}, Cleaned(b"", "no residues")),
-        (":", {}, Cleaned(b"", "no residues")),
-        ("MK:VL", {}, Cleaned(b"MK:VL")),
+        ("", {}, CleanedSequence(b"", "no residues")),
+        ("**", {}, CleanedSequence(b"", "no residues")),
+        ("--", {"gaps": "remove"}, CleanedSequence(b"", "no residues")),
+        (":", {}, CleanedSequence(b"", "no residues")),
+        ("MK:VL", {}, CleanedSequence(b"MK:VL")),
         (
             "MK*:VJ*:AA",
             {},
-            Cleaned(
+            CleanedSequence(
                 b"MK:VX:AA",
                 "",
                 (
@@ -104,11 +112,11 @@ def test_residues_stay_as_they_are(settings: CleaningSettings) -> None:
                 ),
             ),
         ),
-        ("MK:V-", {}, Cleaned(b"", f"gap '-' at residue 2 of chain 2; {DROP_GAPS}")),
+        ("MK:V-", {}, CleanedSequence(b"", f"gap '-' at residue 2 of chain 2; {DROP_GAPS}")),
         (
             "MK:V1",
             {},
-            Cleaned(
+            CleanedSequence(
                 b"", "character '1' at residue 2 of chain 2 is no amino acid; correct the sequence"
             ),
         ),
@@ -116,13 +124,13 @@ def test_residues_stay_as_they_are(settings: CleaningSettings) -> None:
             (
                 sequence,
                 {},
-                Cleaned(b"", f"no residues in chain {chain}; put ':' between chains only"),
+                CleanedSequence(b"", f"no residues in chain {chain}; put ':' between chains only"),
             )
             for sequence, chain in ((":MK", 1), ("MK:", 2), ("MK::V", 2), ("MK:*", 2))
         ),
     ],
 )
-def test_outcomes(sequence: str, settings: dict[str, str], expected: Cleaned) -> None:
+def test_outcomes(sequence: str, settings: dict[str, str], expected: CleanedSequence) -> None:
     assert cleaned(sequence, **settings) == expected
 
 
@@ -157,8 +165,8 @@ def test_properties(sequence: str, settings: CleaningSettings) -> None:
     assert not (outcome.reason and outcome.notes)
     assert all("\n" not in text for text in (outcome.reason, *outcome.notes))
     if outcome.sequence:
-        assert clean(outcome.sequence, settings) == Cleaned(outcome.sequence)
+        assert clean(outcome.sequence, settings) == CleanedSequence(outcome.sequence)
         assert all(is_clean(chain) for chain in outcome.sequence.split(b":"))
         assert bool(outcome.notes) == (outcome.sequence != sequence.encode())
     if is_clean(sequence.encode()):
-        assert outcome == Cleaned(sequence.encode())
+        assert outcome == CleanedSequence(sequence.encode())

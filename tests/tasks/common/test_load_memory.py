@@ -22,11 +22,11 @@ PROGRAM = """
 import json, sys
 from pathlib import Path
 import torch
-from esm_pipeline.model import optimize
-from esm_pipeline.model.inference.linears import can_pack
+from esm_pipeline.model.inference import optimize
+from esm_pipeline.model.linears import can_pack
 from esm_pipeline.model.inference.int8 import can_quantize
 from esm_pipeline.settings.sections import StrategySettings
-from esm_pipeline.tasks.score.marginals import LanguageModel
+from esm_pipeline.tasks.score.forward_passes import LanguageModel
 
 def memory(name):
     return int(Path("/proc/self/status").read_text().split(f"{name}:")[1].split()[0]) / 1024

@@ -167,7 +167,7 @@ def test_a_failure_leaves_the_earlier_files(
     def full(*args: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(embedding_tables, "mapped", full)
+    monkeypatch.setattr(embedding_tables, "record_cells", full)
     code, lines = esm("embed", "--model", rotary, fasta, fasta.parent / name)
     assert code == 2
     assert len(lines) == 1

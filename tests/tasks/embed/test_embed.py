@@ -241,7 +241,7 @@ def test_bad_input_fails_before_pytorch_is_loaded(tmp_path):
     ("arguments", "message"),
     [
         (("--layers", "3"), "layer 3 does not exist; the model has layers 0 to 2"),
-        (("--layers", "0,0"), "names something twice"),
+        (("--layers", "0,0"), "contains a duplicate"),
         (("--include", "means"), "--include = 'means'"),
         (("--device", "cuda:99"), "device cuda:99"),
         (("--token-budget", "0"), "--token-budget = 0: should be a whole number from 1"),

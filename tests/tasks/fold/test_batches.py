@@ -1,8 +1,9 @@
-"""Batches by cost, and the ways to go on when memory runs out: each sequence once, in any case."""
+"""Batches by cost, and the modes to try when memory runs out: each sequence once, in any case."""
 
 from __future__ import annotations
 
 import weakref
+from functools import partial
 from itertools import pairwise
 
 import numpy as np
@@ -11,7 +12,14 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from esm_pipeline.tasks.fold.batches import LAUNCH, Rung, cost, fold_batches, run_with_rungs, rungs
+from esm_pipeline.model.inference.batching import run_splitting
+from esm_pipeline.tasks.fold.batches import (
+    LAUNCH,
+    FoldMode,
+    cost,
+    fold_batches,
+    fold_modes,
+)
 from tests.allocator import Allocator
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
@@ -65,51 +73,54 @@ def test_padding_that_costs_more_than_a_batch_is_not_taken():
     assert len(list(fold_batches(np.array([200, 160]), 10_000, anything))) == 2
 
 
-def test_the_ways():
-    assert rungs(None, CPU) == [Rung(size) for size in (None, 128, 64, 32, 16)]
-    assert rungs(64, CPU) == [Rung(64), Rung(32), Rung(16)]
-    assert rungs(8, CPU) == [Rung(8)]
-    assert rungs(32, GPU) == [
-        Rung(32),
-        Rung(16),
-        Rung(16, offload=True),
-        Rung(16, offload=True, cpu=True),
+def test_the_modes():
+    assert fold_modes(None, CPU) == [FoldMode(size) for size in (None, 128, 64, 32, 16)]
+    assert fold_modes(64, CPU) == [FoldMode(64), FoldMode(32), FoldMode(16)]
+    assert fold_modes(8, CPU) == [FoldMode(8)]
+    assert fold_modes(32, GPU) == [
+        FoldMode(32),
+        FoldMode(16),
+        FoldMode(16, offload=True),
+        FoldMode(16, offload=True, cpu=True),
     ]
 
 
 class Memory:
-    """Stands for a device: holds one of `needs` at the first rung, twice as much at each next."""
+    """Stands for a device: holds one of `needs` at the first mode, twice as much at each next."""
 
     def __init__(self, sizes, needs):
         self.sizes, self.needs, self.calls = sizes, needs, []
         self.allocator = Allocator(1, MemoryError())
 
-    def __call__(self, part, rung):
-        level = self.sizes.index(rung)
+    def __call__(self, part, mode):
+        level = self.sizes.index(mode)
         self.calls.append((part.tolist(), level))
         with self.allocator.hold(sum(self.needs[place] for place in part) / 2**level):
-            return [place * 10 for place in part.tolist()]
+            return mode, [place * 10 for place in part.tolist()]
 
 
-WAYS = rungs(64, GPU)
+MODES = fold_modes(64, GPU)
+
+
+def split(batch, compute):
+    return run_splitting(batch, *(partial(compute, mode=mode) for mode in MODES))
 
 
 def run(needs):
-    memory = Memory(WAYS, needs)
-    found = list(run_with_rungs(np.arange(len(needs)), WAYS, memory))
-    return found, memory.calls
+    memory = Memory(MODES, needs)
+    return list(split(np.arange(len(needs)), memory)), memory.calls
 
 
 def test_all_at_once_if_there_is_room():
     (one,), calls = run([0.3, 0.3, 0.4])
-    assert (one.part.tolist(), one.result, one.rung) == ([0, 1, 2], [0, 10, 20], WAYS[0])
+    assert (one.part.tolist(), one.result) == ([0, 1, 2], (MODES[0], [0, 10, 20]))
     assert len(calls) == 1
 
 
 def test_no_result_is_held_while_the_next_is_computed():
     made, alive = [], []
 
-    def compute(part, rung):
+    def compute(part, mode):
         alive.append(sum(one() is not None for one in made))
         if len(part) > 1:
             raise MemoryError
@@ -117,21 +128,20 @@ def test_no_result_is_held_while_the_next_is_computed():
         made.append(weakref.ref(values))
         return values
 
-    for folded in run_with_rungs(np.arange(4), WAYS, compute):
+    for folded in split(np.arange(4), compute):
         del folded
     assert len(made) == 4
     assert set(alive) == {0}
 
 
-def test_halves_first_then_the_other_ways_then_none():
+def test_halves_first_then_the_other_modes_then_none():
     found, calls = run([0.5, 1, 16, 99])
     assert [(one.part.tolist(), one.result) for one in found] == [
-        ([0], [0]),
-        ([1], [10]),
-        ([2], [20]),
+        ([0], (MODES[0], [0])),
+        ([1], (MODES[0], [10])),
+        ([2], (MODES[4], [20])),
         ([3], None),
     ]
-    assert [one.rung for one in found] == [WAYS[0], WAYS[0], WAYS[4], WAYS[4]]
     assert [level for part, level in calls if part == [2]] == [0, 1, 2, 3, 4]
     assert [level for part, level in calls if part == [3]] == [0, 1, 2, 3, 4]
 
@@ -146,14 +156,15 @@ def test_each_sequence_ends_once_whatever_fits(needs):
             assert len(one.part) == 1
             assert total > 2**4
         else:
-            assert one.result == [place * 10 for place in one.part.tolist()]
-            assert total <= 2 ** WAYS.index(one.rung)
+            mode, values = one.result
+            assert values == [place * 10 for place in one.part.tolist()]
+            assert total <= 2 ** MODES.index(mode)
 
 
 @pytest.mark.parametrize("error", [RuntimeError("shapes differ"), KeyError("x")])
 def test_other_errors_pass(error):
-    def fail(part, rung):
+    def fail(part, mode):
         raise error
 
     with pytest.raises(type(error)):
-        list(run_with_rungs(np.arange(3), WAYS, fail))
+        list(split(np.arange(3), fail))

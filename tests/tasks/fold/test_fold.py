@@ -22,7 +22,7 @@ from esm_pipeline.settings.sections import FoldSettings
 from esm_pipeline.structure import residues
 from esm_pipeline.structure.quality import FLAGS
 from esm_pipeline.tasks.fold import predictor
-from esm_pipeline.tasks.fold.batches import Rung
+from esm_pipeline.tasks.fold.batches import FoldMode
 from tests.allocator import Allocator
 
 FASTA = """\
@@ -228,10 +228,10 @@ class Limited:
     def __init__(self, monkeypatch, room, error=None):
         self.tried = []
 
-        def size(this, texts, rung):
+        def size(this, texts, mode):
             longest = max(len(text.replace(":", "")) for text in texts)
-            self.tried.append((len(texts), longest, rung.chunk_size))
-            return len(texts) * longest**2 * (rung.chunk_size or 256)
+            self.tried.append((len(texts), longest, mode.chunk_size))
+            return len(texts) * longest**2 * (mode.chunk_size or 256)
 
         Allocator(room, error).limit(monkeypatch, predictor.Predictor, "__call__", size)
 
@@ -288,13 +288,13 @@ def test_memory_that_is_set_is_kept_to(fold, alone):
 
 def test_linkers_take_memory_too(fold, checkpoint, monkeypatch):
     longest = []
-    right = predictor.Predictor.ways
+    right = predictor.Predictor.modes
 
-    def ways(this, count, residues):
+    def modes(this, count, residues):
         longest.append(residues)
         return right(this, count, residues)
 
-    monkeypatch.setattr(predictor.Predictor, "ways", ways)
+    monkeypatch.setattr(predictor.Predictor, "modes", modes)
     fold()
     assert longest[0] == 18 + 2 * 25  # the complex comes first
     needed = []
@@ -306,13 +306,13 @@ def test_linkers_take_memory_too(fold, checkpoint, monkeypatch):
 
     monkeypatch.setattr(predictor, "fold_memory", fold_memory)
     one = predictor.Predictor(str(checkpoint), None, FoldSettings(memory=8))
-    one.require_memory(["MKV:AC", "MKVLAT"], Rung(None))
+    one.require_memory(["MKV:AC", "MKVLAT"], FoldMode(None))
     assert needed == [(2, 5 + 25)]
 
 
-def test_what_fits_in_no_way_is_tried_in_chunks(checkpoint):
+def test_what_fits_in_no_mode_is_tried_in_chunks(checkpoint):
     one = predictor.Predictor(str(checkpoint), None, FoldSettings(memory=1e-6))
-    assert [way.chunk_size for way in one.ways(1, 1_000)] == [16]
+    assert [mode.chunk_size for mode in one.modes(1, 1_000)] == [16]
 
 
 def test_everything_fails(fold, monkeypatch):
@@ -427,7 +427,7 @@ def test_weights_that_are_not_random_are_not_called_so(fold, tmp_path):
     [
         ("taken", "not a folder; name a folder for the structures, or a .h5 file"),
         ("taken/out", "not a folder; choose another one for the output"),
-        ("mine", "holds 'thesis', which is not of `fold`; choose another place for the output"),
+        ("mine", "holds 'thesis', which `fold` did not write; choose another place for the output"),
         ("in.h5", "the input itself; name another file for the output"),
     ],
 )

@@ -22,12 +22,12 @@ from biotite.structure import BadStructureError
 
 from esm_pipeline.formats.checksums import write_digests
 from esm_pipeline.formats.records import Record, write_records
-from esm_pipeline.formats.results.writer import Entry
-from esm_pipeline.formats.structure_files import COLUMNS, read_structure
-from esm_pipeline.structure.pae import read_pae, to_angstrom
+from esm_pipeline.formats.results.layout import RecordRow
+from esm_pipeline.formats.structure_files import COLUMNS
+from esm_pipeline.structure.pae import to_angstrom
 from esm_pipeline.structure.structure import MEANINGLESS
 from esm_pipeline.tasks.fold import structures
-from tests.folded import made_up, write_arrays
+from tests.folded import made_up, read_pae, read_structure, write_arrays
 
 STRUCTURES = [made_up("MKV", seed=1), made_up("GXA", "W", seed=2), made_up("AC" * 30, seed=3)]
 ROWS = {0: 0, 2: 1, 4: 0, 1_003: 2}
@@ -57,7 +57,7 @@ def records(count: int = 1_004) -> list[Record]:
 
 @pytest.fixture
 def inputs(tmp_path):
-    entries = [Entry(NAMES[index], index, row) for index, row in ROWS.items()]
+    entries = [RecordRow(NAMES[index], index, row) for index, row in ROWS.items()]
     write_arrays(tmp_path / "in.h5", STRUCTURES, entries, [1, 0, 3])
     write_records(tmp_path / "records.tsv", records(), ["fold"])
     return tmp_path
@@ -218,7 +218,7 @@ def test_files_of_others_are_left_alone(write, inputs, esm):
     given = ("--quiet", f"--records={inputs / 'records.tsv'}", inputs / "in.h5", inputs / "out")
     code, said = esm("structures", *given)
     assert (code, len(said)) == (2, 1)
-    assert "holds 'mine.pdb', which is not of `fold`" in said[0]
+    assert "holds 'mine.pdb', which `fold` did not write" in said[0]
     assert files(inputs / "out") == ["structures/mine.pdb"]
 
 
@@ -273,7 +273,7 @@ def test_a_table_vouches_for_the_files_beside_it(write, inputs, monkeypatch):
 
 
 def test_random_weights_are_told_in_every_file(inputs, write):
-    entries = [Entry(NAMES[index], index, row) for index, row in ROWS.items()]
+    entries = [RecordRow(NAMES[index], index, row) for index, row in ROWS.items()]
     flags = json.dumps(["random_weights"])
     told = {"random_weights": "true", "flags": flags}
     write_arrays(inputs / "in.h5", STRUCTURES, entries, [1, 1, 1], **told)
@@ -290,7 +290,7 @@ def test_random_weights_are_told_in_every_file(inputs, write):
 
 def test_what_does_not_fit_into_pdb_becomes_mmcif_and_is_flagged(inputs, write):
     large = [made_up(*["G"] * 63), *STRUCTURES[1:]]
-    entries = [Entry(NAMES[index], index, row) for index, row in ROWS.items()]
+    entries = [RecordRow(NAMES[index], index, row) for index, row in ROWS.items()]
     write_arrays(inputs / "in.h5", large, entries)
     out = write()
     row = table(out)[0]
@@ -304,14 +304,17 @@ def test_what_does_not_fit_into_pdb_becomes_mmcif_and_is_flagged(inputs, write):
     ("change", "told"),
     [
         (lambda found: found[:-1], r"holds record 1003, which is not in the table"),
-        (lambda found: [found[1]._replace(index=0), *found[1:]], "the first that differs is 2"),
+        (
+            lambda found: [found[1]._replace(index=0), *found[1:]],
+            "differ from those of the table, first at record 2",
+        ),
         (
             lambda found: [*found[:3], found[2]._replace(index=3), *found[4:]],
-            "the first that differs is 3",
+            "differ from those of the table, first at record 3",
         ),
         (
             lambda found: [*found, found[0]._replace(index=1_004)],
-            "the first that differs is 1004",
+            "differ from those of the table, first at record 1004",
         ),
     ],
 )
@@ -343,7 +346,7 @@ def test_nothing_to_write(inputs, esm):
     assert (inputs / "out" / "structures").is_dir()
 
 
-def mark(job: structures.Job) -> tuple[set[int], str]:
+def mark(job: structures.WriteJob) -> tuple[set[int], str]:
     """Stands for `write_group`: slow, and leaves a mark."""
     time.sleep(0.2)
     (job.structures / str(job.group[0].first)).touch()
@@ -362,8 +365,8 @@ def test_an_error_cancels_the_folders_that_wait(tmp_path, monkeypatch):
 
     monkeypatch.setattr(structures, "write_group", mark)
     monkeypatch.setattr(structures, "progress", interrupted)
-    places = [[structures.Place(row, row, "")] for row in range(40)]
-    jobs = [structures.Job(tmp_path, one, tmp_path, tmp_path, None) for one in places]
+    places = [[structures.StoredStructure(row, row, "")] for row in range(40)]
+    jobs = [structures.WriteJob(tmp_path, one, tmp_path, tmp_path, None) for one in places]
     with pytest.raises(KeyboardInterrupt):
         structures.write_groups(jobs, 2, io.StringIO(), quiet=True)
     assert 0 < len(list(tmp_path.iterdir())) < 20

@@ -15,7 +15,7 @@ from esm_pipeline.cli import main
 from esm_pipeline.formats.records import Record, write_records
 from esm_pipeline.formats.results.saturation import Saturations
 from esm_pipeline.formats.tables import text as text_tables
-from esm_pipeline.tasks.common import pictures
+from esm_pipeline.tasks.common import report_parts
 from esm_pipeline.tasks.run import report
 from esm_pipeline.tasks.score import report as report_scores
 
@@ -158,7 +158,7 @@ def test_without_a_score_there_is_no_picture(tmp_path):
 def test_wild_types_are_not_in_the_picture(tmp_path):
     """A residue that is none of the 20 has 20 substitutions, another 19."""
     with Saturations.open(write_scores(tmp_path / "a") / "saturation.h5") as results:
-        assert report_scores.others(results, 0).size == 19 + 20
+        assert report_scores.substitution_scores(results, 0).size == 19 + 20
 
 
 def test_scores_that_are_none_are_one_line(tmp_path, capsys):
@@ -219,9 +219,9 @@ def test_principal_components_find_the_planted_plane():
     assert (points[np.abs(points).argmax(0), [0, 1]] > 0).all()
 
 
-def test_spread_is_even_and_within():
-    assert pictures.spread(5, 10).tolist() == [0, 1, 2, 3, 4]
-    many = pictures.spread(1_000_003, 2_000)
+def test_numbers_are_evenly_spaced_and_within():
+    assert report_parts.evenly_spaced(5, 10).tolist() == [0, 1, 2, 3, 4]
+    many = report_parts.evenly_spaced(1_000_003, 2_000)
     assert len(many) == 2_000
     assert (many[0], many[-1]) == (0, 1_000_002)
     assert np.diff(many).max() - np.diff(many).min() <= 1

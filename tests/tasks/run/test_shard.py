@@ -21,9 +21,10 @@ from esm_pipeline.formats.fasta import read_fasta
 from esm_pipeline.formats.records import read_records
 from esm_pipeline.settings import shard_names
 from esm_pipeline.settings.sections import CleaningSettings
-from esm_pipeline.tasks.common.sequences import open_intake
+from esm_pipeline.tasks.common.sequences import open_sequences
+from esm_pipeline.tasks.common.shards import EVEN_LENGTH
 from esm_pipeline.tasks.run import shard as module
-from esm_pipeline.tasks.run.shard import EVEN_LENGTH, deal
+from esm_pipeline.tasks.run.shard import deal
 
 MIXED = ">a\nMKV\n>b\nMKVLAA\n>c\nM-K\n>d\nmkv*\n>e\nMKVL:AA\n>f\nMKVLA\n>g\nVVV\n"
 
@@ -120,9 +121,11 @@ def test_any_number_of_shards_holds_the_same(
         names = [str(many / f"{name}.fasta") for name in shard_names(count)]
         shards = [list(read_fasta(name, allow_empty=True)) for name in names]
         whole = list(read_fasta(str(one / "00000.fasta")))
-        with open_intake(names, CleaningSettings(), Path(folder), allow_empty=True) as intake:
-            assert not any(record.notes or record.reason for record in intake.records())
-            assert intake.count == len(intake.first)
+        with open_sequences(
+            names, CleaningSettings(), Path(folder), allow_empty=True
+        ) as sequence_set:
+            assert not any(record.notes or record.reason for record in sequence_set.records())
+            assert sequence_set.count == len(sequence_set.first)
     given_ids = [header.split()[0] if header else "" for header, _ in itertools.chain(*files)]
     for record, name, (header, _) in zip(table, given_ids, itertools.chain(*files), strict=True):
         assert (record.id, record.header) == (name or f"record_{record.index}", header)
@@ -222,7 +225,7 @@ def test_impossible_numbers_of_shards(
         main(["shard", f"--shards={count}", "--out", str(tmp_path), str(fasta)])
     assert exit_.value.code == 2
     error = capsys.readouterr().err
-    assert f"argument --shards: {count!r} is no number from 1 to 100,000" in error
+    assert f"argument --shards: {count!r} is not a number from 1 to 100,000" in error
     assert error.count("\n") == 1
 
 

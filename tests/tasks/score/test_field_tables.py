@@ -177,7 +177,7 @@ def test_an_offset_of_numbers_in_a_column(esm, rotary, files):
         (["--wild-type-aa-col=p"], "--wild-type-aa-col needs --position-col and --mutant-aa-col"),
         (
             ["--position-col=p", "--mutant-aa-col=a", "--mutated-sequence-col=s"],
-            "--position-col and --mutated-sequence-col are two ways to say the same; choose one",
+            "--position-col and --mutated-sequence-col exclude each other; choose one",
         ),
     ],
 )
@@ -227,6 +227,6 @@ def test_a_table_without_column_names(esm, rotary, files, text):
     first = text.splitlines()[0].split(",")[-1]
     assert code == 2
     assert told.endswith(
-        f"in.csv: its first line has {first!a}, so it has no line of column names; add one, with "
-        "'mutant' for the column that is asked for"
+        f"in.csv: its first line has {first!a}, so it has no line of column names; add one, in "
+        "which 'mutant' names the column to read"
     )

@@ -99,7 +99,7 @@ def test_reading_it(esm, rotary, fasta, tmp_path):
         assert (len(results), results.alphabet) == (4, AMINO_ACIDS)
         assert results.strategy == "masked_marginal"
         item = results["x/../y"]
-        assert repr(item) == "Saturation(id='x/../y', index=5, length=3)"
+        assert repr(item) == "SaturatedProtein(id='x/../y', index=5, length=3)"
         assert (item.sequence, item.log_odds.shape, item.by_model) == ("MXU", (3, 20), {})
         assert np.array_equal(results[3].log_odds, results["a"].log_odds)
         assert not np.array_equal(results["b"].log_odds, results["a"].log_odds[:6])
@@ -162,7 +162,7 @@ def test_any_budget_and_block_give_the_same(
     esm, rotary, fasta, tmp_path, monkeypatch, budget, places
 ):
     esm("score", "--model", rotary, "--saturation", fasta, tmp_path / "a.h5")
-    monkeypatch.setattr(strategies, "PLACES_PLANNED", places)
+    monkeypatch.setattr(strategies, "POSITIONS_PLANNED", places)
     options = ("--token-budget", budget, "--saturation", fasta, tmp_path / "b.h5")
     esm("score", "--model", rotary, *options)
     with open_results(tmp_path / "a.h5") as one, open_results(tmp_path / "b.h5") as other:
@@ -296,5 +296,5 @@ def test_other_files_are_no_saturation(esm, rotary, fasta, tmp_path):
     esm("embed", "--model", rotary, fasta, tmp_path / "embeddings.h5")
     code, lines = esm("heatmaps", tmp_path / "embeddings.h5", tmp_path / "p")
     assert (code, len(lines)) == (2, 1)
-    assert "not of the kind of saturation.h5; check the path" in lines[0]
-    assert saturation.FORMAT == "esm-pipeline/saturation"
+    assert "holds 'esm-pipeline/embeddings'; give the path of saturation.h5" in lines[0]
+    assert saturation.Saturations.format == "esm-pipeline/saturation"

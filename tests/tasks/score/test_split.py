@@ -25,7 +25,7 @@ from esm_pipeline.formats.records import (
 )
 from esm_pipeline.formats.tables import text as text_tables
 from esm_pipeline.settings import shard_names
-from esm_pipeline.tasks.score.join import severity, write_status
+from esm_pipeline.tasks.score.join import outcomes_of_records, severity, worst_outcomes
 from tests.tasks.score.scoring import MARGINAL, OTHER, WILD_TYPE, rows_of
 
 LIKELIHOOD = "pseudo_log_likelihood"
@@ -155,11 +155,11 @@ def test_a_protein_of_several_shards_has_the_worst_outcome(tmp_path, of_shards, 
         write_records(tmp_path / f"{number}.records.tsv", [one], ["score"])
     for order in itertools.permutations(range(len(of_shards))):
         shards = [SimpleNamespace(records=tmp_path / f"{n}.records.tsv") for n in order]
-        paths = (tmp_path / "status.tsv", tmp_path / "records.tsv", tmp_path / "before.tsv")
-        write_status(*paths, shards)
+        paths = (tmp_path / "records.tsv", tmp_path / "before.tsv")
+        found = list(outcomes_of_records(*paths, worst_outcomes(shards)))
         like = [of_shards[n] for n in order if severity(of_shards[n]) == severity(expected)]
         assert expected in like
-        assert list(read_status(paths[0], "score")) == [(0, like[0])], "the first of those alike"
+        assert found == [(0, like[0])], "the first of those alike"
 
 
 def split_rows(folder: Path) -> list[list[int]]:
@@ -282,7 +282,7 @@ def test_splitting_again_leaves_nothing_of_before(tmp_path, inputs):
         (["--variants", "in.csv", "--shards=2", "--out=."], None),
         (["--variants", "00001.tsv", "--shards=2", "--out=."], "a shard would replace it"),
         (["--variants", "taken.csv", "--shards=2", "--out=o"], "has a column 'status', which is"),
-        (["--variants", "in.csv", "--shards=0", "--out=o"], "is no number from 1 to"),
+        (["--variants", "in.csv", "--shards=0", "--out=o"], "is not a number from 1 to"),
         (["--variants", "in.csv", "--shards=2", "--out=in.csv"], "not a folder"),
     ],
 )
@@ -346,7 +346,7 @@ def damage(folder: Path, what: str) -> None:
         ("an id", "shards/records.tsv: damaged, its digest is not that in digests.sha256; remove"),
         ("a longer table", "in.csv: has more rows than the shards; remove the folder and run the"),
         ("a shorter table", "in.csv: has fewer rows than the shards; remove the folder"),
-        ("other records", "status.tsv: not of the records of"),
+        ("other records", "status.tsv: does not match the records of"),
     ],
 )
 def test_join_notices_what_does_not_belong(tmp_path, rotary, inputs, capsys, what, told):

@@ -8,7 +8,7 @@ import torch
 
 from esm_pipeline import EsmForMaskedLM, EsmTokenizer, open_results
 from esm_pipeline.formats.records import read_records
-from esm_pipeline.tasks.score.variant_rows import LIKELIHOOD
+from esm_pipeline.tasks.score.variant_table import LIKELIHOOD
 from tests.tasks.conftest import TABLE
 from tests.tasks.score.scoring import MARGINAL, run
 

@@ -1,11 +1,11 @@
-"""What the parts of the report share: tables, and pictures as SVG, the same bytes each time."""
+"""What the sections of the report share: tables, and pictures as SVG, the same bytes each time."""
 
 from __future__ import annotations
 
 import html
 import io
 from collections.abc import Callable, Iterable, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
@@ -30,6 +30,15 @@ STYLE = {
     "xtick.color": GREY,
     "ytick.color": GREY,
 }
+
+
+class ReportSection(NamedTuple):
+    """What the report shows of the results of one sample."""
+
+    facts: str
+    """Sentences, as HTML."""
+    pictures: list[str]
+    """As SVG or HTML; empty ones are left out."""
 
 
 def table(columns: Sequence[str], rows: Iterable[Sequence[str]], numbers: Iterable[int]) -> str:
@@ -59,6 +68,6 @@ def svg(draw: Callable[[Axes], None]) -> str:
     return text.getvalue()[text.getvalue().index("<svg") :]
 
 
-def spread(count: int, most: int) -> Int64:
-    """At most `most` of the numbers below `count`, evenly spread, each once, ascending."""
+def evenly_spaced(count: int, most: int) -> Int64:
+    """At most `most` of the numbers below `count`, evenly spaced, each once, ascending."""
     return np.unique(np.linspace(0, count - 1, min(count, most)).astype(np.int64))

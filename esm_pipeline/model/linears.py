@@ -1,8 +1,8 @@
-"""Linear layers for inference: several over one input as one, and weights packed by oneDNN.
+"""Linear layers for inference: several layers fused into one, and weights packed by oneDNN.
 
-On the CPU, oneDNN multiplies by weights that were reordered once; PyTorch's own path would take
-another library or reorder at each call. The operators are private to PyTorch, so their presence and
-their result are probed, and without them the layers stay as they are.
+On the CPU, oneDNN multiplies by weights that are reordered once; PyTorch's own path would use
+another library or reorder in each call. The operators are private to PyTorch: whether they exist
+and compute the same is tested first, and without them the layers stay as they are.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from torch import Tensor, nn
 
 PACKAGE = __name__.split(".")[0]
 ROWS_EXPECTED = 4096
-"""Rows (tokens) the packed weights are laid out for; other numbers work as well."""
+"""Rows (tokens) for which packed weights are laid out; other numbers work as well."""
 
 
-def is_plain(layer: nn.Module, *kinds: type[nn.Module]) -> bool:
-    """Whether a layer is one of PyTorch's `kinds` (linear) or ours, and no more than its weight.
+def is_plain_layer(layer: nn.Module, *kinds: type[nn.Module]) -> bool:
+    """Whether a layer is just its weight: of one of PyTorch's `kinds` (default: linear) or ours.
 
-    With adapters, hooks, parametrizations and offloaded weights it is.
+    A layer with adapters, hooks, parametrizations or offloaded weights is not.
     """
     kinds = kinds or (nn.Linear,)
     own = type(layer) in kinds or type(layer).__module__.split(".")[0] == PACKAGE
@@ -32,35 +32,36 @@ def is_plain(layer: nn.Module, *kinds: type[nn.Module]) -> bool:
 
 
 def weight_and_bias(layer: nn.Linear) -> tuple[Tensor, Tensor | None]:
-    """Weight (out, in) and bias (out,) of what a linear layer computes, whatever stands around it.
+    """Weight (out, in) and bias (out,) of what a linear layer computes, adapters included.
 
-    For sums that are not written as `layer(x)`: of a layer that is not plain, unit vectors tell it.
+    For sums that are not written as `layer(x)`. Of a layer that is not plain, they are its outputs
+    for zeros and unit vectors.
     """
-    if is_plain(layer):
+    if is_plain_layer(layer):
         return layer.weight, layer.bias
     held = [one for one in layer.parameters() if one.is_floating_point() and not one.is_meta]
-    like = held[0] if held else torch.empty(0)  # in 8 bits, or somewhere else for now
+    like = held[0] if held else torch.empty(0)  # 8-bit or offloaded
     units = torch.eye(layer.in_features, dtype=like.dtype, device=like.device)
     bias: Tensor = layer(torch.zeros_like(units[:1]))
     return (layer(units) - bias).T, bias[0]
 
 
 class Packed(nn.Module):
-    """What has a weight that oneDNN has reordered, which only oneDNN can read.
+    """Base of modules with a weight in oneDNN's order, which only oneDNN can read.
 
-    Copies and pickles hold it plain, and reorder it when they are made or read.
+    Copying and pickling write the weight in plain order; it is reordered in the copy.
     """
 
     packed: Tensor
 
     @staticmethod
     def pack(weight: Tensor) -> Tensor:
-        """A weight (out, in) → itself, reordered."""
+        """Reorder a weight (out, in)."""
         raise NotImplementedError
 
     @staticmethod
     def unpack(packed: Tensor) -> Tensor:
-        """A reordered weight → itself, (out, in)."""
+        """A reordered weight → (out, in)."""
         return packed.to_dense()
 
     def __getstate__(self) -> dict[str, Any]:
@@ -72,8 +73,7 @@ class Packed(nn.Module):
 
 
 class PackedLinear(Packed):
-    """A linear layer with a packed weight, with an activation fused in if asked for:
-    "gelu", "relu" or "sigmoid"."""
+    """A linear layer with a packed weight; `activation` ("gelu", "relu", "sigmoid") is fused in."""
 
     def __init__(self, linear: nn.Linear | FusedLinear, activation: str = "none") -> None:
         super().__init__()
@@ -84,7 +84,7 @@ class PackedLinear(Packed):
 
     @staticmethod
     def pack(weight: Tensor) -> Tensor:
-        """(out, in), reordered."""
+        """Reorder a weight (out, in)."""
         packed: Tensor = torch.ops.mkldnn._reorder_linear_weight(weight, ROWS_EXPECTED)
         return packed
 
@@ -97,10 +97,10 @@ class PackedLinear(Packed):
 
 
 class PackedBranch(PackedLinear):
-    """A packed layer whose result is added to something of its shape, before it is rounded."""
+    """A packed layer at the end of a residual branch: the sum is computed before rounding."""
 
     def forward(self, branch: Tensor, x: Tensor) -> Tensor:  # type: ignore[override]
-        """A branch (…, in), and what it is added to (…, out) → (…, out)."""
+        """A branch (…, in) and the states (…, out) → their sum (…, out)."""
         y: Tensor = torch.ops.mkldnn._linear_pointwise.binary(
             branch, x, self.packed, self.bias, "add"
         )
@@ -108,7 +108,7 @@ class PackedBranch(PackedLinear):
 
 
 class FusedLinear(nn.Module):
-    """Linear layers over the same input as one, their outputs side by side; all biased, or none."""
+    """Several linear layers of one input as one, outputs concatenated; all have a bias or none."""
 
     def __init__(self, linears: Sequence[nn.Linear]) -> None:
         super().__init__()
@@ -118,7 +118,7 @@ class FusedLinear(nn.Module):
         self.out_features, self.in_features = self.weight.shape
 
     def reorder(self, rows: Tensor) -> None:
-        """Put the outputs in the order of `rows` (out,)."""
+        """Put the outputs in the order `rows` (out,)."""
         self.weight = frozen(self.weight[rows])
         self.bias = None if self.bias is None else frozen(self.bias[rows])
 
@@ -128,16 +128,16 @@ class FusedLinear(nn.Module):
 
 
 class FusedGate(FusedLinear):
-    """The same of gates, which have a sigmoid behind them."""
+    """Several gates of one input as one: a sigmoid follows the linear layers."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """(…, in) → (…, out), 0–1."""
+        """(…, in) → (…, out), from 0 to 1."""
         return super().forward(x).sigmoid_()
 
 
 @cache
 def can_pack(dtype: torch.dtype) -> bool:
-    """Whether this PyTorch and processor have the packed layers, and compute the same with them."""
+    """Whether this PyTorch and processor have packed layers that compute the same."""
     try:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
@@ -151,13 +151,13 @@ def can_pack(dtype: torch.dtype) -> bool:
     return bool((found.float() - expected.float()).abs().max() <= tolerance)
 
 
-def pack(module: nn.Module, name: str, activation: str = "none") -> None:
-    """Put a packed layer in place of the linear one that `module` has under `name`."""
+def pack_linear(module: nn.Module, name: str, activation: str = "none") -> None:
+    """Replace the linear layer `name` of `module` by a packed one."""
     setattr(module, name, PackedLinear(getattr(module, name), activation))
 
 
 def pack_branch(module: nn.Module) -> None:
-    """The same in place of `output` of `module`, a linear layer and what adds its result."""
+    """Replace `output` of `module`, the end of a residual branch, by a packed one."""
     module.output = PackedBranch(module.output.dense)  # type: ignore[union-attr, arg-type]
 
 

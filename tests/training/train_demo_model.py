@@ -3,14 +3,14 @@
 The data are the 20,000 sequences of `DB.fasta.gz` in Debian's package mmseqs2-examples:
 
     apt-get download mmseqs2-examples && dpkg-deb -x mmseqs2-examples_*.deb mmseqs2-examples
-    python workflow/scripts/train_demo_model.py --out demo_model \\
+    python tests/training/train_demo_model.py --out demo_model \\
         mmseqs2-examples/usr/share/doc/mmseqs2/example-data/DB.fasta.gz
 
 Held-out proteins are drawn at random; every training sequence that shares more than 2 % of its
 6-mers with one of them is dropped (proteins with 52 % identical residues share about as many).
-Training draws families evenly, and a member of each at random, as ESM-2 did with UniRef clusters:
-dozens of some proteins' relatives stand beside single ones. Same data, seed, steps and thread count
-give the same weights on the same machine.
+Training draws families evenly, and a member of each at random, as ESM-2 did with UniRef clusters,
+because some proteins have dozens of relatives in the data and others none. The same data, seed,
+steps and thread count give the same weights on the same machine.
 """
 
 from __future__ import annotations

@@ -12,7 +12,7 @@ from esm_pipeline.errors import WeightsError
 from esm_pipeline.model import EsmConfig, EsmForMaskedLM, EsmTokenizer, PackedLayout
 from esm_pipeline.model.inference.batching import CPU_TOKENS
 from esm_pipeline.settings.sections import ScoreSettings
-from esm_pipeline.tasks.score.marginals import (
+from esm_pipeline.tasks.score.forward_passes import (
     LanguageModel,
     one_masked,
     ranges,
@@ -49,7 +49,7 @@ def test_what_is_planned():
     wide = unmasked(array(0, 0, 1), array(1, 9, 2), array(5, 6, 7), array(12, 12, 5), 8)
     shown = list(zip(wide.sequence.tolist(), wide.start.tolist(), wide.stop.tolist(), strict=True))
     assert shown == [(0, 0, 8), (0, 4, 12), (1, 0, 5)]
-    assert wide.place.tolist() == [1, 9, 2]
+    assert wide.position.tolist() == [1, 9, 2]
     empty = array()
     for plan in (one_masked, unmasked):
         assert len(plan(empty, empty, empty, empty, 8)) == 0
@@ -71,7 +71,7 @@ def test_what_a_model_is_shown(model, monkeypatch):
     monkeypatch.setattr(EsmForMaskedLM, "packed_logits", packed_logits)
     passes = one_masked(array(1, 0, 0), array(2, 1, 10), array(7, 8, 9), array(5, 12, 12), 0)
     read = lambda numbers: [SEQUENCES[number] for number in numbers]  # noqa: E731
-    answers = list(model.ask(passes, read, 29))
+    answers = list(model.run_passes(passes, read, 29))
     ids = [EsmTokenizer.standard().encode_residues(one).tolist() for one in SEQUENCES]
     long, short = ids
     first, second, third = long.copy(), long.copy(), short.copy()
@@ -82,7 +82,7 @@ def test_what_a_model_is_shown(model, monkeypatch):
     assert found.sequence.tolist() == [0, 0, 1]
     assert found.wild_type.tolist() == [long[1], long[10], short[2]]
     assert (found.tokens, model.passes) == (29, 3)
-    assert [len(one.slot) for one in model.ask(passes, read, 28)] == [2, 1]
+    assert [len(one.slot) for one in model.run_passes(passes, read, 28)] == [2, 1]
 
 
 def test_batches_on_the_cpu_fit_its_caches(model, monkeypatch):
@@ -95,7 +95,7 @@ def test_batches_on_the_cpu_fit_its_caches(model, monkeypatch):
     count = 2 * CPU_TOKENS // 12
     places, same = np.resize(np.arange(1, 11), count), np.zeros(count, np.int64)
     passes = one_masked(same, places, same, same + 12, 0)
-    list(model.ask(passes, lambda numbers: [SEQUENCES[0]], 1 << 20))
+    list(model.run_passes(passes, lambda numbers: [SEQUENCES[0]], 1 << 20))
     assert sum(sizes) == 12 * count
     assert CPU_TOKENS // 2 < max(sizes) <= CPU_TOKENS
 

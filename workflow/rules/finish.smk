@@ -1,5 +1,5 @@
-# What all tasks share at the end: the final table of records, where everything came from, and the
-# verdict, which comes last so that a failed record never keeps a result from being written.
+# The end of every run: the final table of records, the report, the counts and the provenance. The
+# verdict comes last, so that a failed record never keeps a result from being written.
 rule records:
     input:
         records=f"{OUT}/{{sample}}/shards/records.tsv",
@@ -11,13 +11,14 @@ rule records:
         f"{OUT}/logs/records/{{sample}}.log",
     benchmark:
         f"{OUT}/benchmarks/records/{{sample}}.tsv"
+    localrule: True
     conda:
         "../../envs/esm.yaml"
     params:
         esm=esm,
         statuses=status_flags,
     message:
-        "records: what became of each record of sample {wildcards.sample}"
+        "records: the outcome of each record of sample {wildcards.sample}"
     shell:
         "{params.esm} aggregate records --records={input.records:q} {params.statuses}"
         " --out={output:q} 2>&1 | tee -- {log:q}"
@@ -32,6 +33,7 @@ rule report:
         f"{OUT}/logs/report.log",
     benchmark:
         f"{OUT}/benchmarks/report.tsv"
+    localrule: True
     conda:
         "../../envs/esm.yaml"
     params:
@@ -53,6 +55,7 @@ rule counts:
         f"{OUT}/logs/counts.log",
     benchmark:
         f"{OUT}/benchmarks/counts.tsv"
+    localrule: True
     conda:
         "../../envs/esm.yaml"
     params:
@@ -60,20 +63,20 @@ rule counts:
         settings=all_settings,
         names=result_names,
     message:
-        "counts: what became of all records and variants"
+        "counts: the outcomes of all records and variants"
     shell:
         "{params.esm} verdict --on-failure keep --settings={params.settings:q} --out={output:q}"
         " 2>&1 | tee -- {log:q}"
 
 
-# The last of all that is written: it has the digests of the others.
+# After all other results are written, because it contains their digests.
 rule provenance:
     input:
         fasta=list(SAMPLES.values()),
         variants=list(TABLES.values()),
         models=[f"{OUT}/{name}" for name in MODELS],
         results=RESULTS,
-        told=[f"{OUT}/report.html", f"{OUT}/verdict.txt"],
+        pages=[f"{OUT}/report.html", f"{OUT}/verdict.txt"],
     output:
         json=f"{OUT}/provenance.json",
         digest=f"{OUT}/provenance.sha256",
@@ -81,19 +84,20 @@ rule provenance:
         f"{OUT}/logs/provenance.log",
     benchmark:
         f"{OUT}/benchmarks/provenance.tsv"
+    localrule: True
     conda:
         "../../envs/esm.yaml"
     params:
         esm=esm,
         settings=all_settings,
     message:
-        "provenance: versions, model, settings, digests of the inputs and of all results"
+        "provenance: versions, models, settings, and the digests of all inputs and results"
     shell:
         "{params.esm} provenance --settings={params.settings:q} --out={output.json:q}"
         " 2>&1 | tee -- {log:q}"
 
 
-# By itself, since Snakemake removes what a failed job has written.
+# A rule of its own, because Snakemake removes the outputs of a failed job: verdict.txt has to stay.
 rule verdict:
     input:
         counts=f"{OUT}/verdict.txt",
@@ -102,11 +106,12 @@ rule verdict:
         touch(f"{OUT}/.accepted"),
     log:
         f"{OUT}/logs/verdict.log",
+    localrule: True
     conda:
         "../../envs/esm.yaml"
     params:
         accepted=".*" if settings.on_failure == "keep" else "nothing failed",
     message:
-        "verdict: whether all records could be computed, or on_failure is keep"
+        "verdict: nothing failed, or on_failure is keep"
     shell:
         "tail -n 1 -- {input.counts:q} | tee -- {log:q} | grep -qx {params.accepted:q}"

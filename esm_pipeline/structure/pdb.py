@@ -1,0 +1,99 @@
+"""Predicted structures as PDB files, written by biotite.
+
+Chains are A, B, …, residues are numbered from 1 in each chain, and B-factors are pLDDT, 0–100.
+Unknown residues have no atoms: their numbers are skipped, and SEQRES has UNK.
+"""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Iterator, Mapping
+
+from esm_pipeline.errors import InputError
+from esm_pipeline.structure import residues
+from esm_pipeline.structure.structure import (
+    CHAIN_LETTERS,
+    Structure,
+    atom_array,
+    chain_name,
+    printable,
+)
+
+MOST_RESIDUES = 9_999
+"""In one chain."""
+
+MOST_ATOMS = 99_999
+LEAST_COORDINATE, MOST_COORDINATE = -999.999, 9999.999  # Å
+REMARK = 220
+"""Number of the PDB's remark on how a theoretical model was made."""
+
+
+def pdb_problem(structure: Structure) -> str | None:
+    """Why a structure does not fit into a PDB file, or None if it does."""
+    longest, count = max(map(len, structure.sequences)), len(structure.ends)
+    atoms = len(structure.atoms[0]) + count  # the TER of each chain has a number too
+    if count > len(CHAIN_LETTERS):
+        return f"{count:,} chains, a PDB file has names for {len(CHAIN_LETTERS)}"
+    if longest > MOST_RESIDUES:
+        return f"{longest:,} residues in a chain, a PDB file has numbers for {MOST_RESIDUES:,}"
+    if atoms > MOST_ATOMS:
+        return f"{atoms:,} atoms, a PDB file has numbers for {MOST_ATOMS:,}"
+    placed = structure.positions[structure.atoms]
+    if not ((placed > LEAST_COORDINATE) & (placed < MOST_COORDINATE)).all():
+        return (
+            f"coordinates outside of {LEAST_COORDINATE} to {MOST_COORDINATE} Å, a PDB file's range"
+        )
+    return None
+
+
+def pdb_text(structure: Structure, title: str, facts: Mapping[str, str]) -> str:
+    """The text of a PDB file; its remarks are `facts`, such as the model and its settings.
+
+    Raises InputError for a structure that does not fit.
+    """
+    from biotite.structure.io.pdb import PDBFile
+
+    problem = pdb_problem(structure)
+    if problem:
+        raise InputError(f"{title}: {problem}; write it as mmCIF")
+    file = PDBFile()
+    file.set_structure(atom_array(structure))
+    lines = [*heading(title, facts), *sequence_lines(structure), *with_ends(file.lines), "END"]
+    return "".join(f"{line:<80}\n" for line in lines)
+
+
+def heading(title: str, facts: Mapping[str, str]) -> Iterator[str]:
+    """Lines of the title and the remarks."""
+    titles = wrapped(title, 68)
+    for number, part in enumerate(titles, 1):
+        yield f"TITLE   {number if number > 1 else '':>2}{' ' * (number > 1)}{part}"
+    yield "EXPDTA    THEORETICAL MODEL"
+    yield f"REMARK {REMARK}"
+    for name, value in facts.items():
+        for part in wrapped(f"{name}: {value}" if name else value, 68):
+            yield f"REMARK {REMARK} {part}"
+
+
+def wrapped(text: str, width: int) -> list[str]:
+    """`text` in printable ASCII, in lines of at most `width` characters."""
+    return textwrap.wrap(printable(text), width, drop_whitespace=True) or [""]
+
+
+def sequence_lines(structure: Structure) -> Iterator[str]:
+    """SEQRES records of all residues, including those without atoms."""
+    for chain, sequence in enumerate(structure.sequences):
+        names = [residues.NAMES[number] for number in residues.encode(sequence)]
+        for line, start in enumerate(range(0, len(names), 13), 1):
+            some = " ".join(names[start : start + 13])
+            yield f"SEQRES {line:>3} {chain_name(chain)} {len(names):>4}  {some}"
+
+
+def with_ends(lines: list[str]) -> Iterator[str]:
+    """Renumbered ATOM records, with a TER record after each chain, which has a number too."""
+    added = 0
+    for line, following in zip(lines, [*lines[1:], ""], strict=True):
+        number = int(line[6:11]) + added
+        yield f"{line[:6]}{number:>5}{line[11:]}"
+        if following[21:22] != line[21]:
+            added += 1
+            yield f"TER   {number + 1:>5}      {line[17:26]}"

@@ -1,0 +1,64 @@
+"""The outcomes of records: in status tables, and counted."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+
+from esm_pipeline.errors import InputError
+from esm_pipeline.files import blaming
+from esm_pipeline.formats.checksums import check_listed
+from esm_pipeline.formats.records import (
+    ANEW,
+    FAILED,
+    OK,
+    SKIPPED,
+    Outcome,
+    Record,
+    format_row,
+    read_records,
+    read_status,
+    status_columns,
+)
+
+NO_ROW = (-1, Outcome(""))
+
+
+def format_counts(counts: Counter[str], unit: str) -> str:
+    """The number of each status as `3 records: 2 ok, 1 skipped, 0 failed`."""
+    each = ", ".join(f"{counts[status]:,} {status}" for status in (OK, SKIPPED, FAILED))
+    return f"{counts.total():,} {unit}: {each}"
+
+
+def write_status(target: Path, task: str, outcomes: Iterable[tuple[int, Outcome]]) -> Counter[str]:
+    """Write the status table of a task, a row for each index; returns the number of each status."""
+    counts: Counter[str] = Counter()
+    with blaming(target), open(target, "w", encoding="utf-8", newline="") as handle:
+        handle.write(format_row(status_columns(task)))
+        for index, outcome in outcomes:
+            counts[outcome.status] += 1
+            handle.write(format_row([str(index), *outcome]))
+    return counts
+
+
+def with_outcomes(records: Path, statuses: Mapping[str, Path]) -> Iterator[Record]:
+    """The records of `records`, each with its outcome in every status table.
+
+    Raises InputError if a table has other records, or has changed since it was written.
+    """
+    for path in (records, *statuses.values()):
+        check_listed(path)
+    tables = {task: read_status(path, task) for task, path in statuses.items()}
+    for record in read_records(records):
+        for task, table in tables.items():
+            index, outcome = next(table, NO_ROW)
+            if index != record.index:
+                raise InputError(
+                    f"{statuses[task]}: no row for record {record.index} of {records}; {ANEW}"
+                )
+            record = record.with_outcome(task, *outcome)
+        yield record
+    for task, table in tables.items():
+        if next(table, None) is not None:
+            raise InputError(f"{statuses[task]}: has more records than {records}; {ANEW}")

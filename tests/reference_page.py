@@ -1,0 +1,198 @@
+"""The tables of the reference pages, and the same tables made from the program.
+
+`python -m tests.reference_page` brings the tables of commands, flags and config keys up to date, by
+hand: then look at the difference. No test writes a page.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any, NamedTuple
+from unittest.mock import patch
+
+from esm_pipeline.cli import main as run_command
+from esm_pipeline.settings import Settings
+from esm_pipeline.settings.sections import Section
+from esm_pipeline.tasks import COMMANDS
+
+ROOT = Path(__file__).resolve().parents[1]
+DOCS = ROOT / "workflow/docs"
+KEYS_PAGE = ROOT / "config/README.md"
+DEFAULT = re.compile(r" \(default: (.*)\)$")
+SHARED_FLAGS = re.compile(r"\(#([a-z-]+-flags)\)")
+"""A link to a table of flags that several commands share."""
+
+Row = list[str]
+
+
+class Table(NamedTuple):
+    """A Markdown table: the heading above it, the text between them, its columns and rows."""
+
+    heading: str
+    text: str
+    kind: str  # name of the first column
+    rows: list[Row]
+    lines: slice  # of the page, those of the rows
+
+    @property
+    def names(self) -> list[str]:
+        """What the heading names as code: commands or files."""
+        return re.findall("`([^`]+)`", self.heading)
+
+
+def read_tables(page: str) -> list[Table]:
+    """Return the tables of a page, in order."""
+    found: list[Table] = []
+    heading, text = "", ""
+    lines = page.splitlines()
+    for number, line in enumerate(lines):
+        if line.startswith("#"):
+            heading, text = line.lstrip("# "), ""
+        elif line.startswith("| ---"):
+            first = number + 1
+            last = next((n for n in range(first, len(lines)) if lines[n][:1] != "|"), len(lines))
+            rows = [cells_of(row) for row in lines[first:last]]
+            found.append(
+                Table(heading, text, cells_of(lines[number - 1])[0], rows, slice(first, last))
+            )
+        elif not line.startswith("|"):
+            text += line + "\n"
+    return found
+
+
+def cells_of(line: str) -> Row:
+    """Return the cells of a line of a table."""
+    return [cell.strip().replace("\\|", "|") for cell in re.split(r"(?<!\\)\|", line)[1:-1]]
+
+
+def line_of(row: Iterable[str]) -> str:
+    """Return the line of a table that has these cells."""
+    return "|" + "|".join(f" {cell} ".replace("|", "\\|") for cell in row).replace("  ", " ") + "|"
+
+
+def code(text: str) -> str:
+    """Return text as Markdown code, and nothing as nothing."""
+    return f"`{text}`" if text else ""
+
+
+# What the program says.
+
+
+class CapturedError(Exception):
+    """Carries a parser out of the command line."""
+
+
+def parser_of(command: str) -> argparse.ArgumentParser:
+    """Return the parser that a command reads its arguments with."""
+
+    def capture(parser: argparse.ArgumentParser, *_: Any) -> None:
+        raise CapturedError(parser)
+
+    with patch.object(argparse.ArgumentParser, "parse_args", capture):
+        try:
+            run_command([command])
+        except CapturedError as captured:
+            return captured.args[0]
+    raise AssertionError(f"{command} reads no arguments")
+
+
+def argument_rows(parser: argparse.ArgumentParser) -> list[Row]:
+    """Return argument, default and meaning of each argument of a parser, as `--help` shows them."""
+    formatter = parser.formatter_class(parser.prog)
+    rows = []
+    for action in parser._actions:
+        if isinstance(action, argparse._HelpAction | argparse._SubParsersAction):
+            continue
+        meaning = (action.help or "").replace("%%", "%")
+        default = found[1] if (found := DEFAULT.search(meaning)) else ""
+        default = "required" if is_required(action) else code(default.replace("None", ""))
+        name = formatter._format_action_invocation(action)
+        rows.append([code(name), default, DEFAULT.sub("", meaning)])
+    return rows
+
+
+def is_required(action: argparse.Action) -> bool:
+    """Whether a command fails without the argument."""
+    return action.required and action.nargs != argparse.ZERO_OR_MORE
+
+
+def subparsers_of(parser: argparse.ArgumentParser) -> dict[str, argparse.ArgumentParser]:
+    """Return the parsers of a command's own commands, by name."""
+    groups = [one for one in parser._actions if isinstance(one, argparse._SubParsersAction)]
+    return {name: inner for group in groups for name, inner in group.choices.items()}
+
+
+@cache
+def commands() -> dict[str, list[Row]]:
+    """Return the arguments of each command, and of `aggregate embed` and the like."""
+    found: dict[str, list[Row]] = {}
+    for command in COMMANDS:
+        parser = parser_of(command)
+        inner = subparsers_of(parser)
+        own = argument_rows(parser)
+        if own or not inner:
+            found[command] = own
+        found |= {f"{command} {name}": argument_rows(one) for name, one in inner.items()}
+    return found
+
+
+def config_rows(section: type[Section] = Settings, prefix: str = "") -> Iterator[Row]:
+    """Yield key, default and meaning of each key of the config file."""
+    for name, field in section.model_fields.items():
+        inner = field.annotation
+        if isinstance(inner, type) and issubclass(inner, Section):
+            yield from config_rows(inner, f"{prefix}{name}.")
+        else:
+            yield [
+                code(prefix + name),
+                code(json.dumps(field.get_default())),
+                field.description or "",
+            ]
+
+
+# What the pages should say.
+
+
+def shared_by(table: Table, tables: Sequence[Table]) -> list[Table]:
+    """Return the tables of shared flags that the text above `table` links to."""
+    linked = SHARED_FLAGS.findall(table.text)
+    return [one for one in tables if one.heading.lower().replace(" ", "-") in linked]
+
+
+def expected_rows(table: Table, tables: Sequence[Table]) -> list[Row]:
+    """Return the rows that a table of commands, flags or keys should have; others as they are."""
+    if table.kind == "command":
+        return [[f"[`{name}`](#{name})", command.help] for name, command in COMMANDS.items()]
+    if table.kind == "key" and table.heading == "Keys":
+        return [*config_rows()]
+    if table.kind != "argument":
+        return table.rows
+    if table.names:
+        shared = {row[0] for one in shared_by(table, tables) for row in one.rows}
+        return [row for row in commands()[table.names[0]] if row[0] not in shared]
+    user = next(one for one in tables if table in shared_by(one, tables))
+    arguments = {row[0] for row in table.rows}
+    return [row for row in commands()[user.names[0]] if row[0] in arguments]
+
+
+def updated(page: str) -> str:
+    """Return the page with the rows that its tables should have."""
+    lines, tables = page.splitlines(), read_tables(page)
+    for table in reversed(tables):
+        lines[table.lines] = map(line_of, expected_rows(table, tables))
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    """Bring the pages up to date."""
+    for path in (*DOCS.glob("*.md"), KEYS_PAGE):
+        path.write_text(updated(path.read_text(encoding="utf-8")), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
