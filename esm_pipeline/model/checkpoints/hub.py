@@ -204,7 +204,7 @@ def locate(name: str, **options: Any) -> Location:
 
 
 def locate_config(name: str, **options: Any) -> Location:
-    """The same, also for a file of settings, whatever its name."""
+    """The same; `name` may also be a JSON file of settings."""
     if name.endswith(".json") and os.path.isfile(name):
         return Location(name, Path(name).parent, options, file=Path(name))
     return locate(name, **options)
@@ -287,7 +287,7 @@ def step_folders(path: Path) -> dict[int, str]:
     return {int(match[1]): name for name, match in found.items() if match}
 
 
-def find_files(name: str, files: Iterable[str], **options: Any) -> dict[str, Path]:
+def find_files(name: str, files: Sequence[str], **options: Any) -> dict[str, Path]:
     """Name → path of those of `files`, none of them weights, that the checkpoint `name` has.
 
     What an adapter lacks is taken from its base model. Raises WeightsError.
