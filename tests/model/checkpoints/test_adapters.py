@@ -336,7 +336,7 @@ def test_unmerged_weights_are_named(prefix: bool, tmp_path: Path) -> None:
     state = {key: tensor.clone() for key, tensor in inner.state_dict().items()}
     save_file(state, tmp_path / "model.safetensors")
     base().config.save_pretrained(tmp_path)
-    message = "of a model with an adapter of peft that is not merged; merge it with peft"
+    message = "belongs to an adapter of peft that is not merged; merge it with peft"
     with pytest.raises(WeightsError, match=message):
         EsmForMaskedLM.from_pretrained(tmp_path)
     with pytest.raises(WeightsError, match=message):
