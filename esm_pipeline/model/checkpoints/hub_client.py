@@ -48,7 +48,7 @@ def snapshot(name: str, files: Sequence[str], **options: Any) -> Path:
             raise WeightsError(not_in_cache(name, options))
         return held
     pinned = COMMIT.fullmatch(options.get("revision") or "")
-    problem = None if pinned and held else unreachable(name, options)
+    problem = None if pinned and held else why_unreachable(name, options)
     if problem is not None:
         if held is None:
             raise explained(name, problem, options, first=True) from None
@@ -95,7 +95,7 @@ def is_offline(options: dict[str, Any]) -> bool:
     return bool(options.get("local_files_only") or constants.HF_HUB_OFFLINE)
 
 
-def unreachable(name: str, options: dict[str, Any]) -> Exception | None:
+def why_unreachable(name: str, options: dict[str, Any]) -> Exception | None:
     """Why the hub does not answer a first request about a model; None if it does."""
     from huggingface_hub import HfApi
 
