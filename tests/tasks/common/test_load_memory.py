@@ -22,7 +22,7 @@ PROGRAM = """
 import json, sys
 from pathlib import Path
 import torch
-from esm_pipeline.model import optimize
+from esm_pipeline.model.inference import optimize
 from esm_pipeline.model.linears import can_pack
 from esm_pipeline.model.inference.int8 import can_quantize
 from esm_pipeline.settings.sections import StrategySettings
