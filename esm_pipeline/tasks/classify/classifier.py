@@ -39,6 +39,7 @@ from esm_pipeline.model.checkpoints.loading import class_of, open_entries
 from esm_pipeline.model.inference.batching import pack, residue_states
 from esm_pipeline.model.inference.windows import SPECIAL_TOKENS
 from esm_pipeline.settings.sections import CLASSIFIERS, ClassifySettings, texts
+from esm_pipeline.tasks.classify.classes import TASK
 from esm_pipeline.tasks.common.compute import ArrayRunner, BatchArrays
 from esm_pipeline.tasks.common.runner import software
 
@@ -58,7 +59,7 @@ class Classifier(ArrayRunner[WithClasses]):
     without a classifier or with unusable labels, InputError if it contradicts `settings.of`.
     """
 
-    task = "classify"
+    task = TASK
     settings: ClassifySettings
 
     def __init__(self, name: str, revision: str | None, settings: ClassifySettings) -> None:

@@ -122,14 +122,14 @@ def settings_of(args: argparse.Namespace) -> Settings:
     return load_settings(values, "--settings")
 
 
-def other_files(settings: Settings, folder: Path) -> list[str]:
+def files_of_other_runs(settings: Settings, folder: Path) -> list[str]:
     """What is in `folder` and not among the results of the run."""
     return list(not_of_this_run(folder, settings.models(), settings.results(), settings.tasks))
 
 
 def note_on_others(settings: Settings, folder: Path) -> str:
     """A sentence that names other files in `folder`; empty if there are none."""
-    found = list(map(shown, other_files(settings, folder)))
+    found = list(map(shown, files_of_other_runs(settings, folder)))
     if not found:
         return ""
     names = ", ".join(found[:MOST_OTHERS])

@@ -74,7 +74,7 @@ def run(args: argparse.Namespace) -> int:
     if facts:
         check.results(facts, quiet=args.quiet)
     if not args.quiet:
-        for name in other_files(args.folder, facts) if facts else ():
+        for name in files_of_other_runs(args.folder, facts) if facts else ():
             print(f"{shown(str(args.folder / name))}: not of this run")
         differing = f"{check.different:,}" if check.different else "none"
         verb = "differ" if check.different > 1 else "differs"
@@ -210,7 +210,7 @@ def files_of(facts: dict[str, Any]) -> Iterator[ListedFile]:
             yield ListedFile(str(place), str(result["sha256"]), str(place))
 
 
-def other_files(folder: Path, facts: dict[str, Any]) -> Iterator[str]:
+def files_of_other_runs(folder: Path, facts: dict[str, Any]) -> Iterator[str]:
     """What is in the folder and not among the results of the run."""
     samples = {}
     for sample, contents in facts["samples"].items():
