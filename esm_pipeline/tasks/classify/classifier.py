@@ -69,7 +69,7 @@ class Classifier(ArrayRunner[WithClasses]):
         self.of = CLASSIFIERS[name]
         if settings.of not in ("auto", self.of):
             raise InputError(
-                f"{setting('classify.of')} is '{settings.of}', but {self.checkpoint.name} is of "
+                f"{setting('classify.of')} is '{settings.of}', but {self.checkpoint.name} is an "
                 f"{name}; set {setting('classify.of')} to {self.of}"
             )
         self.problem = problem_of(self.config)
@@ -144,7 +144,7 @@ def class_name(checkpoint: Checkpoint, config: EsmConfig) -> str:
             return name
     found = class_of(open_entries(checkpoint.weight_files))
     if found not in CLASSIFIERS:
-        raise WeightsError(f"{checkpoint.name}: has no classifier, but is of {found}; {REMEDY}")
+        raise WeightsError(f"{checkpoint.name}: has no classifier, it is an {found}; {REMEDY}")
     return found
 
 

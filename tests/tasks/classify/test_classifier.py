@@ -62,12 +62,12 @@ def test_the_head_tells_where_the_config_does_not(
         (
             "EsmForMaskedLM",
             (),
-            "has no classifier, being of EsmForMaskedLM; give a checkpoint",
+            "has no classifier, it is an EsmForMaskedLM; give a checkpoint",
         ),
         (
             "EsmModel",
             (),
-            "has no classifier, being of EsmModel; give a checkpoint",
+            "has no classifier, it is an EsmModel; give a checkpoint",
         ),
         (RESIDUE, ("--of=sequences",), "--of is 'sequences', but "),
         (SEQUENCE, ("--of=residues",), "(tmp); set --of to sequences"),
@@ -78,7 +78,7 @@ def test_checkpoints_of_other_heads(
     capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
     save(model, name)
-    message = message.replace("(tmp)", f"{model} is of {name}")
+    message = message.replace("(tmp)", f"{model} is an {name}")
     assert message in refused(capsys, model, fasta, tmp_path / "o.tsv", *flags)
     assert main(["download", f"--model={model}", "classify", *flags]) == 2
     assert message in capsys.readouterr().err

@@ -340,8 +340,8 @@ def replace(name, old, new):
         (lose_a_record, "record 4 ('middle') is in no shard of"),
         (lose_a_row, "sequences that are ok have no row"),
         (repeat_a_shard, "a sequence is in two shards"),
-        (not_a_shard, "00002.records.tsv: record 0 is not of a shard of 'embed'"),
-        (another_input, "they are of another input"),
+        (not_a_shard, "00002.records.tsv: record 0 does not belong to a shard of 'embed'"),
+        (another_input, "they belong to another input"),
     ],
 )
 def test_what_does_not_fit_is_named(embedded, esm, damage, message):
