@@ -74,7 +74,8 @@ class ShardResults:
             known = outcome is not None and outcome.status in CODES
             if outcome is None or digest is None or not (known and PLACE.fullmatch(record.id)):
                 raise InputError(
-                    f"{table}: record {record.index} does not belong to a shard of '{self.task}'; {AGAIN}"
+                    f"{table}: record {record.index} does not belong to a shard of "
+                    f"'{self.task}'; {AGAIN}"
                 )
             yield int(record.id), digest, outcome
 
