@@ -107,8 +107,8 @@ def test_a_classifier_is_not_made_up(
             "single_label_classification",
             "whose probability is always 1; set problem_type",
         ),
-        ({0: "a", 1: "a"}, None, "label 'a' stands twice in id2label; rename one"),
-        ({0: "a;b", 1: "c"}, MULTI, "label 'a;b' in id2label has a ';', which parts several"),
+        ({0: "a", 1: "a"}, None, "label 'a' appears twice in id2label; rename one"),
+        ({0: "a;b", 1: "c"}, MULTI, "label 'a;b' in id2label has a ';', which separates several"),
         ({1: "a", 2: "b"}, None, "has 2 labels, but not for the numbers from 0 to 1; give each"),
     ],
 )

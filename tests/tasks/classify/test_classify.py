@@ -213,7 +213,9 @@ def test_a_table_of_other_records_is_refused(
     asked = [f"--records={tmp_path / told}", str(tmp_path / results), str(tmp_path / "o.tsv")]
     assert main(["classes", *asked]) == 2
     (line,) = capsys.readouterr().err.splitlines()
-    assert "its records are not those of --records that are ok; give those of the same run" in line
+    assert (
+        "its records are not those of --records that are ok; give the table of the same run" in line
+    )
     assert not (tmp_path / "o.tsv").exists()
 
 
