@@ -1,7 +1,7 @@
-"""Write what was said of sequences or residues as a table, from the HDF5 that `classify` wrote.
+"""Write classes of sequences or residues as a table, from the HDF5 that `classify` wrote.
 
-Of sequences, a row for every record of `--records`, with its status and reason; without it, for
-those that are ok. Of residues, a row for each one.
+For sequences, the table has a row for every record of `--records`, with status and reason, or else
+for every record that is ok. For residues, it has a row for each residue.
 """
 
 from __future__ import annotations
@@ -33,16 +33,20 @@ RESIDUE = [
     *(Column("id", "text"), Column("index", "whole")),
     *(Column("position", "whole"), Column("residue", "text")),
 ]
-"""Columns before those of what the model says."""
+"""Columns before those of the model's results."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the flags of `classes`."""
-    parser.add_argument("results", type=Path, metavar="CLASSES.h5", help="what `classify` wrote")
-    parser.add_argument("output", type=Path, metavar="OUT", help="a .tsv, .csv or .parquet")
+    parser.add_argument(
+        "results", type=Path, metavar="CLASSES.h5", help="HDF5 that `classify` wrote"
+    )
+    parser.add_argument(
+        "output", type=Path, metavar="OUT", help="file to write: .tsv, .csv or .parquet"
+    )
     parser.add_argument("--records", type=Path, help="records.tsv of the same input")
     parser.add_argument(
-        "--status", type=Path, help="status table of `classify`, if --records does not have it"
+        "--status", type=Path, help="status table of `classify`, if --records has no outcomes of it"
     )
     add_flags(parser, LabelSettings)
 
@@ -72,10 +76,10 @@ def run(args: argparse.Namespace) -> int:
 def write_table(
     target: Path, suffix: str, source: Path, records: Iterable[Record] | None, threshold: float
 ) -> None:
-    """Write the results at `source` as a table of the kind that `suffix` names.
+    """Write the results at `source` as a table of the format that `suffix` names.
 
-    `records` are those of the input, with what became of them. Raises InputError if they are not
-    those of the results, or these are of another task.
+    `records` are those of the input with their outcomes. Raises InputError if they do not belong to
+    the results, or the results are of another task.
     """
     with open_results(source) as results:
         if not isinstance(results, Classes):
@@ -85,13 +89,13 @@ def write_table(
             if isinstance(results, ResidueClasses):
                 write_residues(writer, results, threshold)
             else:
-                write_records(writer, results, rows_of(results, records), threshold)
+                write_sequences(writer, results, rows_of(results, records), threshold)
 
 
 def rows_of(
     results: Classes, records: Iterable[Record] | None
 ) -> Iterator[tuple[int, str, Outcome]]:
-    """Index, id and outcome of all `records`, or of those that have results."""
+    """Index, id and outcome of all `records`, or else of those that have results."""
     if records is None:
         for index, name in zip(results.index.tolist(), results.ids, strict=True):
             yield index, name, Outcome(OK)
@@ -99,19 +103,19 @@ def rows_of(
     for record in records:
         if TASK not in record.outcomes:
             raise InputError(
-                f"--records: says nothing of '{TASK}'; give the status table as well, or the "
-                "records.tsv beside the results"
+                f"--records: has no outcomes of '{TASK}'; give the status table as well, or the "
+                "records.tsv next to the results"
             )
         yield record.index, record.id, record.outcomes[TASK]
 
 
-def write_records(
+def write_sequences(
     writer: Writer,
     results: Classes,
     rows: Iterator[tuple[int, str, Outcome]],
     threshold: float,
 ) -> None:
-    """A row for each record; one that has no results has empty cells."""
+    """Write a row for each record, with empty cells if it has no results."""
     done, values = 0, results.mapped()
     while block := list(islice(rows, BLOCK)):
         index, names, outcomes = zip(*block, strict=True)
@@ -121,30 +125,30 @@ def write_records(
         if not np.array_equal(results.index[done:stop], np.array(index)[ok]):
             raise mismatch(results)
         cells = results.cells(values[results.row[done:stop]], threshold)
-        told = [spread(column, ok) for column in cells]
-        writer.write(None, [index, names, statuses, reasons, *told])
+        columns = [fill_missing(column, ok) for column in cells]
+        writer.write(None, [index, names, statuses, reasons, *columns])
         done = stop
     if done < len(results):
         raise mismatch(results)
 
 
 def mismatch(results: Classes) -> InputError:
-    """The error that results and records do not belong together."""
+    """The error for results and records that do not belong together."""
     return InputError(
-        f"{results.path}: its records are not those of --records that are ok; give those of the "
-        "same run"
+        f"{results.path}: its records are not those of --records that are ok; give the table of "
+        "the same run"
     )
 
 
-def spread(column: Any, ok: Bool) -> list[Any]:
-    """The cells of a column where rows are `ok`, missing ones elsewhere."""
+def fill_missing(column: Any, ok: Bool) -> list[Any]:
+    """The cells of a column in the rows that are `ok`, missing values in the others."""
     missing = "" if isinstance(column, list) else np.float32("nan")
     cells = iter(column)
     return [next(cells) if one else missing for one in ok.tolist()]
 
 
 def write_residues(writer: Writer, results: ResidueClasses, threshold: float) -> None:
-    """A row for each residue of each record."""
+    """Write a row for each residue of each record."""
     values = results.mapped()
     for index, name, row in zip(
         results.index.tolist(), results.ids, results.row.tolist(), strict=True

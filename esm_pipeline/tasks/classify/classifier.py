@@ -1,8 +1,9 @@
-"""Sequences to what a classifier says of them: one packed pass of the model for each batch.
+"""Sequences to the results of a classifier: one packed pass of the model for each batch.
 
-The checkpoint tells its class, the names of its labels, and by `problem_type` whether they exclude
-each other (softmax), may come together (sigmoid), or are values. Peer: transformers 4.37.2, whose
-losses read `problem_type` the same way; unset, one label is a value, several exclude each other.
+The checkpoint gives its class, the names of its labels, and in `problem_type` whether the labels
+exclude each other (softmax), can occur together (sigmoid), or are values. Peer: transformers
+4.37.2, whose losses read `problem_type` the same way; if it is not set, one label is a value, and
+several exclude each other.
 """
 
 from __future__ import annotations
@@ -54,7 +55,7 @@ class Classifier(ArrayRunner[WithClasses]):
     """A checkpoint with a classifier; `load` it before the first batch.
 
     `of` is what it classifies, "sequences" or "residues". Raises WeightsError for a checkpoint
-    without one, or with labels that cannot be told apart; InputError if `settings.of` is another.
+    without a classifier or with unusable labels, InputError if it contradicts `settings.of`.
     """
 
     task = "classify"
@@ -86,7 +87,7 @@ class Classifier(ArrayRunner[WithClasses]):
 
     @property
     def arrays(self) -> list[Array]:
-        """What is stored, as datasets."""
+        """The arrays to store, as datasets."""
         width = (len(self.labels),)
         if self.of == "sequences":
             return [Array(array_name(self.problem), "sequence", width, "<f4")]
@@ -95,7 +96,7 @@ class Classifier(ArrayRunner[WithClasses]):
 
     @property
     def attributes(self) -> dict[str, str]:
-        """How the results were made: what the file says of itself."""
+        """How the results were made: the attributes of the file."""
         kind = Classes if self.of == "sequences" else ResidueClasses
         return {
             "format": kind.format,
@@ -112,51 +113,51 @@ class Classifier(ArrayRunner[WithClasses]):
         tokens, layout = pack(sequences, self.tokenizer, self.device)
         with self.timed():
             logits = self.model.packed_logits(tokens, layout).float()
-        found, units = BatchArrays(), [1] * len(sequences)
+        results, units = BatchArrays(), [1] * len(sequences)
         if self.of == "residues":
             logits = residue_states(logits, layout)
             units = [length - SPECIAL_TOKENS for length in layout.lengths]
             letters = "".join(sequences).encode()
-            found.values[SEQUENCE] = np.frombuffer(letters, "S1")
-        found.add(array_name(self.problem), activated(logits, self.problem), units)
-        return found
+            results.values[SEQUENCE] = np.frombuffer(letters, "S1")
+        results.add(array_name(self.problem), activated(logits, self.problem), units)
+        return results
 
 
 def activated(logits: Tensor, problem: str) -> Tensor:
-    """(N, K) logits as probabilities, or as they are if they are values."""
+    """(N, K) logits as probabilities, or unchanged if they are values."""
     if problem == REGRESSION:
         return logits
     return logits.sigmoid() if problem == MULTI_LABEL else logits.softmax(-1)
 
 
 def class_name(checkpoint: Checkpoint, config: EsmConfig) -> str:
-    """The class of a classifier: that of its config, else what the keys of its head make it.
+    """The class of a classifier by its config, or else by the keys of its head.
 
-    Raises WeightsError if it is none.
+    Raises WeightsError if it is not a classifier.
     """
-    told = config.architectures if isinstance(config.architectures, list) else []
+    names = config.architectures if isinstance(config.architectures, list) else []
     adapter = Adapter.of(checkpoint)
-    told = told if adapter is None else [*adapter.settings().get("architectures", ()), *told]
-    for name in told:
+    names = names if adapter is None else [*adapter.settings().get("architectures", ()), *names]
+    for name in names:
         if isinstance(name, str) and name in CLASSIFIERS:
             return name
     found = class_of(open_entries(checkpoint.weight_files))
     if found not in CLASSIFIERS:
-        raise WeightsError(f"{checkpoint.name}: has no classifier, being of {found}; {REMEDY}")
+        raise WeightsError(f"{checkpoint.name}: has no classifier, but is of {found}; {REMEDY}")
     return found
 
 
 def problem_of(config: EsmConfig) -> str:
-    """The problem type; where it is not set, that which the number of labels stands for."""
+    """The problem type; if it is not set, it follows from the number of labels."""
     return config.problem_type or (REGRESSION if config.num_labels == 1 else SINGLE_LABEL)
 
 
 def labels_of(config: EsmConfig, problem: str) -> list[str]:
     """The names of the labels, in their order.
 
-    Raises WeightsError for numbers that are not 0, 1, …, for a name that is no text on one line, or
-    has the ';' that parts several, for one that stands twice, and for one that has no other beside
-    it to exclude, whose probability would always be 1.
+    Raises WeightsError for numbers that are not 0, 1, …; for a name that is empty, not printable,
+    given twice, or has the ';' that separates several labels; and for a single label with a
+    softmax, whose probability would always be 1.
     """
     names = config.id2label
     if sorted(names) != list(range(len(names))):
@@ -179,9 +180,9 @@ def labels_of(config: EsmConfig, problem: str) -> list[str]:
             )
         if problem == MULTI_LABEL and BETWEEN in label:
             raise WeightsError(
-                f"config: label {label!a} in id2label has a '{BETWEEN}', which parts several "
-                "labels; rename it"
+                f"config: label {label!a} in id2label has a '{BETWEEN}', which separates "
+                "several labels; rename it"
             )
         if counts[label] > 1:
-            raise WeightsError(f"config: label {label!a} stands twice in id2label; rename one")
+            raise WeightsError(f"config: label {label!a} appears twice in id2label; rename one")
     return labels

@@ -1,4 +1,4 @@
-"""Classes on the report: how many sequences or residues are of each, or how values are spread."""
+"""Classes in the report: counts of labels, or distributions of values."""
 
 from __future__ import annotations
 
@@ -24,37 +24,37 @@ from esm_pipeline.tasks.common.report_parts import BLUE, ReportSection, svg
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-BARS = 12  # labels in a picture, at most
-HISTOGRAMS = 6  # values of several that get a picture, at most
+BARS = 12  # most labels in a picture
+HISTOGRAMS = 6  # most values that get a picture
 BLOCK = 1 << 16
-LONGEST = 24  # letters of a label
+LONGEST = 24  # most letters of a label
 
 
 def classes_section(path: Path) -> ReportSection:
-    """What the classes of a sample, of sequences or residues, are, with their numbers."""
+    """The classes of the sequences or residues of a sample, and how many have each."""
     kind = ResidueClasses if path.name == "residue_classes.h5" else Classes
     with kind.open(path) as results:
         return ReportSection(facts(results), pictures(results))
 
 
 def facts(results: Classes) -> str:
-    """Two sentences: how many, by which model."""
-    told = {name: html.escape(str(value)) for name, value in results.attributes.items()}
+    """Two sentences: how many were classified, by which model."""
+    origin = {name: html.escape(str(value)) for name, value in results.attributes.items()}
     return (
         f"{len(results.mapped()):,} {unit(results)} of {len(results):,} records classified. Model "
-        f"<code>{told['model']}</code>, weights <code>{told['weights_sha256'][:16]}</code>, "
-        f"{told['dtype']}."
+        f"<code>{origin['model']}</code>, weights <code>{origin['weights_sha256'][:16]}</code>, "
+        f"{origin['dtype']}."
     )
 
 
 def unit(results: Classes) -> str:
-    """What is counted: a sequence that is there twice counts once."""
+    """What is counted: equal sequences count once."""
     what = "residues" if isinstance(results, ResidueClasses) else "sequences"
     return f"different {what}" if what == "sequences" else f"{what} of different sequences"
 
 
 def pictures(results: Classes) -> list[str]:
-    """A bar for each label, or a histogram of each value, as SVG; none where there is nothing."""
+    """A bar for each label, or a histogram for each value, as SVG; none without results."""
     values = results.mapped()
     if not len(values):
         return []
@@ -68,7 +68,7 @@ def pictures(results: Classes) -> list[str]:
 
 
 def counts_of(results: Classes) -> Int64:
-    """(K,) how many are of each label."""
+    """(K,) how many have each label."""
     p, counts = results.mapped(), np.zeros(len(results.labels), np.int64)
     for start in range(0, len(p), BLOCK):
         block = p[start : start + BLOCK]
@@ -80,7 +80,7 @@ def counts_of(results: Classes) -> Int64:
 
 
 def draw_bars(axes: Axes, results: Classes, counts: Int64) -> None:
-    """The commonest labels, from the top."""
+    """Draw the most common labels, from the top."""
     order = np.argsort(-counts, kind="stable")[:BARS]
     drawn = axes.barh(range(len(order)), counts[order], height=0.6, color=BLUE)
     axes.bar_label(drawn, labels=[f"{count:,}" for count in counts[order].tolist()], padding=3)
@@ -94,14 +94,14 @@ def draw_bars(axes: Axes, results: Classes, counts: Int64) -> None:
 
 
 def draw_values(axes: Axes, values: Float32, name: str, what: str) -> None:
-    """How many have which value."""
+    """Draw the distribution of a value."""
     axes.hist(values, bins=50, color=BLUE, edgecolor="white", linewidth=0.3)
     axes.set(xlabel=tick(name), ylabel=what, title="Values")
     axes.yaxis.set_major_formatter("{x:,.0f}")
 
 
 def tick(label: str) -> str:
-    """A label as matplotlib takes it: no mathematics between dollars, and not too long."""
+    """A label for matplotlib: dollars do not begin mathematics, and long ones are cut."""
     text = shown(label)
     cut = text if len(text) <= LONGEST else text[: LONGEST - 1] + "…"
     return cut.replace("$", r"\$")

@@ -22,7 +22,7 @@ from esm_pipeline.tasks.common.runner import software
 
 
 class Encoder(ArrayRunner[EsmModel]):
-    """A checkpoint and what is wanted of it; `load` it before the first batch.
+    """A checkpoint and the representations to compute; `load` it before the first batch.
 
     Raises InputError for a layer that does not exist, WeightsError for an unusable checkpoint.
     """
@@ -40,31 +40,31 @@ class Encoder(ArrayRunner[EsmModel]):
         self.layers = sorted({layer % (count + 1) for layer in settings.layers})
 
     def check_missing(self, missing: Collection[str]) -> None:
-        """Raise WeightsError for contacts without a regression of them."""
+        """Raise WeightsError for contacts without the weights of their regression."""
         if missing and "contacts" in self.settings.include:
             raise WeightsError(
                 f"{self.checkpoint.name}: no '{min(missing)}', and without it contacts mean "
-                "nothing; put its contact regression beside it, or leave contacts out"
+                "nothing; put the file of its contact regression next to it, or leave contacts out"
             )
 
     @property
     def arrays(self) -> list[Array]:
-        """What is stored, as datasets."""
+        """The arrays to store, as datasets."""
         width, include = self.config.hidden_size, self.settings.include
         residue = np.dtype(self.settings.residue_dtype).str
-        found = [Array("contacts", "pair", (), "<f2")] if "contacts" in include else []
+        arrays = [Array("contacts", "pair", (), "<f2")] if "contacts" in include else []
         for layer in self.layers:
             if "mean" in include:
-                found.append(Array(f"mean/{layer}", "sequence", (width,), "<f4"))
+                arrays.append(Array(f"mean/{layer}", "sequence", (width,), "<f4"))
             if "bos" in include:
-                found.append(Array(f"bos/{layer}", "sequence", (width,), "<f4"))
+                arrays.append(Array(f"bos/{layer}", "sequence", (width,), "<f4"))
             if "residue" in include:
-                found.append(Array(f"residue/{layer}", "residue", (width,), residue))
-        return found
+                arrays.append(Array(f"residue/{layer}", "residue", (width,), residue))
+        return arrays
 
     @property
     def attributes(self) -> dict[str, str]:
-        """How the results were made: what the file says of itself."""
+        """How the results were made: the attributes of the file."""
         return {
             "format": FORMAT,
             **self.origin,
@@ -79,25 +79,25 @@ class Encoder(ArrayRunner[EsmModel]):
         tokens, layout = pack(sequences, self.tokenizer, self.device)
         layers = self.layers if {"mean", "bos", "residue"} & {*include} else []
         with self.timed():
-            found = self.model.represent(tokens, layout, layers, contacts="contacts" in include)
+            output = self.model.represent(tokens, layout, layers, contacts="contacts" in include)
         lengths = [length - SPECIAL_TOKENS for length in layout.lengths]
-        embedded = BatchArrays()
-        for layer, hidden in found.hidden.items():
+        arrays = BatchArrays()
+        for layer, hidden in output.hidden.items():
             if "mean" in include:
-                embedded.add(f"mean/{layer}", residue_means(hidden, layout), [1] * len(lengths))
+                arrays.add(f"mean/{layer}", residue_means(hidden, layout), [1] * len(lengths))
             if "bos" in include:
-                embedded.add(f"bos/{layer}", hidden[layout.firsts].float(), [1] * len(lengths))
+                arrays.add(f"bos/{layer}", hidden[layout.firsts].float(), [1] * len(lengths))
             if "residue" in include:
                 states, dtype = residue_states(hidden, layout), self.settings.residue_dtype
-                embedded.add(f"residue/{layer}", states, lengths, getattr(torch, dtype))
-        if found.contacts is not None:
-            contacts = torch.cat([one.flatten() for one in found.contacts])
-            embedded.add("contacts", contacts, [length**2 for length in lengths], torch.float16)
-        return embedded
+                arrays.add(f"residue/{layer}", states, lengths, getattr(torch, dtype))
+        if output.contacts is not None:
+            contacts = torch.cat([one.flatten() for one in output.contacts])
+            arrays.add("contacts", contacts, [length**2 for length in lengths], torch.float16)
+        return arrays
 
 
 def residue_means(hidden: Tensor, layout: PackedLayout) -> Tensor:
-    """(T, D) → (B, D) float32: means over the residues, BOS and EOS left out."""
+    """(T, D) → (B, D) float32: means over the residues, without BOS and EOS."""
     means = [
         hidden[start : start + count * length]
         .view(count, length, -1)[:, 1:-1]  # (sequences, R, D)

@@ -1,4 +1,4 @@
-"""The structures of a sample on the report's page: how sure they are, what is wrong with them."""
+"""The structures of a sample in the report: their confidence and their flags."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 LEVELS = (50, 70, 90)
-"""pLDDT at which the AlphaFold database changes the word: low, confident, very high."""
+"""Lowest pLDDT that the AlphaFold database calls low, confident, very high."""
 
 
 def structures_section(path: Path) -> ReportSection:
-    """What the structures of a sample are, and how good they are held to be, by their table."""
+    """The number of structures of a sample, their confidence and flags, from their table."""
     plddt, ptm, flags = [], [], Counter[str]()
     for row in read_table(path):
         if row["plddt"]:
@@ -33,20 +33,20 @@ def structures_section(path: Path) -> ReportSection:
     facts = f"{len(plddt):,} records with a structure."
     if flags.pop(RANDOM, 0):
         facts += f" <strong>{html.escape(MEANINGLESS)}.</strong>"
-    shown = []
+    pictures = []
     if plddt:
-        shown = [
+        pictures = [
             histogram(plddt, np.linspace(0, 100, 41), "mean pLDDT", "Local confidence"),
             histogram(ptm, np.linspace(0, 1, 41), "pTM", "Global confidence"),
         ]
     if flags:
         rows = [[name, f"{number:,}"] for name, number in flags.most_common()]
-        shown.append(table(("flag", "structures"), rows, numbers=(1,)))
-    return ReportSection(facts, shown)
+        pictures.append(table(("flag", "structures"), rows, numbers=(1,)))
+    return ReportSection(facts, pictures)
 
 
 def histogram(values: Sequence[float], edges: Float64, label: str, title: str) -> str:
-    """How many structures have which value, as SVG; dotted lines at levels of pLDDT."""
+    """The distribution of a value over the structures, as SVG; dotted lines at levels of pLDDT."""
 
     def draw(axes: Axes) -> None:
         axes.hist(values, bins=list(edges), color=BLUE, edgecolor="white", linewidth=0.5)

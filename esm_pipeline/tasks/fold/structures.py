@@ -1,8 +1,8 @@
-"""Write structures that `fold` computed as files: PDB, mmCIF, aligned errors, and their table.
+"""Write the structures that `fold` computed as files: PDB, mmCIF, aligned errors, and their table.
 
-Needs no model and no PyTorch. Into OUTDIR go `structures.tsv`, with a row for every record of the
+Needs no model and no PyTorch. OUTDIR gets `structures.tsv`, with a row for every record of the
 input, `structures/`, `pae/`, and `structures.sha256` with the digests of the files in both. Files
-of former runs there are replaced.
+of previous runs are replaced.
 """
 
 from __future__ import annotations
@@ -50,17 +50,19 @@ TASK = "fold"
 TABLE, STRUCTURES, PAE = "structures.tsv", "structures", "pae"
 DIGESTS = "structures.sha256"
 NOT_PDB = "not_pdb"
-"""Flag of a structure that does not fit into a PDB file, and is written as mmCIF."""
+"""Flag of a structure that does not fit into a PDB file and is written as mmCIF."""
 
 PAE_BYTES = {"json": json_bytes, "npz": npz_bytes}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the flags of `structures`."""
-    parser.add_argument("arrays", metavar="STRUCTURES.h5", type=Path, help="what `fold` computed")
+    parser.add_argument("arrays", metavar="STRUCTURES.h5", type=Path, help="HDF5 that `fold` wrote")
     parser.add_argument("output", metavar="OUTDIR", type=Path, help="folder for the files")
     parser.add_argument("--records", required=True, type=Path, help="records.tsv of the input")
-    parser.add_argument("--status", type=Path, help="status table of fold, if it is not in there")
+    parser.add_argument(
+        "--status", type=Path, help="status table of `fold`, if --records has no outcomes of it"
+    )
     parser.add_argument("--threads", type=int, default=1, help="processes (default: 1)")
     parser.add_argument("--quiet", action="store_true", help="no progress, no summary")
     add_flags(parser, StructureSettings)
@@ -73,7 +75,7 @@ def outputs(args: argparse.Namespace) -> Outputs:
 
 
 def written_to(folder: Path) -> Outputs:
-    """What `write_files` writes into a folder. Raises InputError for files of others there."""
+    """What `write_files` writes into a folder. Raises InputError if it holds other files."""
     folders = [folder / STRUCTURES, folder / PAE]
     for one in folders:
         require_ours(one)
@@ -81,7 +83,7 @@ def written_to(folder: Path) -> Outputs:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Write the files; returns 0: failed records are for `verdict` to judge."""
+    """Write the files; returns 0: `verdict` judges failed records."""
     started = time.perf_counter()
     settings = section_from(StructureSettings, args)
     for path in (args.arrays, args.records, *([args.status] if args.status else [])):
@@ -110,27 +112,27 @@ def write_files(
 ) -> int:
     """Write all files of the structures in `arrays` into the folder `output`; returns their number.
 
-    `records` are all of the input, with what became of them. Each folder and the table take their
-    places when they are whole, the table last. Raises InputError if `output` holds files of others,
-    or records and arrays do not fit together.
+    `records` are all of the input, with their outcomes. The folders are moved into place when they
+    are complete, then the table. Raises InputError if `output` holds other files, or records and
+    arrays do not belong together.
     """
     folders = written_to(output).replaced
     with ExitStack() as stack:
-        told = stack.enter_context(atomic_path(output / TABLE))
-        listed = stack.enter_context(atomic_path(output / DIGESTS))
+        table = stack.enter_context(atomic_path(output / TABLE))
+        digests = stack.enter_context(atomic_path(output / DIGESTS))
         files, errors = (stack.enter_context(atomic_folder(folder)) for folder in folders)
-        jobs = [Job(arrays, group, files, errors, settings) for group in groups(arrays)]
-        with blaming(listed), open(listed, "w", encoding="ascii") as listing:
+        jobs = [WriteJob(arrays, group, files, errors, settings) for group in groups(arrays)]
+        with blaming(digests), open(digests, "w", encoding="ascii") as listing:
             unfit = write_groups(jobs, processes, listing, quiet=quiet)
-        write_table(told, arrays, records, settings, unfit)
+        write_table(table, arrays, records, settings, unfit)
         for old in (TABLE, DIGESTS):
-            (output / old).unlink(missing_ok=True)  # they write_checksums for the folders
+            (output / old).unlink(missing_ok=True)  # they describe the previous folders
     if not settings.pae:
         (output / PAE).resolve().rmdir()
     return sum(len(job.group) for job in jobs)
 
 
-class Place(NamedTuple):
+class StoredStructure(NamedTuple):
     """A structure: its row, and the first record with its sequence."""
 
     row: int
@@ -139,17 +141,17 @@ class Place(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Job:
-    """Files to write in one process."""
+class WriteJob:
+    """Files that one process writes."""
 
     arrays: Path
-    group: list[Place]  # files that share a folder
+    group: list[StoredStructure]  # those whose files share a folder
     structures: Path
     pae: Path
     settings: StructureSettings
 
 
-def groups(path: Path) -> Iterator[list[Place]]:
+def groups(path: Path) -> Iterator[list[StoredStructure]]:
     """The structures in `path`, folder by folder."""
     with Structures.open(path) as arrays:
         rows, firsts = np.unique(arrays.row, return_index=True)  # records are in input order
@@ -157,11 +159,13 @@ def groups(path: Path) -> Iterator[list[Place]]:
         for folder in np.unique(index // RECORDS):
             chosen = index // RECORDS == folder
             names = [ids[place] for place in firsts[chosen].tolist()]
-            yield list(map(Place, rows[chosen].tolist(), index[chosen].tolist(), names))
+            yield list(map(StoredStructure, rows[chosen].tolist(), index[chosen].tolist(), names))
 
 
-def write_groups(jobs: list[Job], processes: int, listing: IO[str], *, quiet: bool) -> set[int]:
-    """Write all files, and their digests into `listing`.
+def write_groups(
+    jobs: list[WriteJob], processes: int, listing: IO[str], *, quiet: bool
+) -> set[int]:
+    """Write all files, and their digests to `listing`.
 
     Returns the rows that do not fit into a PDB file.
     """
@@ -180,10 +184,10 @@ def write_groups(jobs: list[Job], processes: int, listing: IO[str], *, quiet: bo
 
 
 @contextmanager
-def in_processes(count: int, jobs: list[Job]) -> Iterator[Iterator[tuple[set[int], str]]]:
-    """Write the groups of `jobs` in `count` processes; yields what `write_group` gives of each.
+def in_processes(count: int, jobs: list[WriteJob]) -> Iterator[Iterator[tuple[set[int], str]]]:
+    """Run `jobs` in `count` processes; yields the results of `write_group`.
 
-    On an error the processes are ended at once, whatever they are at.
+    On an error the processes are killed at once.
     """
     others, hook = set(multiprocessing.active_children()), threading.excepthook
     pool = ProcessPoolExecutor(count, initializer=leave_to_parent)
@@ -191,11 +195,11 @@ def in_processes(count: int, jobs: list[Job]) -> Iterator[Iterator[tuple[set[int
         yield pool.map(write_group, jobs)
     except BrokenProcessPool:
         raise CapacityError(
-            f"{jobs[0].arrays}: a process that wrote structures was killed, as when memory runs "
-            "out; use fewer --threads, or a machine with more"
+            f"{jobs[0].arrays}: a process that wrote structures was killed, as happens when memory "
+            "runs out; use fewer --threads, or a machine with more"
         ) from None
     except BaseException:
-        threading.excepthook = tell_unless_cancelled
+        threading.excepthook = report_unless_cancelled
         for process in set(multiprocessing.active_children()) - others:
             process.kill()
         raise
@@ -204,16 +208,16 @@ def in_processes(count: int, jobs: list[Job]) -> Iterator[Iterator[tuple[set[int
         threading.excepthook = hook
 
 
-def tell_unless_cancelled(told: threading.ExceptHookArgs) -> None:
-    """Print what ended a thread, unless it wanted to tell a cancelled job that its process died."""
-    if told.exc_type is not InvalidStateError:
-        threading.__excepthook__(told)
+def report_unless_cancelled(error: threading.ExceptHookArgs) -> None:
+    """Print what ended a thread, unless it failed to notify a cancelled job of a dead process."""
+    if error.exc_type is not InvalidStateError:
+        threading.__excepthook__(error)
 
 
-def write_group(job: Job) -> tuple[set[int], str]:
+def write_group(job: WriteJob) -> tuple[set[int], str]:
     """Write the files of one folder.
 
-    Returns the rows that do not fit into a PDB file, and the lines of the files' digests.
+    Returns the rows that do not fit into a PDB file, and the lines of the list of digests.
     """
     unfit = set()
     folder, zipped = folder_name(job.group[0].first), job.settings.archive
@@ -237,7 +241,7 @@ def write_group(job: Job) -> tuple[set[int], str]:
 
 
 def kinds_written(settings: StructureSettings, *, fits: bool) -> list[str]:
-    """The files of a structure, which `fits` into a PDB file or not."""
+    """The formats of a structure, which `fits` into a PDB file or not."""
     if fits:
         return list(settings.formats)
     return ["cif"]
@@ -246,7 +250,7 @@ def kinds_written(settings: StructureSettings, *, fits: bool) -> list[str]:
 def structure_text(
     kind: str, structure: Structure, stem: str, name: str, facts: dict[str, str]
 ) -> bytes:
-    """One file of a structure. Raises InputError for one that biotite cannot write."""
+    """The contents of one file. Raises InputError for a structure that biotite cannot write."""
     from biotite.file import SerializationError
     from biotite.structure import BadStructureError
 
@@ -261,13 +265,13 @@ def structure_text(
 
 
 def facts_of(arrays: Structures, row: int, structure: Structure) -> dict[str, str]:
-    """How a structure was made, and how good it is held to be."""
-    told = arrays.origin
-    facts = {"": MEANINGLESS} if told[RANDOM] == "true" else {}
-    facts["software"] = f"esm_pipeline {told['software']}"
+    """How a structure was made, and its confidence."""
+    origin = arrays.origin
+    facts = {"": MEANINGLESS} if origin[RANDOM] == "true" else {}
+    facts["software"] = f"esm_pipeline {origin['software']}"
     for name in ("model", "revision", "weights_sha256", "dtype", "num_recycles"):
-        if told[name]:
-            facts[name] = told[name]
+        if origin[name]:
+            facts[name] = origin[name]
     facts |= structure.facts
     if flags := arrays.flags(row):
         facts["flags"] = " ".join(flags)
@@ -281,51 +285,51 @@ def write_table(
     settings: StructureSettings,
     unfit: set[int],
 ) -> None:
-    """Write `structures.tsv`. Raises InputError unless the records that are ok are those stored."""
+    """Write `structures.tsv`. Raises InputError if `records` are not those of the arrays."""
     with (
         Structures.open(path) as arrays,
         blaming(target),
         open(target, "w", encoding="utf-8", newline="") as handle,
     ):
-        table = Table(arrays, settings, unfit)
+        table = StructureTable(arrays, settings, unfit)
         handle.write(format_row(COLUMNS))
         for record in records:
             handle.write(format_row(table.cells(record)))
         table.require_end()
 
 
-class Table:
+class StructureTable:
     """The rows of `structures.tsv`, in input order."""
 
     def __init__(self, arrays: Structures, settings: StructureSettings, unfit: set[int]) -> None:
         self.arrays, self.settings, self.unfit = arrays, settings, unfit
         self.shared = np.bincount(arrays.row, minlength=len(arrays.length)) > 1
-        self.files: dict[int, str] = {}  # of rows that several records share
+        self.files: dict[int, str] = {}  # for rows that several records share
         self.place = 0
 
     def cells(self, record: Record) -> list[str]:
-        """One row."""
+        """The row of a record."""
         outcome = record.outcomes.get(TASK)
         if outcome is None:
             raise InputError(f"record {record.index} has no outcome of fold; give another table")
         length = "" if record.length is None else str(record.length)
-        begin = [str(record.index), record.id, *outcome, length]
+        cells = [str(record.index), record.id, *outcome, length]
         if outcome.status != OK:
-            return [*begin, *[""] * (len(COLUMNS) - len(begin))]
-        return [*begin, *self.of_row(record, self.next_row(record))]
+            return [*cells, *[""] * (len(COLUMNS) - len(cells))]
+        return [*cells, *self.of_row(record, self.next_row(record))]
 
     def next_row(self, record: Record) -> int:
-        """The row of the next record that is ok. Raises InputError if it is of another one."""
+        """The row of the next stored record. Raises InputError if that is another one."""
         if self.place == len(self.arrays.index) or self.arrays.index[self.place] != record.index:
             raise InputError(
-                f"{self.arrays.path}: holds other records than the table, the first that differs "
-                f"is {record.index}; make both again"
+                f"{self.arrays.path}: its records differ from those of the table, first at "
+                f"record {record.index}; make both again"
             )
         self.place += 1
         return int(self.arrays.row[self.place - 1])
 
     def require_end(self) -> None:
-        """Raise InputError if the arrays have more records than there were."""
+        """Raise InputError if there are more stored records."""
         if self.place < len(self.arrays.index):
             index = self.arrays.index[self.place]
             raise InputError(
@@ -334,23 +338,22 @@ class Table:
             )
 
     def of_row(self, record: Record, row: int) -> list[str]:
-        """The cells on the structure itself."""
+        """The cells that describe the structure."""
         value = {name: values[row] for name, values in self.arrays.of_sequence.items()}
         iptm = "" if np.isnan(value["iptm"]) else f"{value['iptm']:.4f}"
-        told = self.arrays.origin
         return [
             str(self.arrays.chain_count(row)),
             f"{value['mean_plddt']:.2f}",
             f"{value['ptm']:.4f}",
             iptm,
-            told["num_recycles"],
+            self.arrays.origin["num_recycles"],
             str(value["chunk_size"] or ""),
             self.file(record, row),
             ";".join(self.flags(row)),
         ]
 
     def file(self, record: Record, row: int) -> str:
-        """Path of a structure's file: it is named after the first record with the sequence."""
+        """Path of a structure's file, named after the first record with the sequence."""
         if row in self.files:
             return self.files[row]
         kind = kinds_written(self.settings, fits=row not in self.unfit)[0]
@@ -361,7 +364,7 @@ class Table:
         return path
 
     def flags(self, row: int) -> list[str]:
-        """What is wrong with a structure, and with its file."""
+        """The flags of a structure and of its file."""
         found = self.arrays.flags(row)
-        wanted = row in self.unfit and "pdb" in self.settings.formats
-        return [*found, *([NOT_PDB] if wanted else [])]
+        not_pdb = row in self.unfit and "pdb" in self.settings.formats
+        return [*found, *([NOT_PDB] if not_pdb else [])]

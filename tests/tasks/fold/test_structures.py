@@ -304,14 +304,17 @@ def test_what_does_not_fit_into_pdb_becomes_mmcif_and_is_flagged(inputs, write):
     ("change", "told"),
     [
         (lambda found: found[:-1], r"holds record 1003, which is not in the table"),
-        (lambda found: [found[1]._replace(index=0), *found[1:]], "the first that differs is 2"),
+        (
+            lambda found: [found[1]._replace(index=0), *found[1:]],
+            "differ from those of the table, first at record 2",
+        ),
         (
             lambda found: [*found[:3], found[2]._replace(index=3), *found[4:]],
-            "the first that differs is 3",
+            "differ from those of the table, first at record 3",
         ),
         (
             lambda found: [*found, found[0]._replace(index=1_004)],
-            "the first that differs is 1004",
+            "differ from those of the table, first at record 1004",
         ),
     ],
 )
@@ -343,7 +346,7 @@ def test_nothing_to_write(inputs, esm):
     assert (inputs / "out" / "structures").is_dir()
 
 
-def mark(job: structures.Job) -> tuple[set[int], str]:
+def mark(job: structures.WriteJob) -> tuple[set[int], str]:
     """Stands for `write_group`: slow, and leaves a mark."""
     time.sleep(0.2)
     (job.structures / str(job.group[0].first)).touch()
@@ -362,8 +365,8 @@ def test_an_error_cancels_the_folders_that_wait(tmp_path, monkeypatch):
 
     monkeypatch.setattr(structures, "write_group", mark)
     monkeypatch.setattr(structures, "progress", interrupted)
-    places = [[structures.Place(row, row, "")] for row in range(40)]
-    jobs = [structures.Job(tmp_path, one, tmp_path, tmp_path, None) for one in places]
+    places = [[structures.StoredStructure(row, row, "")] for row in range(40)]
+    jobs = [structures.WriteJob(tmp_path, one, tmp_path, tmp_path, None) for one in places]
     with pytest.raises(KeyboardInterrupt):
         structures.write_groups(jobs, 2, io.StringIO(), quiet=True)
     assert 0 < len(list(tmp_path.iterdir())) < 20

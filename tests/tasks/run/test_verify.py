@@ -118,12 +118,12 @@ FROM_LIST = f"remove a/structures.sha256 {AGAIN}"
         (remove("provenance.json"), "provenance.json: missing; run the workflow again"),
         (
             say_nothing,
-            "provenance.json: does not tell the digests of results; remove provenance.json "
+            "provenance.json: does not have the digests of results; remove provenance.json "
             f"{AGAIN}",
         ),
         (
             remove("provenance.sha256"),
-            f"provenance.sha256: missing, beside provenance.json; remove provenance.json {AGAIN}",
+            f"provenance.sha256: missing, next to provenance.json; remove provenance.json {AGAIN}",
         ),
         (
             write("provenance.sha256"),
@@ -180,7 +180,7 @@ def test_files_elsewhere_are_not_opened(folder, capsys, name):
     (folder / "provenance.json").write_text(json.dumps(facts))
     sign(folder)
     code, (told,) = verify(folder, capsys, "--quiet")
-    assert (code, "does not tell the digests of results" in told) == (1, True)
+    assert (code, "does not have the digests of results" in told) == (1, True)
 
 
 def test_what_is_no_folder_of_results(tmp_path, capsys):
@@ -188,7 +188,7 @@ def test_what_is_no_folder_of_results(tmp_path, capsys):
     for place in (tmp_path, tmp_path / "file", tmp_path / "none"):
         assert main(["verify", str(place)]) == 2
         (told,) = capsys.readouterr().err.splitlines()
-        assert f"{place}: no folder of results; give one with a provenance.json" in told
+        assert f"{place}: not a folder of results; give one with a provenance.json" in told
 
 
 def test_the_folder_may_have_moved(folder, capsys):
