@@ -277,12 +277,12 @@ def writing(arguments: ScoreArguments, models: Ensemble) -> Iterator[tuple[Path,
     targets = [arguments.output, arguments.records, *filter(None, [arguments.provenance])]
     with command.written_together(targets, arguments.checksums) as (output, records, *provenance):
         yield output, records
-        facts = json.dumps(describe(arguments.settings, models), indent=2) if provenance else ""
         for path in provenance:
-            path.write_text(facts + "\n", encoding="utf-8")
+            facts = provenance_of(arguments.settings, models)
+            path.write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
 
 
-def describe(settings: ScoreSettings, models: Ensemble) -> dict[str, Any]:
+def provenance_of(settings: ScoreSettings, models: Ensemble) -> dict[str, Any]:
     """The provenance of scores: settings, models and versions."""
     from esm_pipeline.tasks.common.runner import software
 

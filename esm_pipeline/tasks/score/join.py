@@ -38,10 +38,10 @@ from esm_pipeline.locks import Outputs
 from esm_pipeline.settings import shard_names
 from esm_pipeline.tasks.common.outcomes import format_counts, write_status
 from esm_pipeline.tasks.common.outputs import write_checksums
+from esm_pipeline.tasks.common.shards import AGAIN
 from esm_pipeline.tasks.score.split import STATUS, SUFFIX, TASK, UNUSABLE
 
 KEYS = ["row", "protein", "mutant"]
-AGAIN = "remove the folder and run the workflow again"
 SEVERITY = {OK: 0, SKIPPED: 1, FAILED: 2}
 
 

@@ -46,7 +46,7 @@ from esm_pipeline.tasks.score.wild_types import WildTypes, residues
 
 LIKELIHOOD = "pseudo_log_likelihood"
 SET_BYTES = 16
-HEADER = b"mutant"
+MUTANT_ID = b"mutant"
 """The FASTA header of every mutated sequence: none is looked at."""
 
 Cells = Sequence[str]
@@ -297,10 +297,10 @@ def mutated_sequences(variants: VariantTable, arrays: VariantArrays) -> Iterator
     while block := list(islice(rows, BLOCK)):
         for row in block:
             arrays.add(row)
-        yield [(0, HEADER, row.sequence.encode()) for row in block if row is not None]
+        yield [(0, MUTANT_ID, row.sequence.encode()) for row in block if row is not None]
     used = np.unique(arrays.protein)
     for number in used[used >= 0].tolist():
-        yield [(0, HEADER, variants.wild_types.sequence(number).encode())]
+        yield [(0, MUTANT_ID, variants.wild_types.sequence(number).encode())]
 
 
 def score_columns(strategy: str, labels: Sequence[str]) -> list[Column]:

@@ -23,10 +23,10 @@ AMBIGUOUS = -1
 
 SEQUENCES_HELD = 256
 NAME_SHOWN = 60  # characters of a name in a message
-MOST_COMPARED = 100
+MOST_NAMES_COMPARED = 100
 """Names among which a similar one is searched for; more would take too long."""
 
-PROTEIN = "protein"
+DEFAULT_COLUMN = "protein"
 """The column that names the protein of each row, unless another is set."""
 
 DATABASES = frozenset(
@@ -55,7 +55,7 @@ ENTRY_NAME = re.compile(r"[A-Z\d]{1,10}_[A-Z9][A-Z\d]{2,4}")
 GENE = re.compile(r"\sGN=(.+?)(?=\s[A-Z]{2}=|\s*$)")
 """The gene in a UniProt header."""
 
-Name = str | bytes
+NameKey = str | bytes
 
 
 class WildTypes:
@@ -76,15 +76,15 @@ class WildTypes:
         sequence_set: SequenceSet,
         column: str | None,
         *,
-        sequences: dict[Name, int] | None = None,
+        sequences: dict[NameKey, int] | None = None,
         protein: str | None = None,
     ) -> None:
         self.sequence_set, self.column = sequence_set, column
         self.matched = False
         self.first_unmatched = None
         self._by_sequence = sequences is not None
-        self._names: dict[Name, int] = {} if sequences is None else sequences
-        self._genes: dict[Name, int] = {}
+        self._names: dict[NameKey, int] = {} if sequences is None else sequences
+        self._genes: dict[NameKey, int] = {}
         self._gene_names: dict[int, str] = {}
         self._refused: dict[int, str] = {}
         for record in sequence_set.records():
@@ -107,7 +107,7 @@ class WildTypes:
             self._usable(self._chosen)
             self.matched = column is None
 
-    def _add_name(self, names: dict[Name, int], name: str, record: int) -> None:
+    def _add_name(self, names: dict[NameKey, int], name: str, record: int) -> None:
         known = names.setdefault(name, record)
         if known >= 0 and not self._same(known, record):
             names[name] = AMBIGUOUS
@@ -239,9 +239,9 @@ class WildTypes:
 
     def _near(self, name: str) -> str | None:
         """The name of a wild type that is most similar to an unknown one, if any is."""
-        if known := self._bases.get(base_of(name)):
+        if known := self._bases.get(base_name(name)):
             return known
-        names = [] if len(self._names) > MOST_COMPARED else list(self._bases.values())
+        names = [] if len(self._names) > MOST_NAMES_COMPARED else list(self._bases.values())
         return next(iter(difflib.get_close_matches(name, names, 1, 0.8)), None)
 
     def _remedy(self, name: str) -> str:
@@ -249,14 +249,14 @@ class WildTypes:
         near = self.near(name)
         if near is None:
             return "check the name"
-        if base_of(near) != base_of(name) or near.lower() == name.lower():
+        if base_name(near) != base_name(name) or near.lower() == name.lower():
             return f"did you mean {near!a}?"
         return f"{near!a} is another isoform or version: add this one, or correct the name"
 
     @cached_property
     def _bases(self) -> dict[str, str]:
-        """Names by their base names, as `base_of` gives them; accessions win over ids."""
-        return {base_of(name): name for name in self._names if isinstance(name, str)}
+        """Names by their base names, as `base_name` gives them; accessions win over ids."""
+        return {base_name(name): name for name in self._names if isinstance(name, str)}
 
     def _sequence(self, number: int) -> str:
         return self.sequence_set.sequence(number).decode()
@@ -297,8 +297,8 @@ def open_wild_types(
     else:
         sequence_set = open_sequences(paths, cleaning, spool_dir, allow_empty=allow_empty)
         column = settings.protein_col
-    if column is None and settings.protein is None and table.has(PROTEIN):
-        column = PROTEIN
+    if column is None and settings.protein is None and table.has(DEFAULT_COLUMN):
+        column = DEFAULT_COLUMN
     return WildTypes(sequence_set, column, protein=settings.protein)
 
 
@@ -312,7 +312,7 @@ def wild_types_in_column(
             f"{table.path}: where are the wild types? give a FASTA file, or set "
             f"{setting('score.sequence_col')} to a column that has them"
         )
-    names: dict[Name, int] = {}
+    names: dict[NameKey, int] = {}
 
     def entries() -> Iterator[list[Entry]]:
         for block in table.blocks([column]):
@@ -372,7 +372,7 @@ def gene_in(text: str) -> str | None:
     return gene.removesuffix(")") if gene.endswith(")") else None
 
 
-def base_of(name: str) -> str:
+def base_name(name: str) -> str:
     """A name, or the accession in it, in lower case, without isoform and version."""
     parts = [part for part in name.split("|") if part.lower() not in DATABASES]
     return VERSION.sub("", next(filter(None, parts), name).lower())
