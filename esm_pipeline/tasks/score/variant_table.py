@@ -87,7 +87,7 @@ class VariantTable:
     ) -> None:
         self.table, self.wild_types = table, wild_types
         self._cleaning, self._offset = cleaning, settings.offset
-        self.substitutions_only = substitutions_only
+        self._substitutions_only = substitutions_only
         self._whole_sequences = settings.mutated_sequence_col is not None
         self._in_parts = settings.position_col is not None
         wanted = [settings.position_col, settings.mutant_aa_col, settings.wild_type_aa_col]
@@ -185,7 +185,7 @@ class VariantTable:
 
     def _substitutions(self, variant: Variant, wild_type: str) -> list[tuple[int, str]]:
         """Those of the variant, if only they can be scored. Raises InputError for other edits."""
-        if not self.substitutions_only:
+        if not self._substitutions_only:
             return []
         found = substitutions(variant, wild_type)
         if found is None:

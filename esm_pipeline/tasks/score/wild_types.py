@@ -12,7 +12,7 @@ from pathlib import Path
 
 from esm_pipeline.errors import InputError, setting
 from esm_pipeline.formats.fasta import UPPER, WHITESPACE, Entry
-from esm_pipeline.formats.records import OK
+from esm_pipeline.formats.records import OK, Record
 from esm_pipeline.formats.tables.base import Table, open_table
 from esm_pipeline.settings.sections import CleaningSettings, VariantSettings
 from esm_pipeline.tasks.common.sequences import SequenceSet, open_sequences, read_entries
@@ -85,27 +85,32 @@ class WildTypes:
         self._by_sequence = sequences is not None
         self._names: dict[NameKey, int] = {} if sequences is None else sequences
         self._genes: dict[NameKey, int] = {}
-        self._gene_names: dict[int, str] = {}
+        self._gene_of: dict[int, str] = {}
         self._refused: dict[int, str] = {}
         for record in sequence_set.records():
-            if record.status != OK:
-                self._refused[record.index] = record.reason
-            elif sequence_set.unique[record.index] < 0:
-                self._refused[record.index] = "a complex of several chains"
-            if not self._by_sequence:
-                for name in names_of(record.id):
-                    self._add_name(self._names, name, record.index)
-                if gene := GENE.search(record.header):
-                    self._gene_names[record.index] = gene[1]
-                    self._add_name(self._genes, gene[1], record.index)
+            self._add(record)
         self.sequence = lru_cache(SEQUENCES_HELD)(self._sequence)
         self.near = lru_cache(SEQUENCES_HELD)(self._near)
         self.protein = protein
         self._chosen: int | None = None
         if protein is not None:
-            self._chosen = self._record(protein)
+            self._chosen = self._record_named(protein)
             self._usable(self._chosen)
             self.matched = column is None
+
+    def _add(self, record: Record) -> None:
+        """Take up the names of a record, and why it cannot be used, if so."""
+        if record.status != OK:
+            self._refused[record.index] = record.reason
+        elif self.sequence_set.unique[record.index] < 0:
+            self._refused[record.index] = "a complex of several chains"
+        if self._by_sequence:
+            return
+        for name in names_of(record.id):
+            self._add_name(self._names, name, record.index)
+        if gene := GENE.search(record.header):
+            self._gene_of[record.index] = gene[1]
+            self._add_name(self._genes, gene[1], record.index)
 
     def _add_name(self, names: dict[NameKey, int], name: str, record: int) -> None:
         known = names.setdefault(name, record)
@@ -126,7 +131,7 @@ class WildTypes:
         name another protein.
         """
         try:
-            record = self._record_of(name, reference)
+            record = self._record_for(name, reference)
         except InputError:
             if self.first_unmatched is None:
                 self.first_unmatched = name.strip() if self.column is not None else reference
@@ -134,16 +139,16 @@ class WildTypes:
         self.matched = True
         return self._usable(record)
 
-    def _record_of(self, name: str, reference: str) -> int:
-        """The record that a row is of."""
+    def _record_for(self, name: str, reference: str) -> int:
+        """The record that a row is of. Raises InputError."""
         if self._by_sequence:
-            return self._record(name)
+            return self._record_named(name)
         if self.column is not None:
             record = self._record_in_column(name.strip())
         elif self._chosen is not None:
             record = self._chosen
         elif reference:
-            return self._record(reference)
+            return self._record_named(reference)
         elif self.sequence_set.count == 1:
             return 0
         else:
@@ -161,9 +166,9 @@ class WildTypes:
         if not name:
             raise InputError(f"column {self.column!a} is empty; name the protein in it")
         if self._chosen is None:
-            return self._record(name)
+            return self._record_named(name)
         try:
-            same = self._same(self._record(name), self._chosen)
+            same = self._same(self._record_named(name), self._chosen)
         except InputError:
             same = False
         if not same:
@@ -179,7 +184,7 @@ class WildTypes:
             raise InputError(f"the wild type cannot be used: {self._refused[record]}")
         return int(self.sequence_set.unique[record])
 
-    def _record(self, name: str) -> int:
+    def _record_named(self, name: str) -> int:
         """The record with a name, as a whole or in one of its parts. Raises InputError."""
         key = digest(name) if self._by_sequence else name
         found = {self._names[key]} if key in self._names else set[int]()
@@ -216,14 +221,14 @@ class WildTypes:
 
     def lack_genes(self, symbols: Iterable[str]) -> bool:
         """Whether the headers of all wild types name genes, but none of `symbols`."""
-        own = {gene.lower() for gene in self._gene_names.values()}
-        return len(self._gene_names) == self.sequence_set.count and own.isdisjoint(
+        own = {gene.lower() for gene in self._gene_of.values()}
+        return len(self._gene_of) == self.sequence_set.count and own.isdisjoint(
             map(str.lower, symbols)
         )
 
     def _names_another(self, name: str, record: int) -> bool:
         """Whether `name` belongs to another protein or gene (`NM_000558.5(HBA1)`) than a record."""
-        ours, gene = self._gene_names.get(record), gene_in(name)
+        ours, gene = self._gene_of.get(record), gene_in(name)
         return conflicts(name, self._names_of_record[record]) or (
             ours is not None and gene is not None and ours.lower() != gene.lower()
         )
