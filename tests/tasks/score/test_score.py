@@ -402,7 +402,10 @@ def test_an_empty_table(esm, rotary, files):
         (["--variants", "in.csv", "wt.fasta", "out.h5"], "let its name end in .tsv, .csv, .parq"),
         (["--variants", "in.csv", "wt.fasta", "in.csv"], "in.csv: the input itself"),
         (["--variants", "in.csv", "a", "b", "out.csv"], "give the wild types and the file to wr"),
-        (["--variants", "in.csv", "--plots=p", "wt.fasta", "out.csv"], "--plots: pictures are of"),
+        (
+            ["--variants", "in.csv", "--plots=p", "wt.fasta", "out.csv"],
+            "--plots: draws the res",
+        ),
         (["--saturation", "out.h5"], "out.h5: give the wild types and the file to write"),
         (["wt.fasta", "out.csv"], "one of the arguments --variants --saturation is required"),
         (["--variants", "none.csv", "wt.fasta", "out.csv"], "none.csv: no such file"),
