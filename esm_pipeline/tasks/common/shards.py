@@ -34,7 +34,7 @@ MAY_DIFFER = {"software", "format_version"}
 """Attributes of a result that may differ between shards."""
 
 EVEN_LENGTH = 7680
-"""Residues at which attention costs what the linear layers do: 6 D, here of D = 1280."""
+"""Residues at which attention costs as much as the linear layers: 6 D, here for D = 1280."""
 
 DIGEST = re.compile("[0-9a-f]{64}")
 
