@@ -20,7 +20,7 @@ SECONDS = 20
 GROWTH = 200  # MiB; the largest file here that is read whole has 32
 
 
-class Told(NamedTuple):
+class Outcome(NamedTuple):
     """What was said of one file, the seconds that took, and the MiB that the process grew by."""
 
     said: str
@@ -35,11 +35,11 @@ class Told(NamedTuple):
         assert self.grown < GROWTH
 
 
-def judge(call: str, folder: Path) -> dict[str, Told]:
+def judge(call: str, folder: Path) -> dict[str, Outcome]:
     """File or folder in `folder`, without its ending, → what `call`, a function's name, says."""
     command = [sys.executable, "-m", "tests.within", call, str(folder)]
     run = subprocess.run(command, capture_output=True, text=True, check=True)
-    return {name: Told(*facts) for name, facts in json.loads(run.stdout).items()}
+    return {name: Outcome(*facts) for name, facts in json.loads(run.stdout).items()}
 
 
 class LateError(BaseException):
@@ -61,7 +61,7 @@ def main(call: str, folder: str) -> None:
         function = getattr(getattr(importlib.import_module(place), owner), name)
     signal.signal(signal.SIGALRM, stop)
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
-    told = {}
+    outcomes = {}
     for path in sorted(Path(folder).iterdir()):
         before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         started = time.perf_counter()
@@ -76,9 +76,9 @@ def main(call: str, folder: str) -> None:
         signal.alarm(0)
         seconds = time.perf_counter() - started
         grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
-        told[path.stem] = [said, seconds, grown >> 10]
-        print(path.stem, *told[path.stem], sep=" | ", file=sys.stderr, flush=True)
-    json.dump(told, sys.stdout)
+        outcomes[path.stem] = [said, seconds, grown >> 10]
+        print(path.stem, *outcomes[path.stem], sep=" | ", file=sys.stderr, flush=True)
+    json.dump(outcomes, sys.stdout)
 
 
 if __name__ == "__main__":

@@ -28,7 +28,7 @@ from esm_pipeline.model.bounds import (
     whole_between,
 )
 from esm_pipeline.model.checkpoints import fair_esm
-from esm_pipeline.model.checkpoints.adapters import settings_of
+from esm_pipeline.model.checkpoints.adapters import adapter_settings
 from esm_pipeline.model.checkpoints.hub import (
     CONFIG_FILE,
     config_of,
@@ -351,7 +351,7 @@ class EsmConfig:
         place = locate_config(name, **where)
         file = config_of(place)
         values = cls.read_file(file)
-        options = {**settings_of(place), **options}
+        options = {**adapter_settings(place), **options}
         unused: dict[str, Any] = {}
         if with_unused:
             known = cls.from_dict(values)

@@ -1,4 +1,4 @@
-"""A server on this machine that speaks as much of the hub's protocol as its client needs.
+"""A server on this machine that speaks the part of the hub's protocol that its client uses.
 
 Models are folders, `{root}/{owner}/{model}/{file}`, at the commit COMMIT; those of another commit
 lie in `{model}@{commit}`. Weight files are answered as the hub does large ones: with a redirect to
@@ -45,7 +45,7 @@ class Trouble:
 
 @dataclass
 class Hub:
-    """What the server has, what it was asked, and what shall go wrong."""
+    """What the server has, the requests so far, and what goes wrong."""
 
     root: Path
     address: str = ""
@@ -72,7 +72,7 @@ class Hub:
 
 
 def digest(path: Path) -> str:
-    """What the hub names a file by."""
+    """The digest by which the hub names a file."""
     body = path.read_bytes()
     if path.suffix in LARGE:
         return hashlib.sha256(body).hexdigest()
@@ -89,7 +89,7 @@ def entry(path: Path) -> dict[str, Any]:
 
 
 class Handler(BaseHTTPRequestHandler):
-    """`/{owner}/{model}/resolve/{revision}/{file}`, by HEAD and GET, and what models there are:
+    """`/{owner}/{model}/resolve/{revision}/{file}`, by HEAD and GET, and the API:
     `/api/models/{owner}/{model}/revision/{revision}` and `…/tree/{revision}`."""
 
     hub: Hub
@@ -105,7 +105,7 @@ class Handler(BaseHTTPRequestHandler):
         path = self.path.split("?")[0]
         self.hub.requests.append(f"{self.command} {path}")
         trouble = self.hub.trouble(self.command, path)
-        threading.Event().wait(trouble.stall)  # a test may have taken the sleep out of time
+        threading.Event().wait(trouble.stall)  # a test may have replaced time.sleep
         if trouble.status:
             return self.refuse(trouble.status, trouble.code)
         kind, *parts = path.strip("/").split("/")
@@ -186,7 +186,7 @@ class Handler(BaseHTTPRequestHandler):
 
 
 class Server(ThreadingHTTPServer):
-    """Silent of a client that did not wait."""
+    """Ignores clients that did not wait."""
 
     daemon_threads = True
 

@@ -49,7 +49,7 @@ TOKENIZERS: dict[str, dict[str, Any]] = {
     "no pad": {"pad_token": None},
     "added": {"add": ["J", "<two>", "<mask>"]},
 }
-"""Arguments of each tokenizer; `tokens`, `after` and `add` are what `build` makes of them."""
+"""Arguments of each tokenizer; `build` uses `tokens`, `after` and `add`."""
 
 PROPERTIES = (
     *("vocab_size", "all_special_tokens", "all_special_ids", "special_tokens_map", "is_fast"),
@@ -67,7 +67,7 @@ PIECES = (
     *("X", "B", "U", "Z", "O", "J", ".", "-", "*", "1", "7", "m", "k", "v", "é", "Ω", "蛋", "\x00"),
     *("<", ">", "<mas", "mask>", "'", "?", "!", ",", "\U0001f9ec"),
 )
-"""What random texts are made of, beside residues."""
+"""What random texts are made of, in addition to residues."""
 
 
 def build(kind: type, name: str, folder: Path) -> Any:
@@ -85,7 +85,7 @@ def build(kind: type, name: str, folder: Path) -> Any:
 
 
 def plain(value: Any) -> Any:
-    """An answer as JSON holds it: encodings, tensors and arrays told apart from lists."""
+    """An answer as JSON; encodings, tensors and arrays can be distinguished from lists."""
     if isinstance(value, Mapping) or hasattr(value, "items"):
         return {str(key): plain(one) for key, one in value.items()}
     if hasattr(value, "tolist") and hasattr(value, "shape"):
@@ -129,7 +129,7 @@ class Calls:
         return [self.text(4) for _ in range(self.random.randint(1, 4))]
 
     def options(self, kinds: tuple[Any, ...] = (None, "pt", "np")) -> dict[str, Any]:
-        """Some of the options of a call, now and then ones that cannot be."""
+        """Some of the options of a call, now and then impossible ones."""
         every = {
             "padding": (True, False, "longest", "max_length", "do_not_pad", "longer"),
             "truncation": (True, False, "longest_first", "only_first", "only_second", "most"),

@@ -69,7 +69,7 @@ TRAINED_CLASSES = {
 """The last layer of a classifier → the class that has it."""
 
 
-def settings_of(place: Location) -> dict[str, Any]:
+def adapter_settings(place: Location) -> dict[str, Any]:
     """The settings that an adapter changes in its config, see `Adapter.settings`.
 
     None for a whole checkpoint, nor for an adapter with a config.json. Raises WeightsError for an
@@ -139,18 +139,18 @@ class Change:
 
     def weight(self, base: Tensor) -> Tensor:
         """The merged weight, of the shape of the `base` weight."""
-        down, up = (read(self.parts[name]) for name in self.pair)
+        down, up = (as_float(self.parts[name]) for name in self.pair)
         if self.pair == PAIRS[1]:
             return base + (up @ down).T * self.scale
         whole = base + (up @ down) * self.scale
         if MAGNITUDE not in self.parts:
             return whole
         lengths: Tensor = whole.norm(dim=1)
-        return whole * (read(self.parts[MAGNITUDE]) / lengths).unsqueeze(1)
+        return whole * (as_float(self.parts[MAGNITUDE]) / lengths).unsqueeze(1)
 
     def bias(self, base: Tensor) -> Tensor:
         """The merged bias."""
-        return base + read(self.parts[BIAS]) * self.scale
+        return base + as_float(self.parts[BIAS]) * self.scale
 
 
 @dataclass
@@ -172,7 +172,7 @@ class Adapter:
     @classmethod
     def read(cls, config: Path, weights: Path) -> Adapter:
         """Read an adapter's settings and the header of its weights. Raises WeightsError."""
-        settings = read_settings(config)
+        settings = read_adapter_config(config)
         adapter = cls(weights, {}, {})
         for stored in open_file(weights).stored_tensors():
             name = stored.key.removeprefix(PREFIX)
@@ -261,7 +261,7 @@ class MergedFile(WeightFile):
 
     def computed(self) -> Tensor:
         """The merged tensor, in float32 or float64."""
-        base = read(self.base)
+        base = as_float(self.base)
         return self.change.bias(base) if base.ndim == 1 else self.change.weight(base)
 
 
@@ -295,7 +295,7 @@ def bare(key: str) -> str:
     return key.removeprefix(BASE_PREFIX)
 
 
-def read(stored: StoredTensor) -> Tensor:
+def as_float(stored: StoredTensor) -> Tensor:
     """A tensor of a file, in float32 or float64."""
     assert isinstance(stored.dtype, torch.dtype), "callers check is_weight first"
     found = torch.empty(stored.shape, dtype=torch.promote_types(stored.dtype, torch.float32))
@@ -303,7 +303,7 @@ def read(stored: StoredTensor) -> Tensor:
     return found
 
 
-def read_settings(path: Path) -> dict[str, Any]:
+def read_adapter_config(path: Path) -> dict[str, Any]:
     """The settings in `adapter_config.json`. Raises WeightsError if they cannot be merged here."""
     try:
         settings = read_object(path)

@@ -68,7 +68,7 @@ def open_checkpoint(path: Path) -> PickledFile:
 
     Raises WeightsError if it is damaged, or holds anything but tensors and arguments.
     """
-    content = read(path)
+    content = read_content(path)
     tensors = {PREFIX.sub("", key): tensor for key, tensor in content["model"].items()}
     embedding = tensors.get("embed_tokens.weight")
     if content.get("args") and embedding is not None and embedding.shape[0] > MASK:
@@ -89,7 +89,7 @@ def reference_key(key: str) -> str:
 
 def read_settings(path: Path) -> dict[str, Any]:
     """The settings of a checkpoint, as a `config.json` would have them. Raises WeightsError."""
-    content = read(path)
+    content = read_content(path)
     settings = {
         "vocab_size": TOKENS,
         "mask_token_id": MASK,
@@ -162,7 +162,7 @@ def arguments(given: Any, path: Path) -> dict[str, Any]:
     return {str(name).removeprefix("encoder_"): value for name, value in values.items()}
 
 
-def read(path: Path) -> dict[str, Any]:
+def read_content(path: Path) -> dict[str, Any]:
     """The tensors in the file (`model`), with `cfg` or `args`. Raises WeightsError."""
     if path.name.startswith(FOLDING):  # its settings are classes of omegaconf
         raise WeightsError(

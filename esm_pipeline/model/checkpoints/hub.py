@@ -204,7 +204,7 @@ def locate(name: str, **options: Any) -> Location:
 
 
 def locate_config(name: str, **options: Any) -> Location:
-    """The same, also for a file of settings, whatever its name."""
+    """The same; `name` may also be a JSON file of settings."""
     if name.endswith(".json") and os.path.isfile(name):
         return Location(name, Path(name).parent, options, file=Path(name))
     return locate(name, **options)
@@ -215,7 +215,7 @@ def resolve_adapter(place: Location, config: Path) -> Checkpoint:
 
     Raises WeightsError.
     """
-    base_name, base_options = base_of(place, config)
+    base_name, base_options = base_model_of(place, config)
     base = resolve_checkpoint(base_name, **base_options)
     weights = place.fetch_first(ADAPTER_FILES)
     if weights is None:
@@ -230,7 +230,7 @@ def resolve_adapter(place: Location, config: Path) -> Checkpoint:
     )
 
 
-def base_of(place: Location, config: Path) -> tuple[str, dict[str, Any]]:
+def base_model_of(place: Location, config: Path) -> tuple[str, dict[str, Any]]:
     """Name of the base model of an adapter, and the options to find it with.
 
     If the adapter is local, its revision is that of the base model. Raises WeightsError if it
@@ -267,7 +267,7 @@ def config_of(place: Location) -> Path:
         return found
     adapter = place.adapter()
     if adapter is not None:
-        base, base_options = base_of(place, adapter)
+        base, base_options = base_model_of(place, adapter)
         return config_of(locate(base, **base_options))
     if steps := step_folders(place.folder):
         raise WeightsError(
@@ -287,7 +287,7 @@ def step_folders(path: Path) -> dict[int, str]:
     return {int(match[1]): name for name, match in found.items() if match}
 
 
-def find_files(name: str, files: Iterable[str], **options: Any) -> dict[str, Path]:
+def find_files(name: str, files: Sequence[str], **options: Any) -> dict[str, Path]:
     """Name → path of those of `files`, none of them weights, that the checkpoint `name` has.
 
     What an adapter lacks is taken from its base model. Raises WeightsError.
@@ -297,7 +297,7 @@ def find_files(name: str, files: Iterable[str], **options: Any) -> dict[str, Pat
     absent = [file for file in files if file not in found]
     adapter = place.find(ADAPTER_CONFIG)
     if absent and adapter is not None:
-        base, base_options = base_of(place, adapter)
+        base, base_options = base_model_of(place, adapter)
         found |= find_files(base, absent, **base_options)
     return found
 

@@ -48,10 +48,10 @@ def snapshot(name: str, files: Sequence[str], **options: Any) -> Path:
             raise WeightsError(not_in_cache(name, options))
         return held
     pinned = COMMIT.fullmatch(options.get("revision") or "")
-    problem = None if pinned and held else unreachable(name, options)
-    if problem is not None and held is None:
-        raise explained(name, problem, options, first=True) from None
-    if problem is not None and held is not None:
+    problem = None if pinned and held else why_unreachable(name, options)
+    if problem is not None:
+        if held is None:
+            raise explained(name, problem, options, first=True) from None
         return held
     known = blobs_in(held)
     try:
@@ -95,7 +95,7 @@ def is_offline(options: dict[str, Any]) -> bool:
     return bool(options.get("local_files_only") or constants.HF_HUB_OFFLINE)
 
 
-def unreachable(name: str, options: dict[str, Any]) -> Exception | None:
+def why_unreachable(name: str, options: dict[str, Any]) -> Exception | None:
     """Why the hub does not answer a first request about a model; None if it does."""
     from huggingface_hub import HfApi
 
@@ -208,7 +208,9 @@ def explained(
     if isinstance(error, OSError) and error.errno is not None:
         return disk_error(name, error, options, files)
     status = getattr(getattr(error, "response", None), "status_code", None)
-    message = refusal(name, error) if status is None else answer(name, error, status, options)
+    message = (
+        no_answer(name, error) if status is None else error_answer(name, error, status, options)
+    )
     known = type(error).__name__ in ("RevisionNotFoundError", "GatedRepoError")
     if first and not known and not message.startswith(NO_FOLDER):
         message = f"{NO_FOLDER}, and {message}"
@@ -239,7 +241,7 @@ def disk_error(
     )
 
 
-def refusal(name: str, error: BaseException) -> str:
+def no_answer(name: str, error: BaseException) -> str:
     """The message if there was no answer, or not one of the hub."""
     kind, why = type(error).__name__, (str(error).splitlines() or ["no answer"])[0]
     if kind == "HFValidationError":
@@ -262,7 +264,7 @@ def refusal(name: str, error: BaseException) -> str:
     )
 
 
-def answer(name: str, error: BaseException, status: int, options: dict[str, Any]) -> str:
+def error_answer(name: str, error: BaseException, status: int, options: dict[str, Any]) -> str:
     """The message for an answer that is an error."""
     from huggingface_hub import constants
     from huggingface_hub.errors import (

@@ -169,7 +169,7 @@ def weighed(load: Callable[[Any], None]) -> Callable[[Any], None]:
     return load_tuple
 
 
-def require_sizes(*values: Any) -> None:
+def require_tensor_sizes(*values: Any) -> None:
     """Raise TooLargeError for values that cannot be sizes of a tensor."""
     if len(values) > 2 * DIMENSIONS + 1:
         raise TooLargeError(f"a tensor in it has more than {DIMENSIONS} dimensions")
@@ -218,7 +218,7 @@ class DryUnpickler(UNPICKLER):  # type: ignore[misc]
     def persistent_load(self, pid: Any) -> Storage:
         """A storage: ("storage", kind, key, device, number of items, …)."""
         _, kind, key, _, count = pid[:5]
-        require_sizes(count)
+        require_tensor_sizes(count)
         storage = Storage(count, kind.item)
         held = self.total if self.size_of is None else self.size_of(key)
         if count * storage.item > held:
@@ -230,7 +230,7 @@ class DryUnpickler(UNPICKLER):  # type: ignore[misc]
 
     def tensor(self, storage: Storage, offset: int, size: Any, stride: Any, *_: object) -> None:
         """A tensor, which must be within its storage."""
-        require_sizes(offset, *size, *stride)
+        require_tensor_sizes(offset, *size, *stride)
         count = prod(size)
         last = sum((one - 1) * step for one, step in zip(size, stride, strict=True))
         if count > storage.length or (count and offset + last >= storage.length):

@@ -39,7 +39,7 @@ def save_checkpoint(
     last, and files of an earlier save are removed.
     """
     folder = Path(folder)
-    shards = split(reference_state(model, state), read_size(max_shard_size))
+    shards = split_into_shards(reference_state(model, state), read_size(max_shard_size))
     names = shard_names(len(shards))
     stale = earlier_files(folder) - set(names)
     with ExitStack() as moves:  # moves happen in reverse order
@@ -70,7 +70,7 @@ def read_size(size: int | str) -> int:
     return count
 
 
-def split(state: dict[str, Tensor], most: int) -> list[dict[str, Tensor]]:
+def split_into_shards(state: dict[str, Tensor], most: int) -> list[dict[str, Tensor]]:
     """The tensors in order, in parts of at most `most` bytes; a larger tensor gets its own part."""
     shards: list[dict[str, Tensor]] = [{}]
     size = 0

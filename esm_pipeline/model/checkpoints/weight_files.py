@@ -39,7 +39,7 @@ def open_tensors(files: Iterable[Path]) -> dict[str, StoredTensor]:
     stored_tensors: dict[str, StoredTensor] = {}
     for path in files:
         for stored in open_file(path).stored_tensors():
-            if not is_plain(stored):
+            if not is_possible(stored):
                 raise WeightsError(
                     f"{path}: {brief(stored.key)} has a name or a shape that no tensor of a model "
                     "has; is this a checkpoint?"
@@ -53,7 +53,7 @@ def open_tensors(files: Iterable[Path]) -> dict[str, StoredTensor]:
     return stored_tensors
 
 
-def is_plain(stored: StoredTensor) -> bool:
+def is_possible(stored: StoredTensor) -> bool:
     """Whether the name is one printable line, and the shape is one that PyTorch can have."""
     name = stored.key
     return name.isprintable() and len(name) <= MOST_NAME and len(stored.shape) <= DIMENSIONS

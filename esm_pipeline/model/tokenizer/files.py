@@ -10,7 +10,7 @@ from typing import Any
 
 from esm_pipeline.errors import WeightsError
 from esm_pipeline.files import atomic_path
-from esm_pipeline.json_files import read_object as read_json
+from esm_pipeline.json_files import read_object
 from esm_pipeline.model.alphabet import ALPHABET
 from esm_pipeline.model.checkpoints.hub import TOKENIZER_FILES, find_files
 from esm_pipeline.model.config import EsmConfig
@@ -67,27 +67,27 @@ def read_settings(files: Mapping[str, Path], overrides: Mapping[str, Any]) -> di
     `files`: name → path of those that the checkpoint has. Files written before transformers 4.34
     keep roles and added tokens apart from the settings. Raises WeightsError for unreadable files.
     """
-    settings = read_object(files, SETTINGS_FILE)
+    settings = read_json_file(files, SETTINGS_FILE)
     settings = {key: value for key, value in settings.items() if key not in NO_SETTINGS}
     settings.update(overrides)
     if DECODER not in settings:
-        roles = read_object(files, ROLES_FILE)
+        roles = read_json_file(files, ROLES_FILE)
         listed = [settings.get(ADDITIONAL) or [], roles.get(ADDITIONAL) or []]
         settings.update({role: token for role, token in roles.items() if not overrides.get(role)})
         if not overrides.get(ADDITIONAL):
             settings[ADDITIONAL] = [token for one in listed for token in one]
-        added = read_object(files, ADDED_FILE)
+        added = read_json_file(files, ADDED_FILE)
         settings[DECODER] = {place: token for token, place in added.items()}
     return settings
 
 
-def read_object(files: Mapping[str, Path], name: str) -> dict[str, Any]:
+def read_json_file(files: Mapping[str, Path], name: str) -> dict[str, Any]:
     """The JSON object in a file; empty if there is no such file. Raises WeightsError."""
     path = files.get(name)
     if path is None:
         return {}
     try:
-        return read_json(path)
+        return read_object(path)
     except (OSError, ValueError) as error:
         raise WeightsError(f"{path}: not readable JSON: {error}; is the file whole?") from None
 

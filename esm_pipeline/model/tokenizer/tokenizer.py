@@ -25,6 +25,7 @@ from esm_pipeline.files import require_folder
 from esm_pipeline.model.alphabet import ALPHABET
 from esm_pipeline.model.checkpoints.keywords import hub_options, normalize_kwargs, refuse
 from esm_pipeline.model.tokenizer.batch_encoding import BatchEncoding, as_list, kind_of
+from esm_pipeline.model.tokenizer.boundary_tokens import BoundaryTokens
 from esm_pipeline.model.tokenizer.decoding import clean_up, join_tokens
 from esm_pipeline.model.tokenizer.delegation import SpecialToken, SpecialTokenId, of_vocabulary
 from esm_pipeline.model.tokenizer.files import (
@@ -36,7 +37,6 @@ from esm_pipeline.model.tokenizer.files import (
     write_settings,
     write_vocabulary,
 )
-from esm_pipeline.model.tokenizer.frame import Frame
 from esm_pipeline.model.tokenizer.options import SIDES, CallOptions
 from esm_pipeline.model.tokenizer.rows import RowBuilder, columns_of, is_text, truncate
 from esm_pipeline.model.tokenizer.splitter import Splitter
@@ -268,7 +268,7 @@ class EsmTokenizer:
         The same as in a call if the text is made of known tokens. A call takes any other text as it
         is written, so that lower case is `<unk>` there.
         """
-        return self._frame().array_around(self.residue_ids(sequence))
+        return self._boundary().array_around(self.residue_ids(sequence))
 
     @staticmethod
     def convert_tokens_to_string(tokens: Iterable[str]) -> str:
@@ -309,7 +309,7 @@ class EsmTokenizer:
         self, token_ids_0: Ids, token_ids_1: Ids | None = None
     ) -> Ids:
         """`<cls>` ids `<eos>`, and for a pair ids `<eos>` again. Raises InputError."""
-        return self._frame().around(token_ids_0, token_ids_1)
+        return self._boundary().around(token_ids_0, token_ids_1)
 
     def get_special_tokens_mask(
         self,
@@ -326,7 +326,7 @@ class EsmTokenizer:
                 raise InputError("ids with special tokens already come as one list, not as a pair")
             special = set(self.all_special_ids)
             return [int(place in special) for place in map(int, token_ids_0)]
-        return self._frame().mask(token_ids_0, token_ids_1)
+        return self._boundary().mask(token_ids_0, token_ids_1)
 
     def create_token_type_ids_from_sequences(
         self, token_ids_0: Ids, token_ids_1: Ids | None = None
@@ -351,10 +351,10 @@ class EsmTokenizer:
         """Most tokens of a pair without the special ones."""
         return self.model_max_length - self.num_special_tokens_to_add(pair=True)
 
-    def _frame(self) -> Frame:
+    def _boundary(self) -> BoundaryTokens:
         """The special tokens around a sequence; unlike the peer's, without None."""
         cls = [] if self.cls_token is None else [self.cls_token_id]
-        return Frame(cls, [] if self.eos_token is None else [self.eos_token_id])
+        return BoundaryTokens(cls, [] if self.eos_token is None else [self.eos_token_id])
 
     # calls
     def __call__(

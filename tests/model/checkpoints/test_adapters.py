@@ -1,4 +1,4 @@
-"""Adapters of peft, merged as they are loaded, beside what peft computes with them."""
+"""Adapters of peft, merged while they are loaded, compared with what peft computes."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from esm_pipeline.model import resolve_checkpoint
 from tests.oracles.peers import max_abs
 
 pytestmark = [
-    pytest.mark.filterwarnings("ignore::UserWarning"),  # of peft, and of fresh classifiers
+    pytest.mark.filterwarnings("ignore::UserWarning"),  # from peft, and about new classifiers
 ]
 WIDE = ["query", "key", "value", "dense"]
 TEXTS = ["MKTAYIAKQR", "GG"]
@@ -34,7 +34,7 @@ def base(name: str = "EsmForMaskedLM", **options: Any) -> Any:
 
 
 def spread(model: nn.Module) -> nn.Module:
-    """What is trained, moved as training would: adapters start without effect."""
+    """Change what is trained, as training would: a new adapter has no effect."""
     generator = torch.Generator().manual_seed(0)
     for parameter in model.parameters():
         if parameter.requires_grad:
@@ -44,7 +44,7 @@ def spread(model: nn.Module) -> nn.Module:
 
 
 def adapted(folder: Path, config: Any, name: str = "EsmForMaskedLM", **options: Any) -> Any:
-    """A model with an adapter that is saved in `folder`."""
+    """A model with an adapter; both are saved in `folder`."""
     torch.manual_seed(0)
     model = spread(get_peft_model(base(name, **options), config))
     model.save_pretrained(folder)
@@ -83,12 +83,12 @@ TIED: dict[str, dict[str, Any]] = {
     "both": {"target_modules": ["word_embeddings", "decoder"]},
     "a whole embedding": {"target_modules": ["query"], "modules_to_save": ["word_embeddings"]},
 }
-"""Adapters of a weight that embedding and head share, which then differ: peft merges both wrong."""
+"""Adapters of a weight that embedding and head share. They differ then, and peft merges wrongly."""
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_weights_are_those_that_peft_merges(kind: str, tmp_path: Path) -> None:
-    """To the last bit, in float32."""
+    """Equal to the last bit, in float32."""
     model = adapted(tmp_path, LoraConfig(**KINDS[kind]))
     ours = EsmForMaskedLM.from_pretrained(tmp_path)
     assert max_abs(outputs(ours), outputs(model)) <= 5e-5
@@ -135,8 +135,8 @@ def test_a_classifier_comes_with_its_labels(
     if with_config:
         model.config.id2label = {number: f"kind {number}" for number in range(labels)}
         model.config.save_pretrained(tmp_path)
-    ours, told = getattr(esm_pipeline, name).from_pretrained(tmp_path, output_loading_info=True)
-    assert not told["missing_keys"]
+    ours, info = getattr(esm_pipeline, name).from_pretrained(tmp_path, output_loading_info=True)
+    assert not info["missing_keys"]
     assert max_abs(outputs(ours), outputs(model)) <= 1e-5
     first = "kind 0" if with_config else "LABEL_0"
     assert ours.config.id2label[0] == first
@@ -336,7 +336,7 @@ def test_unmerged_weights_are_named(prefix: bool, tmp_path: Path) -> None:
     state = {key: tensor.clone() for key, tensor in inner.state_dict().items()}
     save_file(state, tmp_path / "model.safetensors")
     base().config.save_pretrained(tmp_path)
-    message = "of a model with an adapter of peft that is not merged; merge it with peft"
+    message = "belongs to an adapter of peft that is not merged; merge it with peft"
     with pytest.raises(WeightsError, match=message):
         EsmForMaskedLM.from_pretrained(tmp_path)
     with pytest.raises(WeightsError, match=message):
@@ -347,7 +347,7 @@ def test_unmerged_weights_are_named(prefix: bool, tmp_path: Path) -> None:
 
 
 def run_command(*arguments: object) -> None:
-    """`esm-pipeline`, here."""
+    """Run `esm-pipeline` in this process."""
     assert main([str(one) for one in arguments]) == 0
 
 
@@ -362,7 +362,7 @@ def test_commands_take_an_adapter(tmp_path: Path, capsys: pytest.CaptureFixture[
     facts = json.loads((tmp_path / "m.json").read_text())
     assert facts["name"] == str(tmp_path / "adapter")
     assert facts["weights_sha256"] in capsys.readouterr().out
-    for name, source in (("direct", tmp_path / "adapter"), ("told", tmp_path / "m.json")):
+    for name, source in (("direct", tmp_path / "adapter"), ("file", tmp_path / "m.json")):
         out = tmp_path / f"{name}.h5"
         run_command("embed", "--quiet", "--model", source, fasta, out)
         with h5py.File(out) as results:

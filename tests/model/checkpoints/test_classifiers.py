@@ -1,4 +1,4 @@
-"""Labels in the config, and classifiers in checkpoints: fresh, of another size, both ways."""
+"""Labels in the config, and classifiers in checkpoints: new, of another size, in and out."""
 
 from __future__ import annotations
 
@@ -159,7 +159,7 @@ def test_the_same_seed_gives_the_same_fresh_classifier(trunk: Path) -> None:
         weights.append(model.classifier.out_proj.weight)
     assert torch.equal(weights[0], weights[1])
     assert not torch.equal(weights[0], weights[2])
-    torch.manual_seed(1)  # modules in their order, whatever the hashes of their names are
+    torch.manual_seed(1)  # in the order of the modules, whatever the hashes of their names
     torch.empty(48, 48).normal_(std=0.02)  # classifier.dense
     assert torch.equal(weights[0], torch.empty(2, 48).normal_(std=0.02))
 
@@ -191,9 +191,9 @@ def test_other_shapes_are_ignored_where_told(trunk: Path) -> None:
     options = {"vocab_size": 40, "ignore_mismatched_sizes": True}
     with pytest.warns(UserWarning, match="random") as warned:
         model = EsmForMaskedLM.from_pretrained(trunk, **options)
-    told = str(warned[0].message)
-    assert "'esm.embeddings.word_embeddings.weight' has shape (33, 48), not (40, 48)" in told
-    assert "'lm_head.bias' has shape (33,), not (40,)" in told
+    message = str(warned[0].message)
+    assert "'esm.embeddings.word_embeddings.weight' has shape (33, 48), not (40, 48)" in message
+    assert "'lm_head.bias' has shape (33,), not (40,)" in message
     assert not model.lm_head.bias.any()
     assert model.lm_head.decoder.weight is model.get_input_embeddings().weight
     assert not model.get_input_embeddings().weight[1].any(), "padding"

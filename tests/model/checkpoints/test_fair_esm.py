@@ -1,4 +1,4 @@
-"""Original fair-esm checkpoints: files as they were published, beside fair-esm's own loader."""
+"""Original fair-esm checkpoints: files as published, compared with fair-esm's own loader."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ NAMES = {
     "ESM-1b": "esm1b_t3_1K_UR50S",
     "ESM-1v": "esm1v_t3_1K_UR90S_1",
 }
-"""fair-esm's loader goes by the file's name."""
+"""fair-esm's loader decides by the name of the file."""
 
 SHAPE = {"encoder_layers": 3, "encoder_embed_dim": 48, "encoder_attention_heads": 4}
 LENGTHS = [5, 60, 1]
@@ -70,7 +70,7 @@ def published(kind: str) -> tuple[Content, Content | None]:
 
 
 def write(folder: Path, kind: str, change: Callable[[Content], None] | None = None) -> Path:
-    """Write what was published of a model; `change` works on the checkpoint before."""
+    """Write the published files of a model; `change` modifies the checkpoint first."""
     content, regression = published(kind)
     if change is not None:
         change(content)
@@ -82,11 +82,11 @@ def write(folder: Path, kind: str, change: Callable[[Content], None] | None = No
 
 
 def by_fair_esm(path: Path, monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype) -> nn.Module:
-    """The model as fair-esm's own loader makes it, which runs whatever a file holds."""
+    """The model from fair-esm's own loader, which runs any code in a file."""
     load = torch.load
     monkeypatch.setattr(torch, "load", lambda *a, **k: load(*a, **{**k, "weights_only": False}))
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # that ESM-1v has no contact regression
+        warnings.simplefilter("ignore")  # about the missing contact regression of ESM-1v
         model, _ = esm.pretrained.load_model_and_alphabet_local(str(path))
     monkeypatch.setattr(torch, "load", load)
     return model.to(dtype).eval()
@@ -180,7 +180,7 @@ def test_twin_fails(
 
 @pytest.mark.parametrize("tied", [True, False], ids=["one storage", "two"])
 def test_the_row_of_the_mask(tied: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """fair-esm zeroes it in the embedding, and then loads the head's last layer over that."""
+    """fair-esm sets it to zero in the embedding, then overwrites that by the head's last layer."""
 
     def untie(content: Content) -> None:
         if not tied:
@@ -261,7 +261,7 @@ def test_half_precision_files_and_saving(tmp_path: Path) -> None:
 
 
 class Malicious:
-    """Would write a file where it is unpickled."""
+    """Writes a file when it is unpickled."""
 
     def __init__(self, marker: Path) -> None:
         self.marker = str(marker)
@@ -289,7 +289,7 @@ def test_code_is_refused_and_never_runs(place: str, tmp_path: Path) -> None:
     assert not marker.exists()
     with open(path, "rb") as handle, pytest.raises(Exception, match=r".*"):
         torch.load(handle, weights_only=False)["nothing"]
-    assert marker.exists()  # the file was as bad as it should be
+    assert marker.exists()  # the file is as harmful as intended
 
 
 def test_a_whole_pickled_model_is_refused(tmp_path: Path) -> None:
@@ -376,14 +376,14 @@ def test_damaged_files(tmp_path: Path) -> None:
             ours(path)
 
 
-def test_a_pickle_damaged_anywhere_is_told_of_in_one_line(tmp_path: Path) -> None:
-    """PyTorch's reader raises whatever a damaged pickle leads to."""
+def test_a_pickle_damaged_anywhere_gives_one_line(tmp_path: Path) -> None:
+    """PyTorch's reader may raise any error for a damaged pickle."""
     path = write(tmp_path, "ESM-1b")
     whole = path.read_bytes()
     with zipfile.ZipFile(path) as archive:
         (pickled,) = [info for info in archive.infolist() if info.filename.endswith("data.pkl")]
     begin, size = pickled.header_offset + 60, pickled.file_size - 60
-    chance, told = random.Random(0), []
+    chance, messages = random.Random(0), []
     for _ in range(150):
         damaged = bytearray(whole)
         damaged[begin + chance.randrange(size)] = chance.randrange(256)
@@ -392,9 +392,9 @@ def test_a_pickle_damaged_anywhere_is_told_of_in_one_line(tmp_path: Path) -> Non
             open_checkpoint(path)
             EsmConfig.from_pretrained(path)
         except WeightsError as error:
-            told.append(str(error))
-    assert 30 < len(told) < 150
-    assert all(str(path) in line and "\n" not in line for line in told)
+            messages.append(str(error))
+    assert 30 < len(messages) < 150
+    assert all(str(path) in line and "\n" not in line for line in messages)
 
 
 def test_a_revision_is_not_of_a_file(tmp_path: Path) -> None:
@@ -408,6 +408,6 @@ def test_a_revision_is_not_of_a_file(tmp_path: Path) -> None:
 
 
 def test_enlivened_peers_use_every_weight(tmp_path: Path) -> None:
-    """A guard: the peer's weights are no constants, or a swap of two would not be seen."""
+    """A guard: with constant weights, a swap of two would not be noticed."""
     peer = enliven(fair_esm2(torch.float32))
     assert all(float(p.detach().std()) > 0.01 for p in peer.parameters() if p.numel() > 1)

@@ -1,4 +1,4 @@
-"""Where checkpoints come from: folders, the packaged model, and a local server for the hub."""
+"""Finding checkpoints: folders, the packaged model, and a local server instead of the hub."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def point_at(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def hub(models: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
-    """A hub of its own, whose client does not wait between its tries."""
+    """A new hub, with a client that does not wait between its attempts."""
     monkeypatch.setattr("huggingface_hub.utils._http.time.sleep", lambda seconds: None)
     with serve(models) as hub:
         point_at(hub.address, monkeypatch)
@@ -67,7 +67,7 @@ def leftovers(cache: Path) -> list[Path]:
 
 
 def require_whole(cache: Path, models: Path, **options: Any) -> Checkpoint:
-    """What a healthy hub gives from the same cache: nothing that went wrong is left in it."""
+    """Resolve the model with a healthy hub and the same cache, which shows no trace of errors."""
     assert leftovers(cache) == []
     checkpoint = resolve_checkpoint(NAME, cache_dir=cache, **options)
     assert checkpoint.weight_files[0].read_bytes() == (models / NAME / WEIGHTS).read_bytes()
@@ -120,7 +120,7 @@ def test_shards_are_fetched(hub: Hub, models: Path, tmp_path: Path) -> None:
 
 
 def test_only_one_format_is_fetched(hub: Hub, models: Path, tmp_path: Path) -> None:
-    """Not the pickles that lie beside safetensors, nor what no model here reads."""
+    """Neither pickles in addition to safetensors, nor files that no model here reads."""
     folder = models / "lab" / "formats"
     shutil.copytree(models / NAME, folder)
     state = safetensors.torch.load_file(folder / WEIGHTS)
@@ -143,7 +143,7 @@ def test_only_one_format_is_fetched(hub: Hub, models: Path, tmp_path: Path) -> N
 def test_a_spoilt_shard_is_found_although_another_fails(
     hub: Hub, models: Path, tmp_path: Path
 ) -> None:
-    """It would count as known in the next run, and never be looked at again."""
+    """Otherwise the next run would take it as checked."""
     shards = sorted(path.name for path in (models / "lab" / "sharded").glob("model-*"))
     hub.troubles = [Trouble(shards[0], spoil=True), Trouble(shards[1], "ANY", status=418)]
     for _ in range(2):
@@ -156,7 +156,7 @@ def test_a_spoilt_shard_is_found_although_another_fails(
 
 
 def test_branch_tag_and_commit(hub: Hub, models: Path, tmp_path: Path) -> None:
-    """A branch means what it means now; a commit, or a tag of it, the same for ever."""
+    """A branch is resolved each time; a commit, or a tag of it, stays the same."""
     first = resolve_checkpoint(NAME, cache_dir=tmp_path)
     hub.revisions["main"] = OTHER_COMMIT
     moved = resolve_checkpoint(NAME, cache_dir=tmp_path)
@@ -167,7 +167,7 @@ def test_branch_tag_and_commit(hub: Hub, models: Path, tmp_path: Path) -> None:
     assert tagged == first
     hub.requests.clear()
     assert resolve_checkpoint(NAME, cache_dir=tmp_path, revision=COMMIT) == first
-    assert hub.requests == []  # all of it is known, that there is no added_tokens.json as well
+    assert hub.requests == []  # everything is cached, also that there is no added_tokens.json
     with pytest.raises(WeightsError, match=f"{NAME}: no revision 'v9'"):
         resolve_checkpoint(NAME, cache_dir=tmp_path, revision="v9")
 
@@ -175,7 +175,9 @@ def test_branch_tag_and_commit(hub: Hub, models: Path, tmp_path: Path) -> None:
 def test_a_dropped_connection_is_resumed(
     hub: Hub, models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(constants, "DOWNLOAD_CHUNK_SIZE", 10_000)  # else 10 MB, more than there is
+    monkeypatch.setattr(
+        constants, "DOWNLOAD_CHUNK_SIZE", 10_000
+    )  # otherwise 10 MB, more than the file has
     size = (models / NAME / WEIGHTS).stat().st_size
     hub.troubles = [Trouble(WEIGHTS, cut=size // 3, times=2)]
     checkpoint = resolve_checkpoint(NAME, cache_dir=tmp_path)
@@ -210,7 +212,7 @@ REFUSALS = {
 def test_refusals(
     case: str, file: str, hub: Hub, models: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """One line for each, nothing beside it, and the same cache serves when the hub does."""
+    """One line for each and no other output; the same cache works once the hub does."""
     status, code, message = REFUSALS[case]
     hub.troubles = [Trouble(file, "ANY", status=status, code=code)]
     with pytest.raises(WeightsError, match=message) as caught:
@@ -261,7 +263,7 @@ def test_bodies_that_are_not_the_files(
 def test_a_hub_that_does_not_answer(
     hub: Hub, models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its first answer is waited for once; a body that stops coming, six times."""
+    """The first request is made once; a download that stalls is tried six times."""
     monkeypatch.setattr(hub_client, "PATIENCE", 0.5)
     monkeypatch.setattr(constants, "HF_HUB_DOWNLOAD_TIMEOUT", 0.5)
     hub.troubles = [Trouble("/revision/main", stall=2.0)]
@@ -303,10 +305,10 @@ def test_a_disk_that_does_not_take_it(
     require_whole(tmp_path, models)
 
 
-def test_the_client_warns_nobody_who_does_not_watch(
+def test_the_warnings_of_the_client_are_silenced(
     hub: Hub, models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Of a disk that looks too small, say; if it is, there is an error to tell it."""
+    """For example about a disk that looks too small; if it is, an error says so."""
     usage = shutil.disk_usage(tmp_path)._replace(free=0)
     monkeypatch.setattr(file_download.shutil, "disk_usage", lambda path: usage)
     with warnings.catch_warnings():
@@ -319,7 +321,7 @@ def test_the_client_warns_nobody_who_does_not_watch(
 def test_what_answers_is_not_the_hub(
     tmp_path: Path, models: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A captive portal, say: it answers, but is no hub."""
+    """For example a captive portal, which answers but is not the hub."""
     with serve(models) as hub:
         point_at(hub.address, monkeypatch)
         monkeypatch.setattr("tests.oracles.hub_server.Handler.answer", portal)
@@ -348,17 +350,17 @@ def test_what_the_hub_does_not_have(hub: Hub, tmp_path: Path) -> None:
 
 def test_unreachable_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     point_at("http://127.0.0.1:9", monkeypatch)
-    told = r"esm2_tiny: no such folder, and the hub was not reached \(.*refused\); check network"
-    with pytest.raises(WeightsError, match=told):
+    message = r"esm2_tiny: no such folder, and the hub was not reached \(.*refused\); check network"
+    with pytest.raises(WeightsError, match=message):
         resolve_checkpoint(NAME, cache_dir=tmp_path)
 
 
 def test_a_folder_of_a_trainer(tmp_path: Path) -> None:
-    """What a run leaves; each of its folders is one to give."""
+    """The folder of a whole run; each folder in it is a checkpoint."""
     for name in ("checkpoint-500", "checkpoint-1500", "checkpoint-best", "logs"):
         (tmp_path / name).mkdir()
-    told = r"folders of a Trainer; give one of them, the last is .*checkpoint-1500$"
-    with pytest.raises(WeightsError, match=told):
+    message = r"folders of a Trainer; give one of them, the last is .*checkpoint-1500$"
+    with pytest.raises(WeightsError, match=message):
         resolve_checkpoint(str(tmp_path))
     for name in ("checkpoint-500", "checkpoint-1500"):
         (tmp_path / name).rmdir()
@@ -368,7 +370,7 @@ def test_a_folder_of_a_trainer(tmp_path: Path) -> None:
 
 @pytest.fixture
 def adapter(models: Path) -> Iterator[str]:
-    """An adapter on the hub, of a base model there."""
+    """An adapter on the hub, with a base model on the hub."""
     folder = models / "lab" / "adapter"
     folder.mkdir(parents=True, exist_ok=True)
     settings = {"peft_type": "LORA", "r": 2, "lora_alpha": 2, "base_model_name_or_path": NAME}
@@ -468,7 +470,7 @@ def test_index_may_name_only_its_neighbours(tmp_path: Path) -> None:
 
 
 def test_digest_follows_the_file(models: Path, tmp_path: Path) -> None:
-    """It is computed once; a file that is another has another."""
+    """It is computed once for each file; a changed file has another digest."""
     file = tmp_path / WEIGHTS
     shutil.copy(models / NAME / WEIGHTS, file)
     first = file_digest(file)
@@ -478,7 +480,7 @@ def test_digest_follows_the_file(models: Path, tmp_path: Path) -> None:
 
 
 def test_errors_are_of_this_package(hub: Hub, tmp_path: Path) -> None:
-    """What the client raises never gets out, whatever it answers to whatever file."""
+    """No error of the client gets out, whatever the hub answers."""
     for status in (400, 401, 403, 404, 408, 409, 416, 451, 502, 504):
         hub.troubles = [Trouble("vocab.txt", "ANY", status=status)]
         with pytest.raises(EsmPipelineError):

@@ -1,4 +1,4 @@
-"""What scripts ask for around `forward`: keywords, files of settings, outputs as dicts."""
+"""What scripts use apart from `forward`: keywords, files of settings, outputs as dicts."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Configs and other files that ask for too much, or for what cannot be: one line, at once.
+"""Configs and other files with excessive or impossible values: an error of one line, at once.
 
 Each checkpoint is opened in a process with a limit on its memory; nothing is built for it.
 """
@@ -23,7 +23,7 @@ from esm_pipeline.model.folding.config import EsmFoldConfig
 from esm_pipeline.model.folding.demo import write_demo
 from esm_pipeline.tasks.common.model_file import read_model_file
 from tests.oracles.peers import ESM1B, ESM2, SMALL
-from tests.within import Told, judge
+from tests.within import Outcome, judge
 
 TEXTS = {
     "digits": ('{"num_hidden_layers": ' + "9" * 6000 + "}", "'num_hidden_layers' is a number of 6"),
@@ -38,7 +38,7 @@ TEXTS = {
     "empty": ("", "not a readable config (Expecting value"),
     "two values": ('{"hidden_size": 1, "hidden_size": 2}', "two values for the key 'hidden_size'"),
 }
-"""Text of a config.json, and what is said of it."""
+"""Text of a config.json → the error message about it."""
 
 PLACE = "and config.json do not belong together"
 SETTINGS: dict[str, tuple[dict[str, Any], str]] = {
@@ -93,7 +93,7 @@ SETTINGS: dict[str, tuple[dict[str, Any], str]] = {
     "Python's": ({"__dict__": {}}, "'__dict__' cannot be a setting; leave it out"),
     "family": ({"model_type": "x" * 10**6}, "not 'esm'; choose a checkpoint of the ESM family"),
 }
-"""Settings in place of those of the checkpoint's own, and what is said of them."""
+"""Settings that replace those of the checkpoint → the error message about them."""
 
 
 def change(folder: Path, file: str, **values: Any) -> None:
@@ -133,7 +133,7 @@ WEIGHTS = {
     "deep": header(2 * 10**5, b"[" * 10**5 + b"]" * 10**5),
     "digits": header(10**4, b'{"a": ' + b"9" * (10**4 - 7) + b"}"),
 }
-"""Files of safetensors that are none."""
+"""Files that are named safetensors but are not."""
 
 
 @pytest.fixture(scope="module")
@@ -144,8 +144,8 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def told(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Told]:
-    """Case → what was said of its checkpoint."""
+def outcomes(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Outcome]:
+    """Case → the message about its checkpoint."""
     folder = tmp_path_factory.mktemp("checkpoints")
     for case, (text, _) in TEXTS.items():
         shutil.copytree(checkpoint, folder / case)
@@ -164,17 +164,17 @@ QUOTED = {"labels", "layers", "positions", "positions, rotary", "digits", "width
 
 
 @pytest.mark.parametrize("case", [*TEXTS, *SETTINGS])
-def test_a_config_that_is_refused(case: str, told: dict[str, Told]) -> None:
-    assert (TEXTS | SETTINGS)[case][1] in told[case].said
-    assert f"/{case}" in told[case].said
-    told[case].require_small()
+def test_a_config_that_is_refused(case: str, outcomes: dict[str, Outcome]) -> None:
+    assert (TEXTS | SETTINGS)[case][1] in outcomes[case].said
+    assert f"/{case}" in outcomes[case].said
+    outcomes[case].require_small()
     if case in QUOTED:
-        assert told[case].seconds < 0.5
+        assert outcomes[case].seconds < 0.5
 
 
 @pytest.mark.parametrize("case", WEIGHTS)
-def test_safetensors_that_are_refused(case: str, told: dict[str, Told]) -> None:
-    one = told[f"w {case}"]
+def test_safetensors_that_are_refused(case: str, outcomes: dict[str, Outcome]) -> None:
+    one = outcomes[f"w {case}"]
     assert "model.safetensors: not a whole safetensors file (" in one.said
     one.require_small()
 
@@ -210,7 +210,7 @@ FOLDING: dict[str, tuple[tuple[str, ...], Any, str]] = {
 
 
 @pytest.fixture(scope="module")
-def told_of_folding(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Told]:
+def folding_outcomes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Outcome]:
     own = write_demo(tmp_path_factory.mktemp("demo"))
     folder = tmp_path_factory.mktemp("checkpoints")
     for case, (keys, value, _) in FOLDING.items():
@@ -225,8 +225,8 @@ def told_of_folding(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Told]
 
 
 @pytest.mark.parametrize("case", FOLDING)
-def test_a_folding_config_that_is_refused(case: str, told_of_folding: dict[str, Told]) -> None:
-    one = told_of_folding[case]
+def test_a_folding_config_that_is_refused(case: str, folding_outcomes: dict[str, Outcome]) -> None:
+    one = folding_outcomes[case]
     assert FOLDING[case][2] in one.said
     one.require_small()
 
@@ -245,7 +245,7 @@ def test_a_config_without_weights() -> None:
         EsmFoldConfig.read({"trunk": {"num_blocks": 10**9}})
 
 
-def test_what_is_told_of_numbers_given_in_python(checkpoint: Path) -> None:
+def test_messages_about_numbers_given_in_python(checkpoint: Path) -> None:
     with pytest.raises(WeightsError, match="num_hidden_layers is a very large int, but the weigh"):
         EsmModel.from_pretrained(checkpoint, num_hidden_layers=10**6000)
     with pytest.raises(WeightsError, match="vocab_size is 40, but the weights have 33"):
@@ -393,11 +393,11 @@ def test_tokenizer_files_that_are_refused(tmp_path: Path) -> None:
         folder = tmp_path / "all" / case
         shutil.copytree(tmp_path / "own", folder)
         write(folder / file)
-    told = judge("esm_pipeline.EsmTokenizer.from_pretrained", tmp_path / "all")
+    outcomes = judge("esm_pipeline.EsmTokenizer.from_pretrained", tmp_path / "all")
     for case, (file, _, message) in TOKENIZERS.items():
-        assert message in told[case].said
-        assert (f"{file}: " in told[case].said) == bool(message), "the last is read"
-        told[case].require_small()
+        assert message in outcomes[case].said
+        assert (f"{file}: " in outcomes[case].said) == bool(message), "the last is read"
+        outcomes[case].require_small()
 
 
 @pytest.mark.parametrize(
@@ -421,7 +421,7 @@ def test_names_of_tensors_that_are_refused(
 
 
 def test_weights_of_another_class(checkpoint: Path, tmp_path: Path) -> None:
-    """What the config says of the class may be anything."""
+    """The class in the config may be any value."""
     shutil.copytree(checkpoint, tmp_path, dirs_exist_ok=True)
     change(tmp_path, "config.json", architectures=["x\n" * 10**6])
     state = safetensors.torch.load_file(tmp_path / "model.safetensors")

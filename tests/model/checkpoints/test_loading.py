@@ -1,4 +1,4 @@
-"""What is read of a checkpoint, how, and what is said of what is not in it."""
+"""What is read from a checkpoint, how, and the messages about what is missing."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def folder(model: EsmForMaskedLM, tmp_path: Path) -> Path:
 
 
 def rewrite(folder: Path, change: dict[str, torch.Tensor | None]) -> None:
-    """Save the checkpoint anew with tensors added, replaced or (None) removed."""
+    """Save the checkpoint again with tensors added, replaced or (None) removed."""
     path = folder / "model.safetensors"
     state = {**safetensors.torch.load_file(path), **change}
     kept = {key: tensor for key, tensor in state.items() if tensor is not None}
@@ -49,7 +49,7 @@ def rewrite(folder: Path, change: dict[str, torch.Tensor | None]) -> None:
 
 @pytest.mark.parametrize("where", ["each layer", "a star", "the model"])
 def test_frequencies_are_those_of_the_checkpoint(where: str, tmp_path: Path) -> None:
-    """As transformers and fair-esm take them. ESM-2's were rounded to float16 in training."""
+    """Used as in transformers and fair-esm. Those of ESM-2 were rounded to float16 in training."""
     peer = transformers_peer(torch.float32, **ESM2)
     own = peer.esm.rotary_embeddings.inv_freq
     rounded = own.half().float()
@@ -66,12 +66,14 @@ def test_frequencies_are_those_of_the_checkpoint(where: str, tmp_path: Path) -> 
     ours = EsmForMaskedLM.from_pretrained(tmp_path)
     theirs = transformers.EsmForMaskedLM.from_pretrained(tmp_path, attn_implementation="eager")
     tokens, mask = batch([5, 300])
-    if where != "the model":  # a spelling that it never writes
+    if where != "the model":  # it never writes this spelling
         assert torch.equal(theirs.esm.rotary_embeddings.inv_freq.float(), rounded)
         expected = theirs(tokens, attention_mask=mask).logits
         assert max_abs(ours(tokens).logits, expected, mask) <= 1e-5
     unrounded = peer(tokens, attention_mask=mask).logits
-    assert max_abs(ours(tokens).logits, unrounded, mask) > 1e-4  # leaving them out would be seen
+    assert (
+        max_abs(ours(tokens).logits, unrounded, mask) > 1e-4
+    )  # without them the result would differ
     for precise in (torch.bfloat16, torch.float64):
         model = EsmForMaskedLM.from_pretrained(tmp_path, dtype=precise)
         assert torch.equal(model.esm.encoder.frequencies, rounded)
@@ -95,7 +97,7 @@ def test_frequencies_that_cannot_be(folder: Path) -> None:
 
 
 def mappings(folder: Path) -> list[str]:
-    """Lines of this process's memory map that are of a file in `folder`."""
+    """Lines of this process's memory map that belong to a file in `folder`."""
     return [
         line for line in Path("/proc/self/maps").read_text().splitlines() if str(folder) in line
     ]
@@ -113,7 +115,7 @@ def test_files_are_let_go_of_and_never_changed(
         model.save_pretrained(tmp_path)
     before = (tmp_path / name).read_bytes()
     converted = EsmForMaskedLM.from_pretrained(tmp_path, dtype=torch.float64)
-    assert mappings(tmp_path) == []  # though the garbage collector has not run
+    assert mappings(tmp_path) == []  # although the garbage collector has not run
     mapped = EsmForMaskedLM.from_pretrained(tmp_path)
     assert mappings(tmp_path) != []
     with torch.no_grad():
@@ -144,7 +146,7 @@ def test_pages_of_what_was_copied_are_let_go_of(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("padding", range(4))
 def test_data_at_odd_places(padding: int, tmp_path: Path) -> None:
-    """A header of any length is allowed; processors want numbers at multiples of their size."""
+    """A header may have any length, but processors need numbers at multiples of their size."""
     tensor = torch.randn(7, 3)
     header = {"a": {"dtype": "F32", "shape": [7, 3], "data_offsets": [0, tensor.nbytes]}}
     text = json.dumps(header).encode() + b" " * padding
@@ -159,7 +161,7 @@ def test_data_at_odd_places(padding: int, tmp_path: Path) -> None:
 
 
 def test_headers_alone(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With the meta device everything is judged and nothing read, nor is anything warned of."""
+    """On the meta device everything is checked, nothing is read, and there is no warning."""
     monkeypatch.setattr(loading, "read_state", None)
     monkeypatch.setattr(warnings, "warn", None)
     model, info = EsmModel.from_pretrained(folder, device="meta", output_loading_info=True)
@@ -171,7 +173,7 @@ def test_headers_alone(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_loading_draws_nothing_and_compiles_nothing(folder: Path) -> None:
-    """What is replaced at once is not drawn first; nor is the stream of random numbers moved."""
+    """No random weights are drawn only to be replaced; the random state does not change."""
     code = (
         "import sys, torch; from esm_pipeline import EsmForMaskedLM;"
         "before = torch.get_rng_state();"
@@ -184,10 +186,10 @@ def test_loading_draws_nothing_and_compiles_nothing(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("collects", [True, False])
-def test_garbage_is_not_looked_for_meanwhile(
+def test_garbage_collection_is_paused(
     collects: bool, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A search through all that is imported takes longer than loading; it is as before after it."""
+    """It would take longer than loading; its state is restored afterwards."""
     seen = []
 
     def watched(*arguments: Any) -> loading.LoadPlan:
@@ -223,7 +225,7 @@ HEADS = {
 
 @pytest.mark.parametrize("asked", HEADS)
 def test_a_head_that_the_checkpoint_lacks(asked: str, tmp_path: Path) -> None:
-    """The error names the head, and the class to load it with instead."""
+    """The error names the head, and the class to use instead."""
     head, instead = HEADS[asked]
     saved = EsmForSequenceClassification(EsmConfig(**SMALL, **ESM2, num_labels=3))
     saved.save_pretrained(tmp_path)

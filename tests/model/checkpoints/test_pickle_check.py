@@ -1,4 +1,4 @@
-"""Pickled weight files that ask for more than they have: refused at once, and without the memory.
+"""Pickled weight files that unpack to more than their size: refused at once, without the memory.
 
 All are opened in one process, with a limit on its memory; what it says of each is judged here.
 """
@@ -20,7 +20,7 @@ import torch
 from esm_pipeline.errors import WeightsError
 from esm_pipeline.model.checkpoints.pickle_check import require_bounded
 from esm_pipeline.model.checkpoints.tensors import load_pickle, open_pickle
-from tests.within import Told, judge
+from tests.within import Outcome, judge
 
 STORED = {"0": bytes(400)}
 START = b"\x80\x02"  # protocol 2
@@ -76,7 +76,7 @@ def archive(
 
 
 def legacy(path: Path, content: bytes) -> None:
-    """A file as PyTorch before 1.6 wrote it, but for its storages."""
+    """A file as PyTorch before 1.6 wrote it, except its storages."""
     before = [0x1950A86A20F9469CFC6C, 1001, {"little_endian": True}]
     parts = [pickle.dumps(one, 2) for one in before] + [content, pickle.dumps(["0"], 2)]
     path.write_bytes(b"".join(parts))
@@ -98,7 +98,7 @@ def called(function: str, args: bytes) -> bytes:
 
 
 def doubled(levels: int) -> bytes:
-    """A tuple of two that are the same tuple of two, and so on."""
+    """A pair that contains the same pair twice, and so on."""
     return b")" + b"q\x00h\x00\x86" * levels
 
 
@@ -209,8 +209,8 @@ CASES: dict[str, tuple[Callable[[Path], None], str]] = {
 
 
 @pytest.fixture(scope="module")
-def told(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Told]:
-    """Case → what was said of its file."""
+def outcomes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Outcome]:
+    """Case → the message about its file."""
     folder = tmp_path_factory.mktemp("files")
     for name, (write, _) in CASES.items():
         write(folder / f"{name}.bin")
@@ -218,8 +218,8 @@ def told(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Told]:
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_refused_before_it_is_unpacked(case: str, told: dict[str, Told]) -> None:
-    one = told[case]
+def test_refused_before_it_is_unpacked(case: str, outcomes: dict[str, Outcome]) -> None:
+    one = outcomes[case]
     if case == "memo":  # harmless in Python's own unpickler, gigabytes in the one in C
         assert one.said == "nothing"
     else:
@@ -246,7 +246,7 @@ def legitimate() -> dict[str, Any]:
 @pytest.mark.parametrize("case", legitimate())
 def test_whole_files_are_read(case: str, zipped: bool, tmp_path: Path) -> None:
     if case == "newest" and not zipped:
-        return  # which PyTorch writes to zip files alone
+        return  # PyTorch writes these to zip files only
     path, state = tmp_path / "pytorch_model.bin", legitimate()[case]
     torch.save(state, path, _use_new_zipfile_serialization=zipped)
     found = {entry.key: entry.mapped() for entry in [*open_pickle(path).stored_tensors()]}
@@ -276,7 +276,7 @@ def test_what_is_not_named_tensors(tmp_path: Path) -> None:
 
 
 def test_a_checkpoint_of_thousands_of_tensors_takes_no_time_to_judge(tmp_path: Path) -> None:
-    """As many as ESMFold's, more than any other model here has."""
+    """As many as ESMFold has, more than any other model here."""
     path = tmp_path / "pytorch_model.bin"
     names = [f"trunk.blocks.{place}.tri_att_start.mha.linear_q.weight" for place in range(6000)]
     torch.save({name: torch.zeros(2) for name in names}, path)
@@ -286,7 +286,7 @@ def test_a_checkpoint_of_thousands_of_tensors_takes_no_time_to_judge(tmp_path: P
 
 
 def test_the_files_here_are_what_they_should_be(tmp_path: Path) -> None:
-    """The same ways of writing, with sizes as they should be: opened."""
+    """The same kinds of file, but with correct sizes, are opened."""
     path = tmp_path / "a.bin"
     archive(path, named(tensor((10, 10), (10, 1))))
     assert [entry.shape for entry in open_pickle(path).stored_tensors()] == [(10, 10)]

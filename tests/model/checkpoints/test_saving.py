@@ -1,4 +1,4 @@
-"""Sharded checkpoints out, and in again: here and in transformers, whole or not at all."""
+"""Sharded checkpoints written and read, here and in transformers; all files or none."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import transformers
 from esm_pipeline import EsmConfig, EsmForMaskedLM, EsmModel
 from esm_pipeline.errors import InputError, WeightsError
 from esm_pipeline.model.checkpoints import saving
-from esm_pipeline.model.checkpoints.saving import read_size, shard_names, split
+from esm_pipeline.model.checkpoints.saving import read_size, shard_names, split_into_shards
 from esm_pipeline.model.checkpoints.weights import reference_state
 from tests.oracles.peers import ESM1B, ESM2, KINDS, SMALL, batch, enliven, max_abs
 
@@ -78,8 +78,8 @@ def test_shards_of_transformers_load_here(tmp_path: Path) -> None:
 def test_order_and_sizes_of_shards() -> None:
     sizes = {"a": 6, "b": 6, "c": 2, "d": 6, "e": 2, "f": 2, "g": 30}
     state = {key: torch.zeros(size, dtype=torch.uint8) for key, size in sizes.items()}
-    parts = [list(part) for part in split(state, 10)]
-    assert parts == [["a"], ["b", "c"], ["d", "e", "f"], ["g"]]  # as the reference's example
+    parts = [list(part) for part in split_into_shards(state, 10)]
+    assert parts == [["a"], ["b", "c"], ["d", "e", "f"], ["g"]]  # the example of the reference
 
 
 @pytest.mark.parametrize(
@@ -159,7 +159,7 @@ def test_while_shards_of_the_same_names_are_replaced_nothing_loads(
 
 
 def test_saving_over_what_is_loaded(model: EsmForMaskedLM, tmp_path: Path) -> None:
-    """Mapped weights are of the file as it was, whatever stands in its place now."""
+    """Mapped weights stay those of the old file, whatever has replaced it."""
     model.save_pretrained(tmp_path)
     loaded = EsmModel.from_pretrained(tmp_path, add_pooling_layer=False)
     build(3, **ESM2).save_pretrained(tmp_path)

@@ -1,4 +1,4 @@
-"""States of models as scripts pass them around: with our names, or with the reference's."""
+"""State dicts as scripts use them: with our names, or with those of the reference."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.oracles.peers import KINDS, SMALL, TOLERANCE, batch, max_abs, transfo
 
 
 class Within(nn.Module):
-    """A model in a script's own."""
+    """A model inside a model of a script."""
 
     def __init__(self, inner: nn.Module) -> None:
         super().__init__()
@@ -27,7 +27,7 @@ class Within(nn.Module):
 
 
 def pair(kind: str) -> tuple[nn.Module, EsmForMaskedLM]:
-    """The reference with weights, and ours with others."""
+    """A reference model, and one of ours with other weights."""
     peer = transformers_peer(torch.float64, **KINDS[kind])
     return peer, EsmForMaskedLM(EsmConfig(**SMALL, **KINDS[kind])).double().eval()
 
@@ -41,10 +41,10 @@ def test_a_state_of_the_reference_is_read(kind: str, strict: bool, within: bool)
     theirs, found = Within(peer), Within(copy.deepcopy(ours))
     assert max_abs(found(tokens, mask), theirs(tokens, mask), mask) > 0.1
     if within:
-        told = found.load_state_dict(theirs.state_dict(), strict=strict)
+        keys = found.load_state_dict(theirs.state_dict(), strict=strict)
     else:
-        told = found.inner.load_state_dict(peer.state_dict(), strict=strict)
-    assert (told.missing_keys, told.unexpected_keys) == ([], [])
+        keys = found.inner.load_state_dict(peer.state_dict(), strict=strict)
+    assert (keys.missing_keys, keys.unexpected_keys) == ([], [])
     assert max_abs(found(tokens, mask), theirs(tokens, mask), mask) <= TOLERANCE
 
 
@@ -54,7 +54,7 @@ def test_names_are_the_references(kind: str) -> None:
     assert dict(ours.named_parameters()).keys() == dict(peer.named_parameters()).keys()
 
 
-def test_what_is_missing_is_still_told() -> None:
+def test_missing_keys_are_still_reported() -> None:
     peer, ours = pair("ESM-2")
     state = dict(peer.state_dict())
     del state["esm.encoder.layer.1.attention.self.key.weight"]

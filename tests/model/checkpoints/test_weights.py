@@ -1,4 +1,4 @@
-"""Checkpoints in and out: every layout, strictly, both ways beside transformers."""
+"""Checkpoints read and written: every layout, strictly, compared with transformers."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def same_weights(one: torch.nn.Module, other: torch.nn.Module) -> bool:
 
 
 def rewrite(folder: Path, change: dict[str, torch.Tensor | None]) -> None:
-    """Save the checkpoint anew with tensors added, replaced or (None) removed."""
+    """Save the checkpoint again with tensors added, replaced or (None) removed."""
     state = safetensors.torch.load_file(folder / "model.safetensors")
     for key, tensor in change.items():
         if tensor is None:
@@ -188,7 +188,7 @@ BAD = {
     "unexpected": ("esm.encoder.layer.9.output.dense.bias", torch.ones(48), "layer.9.output"),
     "contacts": ("esm.contact_head.regression.bias", None, "no 'esm.contact_head.regression.bias'"),
     "own head": ("lm_head.extra", torch.ones(1), "'lm_head.extra' among its weights is not part"),
-    "shape": ("lm_head.bias", torch.ones(7), r"shape \(7,\), the config requires .* \(33,\)"),
+    "shape": ("lm_head.bias", torch.ones(7), r"shape \(7,\), the config requires \(33,\)"),
     "one of three": (
         QUERY,
         torch.ones(24, 48),
@@ -249,7 +249,7 @@ def test_keys_and_shapes_of_every_published_model(kind: str, size: str) -> None:
 
 
 class Pickled:
-    """Would run code where it is unpickled."""
+    """Runs code when it is unpickled."""
 
     def __reduce__(self) -> tuple[object, tuple[str]]:
         return eval, ("1 / 0",)
@@ -275,7 +275,7 @@ def copy_of(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def test_a_key_in_two_shards(model: EsmForMaskedLM, folder: Path) -> None:
-    """Files that do not agree on what holds: of two saves, say, or edited by hand."""
+    """Files that contradict each other: from two saves, for example, or edited by hand."""
     extra = {"lm_head.bias": copy_of(model.lm_head.bias) + 1}
     safetensors.torch.save_file(extra, folder / "extra.safetensors", {"format": "pt"})
     (folder / "model.safetensors").rename(folder / "first.safetensors")

@@ -25,7 +25,7 @@ from tests.oracles.record_tokenizer import PROPERTIES, TOKENIZERS, answer, build
 
 GOLDEN = Path(__file__).parents[2] / "oracles" / "tokenizer_4.37.2.json.xz"
 OWN_SETTINGS = {"padding_side", "truncation_side", "split_special_tokens", "model_input_names"}
-"""Settings that ours always writes, the reference only where they were given."""
+"""Settings that ours always writes, and the reference only if they were given."""
 
 TEXTS = ["MKV<mask>", "M J<two>-.A", "<one>G<cls>A", "ptmGG[MASK]A"]
 
@@ -43,7 +43,7 @@ def write(files: dict[str, str], folder: Path) -> Path:
 
 
 def behaviour(tokenizer: Any) -> dict[str, Any]:
-    """Answers by which tokenizers of either package can be told apart."""
+    """Results that differ between tokenizers with different settings."""
     names = ("all_special_tokens", "all_special_ids", "model_max_length", "padding_side")
     found = {name: getattr(tokenizer, name) for name in (*names, "truncation_side")}
     found["vocabulary"] = tokenizer.get_vocab()
@@ -115,7 +115,7 @@ def test_all_files_that_are_read_are_fetched_from_the_hub() -> None:
 
 
 def test_old_files(golden: dict[str, Any], tmp_path: Path) -> None:
-    """As published with ESM-2: roles apart from the settings, as strings or with flags."""
+    """As published with ESM-2: roles in a file of their own, as strings or with flags."""
     write({"vocab.txt": "\n".join([*ALPHABET[:-1], "J"])}, tmp_path)
     write({"tokenizer_config.json": '{"model_max_length": 1024}'}, tmp_path)
     mask = {"content": "<m>", "lstrip": True, "normalized": False}
@@ -150,7 +150,7 @@ def test_a_folder_without_a_vocabulary(tmp_path: Path) -> None:
 def test_the_small_models_of_the_hub_have_a_limit(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As in 4.37.2, by their names there and by no other."""
+    """As in 4.37.2, for their names on the hub only."""
     name = "facebook/esm2_t6_8M_UR50D"
     EsmTokenizer.standard().save_pretrained(tmp_path / name)
     monkeypatch.chdir(tmp_path)

@@ -1,4 +1,4 @@
-"""The tokenizer beside transformers: 4.37.2 as recorded, and the current one live."""
+"""The tokenizer compared with transformers: 4.37.2 as recorded, and the current one live."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def as_json(value: Any) -> Any:
 
 
 def deliberate(name: str, method: str, options: dict[str, Any], found: Any, expected: Any) -> bool:
-    """Whether an answer of 4.37.2 is one that ours departs from, as the docstrings say."""
+    """Whether ours answers differently on purpose, as the docstrings say."""
     errors = [isinstance(one, dict) and "error" in one for one in (found, expected)]
     if all(errors):
         return True  # its kind differs: InputError here, ValueError or TypeError there
@@ -80,7 +80,7 @@ def no_floats(text: str) -> str:
 
 
 def disagreements(tokenizer: EsmTokenizer, name: str, recorded: dict[str, Any]) -> Iterator[Any]:
-    """Calls that ours answers otherwise than 4.37.2, but for what is deliberate."""
+    """Calls that ours answers differently from 4.37.2, without the deliberate ones."""
     for method, arguments, options, expected in recorded["answers"]:
         found = answer(tokenizer, method, copy.deepcopy(arguments), options)
         if as_json(found) != expected and not deliberate(name, method, options, found, expected):
@@ -114,7 +114,7 @@ def test_like_4_37_2(golden: dict[str, Any], tmp_path: Path, name: str) -> None:
 
 
 def test_departures_are_few(golden: dict[str, Any], tmp_path: Path) -> None:
-    """Where both answer and the answers differ, by far the most is unknown tokens of ESMFold's."""
+    """Most of the calls with different answers have unknown tokens of ESMFold's vocabulary."""
     count: Counter[str] = Counter()
     for name, recorded in golden["tokenizers"].items():
         (tmp_path / name).mkdir()
@@ -169,7 +169,7 @@ def test_a_wrong_tokenizer_is_not_like_4_37_2(
 
 # the current transformers, live
 def same(ours: Any, theirs: Any, method: str, arguments: list[Any], options: dict) -> None:
-    """Assert that both answer a call alike; errors need only both be raised."""
+    """Assert that both give the same answer to a call, or both raise an error."""
     found, expected = (
         as_json(answer(one, method, copy.deepcopy(arguments), options)) for one in (ours, theirs)
     )
@@ -180,7 +180,7 @@ def same(ours: Any, theirs: Any, method: str, arguments: list[Any], options: dic
 
 
 def leaves_whole(tokenizer: EsmTokenizer, arguments: Any, options: dict[str, Any]) -> bool:
-    """Whether a sequence is left whole, as in 4.37.2, that all of would have to be cut off."""
+    """Whether a sequence is left whole, as in 4.37.2, that would have to go completely."""
     tokenizer._warned.clear()
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
@@ -228,8 +228,12 @@ OPTIONS = st.fixed_dictionaries(
 def test_calls_like_the_current_one(
     ours: EsmTokenizer, theirs: transformers.EsmTokenizer, arguments: Any, options: dict[str, Any]
 ) -> None:
-    assume(not leaves_whole(ours, arguments, options))  # nothing of it stays there
-    if not options.get("add_special_tokens", True):  # rows without tokens are the reference's slips
+    assume(
+        not leaves_whole(ours, arguments, options)
+    )  # the current transformers leaves nothing of it
+    if not options.get(
+        "add_special_tokens", True
+    ):  # the reference has errors for rows without tokens
         assume(all(map(ours.tokenize, texts_in(arguments))))
     same(ours, theirs, "__call__", list(arguments), options)
 
@@ -258,7 +262,7 @@ WORDS = st.builds("{}{}".format, st.sampled_from("<["), st.text("AG]", max_size=
 def test_other_vocabularies(
     tmp_path_factory: pytest.TempPathFactory, words: list[str], text: str
 ) -> None:
-    """No token begins inside another: there the reference's search has a slip."""
+    """No token begins inside another, where the search of the reference has an error."""
     folder = tmp_path_factory.mktemp("other")
     (folder / "vocab.txt").write_text("\n".join(words))
     found, expected = (
@@ -272,7 +276,7 @@ def test_other_vocabularies(
 
 
 def test_where_tokens_overlap_the_first_is_taken() -> None:
-    """The reference's search forgets that a token it had begun did not go on: "xyQz" is one."""
+    """The reference forgets that a token it had begun did not continue, and makes "xyQz" one."""
     assert EsmTokenizer(["xyz", "y"]).tokenize("xyQz xyz") == ["x", "y", "Qz", "xyz"]
     assert EsmTokenizer(["AGL", "GLVV", "A", "AG"]).tokenize("AGLVVAGA") == ["AGL", "VV", "AG", "A"]
 

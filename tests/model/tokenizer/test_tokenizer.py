@@ -1,4 +1,4 @@
-"""The tokenizer's own: the fast path, what its encodings can do, warnings and errors."""
+"""What only our tokenizer has: the fast path, its encodings, warnings and errors."""
 
 from __future__ import annotations
 
@@ -114,20 +114,20 @@ def test_fast_path_for_residues(ours: EsmTokenizer, sequence: str) -> None:
 
 @given(text=TEXT)
 def test_residues_of_any_text_are_those_of_a_call_or_refused(ours: EsmTokenizer, text: str) -> None:
-    """What is all of known tokens is as in a call, and nothing else becomes `<unk>`."""
+    """A text of known tokens gives the same as a call; other text never becomes `<unk>`."""
     known = all(token in ours.get_vocab() for token in ours.tokenize(text))
     known = known and all(one in string.whitespace for one in text if one.isspace())
     try:
         found = ours.encode_residues(text).tolist()
     except InputError as error:
-        told = str(error)
+        message = str(error)
     else:
         assert found.count(ours.unk_token_id) == text.count("<unk>")
         assert not known or found == ours(text).input_ids
         return
     assert not known
-    place = int(re.search(r" at place (\d+) is ", told)[1])
-    assert told.startswith(f"{text[place - 1]!a} at place")
+    place = int(re.search(r" at place (\d+) is ", message)[1])
+    assert message.startswith(f"{text[place - 1]!a} at place")
 
 
 SPELLINGS = [
@@ -263,15 +263,15 @@ def test_pad_keeps_what_it_was_given(ours: EsmTokenizer) -> None:
     assert given_rows == {"input_ids": [[0, 20, 2], [0, 2]]}
 
 
-def test_ignored_and_implied_options_are_told_once() -> None:
+def test_ignored_and_implied_options_warn_once() -> None:
     tokenizer = EsmTokenizer(ALPHABET, model_max_length=4)
-    told = {
+    expected = {
         "texts are cut to it; say so with truncation=True": {"max_length": 3},
         "padding=True ignores max_length": {"max_length": 3, "padding": True},
         "a text has 5 tokens, the model takes 4; truncate it": {},
         "the first sequence has 3 tokens, and 3 too many": {"max_length": 2, "truncation": True},
     }
-    for message, options in told.items():
+    for message, options in expected.items():
         with pytest.warns(UserWarning, match=message):
             tokenizer("MKV", **options)
     unlimited = EsmTokenizer.standard()
@@ -281,7 +281,7 @@ def test_ignored_and_implied_options_are_told_once() -> None:
         assert unlimited("M", truncation=True).input_ids == [0, 20, 2]
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        tokenizer("MKVL")  # said once already
+        tokenizer("MKVL")  # it has warned already
         EsmTokenizer(ALPHABET, model_max_length=4)("MKVL", verbose=False)
         EsmTokenizer(ALPHABET, model_max_length=4).encode_residues("MKVl")
 
@@ -358,7 +358,7 @@ def test_more_errors(ours: EsmTokenizer) -> None:
 
 
 def test_old_options_are_understood(ours: EsmTokenizer) -> None:
-    """As transformers 4.37.2 reads them, with a warning; those of today win."""
+    """As transformers 4.37.2 reads them, with a warning; today's options win."""
     texts = ["MKV", "MKVLAAG"]
     with pytest.warns(UserWarning, match="'pad_to_max_length' is an old option; use padding='max"):
         found = ours(texts, pad_to_max_length=True, max_length=7)
@@ -370,5 +370,5 @@ def test_old_options_are_understood(ours: EsmTokenizer) -> None:
         found = again(texts, truncation_strategy="only_first", max_length=5)
     assert found == ours(texts, truncation="only_first", max_length=5)
     assert again(texts, pad_to_max_length=False) == ours(texts)
-    told = again(texts, pad_to_max_length=True, padding="longest", max_length=30, truncation=True)
-    assert told == ours(texts, padding="longest")
+    found = again(texts, pad_to_max_length=True, padding="longest", max_length=30, truncation=True)
+    assert found == ours(texts, padding="longest")

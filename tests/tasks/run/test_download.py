@@ -1,4 +1,4 @@
-"""`download`: a model found once, told of in lines and in a file that every task takes."""
+"""`download`: a model found once, reported in lines and in a file that every task accepts."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ ROOT = Path(__file__).resolve().parents[3]
 
 
 def run(folder: Path, hub: Hub | None, *arguments: object, **variables: str) -> Any:
-    """The command line in a process of its own, as a user has it: with a cache and a hub."""
+    """Run the command line in a process of its own, with a cache and a hub, as a user does."""
     address = "http://127.0.0.1:9" if hub is None else hub.address
     own = {"HF_HOME": str(folder / "hf"), "HF_ENDPOINT": address, "HF_HUB_OFFLINE": "0"}
     own["PYTHONPATH"] = str(ROOT)
@@ -61,8 +61,8 @@ def fasta(folder: Path) -> Path:
 
 
 def test_a_hub_model_from_nothing_to_embeddings_without_network(tmp_path: Path, hub: Hub) -> None:
-    """What `download` says and writes; then `embed` from its file, with the hub gone."""
-    hub.troubles = [Trouble("model.safetensors", cut=1000, times=1)]  # of which the client tells
+    """What `download` prints and writes; then `embed` with its file and without a hub."""
+    hub.troubles = [Trouble("model.safetensors", cut=1000, times=1)]  # the client reports this
     done = run(tmp_path, hub, "download", "--model", NAME, "--out", "model.json", "embed")
     assert (done.returncode, done.stderr) == (0, "")
     lines = dict(line.split("\t") for line in done.stdout.splitlines())
@@ -78,7 +78,7 @@ def test_a_hub_model_from_nothing_to_embeddings_without_network(tmp_path: Path, 
     assert attributes["revision"] == COMMIT
     assert attributes["weights_sha256"] == lines["weights_sha256"]
     hub.requests.clear()
-    (Path(lines["path"]) / "vocab.txt").unlink()  # nor is what is missing fetched by a job
+    (Path(lines["path"]) / "vocab.txt").unlink()  # a job does not download missing files
     (Path(lines["path"]) / "model.safetensors").unlink()
     last = run(tmp_path, hub, "embed", "--model=model.json", "in.fasta", "o.h5")
     assert last.returncode == 2
@@ -87,7 +87,7 @@ def test_a_hub_model_from_nothing_to_embeddings_without_network(tmp_path: Path, 
 
 
 def test_the_file(tmp_path: Path, rotary: Path, esm: Esm) -> None:
-    """The same wherever and whenever it is written: no path but the name, no time."""
+    """It does not depend on place and time: no path but the name, no time."""
     outputs = [tmp_path / "one" / "model.json", tmp_path / "two.json"]
     for output in outputs:
         assert esm("download", "--model", rotary, "--out", output) == (0, [])
@@ -233,7 +233,7 @@ def test_what_a_task_would_fail_at(case: str, tmp_path: Path, esm: Esm) -> None:
     assert (code, len(lines)) == (2, 1)
     assert message in lines[0]
     assert not output.exists()
-    if spoil is None:  # without the task, there is nothing to object to
+    if spoil is None:  # without a task there is no error
         assert esm("download", "--model", folder, "--out", output) == (0, [])
 
 
@@ -249,7 +249,7 @@ def test_weights_are_not_loaded(rotary: Path, esm: Esm, monkeypatch: pytest.Monk
 
 @pytest.mark.parametrize("kind", NAMES)
 def test_fair_esm_files_embed(kind: str, tmp_path: Path, esm: Esm) -> None:
-    """As the same weights in a folder; name and digest go into the result."""
+    """The same result as with these weights in a folder; name and digest are in the result."""
     path = write(tmp_path, kind)
     include = "mean" if kind == "ESM-1v" else "mean,contacts"
     with warnings.catch_warnings():
@@ -260,7 +260,7 @@ def test_fair_esm_files_embed(kind: str, tmp_path: Path, esm: Esm) -> None:
     for source, output in zip((path, tmp_path / "folder"), outputs, strict=True):
         arguments = ("--model", source, "--include", include, fasta(tmp_path), output)
         with warnings.catch_warnings():
-            warnings.simplefilter("error")  # nothing is asked of what is missing
+            warnings.simplefilter("error")  # nothing that is missing is used
             code, lines = esm("embed", *arguments)
         assert (code, len(lines)) == (0, 1), lines
     with open_results(outputs[0]) as ours, open_results(outputs[1]) as theirs:
@@ -274,19 +274,21 @@ def test_fair_esm_files_embed(kind: str, tmp_path: Path, esm: Esm) -> None:
 def test_contacts_without_their_regression(tmp_path: Path, esm: Esm) -> None:
     path = write(tmp_path, "ESM-1v")
     output = tmp_path / "o.h5"
-    told = "and without it contacts mean nothing; put its contact regression beside it, or leave"
+    message = (
+        "and without it contacts mean nothing; put its contact regression next to it, or leave"
+    )
     for command in (
         ("embed", "--model", path, "--include=contacts", fasta(tmp_path), output),
         ("download", "--model", path, "embed", "--include=mean,contacts"),
     ):
         code, lines = esm(*command)
         assert (code, len(lines)) == (2, 1)
-        assert told in lines[0]
+        assert message in lines[0]
     assert not output.exists()
 
 
 def test_no_space_in_the_cache(tmp_path: Path, hub: Hub) -> None:
-    """The kernel refuses to make a file larger: one line, and the cache serves when it may."""
+    """The kernel refuses to make a file larger: one line, and later the same cache works."""
     limit = (hub.root / NAME / "model.safetensors").stat().st_size // 2
     command = [sys.executable, "-m", "esm_pipeline", "download", "--model", NAME]
     own = {"HF_HOME": str(tmp_path / "hf"), "HF_ENDPOINT": hub.address, "HF_HUB_OFFLINE": "0"}

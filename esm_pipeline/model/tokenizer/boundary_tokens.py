@@ -12,7 +12,7 @@ from esm_pipeline.errors import InputError
 from esm_pipeline.model.tokenizer.vocabulary import Ids
 
 
-class Frame(NamedTuple):
+class BoundaryTokens(NamedTuple):
     """Ids before a sequence (`<cls>`) and after it (`<eos>`); empty if there is no such token."""
 
     before: Ids
