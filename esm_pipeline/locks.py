@@ -175,7 +175,7 @@ def _read(lock: Path) -> LockState | None:
 def _require_stale(lock: Path, target: Path, seen: LockState) -> None:
     """Raise InputError unless the process of a lock has ended; see the module."""
     holder = _holder(seen.text)
-    alive = _is_alive(holder)
+    alive = _is_running(holder)
     if alive is None:
         print(
             f"{target}: may be in use by {_described(holder)}; watching it for {WATCH:g} s",
@@ -250,7 +250,7 @@ def _described(holder: dict[str, object]) -> str:
     return f"process {number} on {host}"
 
 
-def _is_alive(holder: dict[str, object]) -> bool | None:
+def _is_running(holder: dict[str, object]) -> bool | None:
     """Whether the process of a lock is running; None if this cannot be known here."""
     here = _machine()
     number = holder.get("process")

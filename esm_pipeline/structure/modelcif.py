@@ -14,7 +14,7 @@ import numpy as np
 
 from esm_pipeline.arrays import Int64
 from esm_pipeline.structure import residues
-from esm_pipeline.structure.structure import Structure, atom_array, chain_name, printable
+from esm_pipeline.structure.structure import Structure, ascii_text, atom_array, chain_name
 
 if TYPE_CHECKING:
     from biotite.structure import AtomArray
@@ -63,7 +63,7 @@ def as_texts(values: object) -> list[str]:
 
 def free(text: str) -> str:
     """Any text as a value; a reserved beginning gets a space before it."""
-    found = printable(text)
+    found = ascii_text(text)
     return f" {found}" if RESERVED.match(found) else found
 
 
@@ -107,9 +107,9 @@ def sequence_categories(
             "nstd_monomer": ["no"] * len(unique),
             "pdbx_strand_id": list(strands.values()),
             "pdbx_seq_one_letter_code": [
-                wrapped(one.replace("X", "(UNK)")) for one in unique.values()
+                in_lines(one.replace("X", "(UNK)")) for one in unique.values()
             ],
-            "pdbx_seq_one_letter_code_can": [wrapped(one) for one in unique.values()],
+            "pdbx_seq_one_letter_code_can": [in_lines(one) for one in unique.values()],
         },
         "entity_poly_seq": dict(
             zip(
@@ -132,7 +132,7 @@ def sequence_categories(
     }
 
 
-def wrapped(sequence: str) -> str:
+def in_lines(sequence: str) -> str:
     """A sequence in lines of `LINE` letters."""
     return "\n".join(sequence[start : start + LINE] for start in range(0, len(sequence), LINE))
 

@@ -14,9 +14,9 @@ from esm_pipeline.structure import residues
 from esm_pipeline.structure.structure import (
     CHAIN_LETTERS,
     Structure,
+    ascii_text,
     atom_array,
     chain_name,
-    printable,
 )
 
 MOST_RESIDUES = 9_999
@@ -76,7 +76,7 @@ def heading(title: str, facts: Mapping[str, str]) -> Iterator[str]:
 
 def wrapped(text: str, width: int) -> list[str]:
     """`text` in printable ASCII, in lines of at most `width` characters."""
-    return textwrap.wrap(printable(text), width, drop_whitespace=True) or [""]
+    return textwrap.wrap(ascii_text(text), width, drop_whitespace=True) or [""]
 
 
 def sequence_lines(structure: Structure) -> Iterator[str]:

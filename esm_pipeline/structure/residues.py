@@ -190,7 +190,7 @@ class Residue:
         return at
 
 
-def read_residue(title: str, rows: list[str]) -> Residue:
+def parse_residue(title: str, rows: list[str]) -> Residue:
     """A residue of `TABLE` from its first line, such as `A ALA`, and the lines of its groups."""
     letter, name = title.split()
     found: dict[str, tuple[int, list[float]]] = {}
@@ -212,14 +212,14 @@ def read_residue(title: str, rows: list[str]) -> Residue:
     )
 
 
-def read_residues(table: str) -> tuple[Residue, ...]:
+def parse_residues(table: str) -> tuple[Residue, ...]:
     """The residues of `TABLE` in the order of `LETTERS`, without the unknown residue."""
     blocks = [block.splitlines() for block in re.split(r"\n(?=\S)", table.strip())]
-    residues = {title[0]: read_residue(title, rows) for title, *rows in blocks}
+    residues = {title[0]: parse_residue(title, rows) for title, *rows in blocks}
     return tuple(residues[letter] for letter in LETTERS[:UNKNOWN])
 
 
-RESIDUES = read_residues(TABLE)
+RESIDUES = parse_residues(TABLE)
 NAMES = (*(residue.name for residue in RESIDUES), "UNK")
 """Three-letter codes by residue number."""
 

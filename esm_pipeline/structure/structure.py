@@ -115,7 +115,7 @@ def atom_array(structure: Structure) -> AtomArray:
     return array
 
 
-def printable(text: str) -> str:
+def ascii_text(text: str) -> str:
     """`text` in printable ASCII: spaces for white space and ? for any other character."""
     return "".join(
         letter if " " <= letter <= "~" else " " if letter.isspace() else "?" for letter in text

@@ -166,7 +166,7 @@ def test_any_title_can_be_read_back(title):
         assert_same(by_gemmi(text, kind), expected(structure))
     told = gemmi.cif.read_string(text).sole_block().find_value("_struct.title")
     told = gemmi.cif.as_string(told)
-    assert told.split() == structures.printable(title).split()
+    assert told.split() == structures.ascii_text(title).split()
 
 
 def test_random_weights_are_reported():
@@ -328,4 +328,4 @@ def test_nothing_but_unknown_residues(kind):
 def test_the_same_structure_gives_the_same_bytes():
     for kind in ("pdb", "cif"):
         assert text_of(made_up("MKV"), kind) == text_of(made_up("MKV"), kind)
-    assert modelcif.wrapped("A" * 81) == "A" * 80 + "\nA"
+    assert modelcif.in_lines("A" * 81) == "A" * 80 + "\nA"

@@ -25,7 +25,7 @@ from esm_pipeline.formats.results.attributes import (
 from esm_pipeline.formats.results.layout import Per, unit_starts
 from esm_pipeline.formats.results.validation import (
     DatasetRule,
-    check,
+    check_datasets,
     damaged,
     open_hdf5,
     read_ids,
@@ -77,7 +77,7 @@ class RaggedResults(ABC, Generic[Item]):
         self.path, self._file = os.fspath(path), file
         try:
             with self.reading():
-                self.sizes = check(file, self.rules)
+                self.sizes = check_datasets(file, self.rules)
                 self.check_more()
         except BaseException:
             file.close()

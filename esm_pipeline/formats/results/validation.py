@@ -115,7 +115,7 @@ def check_heaps(path: str | os.PathLike[str]) -> None:
         place = data.find(HEAP_MAGIC, place + 1)
 
 
-def check(file: h5py.File, rules: Sequence[DatasetRule] = ()) -> dict[str, int]:
+def check_datasets(file: h5py.File, rules: Sequence[DatasetRule] = ()) -> dict[str, int]:
     """Check the headers of a file's datasets; returns the sizes N, U and those of the letters.
 
     Raises ValueError, KeyError or TypeError, naming the dataset.

@@ -266,6 +266,6 @@ def test_join_is_the_csv_module(cells, delimiter):
 
 def test_numbers_have_six_decimals():
     values = [0.0, -0.0, -1e-9, 1 / 3, -12345.6789012, math.nan]
-    assert text_tables.cells_of(values, "number") == [
+    assert text_tables.column_texts(values, "number") == [
         *("0.000000", "0.000000", "0.000000", "0.333333", "-12345.678901", "")
     ]
