@@ -1,6 +1,6 @@
 """`python -m esm_pipeline TASK …`, the same as `esm-pipeline TASK …`.
 
-Ctrl-C while the command line is still imported ends it as later: in one line.
+Ctrl-C during the imports ends the command with one line too.
 """
 
 import sys

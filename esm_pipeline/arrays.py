@@ -1,4 +1,4 @@
-"""Names for the types of NumPy arrays."""
+"""Short names for types of NumPy arrays."""
 
 from __future__ import annotations
 

@@ -1,9 +1,9 @@
 """The command line: `esm-pipeline TASK …`.
 
 Exit codes: 0 all records ok or skipped; 1 something failed; 2 bad input, settings, weights or
-paths, told in one line; 128 + n ended by signal n: 129 its terminal is gone (SIGHUP), 130
-interrupted (SIGINT), 143 terminated (SIGTERM). A signal leaves no temporary file and no process,
-and is obeyed within seconds; see `interruption`. A bug keeps its traceback.
+paths, reported in one line; 128 + n ended by signal n: 129 terminal closed (SIGHUP), 130
+interrupted (SIGINT), 143 terminated (SIGTERM). A command ends within seconds of a signal and leaves
+no temporary file and no process; see `interruption`. A bug keeps its traceback.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from esm_pipeline.interruption import INTERRUPTED, obeying_signals
 from esm_pipeline.locks import claim
 from esm_pipeline.tasks import COMMANDS, module_of
 
-OUT_OF_MEMORY = "memory ran out; use a machine with more, or allow the job more"
+OUT_OF_MEMORY = "out of memory; use a machine with more, or request more for the job"
 
 DISK_ERRORS = {
     errno.ENOSPC: "no space left on the disk; free some and run the same command again",
@@ -28,25 +28,25 @@ DISK_ERRORS = {
     errno.EMFILE: "too many open files; raise the limit (ulimit -n)",
     errno.EROFS: "the file system is read-only; choose another place for the output",
     errno.EIO: "the disk fails to read or write; check it and run the command again",
-    errno.ENOLCK: "the file system has no locks to give; check how it is mounted",
-    errno.ESTALE: "the network file system lost it; run the command again",
+    errno.ENOLCK: "the file system has no locks available; check how it is mounted",
+    errno.ESTALE: "the network file system lost the file; run the command again",
     errno.ENOMEM: OUT_OF_MEMORY,
     errno.EACCES: "permission denied; choose another place or change its permissions",
 }
 
 
 class Parser(argparse.ArgumentParser):
-    """An ArgumentParser whose errors take one line."""
+    """An ArgumentParser that reports errors in one line."""
 
     def error(self, message: str) -> NoReturn:
-        """Exit with 2 and one line that says where help is."""
+        """Exit with 2 and one line that points to the help."""
         if message.endswith("expected one argument"):
             message += "; where a value begins with '-', write --flag=VALUE"
         self.exit(2, f"{self.prog}: {visible(message)} (see {self.prog} --help)\n")
 
 
 def build_parser() -> Parser:
-    """The parser with the names of all tasks; a task's own flags are added when it is chosen."""
+    """The parser with all commands, without their own flags."""
     from esm_pipeline import __version__
 
     parser = Parser(
@@ -79,8 +79,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         place = error.filename2 or error.filename
         if error.errno not in DISK_ERRORS and not place:
             raise
-        told = DISK_ERRORS.get(error.errno or 0, f"{error.strerror}; choose another place")
-        return fail(parser.prog, f"{place}: {told}" if place else told)
+        why = DISK_ERRORS.get(error.errno or 0, f"{error.strerror}; choose another place")
+        return fail(parser.prog, f"{place}: {why}" if place else why)
     except (MemoryError, RuntimeError) as error:
         if not ran_out_of_memory(error):
             raise
@@ -91,7 +91,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def ran_out_of_memory(error: Exception) -> bool:
-    """Whether `error` says that memory ran out: Python's, NumPy's or PyTorch's."""
+    """Whether `error` is an out-of-memory error of Python, NumPy or PyTorch."""
     if isinstance(error, MemoryError) or "torch" not in sys.modules:
         return isinstance(error, MemoryError)
     from esm_pipeline.model.inference.batching import is_out_of_memory
@@ -100,14 +100,14 @@ def ran_out_of_memory(error: Exception) -> bool:
 
 
 def fail(program: str, message: str) -> int:
-    """Say on standard error, a line for each problem, why nothing was done."""
+    """Print each line of `message` to standard error; returns the exit code 2."""
     for line in message.split("\n"):
         print(f"{program}: {visible(line)}", file=sys.stderr)
     return 2
 
 
 def visible(text: str) -> str:
-    """`text` with what a terminal would obey, or a reader not see, written as escapes."""
+    """`text` with control and invisible characters written as escapes."""
     return "".join(
         letter if letter.isprintable() else letter.encode("unicode_escape").decode()
         for letter in text

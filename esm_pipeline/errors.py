@@ -1,8 +1,8 @@
 """Errors whose cause lies outside this code: input, settings, weights, capacity.
 
-The command line prints one line for these and exits 2; anything else is a bug and keeps its
-traceback. A message tells the place, what is wrong there, and the remedy, with the settings called
-as they are where the user is.
+The command line prints one line for each and exits with 2; anything else is a bug and keeps its
+traceback. A message gives the place, what is wrong there, and the remedy. It names settings as the
+user writes them: flags on the command line, keys in the workflow.
 """
 
 from __future__ import annotations
@@ -12,31 +12,31 @@ from reprlib import Repr
 
 SHORT = Repr()
 SHORT.maxstring = SHORT.maxlong = SHORT.maxother = 60
+"""Shortens values for a message."""
 
 IN_WORKFLOW = "ESM_PIPELINE_WORKFLOW"
-"""The environment variable that the workflow sets for its jobs."""
+"""Environment variable that the workflow sets for its jobs."""
 
 
 def setting(key: str) -> str:
-    """What a message calls the setting `key`: `score.offset` in the workflow, else `--offset`."""
+    """How a message names the setting `key`: `score.offset` in the workflow, else `--offset`."""
     if os.environ.get(IN_WORKFLOW):
         return key
     return "--" + key.rpartition(".")[2].replace("_", "-")
 
 
 class EsmPipelineError(Exception):
-    """Base of every error a user can mend."""
+    """Base of every error that the user can fix."""
 
 
 class InputError(EsmPipelineError):
-    """A file, record, option or setting that cannot be used as it is."""
+    """A file, record, flag or setting that cannot be used as it is."""
 
 
 class DamagedError(InputError):
-    """A file whose contents are not as they were written; it has to be made again.
+    """A file whose contents are not as they were written; `why` says what is wrong.
 
-    A file that merely cannot be read, for its permissions or its file system, is not damaged.
-    `why`: what is wrong with it.
+    A file that cannot be read because of its permissions or file system is not damaged.
     """
 
     def __init__(self, path: str, why: str) -> None:
@@ -48,7 +48,7 @@ class DamagedError(InputError):
 
 
 class AmbiguousIdError(InputError):
-    """An id that names several records with different sequences."""
+    """An id of several records with different sequences."""
 
 
 class WeightsError(EsmPipelineError):
@@ -56,13 +56,13 @@ class WeightsError(EsmPipelineError):
 
 
 class CapacityError(EsmPipelineError):
-    """More memory, disk or table positions asked for than there are."""
+    """More memory, disk space or positions needed than available."""
 
 
 def brief(value: object) -> str:
-    """A value for a message: its `repr`, cut to what fits on a line."""
+    """The `repr` of a value, shortened to fit into a message of one line."""
     try:
         text = SHORT.repr(value)
-    except (ValueError, RecursionError):  # a number of more digits than Python writes
+    except (ValueError, RecursionError):  # a number with more digits than Python converts to text
         return f"a very large {type(value).__name__}"
     return text if text.isprintable() else ascii(text)[1:-1]

@@ -1,8 +1,8 @@
-"""Whole files or none: everything is written beside its target and moved into place.
+"""Complete files or none: everything is written next to its target, then moved into place.
 
-A temporary file is named after its target, the host and the process. One that a killed process left
-behind is thereby known, and removed when its target is written again on the same host. A process
-that a signal ends removes its own, with `remove_temporary`.
+The name of a temporary file contains its target, the host and the process. So the leftovers of a
+killed process are recognised, and removed when their target is written again on the same host. A
+process that a signal ends removes its own files with `remove_temporary`.
 """
 
 from __future__ import annotations
@@ -23,27 +23,27 @@ from pathlib import Path
 from esm_pipeline.errors import InputError
 
 STEM_BYTES = 100
-"""As much of the target's name goes into a temporary file's; a name has at most 255 bytes."""
-
+"""Most bytes of the target's name in that of a temporary file; a name has at most 255 bytes."""
 
 UNNAMED = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
-"""What a write or a flush may end in; such an error names no file."""
+"""Errors of writing and flushing, which do not name the file."""
 
 _temporary_paths: set[Path] = set()
-"""Files and folders of this process that are not in their places yet."""
+"""Files and folders of this process that are not moved into place yet."""
 
 _scratch_folders: set[Path] = set()
 
 
 @contextmanager
 def atomic_path(target: str | os.PathLike[str], *, sweep: bool = True) -> Iterator[Path]:
-    """Yield a temporary path in the target's folder; on success it replaces the target.
+    """Yield a temporary path in the target's folder; on success the file replaces the target.
 
-    The folder is made if need be; a target that is a link stays one, and the file it leads to is
-    replaced. On an error the temporary file is removed and the target is left as it was; an OSError
-    names the target. The contents reach the disk before the name does. `sweep` removes what killed
-    processes left of the same target; whoever writes many files into one folder calls
-    `remove_leftovers` once instead. Raises InputError if the target is there and no regular file.
+    The folder is created if necessary. A target that is a link stays a link: the linked file is
+    replaced. On an error the temporary file is removed and the target stays unchanged; an OSError
+    names the target. The contents reach the disk before the name does. `sweep` removes the
+    leftovers of killed processes for this target; a caller that writes many files into one folder
+    calls `remove_leftovers` once instead. Raises InputError if the target exists and is not a
+    regular file.
     """
     with atomic_paths(target, sweep=sweep) as (path,):
         yield path
@@ -51,10 +51,10 @@ def atomic_path(target: str | os.PathLike[str], *, sweep: bool = True) -> Iterat
 
 @contextmanager
 def atomic_paths(*targets: str | os.PathLike[str], sweep: bool = True) -> Iterator[list[Path]]:
-    """The same for files that belong together, of which each vouches for those before it.
+    """The same for files that belong together, each with the checksums of those before it.
 
-    They are moved once all are written. Before that the old ones but the first are removed, from
-    the last on: whenever a process is killed, a file stands beside its own or beside none.
+    They are moved when all are written. Before that, the old ones except the first are removed, the
+    last one first: whenever the process is killed, no old file is next to a new one.
     """
     places = [_place(Path(target)) for target in targets]
     paths: list[Path] = []
@@ -63,7 +63,7 @@ def atomic_paths(*targets: str | os.PathLike[str], sweep: bool = True) -> Iterat
             paths.append(_new_file(place, sweep))
         yield paths
         for path in paths:
-            with blaming(path), open(path, "rb+") as written:
+            with naming_errors(path), open(path, "rb+") as written:
                 os.fsync(written.fileno())
             path.chmod(0o666 & ~_umask())
         for place in reversed(places[1:]):
@@ -73,7 +73,7 @@ def atomic_paths(*targets: str | os.PathLike[str], sweep: bool = True) -> Iterat
             _temporary_paths.discard(path)
     except BaseException as error:
         for path in paths:
-            with suppress(OSError):  # a disk gone bad; the first error tells more
+            with suppress(OSError):  # of a failing disk; the first error says more
                 path.unlink(missing_ok=True)
                 _temporary_paths.discard(path)
         if isinstance(error, OSError):
@@ -83,10 +83,10 @@ def atomic_paths(*targets: str | os.PathLike[str], sweep: bool = True) -> Iterat
 
 @contextmanager
 def atomic_folder(target: Path) -> Iterator[Path]:
-    """The same for a folder: yield an empty one beside the target, which it replaces when done.
+    """The same for a folder: yield an empty one next to the target, which it replaces at the end.
 
-    What the target held is removed: the caller sees to it that this is its own. Raises InputError
-    if the target is there and no folder, or one that cannot be replaced.
+    The contents of the target are removed: the caller makes sure that they are its own. Raises
+    InputError if the target exists and is not a folder, or a folder that cannot be replaced.
     """
     require_replaceable(target)
     target = _resolved(target)
@@ -112,10 +112,10 @@ def atomic_folder(target: Path) -> Iterator[Path]:
 
 @contextmanager
 def scratch_path(target: str | os.PathLike[str]) -> Iterator[Path]:
-    """Yield a temporary path beside `target` for something on the way to it, removed in the end."""
+    """Yield a temporary path next to `target` for intermediate data; it is removed at the end."""
     path = _new_file(_place(Path(target)), sweep=False)
     try:
-        with blaming(Path(target)):
+        with naming_errors(Path(target)):
             yield path
     finally:
         path.unlink(missing_ok=True)
@@ -123,7 +123,7 @@ def scratch_path(target: str | os.PathLike[str]) -> Iterator[Path]:
 
 
 def scratch_folder() -> Path:
-    """A new folder among the system's temporary ones, removed when this process ends."""
+    """A new folder in the system's temporary folder, removed when this process ends."""
     folder = Path(tempfile.mkdtemp(prefix="esm-pipeline-"))
     _scratch_folders.add(folder)
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
@@ -131,9 +131,9 @@ def scratch_folder() -> Path:
 
 
 def remove_temporary(*, ending: bool = False) -> None:
-    """Remove what this process has not moved into place, because a signal ended its work.
+    """Remove the temporary files of this process, whose work a signal ended.
 
-    When the process is `ending` without the interpreter's own clean-up, its scratch folders too.
+    If the process is `ending` without Python's own clean-up, remove its scratch folders as well.
     """
     for path in [*_temporary_paths, *(_scratch_folders if ending else ())]:
         for _ in range(3 if ending else 1):  # other threads may still be writing
@@ -143,8 +143,8 @@ def remove_temporary(*, ending: bool = False) -> None:
 
 
 @contextmanager
-def blaming(place: Path) -> Iterator[None]:
-    """Have an OSError of a write, which names no file, name `place`."""
+def naming_errors(place: Path) -> Iterator[None]:
+    """Add the file name `place` to an OSError of writing, which has none."""
     try:
         yield
     except OSError as error:
@@ -154,12 +154,12 @@ def blaming(place: Path) -> Iterator[None]:
 
 
 def _resolved(target: Path) -> Path:
-    """The target, or what a link leads to."""
+    """The target, or the path that it links to."""
     return Path(os.path.realpath(target)) if target.is_symlink() else target
 
 
 def _place(target: Path) -> Path:
-    """Where a file is to be put: what a link leads to, in a folder that is there."""
+    """The path to write, links resolved; its folder is created."""
     require_regular(target)
     target = _resolved(target)
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -167,7 +167,7 @@ def _place(target: Path) -> Path:
 
 
 def _new_file(place: Path, sweep: bool) -> Path:
-    """A temporary file beside `place`."""
+    """Create a temporary file next to `place`."""
     if sweep:
         remove_leftovers(place.parent, place.name)
     path = _temporary_path(place)
@@ -180,9 +180,9 @@ def _new_file(place: Path, sweep: bool) -> Path:
 
 
 def _temporary_path(place: Path) -> Path:
-    """A new name for a temporary file or folder beside `place`.
+    """A new name for a temporary file or folder next to `place`.
 
-    It is noted before anything is made, so that no signal can come between the two.
+    It is registered before the file is created, so that no signal can come in between.
     """
     stem, unique = _stem(place.name), secrets.token_hex(4)
     path = place.with_name(f".{stem}.{_host()}-{os.getpid()}.{unique}")
@@ -191,7 +191,7 @@ def _temporary_path(place: Path) -> Path:
 
 
 def _name_targets(error: OSError, paths: list[Path], places: list[Path]) -> None:
-    """Have an error name targets in place of temporary files; the first, if it names none."""
+    """Replace a temporary file in an error by its target; if it names no file, by the first one."""
     names = dict(zip(map(os.fspath, paths), map(os.fspath, places), strict=False))
     if error.filename in names:
         error.filename = names[error.filename]
@@ -200,7 +200,7 @@ def _name_targets(error: OSError, paths: list[Path], places: list[Path]) -> None
 
 
 def require_regular(target: Path) -> None:
-    """Raise InputError if `target`, or what it links to, is there and no regular file."""
+    """Raise InputError if `target`, or its link's target, exists and is not a regular file."""
     try:
         mode = os.stat(target).st_mode
     except (FileNotFoundError, NotADirectoryError):
@@ -210,7 +210,7 @@ def require_regular(target: Path) -> None:
 
 
 def require_replaceable(target: Path) -> None:
-    """Raise InputError if `target`, or what it links to, is there and no folder to replace."""
+    """Raise InputError if `target` exists and is not a folder that can be replaced."""
     if target.exists() and not target.is_dir():
         raise InputError(f"{target}: not a folder; choose another place for the output")
     if os.path.ismount(_resolved(target)):
@@ -221,7 +221,7 @@ def require_replaceable(target: Path) -> None:
 
 
 def is_same(path: Path, other: Path) -> bool:
-    """Whether two paths, of files that need not exist, lead to the same place."""
+    """Whether two paths lead to the same file, which need not exist."""
     if path.exists() and other.exists():
         return path.samefile(other)
     return os.path.realpath(path) == os.path.realpath(other)
@@ -232,16 +232,18 @@ def require_apart(outputs: Sequence[Path], inputs: Iterable[Path]) -> None:
     for place, output in enumerate(outputs):
         for other in (*inputs, *outputs[:place]):
             if is_same(output, other):
-                raise InputError(f"{output}: stands for two files here; name another file for one")
+                raise InputError(
+                    f"{output}: is given for two files; give another name for one of them"
+                )
 
 
 def remove_leftovers(folder: Path, name: str | None = None) -> None:
-    """Remove the temporary files and folders in `folder` of this host's processes that are no more.
+    """Remove the temporary files and folders in `folder` whose process on this host has ended.
 
-    Those of the target `name` only, if it is given. Others' files are left where they are.
+    With `name`, only those of that target. Files of other users are left in place.
     """
     stem = None if name is None else _stem(name)
-    with suppress(PermissionError):  # of listing, or of removing what belongs to someone else
+    with suppress(PermissionError):  # to list the folder, or to remove another user's file
         for entry in (name for name in os.listdir(folder) if name.startswith(".")):
             found = _temporary(entry)
             if found and stem in (None, _stem(entry)) and not _is_alive(int(found["pid"])):
@@ -249,7 +251,7 @@ def remove_leftovers(folder: Path, name: str | None = None) -> None:
 
 
 def _remove(path: Path) -> None:
-    """Remove a file, or a folder with all that is in it, if it is there."""
+    """Remove a file, or a folder with its contents, if it exists."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
     else:
@@ -257,13 +259,13 @@ def _remove(path: Path) -> None:
 
 
 def _temporary(name: str) -> re.Match[str] | None:
-    """The stem and pid in `name` if it is a temporary file's of this host."""
+    """The stem and pid in `name`, if it is that of a temporary file of this host."""
     pattern = rf"\.(?P<stem>.+)\.{re.escape(_host())}-(?P<pid>[0-9]{{1,10}})\.[a-z0-9_]{{8}}"
     return re.fullmatch(pattern, name)
 
 
 def _stem(name: str) -> str:
-    """What of a target's name stands in a temporary file's, one of a temporary file's included."""
+    """The part of a target's name in that of its temporary file, also for a temporary file."""
     while found := _temporary(name):
         name = found["stem"]
     return os.fsdecode(os.fsencode(name)[:STEM_BYTES])
@@ -274,7 +276,7 @@ def _host() -> str:
 
 
 def _is_alive(pid: int) -> bool:
-    """Whether this host has a process `pid`, another user's included."""
+    """Whether this host has a process `pid`, of any user."""
     try:
         os.kill(pid, 0)
     except (ProcessLookupError, OverflowError):
@@ -291,6 +293,6 @@ def _umask() -> int:
 
 
 def require_folder(path: str | os.PathLike[str]) -> None:
-    """Raise InputError for a folder to write into that is something else."""
+    """Raise InputError if `path` exists and is not a folder."""
     if os.path.exists(path) and not os.path.isdir(path):
         raise InputError(f"{os.fspath(path)}: not a folder; give one to write into")

@@ -1,9 +1,9 @@
-"""Signals that end a command: it stops as by an error, removes what is temporary, and exits.
+"""Signals that end a command: it stops as after an error, removes temporary files, and exits.
 
-SIGTERM is what a scheduler sends first, SIGINT is Ctrl-C, SIGHUP a terminal that is gone. Python
-sees a signal only between two steps of its own: a kernel that runs for a minute, or a pool that
-waits for its batch, would go on. A thread therefore waits beside the work, and ends the process
-`GRACE` seconds after the signal if it is still there: schedulers kill what is left after 30 s.
+SIGTERM is what a scheduler sends first, SIGINT is Ctrl-C, SIGHUP a closed terminal. Python handles
+a signal only between two of its own instructions, so that a kernel that runs for a minute, or a
+pool that waits for its batch, would continue. Therefore a thread waits in the background, and ends
+the process `GRACE` seconds after the signal if it is still running: schedulers kill it after 30 s.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ from esm_pipeline.files import remove_temporary
 from esm_pipeline.locks import release_all
 
 GRACE = 3.0
-"""Seconds that a command has to stop by itself."""
+"""Seconds in which a command can stop on its own."""
 
 AGAIN = 0.5
-"""Seconds after which a signal is repeated: Python drops what is raised while it frees objects."""
+"""Seconds after which a signal is repeated: Python ignores exceptions while it frees objects."""
 
 INTERRUPTED = 128 + signal.SIGINT
 """Exit code after Ctrl-C."""
@@ -37,12 +37,12 @@ NAMES = ("SIGINT", "SIGTERM", "SIGHUP")
 
 @contextmanager
 def obeying_signals(*, ends: bool) -> Iterator[None]:
-    """Have signals end what is run within: KeyboardInterrupt of SIGINT, else SystemExit of 128 + n.
+    """Let signals end the code within: SIGINT raises KeyboardInterrupt, others SystemExit(128 + n).
 
-    The first one counts; it is repeated if what it raised was dropped. The process `ends`
-    afterwards, or it goes on, as one that calls a command from Python: then only what is run within
-    has to be done in time. SIGINT and SIGHUP stay ignored where they are, as in the background and
-    under nohup. Does nothing in another thread than the main one, where there are no signals.
+    The first signal counts; it is repeated if its exception was dropped. `ends`: whether the
+    process ends afterwards; one that calls a command from Python continues, so that only the code
+    within has to stop in time. SIGINT and SIGHUP stay ignored if they are, as in the background and
+    under nohup. Does nothing outside of the main thread, which receives no signals.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -51,17 +51,17 @@ def obeying_signals(*, ends: bool) -> Iterator[None]:
 
     def obey(number: int, frame: FrameType | None) -> None:
         if received and isinstance(sys.exc_info()[1], (KeyboardInterrupt, SystemExit)):
-            return  # it is stopping already
+            return  # already stopping
         received.append(number)
         if received[0] == signal.SIGINT:
             raise KeyboardInterrupt
         sys.exit(128 + received[0])
 
-    def tell(dropped: Any) -> None:
+    def report(dropped: Any) -> None:
         if not issubclass(dropped.exc_type, (KeyboardInterrupt, SystemExit)):
             hook(dropped)
 
-    hook, sys.unraisablehook = sys.unraisablehook, tell
+    hook, sys.unraisablehook = sys.unraisablehook, report
     before: dict[int, Any] = {}
     watching, waking = os.pipe()
     os.set_blocking(waking, False)
@@ -78,7 +78,7 @@ def obeying_signals(*, ends: bool) -> Iterator[None]:
             remove_temporary()
             release_all()
         sys.unraisablehook = hook
-        if not (received and ends):  # threads that Python waits for at its end have to end too
+        if not (received and ends):  # threads that Python joins at its end must end too
             for number, handler in before.items():
                 signal.signal(number, handler)
             signal.set_wakeup_fd(woken)
@@ -86,9 +86,9 @@ def obeying_signals(*, ends: bool) -> Iterator[None]:
 
 
 def leave_to_parent() -> None:
-    """In a process of a pool: end at once by SIGTERM and when the parent is gone, not by Ctrl-C.
+    """In a process of a pool: end at once on SIGTERM or when the parent has ended, not on Ctrl-C.
 
-    The parent, which gets the signal too, ends its pool itself.
+    The parent receives Ctrl-C too, and ends its pool itself.
     """
     for name in NAMES:
         if hasattr(signal, name):
@@ -106,9 +106,9 @@ def _end_with_parent() -> None:
 
 
 def _end_in_time(watching: int, numbers: set[int]) -> None:
-    """End the process some time after one of the signals, unless all is done before."""
+    """End the process some time after one of the signals, unless it finishes before."""
     with os.fdopen(watching, "rb", buffering=0) as pipe:
-        while received := pipe.read(1):  # nothing when the other end is closed
+        while received := pipe.read(1):  # empty when the other end is closed
             if received[0] in numbers:
                 break
         else:

@@ -1,16 +1,16 @@
-"""One writer for each output: a marker beside it, from a command's start to its end.
+"""Only one writer for each output: a lock file next to it while a command runs.
 
-Output `out.h5` is marked by `.out.h5.lock`, a folder that files are added to by a `.lock` in it. A
-second command that would write there stops before it computes anything. Markers are made with
-O_EXCL, which every file system has, NFS included; no flock is needed.
+The lock of the output `out.h5` is `.out.h5.lock`; that of a folder that files are added to is
+`.lock` in it. A second command for the same output stops before it computes anything. Locks are
+created with O_EXCL, which every file system has, including NFS; flock is not needed.
 
-A marker names its process. On the same machine a process that is gone is known at once, whatever
-ended it, and its marker is replaced. Of a process elsewhere (on another host, in another container,
-before a restart) nothing is known but that it renews the time of its marker every `BEAT` seconds:
-who finds such a marker watches it for `WATCH` seconds. If it is renewed, the output is taken; if
-not, its process was killed, and the marker is replaced. So a job of the workflow that is tried
-again on another node waits half a minute and needs no rule of its own, and a command line beside
-the workflow is refused like one beside another. Clocks of different hosts are not compared.
+A lock names its process. On the same machine it is known at once whether the process still runs; if
+not, its lock is replaced. A process elsewhere (on another host, in another container, before a
+restart) can only be recognised by the time of its lock, which it updates every `BEAT` seconds: a
+command that finds such a lock watches it for `WATCH` seconds. If the time changes, the output is in
+use; if not, the process was killed, and the lock is replaced. So a job that the workflow retries on
+another node waits half a minute, and a command started by hand is refused while the workflow
+writes the same output. The clocks of different hosts are not compared.
 """
 
 from __future__ import annotations
@@ -35,90 +35,90 @@ from esm_pipeline.errors import InputError
 from esm_pipeline.files import require_regular, require_replaceable
 
 BEAT, WATCH = 5.0, 30.0
-"""Seconds between two renewals of a marker, and for which a marker from elsewhere is watched."""
+"""Seconds between two updates of a lock, and seconds for which a lock from elsewhere is watched."""
 
 POLL = 0.5
-MOST_BYTES = 4096  # of a marker
+MOST_BYTES = 4096  # of a lock file
 
 _held: dict[Path, str] = {}
-"""Markers of this process, and what stands in them."""
+"""Lock files of this process, with their text."""
 
-_made: list[Path] = []
-"""Folders that this process made for its outputs."""
+_created: list[Path] = []
+"""Folders that this process created for its outputs."""
 
 
 class Outputs(NamedTuple):
-    """What a command writes: files, folders that it replaces whole, folders that it adds to."""
+    """What a command writes: files, folders that it replaces, and folders that it adds files to."""
 
     files: Iterable[Path | None] = ()
     replaced: Iterable[Path] = ()
     added_to: Iterable[Path] = ()
 
 
-class Seen(NamedTuple):
-    """A marker at some time."""
+class LockState(NamedTuple):
+    """A lock file at one time."""
 
     text: str
-    renewed: int  # in nanoseconds, by the clock of its file system
+    updated: int  # ns, by the clock of the file system
 
 
 @contextmanager
 def claim(outputs: Outputs) -> Iterator[None]:
-    """Keep `outputs` for this process, having made sure that they can be written.
+    """Lock `outputs` for this process, after checking that they can be written.
 
-    Folders that are not there are made, and removed again if they stay empty. Raises InputError for
-    an output that another process is writing, or that is of the wrong kind, OSError for one that
-    cannot be written.
+    Missing folders are created, and removed again if they stay empty. Raises InputError for an
+    output that another process is writing or that is of the wrong kind, OSError for one that cannot
+    be written.
     """
-    markers: dict[Path, Path] = {}
+    locks: dict[Path, Path] = {}
     for file in filter(None, outputs.files):
         require_regular(file)
-        markers[_beside(file)] = file
+        locks[_lock_of(file)] = file
     for folder in outputs.replaced:
         require_replaceable(folder)
-        markers[_beside(folder)] = folder
+        locks[_lock_of(folder)] = folder
     for folder in outputs.added_to:
         if folder.exists() and not folder.is_dir():
             raise InputError(f"{folder}: not a folder; choose another one for the output")
-        markers[folder / ".lock"] = folder
+        locks[folder / ".lock"] = folder
     with ExitStack() as stack:
-        for marker, target in markers.items():
-            _make_folder(marker.parent, stack)
+        for lock, target in locks.items():
+            _make_folder(lock.parent, stack)
             _require_removable(target)
-            _take(marker, target)
-            stack.callback(_release, marker)
+            _take(lock, target)
+            stack.callback(_release, lock)
         ended = threading.Event()
-        thread = threading.Thread(target=_renew, args=(list(markers), ended), daemon=True)
+        thread = threading.Thread(target=_renew, args=(list(locks), ended), daemon=True)
         thread.start()
         stack.callback(ended.set)
         yield
-        _made.clear()
+        _created.clear()
 
 
 def release_all() -> None:
-    """Remove all markers of this process, which is about to end, and folders that it left empty."""
-    for marker in list(_held):
-        _release(marker)
-    for folder in reversed(_made):
+    """Remove all locks of this process, which is about to end, and the folders it left empty."""
+    for lock in list(_held):
+        _release(lock)
+    for folder in reversed(_created):
         _remove_empty(folder)
 
 
-def _beside(target: Path) -> Path:
-    """The marker of a file or folder, or of what a link leads to."""
+def _lock_of(target: Path) -> Path:
+    """The lock of a file or folder, or of the target of a link."""
     place = Path(os.path.realpath(target)) if target.is_symlink() else target
     stem = os.fsdecode(os.fsencode(place.name)[:200])  # a name has at most 255 bytes
     return place.with_name(f".{stem}.lock")
 
 
 def _make_folder(folder: Path, stack: ExitStack) -> None:
-    """Make a folder and those above it, to be removed again if they stay empty."""
+    """Create a folder and its parents, to be removed again if they stay empty."""
     missing = [one for one in (folder, *folder.parents) if not one.exists()]
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError):
         raise InputError(f"{folder}: not a folder; choose another one for the output") from None
     for one in reversed(missing):
-        _made.append(one)
+        _created.append(one)
         stack.callback(_remove_empty, one)
 
 
@@ -128,7 +128,7 @@ def _remove_empty(folder: Path) -> None:
 
 
 def _require_removable(target: Path) -> None:
-    """Raise PermissionError for another user's file in a folder like /tmp (sticky)."""
+    """Raise PermissionError for another user's file in a sticky folder such as /tmp."""
     user = os.geteuid() if hasattr(os, "geteuid") else 0
     folder = target.parent.stat()
     sticky = user and folder.st_mode & stat.S_ISVTX and target.exists()
@@ -136,34 +136,34 @@ def _require_removable(target: Path) -> None:
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), os.fspath(target))
 
 
-def _take(marker: Path, target: Path) -> None:
-    """Make the marker of `target`. Raises InputError if another process has it."""
+def _take(lock: Path, target: Path) -> None:
+    """Create the lock of `target`. Raises InputError if another process holds it."""
     text = json.dumps({**_machine(), **_process(os.getpid()), "since": int(time.time())})
     while True:
-        if marker not in _held:
-            _held[marker] = text
+        if lock not in _held:
+            _held[lock] = text
             try:
-                with open(marker, "x", encoding="utf-8") as handle:
+                with open(lock, "x", encoding="utf-8") as handle:
                     handle.write(text)
                 return
             except FileExistsError:
-                del _held[marker]
+                del _held[lock]
             except OSError as error:
-                _release(marker, text="")
+                _release(lock, text="")
                 error.filename = os.fspath(target)
                 raise
-        seen = _look(marker)
+        seen = _read(lock)
         if seen is not None:
-            _require_left_behind(marker, target, seen)
-            _remove_left_behind(marker, target, seen)
+            _require_stale(lock, target, seen)
+            _remove_stale(lock, target, seen)
 
 
-def _look(marker: Path) -> Seen | None:
-    """What stands in a marker, None if it is there no more; opened, so that NFS asks its server."""
+def _read(lock: Path) -> LockState | None:
+    """The state of a lock, or None if it is gone. It is opened, so that NFS asks the server."""
     try:
-        with open(marker, "rb") as handle:
+        with open(lock, "rb") as handle:
             text = handle.read(MOST_BYTES).decode("utf-8", "replace")
-            return Seen(text, os.fstat(handle.fileno()).st_mtime_ns)
+            return LockState(text, os.fstat(handle.fileno()).st_mtime_ns)
     except FileNotFoundError:
         return None
     except OSError as error:
@@ -172,67 +172,69 @@ def _look(marker: Path) -> Seen | None:
         raise
 
 
-def _require_left_behind(marker: Path, target: Path, seen: Seen) -> None:
-    """Raise InputError unless the process of a marker is gone; see the module."""
+def _require_stale(lock: Path, target: Path, seen: LockState) -> None:
+    """Raise InputError unless the process of a lock has ended; see the module."""
     holder = _holder(seen.text)
     alive = _is_alive(holder)
     if alive is None:
         print(
-            f"{target}: may be in use by {_told(holder)}; watching it for {WATCH:g} s",
+            f"{target}: may be in use by {_described(holder)}; watching it for {WATCH:g} s",
             file=sys.stderr,
         )
         end = time.monotonic() + WATCH
         while time.monotonic() < end and not alive:
             time.sleep(POLL)
-            now = _look(marker)
+            now = _read(lock)
             if now is None:
                 return
             alive = now != seen
     if alive:
-        raise InputError(
-            f"{target}: is being written by {_told(holder)}; wait until it ends, or choose "
-            "another place for the output"
-        )
+        raise _in_use(target, holder)
 
 
-def _remove_left_behind(marker: Path, target: Path, seen: Seen) -> None:
-    """Remove a marker, unless another process just did so and made its own."""
-    away = marker.with_name(f".lock-{os.getpid()}-{secrets.token_hex(4)}")
+def _in_use(target: Path, holder: dict[str, object]) -> InputError:
+    """The error that another process is writing `target`."""
+    return InputError(
+        f"{target}: is being written by {_described(holder)}; wait until it ends, or choose "
+        "another place for the output"
+    )
+
+
+def _remove_stale(lock: Path, target: Path, seen: LockState) -> None:
+    """Remove a lock, unless another process has just replaced it with its own."""
+    away = lock.with_name(f".lock-{os.getpid()}-{secrets.token_hex(4)}")
     try:
-        os.rename(marker, away)
+        os.rename(lock, away)
     except FileNotFoundError:
         return
-    found = _look(away)
+    found = _read(away)
     if found and found.text != seen.text:  # put it back
         with suppress(OSError):
-            os.link(away, marker)
+            os.link(away, lock)
         away.unlink(missing_ok=True)
-        raise InputError(
-            f"{target}: is being written by {_told(_holder(found.text))}; wait until it ends, or "
-            "choose another place for the output"
-        )
+        raise _in_use(target, _holder(found.text))
     away.unlink(missing_ok=True)
 
 
-def _release(marker: Path, text: str | None = None) -> None:
-    """Remove a marker of this process, that is, one with its `text`."""
-    mine = _held.pop(marker, None)
+def _release(lock: Path, text: str | None = None) -> None:
+    """Remove a lock of this process: one with its `text`."""
+    mine = _held.pop(lock, None)
     with suppress(OSError):
-        seen = _look(marker) if mine is not None else None
+        seen = _read(lock) if mine is not None else None
         if seen and seen.text == (mine if text is None else text):
-            marker.unlink()
+            lock.unlink()
 
 
-def _renew(markers: list[Path], ended: threading.Event) -> None:
-    """Set the time of `markers` anew until all has `ended`."""
+def _renew(locks: list[Path], ended: threading.Event) -> None:
+    """Update the time of the locks until `ended` is set."""
     while not ended.wait(BEAT):
-        for marker in markers:
+        for lock in locks:
             with suppress(OSError):
-                os.utime(marker)
+                os.utime(lock)
 
 
 def _holder(text: str) -> dict[str, object]:
-    """What a marker says of its process; nothing, if it is not whole."""
+    """The description of the process in a lock; empty if the lock is incomplete."""
     try:
         holder = json.loads(text)
     except (ValueError, RecursionError):
@@ -240,8 +242,8 @@ def _holder(text: str) -> dict[str, object]:
     return holder if isinstance(holder, dict) else {}
 
 
-def _told(holder: dict[str, object]) -> str:
-    """A process in words."""
+def _described(holder: dict[str, object]) -> str:
+    """The process of a lock, for a message."""
     number, host = holder.get("process"), str(holder.get("host"))
     if not isinstance(number, int) or not re.fullmatch(r"[\w.-]+", host):
         return "another process"
@@ -249,7 +251,7 @@ def _told(holder: dict[str, object]) -> str:
 
 
 def _is_alive(holder: dict[str, object]) -> bool | None:
-    """Whether the process of a marker runs; None if that cannot be known here."""
+    """Whether the process of a lock is running; None if this cannot be known here."""
     here = _machine()
     number = holder.get("process")
     if not here["boot"] or any(holder.get(name) != value for name, value in here.items()):
@@ -264,7 +266,7 @@ def _is_alive(holder: dict[str, object]) -> bool | None:
 
 @cache
 def _machine() -> dict[str, str]:
-    """Host, its last start, and which processes are seen; of empty text where it is not known."""
+    """Host, its last boot, and the namespace of processes; empty text where unknown."""
     boot = space = ""
     with suppress(OSError):
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
@@ -273,7 +275,7 @@ def _machine() -> dict[str, str]:
 
 
 def _process(number: int) -> dict[str, object]:
-    """A process and when it started, in ticks; of empty text if there is none, or a dead one."""
+    """A process and its start time in ticks; empty if there is no such process, or it is dead."""
     try:
         words = Path(f"/proc/{number}/stat").read_text().rpartition(")")[2].split()
     except OSError:
@@ -283,7 +285,7 @@ def _process(number: int) -> dict[str, object]:
 
 
 def _is_hidden(number: int) -> bool:
-    """Whether a process runs of which this user may know nothing more."""
+    """Whether a process of another user is running."""
     try:
         os.kill(number, 0)
     except PermissionError:

@@ -1,6 +1,6 @@
-"""Nucleotides: whether a sequence looks like them, and the protein that they code for.
+"""Nucleotides: whether a sequence looks like DNA or RNA, and its translation into a protein.
 
-Peer: Biopython's `Seq.translate`; its tables of the NCBI's genetic codes are read here.
+Peer: Biopython's `Seq.translate`; the NCBI's genetic codes are taken from its tables.
 """
 
 from __future__ import annotations
@@ -14,13 +14,15 @@ import numpy as np
 from esm_pipeline.arrays import UInt8
 
 CODES = b"ACGTRYSWKMBDHVN"
-"""The IUPAC codes of nucleotides, in the order of their numbers here; U is T."""
+"""IUPAC codes of nucleotides; the number of a code is its position here. U counts as T."""
 
 USUAL = b"ACGTUN"
 RARE = b"RYSWKMBDHV"
-NO_LETTERS = b"-.*:"
+NOT_LETTERS = b"-.*:"
 LEAST_LETTERS = 20
-TWENTIETH = 20
+"""Shorter sequences are never taken for nucleotides."""
+
+TWENTIETH = 20  # 5 % as a divisor
 
 STOP, METHIONINE = b"*", b"M"
 
@@ -30,31 +32,31 @@ NUMBERS[ord("U")] = CODES.index(b"T")
 PLACES = np.array([256, 16, 1])
 
 NUCLEOTIDES = ("refuse", "keep")
-"""What a function that takes sequences can do with them."""
+"""What a function that takes sequences can do with nucleotides."""
 
 KEEP_NUCLEOTIDES = "translate it, or pass nucleotides='keep' to take the letters as residues"
 
 FRAME = re.compile(rb"\[frame=([123])\]")
-"""How the NCBI's files of coding sequences tell the frame, where it is not the first."""
+"""The reading frame in headers of the NCBI's coding sequences, if it is not the first."""
 
 PRODIGAL = re.compile(rb" # (-?1) # ID=[^;]*;partial=([01])([01]);")
-"""Strand, and whether the gene runs off the contig at its left and right edge."""
+"""Headers of Prodigal: strand, and whether the gene runs off the contig at its left and right."""
 
 PARTIAL = re.compile(rb"\[partial=5'")
-"""How the NCBI's files tell that the start is missing."""
+"""Mark of a missing start in the NCBI's headers."""
 
 
 class GeneticCode(NamedTuple):
-    """A genetic code: `acids` (4096,) in ASCII, by 256 a + 16 b + c of the numbers of a codon."""
+    """`acids` (4096,): the amino acid, in ASCII, of the codon a b c at 256 a + 16 b + c."""
 
     acids: UInt8
     starts: frozenset[bytes]
     two_readings: frozenset[bytes]
-    """Codons that stop at the end of a gene, and code for an amino acid inside it."""
+    """Codons that are a stop at the end of a gene but an amino acid inside it."""
 
 
 class Translation(NamedTuple):
-    """A protein, with `*` for stops, and how it was read."""
+    """A protein with `*` for stops, its reading frame, and notes on the translation."""
 
     protein: bytes
     frame: int
@@ -62,14 +64,14 @@ class Translation(NamedTuple):
 
 
 def nucleotides_in(sequence: bytes) -> str:
-    """ "DNA" or "RNA" if an upper-case sequence looks like that, else "".
+    """Whether an upper-case sequence looks like nucleotides: "DNA", "RNA" or "".
 
-    It does with 20 letters or more, 95 % of them A C G T U N, the rest IUPAC codes, and at least
-    three of A, C, G, T/U at 5 % each: a peptide of few kinds of residues does not.
+    It does if it has 20 letters or more, 95 % of them A C G T U N and the rest IUPAC codes, and at
+    least three of A, C, G, T/U make up 5 % each: unlike a peptide of few kinds of residues.
     """
-    if b"L" in sequence or b"E" in sequence:  # nearly every protein ends here
+    if b"L" in sequence or b"E" in sequence:  # nearly every protein returns here
         return ""
-    letters = sequence.translate(None, NO_LETTERS)
+    letters = sequence.translate(None, NOT_LETTERS)
     if len(letters) < LEAST_LETTERS or not only_nucleotides(letters):
         return ""
     a, c, g, t, u = (letters.count(letter) for letter in (b"A", b"C", b"G", b"T", b"U"))
@@ -79,27 +81,27 @@ def nucleotides_in(sequence: bytes) -> str:
 
 
 def nucleotides_among(sequence: bytes) -> str:
-    """The same of each chain of a complex, which has `:` between them: "DNA in chain 2", or ""."""
+    """The same for a complex with `:` between its chains: such as "DNA in chain 2", or ""."""
     chains = sequence.split(b":")
-    for number, one in enumerate(chains, 1):
-        if kind := nucleotides_in(one):
+    for number, chain in enumerate(chains, 1):
+        if kind := nucleotides_in(chain):
             return f"{kind} in chain {number}" if len(chains) > 1 else kind
     return ""
 
 
 def only_nucleotides(letters: bytes) -> bool:
-    """Whether some letters can be nucleotides: IUPAC codes, 95 % of them A C G T U N."""
+    """Whether letters can be nucleotides: IUPAC codes, 95 % of them A C G T U N."""
     rare = letters.translate(None, USUAL)
     return bool(letters) and TWENTIETH * len(rare) <= len(letters) and not rare.strip(RARE)
 
 
 def translate(sequence: bytes, number: int, header: bytes = b"") -> Translation:
-    """The protein of an upper-case coding sequence by the NCBI's genetic code `number`.
+    """Translate an upper-case coding sequence with the NCBI's genetic code `number`.
 
-    It is read in frame 1 unless the header says otherwise. Bases after the last whole codon are
-    dropped. An alternative start codon is M where the gene is whole: as its header says (Prodigal,
-    NCBI), or, without such a header, where it ends with a stop codon. An ambiguous codon is the
-    amino acid of all its readings (B, Z or J where they are those two), else X.
+    The reading frame is 1 unless the header says otherwise. Bases after the last complete codon are
+    dropped. An alternative start codon becomes M if the gene is complete: as its header says
+    (Prodigal, NCBI), or, without such a header, if it ends with a stop codon. An ambiguous codon
+    becomes the amino acid that all its readings share (B, Z or J for those pairs), else X.
     """
     code = genetic_code(number)
     frame = int(match[1]) if (match := FRAME.search(header)) else 1
@@ -130,10 +132,10 @@ def translate(sequence: bytes, number: int, header: bytes = b"") -> Translation:
 
 
 def has_start(header: bytes) -> bool | None:
-    """Whether the gene of a header begins with its start codon; None if the header tells nothing.
+    """Whether the gene of a header begins with its start codon; None if the header does not say.
 
-    Prodigal tells which edge of the contig a gene runs off: on the other strand it starts at the
-    right one.
+    Prodigal says at which edges of the contig a gene runs off; on the reverse strand the gene
+    starts at the right one.
     """
     if match := PRODIGAL.search(header):
         strand, left, right = match.groups()
@@ -143,7 +145,7 @@ def has_start(header: bytes) -> bool | None:
 
 @lru_cache(4)
 def genetic_code(number: int) -> GeneticCode:
-    """The NCBI's genetic code `number`, by Biopython's tables."""
+    """The NCBI's genetic code `number`, from Biopython's tables."""
     from Bio.Data import CodonTable
 
     table = CodonTable.ambiguous_dna_by_id[number]
@@ -156,7 +158,7 @@ def genetic_code(number: int) -> GeneticCode:
                 codon = first + second + third
                 try:
                     acid = table.forward_table[codon]
-                except (KeyError, CodonTable.TranslationError):  # a stop; several readings
+                except (KeyError, CodonTable.TranslationError):  # a stop, or several readings
                     acid = "*" if codon in table.stop_codons else "X"
                 acids[256 * a + 16 * b + c] = ord(acid)
     two = [codon for codon in plain.stop_codons if codon in plain.forward_table]

@@ -107,7 +107,7 @@ def files_written(folder: Path) -> Iterator[str]:
 
 
 def columns_of(file: Path) -> list[str]:
-    """Column names of a table; of scores, those behind the columns of the input."""
+    """Column names of a table; for scores.tsv those after the columns of the input."""
     with file.open(newline="", encoding="utf-8") as lines:
         if file.suffix != ".tsv":
             return next(lines).split()

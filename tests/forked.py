@@ -30,11 +30,12 @@ MODULES = (
     "h5py",
     "matplotlib.backends.backend_svg",
     "matplotlib.figure",
-    *(f"esm_pipeline.tasks.{name}" for name in ("shard", "embed", "aggregate", "verdict")),
-    *(f"esm_pipeline.tasks.{name}" for name in ("report", "provenance", "representations")),
-    *(f"esm_pipeline.tasks.{name}" for name in ("device", "batching")),
+    *(f"esm_pipeline.tasks.run.{name}" for name in ("shard", "aggregate", "verdict")),
+    *(f"esm_pipeline.tasks.run.{name}" for name in ("report", "provenance")),
+    *(f"esm_pipeline.tasks.embed.{name}" for name in ("command", "representations")),
+    *(f"esm_pipeline.model.inference.{name}" for name in ("device", "batching")),
 )
-"""What the commands load, at once or later."""
+"""Modules that the commands import, at the start or later."""
 
 
 @dataclass

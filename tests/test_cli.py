@@ -175,7 +175,7 @@ def test_memory_that_runs_out_is_one_line(error, tmp_path, monkeypatch, capsys):
     code = cli.main(["shard", "--shards=1", f"--out={tmp_path}", str(tmp_path / "in.fasta")])
     assert (code, capsys.readouterr().err) == (
         2,
-        "esm-pipeline shard: memory ran out; use a machine with more, or allow the job more\n",
+        "esm-pipeline shard: out of memory; use a machine with more, or request more for the job\n",
     )
 
 

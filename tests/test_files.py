@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from esm_pipeline.errors import InputError
-from esm_pipeline.files import atomic_path, atomic_paths, blaming, remove_leftovers
+from esm_pipeline.files import atomic_path, atomic_paths, naming_errors, remove_leftovers
 
 KILLED = """
 import os, signal, sys
@@ -111,7 +111,7 @@ def test_an_error_names_what_was_to_be_written(tmp_path, error, named):
 
 
 def test_a_write_that_fails_names_the_place_it_was_for(tmp_path):
-    with pytest.raises(OSError, match="full") as raised, blaming(tmp_path):
+    with pytest.raises(OSError, match="full") as raised, naming_errors(tmp_path):
         raise OSError(errno.ENOSPC, "full")
     assert raised.value.filename == str(tmp_path)
 

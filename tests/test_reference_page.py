@@ -69,12 +69,12 @@ def differences(documented: Iterable[str], existing: Iterable[str]) -> list[str]
 
 
 def fits(name: str, patterns: Iterable[re.Pattern[str]]) -> bool:
-    """Whether a name is as one of the patterns says."""
+    """Whether one of the patterns matches the whole name."""
     return any(pattern.fullmatch(name) for pattern in patterns)
 
 
 def rows_of(page: str, kind: str, name: str = "") -> list[Row]:
-    """The rows of all tables of a kind; of what is in the file `name`, if it is given."""
+    """The rows of all tables of a kind, or only those about the file `name`."""
     headings = [one for one in read_tables(page) if one.kind == kind]
     if name:
         shared = EVERY_HDF5 if name.endswith(".h5") else None
@@ -83,18 +83,18 @@ def rows_of(page: str, kind: str, name: str = "") -> list[Row]:
 
 
 def names_of(page: str, kind: str, name: str = "") -> list[str]:
-    """The first cells of these rows, without the marks of code."""
+    """The first cells of these rows, without backticks."""
     return [row[0].strip("`") for row in rows_of(page, kind, name)]
 
 
 def without_row(page: str, start: str) -> str:
-    """The page without the first line that begins so."""
+    """The page without the first line that starts with `start`."""
     line = next(line for line in page.splitlines(keepends=True) if line.startswith(start))
     return page.replace(line, "", 1)
 
 
 def with_row(page: str, start: str, new: str) -> str:
-    """The page with one more line behind the first that begins so."""
+    """The page with the line `new` after the first line that starts with `start`."""
     line = next(line for line in page.splitlines(keepends=True) if line.startswith(start))
     return page.replace(line, f"{line}{new}\n", 1)
 
@@ -112,7 +112,7 @@ def argument_texts(page: str) -> Iterator[str]:
 
 
 def command_differences(page: str) -> list[str]:
-    """What the page and the parsers of all commands do not share."""
+    """Differences between the page and the parsers of all commands."""
     found = {name: rows for name, rows in commands().items() if not name.startswith("download ")}
     arguments = [" ".join([name, *row]) for name, rows in found.items() for row in rows]
     listed = [name.split("`")[1] for name in names_of(page, "command")]
@@ -194,7 +194,7 @@ def existing(examples: Path) -> Existing:
 
 
 def content_differences(page: str, existing: Existing) -> list[str]:
-    """What the page and the files do not share."""
+    """Differences between the page and the files."""
     return [
         f"{name} {kind}: {one}"
         for kind, name in {*existing, *described(page)}

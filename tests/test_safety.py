@@ -427,7 +427,7 @@ def test_digests_of_other_files_are_refused(embedded: Path, name: str) -> None:
         digests.write_text(f"{digests.read_text()}{sha256(folder / 'secret')}  {name}\n")
         code, said = gather(folder, shards=1)
         assert (code, said.count("\n")) == (2, 1)
-        assert f"00000.sha256:3: '{name}' is no file of this shard; remove it" in said
+        assert f"00000.sha256:3: '{name}' is not a file of this shard; remove it" in said
 
 
 @pytest.mark.parametrize(

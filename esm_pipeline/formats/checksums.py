@@ -1,7 +1,7 @@
-"""SHA-256 digests beside the files they belong to, in the format of `sha256sum`.
+"""Lists of SHA-256 digests in the format of `sha256sum`, next to the files they describe.
 
-The result of a shard has a list of its own, `{shard}.sha256`. Other files that one command writes
-and another reads are in the list of their folder, `digests.sha256`.
+The result of a shard has its own list, `{shard}.sha256`. Other files that one command writes and
+another reads are in the list of their folder, `digests.sha256`.
 """
 
 from __future__ import annotations
@@ -13,13 +13,14 @@ from itertools import islice
 from pathlib import Path
 
 from esm_pipeline.errors import InputError
-from esm_pipeline.files import blaming
+from esm_pipeline.files import naming_errors
 
 LISTING = "digests.sha256"
-"""The list of a folder."""
+"""Name of the list of a folder."""
 
 REMEDY = "remove it and run the workflow again"
-LINES = 1024  # written at a time
+LINES = 1024
+"""Lines that are written at a time."""
 
 
 def sha256(path: Path) -> str:
@@ -29,19 +30,19 @@ def sha256(path: Path) -> str:
 
 
 def write_digests(path: Path, files: Mapping[str, Path]) -> None:
-    """Write the digests of `files`, each under its name: a path from the list's folder.
+    """Write the digests of `files`, by name: the path relative to the folder of the list.
 
     `sha256sum --check`, run there, accepts the list.
     """
     lines = [line(sha256(file), name) for name, file in files.items()]
-    with blaming(path):
+    with naming_errors(path):
         path.write_text("".join(lines), encoding="utf-8", errors="surrogateescape")
 
 
 def write_lines(path: Path, lines: Iterable[bytes]) -> str:
-    """Write a new file; returns the digest of what was written."""
+    """Write a new file; returns its digest."""
     digest, rest = hashlib.sha256(), iter(lines)
-    with blaming(path), open(path, "wb") as file:
+    with naming_errors(path), open(path, "wb") as file:
         while block := b"".join(islice(rest, LINES)):
             digest.update(block)
             file.write(block)
@@ -49,12 +50,12 @@ def write_lines(path: Path, lines: Iterable[bytes]) -> str:
 
 
 def line(digest: str, name: str) -> str:
-    """A line of such a list."""
+    """A line of a list."""
     return f"{digest}  {name}\n"
 
 
 def read_list(digests: Path) -> Iterator[tuple[str, str]]:
-    """Digest and name of each file in a list. Raises InputError, with the line, if it is none."""
+    """Digest and name of each file in a list. Raises InputError, with the line, if malformed."""
     try:
         with open(digests, encoding="utf-8", errors="surrogateescape", newline="\n") as handle:
             for number, text in enumerate(handle, 1):
@@ -69,9 +70,9 @@ def read_list(digests: Path) -> Iterator[tuple[str, str]]:
 
 
 def listed_digest(path: Path, digests: Path | None = None) -> str | None:
-    """The digest of `path` in a list, that of its folder unless `digests` is given.
+    """The digest of `path` in the list `digests`, by default that of its folder.
 
-    None if there is no such list, or `path` is not in it. Raises InputError for what is no list.
+    None if there is no such list, or `path` is not in it. Raises InputError for a malformed list.
     """
     digests = digests or path.parent / LISTING
     if not digests.exists() or not path.exists():
@@ -81,10 +82,10 @@ def listed_digest(path: Path, digests: Path | None = None) -> str | None:
 
 
 def check_listed(path: Path, digests: Path | None = None) -> None:
-    """Raise InputError unless `path` is as a list has it, that of its folder, or `digests`.
+    """Raise InputError unless `path` has its digest in the list `digests`, or that of its folder.
 
-    Where there is no list nothing is checked. The file is read once, which takes little beside
-    parsing it.
+    Without a list nothing is checked. Reading the file once takes little time compared with parsing
+    it.
     """
     digest, digests = listed_digest(path, digests), digests or path.parent / LISTING
     if digest is None and path.exists() and digests.exists():
@@ -94,9 +95,9 @@ def check_listed(path: Path, digests: Path | None = None) -> None:
 
 
 def check_shard(path: Path, digest: str | None = None) -> None:
-    """The same for what may be a shard, or a file of someone's own, which no list has.
+    """The same for a file that may be a shard, or a user's own file, which is in no list.
 
-    `digest` is that of the file if it is known, as when it has been read.
+    `digest` is that of the file, if it is known already.
     """
     listed = listed_digest(path)
     if listed is not None and listed != (digest or sha256(path)):
@@ -104,12 +105,12 @@ def check_shard(path: Path, digest: str | None = None) -> None:
 
 
 def damaged(path: Path, listing: str) -> InputError:
-    """The error that a file is not what a list has."""
+    """The error that a file differs from its digest in a list."""
     return InputError(f"{path}: damaged, its digest is not that in {listing}; {REMEDY}")
 
 
 def check_digests(digests: Path, files: Sequence[Path]) -> None:
-    """Check `files`, which `digests` lists, and no others.
+    """Check that the list `digests` has exactly `files`, and that they are unchanged.
 
     Raises InputError that names the file that is missing, damaged or not listed.
     """
@@ -117,7 +118,7 @@ def check_digests(digests: Path, files: Sequence[Path]) -> None:
     for number, (digest, name) in enumerate(read_list(digests), 1):
         listed.append(file := digests.parent / name)
         if file not in files:
-            raise InputError(f"{digests}:{number}: {name!a} is no file of this shard; {REMEDY}")
+            raise InputError(f"{digests}:{number}: {name!a} is not a file of this shard; {REMEDY}")
         if not file.is_file():
             raise InputError(
                 f"{file}: no such file, but {digests.name} lists it; remove {digests} and run the "

@@ -1,8 +1,8 @@
 """FASTA as a stream of records with line numbers, plain or gzip.
 
-Ours because the usual parsers give no line numbers and guess at damaged input. It works on blocks
-of bytes, so that a record costs under a microsecond. Peer: Biopython's `SimpleFastaParser`, which
-reads ordinary files the same way.
+Our own parser, because the usual ones have no line numbers and accept damaged input. It works on
+blocks of bytes, so that a record takes less than a microsecond. Peer: Biopython's
+`SimpleFastaParser`, which reads ordinary files the same way.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     import hashlib
 
 FastaRecord: TypeAlias = tuple[int, bytes, bytes]
-"""A record as it stands in the file: line number of its header, from 1; the header without `>` and
-line end; the sequence in upper case without whitespace, not yet cleaned."""
+"""A record of a file: line number of its header, from 1; the header without `>` and line end; the
+sequence in upper case without whitespace, not yet cleaned."""
 
 STANDARD_INPUT = "-"
 BLOCK = 1 << 18
@@ -37,30 +37,30 @@ BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 PREAMBLE = re.compile(
     rb"(?:[ \t\v\f\n]*\n|;[^\n]*\n|\xef\xbb\xbf(?=[ \t\v\f]*\n|;))*+(?:\xef\xbb\xbf)?"
 )
-"""Blank and comment lines before the first record. `*+` remembers no way back: a block of nothing
-else would take 80 MB."""
+"""Blank and comment lines before the first record. `*+` avoids backtracking, which would take 80 MB
+for a block of such lines only."""
 
 PENDING = re.compile(rb"[ \t\v\f]*|;[^\n]*|\xef\xbb?")
-"""What may yet become one of them."""
+"""The beginning of a blank or comment line, which may continue in the next block."""
 
 MOST_HEADER = 100_000
-"""Bytes of a header that are kept."""
+"""Most bytes of a header that are kept."""
 
 MOST_LETTERS = 2_000_000_000
-"""In one sequence: lengths are int32, and Linux reads no more at once."""
+"""In one sequence: lengths are int32, and Linux reads no more than this at a time."""
 
 LARGE = 1 << 20
-"""Bytes of a record beyond which white space, and letters beyond the most, are not kept."""
+"""Bytes; of a larger record, neither white space nor letters beyond the limit are kept."""
 
 SEAM = len(b"\n" + BYTE_ORDER_MARK)
-"""Bytes that may belong to the beginning of a record which the next block has."""
+"""Bytes at the end of a block that may belong to the beginning of the next record."""
 
 
 def read_fasta(path: str, *, allow_empty: bool = False) -> Iterator[FastaRecord]:
     """Stream a FASTA file, plain or gzip by its first bytes; `-` is standard input.
 
-    Raises InputError with file and line for a file that is missing, unreadable, damaged, no FASTA,
-    or without records; `allow_empty` accepts the last.
+    Raises InputError with file and line for a file that is missing, unreadable, damaged, not FASTA,
+    or without records; `allow_empty` accepts a file without records.
     """
     return itertools.chain.from_iterable(read_batches(path, allow_empty=allow_empty))
 
@@ -73,17 +73,17 @@ def read_batches(
     most_letters: int = MOST_LETTERS,
     digest: hashlib._Hash | None = None,
 ) -> Iterator[list[FastaRecord]]:
-    """The same as `read_fasta`, in lists of as many records as a block of the file has.
+    """The same as `read_fasta`, in lists with the records of one block of the file.
 
     `aligned` accepts A3M, an alignment with insertions in lower case. A sequence of more than
-    `most_letters` is cut, but remains longer than that; so is a header of more than `MOST_HEADER`
-    bytes: a record takes no more memory than they do, whatever its size. `digest` is fed the bytes
+    `most_letters` is cut, but stays longer than that; so does a header of more than `MOST_HEADER`
+    bytes: this limits the memory of a record, whatever its size. `digest` is updated with the bytes
     of the file as they are read.
     """
     for line, chunk in _chunks(path, allow_empty, most_letters, digest):
         if not aligned:
             require_no_a3m(chunk, shown(path), line)
-            aligned = True  # the first records tell
+            aligned = True  # the first records decide
         batch = []
         for text in chunk[1:].split(b"\n>"):
             header, _, body = text.partition(b"\n")
@@ -96,8 +96,8 @@ def read_header(header: bytes, index: int) -> tuple[str, str, tuple[str, ...]]:
     """Id, text and notes of the header of record `index`.
 
     The id is the first word; a record without one is named after its index. Bytes that are not
-    UTF-8, and control characters other than the tab, become U+FFFD; a header beyond `MOST_HEADER`
-    bytes is cut.
+    UTF-8 and control characters other than the tab become U+FFFD; a header of more than
+    `MOST_HEADER` bytes is cut.
     """
     notes: tuple[str, ...] = ()
     if len(header) > MOST_HEADER:
@@ -122,7 +122,7 @@ def read_header(header: bytes, index: int) -> tuple[str, str, tuple[str, ...]]:
 
 
 def shown(path: str) -> str:
-    """A path for a message of one line."""
+    """A path as a message of one line shows it."""
     if path == STANDARD_INPUT:
         return "standard input"
     return path if path.isprintable() else ascii(path)
@@ -131,9 +131,9 @@ def shown(path: str) -> str:
 def _chunks(
     path: str, allow_empty: bool, most: int, digest: hashlib._Hash | None
 ) -> Iterator[tuple[int, bytes]]:
-    """Whole records of a file, some at a time, with the line number of the first."""
+    """Complete records of a file, some at a time, with the line number of the first."""
     name, buffer, line, begun = shown(path), bytearray(), 1, False
-    hidden, room = 0, LARGE  # lines of the open record that are not kept; bytes it may take
+    hidden, room = 0, LARGE  # lines of the current record that are not kept; most bytes of it
     try:
         with _open(path) as file:
             for block in _unix_lines(_unpacked(_blocks(file, digest))):
@@ -146,7 +146,7 @@ def _chunks(
                 if len(buffer) > room:
                     buffer, fresh = bytearray(_without_marks(bytes(buffer))), 0
                 if begun and (cut := buffer.rfind(b"\n>", fresh) + 1):
-                    for chunk, lines in _judged(bytes(buffer[:cut]), name, line, hidden):
+                    for chunk, lines in _checked(bytes(buffer[:cut]), name, line, hidden):
                         yield line, chunk
                         line += lines
                     del buffer[:cut]
@@ -162,7 +162,7 @@ def _chunks(
     if not begun and buffer:
         begun = _begins(buffer, name, line, whole=True)
     if begun:
-        for chunk, lines in _judged(bytes(buffer), name, line, hidden):
+        for chunk, lines in _checked(bytes(buffer), name, line, hidden):
             yield line, chunk
             line += lines
     elif not allow_empty:
@@ -170,8 +170,8 @@ def _chunks(
         raise InputError(f"{name}:{line}: {what}; a record begins with a line '>id'")
 
 
-def _judged(text: bytes, name: str, line: int, hidden: int) -> Iterator[tuple[bytes, int]]:
-    """Some records, and how many lines they take in the file, `hidden` of them of the first.
+def _checked(text: bytes, name: str, line: int, hidden: int) -> Iterator[tuple[bytes, int]]:
+    """Records and the number of their lines in the file; the first has `hidden` more than `text`.
 
     Raises InputError for another format among them.
     """
@@ -184,7 +184,7 @@ def _judged(text: bytes, name: str, line: int, hidden: int) -> Iterator[tuple[by
 
 
 def _squeezed(buffer: bytearray, most: int) -> tuple[bytearray, int]:
-    """The beginning of a record in less memory, and how many lines it has fewer."""
+    """The beginning of a record in less memory, and the number of lines removed from it."""
     text, seam = bytes(buffer[:-SEAM]), buffer[-SEAM:]
     header, newline, body = text.partition(b"\n")
     kept = body.translate(UPPER, WHITESPACE)[: most + 1]
@@ -193,7 +193,7 @@ def _squeezed(buffer: bytearray, most: int) -> tuple[bytearray, int]:
 
 
 def _drop_preamble(buffer: bytearray) -> int:
-    """Drop blank and comment lines at the beginning; returns how many."""
+    """Drop blank and comment lines at the beginning; returns their number."""
     match = PREAMBLE.match(buffer)
     assert match
     lines = match[0].count(b"\n")
@@ -202,9 +202,9 @@ def _drop_preamble(buffer: bytearray) -> int:
 
 
 def _begins(text: bytearray, name: str, line: int, *, whole: bool = False) -> bool:
-    """Whether the text begins with a record; False as long as it is open. Raises InputError.
+    """Whether the text begins with a record; False while this is undecided. Raises InputError.
 
-    Of an endless comment or blank line only the first character is kept.
+    Only the first character of an endless comment or blank line is kept.
     """
     if PENDING.fullmatch(text):
         if not BYTE_ORDER_MARK.startswith(text):
@@ -217,12 +217,12 @@ def _begins(text: bytearray, name: str, line: int, *, whole: bool = False) -> bo
 
 
 def _without_marks(chunk: bytes) -> bytes:
-    """Drop byte order marks before a `>`: files that were joined have them."""
+    """Drop byte order marks before `>`, which concatenated files contain."""
     return chunk if chunk.isascii() else chunk.replace(b"\n" + BYTE_ORDER_MARK + b">", b"\n>")
 
 
 def _unix_lines(blocks: Iterable[bytes]) -> Iterator[bytes]:
-    """The same text with the line ends of Windows and the old Mac replaced."""
+    """The text with the line ends of Windows and old Macs replaced."""
     held = b""
     for block in blocks:
         text = held + block
@@ -234,7 +234,7 @@ def _unix_lines(blocks: Iterable[bytes]) -> Iterator[bytes]:
 
 
 def _blocks(file: BinaryIO, digest: hashlib._Hash | None) -> Iterator[bytes]:
-    """The file as it is."""
+    """The blocks of the file."""
     while block := file.read(BLOCK):
         if digest is not None:
             digest.update(block)
@@ -242,7 +242,7 @@ def _blocks(file: BinaryIO, digest: hashlib._Hash | None) -> Iterator[bytes]:
 
 
 def _unpacked(blocks: Iterator[bytes]) -> Iterator[bytes]:
-    """The same, decompressed if its first bytes are those of gzip."""
+    """The blocks, decompressed if the first bytes are those of gzip."""
     first = next(blocks, b"")
     blocks = itertools.chain([first], blocks)
     return _inflated(blocks) if first.startswith(GZIP_MAGIC) else blocks

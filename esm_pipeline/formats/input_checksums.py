@@ -1,7 +1,7 @@
-"""Inputs as they were when they were read: a list of their digests, in the format of `sha256sum`.
+"""Digests of the inputs as they were when they were read, in the format of `sha256sum`.
 
-Whether one has changed since is told by the file system: by the time of the last change of the file
-itself (ctime), which nobody sets back. Only a file that may have changed is read again.
+The file system shows whether an input may have changed since: by the time of its last change
+(ctime), which users cannot set back. Only a file that may have changed is read again.
 """
 
 from __future__ import annotations
@@ -15,36 +15,37 @@ from esm_pipeline.files import atomic_path
 from esm_pipeline.formats.checksums import line, read_list, sha256
 from esm_pipeline.formats.fasta import STANDARD_INPUT, shown
 
-State = tuple[int, ...]
+FileState = tuple[int, ...]
+"""Device, inode, bytes and times of a file: they differ when it is changed or replaced."""
 
 MARGIN = 60 * 10**9
-"""Nanoseconds before the time of a list in which a file may have changed unseen.
+"""Nanoseconds before the time of a list in which a change may go unnoticed.
 
-Snakemake sets that time anew when the job has ended that wrote the list."""
+Snakemake updates that time when the job that wrote the list has ended."""
 
 
-def states(files: Iterable[str]) -> list[State]:
-    """What the file system says of each file that is there, for `write_inputs`."""
+def states(files: Iterable[str]) -> list[FileState]:
+    """The state of each file that exists, for `write_inputs`."""
     return [state(file) for file in files if file != STANDARD_INPUT and os.path.exists(file)]
 
 
-def state(file: str) -> State:
-    """Place, bytes and times of a file, which differ when it is changed or replaced."""
+def state(file: str) -> FileState:
+    """The state of one file."""
     facts = os.stat(file)
     return facts.st_dev, facts.st_ino, facts.st_size, facts.st_mtime_ns, last_change(file)
 
 
 def last_change(file: str) -> int:
-    """Time (ns) of the last change of a file or of the link that it may be."""
+    """Time (ns) of the last change of a file, or of the link to it."""
     return max(os.stat(file).st_ctime_ns, os.lstat(file).st_ctime_ns)
 
 
 def write_inputs(
-    target: Path, files: Sequence[str], digests: Sequence[str], before: Sequence[State]
+    target: Path, files: Sequence[str], digests: Sequence[str], before: Sequence[FileState]
 ) -> None:
-    """Write the digests of inputs, under their paths as given.
+    """Write the digests of input `files`, by their paths as given.
 
-    Raises InputError if one was changed while it was read: its state is not that `before`.
+    Raises InputError if a file was changed while it was read: its state differs from `before`.
     """
     with atomic_path(target) as path:
         with open(path, "wb") as handle:
@@ -55,7 +56,7 @@ def write_inputs(
 
 
 def require_unchanged(listings: Iterable[Path]) -> None:
-    """Raise InputError if one of the inputs in the lists has changed since, or cannot be read."""
+    """Raise InputError if an input in the lists has changed since, or cannot be read."""
     for listing in listings:
         written = listing.stat().st_mtime_ns if listing.exists() else 0
         for digest, name in read_list(listing):
@@ -68,14 +69,14 @@ def require_unchanged(listings: Iterable[Path]) -> None:
 
 
 def gone(file: str, error: OSError) -> InputError:
-    """The error that an input is not there any more."""
+    """The error that an input cannot be read any more."""
     return InputError(
         f"{shown(file)}: cannot be read any more ({error.strerror}); put the input back"
     )
 
 
 def changed(file: str, listing: Path) -> InputError:
-    """The error that an input is not what it was."""
+    """The error that an input has changed."""
     return InputError(
         f"{shown(file)}: has changed since the workflow read it; remove {listing} and run the "
         "workflow again"

@@ -15,7 +15,7 @@ from esm_pipeline.errors import InputError
 from esm_pipeline.formats.unsupported_notations import is_missing, why_unread
 
 AMINO_ACIDS = "ACDEFGHIKLMNPQRSTVWY"
-RESIDUES = frozenset(AMINO_ACIDS + "UO")
+SINGLE_RESIDUES = frozenset(AMINO_ACIDS + "UO")
 """What a residue may become; B, J, X and Z stand for several residues."""
 
 THREE_LETTERS = {
@@ -24,26 +24,26 @@ THREE_LETTERS = {
     **{"pro": "P", "ser": "S", "thr": "T", "trp": "W", "tyr": "Y", "val": "V"},
     **{"sec": "U", "pyl": "O", "asx": "B", "glx": "Z", "xle": "J", "xaa": "X", "ter": "*"},
 }
-RESIDUE = rf"(?:{'|'.join(THREE_LETTERS)}|[A-Z*])"
-NUMBER = r"-?\d{1,9}"
+RESIDUE_CODE = rf"(?:{'|'.join(THREE_LETTERS)}|[A-Z*])"
+RESIDUE_NUMBER = r"-?\d{1,9}"
 SOME = r"[A-Z*]+"
 
-PLAIN = re.compile(r"[A-Z]\d{1,9}[A-Z](?:[:;,+][A-Z]\d{1,9}[A-Z])*", re.ASCII)
+PLAIN_SUBSTITUTIONS = re.compile(r"[A-Z]\d{1,9}[A-Z](?:[:;,+][A-Z]\d{1,9}[A-Z])*", re.ASCII)
 """Nearly all of what is written, read by a faster path: `A42G:T50K`."""
 
 PLAIN_SEPARATOR = re.compile("[:;,+]")
 EDIT = re.compile(
     rf"""(?:p\.)?
-    (?P<first>{RESIDUE})(?P<start>{NUMBER})
-    (?:_(?P<last>{RESIDUE})(?P<stop>{NUMBER}))?
+    (?P<first>{RESIDUE_CODE})(?P<start>{RESIDUE_NUMBER})
+    (?:_(?P<last>{RESIDUE_CODE})(?P<stop>{RESIDUE_NUMBER}))?
     (?: (?P<same>=) | (?-i:(?P<dup>dup))(?P<copied>{SOME})?
       | (?: -|(?-i:del)) (?P<gone>{SOME}?)?? (?: (?-i:ins)(?P<instead>{SOME}))?
       | (?-i:ins)(?P<between>{SOME})
-      | (?P<shift>(?:{RESIDUE})?(?-i:fs).*) | (?P<longer>(?:{RESIDUE})?(?-i:ext).*)
-      | (?P<to>{RESIDUE}) )""",
+      | (?P<shift>(?:{RESIDUE_CODE})?(?-i:fs).*) | (?P<longer>(?:{RESIDUE_CODE})?(?-i:ext).*)
+      | (?P<to>{RESIDUE_CODE}) )""",
     re.ASCII | re.IGNORECASE | re.VERBOSE,
 )
-EACH_RESIDUE = re.compile(RESIDUE, re.ASCII | re.IGNORECASE)
+EACH_RESIDUE = re.compile(RESIDUE_CODE, re.ASCII | re.IGNORECASE)
 SEPARATOR = re.compile(r"[\s:;,+]+")
 REFERENCE = re.compile(r"(?P<name>(?![cgmnr]\.)[^\s:]+):(?=(?P<hgvs>p\.)|(?P<change>[^\s:;,+]+))")
 DNA = re.compile(r"(?:(?P<name>[^\s:]+):)?[cgmnr]\.\S+\s+\((?P<change>p\..+)\)")
@@ -87,7 +87,7 @@ def parse(text: str, offset: int = 0) -> Variant:
     Residue `offset` + 1 of the text is the first of the protein. Several mutations are separated by
     `:`, `;`, `,`, `+` or space. Raises InputError with the reason if it cannot be read or scored.
     """
-    if PLAIN.fullmatch(text):
+    if PLAIN_SUBSTITUTIONS.fullmatch(text):
         parts = PLAIN_SEPARATOR.split(text)
         return tuple(_substitution(int(p[1:-1]) - 1 - offset, p[0], p[-1], p) for p in parts)
     body = split_reference(text.strip())[1].replace("%3D", "=")  # as VEP writes `=`
@@ -119,7 +119,7 @@ def split_reference(text: str) -> tuple[str, str]:
 
     `NP_000509.1:p.Glu7Val`, `P62593:S2A`, ClinVar's `NM_000518.5(HBB):c.20A>T (p.Glu7Val)`.
     """
-    if (":" not in text and "(" not in text) or PLAIN.fullmatch(text):
+    if (":" not in text and "(" not in text) or PLAIN_SUBSTITUTIONS.fullmatch(text):
         return "", text
     if match := DNA.fullmatch(text):
         return match["name"] or "", match["change"]
@@ -135,10 +135,10 @@ def _unread(text: str, part: str) -> str:
     """Why a cell cannot be read: `part` of it is no mutation."""
     compact = "".join(text.split())
     if compact != text and EDIT.fullmatch(compact):
-        return f"mutation {_quoted(text)} has blanks in it; write it as {_quoted(compact)}"
+        return f"mutation {_shown(text)} has blanks in it; write it as {_shown(compact)}"
     if why := why_unread(text, THREE_LETTERS) or why_unread(part, THREE_LETTERS):
-        return f"mutation {_quoted(text)} {why}"
-    return f"mutation {_quoted(part)} cannot be read; write it as A42G or p.Ala42Gly"
+        return f"mutation {_shown(text)} {why}"
+    return f"mutation {_shown(part)} cannot be read; write it as A42G or p.Ala42Gly"
 
 
 def _inside(text: str, brackets: str) -> str:
@@ -154,13 +154,13 @@ def _edit(match: re.Match[str], offset: int) -> Edit:
     if match["shift"] or match["longer"]:
         what = "a frame shift" if match["shift"] else "an extension"
         raise InputError(
-            f"mutation {_quoted(text)} is {what}; give the protein it makes as a sequence"
+            f"mutation {_shown(text)} is {what}; give the protein it makes as a sequence"
         )
     start, first = int(match["start"]) - 1 - offset, _code(match["first"])
     if match["to"] or match["same"]:
         if match["last"]:
             raise InputError(
-                f"mutation {_quoted(text)} cannot be read; write ranges as K23_V25delinsQS"
+                f"mutation {_shown(text)} cannot be read; write ranges as K23_V25delinsQS"
             )
         return _substitution(start, first, _code(match["to"] or match["first"]), text)
     stop = start + 1
@@ -172,17 +172,17 @@ def _edit(match: re.Match[str], offset: int) -> Edit:
     if match["between"]:
         if stop - start != 2:
             raise InputError(
-                f"mutation {_quoted(text)} should name two neighbours, as K23_L24insQS does"
+                f"mutation {_shown(text)} should name two neighbours, as K23_L24insQS does"
             )
         return Edit(start + 1, start + 1, _residues(match["between"], three, text), expected)
     if stop <= start:
         raise InputError(
-            f"mutation {_quoted(text)} ends before it begins; put the smaller place first"
+            f"mutation {_shown(text)} ends before it begins; put the smaller place first"
         )
     letters = _codes(match["gone"] or match["copied"] or "", three)
     if letters and len(letters) != stop - start:
         raise InputError(
-            f"mutation {_quoted(text)} names {len(letters)} residues in the place of "
+            f"mutation {_shown(text)} names {len(letters)} residues in the place of "
             f"{stop - start}; correct one of the two"
         )
     expected += tuple(enumerate(letters, start))
@@ -198,7 +198,7 @@ def _substitution(at: int, wild_type: str, mutant: str, text: str) -> Edit:
     return Edit(at, at + 1, mutant, ((at, wild_type),))
 
 
-def _quoted(text: str) -> str:
+def _shown(text: str) -> str:
     """A mutation as shown in a message."""
     return ascii(text) if len(text) <= MOST_SHOWN else f"{text[:MOST_SHOWN]!a}…"
 
@@ -224,11 +224,11 @@ def _require_letters(letters: str, mutation: str) -> None:
     """Raise InputError if a mutation leads to a letter that is no residue."""
     if "*" in letters:
         raise InputError(
-            f"mutation {_quoted(mutation)} is a stop; give the protein it makes as a sequence"
+            f"mutation {_shown(mutation)} is a stop; give the protein it makes as a sequence"
         )
     for letter in letters:
-        if letter not in RESIDUES:
-            raise InputError(f"mutation {_quoted(mutation)} leads to {letter}, {NO_RESIDUE}")
+        if letter not in SINGLE_RESIDUES:
+            raise InputError(f"mutation {_shown(mutation)} leads to {letter}, {NO_RESIDUE}")
 
 
 def resolve(variant: Variant, wild_type: str, offset: int = 0) -> Variant:
@@ -304,7 +304,7 @@ def require_residues(variant: Variant) -> None:
     """Raise InputError if a variant leads to a letter that stands for no single amino acid."""
     for edit in variant:
         for at, letter in enumerate(edit.inserted, edit.start + 1):
-            if letter not in RESIDUES:
+            if letter not in SINGLE_RESIDUES:
                 raise InputError(f"residue {at} becomes {letter}, {NO_RESIDUE}")
 
 

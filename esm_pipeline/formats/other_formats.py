@@ -1,4 +1,4 @@
-"""What a file looks like that is given as FASTA, and is none."""
+"""Recognising files of other formats that are given as FASTA."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from typing import NamedTuple
 from esm_pipeline.errors import InputError, setting
 
 LOOK = 1024
-"""Bytes that tell what a file is."""
+"""First bytes of a file that are examined."""
 
 FIRST = 1000
-"""Records, at most, that tell an alignment."""
+"""Most records that are examined for an alignment."""
 
 TO_FASTA = "convert it to FASTA"
 WRITE = "write its sequences as FASTA"
@@ -21,102 +21,102 @@ LEAST_COLUMNS = 10
 LOWER = bytes(range(ord("a"), ord("z") + 1))
 
 
-class Look(NamedTuple):
-    """How a format begins, what it is called, and the remedy."""
+class OtherFormat(NamedTuple):
+    """The pattern of a format, its name, and the remedy."""
 
     pattern: re.Pattern[bytes]
     what: str
     remedy: str = TO_FASTA
 
 
-def look(pattern: bytes, what: str, remedy: str = TO_FASTA) -> Look:
-    """A `Look`, its pattern compiled."""
-    return Look(re.compile(pattern), what, remedy)
+def other(pattern: bytes, what: str, remedy: str = TO_FASTA) -> OtherFormat:
+    """An `OtherFormat` with its pattern compiled."""
+    return OtherFormat(re.compile(pattern), what, remedy)
 
 
 BEGINNINGS = (
-    look(
+    other(
         rb"\xff\xfe|\xfe\xff|(?:\0[^\0]){2}|(?:[^\0]\0){2}",
         "UTF-16 text",
         "save it as UTF-8",
     ),
-    look(rb"\x1f\x8b", "gzip inside gzip", "unpack it once"),
-    look(
+    other(rb"\x1f\x8b", "gzip inside gzip", "unpack it once"),
+    other(
         rb"PK\x03\x04",
         "a zip archive, such as a Word or Excel file",
         "unpack it, or save its text as FASTA",
     ),
-    look(
+    other(
         rb"BZh[1-9]|\xfd7zXZ|\x28\xb5\x2f\xfd|7z\xbc\xaf|\x04\x22\x4d\x18|Rar!|\x1f\x9d",
         "a compressed file",
         "unpack it, or use gzip",
     ),
-    look(rb"(?s).{257}ustar", "a tar archive", "unpack it, and name the FASTA file in it"),
-    look(rb"%PDF-", "PDF", "save its sequences as a text file in FASTA"),
-    look(rb"\{\\rtf", "RTF", "save it as plain text, in FASTA"),
-    look(rb"\xd0\xcf\x11\xe0", "an old Word or Excel file", "save its sequences as FASTA"),
-    look(rb"(?s)[^>].{0,500}?[\0-\x08\x0e-\x1f\x7f]", "binary data", "give a FASTA file"),
-    look(rb"@(?:HD|SQ|RG|PG|CO)\t", "SAM"),
-    look(rb"@", "FASTQ"),
-    look(rb"<", "HTML or XML, perhaps the error page of a download", "fetch the file again"),
-    look(rb"[{\[]", "JSON", WRITE),
-    look(rb"#[ \t]*STOCKHOLM", "Stockholm"),
-    look(rb"(?i)#NEXUS", "NEXUS"),
-    look(
+    other(rb"(?s).{257}ustar", "a tar archive", "unpack it, and name the FASTA file in it"),
+    other(rb"%PDF-", "PDF", "save its sequences as a text file in FASTA"),
+    other(rb"\{\\rtf", "RTF", "save it as plain text, in FASTA"),
+    other(rb"\xd0\xcf\x11\xe0", "an old Word or Excel file", "save its sequences as FASTA"),
+    other(rb"(?s)[^>].{0,500}?[\0-\x08\x0e-\x1f\x7f]", "binary data", "give a FASTA file"),
+    other(rb"@(?:HD|SQ|RG|PG|CO)\t", "SAM"),
+    other(rb"@", "FASTQ"),
+    other(rb"<", "HTML or XML, perhaps the error page of a download", "fetch the file again"),
+    other(rb"[{\[]", "JSON", WRITE),
+    other(rb"#[ \t]*STOCKHOLM", "Stockholm"),
+    other(rb"(?i)#NEXUS", "NEXUS"),
+    other(
         rb"##gff|#!|#gtf", "GFF or GTF, which has no sequences", "give the FASTA file of proteins"
     ),
-    look(rb"##fileformat=VCF", "VCF, which has no sequences", "give the FASTA file of proteins"),
-    look(rb"LOCUS[ \t]", "GenBank"),
-    look(rb"ID {3}", "an EMBL or UniProt flat file"),
-    look(rb"CLUSTAL|MUSCLE \(", "ClustalW"),
-    look(rb"!!(?:AA|NA)_|PileUp|(?:[^\n>]*\n){0,9}[^\n>]*MSF:[ \t]*[0-9]", "MSF"),
-    look(rb"[ \t]*[0-9]+[ \t]+[0-9]+(?:[ \t]+[IiSs])?[ \t]*(?:\n|\Z)", "PHYLIP"),
-    look(
+    other(rb"##fileformat=VCF", "VCF, which has no sequences", "give the FASTA file of proteins"),
+    other(rb"LOCUS[ \t]", "GenBank"),
+    other(rb"ID {3}", "an EMBL or UniProt flat file"),
+    other(rb"CLUSTAL|MUSCLE \(", "ClustalW"),
+    other(rb"!!(?:AA|NA)_|PileUp|(?:[^\n>]*\n){0,9}[^\n>]*MSF:[ \t]*[0-9]", "MSF"),
+    other(rb"[ \t]*[0-9]+[ \t]+[0-9]+(?:[ \t]+[IiSs])?[ \t]*(?:\n|\Z)", "PHYLIP"),
+    other(
         rb"(?:HEADER|OBSLTE|TITLE|CAVEAT|COMPND|REMARK|SEQRES|CRYST1|MODEL|ATOM|HETATM) ",
         "PDB",
         CHAINS,
     ),
-    look(rb"data_\S", "mmCIF", CHAINS),
-    look(rb"HMMER[23]", "a profile of HMMER", PROTEINS),
-    look(
+    other(rb"data_\S", "mmCIF", CHAINS),
+    other(rb"HMMER[23]", "a profile of HMMER", PROTEINS),
+    other(
         rb"#[0-9,]+\t[0-9,]+[ \t]*\n>",
         "A3M of ColabFold",
         "take its first line out, and convert it to FASTA",
     ),
-    look(rb"[^\n>]*\t", "a table (TSV)", "write its sequences as FASTA"),
-    look(
+    other(rb"[^\n>]*\t", "a table (TSV)", "write its sequences as FASTA"),
+    other(
         rb"[^\n,;>]+(?:[,;](?! )[^\n,;]*)+(?:\n|\Z)",
         "a table (CSV)",
         "write its sequences as FASTA",
     ),
-    look(
+    other(
         rb"[A-Za-z*.\-]{5,}[ \t]*(?:\n|\Z)|[ \t]*1[ \t]+[A-Za-z]{3}",
         "a sequence without a header",
         "put a line '>id' before it",
     ),
 )
-"""How a file that is no FASTA may begin; the first that matches tells."""
+"""Beginnings of files that are not FASTA; the first match counts."""
 
-PIR = look(
+PIR = other(
     rb">(?:[PF]1|D[LC]|R[LC]|N[13]|XX);",
     "PIR, whose second line is a title",
 )
 
 INSIDE = (
-    (b";", Look(re.compile(rb"\n" + PIR.pattern.pattern), PIR.what)),
-    (b"@", look(rb"\n@[^\n]*\n(?:[A-Za-z*.\-]+\n)+\+", "FASTQ from here on")),
+    (b";", OtherFormat(re.compile(rb"\n" + PIR.pattern.pattern), PIR.what)),
+    (b"@", other(rb"\n@[^\n]*\n(?:[A-Za-z*.\-]+\n)+\+", "FASTQ from here on")),
     (
         b"/",
-        look(rb"\n//[ \t]*(?=\n)", "the end of a GenBank, EMBL or Stockholm record"),
+        other(rb"\n//[ \t]*(?=\n)", "the end of a GenBank, EMBL or Stockholm record"),
     ),
-    (b"{", look(rb"\n\{", "JSON from here on")),
-    (b"<", look(rb"(?i)\n<(?:!doctype|html|\?xml)", "HTML or XML from here on")),
+    (b"{", other(rb"\n\{", "JSON from here on")),
+    (b"<", other(rb"(?i)\n<(?:!doctype|html|\?xml)", "HTML or XML from here on")),
 )
-"""What records may have among them that is no FASTA, each with a byte that has to be there."""
+"""Other formats that may occur between records, each with a byte that it contains."""
 
 
 def require_fasta(text: bytes | bytearray, place: str) -> None:
-    """Raise InputError unless a file begins with a record; `place` is its name and line."""
+    """Raise InputError unless a file begins with a record; `place` is the file name and line."""
     for one in BEGINNINGS:
         if one.pattern.match(text[:LOOK]):
             raise refusal(one, place)
@@ -128,7 +128,7 @@ def require_fasta(text: bytes | bytearray, place: str) -> None:
 
 
 def require_no_other(records: bytes, name: str, line: int) -> None:
-    """Raise InputError if there is another format among some records, the first at `line`."""
+    """Raise InputError for another format among records, the first of which is at `line`."""
     if PIR.pattern.match(records):
         raise refusal(PIR, f"{name}:{line}")
     for byte, one in INSIDE:
@@ -140,8 +140,8 @@ def require_no_other(records: bytes, name: str, line: int) -> None:
 def require_no_a3m(records: bytes, name: str, line: int) -> None:
     """Raise InputError if the first records of a file are an alignment with insertions.
 
-    Lower-case letters are insertions, which have no columns: without them every record is of one
-    length, with them not. Lower case in FASTA (masked residues) leaves records of many lengths.
+    Insertions are lower-case letters outside of the columns: without them all records have the same
+    length, with them they do not. FASTA with lower case (masked residues) has many lengths.
     """
     if b"-" not in records:
         return
@@ -161,6 +161,6 @@ def require_no_a3m(records: bytes, name: str, line: int) -> None:
         raise InputError(f"{name}:{line}: not FASTA, looks like {what}; {remedy}")
 
 
-def refusal(one: Look, place: str) -> InputError:
-    """The error that says what a file looks like."""
+def refusal(one: OtherFormat, place: str) -> InputError:
+    """The error that names the format of a file."""
     return InputError(f"{place}: not FASTA, looks like {one.what}; {one.remedy}")

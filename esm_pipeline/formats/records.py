@@ -1,4 +1,4 @@
-"""`records.tsv`: what became of every record of the input, one row each, in input order.
+"""`records.tsv`: the outcome of every record of the input, one row each, in input order.
 
 Tab-separated with a header line, UTF-8, quoted as Python's csv module does by default, so that
 headers with tabs and quotes come back as they were. Ids are any text, `NA` and `007` included;
@@ -31,17 +31,17 @@ COLUMNS = (
     "duplicate_of",
 )
 STATUSES = OK, SKIPPED, FAILED = "ok", "skipped", "failed"
-PLACE = re.compile("[0-9]{1,9}|1[0-9]{9}")
+INDEX = re.compile("[0-9]{1,9}|1[0-9]{9}")
 """An index as text."""
 
 REMEDY = "make it again with the command that wrote it"
-ANEW = "make it again with `esm-pipeline aggregate`"
+REMAKE = "make it again with `esm-pipeline aggregate`"
 
 csv.field_size_limit(2**31 - 1)  # a header may be longer than the module's 128 KiB
 
 
 class Outcome(NamedTuple):
-    """What one task made of a record: `ok`, `skipped` or `failed`, and why."""
+    """The outcome of a record in one task: `ok`, `skipped` or `failed`, and the reason."""
 
     status: str
     reason: str = ""
@@ -54,11 +54,11 @@ class Record(NamedTuple):
     """One row of `records.tsv`."""
 
     index: int  # type: ignore[assignment]  # hides tuple.index, which a row has no use for
-    """Place in the input, from 0, over all files of the sample."""
+    """Position in the input, from 0, over all files of the sample."""
     id: str
-    """First word of the header, or `record_{index}` where it has none."""
+    """First word of the header, or `record_{index}` if it is empty."""
     header: str
-    """The header line without its `>`, as it stands in the file."""
+    """The header line as in the file, without `>`."""
     length: int | None
     """Residues of the cleaned sequence; None if the record is skipped."""
     sha256: str
@@ -68,14 +68,14 @@ class Record(NamedTuple):
     reason: str = ""
     """Why the record is skipped."""
     notes: str = ""
-    """What was changed to make the record usable, parted by `; `."""
+    """What was changed to make the record usable, separated by `; `."""
     duplicate_of: int | None = None
-    """The first record with the same cleaned sequence, if that is another one."""
+    """Index of the first record with the same cleaned sequence, if that is another record."""
     outcomes: Mapping[str, Outcome] = NO_OUTCOMES
-    """What each task made of the record, by the task's name."""
+    """The outcome in each task, by the name of the task."""
 
     def with_outcome(self, task: str, status: str, reason: str = "") -> Record:
-        """The same record with what `task` made of it; the reason is put on one line."""
+        """The same record with its outcome in `task`; the reason is put on one line."""
         outcome = Outcome(status, " ".join(reason.split()))
         return self._replace(outcomes={**self.outcomes, task: outcome})
 
@@ -109,8 +109,8 @@ def write_records(
 ) -> None:
     """Stream `records` into a new `records.tsv`, with the columns of `tasks`.
 
-    A record without an outcome of one of the tasks gets empty cells there. The file takes its
-    place when it is whole.
+    A record without an outcome in a task gets empty cells. The file is moved into place when it is
+    complete.
     """
     with (
         atomic_path(path) as temporary,
@@ -126,7 +126,7 @@ def header_line(tasks: Sequence[str] = ()) -> str:
 
 
 def format_row(fields: Sequence[str]) -> str:
-    """Two or more fields as a line, the same as `csv.writer(delimiter="\t")` makes it."""
+    """Two or more fields as a line, the same as by `csv.writer(delimiter="\t")`."""
     line = "\t".join(fields)
     if line.count("\t") >= len(fields) or '"' in line or "\n" in line or "\r" in line:
         line = "\t".join(map(_quoted, fields))
@@ -134,25 +134,24 @@ def format_row(fields: Sequence[str]) -> str:
 
 
 def parse_lines(lines: Iterable[str]) -> Iterator[Record]:
-    """Records of the lines of a `records.tsv` without tasks, its header line left out."""
+    """Records from the lines of a `records.tsv` without tasks, after its header line."""
     return (_record(row, ()) for row in csv.reader(lines, delimiter="\t", strict=True))
 
 
 def read_status(path: str | os.PathLike[str], task: str) -> Iterator[tuple[int, Outcome]]:
-    """Stream a status table: index of each record, and what the task made of it."""
+    """Stream a status table: the index of each record, and its outcome in the task."""
     with _open(path) as handle:
         rows = csv.reader(handle, delimiter="\t", strict=True)
         try:
             if next(rows, None) != status_columns(task):
                 raise InputError(f"{path}:1: not the status table of '{task}'; check the path")
             for row in rows:
-                if len(row) != 3 or not PLACE.fullmatch(row[0]) or row[1] not in STATUSES:
-                    raise ValueError("its cells are others")
+                if len(row) != 3 or not INDEX.fullmatch(row[0]) or row[1] not in STATUSES:
+                    raise ValueError("unexpected cells")
                 yield int(row[0]), Outcome(*row[1:])
         except (csv.Error, ValueError) as error:
-            raise InputError(
-                f"{path}:{max(rows.line_num, 1)}: not a row of a status table ({error}); {ANEW}"
-            ) from None
+            place = f"{path}:{max(rows.line_num, 1)}"
+            raise InputError(f"{place}: not a row of a status table ({error}); {REMAKE}") from None
 
 
 def status_columns(task: str) -> list[str]:
@@ -206,7 +205,7 @@ def _open(path: str | os.PathLike[str]) -> io.TextIOWrapper:
 def _tasks(columns: Sequence[str]) -> tuple[str, ...]:
     tasks = tuple(name.removesuffix("_status") for name in columns[len(COLUMNS) :: 2])
     if [*columns] != _columns(tasks):
-        raise ValueError("its columns are others")
+        raise ValueError("unexpected columns")
     return tasks
 
 

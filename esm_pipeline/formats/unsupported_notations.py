@@ -20,7 +20,7 @@ FEWEST_RESIDUES = 12
 MISSING = frozenset(("na", "n/a", "nan", "none", "null", "-", ".", "p.", "<na>"))
 """What a cell says if its value is missing, in lower case."""
 
-LOOKS: tuple[tuple[str, str], ...] = (
+UNSUPPORTED: tuple[tuple[str, str], ...] = (
     (r"#(NAME\?|REF!|VALUE!|NUM!|DIV/0!|NULL!|N/A)", f"is an error of a spreadsheet; {PROTEIN}"),
     (r"\d{1,2}-[A-Z]{3}(-\d+)?|[A-Z]{3}-\d{2}", f"is a date of a spreadsheet; {PROTEIN}"),
     (r"p\.\(?0\??\)?", "says that no protein is made; leave it out"),
@@ -29,7 +29,10 @@ LOOKS: tuple[tuple[str, str], ...] = (
     (r"rs\d+", f"is a number of dbSNP; {PROTEIN}"),
     (r"([^\s]+:)?[cgmnr]\.[^:\s]+:p\..+", "has a change of DNA too; write p.Ala42Gly alone"),
     (r"([^\s:]+:)?[cgmnor]\.\S.*", f"is a change of DNA or RNA; {PROTEIN}"),
-    (r"(chr)?[\dXYMT]+[-:_]\d+[-:_]?[ACGT]*[-:_/>|][ACGT*,-]+", f"is a change of DNA; {PROTEIN}"),
+    (
+        r"(chr)?[\dXYMT]+[-:_]\d+[-:_]?[ACGT]*[-:_/>|][ACGT*,-]+",
+        f"is a change of DNA; {PROTEIN}",
+    ),
     (r"\d+[ACGTU]+>[ACGTU]+", f"is a change of DNA or RNA; {PROTEIN}"),
     (r".*\](\(;\)|;)\[.*|.*\(;\).*", f"is of two alleles, or may be; {ROWS}"),
     (r".*\^.*", f"is one change or another; {ROWS}"),
@@ -51,13 +54,13 @@ LOOKS: tuple[tuple[str, str], ...] = (
 PART = re.compile(r"[A-Z*-]+/[A-Z*-]+|-?\d+(-\d+)?(/\d+)?|[A-Z*]", re.ASCII | re.IGNORECASE)
 """VEP's `A/V` or `20`: only a part of the mutation."""
 
-MOST_COMPARED = 1000  # letters of a cell that is compared with the patterns
+LONGEST_COMPARED = 1000  # letters of a cell that is compared with the patterns
 KINDS_OF_VARIANT = re.compile(
     r"missense|nonsense|silent|synonymous|frame.?shift|in.?frame|splice", re.I
 )
 SUBSTITUTION = re.compile(r"(?:p\.)?\(?([A-Z]{3})-?\d+([A-Z]{3})\)?", re.ASCII | re.IGNORECASE)
 SEQUENCE_LETTERS = re.compile(rf"[ACDEFGHIKLMNPQRSTVWYXBZUO*-]{{{FEWEST_RESIDUES},}}", re.I)
-PATTERNS = [(re.compile(look, re.ASCII | re.IGNORECASE), why) for look, why in LOOKS]
+PATTERNS = [(re.compile(look, re.ASCII | re.IGNORECASE), why) for look, why in UNSUPPORTED]
 
 
 def is_missing(text: str) -> bool:
@@ -81,7 +84,7 @@ def why_unread(text: str, residues: Container[str]) -> str:
     if PART.fullmatch(text):
         columns = f"{setting('score.position_col')} and {setting('score.mutant_aa_col')}"
         return f"is no more than a position or residues; name the columns of both by {columns}"
-    if len(text) > MOST_COMPARED:
+    if len(text) > LONGEST_COMPARED:
         return ""
     if KINDS_OF_VARIANT.fullmatch(text.split("_")[0]):
         return f"is a kind of variant; {PROTEIN}"

@@ -249,15 +249,7 @@ class EsmPreTrainedModel(ModuleUtils):
         checkpoint = Checkpoint(name, Path(name), ())
         if state_dict is None:
             checkpoint = resolve_checkpoint(name, needs_config=config is None, **where)
-        if config is None or isinstance(config, (str, os.PathLike)):
-            source = checkpoint.source if config is None else config
-            followed = config is None and checkpoint.adapter  # to its base model
-            at = {**where, **checkpoint.where} if followed else {}
-            settings: EsmConfig = cls.config_class.from_pretrained(source, **at, **options)
-        elif options:
-            raise InputError(f"{caller}: with a config, leave out {', '.join(options)}")
-        else:
-            settings = config
+        settings = cls._config_for(checkpoint, config, where, options)
         files, adapter = checkpoint.weight_files, Adapter.of(checkpoint)
         stored_tensors = open_tensors(files) if state_dict is None else tensors_of_state(state_dict)
         require_merged(stored_tensors, name)
@@ -282,6 +274,31 @@ class EsmPreTrainedModel(ModuleUtils):
         model.source = checkpoint.source
         model.eval()
         return (model, info) if output_loading_info else model
+
+    @classmethod
+    def _config_for(
+        cls,
+        checkpoint: Checkpoint,
+        config: EsmConfig | str | os.PathLike[str] | None,
+        where: dict[str, Any],
+        options: dict[str, Any],
+    ) -> EsmConfig:
+        """The config that `from_pretrained` was given, or read, with settings from `options`.
+
+        `where`: how to find the base model of an adapter. Raises InputError for settings in
+        addition to a config object.
+        """
+        if config is not None and not isinstance(config, (str, os.PathLike)):
+            if options:
+                raise InputError(
+                    f"{cls.__name__}.from_pretrained: with a config, leave out {', '.join(options)}"
+                )
+            return config
+        source = checkpoint.source if config is None else config
+        followed = config is None and checkpoint.adapter  # to its base model
+        at = {**where, **checkpoint.where} if followed else {}
+        settings: EsmConfig = cls.config_class.from_pretrained(source, **at, **options)
+        return settings
 
     @classmethod
     def _from_config(

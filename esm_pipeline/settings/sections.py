@@ -279,7 +279,7 @@ class StrategySettings(ComputeSettings):
     window: Whole = Field(
         1024,
         ge=8,
-        description="tokens in a window if `long` is window; at most the length of the table",
+        description="tokens in a window if `long` is window; at most those of the position table",
     )
 
 

@@ -1,12 +1,12 @@
-"""The 20 amino acids in numbers: atoms, how they are named and ordered, and their ideal geometry.
+"""The 20 amino acids as numbers: names and order of their atoms, and their ideal geometry.
 
-Everything follows from one table, which gives each residue's heavy atoms in the frames they move
-with (Jumper et al. 2021, supplement 1.8.4, tables 2 and 23). Needs numpy alone: file formats and
-models both read from here. Peer: transformers openfold_utils/residue_constants.py.
+Everything follows from one table of each residue's heavy atoms, in the frame of the rigid group
+they move with (Jumper et al. 2021, supplement 1.8.4, tables 2 and 23). Only numpy is needed: file
+formats and models both use it. Peer: transformers openfold_utils/residue_constants.py.
 
-A residue is a number 0–20, its place in `LETTERS`; 20 is the unknown residue, which has no atoms.
-An atom is named by one of two orders: atom37, the same 37 places for every residue, which files and
-confidences use, and atom14, each residue's own atoms close together, which the model computes.
+A residue is a number 0–20, its index in `LETTERS`; 20 is the unknown residue, which has no atoms.
+Atoms have one of two orders: atom37, the same 37 positions for every residue, which files and
+confidences use, and atom14, each residue's own atoms without gaps, which the model computes.
 Lengths are in Å.
 """
 
@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from esm_pipeline.arrays import Float64, Int64
 
 LETTERS = "ARNDCQEGHILKMFPSTWYVX"
-"""One-letter codes; a residue's number is its place here."""
+"""One-letter codes; a residue's number is its index here."""
 
 UNKNOWN = LETTERS.index("X")
 
@@ -34,19 +34,19 @@ ATOM37 = tuple(NAMES37.split())
 
 ATOM37_INDEX = {name: place for place, name in enumerate(ATOM37)}
 BACKBONE = ("N", "CA", "C", "O")
-"""The first atoms of every residue in atom14 order."""
+"""The first atoms of every residue, in atom14 order."""
 
 GROUPS = 8
-"""Rigid groups: 0 backbone, 1 omega's and 2 phi's (no heavy atoms), 3 psi's, 4–7 chi 1–4's."""
+"""Rigid groups: 0 backbone, 1 omega and 2 phi (no heavy atoms), 3 psi, 4–7 chi 1–4."""
 
 VAN_DER_WAALS = {"C": 1.70, "N": 1.55, "O": 1.52, "S": 1.80}
 """Radii in Å (Bondi 1964)."""
 
 CA_CA = 3.80
-"""Å between the alpha carbons of neighbours with a trans peptide bond."""
+"""Å between the alpha carbons of a trans peptide bond."""
 
 PI_PERIODIC = {"D": 1, "E": 2, "F": 1, "Y": 1}
-"""Letter → the chi angle, from 0, at which half a turn gives the same structure."""
+"""Letter → the chi angle (from 0) whose rotation by half a turn gives the same structure."""
 
 TABLE = """
 A ALA
@@ -156,19 +156,20 @@ V VAL
   3 O 0.627 1.062 0
   4 CG1 0.540 1.429 0, CG2 0.533 -0.776 1.203
 """
-"""Residues, and for each of their rigid groups the atoms with x, y, z in Å.
+"""Residues, with the atoms of each rigid group and their x, y, z in Å.
 
-x runs along the bond the group turns about, out of the atom at its origin; the group's first atom
-defines the angle and has y > 0, z = 0. The backbone's origin is the alpha carbon, C lies on x.
+The x axis points from the atom at the group's origin along the bond that the group turns about;
+the first atom of the group defines the angle and has y > 0, z = 0. The origin of the backbone is
+the alpha carbon, and C lies on the x axis.
 """
 
 
 @dataclass(frozen=True)
 class Residue:
-    """One line of the tables below. atoms, groups and positions are in atom14 order.
+    """One residue of `TABLE`; atoms, groups and positions are in atom14 order.
 
-    name: three letters. groups: of 0–7, one an atom. positions: (atoms, 3) Å, in the group's frame.
-    chain: the atoms along which the chi angles are measured, chi k about chain[k:k + 4].
+    name: three letters. groups: 0–7 for each atom. positions: (atoms, 3) Å, in the group's frame.
+    chain: the atoms that define the chi angles, chi k (from 0) by chain[k:k + 4].
     """
 
     letter: str
@@ -180,17 +181,17 @@ class Residue:
 
     @property
     def chi_angles(self) -> int:
-        """How many chi angles it has, 0–4."""
+        """Number of chi angles, 0–4."""
         return max(len(self.chain) - 3, 0)
 
     def position(self, atom: str) -> Float64:
-        """(3,) Å of an atom in its group's frame."""
+        """(3,) Å: position of an atom in its group's frame."""
         at: Float64 = self.positions[self.atoms.index(atom)]
         return at
 
 
 def read_residue(title: str, rows: list[str]) -> Residue:
-    """A residue of `TABLE`: its first line, `A ALA`, and those of its groups."""
+    """A residue of `TABLE` from its first line, such as `A ALA`, and the lines of its groups."""
     letter, name = title.split()
     found: dict[str, tuple[int, list[float]]] = {}
     for row in rows:
@@ -212,7 +213,7 @@ def read_residue(title: str, rows: list[str]) -> Residue:
 
 
 def read_table(table: str) -> tuple[Residue, ...]:
-    """The residues of `TABLE` in the order of `LETTERS`, the unknown one left out."""
+    """The residues of `TABLE` in the order of `LETTERS`, without the unknown residue."""
     blocks = [block.splitlines() for block in re.split(r"\n(?=\S)", table.strip())]
     residues = {title[0]: read_residue(title, rows) for title, *rows in blocks}
     return tuple(residues[letter] for letter in LETTERS[:UNKNOWN])
@@ -224,7 +225,7 @@ NAMES = (*(residue.name for residue in RESIDUES), "UNK")
 
 
 def encode(sequence: str) -> Int64:
-    """(R,) residue numbers; any letter that is not of the 20 amino acids is the unknown residue."""
+    """(R,) residue numbers; letters other than the 20 amino acids are the unknown residue."""
     numbers = {letter: number for number, letter in enumerate(LETTERS)}
     return np.array([numbers.get(letter, UNKNOWN) for letter in sequence], dtype=np.int64)
 
@@ -235,7 +236,7 @@ def decode(aatype: NDArray[np.integer]) -> str:
 
 
 def frame(x_axis: Float64, towards: Float64, origin: Float64) -> Float64:
-    """(4, 4) frame at `origin`, x along `x_axis` and `towards` in the plane of x and y, y > 0."""
+    """(4, 4) frame at `origin`: x along `x_axis`, and `towards` in the xy plane with y > 0."""
     x = x_axis / np.linalg.norm(x_axis)
     y = towards - (towards @ x) * x
     y /= np.linalg.norm(y)
@@ -247,8 +248,8 @@ def frame(x_axis: Float64, towards: Float64, origin: Float64) -> Float64:
 def default_frames(residue: Residue) -> Float64:
     """(8, 4, 4) frames of the groups when all angles are 0.
 
-    Those up to chi 1's in the backbone's frame, those of chi 2–4 in that of the chi angle before.
-    A group that the residue lacks has zeros.
+    Frames up to chi 1 are relative to the backbone, those of chi 2–4 to the previous chi angle.
+    The frame of a missing group is zero.
     """
     n, ca, c = (residue.position(atom) for atom in ("N", "CA", "C"))
     frames = np.zeros((GROUPS, 4, 4))
@@ -266,19 +267,19 @@ def default_frames(residue: Residue) -> Float64:
 
 COUNT = len(LETTERS)
 ATOM14_MASK = np.zeros((COUNT, 14), dtype=bool)
-"""Which places of atom14 a residue fills."""
+"""Which positions of atom14 a residue has atoms at."""
 
 ATOM37_MASK = np.zeros((COUNT, 37), dtype=bool)
 """Which of the 37 atoms a residue has."""
 
 ATOM14_TO_ATOM37 = np.zeros((COUNT, 14), dtype=np.int64)
-"""Place in atom37 of each place of atom14; 0 where there is no atom."""
+"""Index in atom37 of each atom of atom14; 0 where there is no atom."""
 
 ATOM37_TO_ATOM14 = np.zeros((COUNT, 37), dtype=np.int64)
-"""Place in atom14 of each place of atom37; 0 where there is no atom."""
+"""Index in atom14 of each atom of atom37; 0 where there is no atom."""
 
 ATOM14_GROUP = np.zeros((COUNT, 14), dtype=np.int64)
-"""The rigid group that each atom moves with, 0–7."""
+"""The rigid group of each atom, 0–7."""
 
 ATOM14_POSITION = np.zeros((COUNT, 14, 3), dtype=np.float32)
 """Ideal positions in the group's frame, Å."""
@@ -290,17 +291,17 @@ DEFAULT_FRAMES = np.zeros((COUNT, GROUPS, 4, 4), dtype=np.float32)
 """Frames of the groups when all angles are 0: see `default_frames`."""
 
 CHI_ATOMS = np.zeros((COUNT, 4, 4), dtype=np.int64)
-"""Places in atom37 of the four atoms of each chi angle; 0 where there is none."""
+"""Indices in atom37 of the four atoms of each chi angle; 0 where there is none."""
 
 CHI_MASK = np.zeros((COUNT, 4), dtype=bool)
 """Which chi angles a residue has."""
 
 CHI_PI_PERIODIC = np.zeros((COUNT, 4), dtype=bool)
-"""Which chi angles give the same structure after half a turn."""
+"""Which chi angles give the same structure when rotated by half a turn."""
 
 
 def fill(number: int, residue: Residue) -> None:
-    """Write a residue into the arrays above."""
+    """Write a residue to the arrays above."""
     size, places = len(residue.atoms), [ATOM37_INDEX[atom] for atom in residue.atoms]
     ATOM14_MASK[number, :size] = True
     ATOM37_MASK[number, places] = True

@@ -63,5 +63,7 @@ def test_files_elsewhere_are_not_opened(files, tmp_path, name, monkeypatch):
     monkeypatch.setattr("esm_pipeline.formats.checksums.sha256", lambda path: "0" * 64)
     digests = tmp_path / "00000.sha256"
     digests.write_text(f"{'0' * 64}  {name.format(tmp_path.name)}\n")
-    with pytest.raises(InputError, match=r"00000\.sha256:1: '.*' is no file of this shard; remove"):
+    with pytest.raises(
+        InputError, match=r"00000\.sha256:1: '.*' is not a file of this shard; remove"
+    ):
         check_digests(digests, files)

@@ -1,4 +1,4 @@
-"""Wild type, position and mutant in columns of their own, VEP's among them, as one notation."""
+"""Wild type, position and mutant in several columns, also those of VEP, as one notation."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Mutations as people write them: what each spelling does, why some cannot be scored."""
+"""Notations of mutations: what each one means, and why some cannot be scored."""
 
 from __future__ import annotations
 

@@ -147,11 +147,11 @@ GOOD = header_line() + format_row(["0", "a", "a", "3", SHA, "ok", "", "", ""])
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("", "1: not a row of records.tsv (its columns are others); "),
-        ("index\tid\n", "1: not a row of records.tsv (its columns are others); "),
+        ("", "1: not a row of records.tsv (unexpected columns); "),
+        ("index\tid\n", "1: not a row of records.tsv (unexpected columns); "),
         (
             header_line().strip() + "\tembed_status\n",
-            "1: not a row of records.tsv (its columns are others); ",
+            "1: not a row of records.tsv (unexpected columns); ",
         ),
         (GOOD + "1\ta\n", "3: not a row of records.tsv (2 columns, not 9); "),
         (

@@ -37,16 +37,16 @@ PREFIX = "esm-pipeline/"
 """The attribute `format` of every result begins with it."""
 
 Item = TypeVar("Item")
-Results = TypeVar("Results", bound="RaggedResults[Any]")
+ResultsT = TypeVar("ResultsT", bound="RaggedResults[Any]")
 
 
-class StoredRecord(Generic[Results]):
+class StoredRecord(Generic[ResultsT]):
     """One record of a result: its `id`, `index` (position in the input) and `length` in residues.
 
     Arrays are read from the file on access.
     """
 
-    def __init__(self, results: Results, position: int) -> None:
+    def __init__(self, results: ResultsT, position: int) -> None:
         self._results = results
         self._row = int(results.row[position])
         self.id = results.ids[position]

@@ -89,9 +89,9 @@ def open_hdf5(path: str | os.PathLike[str]) -> h5py.File:
 
 
 def check_heaps(path: str | os.PathLike[str]) -> None:
-    """Check the sizes in the heaps that hold the text of attributes, which HDF5 trusts and crashes.
+    """Check the sizes in the heaps that hold the text of attributes: HDF5 crashes on wrong ones.
 
-    Raises ValueError for an impossible one.
+    Raises ValueError for an impossible size.
     """
     with open(path, "rb") as handle:
         size = os.fstat(handle.fileno()).st_size

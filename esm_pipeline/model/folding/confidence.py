@@ -32,7 +32,7 @@ MAX_ALIGNED_ERROR = (BINS - 0.5) * BIN_WIDTH
 SHORTEST = 19
 """Length in residues below which the length scale of the TM-score no longer shrinks."""
 
-AT_ONCE = 2**24
+LOGITS_AT_ONCE = 2**24
 """Logits that `pair_confidences` computes at a time by default."""
 
 
@@ -98,7 +98,7 @@ def pair_confidences(
     padding and linkers. rows: rows of pairs at a time, which take 2 · B · rows · R · 64 numbers;
     chosen by default.
     """
-    rows = rows or max(1, AT_ONCE // (BINS * mask.numel()))
+    rows = rows or max(1, LOGITS_AT_ONCE // (BINS * mask.numel()))
     dtype = torch.promote_types(z.dtype, torch.float32)
     scores = tm_of_bins(mask.sum(-1), dtype)
     centres = bin_centres(z.device, dtype).expand_as(scores)

@@ -35,7 +35,7 @@ RESIDUE_TOKENS = len(residues.LETTERS) + 2
 MASKED = RESIDUE_TOKENS - 1
 LDDT_BINS, DISTOGRAM_BINS, ATOMS = 50, 64, 37
 
-KEEP = -1
+KEEP_CHUNK_SIZE = -1
 """Means: do not change the chunk size of the trunk."""
 
 
@@ -247,7 +247,7 @@ class EsmForProteinFolding(EsmPreTrainedModel):
         position_ids: Tensor | None = None,
         *,
         num_recycles: int | None = None,
-        chunk_size: int | None = KEEP,
+        chunk_size: int | None = KEEP_CHUNK_SIZE,
         compact: bool = False,
         linker: str = LINKER,
         chain_gap: int = CHAIN_GAP,
@@ -310,7 +310,7 @@ class EsmForProteinFolding(EsmPreTrainedModel):
     def chunked(self, chunk_size: int | None) -> Iterator[None]:
         """Within, the trunk has this chunk size."""
         before = self.trunk.chunk_size
-        if chunk_size != KEEP:
+        if chunk_size != KEEP_CHUNK_SIZE:
             self.trunk.set_chunk_size(chunk_size)
         try:
             yield

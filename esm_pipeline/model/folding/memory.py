@@ -91,7 +91,7 @@ def fold_memory(
     product = min(max(products_at_once(device), residues**2), pairs * width)
     by_residue = module.num_blocks * (3 * module.sequence_dim + 8 * 16 * 4 + 14 * 3 * 8)
     of_structure = tokens * by_residue * 4
-    logits = min(pairs, max(confidence.AT_ONCE // confidence.BINS, tokens)) * confidence.BINS
+    logits = min(pairs, max(confidence.LOGITS_AT_ONCE // confidence.BINS, tokens)) * confidence.BINS
     return FoldMemory(
         language_model=language_model_memory(config, batch, residues, stem_dtype)
         + singles

@@ -86,7 +86,7 @@ class TriangleMultiplication(nn.Module):
     ) -> Tensor:
         """z (B, R, R, Z) and mask (B, R), None without padding → z, updated.
 
-        buffer: from `working_buffer`, with 2 * Z channels.
+        buffer: from `work_buffer`, with 2 * Z channels.
         """
         pairs = None if mask is None else pair_mask(mask)
         product = self.product(z, pairs, rows, buffer)
@@ -113,7 +113,7 @@ class TriangleMultiplication(nn.Module):
             return whole
         length, width = z.shape[1], z.shape[-1]
         if buffer is None:
-            buffer = working_buffer(z, 2 * width, self.precision)
+            buffer = work_buffer(z, 2 * width, self.precision)
         buffer = buffer[:, : 2 * width]
         for start in range(0, length, rows):
             part = slice(start, start + rows)
@@ -151,7 +151,7 @@ def products_at_once(device: torch.device) -> int:
     return torch.get_num_threads() * PRODUCTS if device.type == "cpu" else PRODUCTS_ELSEWHERE
 
 
-def working_buffer(z: Tensor, channels: int, dtype: torch.dtype | None = None) -> Tensor:
+def work_buffer(z: Tensor, channels: int, dtype: torch.dtype | None = None) -> Tensor:
     """Memory for intermediate results of z (B, R, R, Z), channels first: (B, channels, R, R).
 
     dtype: None for that of z.
@@ -189,7 +189,7 @@ def bias_of(
         return biases
     heads = len(weight)
     if buffer is None or buffer.dtype != weight.dtype:
-        buffer = working_buffer(z, heads, weight.dtype)
+        buffer = work_buffer(z, heads, weight.dtype)
     bias = buffer[:, :heads]
     for start in range(0, z.shape[1], rows):
         part = slice(start, start + rows)
@@ -258,7 +258,7 @@ class TriangleAttention(nn.Module):
     ) -> Tensor:
         """z (B, R, R, Z) and mask (B, R), None without padding → z, updated.
 
-        buffer: from `working_buffer`, with H channels.
+        buffer: from `work_buffer`, with H channels.
         """
         if not self.starting:
             z = z.transpose(1, 2)

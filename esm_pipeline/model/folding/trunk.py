@@ -27,7 +27,7 @@ from esm_pipeline.model.folding.triangle import (
     add_rows,
     bias_of,
     pair_mask,
-    working_buffer,
+    work_buffer,
 )
 from esm_pipeline.model.linears import weight_and_bias
 
@@ -303,7 +303,7 @@ class FoldingTrunk(nn.Module):
         if torch.is_grad_enabled() or z.device.type != "cpu" or self.chunk_size is not None:
             return None
         precisions = {m.precision for m in self.modules() if isinstance(m, TriangleMultiplication)}
-        return working_buffer(z, self.channels, next(iter(precisions), None))
+        return work_buffer(z, self.channels, next(iter(precisions), None))
 
     def run_blocks(self, s: Tensor, z: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
         """s (B, R, S) and z (B, R, R, Z) → s and z after all blocks."""

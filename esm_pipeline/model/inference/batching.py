@@ -236,18 +236,21 @@ def iter_packed(
     layer: int = -1,
     nucleotides: Literal["refuse", "keep"] = "refuse",
 ) -> Iterator[tuple[int, Tensor]]:
-    """Run `model` over many sequences, packed; yield `(i, tensor)` for each, in the order computed.
+    """Run `model` on many sequences, packed; yield `(i, tensor)` for each, in the order computed.
 
-    `i` indexes `sequences`, any Sequence of str: only those of some batches are held. An array or a
-    table's column is made a list. `output` is "logits", (L, V), of classifiers (L, num_labels) or
-    (num_labels,), or the "representation" (L, D) of `layer` (0 to n, -1 is n), L with BOS and EOS,
-    on the model's device and without gradients; each tensor is a part of its batch's (clone it
-    to keep one of many). The tokenizer is the checkpoint's, else the standard alphabet: tokens such
-    as `<mask>` are read, lower case, white space and a `*` at the end as `shard` does. DNA and RNA
+    `i` indexes `sequences`, any Sequence of str, of which a few batches are in memory at a time; an
+    array or a table's column is made a list. `output` is "logits", (L, V), for classifiers
+    (L, num_labels) or (num_labels,), or the "representation" (L, D) of `layer` (0 to n, -1 is n).
+    L includes BOS and EOS. Tensors are on the model's device, without gradients, and views of their
+    batch's tensor: clone one to keep it without the others.
+
+    The tokenizer is the checkpoint's, or else the standard alphabet. It reads tokens such as
+    `<mask>`; lower case, white space and a `*` at the end are handled as by `shard`. DNA and RNA
     are refused, or their letters kept as residues. On the CPU, the threads that PyTorch may use
-    compute several batches at once, `token_budget` tokens in all.
-    A model within peft, `torch.compile` or DDP is found; with trained prompts it is refused.
-    Raises InputError for unusable arguments at once, CapacityError for a sequence that does not fit
+    compute several batches at once, with `token_budget` tokens in total. A model wrapped by peft,
+    `torch.compile` or DDP is unwrapped; trained prompts are refused.
+
+    Raises InputError at once for unusable arguments, CapacityError for a sequence that does not fit
     into memory alone.
     """
     if output not in ("logits", "representation"):
@@ -255,12 +258,10 @@ def iter_packed(
     model = cast(EsmModel | WithLogits, plain_model(model))
     if output == "logits" and not hasattr(model, "packed_logits"):
         raise InputError(
-            f"{type(model).__name__} has no logits; load EsmForMaskedLM, or ask for "
+            f"{type(model).__name__} has no logits; load EsmForMaskedLM, or set "
             "output='representation'"
         )
-    whole = isinstance(token_budget, (int, np.integer)) and not isinstance(token_budget, bool)
-    if not whole or token_budget < 1:
-        raise InputError(f"token_budget {token_budget!r} is not a whole number from 1 on")
+    check_token_budget(token_budget)
     encoder = cast(EsmModel, getattr(model, "esm", model))
     check_layer(layer, encoder.config.num_hidden_layers)
     if nucleotides not in NUCLEOTIDES:
@@ -268,13 +269,7 @@ def iter_packed(
     sequences = as_sequence(sequences)
     chosen = default_tokenizer(model) if tokenizer is None else tokenizer
     lengths = lengths_of(sequences, chosen, nucleotides)
-    limit = encoder.max_residues
-    if limit is not None and lengths.size and lengths.max() > limit:
-        place = int(lengths.argmax())
-        raise InputError(
-            f"sequence {place} has {lengths[place]} residues, the model has positions for {limit}; "
-            "cut it"
-        )
+    check_lengths(lengths, encoder.max_residues)
 
     @torch.no_grad()
     def compute(part: Int64) -> list[Tensor]:
@@ -282,19 +277,19 @@ def iter_packed(
         if output == "logits":
             values = cast(WithLogits, model).packed_logits(tokens, layout)
             if isinstance(model, EsmForSequenceClassification):
-                return list(values)  # one (num_labels,) a sequence
+                return list(values)  # (num_labels,) for each sequence
         else:
             values = encoder.represent(tokens, layout, [layer]).hidden[layer]
         return list(torch.split(values, layout.lengths))
 
-    return results_of(compute_batches(lengths, token_budget, compute, model.device), lengths)
+    return sequence_results(compute_batches(lengths, token_budget, compute, model.device), lengths)
 
 
-def results_of(
-    computed: Iterator[BatchResult[list[Tensor]]], lengths: Int64
+def sequence_results(
+    batches: Iterator[BatchResult[list[Tensor]]], lengths: Int64
 ) -> Iterator[tuple[int, Tensor]]:
-    """`(i, tensor)` of each sequence. Raises CapacityError."""
-    for part, results in computed:
+    """`(i, tensor)` of each sequence. Raises CapacityError for one that does not fit alone."""
+    for part, results in batches:
         if results is None:
             place = int(part[0])
             raise CapacityError(
@@ -302,26 +297,26 @@ def results_of(
                 "use a machine with more"
             )
         places = zip(part.tolist(), results, strict=True)
-        del results  # the next batch may need the room
+        del results  # the next batch may need the memory
         yield from places
         del places
 
 
 def as_sequence(sequences: object) -> Sequence[Any]:
-    """`sequences` if it is a Sequence, as a list if an array or a column. Raises InputError."""
+    """`sequences`, as a list if it is an array or a column. Raises InputError for other types."""
     if not isinstance(sequences, Sequence) and hasattr(sequences, "tolist"):
         sequences = sequences.tolist()
     if not isinstance(sequences, Sequence) or isinstance(sequences, (str, bytes, bytearray)):
         kind = type(sequences).__name__
-        raise InputError(f"sequences are of type {kind}; pass a list of str, one a sequence")
+        raise InputError(f"sequences are of type {kind}; pass a list of str")
     return sequences
 
 
 def lengths_of(sequences: Sequence[Any], tokenizer: EsmTokenizer, nucleotides: str) -> Int64:
     """(N,) tokens of each sequence, without BOS and EOS.
 
-    Raises InputError, with its index, for one that is no str, has gaps or other characters that are
-    no residues, or looks like nucleotides, unless they are to be kept.
+    Raises InputError with the index of a sequence that is not a str, has gaps or other characters
+    that are not residues, or looks like nucleotides, unless these are kept.
     """
     lengths = np.empty(len(sequences), np.int64)
     for place, sequence in enumerate(sequences):
@@ -343,8 +338,25 @@ def lengths_of(sequences: Sequence[Any], tokenizer: EsmTokenizer, nucleotides: s
 
 
 def nucleotides_of(sequence: str) -> str:
-    """What `nucleotides_in` says of a sequence in any case, with white space."""
+    """`nucleotides_in` for a sequence in upper or lower case, with white space."""
     return nucleotides_in("".join(sequence.split()).upper().encode("utf-8", "replace"))
+
+
+def check_token_budget(token_budget: Any) -> None:
+    """Raise InputError unless `token_budget` is a positive whole number."""
+    whole = isinstance(token_budget, (int, np.integer)) and not isinstance(token_budget, bool)
+    if not whole or token_budget < 1:
+        raise InputError(f"token_budget {token_budget!r} is not a positive whole number")
+
+
+def check_lengths(lengths: Int64, limit: int | None) -> None:
+    """Raise InputError for the longest sequence if the model has only `limit` positions."""
+    if limit is not None and lengths.size and lengths.max() > limit:
+        place = int(lengths.argmax())
+        raise InputError(
+            f"sequence {place} has {lengths[place]} residues, the model has positions for {limit}; "
+            "cut it"
+        )
 
 
 def check_layer(layer: int, count: int) -> None:

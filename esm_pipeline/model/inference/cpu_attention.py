@@ -22,7 +22,7 @@ from esm_pipeline.model.layout import PackedLayout
 from esm_pipeline.model.linears import FusedLinear
 from esm_pipeline.model.rotary import RotaryTables, rotate_pairs
 
-SCORES = 2**19
+SCORES_AT_ONCE = 2**19
 """Scores computed at a time: 2 MB in float32, which fit into caches."""
 
 COLUMNS = 32
@@ -139,7 +139,10 @@ def mix_tiles(queries: Tensor, keys: Tensor, values: Tensor, *, shift: bool) -> 
     With `shift`, the largest score of each query becomes 0. Here V is the width of the values.
     """
     count, length, _ = queries.shape
-    heads, rows = part_of(count, SCORES // length**2), min(max(1, SCORES // length), length)
+    heads, rows = (
+        part_of(count, SCORES_AT_ONCE // length**2),
+        min(max(1, SCORES_AT_ONCE // length), length),
+    )
     tile, rounded = (x.new_empty(heads * rows * length) for x in (queries, values))
     mixed = torch.empty_like(values)
     for head in range(0, count, heads):

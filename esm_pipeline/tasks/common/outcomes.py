@@ -7,12 +7,12 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 from esm_pipeline.errors import InputError
-from esm_pipeline.files import blaming
+from esm_pipeline.files import naming_errors
 from esm_pipeline.formats.checksums import check_listed
 from esm_pipeline.formats.records import (
-    ANEW,
     FAILED,
     OK,
+    REMAKE,
     SKIPPED,
     Outcome,
     Record,
@@ -34,7 +34,7 @@ def format_counts(counts: Counter[str], unit: str) -> str:
 def write_status(target: Path, task: str, outcomes: Iterable[tuple[int, Outcome]]) -> Counter[str]:
     """Write the status table of a task, a row for each index; returns the number of each status."""
     counts: Counter[str] = Counter()
-    with blaming(target), open(target, "w", encoding="utf-8", newline="") as handle:
+    with naming_errors(target), open(target, "w", encoding="utf-8", newline="") as handle:
         handle.write(format_row(status_columns(task)))
         for index, outcome in outcomes:
             counts[outcome.status] += 1
@@ -55,10 +55,10 @@ def with_outcomes(records: Path, statuses: Mapping[str, Path]) -> Iterator[Recor
             index, outcome = next(table, NO_ROW)
             if index != record.index:
                 raise InputError(
-                    f"{statuses[task]}: no row for record {record.index} of {records}; {ANEW}"
+                    f"{statuses[task]}: no row for record {record.index} of {records}; {REMAKE}"
                 )
             record = record.with_outcome(task, *outcome)
         yield record
     for task, table in tables.items():
         if next(table, None) is not None:
-            raise InputError(f"{statuses[task]}: has more records than {records}; {ANEW}")
+            raise InputError(f"{statuses[task]}: has more records than {records}; {REMAKE}")

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from esm_pipeline.arrays import Int32, Int64
 from esm_pipeline.errors import InputError, setting
-from esm_pipeline.files import blaming
+from esm_pipeline.files import naming_errors
 from esm_pipeline.formats.checksums import check_shard
 from esm_pipeline.formats.fasta import (
     MOST_HEADER,
@@ -152,7 +152,7 @@ def read_entries(
         raise InputError(
             f"{shown(str(spool_dir))}: not a folder; choose another one for the output"
         ) from None
-    with blaming(spool_dir), ExitStack() as files:
+    with naming_errors(spool_dir), ExitStack() as files:
         spool = SequenceSpool(*(files.enter_context(_spool_file(spool_dir)) for _ in range(2)))
         for batch in batches:
             spool.add(batch, cleaning)
@@ -224,7 +224,7 @@ def _cleaned(
     """Clean a sequence; one of more than `most` letters is skipped."""
     if len(sequence) <= most:
         return read_sequence(sequence, cleaning, header)
-    remedy = "cut it in parts"
+    remedy = "cut it into parts"
     if most < MOST_LETTERS:
         remedy = f"set {setting('shard.max_letters')} to as many as it has, or {remedy}"
     return CleanedSequence(b"", f"more than {most:,} letters; {remedy}")

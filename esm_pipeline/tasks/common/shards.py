@@ -20,7 +20,7 @@ import numpy as np
 from esm_pipeline.arrays import Int32, Int64
 from esm_pipeline.errors import DamagedError, InputError
 from esm_pipeline.formats.checksums import check_digests, check_listed
-from esm_pipeline.formats.records import FAILED, OK, PLACE, SKIPPED, Outcome, Record, read_records
+from esm_pipeline.formats.records import FAILED, INDEX, OK, SKIPPED, Outcome, Record, read_records
 from esm_pipeline.formats.results.layout import Array, RecordRow
 from esm_pipeline.formats.results.open import open_results
 from esm_pipeline.formats.results.validation import arrays_of, open_hdf5, reading
@@ -34,7 +34,7 @@ MAY_DIFFER = {"software", "format_version"}
 """Attributes of a result that may differ between shards."""
 
 EVEN_LENGTH = 7680
-"""Residues at which attention costs what the linear layers do: 6 D, here of D = 1280."""
+"""Residues at which attention costs as much as the linear layers: 6 D, here for D = 1280."""
 
 DIGEST = re.compile("[0-9a-f]{64}")
 
@@ -76,9 +76,10 @@ class ShardResults:
         for record in read_records(table):
             outcome, digest = record.outcomes.get(self.task), short_digest(record)
             known = outcome is not None and outcome.status in CODES
-            if outcome is None or digest is None or not (known and PLACE.fullmatch(record.id)):
+            if outcome is None or digest is None or not (known and INDEX.fullmatch(record.id)):
                 raise InputError(
-                    f"{table}: record {record.index} is not of a shard of '{self.task}'; {AGAIN}"
+                    f"{table}: record {record.index} does not belong to a shard of "
+                    f"'{self.task}'; {AGAIN}"
                 )
             yield int(record.id), digest, outcome
 
@@ -111,7 +112,7 @@ class ShardResults:
         if found < self._sequences:
             raise InputError(
                 f"{self.folder}: the shards have {self._sequences} sequences, {self.records} has "
-                f"{found}: they are of another input; {AGAIN}"
+                f"{found}: they belong to another input; {AGAIN}"
             )
 
     @cached_property

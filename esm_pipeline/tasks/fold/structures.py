@@ -23,7 +23,7 @@ from typing import IO, NamedTuple
 import numpy as np
 
 from esm_pipeline.errors import CapacityError, InputError
-from esm_pipeline.files import atomic_folder, atomic_path, blaming
+from esm_pipeline.files import atomic_folder, atomic_path, naming_errors
 from esm_pipeline.flags import add_flags, require_file, section_from
 from esm_pipeline.formats.checksums import LISTING, check_listed, line
 from esm_pipeline.formats.records import OK, Record, format_row, read_records
@@ -46,8 +46,8 @@ from esm_pipeline.structure.structure import MEANINGLESS, RANDOM, Structure
 from esm_pipeline.tasks.common.outcomes import with_outcomes
 from esm_pipeline.tasks.common.outputs import require_folder_name
 from esm_pipeline.tasks.common.progress import progress
+from esm_pipeline.tasks.fold.plan import TASK
 
-TASK = "fold"
 TABLE, STRUCTURES, PAE = "structures.tsv", "structures", "pae"
 DIGESTS = "structures.sha256"
 NOT_PDB = "not_pdb"
@@ -123,7 +123,7 @@ def write_files(
         digests = stack.enter_context(atomic_path(output / DIGESTS))
         files, errors = (stack.enter_context(atomic_folder(folder)) for folder in folders)
         jobs = [WriteJob(arrays, group, files, errors, settings) for group in groups(arrays)]
-        with blaming(digests), open(digests, "w", encoding="ascii") as listing:
+        with naming_errors(digests), open(digests, "w", encoding="ascii") as listing:
             unfit = write_groups(jobs, processes, listing, quiet=quiet)
         write_table(table, arrays, records, settings, unfit)
         for old in (TABLE, DIGESTS):
@@ -289,7 +289,7 @@ def write_table(
     """Write `structures.tsv`. Raises InputError if `records` are not those of the arrays."""
     with (
         Structures.open(path) as arrays,
-        blaming(target),
+        naming_errors(target),
         open(target, "w", encoding="utf-8", newline="") as handle,
     ):
         table = StructureTable(arrays, settings, unfit)

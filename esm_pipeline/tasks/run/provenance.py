@@ -1,8 +1,8 @@
-"""Write down where results came from: versions, model, settings and inputs, and their digests.
+"""Record where results come from: versions, models, settings and inputs, with their digests.
 
-The only result with a time in it, and the last: it has the digest of every other one of this run,
-files of structures and pictures by the lists that have theirs. Beside it stands its own digest. All
-but the settings is read from the results, so that the file tells what was done.
+The only result with a time in it, and the last: it has the digests of all other results of the run,
+for files of structures and pictures those of the lists of their digests. Its own digest is in the
+file next to it. Everything but the settings is read from the results: the file says what was done.
 """
 
 from __future__ import annotations
@@ -40,7 +40,12 @@ from esm_pipeline.settings.result_names import (
 )
 from esm_pipeline.tasks.common.model_file import read_model_file
 from esm_pipeline.tasks.common.outputs import ending_of
-from esm_pipeline.tasks.run.verdict import add_run, count, others, settings_of
+from esm_pipeline.tasks.run.tallies import (
+    add_run_flags,
+    count_records,
+    files_of_other_runs,
+    settings_of,
+)
 
 FORMAT_VERSION = 1
 PACKAGES = ("biotite", "h5py", "huggingface_hub", "numpy", "safetensors", "snakemake", "torch")
@@ -49,7 +54,7 @@ HOME = Path(esm_pipeline.__file__).resolve().parents[1]
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the flags of `provenance`."""
-    add_run(parser)
+    add_run_flags(parser)
 
 
 def outputs(args: argparse.Namespace) -> Outputs:
@@ -58,7 +63,7 @@ def outputs(args: argparse.Namespace) -> Outputs:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Write the file and its digest; returns 0. Raises InputError for settings that are none."""
+    """Write the file and its digest; returns 0. Raises InputError for unusable settings."""
     ending_of(args.out, (".json",))
     facts = provenance(settings_of(args), args.out.parent)
     with atomic_paths(args.out, args.out.with_name(PROVENANCE_LIST)) as (path, listed):
@@ -68,13 +73,13 @@ def run(args: argparse.Namespace) -> int:
 
 
 def provenance(settings: Settings, folder: Path) -> dict[str, Any]:
-    """All there is to tell of the results in `folder`, where the files of the models lie too."""
+    """The provenance of the results in `folder`, which also has the files of the models."""
     tables, models, inputs = settings.tables(), settings.models(), settings.inputs()
     return {
         "format": "esm-pipeline/provenance",
         "format_version": FORMAT_VERSION,
         "written": datetime.now(UTC).isoformat(timespec="seconds"),
-        "software": software(),
+        "software": versions(),
         "source": source(HOME),
         "settings": settings.model_dump(),
         "models": {
@@ -84,37 +89,37 @@ def provenance(settings: Settings, folder: Path) -> dict[str, Any]:
         },
         "samples": {
             name: {
-                **inputs_of(folder / name, inputs[name], tables.get(name)),
+                **sample_inputs(folder / name, inputs[name], tables.get(name)),
                 "shards": settings.shard_count(inputs[name]),
                 "records": counts(folder / name / RECORDS, name in tables, settings.tasks),
-                "results": results_of(folder / name, names),
+                "results": sample_results(folder / name, names),
             }
             for name, names in settings.results().items()
         },
         "results": {name: result(folder / name) for name in (*models, REPORT, VERDICT)},
-        "not_of_this_run": others(settings, folder),
+        "not_of_this_run": files_of_other_runs(settings, folder),
     }
 
 
 def model_facts(path: Path) -> dict[str, Any]:
-    """What a model file tells: name, commit, digest of the weights, and shape."""
+    """The facts in a model file: name, commit, digest of the weights, and shape."""
     facts = read_model_file(path)
     return {name: facts[name] for name in facts if name not in ("format", "format_version")}
 
 
-def software() -> dict[str, str]:
-    """Versions of the project, of what it depends on, and of what lies under it."""
-    versions = {"esm_pipeline": esm_pipeline.__version__, "python": platform.python_version()}
+def versions() -> dict[str, str]:
+    """Versions of the project, its dependencies, Python and the platform."""
+    found = {"esm_pipeline": esm_pipeline.__version__, "python": platform.python_version()}
     for name in PACKAGES:
         try:
-            versions[name] = metadata.version(name)
+            found[name] = metadata.version(name)
         except metadata.PackageNotFoundError:
-            continue  # Snakemake, say, is not in a job's conda environment
-    return {**versions, "platform": platform.platform()}
+            continue  # a job's conda environment has no Snakemake, for example
+    return {**found, "platform": platform.platform()}
 
 
 def source(folder: Path) -> dict[str, Any] | None:
-    """Commit of the project's own repository and whether files differ from it, if there is one."""
+    """Commit of the project's own repository and how many files differ from it, if there is one."""
     if not (folder / ".git").exists():
         return None
     try:
@@ -126,23 +131,23 @@ def source(folder: Path) -> dict[str, Any] | None:
 
 
 def git(folder: Path, *arguments: str) -> str:
-    """What git says."""
+    """The output of a git command."""
     command = ["git", "-C", os.fspath(folder), *arguments]
     return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
 
 
-def inputs_of(folder: Path, files: list[str], variants: str | None) -> dict[str, Any]:
+def sample_inputs(folder: Path, files: list[str], variants: str | None) -> dict[str, Any]:
     """The inputs of one sample."""
-    told: dict[str, Any] = {"fasta": inputs(files, folder / INPUTS)}
+    found: dict[str, Any] = {"fasta": inputs(files, folder / INPUTS)}
     if variants is not None:
-        told["variants"] = inputs([variants], folder / VARIANTS)[0]
-    return told
+        found["variants"] = inputs([variants], folder / VARIANTS)[0]
+    return found
 
 
 def inputs(files: list[str], listing: Path) -> list[dict[str, Any]]:
-    """Path, size and digest of each input, as `listing` has it from when it was read.
+    """Path, size and digest of each input; `listing` has the digests of when they were read.
 
-    Raises InputError for one that has changed since, or is not there any more.
+    Raises InputError for an input that has changed since, or is missing.
     """
     found: list[dict[str, Any]] = []
     for file in files:
@@ -158,16 +163,16 @@ def inputs(files: list[str], listing: Path) -> list[dict[str, Any]]:
     return found
 
 
-def results_of(folder: Path, names: list[str]) -> dict[str, dict[str, Any]]:
-    """Size and digest of each result of a sample, and what it says of itself.
+def sample_results(folder: Path, names: list[str]) -> dict[str, dict[str, Any]]:
+    """Size and digest of each result of a sample, and the facts stored with it.
 
-    Those in folders are in lists, which are results too.
+    Files in folders are covered by lists of digests, which are results too.
     """
     known = written(folder)
     return {
         name: {
             **result(folder / name, *known.get(os.path.normpath(folder / name), ("", None))),
-            **told_by(folder / name),
+            **stored_facts(folder / name),
         }
         for name in names
         if name not in FOLDERS
@@ -175,9 +180,9 @@ def results_of(folder: Path, names: list[str]) -> dict[str, dict[str, Any]]:
 
 
 def written(folder: Path) -> dict[str, tuple[str, Path]]:
-    """The digest of each result that was in a list as it was written, and that list.
+    """The digest of each result that was listed when it was written, and that list.
 
-    A later list counts more: an earlier run may have left one.
+    Later lists take precedence: an earlier run may have left one.
     """
     lists = [folder / work / LISTING for work in WORK if work != "shards"]
     there = sorted(filter(Path.exists, lists), key=lambda path: path.stat().st_ctime_ns)
@@ -189,7 +194,7 @@ def written(folder: Path) -> dict[str, tuple[str, Path]]:
 
 
 def result(path: Path, digest: str = "", listing: Path | None = None) -> dict[str, Any]:
-    """Size and digest of a result. Raises InputError if it is not there, or `digest_of` does."""
+    """Size and digest of a result. Raises InputError if it is missing or has changed."""
     try:
         return {"bytes": path.stat().st_size, "sha256": digest_of(path, digest, listing)}
     except OSError as error:
@@ -199,10 +204,10 @@ def result(path: Path, digest: str = "", listing: Path | None = None) -> dict[st
 
 
 def digest_of(path: Path, digest: str, listing: Path | None) -> str:
-    """The digest of a result: as `listing` has it from when it was written, or by reading it.
+    """The digest of a result: as in `listing` since it was written, or by reading the file.
 
-    Raises InputError if it has changed since. It is read again only where the file system cannot
-    tell that it has not.
+    Raises InputError if it has changed since. The file is read again only if its time of change
+    does not show that it is unchanged.
     """
     if listing and path.stat().st_ctime_ns <= listing.stat().st_ctime_ns:
         return digest
@@ -212,15 +217,15 @@ def digest_of(path: Path, digest: str, listing: Path | None) -> str:
     return found
 
 
-def told_by(path: Path) -> dict[str, Any]:
-    """What a result says of itself, or a table of scores in the file beside it."""
+def stored_facts(path: Path) -> dict[str, Any]:
+    """The facts stored in a result, or for a table of scores in the file next to it."""
     if path.suffix == ".h5":
         return attributes(path)
-    return scores(path) if path.name == SCORES else {}
+    return score_facts(path) if path.name == SCORES else {}
 
 
-def scores(path: Path) -> dict[str, Any]:
-    """What is told of a table of scores beside it."""
+def score_facts(path: Path) -> dict[str, Any]:
+    """The facts in the file next to a table of scores."""
     origin = path.with_name("scores.json")
     try:
         return {**json.loads(origin.read_text(encoding="utf-8"))}
@@ -231,30 +236,31 @@ def scores(path: Path) -> dict[str, Any]:
 
 
 def counts(path: Path, scored: bool, tasks: Sequence[str]) -> dict[str, Any]:
-    """What validation and each task made of a sample's records."""
+    """The outcomes of a sample's records, in validation and in each task."""
     return {
         tally.step: {
             "records": tally.statuses.total(),
             **tally.statuses,
             "duplicates": tally.duplicates,
         }
-        for tally in count(path, scored, tasks)
+        for tally in count_records(path, scored, tasks)
     }
 
 
 def attributes(path: Path) -> dict[str, Any]:
-    """What an HDF5 result says of itself: model, revision, digest of the weights, versions."""
+    """The attributes of an HDF5 result: model, revision, digest of the weights, versions."""
     try:
         with open_hdf5(path) as file, reading(path):
-            return {name: plain(value) for name, value in read_attributes(file).items()}
+            return {name: json_value(value) for name, value in read_attributes(file).items()}
     except DamagedError as error:
         raise InputError(
-            f"{path}: not a whole HDF5 result ({error.why}); remove it and run the workflow again"
+            f"{path}: not a complete HDF5 result ({error.why}); "
+            "remove it and run the workflow again"
         ) from None
 
 
-def plain(value: Any) -> Any:
-    """An HDF5 attribute as JSON has it; text that is JSON itself is opened."""
+def json_value(value: Any) -> Any:
+    """An HDF5 attribute as a value for JSON; text that is JSON itself is parsed."""
     if hasattr(value, "tolist"):
         value = value.tolist()
     if isinstance(value, str) and value.startswith(("{", "[")):

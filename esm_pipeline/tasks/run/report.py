@@ -1,6 +1,6 @@
-"""A page to look at: what became of the records, how long they are, what the results look like.
+"""Write a page about the results: outcomes and lengths of the records, pictures of the results.
 
-One self-contained HTML file, with pictures as inline SVG; the same results give the same bytes.
+One self-contained HTML file with pictures as inline SVG; the same results give the same bytes.
 """
 
 from __future__ import annotations
@@ -26,14 +26,20 @@ from esm_pipeline.tasks.common.outputs import ending_of
 from esm_pipeline.tasks.common.report_parts import BLUE, ReportSection, evenly_spaced, svg, table
 from esm_pipeline.tasks.fold.report import structures_section
 from esm_pipeline.tasks.fold.structures import TABLE
-from esm_pipeline.tasks.run.verdict import COLUMNS, COMMONEST, Tally, add_run, find
+from esm_pipeline.tasks.run.tallies import (
+    COLUMNS,
+    MOST_REASONS,
+    Tally,
+    add_run_flags,
+    find_results,
+)
 from esm_pipeline.tasks.score.report import saturation_section, variants_section
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-POINTS = 2_000  # sequences in the picture of embeddings, at most
-PICTURES = 20  # samples that get pictures, at most
+POINTS = 2_000  # most sequences in the picture of embeddings
+PICTURES = 20  # most samples that get pictures
 PAGE = Template("""<!DOCTYPE html>
 <html lang="en">
 <meta charset="utf-8">
@@ -62,7 +68,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "samples", nargs="*", type=Path, help="folders of samples, with records.tsv and results"
     )
-    add_run(parser)
+    add_run_flags(parser)
 
 
 def outputs(args: argparse.Namespace) -> Outputs:
@@ -73,7 +79,7 @@ def outputs(args: argparse.Namespace) -> Outputs:
 def run(args: argparse.Namespace) -> int:
     """Write the page; returns 0."""
     ending_of(args.out, (".html", ".htm"))
-    found = find(args, [folder / RECORDS for folder in args.samples])
+    found = find_results(args, [folder / RECORDS for folder in args.samples])
     sections = islice(found.samples.items(), PICTURES)
     parts = [
         records_table(found.tallies),
@@ -85,7 +91,7 @@ def run(args: argparse.Namespace) -> int:
     if found.others:
         parts.append(f"<p>{html.escape(found.others[0].upper() + found.others[1:])}.</p>")
     page = PAGE.substitute(
-        title="Proteins and what the models make of them", body="\n".join(filter(None, parts))
+        title="Results of protein language models", body="\n".join(filter(None, parts))
     )
     with atomic_path(args.out) as path:
         path.write_text(page, encoding="utf-8")
@@ -93,56 +99,55 @@ def run(args: argparse.Namespace) -> int:
 
 
 def records_table(tallies: Sequence[Tally]) -> str:
-    """How many records were ok, skipped, failed."""
+    """How many records were ok, skipped or failed."""
     rows = [tally.row() for tally in tallies]
     return "<h2>Records</h2>\n" + table(COLUMNS, rows, numbers=range(2, len(COLUMNS)))
 
 
 def reasons_table(tallies: Sequence[Tally]) -> str:
-    """The commonest reasons; numbers in them are left out, so that alike ones are one."""
+    """The most common reasons; those that differ only in numbers count as one."""
     rows = [
         [tally.sample, tally.step, f"{number:,}", status, reason]
         for tally in tallies
-        for status, reasons in tally.reasons.items()
-        for reason, number in reasons.most_common(COMMONEST)
+        for status, reason, number in tally.common_reasons()
     ]
     if not rows:
         return "<p>No record was skipped and none failed.</p>"
-    heading = f"<h2>Why records were skipped or failed</h2>\n<p>The {COMMONEST} commonest reasons "
-    heading += "of each step; <code>records.tsv</code> has the one of every record.</p>\n"
+    heading = f"<h2>Why records were skipped or failed</h2>\n<p>The {MOST_REASONS} most common "
+    heading += "reasons of each step; <code>records.tsv</code> has those of all records.</p>\n"
     return heading + table(("sample", "step", "records", "status", "reason"), rows, numbers=(2,))
 
 
 def sample_section(folder: Path, names: Collection[str]) -> str:
-    """What the results of one sample are, the files `names` of it, and how they look.
+    """Facts and pictures of the results of one sample, the files `names` in its folder.
 
-    A table of scores is left out that nothing beside it tells the origin of.
+    A table of scores is left out if there is no file that describes its origin.
     """
     names = {*names} if "scores.json" in names else {*names} - {SCORES}
     found = [section(folder / name) for name, section in SECTIONS.items() if name in names]
     if not found:
         return ""
     heading = f"<h2>Sample {html.escape(shown(folder.absolute().name))}</h2>\n"
-    facts = "".join(f"<p>{told}</p>\n" for told, _ in found)
+    facts = "".join(f"<p>{text}</p>\n" for text, _ in found)
     pictures = "\n".join(picture for _, some in found for picture in some if picture)
     return f'{heading}{facts}<div class="pictures">\n{pictures}\n</div>'
 
 
 def embeddings_section(path: Path) -> ReportSection:
-    """What the embeddings of a sample are, with their lengths and a map."""
+    """The embeddings of a sample, with their lengths and a map."""
     with Embeddings.open(path) as results:
         pictures = [length_histogram(results), embedding_map(results)]
         return ReportSection(embedding_facts(results), pictures)
 
 
 def embedding_facts(results: Embeddings) -> str:
-    """One sentence: how many, of which model."""
-    told = {name: html.escape(str(value)) for name, value in results.attributes.items()}
+    """How many embeddings there are, of which model."""
+    origin = {name: html.escape(str(value)) for name, value in results.attributes.items()}
     layers = ", ".join(map(str, results.layers))
     return (
         f"{len(results):,} records with {len(results.length):,} different sequences; "
-        f"{', '.join(results.kinds)} of layer {layers}. Model <code>{told['model']}</code>, "
-        f"weights <code>{told['weights_sha256'][:16]}</code>, {told['dtype']}."
+        f"{', '.join(results.kinds)} of layer {layers}. Model <code>{origin['model']}</code>, "
+        f"weights <code>{origin['weights_sha256'][:16]}</code>, {origin['dtype']}."
     )
 
 
@@ -169,9 +174,9 @@ def length_histogram(results: Embeddings) -> str:
 
 
 def embedding_map(results: Embeddings) -> str:
-    """The two main directions of the mean embeddings, coloured by length, as SVG.
+    """The first two principal components of the mean embeddings, coloured by length, as SVG.
 
-    Empty if no means are stored or fewer than three sequences.
+    Empty without means or with fewer than three sequences.
     """
     if "mean" not in results.kinds or len(results.length) < 3:
         return ""
@@ -199,17 +204,15 @@ def embedding_map(results: Embeddings) -> str:
 
 
 def round_numbers(least: int, most: int) -> list[int]:
-    """1, 2, 5, 10, 20, … between two positive numbers, or the two if there are none."""
+    """1, 2, 5, 10, 20, … between two positive numbers, or these two if there are none."""
     steps = [digit * 10**power for power in range(len(str(most))) for digit in (1, 2, 5)]
     return [step for step in steps if least <= step <= most] or [least, most]
 
 
-def principal_components(
-    values: Float32,
-) -> tuple[Float64, Float64]:
-    """Coordinates (N, 2) on the two directions of greatest variance, and their shares of it (2,).
+def principal_components(values: Float32) -> tuple[Float64, Float64]:
+    """First two principal components (N, 2), and their shares of the variance (2,).
 
-    The sign of a direction is that which makes its largest coordinate positive.
+    The sign makes the coordinate of largest size positive.
     """
     centred = values.astype(np.float64) - values.mean(0, dtype=np.float64)
     left, scale, _ = np.linalg.svd(centred, full_matrices=False)
@@ -226,4 +229,4 @@ SECTIONS: dict[str, Callable[[Path], ReportSection]] = {
     "residue_classes.h5": classes_section,
     TABLE: structures_section,
 }
-"""What is told of each sample, by the results that it has."""
+"""The sections of a sample, by the files of its results."""

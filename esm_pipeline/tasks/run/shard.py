@@ -1,8 +1,8 @@
-"""Validate FASTA files, remove duplicate sequences, cut the rest into shards of equal cost.
+"""Validate FASTA files, remove duplicate sequences and split the others into shards of equal cost.
 
-Writes `records.tsv`, a row for every record, and the shards `00000.fasta` and on: each unique
-sequence stands in one of them under the index of its first record, the longest first. The digests
-of all are in `digests.sha256`.
+Writes `records.tsv`, a row for every record, and the shards `00000.fasta`, `00001.fasta`, …: each
+unique sequence is in one of them, named by the index of its first record, the longest first. The
+digests of all files are in `digests.sha256`.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ TABLE = "records.tsv"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the command's arguments."""
+    """Add the arguments of `shard`."""
     parser.add_argument("fasta", nargs="+", help="FASTA files, plain or gzip; - is standard input")
     parser.add_argument("--shards", type=number_of_shards, required=True, help="number of shards")
     parser.add_argument("--out", type=Path, required=True, help="folder for the shards")
@@ -57,8 +57,8 @@ def outputs(args: argparse.Namespace) -> Outputs:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Shard the files; returns the exit code. Raises InputError for input that cannot be used."""
-    began = time.monotonic()
+    """Write the shards; returns 0. Raises InputError for input that cannot be used."""
+    started = time.perf_counter()
     cleaning = section_from(CleaningSettings, args)
     for path in args.fasta:
         place = Path(path).resolve()
@@ -71,28 +71,30 @@ def run(args: argparse.Namespace) -> int:
         if args.inputs:
             write_inputs(args.inputs, args.fasta, sequence_set.digests, before)
         if not args.quiet:
-            print(_summary(sequence_set, args.shards, time.monotonic() - began), file=sys.stderr)
+            print(
+                summary(sequence_set, args.shards, time.perf_counter() - started), file=sys.stderr
+            )
     return 0
 
 
 def write_shards(sequence_set: SequenceSet, folder: Path, count: int) -> None:
-    """Write `count` shards and `records.tsv` into `folder`, in place of those that are there.
+    """Write `count` shards and `records.tsv` into `folder`, in place of previous ones.
 
-    They take their places together when all are written, the list of their digests last: where it
-    is, the others are its own and whole. Old shards beyond `count` are removed.
+    They are moved into place together when all are written, the list of their digests last: if it
+    exists, the files are complete and those it describes. Old shards beyond `count` are removed.
     """
     table, digests = folder / TABLE, folder / LISTING
     shards = [folder / f"{name}.fasta" for name in shard_names(count)]
     remove_leftovers(folder)
-    with atomic_paths(*shards, table, digests, sweep=False) as (*paths, told, listed):
+    with atomic_paths(*shards, table, digests, sweep=False) as (*paths, records, listed):
         lines = [
-            line(write_lines(path, _entries(sequence_set, numbers)), shard.name)
+            line(write_lines(path, shard_lines(sequence_set, numbers)), shard.name)
             for path, shard, numbers in zip(
                 paths, shards, deal(sequence_set.lengths, count), strict=True
             )
         ]
         rows = itertools.chain([header_line().encode()], sequence_set.lines())
-        lines.append(line(write_lines(told, rows), TABLE))
+        lines.append(line(write_lines(records, rows), TABLE))
         write_lines(listed, (text.encode() for text in lines))
         digests.unlink(missing_ok=True)
         table.unlink(missing_ok=True)
@@ -101,7 +103,8 @@ def write_shards(sequence_set: SequenceSet, folder: Path, count: int) -> None:
                 old.unlink()
 
 
-def _entries(sequence_set: SequenceSet, numbers: Int64) -> Iterator[bytes]:
+def shard_lines(sequence_set: SequenceSet, numbers: Int64) -> Iterator[bytes]:
+    """The records of a shard, each under the index of the first one with its sequence."""
     for begin in range(0, len(numbers), BLOCK):
         block = numbers[begin : begin + BLOCK]
         sequences = sequence_set.sequences(block)
@@ -110,11 +113,11 @@ def _entries(sequence_set: SequenceSet, numbers: Int64) -> Iterator[bytes]:
 
 
 def deal(lengths: Int32, count: int) -> list[Int64]:
-    """Deal sequences of `lengths (U,)` residues to `count` shards of nearly the same cost.
+    """Distribute sequences of `lengths (U,)` residues over `count` shards of nearly equal cost.
 
-    The longest sequence left goes to the shard with the least to do, so that no two shards differ
-    by more than the cost of one sequence. Returns the places in `lengths` of each shard, longest
-    first, equals in order.
+    The longest remaining sequence goes to the shard of lowest cost, so that no two shards differ by
+    more than the cost of one sequence. Returns the places in `lengths` of each shard, longest
+    first, equal lengths in their order.
     """
     order = np.argsort(-lengths, kind="stable")
     shard_of = np.empty(len(order), np.int32)
@@ -131,7 +134,8 @@ def deal(lengths: Int32, count: int) -> list[Int64]:
     return np.split(order[np.argsort(shard_of, kind="stable")], ends[:-1])
 
 
-def _summary(sequence_set: SequenceSet, shards: int, seconds: float) -> str:
+def summary(sequence_set: SequenceSet, shards: int, seconds: float) -> str:
+    """One line about a finished run."""
     ok = int((sequence_set.unique >= 0).sum())
     unique, residues = len(sequence_set.lengths), int(sequence_set.lengths.sum())
     return (

@@ -1,10 +1,9 @@
-"""Check that the results in a folder are those that `provenance.json` tells of.
+"""Compare the results in a folder with the digests in `provenance.json`.
 
-Each file is read once and compared with its digest, in several threads; files of structures and
-pictures with the lists that have theirs, and in their folders nothing else may lie, hidden or not,
-but for what Snakemake or a running command has there. A line on standard output for each file that
-differs; exit code 0 if none does, 1 if one does, 2 for what is no folder of results. What else lies
-there, not of this run, is named, and is no difference.
+Each file is read once, in several threads. The digests of structures and pictures are in lists;
+their folders may contain no other file, hidden or not, except those of Snakemake or a running
+command. Prints a line for each file that differs; exit code 0 if none does, 1 if one does, 2 if the
+folder has no results. Files that are not of this run are named, and do not count as differences.
 """
 
 from __future__ import annotations
@@ -36,17 +35,17 @@ from esm_pipeline.tasks.common.progress import Advance, progress
 
 FORMAT = "esm-pipeline/provenance"
 MISSING, DIFFERS = "missing", "differs"
-TOGETHER = 64  # small files that a thread takes at a time
-PASSING = re.compile(
+TOGETHER = 64  # small files that a thread checks at a time
+TRANSIENT = re.compile(
     r"\.snakemake_timestamp|\.DS_Store|\.nfs[0-9a-f]+|(\..+)?\.lock|\..+-[0-9]{1,10}\.[a-z0-9_]{8}"
 )
-"""Hidden files that come and go: of Snakemake, the Finder, NFS, and a command at its work."""
+"""Hidden files that come and go: of Snakemake, the Finder, NFS, and running commands."""
 
-BROKEN = (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError)
+MALFORMED = (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError)
 
 
-class File(NamedTuple):
-    """A result: its path in the folder, its digest, and what to remove to have it made anew."""
+class ListedFile(NamedTuple):
+    """A result: its path in the folder, its digest, and what to remove to make it again."""
 
     name: str
     digest: str
@@ -57,7 +56,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the flags of `verify`."""
     parser.add_argument("folder", metavar="RESULTS", type=Path, help="folder with provenance.json")
     parser.add_argument("--threads", type=int, default=0, help="threads (default: one a core)")
-    parser.add_argument("--quiet", action="store_true", help="only what differs")
+    parser.add_argument("--quiet", action="store_true", help="print only what differs")
 
 
 def outputs(args: argparse.Namespace) -> Outputs:
@@ -66,97 +65,101 @@ def outputs(args: argparse.Namespace) -> Outputs:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Check; returns the exit code. Raises InputError for what is no folder of results."""
-    left = (PROVENANCE, PROVENANCE_LIST, VERDICT, ACCEPTED)
-    if not any((args.folder / name).exists() for name in left):
-        raise InputError(f"{args.folder}: no folder of results; give one with a {PROVENANCE}")
-    check = Check(args.folder, args.threads if args.threads > 0 else os.cpu_count() or 1)
-    facts = check.provenance()
+    """Check; returns the exit code. Raises InputError if the folder has no results."""
+    marks = (PROVENANCE, PROVENANCE_LIST, VERDICT, ACCEPTED)
+    if not any((args.folder / name).exists() for name in marks):
+        raise InputError(f"{args.folder}: not a folder of results; give one with a {PROVENANCE}")
+    check = FolderCheck(args.folder, args.threads if args.threads > 0 else os.cpu_count() or 1)
+    facts = check.check_provenance()
     if facts:
-        check.results(facts, quiet=args.quiet)
+        check.check_results(facts, quiet=args.quiet)
     if not args.quiet:
-        for name in others(args.folder, facts) if facts else ():
+        for name in files_of_other_runs(args.folder, facts) if facts else ():
             print(f"{shown(str(args.folder / name))}: not of this run")
-        told = f"{check.different:,}" if check.different else "none"
+        differing = f"{check.different:,}" if check.different else "none"
         verb = "differ" if check.different > 1 else "differs"
         files = "file" if check.count == 1 else "files"
-        print(f"verify: {check.count:,} {files} checked, {told} {verb}")
+        print(f"verify: {check.count:,} {files} checked, {differing} {verb}")
     return 1 if check.different else 0
 
 
-class Check:
-    """The check of a folder: how many files were looked at, and how many differ."""
+class FolderCheck:
+    """The check of a folder: how many files were checked, and how many differ."""
 
     def __init__(self, folder: Path, threads: int) -> None:
         self.folder, self.threads = folder, threads
         self.count = self.different = 0
 
-    def tell(self, name: str, what: str, source: str) -> None:
-        """Print that a file differs, and what to remove to have it made anew."""
+    def report(self, name: str, what: str, source: str) -> None:
+        """Print that a file differs, and what to remove to make it again."""
         self.different += 1
         place, again = (shown(str(self.folder / path)) for path in (name, source))
         remedy = "" if what == MISSING and name == source else f"remove {again} and "
         print(f"{place}: {what}; {remedy}run the workflow again", flush=True)
 
-    def provenance(self) -> dict[str, Any] | None:
-        """What `provenance.json` tells; None if it cannot be read."""
+    def check_provenance(self) -> dict[str, Any] | None:
+        """The contents of `provenance.json`; None if it cannot be read."""
         self.count += 1
         path, listing = self.folder / PROVENANCE, self.folder / PROVENANCE_LIST
         if not path.is_file():
-            self.tell(PROVENANCE, MISSING, PROVENANCE)
+            self.report(PROVENANCE, MISSING, PROVENANCE)
             return None
         try:
             digest = {name: digest for digest, name in read_list(listing)}.get(PROVENANCE)
         except InputError:
             digest = None
         if digest is None:
-            why = "does not have the digest of" if listing.exists() else "missing, beside"
-            self.tell(PROVENANCE_LIST, f"{why} {PROVENANCE}", PROVENANCE)
+            why = "does not have the digest of" if listing.exists() else "missing, next to"
+            self.report(PROVENANCE_LIST, f"{why} {PROVENANCE}", PROVENANCE)
         elif sha256(path) != digest:
-            self.tell(PROVENANCE, DIFFERS, PROVENANCE)
+            self.report(PROVENANCE, DIFFERS, PROVENANCE)
         try:
             facts: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
             list(files_of(facts))
             facts["settings"]["tasks"]
-        except BROKEN:
+        except MALFORMED:
             if not self.different:
-                self.tell(PROVENANCE, "does not tell the digests of results", PROVENANCE)
+                self.report(PROVENANCE, "does not have the digests of results", PROVENANCE)
             return None
         return facts
 
-    def results(self, facts: dict[str, Any], *, quiet: bool) -> None:
-        """Check all results that `provenance.json` tells of."""
+    def check_results(self, facts: dict[str, Any], *, quiet: bool) -> None:
+        """Check all results in `provenance.json`."""
         files = list(files_of(facts))
         lists = [file.name for file in files if PurePosixPath(file.name).name in LISTS]
         total = len(files) + sum(count_lines(self.folder / name) for name in lists)
         with progress("verify", total, "files", quiet=quiet) as advance:
-            problems = self.files(files, 1, advance)
+            problems = self.check_files(files, 1, advance)
             for name in lists:
                 if name not in problems:
-                    self.listed(name, advance)
+                    self.check_listed(name, advance)
 
-    def listed(self, listing: str, advance: Advance) -> None:
-        """Check the files in a list, and that nothing else lies in their folders.
+    def check_listed(self, listing: str, advance: Advance) -> None:
+        """Check the files in a list, and that their folders contain no others.
 
-        Their names are held only if something does.
+        Their names are kept in memory only if there are others.
         """
         path = self.folder / listing
         sample = PurePosixPath(listing).parent
-        files = (File(str(sample / name), digest, listing) for digest, name in read_list(path))
-        problems = self.files(files, TOGETHER, advance)
+        files = (
+            ListedFile(str(sample / name), digest, listing) for digest, name in read_list(path)
+        )
+        problems = self.check_files(files, TOGETHER, advance)
         there = sum(1 for _ in walk(path))
         if there == count_lines(path) - sum(what == MISSING for what in problems.values()):
             return
         names = {os.path.join(path.parent, name) for _, name in read_list(path)}
         for found in sorted(set(walk(path)) - names):
             what = f"not in {PurePosixPath(listing).name}"
-            self.tell(os.path.relpath(found, self.folder), what, listing)
+            self.report(os.path.relpath(found, self.folder), what, listing)
 
-    def files(self, files: Iterable[File], together: int, advance: Advance) -> dict[str, str]:
+    def check_files(
+        self, files: Iterable[ListedFile], together: int, advance: Advance
+    ) -> dict[str, str]:
         """Check files, `together` of them in a thread at a time; returns what is wrong, by name."""
         problems = {}
 
-        def compare(some: list[File]) -> list[tuple[File, str]]:
+        def compare(some: list[ListedFile]) -> list[tuple[ListedFile, str]]:
             return [(file, problem(self.folder / file.name, file.digest)) for file in some]
 
         rest = iter(files)
@@ -167,17 +170,17 @@ class Check:
             for file, what in done:
                 if what:
                     problems[file.name] = what
-                    self.tell(file.name, what, file.source)
+                    self.report(file.name, what, file.source)
         return problems
 
 
 def in_threads(
-    compare: Callable[[list[File]], list[tuple[File, str]]],
-    batches: Iterable[list[File]],
+    compare: Callable[[list[ListedFile]], list[tuple[ListedFile, str]]],
+    batches: Iterable[list[ListedFile]],
     threads: int,
-) -> Iterator[list[tuple[File, str]]]:
-    """`compare` of all batches in their order, of which few wait at a time."""
-    waiting: deque[Future[list[tuple[File, str]]]] = deque()
+) -> Iterator[list[tuple[ListedFile, str]]]:
+    """The results of `compare` for all batches, in their order; few batches wait at a time."""
+    waiting: deque[Future[list[tuple[ListedFile, str]]]] = deque()
     with ThreadPoolExecutor(threads) as pool:
         for batch in batches:
             waiting.append(pool.submit(compare, batch))
@@ -188,7 +191,7 @@ def in_threads(
 
 
 def problem(path: Path, digest: str) -> str:
-    """What is wrong with a file; nothing if it has this digest."""
+    """What is wrong with a file; empty if it has this digest."""
     try:
         return "" if sha256(path) == digest else DIFFERS
     except FileNotFoundError:
@@ -197,36 +200,40 @@ def problem(path: Path, digest: str) -> str:
         return f"cannot be read ({error.strerror})"
 
 
-def files_of(facts: dict[str, Any]) -> Iterator[File]:
-    """The results that `provenance.json` tells of. Raises ValueError, or others, if it does not."""
+def files_of(facts: dict[str, Any]) -> Iterator[ListedFile]:
+    """The results in `provenance.json`. Raises one of `MALFORMED` for other contents."""
     if facts["format"] != FORMAT:
         raise ValueError("another format")
-    for sample, told in (("", facts), *facts["samples"].items()):
-        for name, result in told["results"].items():
+    for sample, contents in (("", facts), *facts["samples"].items()):
+        for name, result in contents["results"].items():
             place = PurePosixPath(sample, name)
             if place.is_absolute() or ".." in place.parts:
                 raise ValueError("a file elsewhere")
-            yield File(str(place), str(result["sha256"]), str(place))
+            yield ListedFile(str(place), str(result["sha256"]), str(place))
 
 
-def others(folder: Path, facts: dict[str, Any]) -> Iterator[str]:
-    """What lies in the folder beside the results of the run."""
+def files_of_other_runs(folder: Path, facts: dict[str, Any]) -> Iterator[str]:
+    """What is in the folder and not among the results of the run."""
     samples = {}
-    for sample, told in facts["samples"].items():
-        folders = [one for name, some in LISTS.items() if name in told["results"] for one in some]
-        samples[sample] = [*told["results"], *folders]
+    for sample, contents in facts["samples"].items():
+        folders = [
+            one for name, some in LISTS.items() if name in contents["results"] for one in some
+        ]
+        samples[sample] = [*contents["results"], *folders]
     return not_of_this_run(folder, facts["results"], samples, facts["settings"]["tasks"])
 
 
 def walk(listing: Path) -> Iterator[str]:
-    """Paths of all files in the folders of a list, but for what passes."""
+    """Paths of all files in the folders of a list, without transient ones."""
     for top in LISTS[listing.name]:
         for place, _, names in os.walk(listing.parent / top):
-            yield from (os.path.join(place, name) for name in names if not PASSING.fullmatch(name))
+            yield from (
+                os.path.join(place, name) for name in names if not TRANSIENT.fullmatch(name)
+            )
 
 
 def count_lines(path: Path) -> int:
-    """Lines of a file; none if it is not there."""
+    """The number of lines of a file, 0 if it is missing."""
     if not path.is_file():
         return 0
     with open(path, "rb") as handle:

@@ -36,7 +36,7 @@ from esm_pipeline.settings.sections import (
 from esm_pipeline.tasks.common import command
 from esm_pipeline.tasks.common.model_file import MODEL_HELP
 from esm_pipeline.tasks.common.outcomes import format_counts
-from esm_pipeline.tasks.common.outputs import check_output
+from esm_pipeline.tasks.common.outputs import check_output, ending_of
 from esm_pipeline.tasks.common.plan import LengthPolicy, SequencePlan
 from esm_pipeline.tasks.common.progress import progress
 from esm_pipeline.tasks.common.sequences import SequenceSet, open_sequences, read_entries
@@ -95,11 +95,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "paths",
         nargs="+",
         metavar="WT.fasta OUT",
-        help="the wild types, FASTA or a table (left out with --sequence-col), and the file to "
-        "write: .tsv, .csv or .parquet; for --saturation also .h5",
+        help="the wild types, a FASTA or a table (not with --sequence-col), and the file to write: "
+        ".tsv, .csv or .parquet; with --saturation also .h5",
     )
     what = parser.add_mutually_exclusive_group(required=True)
-    what.add_argument("--variants", metavar="TABLE", help="CSV, TSV or Parquet, a variant a row")
+    what.add_argument(
+        "--variants", metavar="TABLE", help="CSV, TSV or Parquet, one variant per row"
+    )
     what.add_argument("--saturation", action="store_true", help="score every substitution")
     parser.add_argument(
         "--model",
@@ -108,13 +110,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help=f"{MODEL_HELP}; several make an ensemble",
     )
     parser.add_argument(
-        "--label", action="append", default=[], help="name of each model in the output, in turn"
+        "--label", action="append", default=[], help="name in the output, one for each --model"
     )
     parser.add_argument(
-        "--revision", action="append", default=[], help="commit, tag or branch of each, in turn"
+        "--revision",
+        action="append",
+        default=[],
+        help="commit, tag or branch, one for each --model",
     )
     parser.add_argument(
-        "--plots", type=Path, metavar="DIR", help="folder for a picture of each saturated protein"
+        "--plots", type=Path, metavar="DIR", help="folder for heatmaps of a saturation"
     )
     command.add_task_flags(parser, (ScoreSettings, CleaningSettings), "models and versions")
 
@@ -149,16 +154,16 @@ def check_model(args: argparse.Namespace) -> None:
 def read_arguments(args: argparse.Namespace) -> ScoreArguments:
     """Check the arguments. Raises InputError."""
     settings, cleaning = section_from(ScoreSettings, args), section_from(CleaningSettings, args)
-    *wild_types, output = args.paths
+    *wild_types, last = args.paths
+    output = Path(last)
     if len(wild_types) > 1 or not (wild_types or args.variants):
         raise InputError(f"{' '.join(args.paths)}: give the wild types and the file to write")
     if args.plots and not args.saturation:
-        raise InputError("--plots: pictures are of a saturation; leave it out")
+        raise InputError("--plots: draws the results of --saturation only; leave it out")
     suffixes = SUFFIXES if args.variants else (SUFFIX, *SUFFIXES)
-    if Path(output).suffix.lower() not in suffixes:
-        raise InputError(f"{output}: cannot be written; let its name end in {', '.join(suffixes)}")
+    ending_of(output, suffixes)
     inputs = [*wild_types, *filter(None, [args.variants])]
-    records = check_output(Path(output), inputs, [args.provenance, args.sha256], suffixes)
+    records = check_output(output, inputs, [args.provenance, args.sha256], suffixes)
     return ScoreArguments(
         settings=settings,
         cleaning=cleaning,
@@ -166,7 +171,7 @@ def read_arguments(args: argparse.Namespace) -> ScoreArguments:
         variants=args.variants,
         wild_types=wild_types,
         allow_empty=args.allow_empty,
-        output=Path(output),
+        output=output,
         records=records,
         plots=args.plots,
         provenance=args.provenance,
@@ -278,12 +283,12 @@ def writing(arguments: ScoreArguments, models: Ensemble) -> Iterator[tuple[Path,
     targets = [arguments.output, arguments.records, *filter(None, [arguments.provenance])]
     with command.written_together(targets, arguments.checksums) as (output, records, *provenance):
         yield output, records
-        facts = json.dumps(describe(arguments.settings, models), indent=2) if provenance else ""
         for path in provenance:
-            path.write_text(facts + "\n", encoding="utf-8")
+            facts = provenance_of(arguments.settings, models)
+            path.write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
 
 
-def describe(settings: ScoreSettings, models: Ensemble) -> dict[str, Any]:
+def provenance_of(settings: ScoreSettings, models: Ensemble) -> dict[str, Any]:
     """The provenance of scores: settings, models and versions."""
     from esm_pipeline.tasks.common.runner import software
 

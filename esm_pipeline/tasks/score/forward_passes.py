@@ -25,7 +25,7 @@ from esm_pipeline.model.inference.windows import SPECIAL_TOKENS
 from esm_pipeline.settings.sections import ComputeSettings
 from esm_pipeline.tasks.common.runner import Runner
 
-LETTERS = AMINO_ACIDS + "BUZOX"
+CLEANED_LETTERS = AMINO_ACIDS + "BUZOX"
 """The letters of a cleaned sequence."""
 
 ReadSequences: TypeAlias = Callable[[Int64], Sequence[str]]
@@ -90,7 +90,8 @@ class LanguageModel(Runner[EsmForMaskedLM]):
 
     def __init__(self, name: str, revision: str | None, settings: ComputeSettings) -> None:
         super().__init__(name, revision, settings)
-        missing = [letter for letter in sorted(LETTERS) if letter not in self.tokenizer.get_vocab()]
+        vocabulary = self.tokenizer.get_vocab()
+        missing = [letter for letter in sorted(CLEANED_LETTERS) if letter not in vocabulary]
         if missing:
             raise WeightsError(
                 f"{self.checkpoint.name}: the vocabulary has no token for residue {missing[0]}; "
@@ -100,7 +101,7 @@ class LanguageModel(Runner[EsmForMaskedLM]):
     def letters(self) -> Int64:
         """(256,) token of each residue by its ASCII code."""
         table = np.full(256, self.tokenizer.unk_token_id)
-        for letter in LETTERS:
+        for letter in CLEANED_LETTERS:
             table[ord(letter)] = self.tokenizer.convert_tokens_to_ids(letter)
         return table
 

@@ -37,15 +37,15 @@ ORDER = "GAVLIMPFWYCSTNQHKRDE"
 """Amino acids from top to bottom: small and hydrophobic, with rings, polar, charged."""
 
 WIDE, NARROW = 100, 30  # residues in a row; least residues that a row has room for
-ROWS = 10  # in a picture; a longer protein has several
+ROWS_PER_PICTURE = 10  # a longer protein has several pictures
 CELL = 0.115  # inches, like the lengths below
 LEFT, RIGHT, TOP, GAP, BAR = 0.25, 0.95, 0.5, 0.45, 0.12
 DPI = 120
 LEAST = 1e-6  # log-odds at the ends of the scale
 NOT_IN_NAME = re.compile(r"[^A-Za-z0-9._-]+")
-NAME_LENGTH = 60
+ID_LENGTH = 60
 GREY, UNKNOWN = "#555555", "#cccccc"
-STYLE = {"font.size": 8, "axes.linewidth": 0.5, "font.family": "DejaVu Sans"}
+FONT_STYLE = {"font.size": 8, "axes.linewidth": 0.5, "font.family": "DejaVu Sans"}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -106,7 +106,7 @@ def draw_all(
 
 def file_name(item: SaturatedProtein, page: int) -> str:
     """The name of a picture: the index, the id without special characters, and the page."""
-    name = NOT_IN_NAME.sub("_", item.id).strip("._")[:NAME_LENGTH] or "protein"
+    name = NOT_IN_NAME.sub("_", item.id).strip("._")[:ID_LENGTH] or "protein"
     return f"{item.index:06d}_{name}{f'.{page}' if page > 1 else ''}.png"
 
 
@@ -118,11 +118,11 @@ def figures(item: SaturatedProtein, alphabet: str, strategy: str) -> Iterator[Fi
     limit = max(float(np.percentile(known, 99)), LEAST) if len(known) else LEAST
     starts = [*range(0, item.length, WIDE), item.length]
     rows = list(pairwise(starts))
-    with matplotlib.rc_context(STYLE):
-        for first in range(0, len(rows), ROWS):
-            page = rows[first : first + ROWS]
+    with matplotlib.rc_context(FONT_STYLE):
+        for first in range(0, len(rows), ROWS_PER_PICTURE):
+            page = rows[first : first + ROWS_PER_PICTURE]
             last = page[-1][1]
-            title = f"{item.id[:NAME_LENGTH]}   residues {page[0][0] + 1:,} to {last:,}"
+            title = f"{item.id[:ID_LENGTH]}   residues {page[0][0] + 1:,} to {last:,}"
             title += f" of {item.length:,}"
             yield picture(item, values, page, limit, title, strategy)
 

@@ -22,7 +22,7 @@ from typing import IO, Any
 import numpy as np
 
 from esm_pipeline.errors import InputError
-from esm_pipeline.files import atomic_paths, blaming
+from esm_pipeline.files import atomic_paths, naming_errors
 from esm_pipeline.flags import number_of_shards
 from esm_pipeline.formats.checksums import LISTING, check_digests, check_listed
 from esm_pipeline.formats.records import (
@@ -39,20 +39,20 @@ from esm_pipeline.locks import Outputs
 from esm_pipeline.settings import shard_names
 from esm_pipeline.tasks.common.outcomes import format_counts, write_status
 from esm_pipeline.tasks.common.outputs import write_checksums
+from esm_pipeline.tasks.common.shards import AGAIN
 from esm_pipeline.tasks.score.split import STATUS, SUFFIX, TASK, UNUSABLE
 
 KEYS = ["row", "protein", "mutant"]
-AGAIN = "remove the folder and run the workflow again"
 SEVERITY = {OK: 0, SKIPPED: 1, FAILED: 2}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's arguments."""
-    parser.add_argument("--variants", required=True, metavar="TABLE", help="what `split` was given")
+    parser.add_argument("--variants", required=True, metavar="TABLE", help="table that was split")
     parser.add_argument("--records", required=True, type=Path, help="records.tsv of `shard`")
     parser.add_argument("--split", required=True, type=Path, help="folder that `split` wrote")
     parser.add_argument("--scores", required=True, type=Path, help="folder of the shards' scores")
-    parser.add_argument("--shards", required=True, type=number_of_shards, help="their number")
+    parser.add_argument("--shards", required=True, type=number_of_shards, help="number of shards")
     parser.add_argument("--out", required=True, type=Path, help="table to write, TSV")
     parser.add_argument("--status", required=True, type=Path, help="status table to write")
     parser.add_argument("--provenance", required=True, type=Path, help="JSON file to write")
@@ -74,7 +74,7 @@ def run(args: argparse.Namespace) -> int:
     columns = same([shard.columns for shard in shards], args.scores, "columns")
     same([without_software(shard.provenance) for shard in shards], args.scores, "provenance")
     targets, digests = [args.out, args.provenance, args.status], args.status.with_name(LISTING)
-    with blaming(args.out), ExitStack() as stack:
+    with naming_errors(args.out), ExitStack() as stack:
         args.out.parent.mkdir(parents=True, exist_ok=True)
         spool = ScoreSpool(stack.enter_context(tempfile.TemporaryFile(dir=args.out.parent)))
         paths = stack.enter_context(atomic_paths(*targets, digests))

@@ -28,7 +28,7 @@ from esm_pipeline.tasks.common.report_parts import (
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-PROTEINS = 200  # most proteins in the histogram of a saturation
+MOST_PROTEINS = 200  # in the histogram of a saturation
 
 Values: TypeAlias = NDArray[np.floating[Any]]
 
@@ -36,7 +36,7 @@ Values: TypeAlias = NDArray[np.floating[Any]]
 def saturation_section(path: Path) -> ReportSection:
     """The saturation of a sample, with a histogram."""
     with Saturations.open(path) as results:
-        residues, chosen = int(results.length.sum()), evenly_spaced(len(results), PROTEINS)
+        residues, chosen = int(results.length.sum()), evenly_spaced(len(results), MOST_PROTEINS)
         odds = [substitution_scores(results, place) for place in chosen.tolist()]
         facts = (
             f"Every substitution of {len(results):,} records with {residues:,} different residues, "
@@ -61,14 +61,14 @@ def variants_section(path: Path) -> ReportSection:
     try:
         facts = json.loads(path.with_name("scores.json").read_text(encoding="utf-8"))
         strategy, models = facts["strategy"], describe_models(facts["models"])
-        rows, values = scores(path, strategy)
+        rows, values = read_scores(path, strategy)
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise InputError(f"{path}: not as `join` writes it ({error}); make it again") from None
     text = f"{len(values):,} of {rows:,} variants scored by {strategy}. {models}"
     return ReportSection(text, [histogram(values, "Variants", strategy)])
 
 
-def scores(path: Path, strategy: str) -> tuple[int, Float64]:
+def read_scores(path: Path, strategy: str) -> tuple[int, Float64]:
     """The number of rows, and the scores of those that are ok, which take 8 bytes each."""
     rows, values = 0, array("d")
     for block in open_table(path).blocks(["status", strategy]):

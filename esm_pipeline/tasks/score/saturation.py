@@ -55,7 +55,7 @@ class SaturationScorer:
             for numbers in blocks_of(self.numbers, self.plan.lengths):
                 letters = "".join(self.plan.sequences(numbers)).encode()
                 writer.write(WILD_TYPE, rows[numbers], np.frombuffer(letters, "S1"))
-            names = arrays_of(models)
+            names = datasets_of(models)
             for name, model in names.items() if len(self.numbers) else ():
                 model.load()
                 for numbers in blocks_of(self.numbers, self.plan.lengths):
@@ -84,7 +84,7 @@ class SaturationScorer:
 
     def layout(self, models: Ensemble) -> ResultLayout:
         """The datasets and attributes of the file."""
-        names = [*arrays_of(models), *([LOG_ODDS] if len(models) > 1 else [])]
+        names = [*datasets_of(models), *([LOG_ODDS] if len(models) > 1 else [])]
         arrays = [Array(name, "residue", (len(AMINO_ACIDS),), "<f4") for name in sorted(names)]
         origins = {label: model.origin for label, model in models.items()}
         attributes = {
@@ -97,7 +97,7 @@ class SaturationScorer:
         return ResultLayout([*arrays, Array(WILD_TYPE, "residue", (), "|S1")], attributes)
 
 
-def arrays_of(models: Ensemble) -> dict[str, LanguageModel]:
+def datasets_of(models: Ensemble) -> dict[str, LanguageModel]:
     """The dataset of each model; with only one, it is that of the result."""
     alone = len(models) == 1
     return {LOG_ODDS if alone else f"{LOG_ODDS}.{label}": one for label, one in models.items()}

@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 
 from esm_pipeline.arrays import Bool, Int32, Int64
 from esm_pipeline.errors import InputError
-from esm_pipeline.files import atomic_path, blaming, remove_leftovers
+from esm_pipeline.files import atomic_path, naming_errors, remove_leftovers
 from esm_pipeline.flags import add_flags, add_unchanged, number_of_shards, section_from
 from esm_pipeline.formats.checksums import LISTING, sha256, write_digests
 from esm_pipeline.formats.fasta import shown
@@ -53,11 +53,11 @@ from esm_pipeline.tasks.score.wild_types import open_wild_types
 TASK = "score"
 SUFFIX = ".tsv"
 UNUSABLE, STATUS = "unusable.tsv", "status.tsv"
-HEADER = b"row\tprotein\tmutant\n"
+SHARD_COLUMNS = b"row\tprotein\tmutant\n"
 REASONS = (Column("row", "whole"), Column("reason", "text"))
 SHARD_FILE = re.compile(r"([0-9]{5})\.(fasta|tsv)")
 DIGEST_BYTES = 16
-BLOCK = 4096  # rows written at a time
+LINES_READ = 4096  # lines of the spool that are read together
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -96,7 +96,7 @@ def run(args: argparse.Namespace) -> int:
     before, digest = states([args.variants]), sha256(Path(table.path))
     with (
         open_wild_types(args.fasta, table, settings, cleaning, args.out) as wild_types,
-        blaming(args.out),
+        naming_errors(args.out),
         tempfile.TemporaryFile(dir=args.out) as spool,
     ):
         by_likelihood = args.strategy == LIKELIHOOD
@@ -107,7 +107,7 @@ def run(args: argparse.Namespace) -> int:
         for row in variants.rows():
             rows.add(row)
         rows.flush()
-        write_shards(rows, variants, args.out, args.shards)
+        write_split(rows, variants, args.out, args.shards)
     require_unchanged(args.unchanged)
     if args.inputs:
         write_inputs(args.inputs, [args.variants], [digest], before)
@@ -192,13 +192,13 @@ class VariantSpool:
     def lines(self, rows: Int64) -> Iterator[bytes]:
         """The lines of some rows, a block at a time."""
         file, ends = self._spool.fileno(), np.frombuffer(self._ends, np.int64)
-        for begin in range(0, len(rows), BLOCK):
-            part = rows[begin : begin + BLOCK]
+        for begin in range(0, len(rows), LINES_READ):
+            part = rows[begin : begin + LINES_READ]
             spans = zip(ends[part].tolist(), ends[part + 1].tolist(), strict=True)
             yield b"".join(os.pread(file, stop - start, start) for start, stop in spans)
 
 
-def write_shards(rows: VariantSpool, variants: VariantTable, folder: Path, count: int) -> None:
+def write_split(rows: VariantSpool, variants: VariantTable, folder: Path, count: int) -> None:
     """Write `count` shards and `unusable.tsv` into `folder`, and remove those of a former run.
 
     `unusable.tsv` and the list of all digests are removed first and written last: where they exist,
@@ -212,9 +212,9 @@ def write_shards(rows: VariantSpool, variants: VariantTable, folder: Path, count
     remove_leftovers(folder)
     sequence_set = variants.wild_types.sequence_set
     for name, chosen in zip(shard_names(count), rows.shards(count), strict=True):
-        write_lines(folder / f"{name}.tsv", chain([HEADER], rows.lines(chosen)))
+        write_shard_file(folder / f"{name}.tsv", chain([SHARD_COLUMNS], rows.lines(chosen)))
         wild_types = np.unique(rows.proteins[chosen])
-        write_lines(folder / f"{name}.fasta", fasta_lines(sequence_set, wild_types))
+        write_shard_file(folder / f"{name}.fasta", fasta_lines(sequence_set, wild_types))
     plan = SequencePlan(sequence_set, LengthPolicy(TASK, None, "full"))
     with atomic_path(folder / STATUS) as path:
         records = sequence_set.records()  # as they are before any model runs
@@ -226,7 +226,7 @@ def write_shards(rows: VariantSpool, variants: VariantTable, folder: Path, count
         write_digests(path, {name: folder / name for name in (*written, STATUS, UNUSABLE)})
 
 
-def write_lines(target: Path, lines: Iterable[bytes]) -> None:
+def write_shard_file(target: Path, lines: Iterable[bytes]) -> None:
     """Write a file of a shard."""
     with atomic_path(target, sweep=False) as path, path.open("wb") as file:
         file.writelines(lines)

@@ -19,14 +19,20 @@ from esm_pipeline.formats.mutation_columns import POSITION, RESIDUE_PAIR
 from esm_pipeline.formats.mutations import THREE_LETTERS, is_mutation
 from esm_pipeline.formats.tables.base import Table
 from esm_pipeline.formats.unsupported_notations import is_missing, looks_like_a_sequence
-from esm_pipeline.tasks.score.wild_types import PROTEIN, UNIPROT, WildTypes, is_accession, names_in
+from esm_pipeline.tasks.score.wild_types import (
+    DEFAULT_COLUMN,
+    UNIPROT,
+    WildTypes,
+    is_accession,
+    names_in,
+)
 
 GENE_COLUMNS = re.compile(r"(hgnc_)?symbol|gene(_?(names?|symbol))?")
 PROTEIN_COLUMNS = re.compile(
     r"prot(ein(_?(id|name|acc\w*))?)?|uniprot\w*|swiss_?prot\w*|ensp|refseq(_protein)?|dms_id|"
     rf"entry_?name|gene_?id|{GENE_COLUMNS.pattern}"
 )
-"""Names, as `plain` gives them, of columns that name a protein in the tables of the field."""
+"""Names, as `plain_name` gives them, of columns that name a protein in the tables of the field."""
 
 OTHER_COLUMNS = re.compile(
     r"acc|accession|entry|id|name|isoform|target\w*|seq\w*id|feature|transcript|transcriptid|"
@@ -102,7 +108,7 @@ class NamedProteins:
     """The proteins that a column names: the only wild type, as `own`, and some `others`."""
 
     def __init__(self, column: str, wild_types: WildTypes) -> None:
-        name = plain(column)
+        name = plain_name(column)
         self._by_name = PROTEIN_COLUMNS.fullmatch(name) is not None
         self._likely = self._by_name or OTHER_COLUMNS.fullmatch(name) is not None
         self._genes = GENE_COLUMNS.fullmatch(name) is not None
@@ -154,7 +160,7 @@ class NamedProteins:
         return " and ".join(f"{name[:30]!a}" for name in examples[:EXAMPLES])
 
 
-def plain(column: str) -> str:
+def plain_name(column: str) -> str:
     """A column's name in lower case, with `_` for everything that is not a letter or digit."""
     return re.sub(r"[\W_]+", "_", column).strip("_").lower()
 
@@ -181,7 +187,8 @@ def is_uniprot(name: str) -> bool:
 def require_match(table: Table, wild_types: WildTypes) -> None:
     """Raise InputError if the table has rows, and none of them is of one of the wild types."""
     first, column = wild_types.first_unmatched, wild_types.column
-    if wild_types.matched or first is None or not wild_types.sequence_set.count:
+    count = wild_types.sequence_set.count
+    if wild_types.matched or first is None or not count:
         return
     by_column, by_name = setting("score.protein_col"), setting("score.protein")
     near = wild_types.near(first)
@@ -197,7 +204,7 @@ def require_match(table: Table, wild_types: WildTypes) -> None:
     elif first:
         what, remedy = f"the mutations name none of the wild types, {says}", f"set {only}"
     else:
-        what = f"no column '{PROTEIN}', but there are {wild_types.sequence_set.count:,} proteins"
+        what = f"no column '{DEFAULT_COLUMN}', but there are {count:,} proteins"
         named = protein_column(first_cells(table), wild_types)
         remedy = f"set {by_column} to {f'{named!a}' if named else f'one of {table.listed()}'}"
     raise InputError(f"{shown(table.path)}: {what}; {remedy}")

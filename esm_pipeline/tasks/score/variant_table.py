@@ -46,7 +46,7 @@ from esm_pipeline.tasks.score.wild_types import WildTypes, residues
 
 LIKELIHOOD = "pseudo_log_likelihood"
 SET_BYTES = 16
-HEADER = b"mutant"
+MUTANT_ID = b"mutant"
 """The FASTA header of every mutated sequence: none is looked at."""
 
 Cells = Sequence[str]
@@ -87,7 +87,7 @@ class VariantTable:
     ) -> None:
         self.table, self.wild_types = table, wild_types
         self._cleaning, self._offset = cleaning, settings.offset
-        self.substitutions_only = substitutions_only
+        self._substitutions_only = substitutions_only
         self._whole_sequences = settings.mutated_sequence_col is not None
         self._in_parts = settings.position_col is not None
         wanted = [settings.position_col, settings.mutant_aa_col, settings.wild_type_aa_col]
@@ -185,7 +185,7 @@ class VariantTable:
 
     def _substitutions(self, variant: Variant, wild_type: str) -> list[tuple[int, str]]:
         """Those of the variant, if only they can be scored. Raises InputError for other edits."""
-        if not self.substitutions_only:
+        if not self._substitutions_only:
             return []
         found = substitutions(variant, wild_type)
         if found is None:
@@ -297,10 +297,10 @@ def mutated_sequences(variants: VariantTable, arrays: VariantArrays) -> Iterator
     while block := list(islice(rows, BLOCK)):
         for row in block:
             arrays.add(row)
-        yield [(0, HEADER, row.sequence.encode()) for row in block if row is not None]
+        yield [(0, MUTANT_ID, row.sequence.encode()) for row in block if row is not None]
     used = np.unique(arrays.protein)
     for number in used[used >= 0].tolist():
-        yield [(0, HEADER, variants.wild_types.sequence(number).encode())]
+        yield [(0, MUTANT_ID, variants.wild_types.sequence(number).encode())]
 
 
 def score_columns(strategy: str, labels: Sequence[str]) -> list[Column]:

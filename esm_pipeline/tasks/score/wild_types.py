@@ -12,7 +12,7 @@ from pathlib import Path
 
 from esm_pipeline.errors import InputError, setting
 from esm_pipeline.formats.fasta import UPPER, WHITESPACE, FastaRecord
-from esm_pipeline.formats.records import OK
+from esm_pipeline.formats.records import OK, Record
 from esm_pipeline.formats.tables.base import Table
 from esm_pipeline.formats.tables.open import open_table
 from esm_pipeline.settings.sections import CleaningSettings, VariantSettings
@@ -24,10 +24,10 @@ AMBIGUOUS = -1
 
 SEQUENCES_HELD = 256
 NAME_SHOWN = 60  # characters of a name in a message
-MOST_COMPARED = 100
+MOST_NAMES_COMPARED = 100
 """Names among which a similar one is searched for; more would take too long."""
 
-PROTEIN = "protein"
+DEFAULT_COLUMN = "protein"
 """The column that names the protein of each row, unless another is set."""
 
 DATABASES = frozenset(
@@ -56,7 +56,7 @@ ENTRY_NAME = re.compile(r"[A-Z\d]{1,10}_[A-Z9][A-Z\d]{2,4}")
 GENE = re.compile(r"\sGN=(.+?)(?=\s[A-Z]{2}=|\s*$)")
 """The gene in a UniProt header."""
 
-Name = str | bytes
+NameKey = str | bytes
 
 
 class WildTypes:
@@ -77,38 +77,43 @@ class WildTypes:
         sequence_set: SequenceSet,
         column: str | None,
         *,
-        sequences: dict[Name, int] | None = None,
+        sequences: dict[NameKey, int] | None = None,
         protein: str | None = None,
     ) -> None:
         self.sequence_set, self.column = sequence_set, column
         self.matched = False
         self.first_unmatched = None
         self._by_sequence = sequences is not None
-        self._names: dict[Name, int] = {} if sequences is None else sequences
-        self._genes: dict[Name, int] = {}
-        self._gene_names: dict[int, str] = {}
+        self._names: dict[NameKey, int] = {} if sequences is None else sequences
+        self._genes: dict[NameKey, int] = {}
+        self._gene_of: dict[int, str] = {}
         self._refused: dict[int, str] = {}
         for record in sequence_set.records():
-            if record.status != OK:
-                self._refused[record.index] = record.reason
-            elif sequence_set.unique[record.index] < 0:
-                self._refused[record.index] = "a complex of several chains"
-            if not self._by_sequence:
-                for name in names_of(record.id):
-                    self._add_name(self._names, name, record.index)
-                if gene := GENE.search(record.header):
-                    self._gene_names[record.index] = gene[1]
-                    self._add_name(self._genes, gene[1], record.index)
+            self._add(record)
         self.sequence = lru_cache(SEQUENCES_HELD)(self._sequence)
         self.near = lru_cache(SEQUENCES_HELD)(self._near)
         self.protein = protein
         self._chosen: int | None = None
         if protein is not None:
-            self._chosen = self._record(protein)
+            self._chosen = self._record_named(protein)
             self._usable(self._chosen)
             self.matched = column is None
 
-    def _add_name(self, names: dict[Name, int], name: str, record: int) -> None:
+    def _add(self, record: Record) -> None:
+        """Take up the names of a record, and why it cannot be used, if so."""
+        if record.status != OK:
+            self._refused[record.index] = record.reason
+        elif self.sequence_set.unique[record.index] < 0:
+            self._refused[record.index] = "a complex of several chains"
+        if self._by_sequence:
+            return
+        for name in names_of(record.id):
+            self._add_name(self._names, name, record.index)
+        if gene := GENE.search(record.header):
+            self._gene_of[record.index] = gene[1]
+            self._add_name(self._genes, gene[1], record.index)
+
+    def _add_name(self, names: dict[NameKey, int], name: str, record: int) -> None:
         known = names.setdefault(name, record)
         if known >= 0 and not self._same(known, record):
             names[name] = AMBIGUOUS
@@ -127,7 +132,7 @@ class WildTypes:
         name another protein.
         """
         try:
-            record = self._record_of(name, reference)
+            record = self._record_for(name, reference)
         except InputError:
             if self.first_unmatched is None:
                 self.first_unmatched = name.strip() if self.column is not None else reference
@@ -135,16 +140,16 @@ class WildTypes:
         self.matched = True
         return self._usable(record)
 
-    def _record_of(self, name: str, reference: str) -> int:
-        """The record that a row is of."""
+    def _record_for(self, name: str, reference: str) -> int:
+        """The record that a row is of. Raises InputError."""
         if self._by_sequence:
-            return self._record(name)
+            return self._record_named(name)
         if self.column is not None:
             record = self._record_in_column(name.strip())
         elif self._chosen is not None:
             record = self._chosen
         elif reference:
-            return self._record(reference)
+            return self._record_named(reference)
         elif self.sequence_set.count == 1:
             return 0
         else:
@@ -162,9 +167,9 @@ class WildTypes:
         if not name:
             raise InputError(f"column {self.column!a} is empty; name the protein in it")
         if self._chosen is None:
-            return self._record(name)
+            return self._record_named(name)
         try:
-            same = self._same(self._record(name), self._chosen)
+            same = self._same(self._record_named(name), self._chosen)
         except InputError:
             same = False
         if not same:
@@ -180,7 +185,7 @@ class WildTypes:
             raise InputError(f"the wild type cannot be used: {self._refused[record]}")
         return int(self.sequence_set.unique[record])
 
-    def _record(self, name: str) -> int:
+    def _record_named(self, name: str) -> int:
         """The record with a name, as a whole or in one of its parts. Raises InputError."""
         key = digest(name) if self._by_sequence else name
         found = {self._names[key]} if key in self._names else set[int]()
@@ -217,14 +222,14 @@ class WildTypes:
 
     def lack_genes(self, symbols: Iterable[str]) -> bool:
         """Whether the headers of all wild types name genes, but none of `symbols`."""
-        own = {gene.lower() for gene in self._gene_names.values()}
-        return len(self._gene_names) == self.sequence_set.count and own.isdisjoint(
+        own = {gene.lower() for gene in self._gene_of.values()}
+        return len(self._gene_of) == self.sequence_set.count and own.isdisjoint(
             map(str.lower, symbols)
         )
 
     def _names_another(self, name: str, record: int) -> bool:
         """Whether `name` belongs to another protein or gene (`NM_000558.5(HBA1)`) than a record."""
-        ours, gene = self._gene_names.get(record), gene_in(name)
+        ours, gene = self._gene_of.get(record), gene_in(name)
         return conflicts(name, self._names_of_record[record]) or (
             ours is not None and gene is not None and ours.lower() != gene.lower()
         )
@@ -240,9 +245,9 @@ class WildTypes:
 
     def _near(self, name: str) -> str | None:
         """The name of a wild type that is most similar to an unknown one, if any is."""
-        if known := self._bases.get(base_of(name)):
+        if known := self._bases.get(base_name(name)):
             return known
-        names = [] if len(self._names) > MOST_COMPARED else list(self._bases.values())
+        names = [] if len(self._names) > MOST_NAMES_COMPARED else list(self._bases.values())
         return next(iter(difflib.get_close_matches(name, names, 1, 0.8)), None)
 
     def _remedy(self, name: str) -> str:
@@ -250,14 +255,14 @@ class WildTypes:
         near = self.near(name)
         if near is None:
             return "check the name"
-        if base_of(near) != base_of(name) or near.lower() == name.lower():
+        if base_name(near) != base_name(name) or near.lower() == name.lower():
             return f"did you mean {near!a}?"
         return f"{near!a} is another isoform or version: add this one, or correct the name"
 
     @cached_property
     def _bases(self) -> dict[str, str]:
-        """Names by their base names, as `base_of` gives them; accessions win over ids."""
-        return {base_of(name): name for name in self._names if isinstance(name, str)}
+        """Names by their base names, as `base_name` gives them; accessions win over ids."""
+        return {base_name(name): name for name in self._names if isinstance(name, str)}
 
     def _sequence(self, number: int) -> str:
         return self.sequence_set.sequence(number).decode()
@@ -298,8 +303,8 @@ def open_wild_types(
     else:
         sequence_set = open_sequences(paths, cleaning, spool_dir, allow_empty=allow_empty)
         column = settings.protein_col
-    if column is None and settings.protein is None and table.has(PROTEIN):
-        column = PROTEIN
+    if column is None and settings.protein is None and table.has(DEFAULT_COLUMN):
+        column = DEFAULT_COLUMN
     return WildTypes(sequence_set, column, protein=settings.protein)
 
 
@@ -313,7 +318,7 @@ def wild_types_in_column(
             f"{table.path}: where are the wild types? give a FASTA file, or set "
             f"{setting('score.sequence_col')} to a column that has them"
         )
-    names: dict[Name, int] = {}
+    names: dict[NameKey, int] = {}
 
     def entries() -> Iterator[list[FastaRecord]]:
         for block in table.blocks([column]):
@@ -373,7 +378,7 @@ def gene_in(text: str) -> str | None:
     return gene.removesuffix(")") if gene.endswith(")") else None
 
 
-def base_of(name: str) -> str:
+def base_name(name: str) -> str:
     """A name, or the accession in it, in lower case, without isoform and version."""
     parts = [part for part in name.split("|") if part.lower() not in DATABASES]
     return VERSION.sub("", next(filter(None, parts), name).lower())

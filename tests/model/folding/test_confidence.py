@@ -134,7 +134,7 @@ def test_rows_at_once_change_nothing_but_memory(rows: int | None):
 
 
 def test_rows_are_chosen_by_size(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(confidence, "AT_ONCE", 64 * 2 * 40 * 3)
+    monkeypatch.setattr(confidence, "LOGITS_AT_ONCE", 64 * 2 * 40 * 3)
     seen = []
 
     def head(block: Tensor) -> Tensor:

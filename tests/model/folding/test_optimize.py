@@ -14,7 +14,7 @@ from esm_pipeline import EsmConfig, EsmForProteinFolding, optimize_for_inference
 from esm_pipeline.errors import InputError
 from esm_pipeline.model import linears
 from esm_pipeline.model.folding.demo import LANGUAGE_MODEL, TRUNK
-from esm_pipeline.model.folding.triangle import working_buffer
+from esm_pipeline.model.folding.triangle import work_buffer
 from esm_pipeline.model.folding.trunk import ResidueMLP
 from esm_pipeline.model.inference import optimize
 from tests.oracles.peers import enliven
@@ -174,7 +174,7 @@ def test_scores_and_their_biases_are_not_in_16_bits(
 
     monkeypatch.setattr(F, "scaled_dot_product_attention", spy)
     z = torch.randn(1, 6, 6, TRUNK["pairwise_state_dim"])
-    buffer = working_buffer(z, 2 * z.shape[-1], torch.bfloat16)
+    buffer = work_buffer(z, 2 * z.shape[-1], torch.bfloat16)
     with torch.no_grad():
         block.tri_att_end(z, None, 2, None, buffer)
     assert seen == {torch.float32}

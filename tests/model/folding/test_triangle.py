@@ -168,7 +168,7 @@ def test_a_room_holds_what_anyone_works_on(blocks: Blocks):
     z, mask = pairs([9, 4, 1])
     for part in PARTS:
         update = getattr(blocks[1], part)
-        buffer = triangle.working_buffer(z, 2 * z.shape[-1]).fill_(1e30)
+        buffer = triangle.work_buffer(z, 2 * z.shape[-1]).fill_(1e30)
         with torch.no_grad():
             alone, inside = update(z.clone(), mask, 4), update(z.clone(), mask, 4, None, buffer)
         assert torch.equal(alone, inside), part

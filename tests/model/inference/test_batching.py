@@ -1,4 +1,4 @@
-"""Batches within the budget, the out-of-memory ladder, and iter_packed beside the padded door."""
+"""Batches within the budget, splitting when memory runs out, iter_packed against padded input."""
 
 import re
 import weakref
@@ -55,7 +55,7 @@ def test_equal_lengths_keep_their_order():
 
 
 @given(count=st.integers(1, 40), room=st.integers(0, 12), big=st.sets(st.integers(0, 39)))
-def test_ladder_gives_every_sequence_once(count, room, big):
+def test_splitting_gives_every_sequence_once(count, room, big):
     """There is room for `room` sequences, and not even for one of those in `big`."""
     memory = Allocator(room)
 
@@ -294,10 +294,10 @@ def test_iter_packed_halves_what_does_not_fit(model, monkeypatch):
     ("arguments", "message"),
     [
         ({"output": "attention"}, "output 'attention' is not known"),
-        ({"token_budget": 0}, "token_budget 0 is not a whole number from 1"),
-        ({"token_budget": 1.5}, "token_budget 1.5 is not a whole number from 1"),
-        ({"token_budget": True}, "token_budget True is not a whole number from 1"),
-        ({"token_budget": "9"}, "token_budget '9' is not a whole number from 1"),
+        ({"token_budget": 0}, "token_budget 0 is not a positive whole number"),
+        ({"token_budget": 1.5}, "token_budget 1.5 is not a positive whole number"),
+        ({"token_budget": True}, "token_budget True is not a positive whole number"),
+        ({"token_budget": "9"}, "token_budget '9' is not a positive whole number"),
         ({"layer": 3}, "layer 3 does not exist; the model has layers 0 to 2"),
         ({"layer": -2}, "layer -2 does not exist"),
         ({"layer": 1.0}, r"layer 1\.0 is not a whole number"),

@@ -92,7 +92,7 @@ def test_the_given_projections_are_not_changed() -> None:
 def test_tiles_of_every_size(
     count: int, length: int, scores: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(cpu_attention, "SCORES", scores)
+    monkeypatch.setattr(cpu_attention, "SCORES_AT_ONCE", scores)
     torch.manual_seed(1)
     looks, values = torch.randn(2, count, 2, length, 8), torch.randn(count, 2, length, 8)
     expected = softmax_attention(*looks, values)

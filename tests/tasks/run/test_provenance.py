@@ -1,4 +1,4 @@
-"""Provenance: what is told of the source, of settings that are none, of attributes."""
+"""Provenance: facts about the source, unusable settings, attributes."""
 
 from __future__ import annotations
 
@@ -104,9 +104,9 @@ def test_an_input_that_changed_meanwhile_is_one_line(tmp_path, capsys):
 def test_a_damaged_result_is_one_line(tmp_path):
     path = tmp_path / "a.h5"
     path.write_text("no HDF5")
-    with pytest.raises(InputError, match=r"a\.h5: not a whole HDF5 result"):
+    with pytest.raises(InputError, match=r"a\.h5: not a complete HDF5 result"):
         provenance.attributes(path)
     with h5py.File(path, "w") as file:
         file.attrs["software"] = "{"
-    with pytest.raises(InputError, match=r"a\.h5: not a whole HDF5 result"):
+    with pytest.raises(InputError, match=r"a\.h5: not a complete HDF5 result"):
         provenance.attributes(path)

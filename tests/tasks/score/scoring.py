@@ -1,4 +1,4 @@
-"""What the tests of `score` share: rows of variants, and running it on them."""
+"""Shared by the tests of `score`: rows of variants, and running the command on them."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ def mutants(*texts: str, **more: str) -> list[dict[str, str]]:
 
 
 def run(esm, model, fasta, table, out, *arguments):
-    """Score; gives exit code, what was told, and the rows."""
+    """Score; returns the exit code, the last line on standard error, and the rows."""
     code, lines = esm("score", "--model", model, *arguments, "--variants", table, fasta, out)
     return code, lines[-1] if lines else "", rows_of(out) if code < 2 else []
 
 
-def passes(told: str) -> int:
-    return int(re.search(r"([\d,]+) passes", told)[1].replace(",", ""))
+def passes(message: str) -> int:
+    return int(re.search(r"([\d,]+) passes", message)[1].replace(",", ""))
 
 
 def shifted(offset: int) -> list[str]:

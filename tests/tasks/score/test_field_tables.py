@@ -1,4 +1,4 @@
-"""Tables as the field has them give the scores of the plain notation, or say what reads them."""
+"""Tables from the field: scored like the plain notation, or refused with the setting to use."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tests.tasks.score.scoring import MARGINAL, WILD_TYPE, mutants, rows_of, run
 
 BLAT = "sp|P62593|BLAT_TEST"
 PLAIN = ["K2L", "T3S", "A4A", "Q9Q"]
-"""What all tables below say in their first rows."""
+"""The variants in the first rows of all tables below."""
 
 ALPHAMISSENSE = (
     "# Copyright 2023 DeepMind Technologies Limited\n#\n# Licensed, under CC BY-NC-SA 4.0\n"
@@ -95,8 +95,8 @@ def test_they_give_what_the_plain_notation_gives(esm, rotary, files, tmp_path, n
         frame = pd.read_csv(table, sep=delimiter, skiprows=above, keep_default_na=False)
         table = tmp_path / "in.parquet"
         frame.rename(columns=lambda one: one.removeprefix("#")).to_parquet(table)
-    code, told, rows = run(esm, rotary, fasta, table, out, *arguments)
-    assert code == 0, told
+    code, message, rows = run(esm, rotary, fasta, table, out, *arguments)
+    assert code == 0, message
     if kind == "csv" and text.startswith("#"):
         lines = out.read_text().splitlines()
         comments = [line for line in text.splitlines() if re.match("#($|[ #])", line)]
@@ -121,27 +121,31 @@ SUGGESTED = {
 
 @pytest.mark.parametrize("name", SUGGESTED)
 def test_what_reads_a_table_is_suggested(esm, rotary, files, tmp_path, name):
-    """By what its columns hold, where there is no column 'mutant'; taken, it is read."""
+    """Suggested by the cells, where no column is called 'mutant'; with the setting, it is read."""
     fasta, _, out = files({BLAT: WILD_TYPE}, mutants("K2L"))
     text = TABLES[name][0]
     table = tmp_path / ("in.tsv" if "\t" in text else "in.csv")
     table.write_text(text)
-    code, told, _ = run(esm, rotary, fasta, table, out)
+    code, message, _ = run(esm, rotary, fasta, table, out)
     assert code == 2
-    assert f"{table.name}: no column 'mutant'; it has" in told
-    assert told.endswith(SUGGESTED[name])
+    assert f"{table.name}: no column 'mutant'; it has" in message
+    assert message.endswith(SUGGESTED[name])
 
 
 def test_sequences_are_suggested(esm, rotary, files):
     rows = [{"target": WILD_TYPE, "variant": one, "n": "1.5"} for one in SEQUENCES]
     fasta, table, out = files({BLAT: WILD_TYPE}, rows)
-    told = run(esm, rotary, fasta, table, out)[1]
-    assert told.endswith("it has 'target', 'variant', 'n'; set --mutated-sequence-col to 'variant'")
+    message = run(esm, rotary, fasta, table, out)[1]
+    assert message.endswith(
+        "it has 'target', 'variant', 'n'; set --mutated-sequence-col to 'variant'"
+    )
     fasta, table, out = files({BLAT: WILD_TYPE}, [{"x": "1.5"}])
     assert run(esm, rotary, fasta, table, out)[1].endswith("no column 'mutant'; it has 'x'")
     fasta, table, out = files({BLAT: WILD_TYPE}, mutants("K2L", acc="P62593"))
-    told = run(esm, rotary, fasta, table, out, "--protein-col", "uniprot")[1]
-    assert told.endswith("no column 'uniprot'; it has 'mutant', 'acc'; set --protein-col to 'acc'")
+    message = run(esm, rotary, fasta, table, out, "--protein-col", "uniprot")[1]
+    assert message.endswith(
+        "no column 'uniprot'; it has 'mutant', 'acc'; set --protein-col to 'acc'"
+    )
 
 
 @pytest.mark.parametrize(
@@ -170,7 +174,7 @@ def test_an_offset_of_numbers_in_a_column(esm, rotary, files):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "told"),
+    ("arguments", "message"),
     [
         (["--position-col=p"], "--position-col and --mutant-aa-col go together"),
         (["--mutant-aa-col=p"], "--position-col and --mutant-aa-col go together"),
@@ -181,10 +185,10 @@ def test_an_offset_of_numbers_in_a_column(esm, rotary, files):
         ),
     ],
 )
-def test_columns_that_do_not_go_together(esm, rotary, files, arguments, told):
+def test_columns_that_do_not_go_together(esm, rotary, files, arguments, message):
     fasta, table, out = files({BLAT: WILD_TYPE}, mutants("K2L"))
     code, line, _ = run(esm, rotary, fasta, table, out, *arguments)
-    assert (code, told in line) == (2, True), line
+    assert (code, message in line) == (2, True), line
 
 
 def test_positions_in_the_protein_are_suggested(esm, rotary, files):
@@ -194,25 +198,25 @@ def test_positions_in_the_protein_are_suggested(esm, rotary, files):
         "Protein_position": "2",
         "Amino_acids": "K/L",
     }
-    told = run(esm, rotary, *files({BLAT: WILD_TYPE}, [row]))[1]
-    assert told.endswith(
+    message = run(esm, rotary, *files({BLAT: WILD_TYPE}, [row]))[1]
+    assert message.endswith(
         "--position-col to 'Protein_position' and --mutant-aa-col to 'Amino_acids'"
     )
     del row["Protein_position"]
-    told = run(esm, rotary, *files({BLAT: WILD_TYPE}, [row]))[1]
-    assert "--position-col" not in told
+    message = run(esm, rotary, *files({BLAT: WILD_TYPE}, [row]))[1]
+    assert "--position-col" not in message
 
 
 def test_hints_for_clinvar_lead_to_scores(esm, rotary, files, tmp_path):
     fasta, _, out = files({f"{BLAT} Lactamase GN=HBB PE=1": WILD_TYPE}, mutants("K2L"))
     table = tmp_path / "in.tsv"
     table.write_text(CLINVAR + "10\tNM_000558.5(HBA1):c.20A>T (p.Lys2Leu)\tHBA1\n")
-    told = run(esm, rotary, fasta, table, out)[1]
-    assert told.endswith("set --mutation-col to 'Name' and --protein-col to 'GeneSymbol'")
+    message = run(esm, rotary, fasta, table, out)[1]
+    assert message.endswith("set --mutation-col to 'Name' and --protein-col to 'GeneSymbol'")
     options = ("--mutation-col", "Name")
-    told = run(esm, rotary, fasta, table, out, *options)[1]
-    assert "column 'GeneSymbol' names 'HBB' and 'HBA1', but the only wild type" in told
-    assert "set --protein-col to 'GeneSymbol', or --protein" in told
+    message = run(esm, rotary, fasta, table, out, *options)[1]
+    assert "column 'GeneSymbol' names 'HBB' and 'HBA1', but the only wild type" in message
+    assert "set --protein-col to 'GeneSymbol', or --protein" in message
     out = tmp_path / "out.tsv"
     found = run(esm, rotary, fasta, table, out, *options, "--protein-col", "GeneSymbol")[2]
     assert [row["status"] for row in found] == ["ok"] * 4 + ["skipped"] * 3
@@ -223,10 +227,10 @@ def test_hints_for_clinvar_lead_to_scores(esm, rotary, files, tmp_path):
 def test_a_table_without_column_names(esm, rotary, files, text):
     fasta, table, out = files({BLAT: WILD_TYPE}, mutants("K2L"))
     table.write_text(text)
-    code, told, _ = run(esm, rotary, fasta, table, out)
+    code, message, _ = run(esm, rotary, fasta, table, out)
     first = text.splitlines()[0].split(",")[-1]
     assert code == 2
-    assert told.endswith(
+    assert message.endswith(
         f"in.csv: its first line has {first!a}, so it has no line of column names; add one, in "
         "which 'mutant' names the column to read"
     )

@@ -1,4 +1,4 @@
-"""Passes: what is planned, what a model is shown, and the door for chosen tokens alone."""
+"""Forward passes: how they are planned, what a model sees, and logits of chosen tokens only."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def model(rotary):
 
 
 def test_what_a_model_is_shown(model, monkeypatch):
-    """Copies with one mask each, the longest first, equals side by side, and the masked rows."""
+    """Copies with one mask each, longest first, copies of one sequence together; masked rows."""
     seen = []
 
     def packed_logits(self, tokens, layout, rows):
@@ -71,13 +71,13 @@ def test_what_a_model_is_shown(model, monkeypatch):
     monkeypatch.setattr(EsmForMaskedLM, "packed_logits", packed_logits)
     passes = one_masked(array(1, 0, 0), array(2, 1, 10), array(7, 8, 9), array(5, 12, 12), 0)
     read = lambda numbers: [SEQUENCES[number] for number in numbers]  # noqa: E731
-    answers = list(model.run_passes(passes, read, 29))
+    results = list(model.run_passes(passes, read, 29))
     ids = [EsmTokenizer.standard().encode_residues(one).tolist() for one in SEQUENCES]
     long, short = ids
     first, second, third = long.copy(), long.copy(), short.copy()
     first[1] = second[10] = third[2] = 32
     assert seen == [(first + second + third, [12, 12, 5], [1, 22, 26])]
-    (found,) = answers
+    (found,) = results
     assert found.slot.tolist() == [8, 9, 7]
     assert found.sequence.tolist() == [0, 0, 1]
     assert found.wild_type.tolist() == [long[1], long[10], short[2]]
@@ -112,7 +112,7 @@ def test_an_alphabet_without_a_residue_is_refused(rotary, tmp_path):
 @pytest.mark.filterwarnings("ignore:Initializing zero-element tensors")
 @pytest.mark.parametrize("layers", [0, 1, 3])
 @pytest.mark.parametrize("kind", ["rotary", "absolute"])
-def test_logits_of_chosen_tokens_alone(layers, kind):
+def test_logits_of_chosen_tokens_only(layers, kind):
     config = EsmConfig(**{**SMALL, "num_hidden_layers": layers}, position_embedding_type=kind)
     ours = enliven(EsmForMaskedLM(config)).double()
     lengths = [9, 40, 9, 1]

@@ -1,4 +1,4 @@
-"""Memory grows by some bytes a row of the table, and not with the residues of a saturation."""
+"""Memory grows by some bytes for each row of a table, and not with the size of a saturation."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ pytestmark = [
 LETTERS = "ACDEFGHIKLMNPQRSTVWY"
 FEW, MANY = 20_000, 220_000
 BYTES = {"masked_marginal": 120, "masked_marginal_joint": 130, "wt_marginal": 150}
-"""Most bytes of memory a row, where rows have one mutation or two."""
+"""Most bytes of memory for each row, where rows have one or two mutations."""
 
 
 def write_table(folder: Path, rows: int) -> None:

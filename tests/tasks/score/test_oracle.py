@@ -1,4 +1,4 @@
-"""Scores beside transformers, one masked copy at a time: every strategy, window and ensemble.
+"""Scores compared with transformers, one masked copy at a time: strategies, windows, ensembles.
 
 Each comparison has twins with one mistake, which must fail.
 """
@@ -23,7 +23,7 @@ from tests.tasks.conftest import TABLE, save_model
 
 TOLERANCE = 1e-5
 WHOLE = 5e-5
-"""Of likelihoods, which are sums over some 60 residues."""
+"""For likelihoods, which are sums over some 60 residues."""
 FLOAT32 = 6e-8  # of a value: a likelihood of 50 residues is a sum of 50 roundings
 WINDOW = 16
 MARGINALS = ("masked_marginal", "masked_marginal_joint", "wt_marginal")
@@ -58,7 +58,7 @@ LENGTHS_CHANGE = [
 
 
 def changes(sequence: str, text: str) -> list[tuple[int, str]]:
-    """The substitutions of a text, by hand and not by our parser."""
+    """The substitutions in a text, parsed here and not by our parser."""
     text = text.replace("p.Ile30Ala", "I30A")
     if text == "WT":
         return []
@@ -77,7 +77,7 @@ MUTANTS = {
 
 
 def mutant(sequence: str, text: str) -> str:
-    """The sequence that a text makes."""
+    """The sequence that a text describes."""
     if text in MUTANTS:
         return MUTANTS[text]
     letters = list(sequence)
@@ -146,8 +146,8 @@ def test_every_strategy(tmp_path, models, strategy, model, window):
     wanted = expected(oracle_of(models[model], window), rows, strategy)
     assert worst(found, wanted) <= (WHOLE if strategy == LIKELIHOOD else TOLERANCE)
     longer = found["protein"].map(lambda name: window and len(PROTEINS[name]) + 2 > window)
-    told = {f"in windows of {window} tokens"} if window else set()
-    assert set(found["reason"][longer.astype(bool)]) == told
+    reasons = {f"in windows of {window} tokens"} if window else set()
+    assert set(found["reason"][longer.astype(bool)]) == reasons
     assert set(found["reason"][~longer.astype(bool)]) <= {""}
 
 
@@ -228,7 +228,7 @@ def equal_weights(patch: Patch) -> None:
 
 
 def over_amino_acids(patch: Patch) -> None:
-    """Probabilities among the 20 amino acids alone: a likelihood tells, a ratio cannot."""
+    """Probabilities among the 20 amino acids only: a likelihood shows it, a ratio cannot."""
     whole = EsmForMaskedLM.packed_logits
 
     def cut(self, tokens, layout, rows=None):
@@ -268,7 +268,7 @@ def test_twin_fails(tmp_path, models, monkeypatch, strategy, mistake):
 
 
 def test_masks_of_a_row_put_together_would_show(tmp_path, models):
-    """The twin of additive marginals: the joint ones, of rows with several mutations."""
+    """The twin of additive marginals: joint ones, for rows with several mutations."""
     rows = [row for row in SUBSTITUTIONS if ":" in row[1]]
     arguments = ["--model", models["rotary"], "--strategy"]
     wanted = expected(oracle_of(models["rotary"]), rows, "masked_marginal")["masked_marginal"]

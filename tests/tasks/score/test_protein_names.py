@@ -32,7 +32,7 @@ NAMES = {
     "sp": LIKE + "check the name",
     "": "column 'protein' is empty; name the protein in it",
 }
-"""What a cell names a protein by, and why not."""
+"""Cells that name a protein, and cells that do not, with the reason."""
 
 
 def reasons(rows) -> dict[str, str]:
@@ -43,8 +43,8 @@ def reasons(rows) -> dict[str, str]:
 def test_rows_are_of_what_their_column_names(esm, rotary, files, more):
     given_rows = [{"protein": name, "mutant": "K2L"} for name in NAMES]
     fasta, table, out = files({BLAT: WILD_TYPE, **more}, given_rows)
-    code, told, rows = run(esm, rotary, fasta, table, out)
-    assert code == 0, told
+    code, message, rows = run(esm, rotary, fasta, table, out)
+    assert code == 0, message
     told_of = reasons(rows)
     for name, reason in NAMES.items():
         assert told_of[name].startswith(reason.format(name)), name
@@ -87,7 +87,7 @@ CELLS = [*NAMES, "P68871", "HBB_TEST", "NP_1.1", "NP_1", "nonsense"]
 @settings(max_examples=15)
 @given(data=st.data())
 def test_other_records_change_nothing(tmp_path_factory, rotary, data):
-    """The same row, with the record it names alone in the FASTA, or among others in any order."""
+    """The same row, with its record alone in the FASTA, or among others in any order."""
     folder = tmp_path_factory.mktemp("any")
     own = data.draw(st.sampled_from(list(RECORDS)))
     others = data.draw(st.permutations([name for name in RECORDS if name != own]))
@@ -128,19 +128,19 @@ def test_other_records_change_nothing(tmp_path_factory, rotary, data):
 def test_a_table_of_other_proteins_only(esm, rotary, files, more):
     for name, near in (("P38398", ""), ("P62593-2", " (near to 'P62593')")):
         fasta, table, out = files({BLAT: WILD_TYPE, **more}, mutants("K2L", protein=name))
-        code, told, _ = run(esm, rotary, fasta, table, out)
+        code, message, _ = run(esm, rotary, fasta, table, out)
         assert code == 2
-        assert told.endswith(
+        assert message.endswith(
             f"in.csv: column 'protein' names none of the wild types, the first row {name!a}{near}; "
             "set --protein-col to the column with their ids, or --protein to the one that all "
             "rows are of"
         )
         code, _, rows = run(esm, rotary, fasta, table, out, "--protein", "P62593")
-        assert (code, rows[0]["status"]) == (0, "ok"), "it was asked for"
+        assert (code, rows[0]["status"]) == (0, "ok"), "the user says so"
     fasta, table, out = files({BLAT: WILD_TYPE}, mutants("K2L", protein=""))
-    code, told, _ = run(esm, rotary, fasta, table, out)
+    code, message, _ = run(esm, rotary, fasta, table, out)
     assert code == 2
-    assert "column 'protein' names none of the wild types, its first cell is empty; set" in told
+    assert "column 'protein' names none of the wild types, its first cell is empty; set" in message
 
 
 def test_a_column_and_the_one_protein_together(esm, rotary, files):
@@ -156,9 +156,9 @@ def test_a_column_and_the_one_protein_together(esm, rotary, files):
     )
     assert rows[2]["reason"].startswith("the row is of 'x', not of --protein")
     fasta, table, out = files({BLAT: WILD_TYPE}, mutants("K2L", protein="P38398"))
-    code, told, _ = run(esm, rotary, fasta, table, out, *both)
+    code, message, _ = run(esm, rotary, fasta, table, out, *both)
     assert code == 2
-    assert "no row of column 'protein' is of 'BLAT_TEST', the first row 'P38398'; leave" in told
+    assert "no row of column 'protein' is of 'BLAT_TEST', the first row 'P38398'; leave" in message
 
 
 HGVS = {
@@ -196,10 +196,10 @@ def test_what_a_notation_begins_with_is_the_protein(esm, rotary, files, more):
 def test_notations_of_unknown_proteins_only(esm, rotary, files):
     texts = ("NM_000518.5(HBB):c.20A>T (p.Lys2Leu)", "NM_000518.5(HBB):c.20A>T (p.Ala4Leu)")
     fasta, table, out = files({BLAT: WILD_TYPE}, mutants(*texts))
-    code, told, _ = run(esm, rotary, fasta, table, out)
+    code, message, _ = run(esm, rotary, fasta, table, out)
     assert code == 2
-    assert "the mutations name none of the wild types, the first row 'NM_000518.5(HBB)'" in told
-    assert told.endswith("; set --protein to the one that all rows are of")
+    assert "the mutations name none of the wild types, the first row 'NM_000518.5(HBB)'" in message
+    assert message.endswith("; set --protein to the one that all rows are of")
     rows = run(esm, rotary, fasta, table, out, "--protein", "P62593")[2]
     assert [row["status"] for row in rows] == ["ok", "ok"]
     fasta, table, out = files({"HBB": WILD_TYPE}, mutants(*texts))
@@ -220,7 +220,7 @@ OTHER_COLUMNS = {
     "note": (["BLAT", "HBB"], False),
     "score": (["1.5", "2"], False),
 }
-"""Columns that are not set, and whether they tell that not all rows are of the one wild type."""
+"""Columns that are not set, and whether they show that some rows are not of the wild type."""
 
 
 @pytest.mark.parametrize("column", OTHER_COLUMNS)
@@ -228,12 +228,12 @@ def test_a_column_that_names_other_proteins_stops(esm, rotary, files, column):
     cells, stops = OTHER_COLUMNS[column]
     rows = [{"mutant": "K2L", column: cell} for cell in cells]
     fasta, table, out = files({BLAT: WILD_TYPE}, rows)
-    code, told, _ = run(esm, rotary, fasta, table, out)
-    assert code == (2 if stops else 0), told
+    code, message, _ = run(esm, rotary, fasta, table, out)
+    assert code == (2 if stops else 0), message
     if stops:
         by_column = f"--protein-col to {column!a}, or " if "P62593" in cells else ""
-        assert f"column {column!a} names {cells[0]!a}" in told
-        assert told.endswith(
+        assert f"column {column!a} names {cells[0]!a}" in message
+        assert message.endswith(
             f", but the only wild type is {BLAT!a}; set {by_column}--protein to {BLAT!a} if all "
             "rows are of it"
         )
@@ -278,16 +278,16 @@ STRANGE = [
     *[(name, "HBA1") for name in ("gene", "GeneSymbol", "Gene Names", "SYMBOL")],
     ("gene", "HBA1;HBA2"),
 ]
-"""Columns and cells that tell of another protein than `HBB`."""
+"""Columns and cells that name another protein than `HBB`."""
 
 
 @pytest.mark.parametrize(("column", "cell"), STRANGE)
 def test_another_protein_however_it_is_named(esm, rotary, files, column, cell):
     fasta, table, out = files({HBB: WILD_TYPE}, mutants("K2L", "T3S", **{column: cell}))
-    code, told, _ = run(esm, rotary, fasta, table, out)
+    code, message, _ = run(esm, rotary, fasta, table, out)
     assert code == 2
-    assert f"column {column!a} names {cell!a}, but the only wild type is 'sp|P68871|" in told
-    assert told.endswith("; set --protein to 'sp|P68871|HBB_HUMAN' if all rows are of it")
+    assert f"column {column!a} names {cell!a}, but the only wild type is 'sp|P68871|" in message
+    assert message.endswith("; set --protein to 'sp|P68871|HBB_HUMAN' if all rows are of it")
     assert run(esm, rotary, fasta, table, out, "--protein", "P68871")[0] == 0
 
 
@@ -295,9 +295,9 @@ def test_another_protein_however_it_is_named(esm, rotary, files, column, cell):
 @pytest.mark.parametrize("column", ["id", "any name", "uniprot_id"])
 def test_several_accessions_in_a_cell(esm, rotary, files, column, cell):
     fasta, table, out = files({HBB: WILD_TYPE}, mutants("K2L", **{column: cell}))
-    code, told, _ = run(esm, rotary, fasta, table, out)
+    code, message, _ = run(esm, rotary, fasta, table, out)
     assert code == 2
-    assert f"column {column!a} names 'P68871' and 'P69905', but" in told
+    assert f"column {column!a} names 'P68871' and 'P69905', but" in message
 
 
 @pytest.mark.parametrize(
@@ -322,8 +322,8 @@ def test_several_accessions_in_a_cell(esm, rotary, files, column, cell):
 )
 def test_what_tells_of_no_other_protein(esm, rotary, files, column, cells):
     rows = [{"mutant": "K2L", column: cell} for cell in cells]
-    code, told, _ = run(esm, rotary, *files({HBB: WILD_TYPE}, rows))
-    assert code == 0, told
+    code, message, _ = run(esm, rotary, *files({HBB: WILD_TYPE}, rows))
+    assert code == 0, message
 
 
 def test_genes_need_a_gene_in_the_header(esm, rotary, files):

@@ -1,4 +1,4 @@
-"""`score --saturation`: every record has its row, every substitution its value, and its picture."""
+"""`score --saturation`: a row for every record, a value for every substitution, and pictures."""
 
 from __future__ import annotations
 
@@ -88,9 +88,9 @@ def test_the_file(esm, rotary, fasta, tmp_path):
         "long": "auto",
         "window": "1024",
     }
-    told = {one.id: one.outcomes["score"] for one in read_records(tmp_path / "out.records.tsv")}
-    assert {name for name, outcome in told.items() if outcome.status == "ok"} == set(SEQUENCES)
-    assert told["chains"].reason == "a complex of several chains; split it at ':'"
+    outcomes = {one.id: one.outcomes["score"] for one in read_records(tmp_path / "out.records.tsv")}
+    assert {name for name, outcome in outcomes.items() if outcome.status == "ok"} == set(SEQUENCES)
+    assert outcomes["chains"].reason == "a complex of several chains; split it at ':'"
 
 
 def test_reading_it(esm, rotary, fasta, tmp_path):
@@ -190,8 +190,8 @@ def test_what_fails_is_left_out(esm, rotary, absolute, fasta, tmp_path, monkeypa
         assert results.ids == ["b", "x/../y"]
         assert results["b"].sequence == "GAVLIW"
         assert np.abs(results["b"].log_odds).max() > 0.1
-    told = {one.id: one.outcomes["score"] for one in read_records(tmp_path / "out.records.tsv")}
-    assert told["c"].reason.startswith("22 residues do not fit into memory, even alone")
+    outcomes = {one.id: one.outcomes["score"] for one in read_records(tmp_path / "out.records.tsv")}
+    assert outcomes["c"].reason.startswith("22 residues do not fit into memory, even alone")
 
 
 def test_longer_than_the_table(esm, absolute, tmp_path):
@@ -256,7 +256,7 @@ def test_a_picture_for_each_record(pictures, esm, tmp_path):
 
 
 def test_pictures_show_the_values(pictures, tmp_path):
-    """The colour in the middle of each cell, found again, and the dots on the wild type."""
+    """The colours in the middle of the cells are the scores, and dots mark the wild type."""
     picture = matplotlib.image.imread(pictures[1])[..., :3]
     with open_results(tmp_path / "out.h5") as results:
         values = results["b"].log_odds[:, [AMINO_ACIDS.index(letter) for letter in ORDER]].T

@@ -1,4 +1,4 @@
-"""`score` of tables: every row has its place and its reason, nothing is computed twice."""
+"""`score --variants`: every row keeps its place and has a reason, nothing is computed twice."""
 
 from __future__ import annotations
 
@@ -34,9 +34,9 @@ def test_every_row_keeps_its_place(esm, rotary, files, monkeypatch):
     monkeypatch.setattr(text_tables, "BLOCK", 3)
     texts = ["K2L", "L2K", "K2*", "nonsense", "K2del", "WT", "K99A", "K2L", "p.Lys2Leu:T3S", ""]
     fasta, table, out = files({"a": WILD_TYPE}, mutants(*texts, note="kept"))
-    code, told, rows = run(esm, rotary, fasta, table, out)
+    code, message, rows = run(esm, rotary, fasta, table, out)
     assert code == 0
-    assert told.startswith("score: 10 variants: 4 ok, 6 skipped, 0 failed; 2 passes, ")
+    assert message.startswith("score: 10 variants: 4 ok, 6 skipped, 0 failed; 2 passes, ")
     assert [row["mutant"] for row in rows] == texts
     assert list(rows[0]) == ["mutant", "note", "status", "reason", MARGINAL]
     assert {row["note"] for row in rows} == {"kept"}
@@ -72,11 +72,11 @@ def test_mutated_sequences(esm, rotary, files):
     }
     fasta, table, out = files({"a": WILD_TYPE}, [{"seq": one} for one in cells])
     rows = run(esm, rotary, fasta, table, out, "--mutated-sequence-col", "seq")[2]
-    for row, told in zip(rows, cells.values(), strict=True):
+    for row, expected in zip(rows, cells.values(), strict=True):
         if row["status"] == "ok":
-            assert told in (None, row[MARGINAL])
+            assert expected in (None, row[MARGINAL])
         else:
-            assert row["reason"].startswith(told)
+            assert row["reason"].startswith(expected)
     assert rows[1][MARGINAL] == rows[2][MARGINAL] != "0.000000"
     arguments = ["--mutated-sequence-col", "seq", "--strategy", LIKELIHOOD]
     rows = run(esm, rotary, fasta, table, out, *arguments)[2]
@@ -89,9 +89,9 @@ def test_a_scan_costs_a_pass_for_each_position(esm, rotary, files):
     doubles = [f"{one}:{other}" for one, other in zip(singles, singles[80:], strict=False)]
     rows = [{"mutant": text, "protein": name} for text in singles + doubles for name in ("a", "b")]
     fasta, table, out = files({"a": WILD_TYPE, "b": WILD_TYPE}, rows)
-    told = run(esm, rotary, fasta, table, out, "--token-budget", "100")[1]
-    assert f"{len(rows):,} variants" in told
-    assert passes(told) == len(WILD_TYPE)
+    message = run(esm, rotary, fasta, table, out, "--token-budget", "100")[1]
+    assert f"{len(rows):,} variants" in message
+    assert passes(message) == len(WILD_TYPE)
     assert passes(run(esm, rotary, fasta, table, out, "--strategy", "wt_marginal")[1]) == 1
     pairs = len({tuple(re.findall(r"\d+", text)) for text in singles + doubles})
     joint = run(esm, rotary, fasta, table, out, "--strategy", "masked_marginal_joint")[1]
@@ -101,9 +101,9 @@ def test_a_scan_costs_a_pass_for_each_position(esm, rotary, files):
 def test_likelihoods_of_equal_sequences_are_computed_once(esm, rotary, files):
     texts = ["K2L", "p.Lys2Leu", "K2L:T3T", "WT", "K2K", "K2del", "K2L"]
     fasta, table, out = files({"a": WILD_TYPE, "unused": OTHER}, mutants(*texts, protein="a"))
-    code, told, rows = run(esm, rotary, fasta, table, out, "--strategy", LIKELIHOOD)
+    code, message, rows = run(esm, rotary, fasta, table, out, "--strategy", LIKELIHOOD)
     assert code == 0
-    assert passes(told) == 22 + 22 + 21, "wild type, K2L, and the deletion"
+    assert passes(message) == 22 + 22 + 21, "wild type, K2L, and the deletion"
     ratio = f"{LIKELIHOOD}_ratio"
     assert list(rows[0])[-2:] == [LIKELIHOOD, ratio]
     known = float(rows[3][LIKELIHOOD])
@@ -201,11 +201,11 @@ def test_proteins_longer_than_the_table(esm, absolute, files, strategy, policy, 
         assert row["reason"].startswith(reason)
         assert bool(reason) == bool(row["reason"])
         assert bool(row[strategy]) == (status == "ok")
-    told = {
+    outcomes = {
         record.id: record.outcomes["score"]
         for record in read_records(out.with_name("out.records.tsv"))
     }
-    assert told["long"].status == ("skipped" if policy in ("auto", "skip") else "ok")
+    assert outcomes["long"].status == ("skipped" if policy in ("auto", "skip") else "ok")
 
 
 def test_windows_that_are_far_apart_by_one(esm, rotary, files):
@@ -232,9 +232,9 @@ def test_an_insertion_beyond_the_table(esm, absolute, files):
 def test_full_needs_models_without_a_table(esm, absolute, rotary, files):
     rows = [{"protein": name, "mutant": text} for name, text in LONG_ROWS]
     fasta, table, out = files(LONG, rows)
-    code, told, _ = run(esm, absolute, fasta, table, out, "--long", "full")
+    code, message, _ = run(esm, absolute, fasta, table, out, "--long", "full")
     assert code == 2
-    assert "--long is 'full', but the model has positions for 30 residues only; set it" in told
+    assert "--long is 'full', but the model has positions for 30 residues only; set it" in message
     found = run(esm, rotary, fasta, table, out, "--long", "full")[2]
     assert {row["status"] for row in found} == {"ok"}
     both = ["--model", absolute]
@@ -245,7 +245,7 @@ def test_full_needs_models_without_a_table(esm, absolute, rotary, files):
 
 @pytest.mark.parametrize("what", ["table", "saturation"])
 def test_an_ensemble_holds_one_model_at_a_time(esm, rotary, absolute, files, monkeypatch, what):
-    """Each is gone before the next is loaded."""
+    """Each is unloaded before the next is loaded."""
     alive: weakref.WeakSet[EsmForMaskedLM] = weakref.WeakSet()
     held = []
     whole = Runner.loaded
@@ -270,7 +270,7 @@ def test_an_ensemble_holds_one_model_at_a_time(esm, rotary, absolute, files, mon
 
 
 def memory_for(monkeypatch, room, never=()):
-    """Have memory for so many tokens, and for no sequence of lengths; returns the allocator."""
+    """Limit memory to `room` tokens, too few for sequences of `never`; returns the allocator."""
     heavy = dict.fromkeys(never, room + 1)
     return Allocator(room).limit(monkeypatch, EsmForMaskedLM, "packed_logits", tokens(heavy))
 
@@ -291,9 +291,9 @@ def test_what_does_not_fit_alone_fails_alone(esm, rotary, files, monkeypatch, tm
     rows = [{"mutant": text, "protein": n} for n, text in (("a", "K2L"), ("b", "A2L"), ("a", "X"))]
     fasta, table, out = files({"a": WILD_TYPE, "b": OTHER}, rows)
     memory_for(monkeypatch, 1000, {len(WILD_TYPE) + 2})
-    code, told, found = run(esm, rotary, fasta, table, out)
+    code, message, found = run(esm, rotary, fasta, table, out)
     assert code == 1
-    assert told.endswith(f"; see {tmp_path / 'out.records.tsv'}")
+    assert message.endswith(f"; see {tmp_path / 'out.records.tsv'}")
     assert [row["status"] for row in found] == ["failed", "ok", "skipped"]
     assert found[0]["reason"] == (
         "22 residues do not fit into memory, even alone; use a machine with more"
@@ -335,7 +335,7 @@ def test_labels_of_models(esm, rotary, absolute, files, tmp_path):
     assert list(found[0])[-3:] == [MARGINAL, *names]
     mean = np.mean([float(found[0][name]) for name in names])
     assert float(found[0][MARGINAL]) == pytest.approx(mean, abs=1e-6)
-    for arguments, told in (
+    for arguments, message in (
         (["--model", rotary], "two models are called"),
         (["--model", absolute, "--label", "a"], "--label: 1 for 2 models; give one for each"),
         (["--model", absolute, "--label=a", "--label=a"], "two models are called 'a'"),
@@ -344,21 +344,21 @@ def test_labels_of_models(esm, rotary, absolute, files, tmp_path):
     ):
         code, line, _ = run(esm, rotary, fasta, table, out, *arguments)
         assert code == 2
-        assert told in line
+        assert message in line
 
 
 @pytest.mark.parametrize(
-    ("column", "told"),
+    ("column", "message"),
     [
         ("status", "has a column 'status', which is to be added; rename it, or leave it out"),
         (MARGINAL, f"has a column '{MARGINAL}', which is to be added"),
     ],
 )
-def test_columns_that_are_there_already(esm, rotary, files, column, told):
+def test_columns_that_are_there_already(esm, rotary, files, column, message):
     fasta, table, out = files({"a": WILD_TYPE}, mutants("K2L", **{column: "x"}))
     code, line, _ = run(esm, rotary, fasta, table, out)
     assert code == 2
-    assert told in line
+    assert message in line
     assert not out.exists()
 
 
@@ -384,9 +384,9 @@ def test_an_empty_table(esm, rotary, files):
     for strategy in (MARGINAL, "masked_marginal_joint", "wt_marginal", LIKELIHOOD):
         fasta, table, out = files({"a": WILD_TYPE}, mutants("K2L"))
         table.write_text("mutant\n")
-        code, told, rows = run(esm, rotary, fasta, table, out, "--strategy", strategy)
+        code, message, rows = run(esm, rotary, fasta, table, out, "--strategy", strategy)
         assert (code, rows) == (0, [])
-        assert told.startswith("score: 0 variants: 0 ok, 0 skipped, 0 failed; 0 passes")
+        assert message.startswith("score: 0 variants: 0 ok, 0 skipped, 0 failed; 0 passes")
         table.write_text("mutant\nX\n")
         assert run(esm, rotary, fasta, table, out, "--strategy", strategy)[0] == 0
     fasta.write_text("")
@@ -396,13 +396,16 @@ def test_an_empty_table(esm, rotary, files):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "told"),
+    ("arguments", "message"),
     [
         (["--variants", "in.csv", "wt.fasta", "out.txt"], "out.txt: cannot be written; let its"),
         (["--variants", "in.csv", "wt.fasta", "out.h5"], "let its name end in .tsv, .csv, .parq"),
         (["--variants", "in.csv", "wt.fasta", "in.csv"], "in.csv: the input itself"),
         (["--variants", "in.csv", "a", "b", "out.csv"], "give the wild types and the file to wr"),
-        (["--variants", "in.csv", "--plots=p", "wt.fasta", "out.csv"], "--plots: pictures are of"),
+        (
+            ["--variants", "in.csv", "--plots=p", "wt.fasta", "out.csv"],
+            "--plots: draws the res",
+        ),
         (["--saturation", "out.h5"], "out.h5: give the wild types and the file to write"),
         (["wt.fasta", "out.csv"], "one of the arguments --variants --saturation is required"),
         (["--variants", "none.csv", "wt.fasta", "out.csv"], "none.csv: no such file"),
@@ -412,7 +415,9 @@ def test_an_empty_table(esm, rotary, files):
         (["--variants", "in.csv", "--sha256=wt.fasta", "wt.fasta", "out.csv"], "wt.fasta: the inp"),
     ],
 )
-def test_what_cannot_be_is_one_line(files, rotary, tmp_path, monkeypatch, capsys, arguments, told):
+def test_what_cannot_be_is_one_line(
+    files, rotary, tmp_path, monkeypatch, capsys, arguments, message
+):
     files({"a": WILD_TYPE}, mutants("K2L"))
     monkeypatch.chdir(tmp_path)
     before = sorted(tmp_path.iterdir())
@@ -421,7 +426,7 @@ def test_what_cannot_be_is_one_line(files, rotary, tmp_path, monkeypatch, capsys
     except SystemExit as ended:
         code = ended.code
     (line,) = capsys.readouterr().err.splitlines()
-    assert (code, told in line) == (2, True), line
+    assert (code, message in line) == (2, True), line
     assert sorted(tmp_path.iterdir()) == before
 
 

@@ -1,4 +1,4 @@
-"""`split` and `join`: any number of shards gives the table that one command gives, row for row."""
+"""`split` and `join`: any number of shards gives the same table as one command, row for row."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def esm(*arguments: object) -> None:
 
 @pytest.fixture
 def inputs(tmp_path):
-    """Two FASTA files and a table, and what one command makes of them for a strategy."""
+    """Two FASTA files and a table of variants."""
     entries = [f">{name}\n{one}\n" for name, one in PROTEINS.items()]
     fasta = [tmp_path / "one.fasta", tmp_path / "two.fasta"]
     fasta[0].write_text("".join(entries[:3]))
@@ -65,7 +65,7 @@ def inputs(tmp_path):
 
 
 def whole(folder: Path, model: Path, strategy: str) -> Path:
-    """The table as the command alone scores it."""
+    """The table as one command scores it."""
     out = folder / "whole.tsv"
     options = ("--quiet", "--model", model, "--strategy", strategy)
     esm("score", *options, "--variants", folder / "in.csv", folder / "all.fasta", out)
@@ -73,7 +73,7 @@ def whole(folder: Path, model: Path, strategy: str) -> Path:
 
 
 def in_shards(folder: Path, model: Path, strategy: str, shards: int, fasta, table) -> Path:
-    """The same through `split`, a job a shard, and `join`."""
+    """The same through `split`, a job for each shard, and `join`."""
     for name in ("shards", "split", "scores"):
         shutil.rmtree(folder / name, ignore_errors=True)
     esm("shard", "--quiet", "--shards=1", "--out", folder / "shards", *fasta)
@@ -145,7 +145,7 @@ CUT, FITS_NOT = Outcome("ok", "truncated"), Outcome("failed", "does not fit")
     ],
 )
 def test_a_protein_of_several_shards_has_the_worst_outcome(tmp_path, of_shards, expected):
-    """Whichever shard comes first; a reason is told wherever it is from."""
+    """Whichever shard comes first, and whichever has the reason."""
     record = Record(0, "a", "a", 22, "0" * 64, "ok")
     write_records(tmp_path / "records.tsv", [record], [])
     (tmp_path / "before.tsv").write_text("index\tscore_status\tscore_reason\n0\tok\t\n")
@@ -220,7 +220,7 @@ def test_shards_have_every_row_once_and_like_cost(tmp_path_factory, strategy, da
 
 
 def costs_of(rows, lengths, together, strategy):
-    """Of each group: passes times the cost of one."""
+    """The cost of each group: its passes times the cost of one."""
     found = {}
     for key in set(together):
         members = [rows[row] for row in range(len(rows)) if together[row] == key]
@@ -254,7 +254,7 @@ def test_split_says_what_cannot_be_used(tmp_path, inputs, capsys):
 
 
 def test_mutants_of_a_protein_are_near(tmp_path):
-    """Their wild type is computed in as few shards as can be."""
+    """Their wild type is computed in as few shards as possible."""
     proteins = {f"p{i}": "MK" + "ACDEFGHI"[i] * 9 for i in range(6)}
     (tmp_path / "wt.fasta").write_text("".join(f">{n}\n{one}\n" for n, one in proteins.items()))
     rows = [f"{name},K2{letter}" for letter in "ACDEFGHI" for name in proteins]
@@ -277,7 +277,7 @@ def test_splitting_again_leaves_nothing_of_before(tmp_path, inputs):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "told"),
+    ("arguments", "message"),
     [
         (["--variants", "in.csv", "--shards=2", "--out=."], None),
         (["--variants", "00001.tsv", "--shards=2", "--out=."], "a shard would replace it"),
@@ -286,7 +286,7 @@ def test_splitting_again_leaves_nothing_of_before(tmp_path, inputs):
         (["--variants", "in.csv", "--shards=2", "--out=in.csv"], "not a folder"),
     ],
 )
-def test_what_split_refuses(tmp_path, inputs, monkeypatch, capsys, arguments, told):
+def test_what_split_refuses(tmp_path, inputs, monkeypatch, capsys, arguments, message):
     monkeypatch.chdir(tmp_path)
     shutil.copy("in.csv", "00001.tsv")
     Path("taken.csv").write_text("mutant,protein,status\n")
@@ -295,8 +295,8 @@ def test_what_split_refuses(tmp_path, inputs, monkeypatch, capsys, arguments, to
     except SystemExit as ended:
         code = ended.code
     lines = capsys.readouterr().err.splitlines()
-    assert (code, len(lines)) == ((0, 0) if told is None else (2, 1))
-    assert told is None or told in lines[0]
+    assert (code, len(lines)) == ((0, 0) if message is None else (2, 1))
+    assert message is None or message in lines[0]
 
 
 def damage(folder: Path, what: str) -> None:
@@ -336,7 +336,7 @@ def damage(folder: Path, what: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("what", "told"),
+    ("what", "message"),
     [
         ("a score", "00001.tsv: damaged, its digest is not that in 00001.sha256"),
         ("a shard is missing", "00001.tsv: no such file, but 00001.sha256 lists it"),
@@ -349,14 +349,14 @@ def damage(folder: Path, what: str) -> None:
         ("other records", "status.tsv: does not match the records of"),
     ],
 )
-def test_join_notices_what_does_not_belong(tmp_path, rotary, inputs, capsys, what, told):
+def test_join_notices_what_does_not_belong(tmp_path, rotary, inputs, capsys, what, message):
     in_shards(tmp_path, rotary, MARGINAL, 2, *inputs)
     before = (tmp_path / "joined.tsv").read_bytes()
     damage(tmp_path, what)
     capsys.readouterr()
     assert join(tmp_path, 2, inputs[1]) == 2
     (line,) = capsys.readouterr().err.splitlines()
-    assert told in line
+    assert message in line
     assert (tmp_path / "joined.tsv").read_bytes() == before
 
 

@@ -1,4 +1,4 @@
-"""Of proteins that are cut, what is scored is the variant that was asked for, or nothing."""
+"""In truncated proteins, exactly the variant of the row is scored, or nothing."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ CUT = "truncated to the first 30 residues"
 
 @torch.no_grad()
 def likelihood(folder, sequence: str) -> float:
-    """Of a sequence the model has positions for, each residue masked alone."""
+    """Of a sequence that the model has positions for, one residue masked at a time."""
     model, tokenizer = EsmForMaskedLM.from_pretrained(folder), EsmTokenizer.standard()
     tokens = tokenizer(sequence, return_tensors="pt").input_ids[0]
     total = 0.0
@@ -82,7 +82,7 @@ def test_likelihoods_are_those_of_the_variant(esm, absolute, files):
 
 
 def test_mutated_sequences_are_those_asked_for(esm, absolute, files):
-    """The same by whole sequences."""
+    """The same, with the variants as whole sequences."""
     sequences = {
         LONG[:1] + "A" + LONG[2:]: ("ok", CUT),
         LONG[:30] + "C" + LONG[31:]: ("skipped", BEYOND.format(31)),
@@ -98,7 +98,7 @@ def test_mutated_sequences_are_those_asked_for(esm, absolute, files):
 
 
 def test_windows_take_all_of_them(esm, absolute, files):
-    """In windows nothing is cut, and the reason says so of a mutant that is long by itself."""
+    """Windows cut nothing; the reason mentions them also where only the mutant is long."""
     rows = [{"protein": name, "mutant": text} for name, text, *_ in CASES]
     fasta, table, out = files(PROTEINS, rows)
     arguments = ("--long", "window", "--strategy", LIKELIHOOD)
@@ -112,7 +112,7 @@ def test_windows_take_all_of_them(esm, absolute, files):
 
 @pytest.mark.parametrize("strategy", [MARGINAL, "masked_marginal_joint", "wt_marginal"])
 def test_the_last_residue_that_is_left_is_scored(esm, absolute, files, strategy):
-    """As in the protein that ends there; of what lies beyond, nothing."""
+    """As in a protein that ends there; residues after the cut have no scores."""
     last, beyond = f"{LONG[29]}30W", f"{LONG[30]}31W"
     rows = [
         {"protein": name, "mutant": text}
@@ -134,7 +134,7 @@ def test_the_last_residue_that_is_left_is_scored(esm, absolute, files, strategy)
 
 
 def test_a_saturation_and_embeddings_are_of_what_is_left(esm, absolute, tmp_path):
-    """As of the protein that ends there, and the records say so."""
+    """As in a protein that ends there, and the records say so."""
     fasta = tmp_path / "in.fasta"
     fasta.write_text(f">just\n{JUST}\n>long\n{LONG}\n")
     cut = ("--model", absolute, "--long", "truncate")

@@ -1,4 +1,4 @@
-"""Whose variants rows are: FASTA, columns and reference tables; and the offset that would fit."""
+"""The wild type of each row: from FASTA, columns and reference tables; and the offset that fits."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ def test_a_column_names_the_protein(esm, rotary, files):
     bad = {"gap": "M1A", "none": "M1A", "": "K2L"}
     given = [{"mutant": text, "protein": name} for name, text in (named | bad).items()]
     fasta, table, out = files(PROTEINS, given, "tsv")
-    code, told, rows = run(esm, rotary, fasta, table, out)
+    code, message, rows = run(esm, rotary, fasta, table, out)
     assert code == 0
-    assert passes(told) == 2, "the same protein under four names is one"
+    assert passes(message) == 2, "the same protein under four names is one"
     by_name = {row["protein"]: row for row in rows}
     assert len({by_name[name][MARGINAL] for name in ("P1", "ONE", "sp|P1|ONE", "again")}) == 1
     assert by_name["two"]["status"] == "ok"
@@ -48,25 +48,25 @@ def test_other_names_of_columns(esm, rotary, files):
         "ok",
         "ok",
     ]
-    code, told, _ = run(esm, rotary, fasta, table, out, "--mutation-col", "chnage")
+    code, message, _ = run(esm, rotary, fasta, table, out, "--mutation-col", "chnage")
     assert code == 2
     assert (
         "no column 'chnage'; it has 'acc', 'change', 'protein'; set --mutation-col to 'change'"
-        in told
+        in message
     )
     arguments = ["--mutation-col", "change", "--protein", "two"]
     found = run(esm, rotary, fasta, table, out, *arguments)[2]
     assert [row["status"] for row in found] == ["ok", "skipped"]
-    code, told, _ = run(esm, rotary, fasta, table, out, *arguments[:3], "three")
+    code, message, _ = run(esm, rotary, fasta, table, out, *arguments[:3], "three")
     assert code == 2
-    assert "no protein 'three' among the wild types" in told
+    assert "no protein 'three' among the wild types" in message
 
 
 def test_several_proteins_need_a_column(esm, rotary, files):
     fasta, table, out = files(PROTEINS, mutants("K2L", acc="P1"))
-    code, told, _ = run(esm, rotary, fasta, table, out)
+    code, message, _ = run(esm, rotary, fasta, table, out)
     assert code == 2
-    assert "no column 'protein', but there are 5 proteins; set --protein-col to 'acc'" in told
+    assert "no column 'protein', but there are 5 proteins; set --protein-col to 'acc'" in message
 
 
 def test_an_id_of_several_proteins(esm, rotary, files):
@@ -112,7 +112,7 @@ def test_wild_types_in_a_column(esm, rotary, files, tmp_path):
 
 
 def test_proteingyms_files(esm, rotary, files, tmp_path):
-    """An assay, and the reference file that has its wild type."""
+    """An assay, and the reference file with its wild type."""
     rows = mutants("K2L", "K2S:T3A", DMS_score="0.5", DMS_score_bin="1")
     sequences = ["MLTAYIAKQRQISFVKSHFSRQ", "MSAAYIAKQRQISFVKSHFSRQ"]
     rows = [{**row, "mutated_sequence": one} for row, one in zip(rows, sequences, strict=True)]
@@ -127,9 +127,9 @@ def test_proteingyms_files(esm, rotary, files, tmp_path):
     three = run(esm, rotary, fasta, table, out, *whole)[2]
     assert one == two == three
     assert [row["status"] for row in one] == ["ok", "ok"]
-    code, told, _ = run(esm, rotary, reference, table, out)
+    code, message, _ = run(esm, rotary, reference, table, out)
     assert code == 2
-    assert "a table; set --protein-col and --sequence-col to its columns" in told
+    assert "a table; set --protein-col and --sequence-col to its columns" in message
 
 
 def test_the_offset_that_fits_is_suggested(esm, rotary, files):
@@ -148,7 +148,7 @@ def test_the_offset_that_fits_is_suggested(esm, rotary, files):
 
 
 def test_no_offset_is_suggested_without_reason(esm, rotary, files):
-    """Where several fit as well, where the present one fits better, for the right protein only."""
+    """Not if several fit equally or the present one fits better; for the right protein only."""
     fasta, table, out = files({"a": WILD_TYPE}, mutants("K9A"))
     assert run(esm, rotary, fasta, table, out)[2][0]["reason"] == "residue 9 is Q, not K"
     fasta, table, out = files({"a": WILD_TYPE}, mutants(*shifted(0), "K9A"))
