@@ -182,7 +182,7 @@ def light_modules() -> list[str]:
         "esm_pipeline",
         "esm_pipeline.settings",
         "esm_pipeline.cli",
-        *(f"esm_pipeline.tasks.{command.module}" for command in COMMANDS.values()),
+        "esm_pipeline.tasks.run.shard",
     ]
     return light + [module_name(path) for path in FILES if room(module_name(path)) == "formats"]
 
@@ -191,6 +191,11 @@ def test_settings_formats_and_shard_load_nothing_heavy():
     statement = "\n".join(f"import {module}" for module in light_modules())
     assert loaded_by(statement) == set()
     assert loaded_by(f"{statement}\nimport esm_pipeline.model") == {"torch"}
+
+
+def test_no_command_loads_torch_before_it_needs_it():
+    modules = [f"import esm_pipeline.tasks.{command.module}" for command in COMMANDS.values()]
+    assert "torch" not in loaded_by("\n".join(modules))
 
 
 @pytest.mark.parametrize("folder", ["esm_pipeline", "tests", "workflow"])

@@ -261,9 +261,7 @@ def iter_packed(
             f"{type(model).__name__} has no logits; load EsmForMaskedLM, or set "
             "output='representation'"
         )
-    whole = isinstance(token_budget, (int, np.integer)) and not isinstance(token_budget, bool)
-    if not whole or token_budget < 1:
-        raise InputError(f"token_budget {token_budget!r} is not a positive whole number")
+    check_token_budget(token_budget)
     encoder = cast(EsmModel, getattr(model, "esm", model))
     check_layer(layer, encoder.config.num_hidden_layers)
     if nucleotides not in NUCLEOTIDES:
@@ -271,13 +269,7 @@ def iter_packed(
     sequences = as_sequence(sequences)
     chosen = default_tokenizer(model) if tokenizer is None else tokenizer
     lengths = lengths_of(sequences, chosen, nucleotides)
-    limit = encoder.max_residues
-    if limit is not None and lengths.size and lengths.max() > limit:
-        place = int(lengths.argmax())
-        raise InputError(
-            f"sequence {place} has {lengths[place]} residues, the model has positions for {limit}; "
-            "cut it"
-        )
+    check_lengths(lengths, encoder.max_residues)
 
     @torch.no_grad()
     def compute(part: Int64) -> list[Tensor]:
@@ -290,14 +282,14 @@ def iter_packed(
             values = encoder.represent(tokens, layout, [layer]).hidden[layer]
         return list(torch.split(values, layout.lengths))
 
-    return results_of(compute_batches(lengths, token_budget, compute, model.device), lengths)
+    return sequence_results(compute_batches(lengths, token_budget, compute, model.device), lengths)
 
 
-def results_of(
-    computed: Iterator[BatchResult[list[Tensor]]], lengths: Int64
+def sequence_results(
+    batches: Iterator[BatchResult[list[Tensor]]], lengths: Int64
 ) -> Iterator[tuple[int, Tensor]]:
-    """`(i, tensor)` of each sequence. Raises CapacityError."""
-    for part, results in computed:
+    """`(i, tensor)` of each sequence. Raises CapacityError for one that does not fit alone."""
+    for part, results in batches:
         if results is None:
             place = int(part[0])
             raise CapacityError(
@@ -348,6 +340,23 @@ def lengths_of(sequences: Sequence[Any], tokenizer: EsmTokenizer, nucleotides: s
 def nucleotides_of(sequence: str) -> str:
     """`nucleotides_in` for a sequence in upper or lower case, with white space."""
     return nucleotides_in("".join(sequence.split()).upper().encode("utf-8", "replace"))
+
+
+def check_token_budget(token_budget: Any) -> None:
+    """Raise InputError unless `token_budget` is a positive whole number."""
+    whole = isinstance(token_budget, (int, np.integer)) and not isinstance(token_budget, bool)
+    if not whole or token_budget < 1:
+        raise InputError(f"token_budget {token_budget!r} is not a positive whole number")
+
+
+def check_lengths(lengths: Int64, limit: int | None) -> None:
+    """Raise InputError for the longest sequence if the model has only `limit` positions."""
+    if limit is not None and lengths.size and lengths.max() > limit:
+        place = int(lengths.argmax())
+        raise InputError(
+            f"sequence {place} has {lengths[place]} residues, the model has positions for {limit}; "
+            "cut it"
+        )
 
 
 def check_layer(layer: int, count: int) -> None:

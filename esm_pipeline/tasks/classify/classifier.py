@@ -39,6 +39,7 @@ from esm_pipeline.model.checkpoints.loading import class_of, open_entries
 from esm_pipeline.model.inference.batching import pack, residue_states
 from esm_pipeline.model.inference.windows import SPECIAL_TOKENS
 from esm_pipeline.settings.sections import CLASSIFIERS, ClassifySettings, texts
+from esm_pipeline.tasks.classify.classes import TASK
 from esm_pipeline.tasks.common.compute import ArrayRunner, BatchArrays
 from esm_pipeline.tasks.common.runner import software
 
@@ -58,7 +59,7 @@ class Classifier(ArrayRunner[WithClasses]):
     without a classifier or with unusable labels, InputError if it contradicts `settings.of`.
     """
 
-    task = "classify"
+    task = TASK
     settings: ClassifySettings
 
     def __init__(self, name: str, revision: str | None, settings: ClassifySettings) -> None:
@@ -68,7 +69,7 @@ class Classifier(ArrayRunner[WithClasses]):
         self.of = CLASSIFIERS[name]
         if settings.of not in ("auto", self.of):
             raise InputError(
-                f"{setting('classify.of')} is '{settings.of}', but {self.checkpoint.name} is of "
+                f"{setting('classify.of')} is '{settings.of}', but {self.checkpoint.name} is an "
                 f"{name}; set {setting('classify.of')} to {self.of}"
             )
         self.problem = problem_of(self.config)
@@ -143,7 +144,7 @@ def class_name(checkpoint: Checkpoint, config: EsmConfig) -> str:
             return name
     found = class_of(open_entries(checkpoint.weight_files))
     if found not in CLASSIFIERS:
-        raise WeightsError(f"{checkpoint.name}: has no classifier, but is of {found}; {REMEDY}")
+        raise WeightsError(f"{checkpoint.name}: has no classifier, it is an {found}; {REMEDY}")
     return found
 
 

@@ -10,9 +10,7 @@ from __future__ import annotations
 import argparse
 import json
 import time
-from contextlib import ExitStack
 
-from esm_pipeline.files import scratch_path
 from esm_pipeline.flags import section_from
 from esm_pipeline.formats.records import FAILED, read_records
 from esm_pipeline.formats.tables.base import SUFFIXES
@@ -57,27 +55,20 @@ def run(args: argparse.Namespace) -> int:
     with command.open_input(args, args.output.parent) as sequences:
         from esm_pipeline.model.inference.device import set_threads
         from esm_pipeline.tasks.classify.classifier import Classifier
-        from esm_pipeline.tasks.common.compute import write_rows
 
         set_threads(settings.threads)
         classifier = Classifier(args.model, args.revision, settings)
         plan = SequencePlan(sequences, classifier.policy)
         targets = [args.output, table, *filter(None, [args.provenance])]
-        with ExitStack() as stack:
-            output, records, *provenance = stack.enter_context(
-                command.written_together(targets, args.sha256)
-            )
-            is_hdf5 = ending in HDF5
-            rows = output if is_hdf5 else stack.enter_context(scratch_path(args.output))
-            write_rows(classifier, plan, rows, quiet=args.quiet)
-            counts = plan.write_outcomes(records)
-            if not is_hdf5:
-                write_table(output, ending, rows, read_records(records), threshold)
-            for path in provenance:
+        with command.computed(args, classifier, plan, targets) as files:
+            if ending not in HDF5:
+                records = read_records(files.table)
+                write_table(files.output, ending, files.rows, records, threshold)
+            for provenance in files.extra:
                 facts = {**classifier.attributes, "threshold": threshold}
-                path.write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
-    line = command.summary(classifier, plan, counts, started)
-    return command.finish(args, line, counts[FAILED], table)
+                provenance.write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
+    line = command.summary(classifier, plan, files.counts, started)
+    return command.finish(args, line, files.counts[FAILED], table)
 
 
 def check_model(args: argparse.Namespace) -> None:

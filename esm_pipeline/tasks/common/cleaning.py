@@ -32,25 +32,39 @@ class LetterPolicy(NamedTuple):
 
     pattern: re.Pattern[str]
     name: str
+    """The letter, for messages; `{}` is the one that was found."""
     detail: str
-    setting: str
+    """What is wrong with it."""
+    field: str
     """The field of CleaningSettings that decides."""
     accepting: str
     """The value of the field that keeps the record."""
     effect: str
+    """What that value does, in a remedy."""
     done: str
+    """The same in a note."""
 
     @property
     def remedy(self) -> str:
         """What to set, and to what effect."""
-        return f"set {setting(f'shard.{self.setting}')} to '{self.accepting}' to {self.effect}"
+        return f"set {setting(f'shard.{self.field}')} to '{self.accepting}' to {self.effect}"
+
+    def accepts(self, cleaning: CleaningSettings) -> bool:
+        """Whether the settings keep records with such letters."""
+        accepted: bool = getattr(cleaning, self.field) == self.accepting
+        return accepted
+
+    def note(self, first: str, count: int, where: str = "") -> str:
+        """What was done with `count` letters, of which the `first` is named with its place."""
+        more = f" and {count - 1} more" if count > 1 else ""
+        return f"{first}{more}{where} {self.done}"
 
 
 UNKNOWN = LetterPolicy(
     pattern=re.compile("J"),
     name="J",
     detail=" is unknown to the models",
-    setting="unknown_residues",
+    field="unknown_residues",
     accepting="replace",
     effect="read it as X",
     done="replaced by X",
@@ -59,7 +73,7 @@ STOP = LetterPolicy(
     pattern=re.compile(r"\*"),
     name="stop '*'",
     detail=" inside the sequence",
-    setting="internal_stops",
+    field="internal_stops",
     accepting="replace",
     effect="read it as X",
     done="replaced by X",
@@ -68,7 +82,7 @@ GAP = LetterPolicy(
     pattern=re.compile(r"[.\-]"),
     name="gap '{}'",
     detail="",
-    setting="gaps",
+    field="gaps",
     accepting="remove",
     effect="drop gaps",
     done="removed",
@@ -115,30 +129,34 @@ def _translated(sequence: bytes, cleaning: CleaningSettings, header: bytes) -> C
     A sequence of nucleotide codes only is taken as a coding sequence whatever its length.
     """
     if not only_nucleotides(sequence.translate(None, b"-.:")):
-        if nucleotides_in(sequence):  # with '*' in it
-            place = sequence.index(b"*") + 1
-            return CleanedSequence(b"", f"stop '*' at nucleotide {place}; correct the sequence")
-        cleaned = clean(sequence, cleaning)
-        note = "not nucleotides: taken as a protein"
-        return cleaned._replace(notes=(note, *cleaned.notes)) if cleaned.sequence else cleaned
+        return _not_coding(sequence, cleaning)
     notes: list[str] = []
     if gap := GAP.pattern.search(sequence.decode()):
-        what = f"{GAP.name.format(gap[0])} at nucleotide {gap.start() + 1}"
-        if cleaning.gaps != GAP.accepting:
-            return CleanedSequence(b"", f"{what}; {GAP.remedy}")
-        more = sum(map(sequence.count, (b"-", b"."))) - 1
-        notes.append(f"{what}{f' and {more} more' if more else ''} {GAP.done}")
+        first = f"{GAP.name.format(gap[0])} at nucleotide {gap.start() + 1}"
+        if not GAP.accepts(cleaning):
+            return CleanedSequence(b"", f"{first}; {GAP.remedy}")
+        notes.append(GAP.note(first, sum(map(sequence.count, (b"-", b".")))))
     chains = sequence.translate(None, b"-.").split(CHAIN_BREAK)
-    number = cleaning.genetic_code
-    read = [translate(chain, number, header if len(chains) == 1 else b"") for chain in chains]
-    how = f"translated in frame {read[0].frame} by genetic code {number}"
-    for place, one in enumerate(read, 1):
-        where = f" (chain {place})" if len(chains) > 1 else ""
-        notes += [f"{note}{where}" for note in one.notes]
-    cleaned = clean(CHAIN_BREAK.join(one.protein for one in read), cleaning)
+    code = cleaning.genetic_code
+    proteins = [translate(chain, code, header if len(chains) == 1 else b"") for chain in chains]
+    how = f"translated in frame {proteins[0].frame} by genetic code {code}"
+    for number, found in enumerate(proteins, 1):
+        where = f" (chain {number})" if len(chains) > 1 else ""
+        notes += [f"{note}{where}" for note in found.notes]
+    cleaned = clean(CHAIN_BREAK.join(found.protein for found in proteins), cleaning)
     if not cleaned.sequence:
         return CleanedSequence(b"", f"{how}: {cleaned.reason}")
     return cleaned._replace(notes=(how, *notes, *cleaned.notes))
+
+
+def _not_coding(sequence: bytes, cleaning: CleaningSettings) -> CleanedSequence:
+    """A sequence that is not of nucleotides, cleaned as a protein."""
+    if nucleotides_in(sequence):  # with '*' in it
+        place = sequence.index(b"*") + 1
+        return CleanedSequence(b"", f"stop '*' at nucleotide {place}; correct the sequence")
+    cleaned = clean(sequence, cleaning)
+    note = "not nucleotides: taken as a protein"
+    return cleaned._replace(notes=(note, *cleaned.notes)) if cleaned.sequence else cleaned
 
 
 def is_clean(sequence: bytes) -> bool:
@@ -174,18 +192,18 @@ def clean(sequence: bytes, cleaning: CleaningSettings) -> CleanedSequence:
 
 
 def _clean_chain(chain: str, where: str, cleaning: CleaningSettings) -> CleanedSequence:
+    """Clean one chain; `where` names it in reasons and notes."""
     body = chain.rstrip("*-." if cleaning.gaps == "remove" else "*")
     refused: list[tuple[int, str]] = []
     notes: list[str] = []
     for policy, text in ((UNKNOWN, body), (STOP, body), (GAP, chain)):
         if not (match := policy.pattern.search(text)):
             continue
-        what = f"{policy.name.format(match[0])} at residue {match.start() + 1}"
-        if getattr(cleaning, policy.setting) == policy.accepting:
-            more = len(policy.pattern.findall(text)) - 1
-            notes.append(f"{what}{f' and {more} more' if more else ''}{where} {policy.done}")
+        first = f"{policy.name.format(match[0])} at residue {match.start() + 1}"
+        if policy.accepts(cleaning):
+            notes.append(policy.note(first, len(policy.pattern.findall(text)), where))
         else:
-            refused.append((match.start(), f"{what}{where}{policy.detail}; {policy.remedy}"))
+            refused.append((match.start(), f"{first}{where}{policy.detail}; {policy.remedy}"))
     if match := FOREIGN.search(chain):
         what = f"character {match[0]!a} at residue {match.start() + 1}{where}"
         why = LETTER_HINTS.get(match[0], "is no amino acid; correct the sequence")

@@ -11,17 +11,17 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from esm_pipeline.files import atomic_paths
+from esm_pipeline.files import atomic_paths, scratch_path
 from esm_pipeline.flags import add_common, add_flags, exit_code, section_from
 from esm_pipeline.formats.input_checksums import require_unchanged
 from esm_pipeline.settings.sections import CleaningSettings, Section
 from esm_pipeline.tasks.common.model_file import MODEL_HELP
 from esm_pipeline.tasks.common.outcomes import format_counts
-from esm_pipeline.tasks.common.outputs import write_checksums
+from esm_pipeline.tasks.common.outputs import HDF5, write_checksums
 from esm_pipeline.tasks.common.sequences import SequenceSet, open_sequences
 
 if TYPE_CHECKING:
@@ -100,6 +100,42 @@ def written_together(
             write_checksums(paths[-1], checksums, dict(zip(targets, paths, strict=False)))
         if stale:
             stale.unlink(missing_ok=True)
+
+
+class ComputedFiles(NamedTuple):
+    """Temporary paths of the outputs of a run, and the number of records of each status."""
+
+    rows: Path
+    """The results as HDF5: `output`, or a file that is removed in the end."""
+    output: Path
+    table: Path
+    extra: list[Path]
+    counts: Counter[str]
+
+
+@contextmanager
+def computed(
+    args: argparse.Namespace,
+    runner: ArrayRunner[Any],
+    plan: SequencePlan,
+    targets: Sequence[Path],
+    *,
+    stale: Path | None = None,
+) -> Iterator[ComputedFiles]:
+    """Compute `plan` and write the table of records; the caller writes the other files.
+
+    `targets` are the output, the table of records and extra files; `written_together` explains
+    `stale`.
+    """
+    from esm_pipeline.tasks.common.compute import write_rows
+
+    with ExitStack() as stack:
+        paths = stack.enter_context(written_together(targets, args.sha256, stale=stale))
+        output, table, *extra = paths
+        is_hdf5 = targets[0].suffix.lower() in HDF5
+        rows = output if is_hdf5 else stack.enter_context(scratch_path(targets[0]))
+        write_rows(runner, plan, rows, quiet=args.quiet)
+        yield ComputedFiles(rows, output, table, extra, plan.write_outcomes(table))
 
 
 def summary(

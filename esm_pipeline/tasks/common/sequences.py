@@ -224,7 +224,7 @@ def _cleaned(
     """Clean a sequence; one of more than `most` letters is skipped."""
     if len(sequence) <= most:
         return read_sequence(sequence, cleaning, header)
-    remedy = "cut it in parts"
+    remedy = "cut it into parts"
     if most < MOST_LETTERS:
         remedy = f"set {setting('shard.max_letters')} to as many as it has, or {remedy}"
     return CleanedSequence(b"", f"more than {most:,} letters; {remedy}")

@@ -77,7 +77,8 @@ class ShardResults:
             known = outcome is not None and outcome.status in CODES
             if outcome is None or digest is None or not (known and PLACE.fullmatch(record.id)):
                 raise InputError(
-                    f"{table}: record {record.index} is not of a shard of '{self.task}'; {AGAIN}"
+                    f"{table}: record {record.index} does not belong to a shard of "
+                    f"'{self.task}'; {AGAIN}"
                 )
             yield int(record.id), digest, outcome
 
@@ -110,7 +111,7 @@ class ShardResults:
         if found < self._sequences:
             raise InputError(
                 f"{self.folder}: the shards have {self._sequences} sequences, {self.records} has "
-                f"{found}: they are of another input; {AGAIN}"
+                f"{found}: they belong to another input; {AGAIN}"
             )
 
     @cached_property

@@ -9,12 +9,10 @@ from __future__ import annotations
 import argparse
 import time
 from collections.abc import Iterable
-from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from esm_pipeline.errors import InputError
-from esm_pipeline.files import scratch_path
 from esm_pipeline.flags import section_from
 from esm_pipeline.formats.records import FAILED
 from esm_pipeline.formats.results.embedding_tables import FIXED, write_array, write_table
@@ -68,7 +66,6 @@ def run(args: argparse.Namespace) -> int:
         require_fixed(args.output, settings.include)
     with command.open_input(args, args.output.parent) as sequences:
         from esm_pipeline.model.inference.device import set_threads
-        from esm_pipeline.tasks.common.compute import write_rows
         from esm_pipeline.tasks.embed.representations import Encoder
 
         set_threads(settings.threads)
@@ -76,20 +73,13 @@ def run(args: argparse.Namespace) -> int:
         if ending == ARRAY:
             require_one_array(args.output, encoder)
         plan = SequencePlan(sequences, encoder.policy)
-        with ExitStack() as stack:
-            output, table, *ids = stack.enter_context(
-                command.written_together(targets, args.sha256)
-            )
-            is_hdf5 = ending in HDF5
-            rows = output if is_hdf5 else stack.enter_context(scratch_path(args.output))
-            write_rows(encoder, plan, rows, quiet=args.quiet)
-            counts = plan.write_outcomes(table)
-            if ids:
-                write_array(output, ids[0], rows)
-            elif not is_hdf5:
-                write_table(output, ending, rows)
-    line = command.summary(encoder, plan, counts, started)
-    return command.finish(args, line, counts[FAILED], targets[1])
+        with command.computed(args, encoder, plan, targets) as files:
+            if ending == ARRAY:
+                write_array(files.output, files.extra[0], files.rows)
+            elif ending not in HDF5:
+                write_table(files.output, ending, files.rows)
+    line = command.summary(encoder, plan, files.counts, started)
+    return command.finish(args, line, files.counts[FAILED], targets[1])
 
 
 def require_fixed(output: Path, include: Iterable[str]) -> None:

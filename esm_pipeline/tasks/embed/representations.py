@@ -44,7 +44,7 @@ class Encoder(ArrayRunner[EsmModel]):
         if missing and "contacts" in self.settings.include:
             raise WeightsError(
                 f"{self.checkpoint.name}: no '{min(missing)}', and without it contacts mean "
-                "nothing; put the file of its contact regression next to it, or leave contacts out"
+                "nothing; put its contact regression next to it, or leave contacts out"
             )
 
     @property

@@ -61,16 +61,13 @@ def run(args: argparse.Namespace) -> int:
     stale = args.output / TABLE if as_files else None
     with command.open_input(args, arrays.parent, complexes=True) as sequences:
         from esm_pipeline.model.inference.device import set_threads
-        from esm_pipeline.tasks.common.compute import write_rows
         from esm_pipeline.tasks.fold.predictor import Predictor
 
         threads = set_threads(settings.threads)
         predictor = Predictor(args.model, args.revision, settings)
         plan = FoldPlan(sequences, predictor.policy, predictor.config.max_residues)
-        targets = [arrays, table]
-        with command.written_together(targets, args.sha256, stale=stale) as (output, records):
-            write_rows(predictor, plan, output, quiet=args.quiet)
-            counts = plan.write_outcomes(records)
+        with command.computed(args, predictor, plan, [arrays, table], stale=stale) as files:
+            counts = files.counts
     if as_files:
         rows = read_records(table)
         write_files(arrays, args.output, rows, written, processes=threads, quiet=args.quiet)

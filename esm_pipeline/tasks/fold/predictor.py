@@ -1,4 +1,4 @@
-"""Sequences to structures: the folding model, and what is made of its output."""
+"""Sequences to structures: the folding model and its results."""
 
 from __future__ import annotations
 

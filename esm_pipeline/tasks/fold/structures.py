@@ -45,8 +45,8 @@ from esm_pipeline.structure.structure import MEANINGLESS, RANDOM, Structure, pdb
 from esm_pipeline.tasks.common.outcomes import with_outcomes
 from esm_pipeline.tasks.common.outputs import require_folder_name
 from esm_pipeline.tasks.common.progress import progress
+from esm_pipeline.tasks.fold.plan import TASK
 
-TASK = "fold"
 TABLE, STRUCTURES, PAE = "structures.tsv", "structures", "pae"
 DIGESTS = "structures.sha256"
 NOT_PDB = "not_pdb"

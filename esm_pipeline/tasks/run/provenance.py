@@ -39,7 +39,12 @@ from esm_pipeline.settings.result_names import (
 )
 from esm_pipeline.tasks.common.model_file import read_model_file
 from esm_pipeline.tasks.common.outputs import ending_of
-from esm_pipeline.tasks.run.tallies import add_run_flags, count_records, other_files, settings_of
+from esm_pipeline.tasks.run.tallies import (
+    add_run_flags,
+    count_records,
+    files_of_other_runs,
+    settings_of,
+)
 
 FORMAT_VERSION = 1
 PACKAGES = ("biotite", "h5py", "huggingface_hub", "numpy", "safetensors", "snakemake", "torch")
@@ -73,7 +78,7 @@ def provenance(settings: Settings, folder: Path) -> dict[str, Any]:
         "format": "esm-pipeline/provenance",
         "format_version": FORMAT_VERSION,
         "written": datetime.now(UTC).isoformat(timespec="seconds"),
-        "software": software(),
+        "software": versions(),
         "source": source(HOME),
         "settings": settings.model_dump(),
         "models": {
@@ -83,15 +88,15 @@ def provenance(settings: Settings, folder: Path) -> dict[str, Any]:
         },
         "samples": {
             name: {
-                **inputs_of(folder / name, inputs[name], tables.get(name)),
+                **sample_inputs(folder / name, inputs[name], tables.get(name)),
                 "shards": settings.shard_count(inputs[name]),
                 "records": counts(folder / name / RECORDS, name in tables, settings.tasks),
-                "results": results_of(folder / name, names),
+                "results": sample_results(folder / name, names),
             }
             for name, names in settings.results().items()
         },
         "results": {name: result(folder / name) for name in (*models, REPORT, VERDICT)},
-        "not_of_this_run": other_files(settings, folder),
+        "not_of_this_run": files_of_other_runs(settings, folder),
     }
 
 
@@ -101,15 +106,15 @@ def model_facts(path: Path) -> dict[str, Any]:
     return {name: facts[name] for name in facts if name not in ("format", "format_version")}
 
 
-def software() -> dict[str, str]:
+def versions() -> dict[str, str]:
     """Versions of the project, its dependencies, Python and the platform."""
-    versions = {"esm_pipeline": esm_pipeline.__version__, "python": platform.python_version()}
+    found = {"esm_pipeline": esm_pipeline.__version__, "python": platform.python_version()}
     for name in PACKAGES:
         try:
-            versions[name] = metadata.version(name)
+            found[name] = metadata.version(name)
         except metadata.PackageNotFoundError:
             continue  # a job's conda environment has no Snakemake, for example
-    return {**versions, "platform": platform.platform()}
+    return {**found, "platform": platform.platform()}
 
 
 def source(folder: Path) -> dict[str, Any] | None:
@@ -130,7 +135,7 @@ def git(folder: Path, *arguments: str) -> str:
     return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
 
 
-def inputs_of(folder: Path, files: list[str], variants: str | None) -> dict[str, Any]:
+def sample_inputs(folder: Path, files: list[str], variants: str | None) -> dict[str, Any]:
     """The inputs of one sample."""
     found: dict[str, Any] = {"fasta": inputs(files, folder / INPUTS)}
     if variants is not None:
@@ -157,7 +162,7 @@ def inputs(files: list[str], listing: Path) -> list[dict[str, Any]]:
     return found
 
 
-def results_of(folder: Path, names: list[str]) -> dict[str, dict[str, Any]]:
+def sample_results(folder: Path, names: list[str]) -> dict[str, dict[str, Any]]:
     """Size and digest of each result of a sample, and the facts stored with it.
 
     Files in folders are covered by lists of digests, which are results too.
@@ -215,10 +220,10 @@ def stored_facts(path: Path) -> dict[str, Any]:
     """The facts stored in a result, or for a table of scores in the file next to it."""
     if path.suffix == ".h5":
         return attributes(path)
-    return scores(path) if path.name == SCORES else {}
+    return score_facts(path) if path.name == SCORES else {}
 
 
-def scores(path: Path) -> dict[str, Any]:
+def score_facts(path: Path) -> dict[str, Any]:
     """The facts in the file next to a table of scores."""
     origin = path.with_name("scores.json")
     try:
@@ -245,7 +250,7 @@ def attributes(path: Path) -> dict[str, Any]:
     """The attributes of an HDF5 result: model, revision, digest of the weights, versions."""
     try:
         with open_hdf5(path) as file, judging(path):
-            return {name: plain(value) for name, value in read_attributes(file).items()}
+            return {name: json_value(value) for name, value in read_attributes(file).items()}
     except DamagedError as error:
         raise InputError(
             f"{path}: not a complete HDF5 result ({error.why}); "
@@ -253,7 +258,7 @@ def attributes(path: Path) -> dict[str, Any]:
         ) from None
 
 
-def plain(value: Any) -> Any:
+def json_value(value: Any) -> Any:
     """An HDF5 attribute as a value for JSON; text that is JSON itself is parsed."""
     if hasattr(value, "tolist"):
         value = value.tolist()

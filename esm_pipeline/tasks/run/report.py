@@ -91,7 +91,7 @@ def run(args: argparse.Namespace) -> int:
     if found.others:
         parts.append(f"<p>{html.escape(found.others[0].upper() + found.others[1:])}.</p>")
     page = PAGE.substitute(
-        title="Proteins and what the models make of them", body="\n".join(filter(None, parts))
+        title="Results of protein language models", body="\n".join(filter(None, parts))
     )
     with atomic_path(args.out) as path:
         path.write_text(page, encoding="utf-8")

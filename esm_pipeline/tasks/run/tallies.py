@@ -94,13 +94,13 @@ def find_results(args: argparse.Namespace, tables: Sequence[Path]) -> RunResults
     if bool(tables) == (args.settings is not None):
         raise InputError("give the samples, or the --settings of a run, and not both")
     if tables:
-        beside = {
+        names = {
             table.parent: [path.name for path in table.parent.iterdir()]
             for table in tables
             if table.exists()
         }
-        tallies = [count_records(table, SCORES in beside.get(table.parent, [])) for table in tables]
-        return RunResults(list(chain.from_iterable(tallies)), beside, "")
+        tallies = [count_records(table, SCORES in names.get(table.parent, [])) for table in tables]
+        return RunResults(list(chain.from_iterable(tallies)), names, "")
     settings, folder = settings_of(args), args.out.parent
     results = settings.results()
     tallies = [
@@ -122,14 +122,14 @@ def settings_of(args: argparse.Namespace) -> Settings:
     return load_settings(values, "--settings")
 
 
-def other_files(settings: Settings, folder: Path) -> list[str]:
+def files_of_other_runs(settings: Settings, folder: Path) -> list[str]:
     """What is in `folder` and not among the results of the run."""
     return list(not_of_this_run(folder, settings.models(), settings.results(), settings.tasks))
 
 
 def note_on_others(settings: Settings, folder: Path) -> str:
     """A sentence that names other files in `folder`; empty if there are none."""
-    found = list(map(shown, other_files(settings, folder)))
+    found = list(map(shown, files_of_other_runs(settings, folder)))
     if not found:
         return ""
     names = ", ".join(found[:MOST_OTHERS])
@@ -146,7 +146,7 @@ def count_records(path: Path, scored: bool, tasks: Sequence[str] | None = None) 
     sample, found = shown(path.absolute().parent.name), read_tasks(path)
     if tasks is not None and sorted(found) != sorted(tasks):
         raise InputError(
-            f"{path}: has columns of {' and '.join(found) or 'no task'}, but this run is of "
+            f"{path}: has columns of {' and '.join(found) or 'no task'}, but this run has "
             f"{' and '.join(tasks)}; remove it and run the workflow again"
         )
     validation = Tally(sample, VALIDATION)

@@ -47,7 +47,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def verdict(tallies: Sequence[Tally], others: str) -> str:
-    """The verdict as text: a table, the most common reasons, and which files are of no run.
+    """The verdict as text: a table, the most common reasons, and a note on files of other runs.
 
     The last line says how many failed in total.
     """

@@ -69,12 +69,12 @@ def run(args: argparse.Namespace) -> int:
     marks = (PROVENANCE, PROVENANCE_LIST, VERDICT, ACCEPTED)
     if not any((args.folder / name).exists() for name in marks):
         raise InputError(f"{args.folder}: not a folder of results; give one with a {PROVENANCE}")
-    check = Check(args.folder, args.threads if args.threads > 0 else os.cpu_count() or 1)
-    facts = check.provenance()
+    check = FolderCheck(args.folder, args.threads if args.threads > 0 else os.cpu_count() or 1)
+    facts = check.check_provenance()
     if facts:
-        check.results(facts, quiet=args.quiet)
+        check.check_results(facts, quiet=args.quiet)
     if not args.quiet:
-        for name in other_files(args.folder, facts) if facts else ():
+        for name in files_of_other_runs(args.folder, facts) if facts else ():
             print(f"{shown(str(args.folder / name))}: not of this run")
         differing = f"{check.different:,}" if check.different else "none"
         verb = "differ" if check.different > 1 else "differs"
@@ -83,7 +83,7 @@ def run(args: argparse.Namespace) -> int:
     return 1 if check.different else 0
 
 
-class Check:
+class FolderCheck:
     """The check of a folder: how many files were checked, and how many differ."""
 
     def __init__(self, folder: Path, threads: int) -> None:
@@ -97,7 +97,7 @@ class Check:
         remedy = "" if what == MISSING and name == source else f"remove {again} and "
         print(f"{place}: {what}; {remedy}run the workflow again", flush=True)
 
-    def provenance(self) -> dict[str, Any] | None:
+    def check_provenance(self) -> dict[str, Any] | None:
         """The contents of `provenance.json`; None if it cannot be read."""
         self.count += 1
         path, listing = self.folder / PROVENANCE, self.folder / PROVENANCE_LIST
@@ -123,18 +123,18 @@ class Check:
             return None
         return facts
 
-    def results(self, facts: dict[str, Any], *, quiet: bool) -> None:
+    def check_results(self, facts: dict[str, Any], *, quiet: bool) -> None:
         """Check all results in `provenance.json`."""
         files = list(files_of(facts))
         lists = [file.name for file in files if PurePosixPath(file.name).name in LISTS]
         total = len(files) + sum(count_lines(self.folder / name) for name in lists)
         with progress("verify", total, "files", quiet=quiet) as advance:
-            problems = self.files(files, 1, advance)
+            problems = self.check_files(files, 1, advance)
             for name in lists:
                 if name not in problems:
-                    self.listed(name, advance)
+                    self.check_listed(name, advance)
 
-    def listed(self, listing: str, advance: Advance) -> None:
+    def check_listed(self, listing: str, advance: Advance) -> None:
         """Check the files in a list, and that their folders contain no others.
 
         Their names are kept in memory only if there are others.
@@ -144,7 +144,7 @@ class Check:
         files = (
             ListedFile(str(sample / name), digest, listing) for digest, name in read_list(path)
         )
-        problems = self.files(files, TOGETHER, advance)
+        problems = self.check_files(files, TOGETHER, advance)
         there = sum(1 for _ in walk(path))
         if there == count_lines(path) - sum(what == MISSING for what in problems.values()):
             return
@@ -153,7 +153,9 @@ class Check:
             what = f"not in {PurePosixPath(listing).name}"
             self.report(os.path.relpath(found, self.folder), what, listing)
 
-    def files(self, files: Iterable[ListedFile], together: int, advance: Advance) -> dict[str, str]:
+    def check_files(
+        self, files: Iterable[ListedFile], together: int, advance: Advance
+    ) -> dict[str, str]:
         """Check files, `together` of them in a thread at a time; returns what is wrong, by name."""
         problems = {}
 
@@ -210,7 +212,7 @@ def files_of(facts: dict[str, Any]) -> Iterator[ListedFile]:
             yield ListedFile(str(place), str(result["sha256"]), str(place))
 
 
-def other_files(folder: Path, facts: dict[str, Any]) -> Iterator[str]:
+def files_of_other_runs(folder: Path, facts: dict[str, Any]) -> Iterator[str]:
     """What is in the folder and not among the results of the run."""
     samples = {}
     for sample, contents in facts["samples"].items():

@@ -1,4 +1,4 @@
-"""Batches within the budget, the out-of-memory ladder, and iter_packed beside the padded door."""
+"""Batches within the budget, splitting when memory runs out, iter_packed against padded input."""
 
 import re
 import weakref
@@ -55,7 +55,7 @@ def test_equal_lengths_keep_their_order():
 
 
 @given(count=st.integers(1, 40), room=st.integers(0, 12), big=st.sets(st.integers(0, 39)))
-def test_ladder_gives_every_sequence_once(count, room, big):
+def test_splitting_gives_every_sequence_once(count, room, big):
     """There is room for `room` sequences, and not even for one of those in `big`."""
     memory = Allocator(room)
 

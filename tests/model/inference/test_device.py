@@ -84,7 +84,7 @@ def test_usable_cores_are_those_of_the_affinity(monkeypatch):
     assert device.usable_cores() == 8
 
 
-def test_pytorch_is_told():
+def test_pytorch_uses_that_number():
     before = torch.get_num_threads()
     try:
         assert set_threads(3) == torch.get_num_threads() == 3

@@ -84,7 +84,7 @@ def test_new_threads_have_the_number_from_before():
 
 @pytest.mark.usefixtures("threads")
 def test_an_error_ends_all_at_their_next_part():
-    """Batches that wait are not begun, and a ladder of another thread does not go on."""
+    """Batches that wait are not begun, and splitting in another thread does not go on."""
     lengths, begun, failed = np.full(200, 600), [], threading.Event()
 
     def compute(part):
@@ -129,8 +129,8 @@ def test_whoever_stops_reading_ends_all():
 
 
 @pytest.mark.usefixtures("threads")
-def test_the_ladder_in_threads():
-    """What does not fit alone is told last: it had to be tried alone."""
+def test_splitting_in_threads():
+    """What does not fit alone is reported last: it had to be tried alone."""
     memory = Allocator(900)
 
     def compute(part):
@@ -145,7 +145,7 @@ def test_the_ladder_in_threads():
 
 
 @pytest.mark.usefixtures("threads")
-def test_what_does_not_fit_beside_others_is_computed_alone():
+def test_what_does_not_fit_with_others_is_computed_alone():
     memory, alone = Allocator(800, MemoryError(), waits=True), []
 
     def compute(part):

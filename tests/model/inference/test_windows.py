@@ -1,4 +1,4 @@
-"""Windows beside a table of hand-worked positions, and beside ProteinGym's loops for any length."""
+"""Windows against positions worked out by hand, and against ProteinGym's loops for any length."""
 
 from __future__ import annotations
 

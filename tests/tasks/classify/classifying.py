@@ -58,9 +58,9 @@ def save(folder: Path, name: str, kind: dict[str, Any] = ESM2, **settings: Any) 
 
 def change_config(folder: Path, change: Callable[[dict[str, Any]], object]) -> None:
     file = folder / "config.json"
-    told = json.loads(file.read_text())
-    change(told)
-    file.write_text(json.dumps(told))
+    config = json.loads(file.read_text())
+    change(config)
+    file.write_text(json.dumps(config))
 
 
 @torch.no_grad()
@@ -72,8 +72,8 @@ def expected(peer: nn.Module, problem: str | None) -> dict[str, np.ndarray]:
         logits = peer(**tokenizer(sequence, return_tensors="pt")).logits[0]
         if logits.ndim == 2:
             logits = logits[1:-1]
-        told = {"regression": logits, MULTI: logits.sigmoid()}
-        found[name] = told.get(problem or "", logits.softmax(-1)).numpy()
+        expected = {"regression": logits, MULTI: logits.sigmoid()}
+        found[name] = expected.get(problem or "", logits.softmax(-1)).numpy()
     return found
 
 

@@ -44,13 +44,15 @@ def model(tmp_path: Path) -> Path:
     return tmp_path / "m"
 
 
-@pytest.mark.parametrize("told", [None, ["MyOwnClassifier"], "EsmForTokenClassification", [7]])
+@pytest.mark.parametrize(
+    "architectures", [None, ["MyOwnClassifier"], "EsmForTokenClassification", [7]]
+)
 @pytest.mark.parametrize("name", [SEQUENCE, RESIDUE])
 def test_the_head_tells_where_the_config_does_not(
-    name: str, told: Any, model: Path, fasta: Path, tmp_path: Path
+    name: str, architectures: Any, model: Path, fasta: Path, tmp_path: Path
 ) -> None:
     save(model, name)
-    change_config(model, lambda config: config.update(architectures=told))
+    change_config(model, lambda config: config.update(architectures=architectures))
     assert classify(model, fasta, tmp_path / "o.h5") == 0
     with open_results(tmp_path / "o.h5") as results:
         assert results["a"].p.shape == ((3,) if name == SEQUENCE else (22, 3))
@@ -62,12 +64,12 @@ def test_the_head_tells_where_the_config_does_not(
         (
             "EsmForMaskedLM",
             (),
-            "has no classifier, being of EsmForMaskedLM; give a checkpoint",
+            "has no classifier, it is an EsmForMaskedLM; give a checkpoint",
         ),
         (
             "EsmModel",
             (),
-            "has no classifier, being of EsmModel; give a checkpoint",
+            "has no classifier, it is an EsmModel; give a checkpoint",
         ),
         (RESIDUE, ("--of=sequences",), "--of is 'sequences', but "),
         (SEQUENCE, ("--of=residues",), "(tmp); set --of to sequences"),
@@ -78,7 +80,7 @@ def test_checkpoints_of_other_heads(
     capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
     save(model, name)
-    message = message.replace("(tmp)", f"{model} is of {name}")
+    message = message.replace("(tmp)", f"{model} is an {name}")
     assert message in refused(capsys, model, fasta, tmp_path / "o.tsv", *flags)
     assert main(["download", f"--model={model}", "classify", *flags]) == 2
     assert message in capsys.readouterr().err
@@ -96,7 +98,7 @@ def test_a_classifier_is_not_made_up(
 
 
 @pytest.mark.parametrize(
-    ("labels", "problem", "told"),
+    ("labels", "problem", "message"),
     [
         ({0: "a\tb", 1: "c"}, None, r"label 'a\tb' in id2label cannot name a column; rename it"),
         ({0: "a\nb", 1: "c"}, None, r"label 'a\nb' in id2label cannot name a column"),
@@ -107,18 +109,18 @@ def test_a_classifier_is_not_made_up(
             "single_label_classification",
             "whose probability is always 1; set problem_type",
         ),
-        ({0: "a", 1: "a"}, None, "label 'a' stands twice in id2label; rename one"),
-        ({0: "a;b", 1: "c"}, MULTI, "label 'a;b' in id2label has a ';', which parts several"),
+        ({0: "a", 1: "a"}, None, "label 'a' appears twice in id2label; rename one"),
+        ({0: "a;b", 1: "c"}, MULTI, "label 'a;b' in id2label has a ';', which separates several"),
         ({1: "a", 2: "b"}, None, "has 2 labels, but not for the numbers from 0 to 1; give each"),
     ],
 )
 def test_labels_that_no_table_can_have(
-    labels: dict[int, str], problem: str | None, told: str, model: Path, fasta: Path,
+    labels: dict[int, str], problem: str | None, message: str, model: Path, fasta: Path,
     tmp_path: Path, capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
     save(model, SEQUENCE, problem_type=problem, id2label={0: "x", 1: "y"})
     change_config(model, lambda config: config.update(id2label=labels, label2id={}))
-    assert told in refused(capsys, model, fasta, tmp_path / "o.tsv")
+    assert message in refused(capsys, model, fasta, tmp_path / "o.tsv")
 
 
 def test_odd_labels_that_a_table_can_have(model: Path, fasta: Path, tmp_path: Path) -> None:
@@ -133,7 +135,7 @@ def test_odd_labels_that_a_table_can_have(model: Path, fasta: Path, tmp_path: Pa
 
 
 @pytest.mark.parametrize(
-    ("out", "flags", "told"),
+    ("out", "flags", "message"),
     [
         (
             "o.txt",
@@ -146,12 +148,12 @@ def test_odd_labels_that_a_table_can_have(model: Path, fasta: Path, tmp_path: Pa
     ],
 )
 def test_unusable_arguments_are_one_line(
-    out: str, flags: tuple[str, ...], told: str, model: Path, fasta: Path, tmp_path: Path,
+    out: str, flags: tuple[str, ...], message: str, model: Path, fasta: Path, tmp_path: Path,
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     monkeypatch.chdir(tmp_path)
     save(model, SEQUENCE)
-    assert told in refused(capsys, model, fasta, tmp_path / out, *flags)
+    assert message in refused(capsys, model, fasta, tmp_path / out, *flags)
 
 
 # What the workflow knows before any job.
@@ -177,20 +179,20 @@ def test_the_settings_know_what_a_local_model_classifies(
     hub = load_settings({**config, "classify": {"model": "someone/model"}})
     with pytest.raises(InputError, match="what model 'someone/model' classifies; set it to seq"):
         hub.classified()
-    told = {"model": "someone/model", "revision": "def", "of": "residues"}
-    hub = load_settings({**config, "classify": told})
+    settings = {"model": "someone/model", "revision": "def", "of": "residues"}
+    hub = load_settings({**config, "classify": settings})
     assert hub.classified() == "residues"
     assert hub.models()["classify_model.json"].revision == "def"
 
 
 @pytest.mark.parametrize(
-    ("section", "told"),
+    ("section", "message"),
     [
         ({"revision": "abc"}, "'revision' is that of 'model'; name one, or leave it out"),
         ({"threshold": True}, "'classify.threshold' = True: should be a number"),
         ({"threshold": "half"}, "'classify.threshold' = 'half': should be a number from 0 to 1"),
     ],
 )
-def test_settings_that_cannot_be(section: dict[str, Any], told: str) -> None:
-    with pytest.raises(InputError, match=told):
+def test_settings_that_cannot_be(section: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message):
         load_settings({"fasta": "x", "classify": section})

@@ -1,4 +1,4 @@
-"""`classify`: beside transformers, every kind of head and output; nothing lost on failure."""
+"""`classify`: compared with transformers, every kind of head and output; nothing lost."""
 
 from __future__ import annotations
 
@@ -75,11 +75,11 @@ def test_sequences(
         "stop": "skipped",
         "chains": "skipped",
     }
-    told = rows(tmp_path / "classes.records.tsv")
+    outcomes = rows(tmp_path / "classes.records.tsv")
     for name, row in table.items():
         assert list(row)[:4] == ["index", "id", "status", "reason"]
         assert [row["index"], row["status"], row["reason"]] == [
-            told[name][key] for key in ("index", "classify_status", "classify_reason")
+            outcomes[name][key] for key in ("index", "classify_status", "classify_reason")
         ]
     values = "value." if problem == "regression" else "p."
     labels = [] if problem == "regression" else ["label"]
@@ -199,10 +199,10 @@ def test_a_table_from_arrays(model: Path, fasta: Path, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("missing", [">b\nGAVLIW\n", ">e\nW\n"])
 @pytest.mark.parametrize(
-    ("results", "told"), [("less.h5", "all.records.tsv"), ("all.h5", "less.records.tsv")]
+    ("results", "records"), [("less.h5", "all.records.tsv"), ("all.h5", "less.records.tsv")]
 )
 def test_a_table_of_other_records_is_refused(
-    missing: str, results: str, told: str, model: Path, fasta: Path, tmp_path: Path,
+    missing: str, results: str, records: str, model: Path, fasta: Path, tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
     save(model, SEQUENCE)
@@ -210,10 +210,12 @@ def test_a_table_of_other_records_is_refused(
         fasta.write_text(text)
         assert classify(model, fasta, tmp_path / name) == 0
     capsys.readouterr()
-    asked = [f"--records={tmp_path / told}", str(tmp_path / results), str(tmp_path / "o.tsv")]
+    asked = [f"--records={tmp_path / records}", str(tmp_path / results), str(tmp_path / "o.tsv")]
     assert main(["classes", *asked]) == 2
     (line,) = capsys.readouterr().err.splitlines()
-    assert "its records are not those of --records that are ok; give those of the same run" in line
+    assert (
+        "its records are not those of --records that are ok; give the table of the same run" in line
+    )
     assert not (tmp_path / "o.tsv").exists()
 
 

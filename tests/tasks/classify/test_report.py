@@ -66,8 +66,10 @@ def test_every_label_is_counted(
         assert report_classes.counts_of(results).tolist() == counts
     text = page(folder)
     what = "residues of different sequences" if residues else "different sequences"
-    told = f"4 {what} of {4 if residues else 8} records classified. Model <code>&lt;tiny&gt;</code>"
-    assert told in text
+    message = (
+        f"4 {what} of {4 if residues else 8} records classified. Model <code>&lt;tiny&gt;</code>"
+    )
+    assert message in text
     assert text.count("<svg") == 1
     shown = re.findall(r">([^<>]*)</text>", text)
     assert [one for one in shown if "$" in one] == [f"&lt;{place}&gt; $a_b$" for place in range(3)]

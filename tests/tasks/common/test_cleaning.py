@@ -134,7 +134,7 @@ def test_outcomes(sequence: str, settings: dict[str, str], expected: CleanedSequ
     assert cleaned(sequence, **settings) == expected
 
 
-def test_the_first_problem_is_told() -> None:
+def test_the_first_problem_is_reported() -> None:
     reasons = {
         "J": REPLACE_J,
         "*": REPLACE_STOP,

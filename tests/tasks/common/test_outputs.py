@@ -102,9 +102,9 @@ def test_an_array_with_its_ids(esm: Run, rotary: Path, fasta: Path) -> None:
     assert (found.dtype, found.shape) == (np.float32, (4, 16))
     assert found.flags.c_contiguous
     assert found.tobytes() == np.ascontiguousarray(expected).tobytes()
-    told = (folder / "v.1.ids.tsv").read_text().splitlines()
-    assert told[:2] == ["index\tid\tlength", "0\ta\t22"]
-    assert len(told) == 5
+    ids = (folder / "v.1.ids.tsv").read_text().splitlines()
+    assert ids[:2] == ["index\tid\tlength", "0\ta\t22"]
+    assert len(ids) == 5
     listed = sums.read_text()
     for name in ("v.1.NPY", "v.1.ids.tsv", "v.1.records.tsv"):
         assert hashlib.sha256((folder / name).read_bytes()).hexdigest() in listed
@@ -188,8 +188,8 @@ def test_a_folder_of_structures_with_the_name_of_a_file(
     code, lines = esm(*FOLD, tmp_path / "in.fasta", tmp_path / name)
     assert code == 2
     ending = Path(name).suffix.lower()
-    told = f"structures go into a folder, and {ending} is the ending of a file; name a folder"
-    assert lines == [f"esm-pipeline fold: {tmp_path / name}: {told}"]
+    message = f"structures go into a folder, and {ending} is the ending of a file; name a folder"
+    assert lines == [f"esm-pipeline fold: {tmp_path / name}: {message}"]
     assert names_in(tmp_path) == {"in.fasta"}
 
 
@@ -268,5 +268,5 @@ def test_the_help_tells_the_endings(
 
     with pytest.raises(SystemExit):
         main([command, "--help"])
-    told = capsys.readouterr().out
-    assert [ending for ending in endings if ending not in told] == []
+    text = capsys.readouterr().out
+    assert [ending for ending in endings if ending not in text] == []

@@ -1,4 +1,4 @@
-"""What a user is told of a model that cannot be used: one line, exit code 2, nothing written."""
+"""What a user reads about a model that cannot be used: one line, exit code 2, nothing written."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ NAN = float("nan")
 
 
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("change", "message"),
     [
         (remove("config.json"), "{m}: no config.json in it; is this an ESM checkpoint?"),
         (remove(WEIGHTS), "{m}: no weights in it; one of model.safetensors, "),
@@ -112,10 +112,10 @@ NAN = float("nan")
         (index(".."), "index.json: '..' is not the name of a file beside it"),
     ],
 )
-def test_a_folder_that_is_no_whole_checkpoint(esm, rotary, tmp_path, change, told):
+def test_a_folder_that_is_no_whole_checkpoint(esm, rotary, tmp_path, change, message):
     model = shutil.copytree(rotary, tmp_path / "model")
     change(model)
-    assert told.format(m=model) in refusal(esm, tmp_path, model)
+    assert message.format(m=model) in refusal(esm, tmp_path, model)
 
 
 def test_a_whole_checkpoint_is_fine(esm, rotary, tmp_path):
@@ -138,7 +138,7 @@ def refusal(esm, folder: Path, model: object, *options: object) -> str:
 
 
 @pytest.mark.parametrize(
-    ("model", "options", "told"),
+    ("model", "options", "message"),
     [
         ("lab/none", (), "lab/none: no such folder, and not in the cache "),
         ("none", (), "none: no such folder, and not in the cache "),
@@ -168,18 +168,18 @@ def refusal(esm, folder: Path, model: object, *options: object) -> str:
         ("lab/none", ("--revision", "a b"), "lab/none: revision 'a b' is no commit, tag or branch"),
     ],
 )
-def test_a_name_that_leads_to_no_model(esm, tmp_path, monkeypatch, model, options, told):
+def test_a_name_that_leads_to_no_model(esm, tmp_path, monkeypatch, model, options, message):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "cache"))
-    assert refusal(esm, tmp_path, model, *options).startswith(told)
+    assert refusal(esm, tmp_path, model, *options).startswith(message)
 
 
 def test_a_model_that_the_hub_does_not_have(esm, tmp_path, monkeypatch):
     (tmp_path / "hub").mkdir()
     with serve(tmp_path / "hub") as hub:
         point_at(hub.address, monkeypatch)
-        told = refusal(esm, tmp_path, "lab/esm2_t33")
-        assert told == (
+        message = refusal(esm, tmp_path, "lab/esm2_t33")
+        assert message == (
             "lab/esm2_t33: no such folder, and no such public model on the hub; check the "
             "spelling, or if it is private `hf auth login`, or a token in HF_TOKEN"
         )
@@ -220,8 +220,8 @@ def test_pickled_code_is_refused_and_never_run(esm, rotary, tmp_path, name, zipp
     torch.save(content, model / name, _use_new_zipfile_serialization=zipped)
     text = json.dumps({"weight_map": dict.fromkeys(state, "part.bin")})
     (model / "pytorch_model.bin.index.json").write_text(text)
-    told = refusal(esm, tmp_path, model)
-    assert f"{name}: holds pickled code, not only tensors, and is refused; convert it to" in told
+    message = refusal(esm, tmp_path, model)
+    assert f"{name}: holds pickled code, not only tensors, and is refused; convert it to" in message
     assert not pwned.exists()
     torch.load(model / name, weights_only=False)  # what it would have done
     assert pwned.exists()

@@ -190,8 +190,10 @@ def test_a_sequence_beyond_the_most_letters_is_skipped(tmp_path: Path) -> None:
     text = MIXED + ">long\nMKVLA\nAA\n>gaps\n-------\n"
     with take(tmp_path, text, cleaning=CleaningSettings(max_letters=6)) as sequence_set:
         records = list(sequence_set.records())
-        told = "more than 6 letters; set --max-letters to as many as it has, or cut it in parts"
-        skipped = [record.index for record in records if record.reason == told]
+        message = (
+            "more than 6 letters; set --max-letters to as many as it has, or cut it into parts"
+        )
+        skipped = [record.index for record in records if record.reason == message]
         assert skipped == [5, 6, 8, 9]
         assert [int(sequence_set.unique[place]) for place in skipped] == [-1] * 4
         assert {records[place].status for place in skipped} == {"skipped"}

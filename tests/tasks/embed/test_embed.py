@@ -1,4 +1,4 @@
-"""`embed`: right beside the padded door, the same whatever the batches, nothing lost on failure."""
+"""`embed`: equal to padded input, the same whatever the batches, nothing lost on failure."""
 
 import csv
 import hashlib
@@ -51,7 +51,7 @@ def fasta(tmp_path):
 
 @pytest.mark.skipif(not can_quantize(), reason="no exact 8-bit product here")
 def test_all_of_it_in_8_bits(fasta, tmp_path):
-    """Near float32, but not the same, and told in the file."""
+    """Near float32, but not the same, and recorded in the file."""
     found = {}
     for dtype in ("float32", "int8"):
         output = tmp_path / f"{dtype}.h5"

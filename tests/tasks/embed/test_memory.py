@@ -1,6 +1,6 @@
 """Memory stays flat: ten times the proteins, ten times the file, about the same peak.
 
-The C library is told to give large blocks back at once. Otherwise it keeps holes of all sizes, some
+The C library is set to give large blocks back at once. Otherwise it keeps holes of all sizes, some
 hundred megabytes after dozens of batches, and the peak would tell of those.
 """
 

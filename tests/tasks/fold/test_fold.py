@@ -1,4 +1,4 @@
-"""`fold`: every sequence as the model folds it alone, every record told, out of memory or not."""
+"""`fold`: every sequence as the model folds it alone, every record reported, whatever memory."""
 
 from __future__ import annotations
 
@@ -152,7 +152,7 @@ def test_padding_that_is_taken_along_would_show(fold, alone, monkeypatch):
         assert_as_alone(fold("--token-budget", 1024, out="out.h5")[0], alone)
 
 
-def test_every_record_is_told(fold):
+def test_every_record_is_reported(fold):
     out, said = fold()
     found = outcomes(out.with_name("out.records.tsv"))
     assert list(found) == list(sequences())
@@ -202,17 +202,17 @@ def test_more_recycles_are_another_result(fold, checkpoint):
 def test_the_file_says_how_it_was_made(fold, checkpoint):
     out, _ = fold("--dtype=bfloat16", out="out.h5")
     with h5py.File(out) as file:
-        told = dict(file.attrs)
-    assert told["format"] == "esm-pipeline/structures"
-    assert told["model"] == str(checkpoint)
-    assert told["weights_sha256"] == digest(checkpoint / "model.safetensors")
-    assert (told["dtype"], told["num_recycles"], told["random_weights"]) == (
+        attributes = dict(file.attrs)
+    assert attributes["format"] == "esm-pipeline/structures"
+    assert attributes["model"] == str(checkpoint)
+    assert attributes["weights_sha256"] == digest(checkpoint / "model.safetensors")
+    assert (attributes["dtype"], attributes["num_recycles"], attributes["random_weights"]) == (
         "bfloat16",
         "1",
         "true",
     )
-    assert json.loads(told["flags"]) == [*FLAGS, "random_weights"]
-    assert {"esm_pipeline", "torch"} <= json.loads(told["software"]).keys()
+    assert json.loads(attributes["flags"]) == [*FLAGS, "random_weights"]
+    assert {"esm_pipeline", "torch"} <= json.loads(attributes["software"]).keys()
 
 
 def test_digests_vouch_for_the_outputs(fold, tmp_path):
@@ -270,7 +270,7 @@ def test_what_does_not_fit_at_all_has_failed(fold, monkeypatch, error):
 
 
 def test_memory_that_is_set_is_kept_to(fold, alone):
-    """What is foretold not to fit is not tried on the CPU, which would end the process."""
+    """What is not expected to fit is not tried on the CPU, which would end the process."""
     out, _ = fold("--memory=0.0045", out="some.h5", code=1)
     failed = {
         name: reason
@@ -423,7 +423,7 @@ def test_weights_that_are_not_random_are_not_called_so(fold, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("name", "told"),
+    ("name", "message"),
     [
         ("taken", "not a folder; name a folder for the structures, or a .h5 file"),
         ("taken/out", "not a folder; choose another one for the output"),
@@ -431,14 +431,14 @@ def test_weights_that_are_not_random_are_not_called_so(fold, tmp_path):
         ("in.h5", "the input itself; name another file for the output"),
     ],
 )
-def test_places_that_cannot_be(fold, fasta, tmp_path, esm, name, told):
+def test_places_that_cannot_be(fold, fasta, tmp_path, esm, name, message):
     (tmp_path / "taken").write_text("x")
     (tmp_path / "mine" / "structures").mkdir(parents=True)
     (tmp_path / "mine" / "structures" / "thesis").touch()
     fasta.rename(tmp_path / "in.h5")
     code, said = esm("fold", "--model=demo", tmp_path / "in.h5", tmp_path / name)
     assert (code, len(said)) == (2, 1)
-    assert said[0].endswith(told)
+    assert said[0].endswith(message)
 
 
 def test_an_empty_input(esm, checkpoint, tmp_path):

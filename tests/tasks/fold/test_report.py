@@ -35,7 +35,7 @@ def write(folder: Path, *rows: tuple[str, str, str]) -> Path:
     return folder
 
 
-def told(folder: Path) -> tuple[str, str]:
+def section(folder: Path) -> tuple[str, str]:
     """Facts and pictures of a sample's structures."""
     part = structures_section(folder / "structures.tsv")
     return part[0], "\n".join(map(str, part[1]))
@@ -43,27 +43,27 @@ def told(folder: Path) -> tuple[str, str]:
 
 def test_counts_confidence_and_flags(tmp_path, drawn):
     rows = [("80.5", "0.7", "clashes"), ("", "", ""), ("40", "0.2", "clashes;low_ptm")]
-    facts, shown = told(write(tmp_path, *rows))
+    facts, shown = section(write(tmp_path, *rows))
     assert facts == "2 records with a structure."
     assert drawn == {"mean pLDDT": [80.5, 40], "pTM": [0.7, 0.2]}
     assert '<td>clashes</td><td class="number">2</td>' in shown
     assert '<td>low_ptm</td><td class="number">1</td>' in shown
 
 
-def test_random_weights_are_told(tmp_path, drawn):
-    facts, shown = told(write(tmp_path, ("80", "0.7", "random_weights")))
+def test_random_weights_are_reported(tmp_path, drawn):
+    facts, shown = section(write(tmp_path, ("80", "0.7", "random_weights")))
     assert f"<strong>{MEANINGLESS}.</strong>" in facts
     assert "<td>random_weights</td>" not in shown
 
 
 def test_no_structure(tmp_path, drawn):
-    assert told(write(tmp_path, ("", "", ""))) == ("0 records with a structure.", "")
+    assert section(write(tmp_path, ("", "", ""))) == ("0 records with a structure.", "")
     assert drawn == {}
 
 
 def test_the_pictures_are_drawn_the_same_each_time(tmp_path):
     write(tmp_path, ("80.5", "0.7", ""), ("40", "0.2", ""))
-    shown = told(tmp_path)[1]
+    shown = section(tmp_path)[1]
     assert shown.count("<svg") == 2
     assert "Local confidence" in shown
-    assert told(tmp_path)[1] == shown
+    assert section(tmp_path)[1] == shown

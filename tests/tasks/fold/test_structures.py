@@ -126,17 +126,17 @@ def test_every_file_is_where_the_table_says_and_no_other(write):
     for stem, row in stems.items():
         read = gemmi.read_structure(str(out / f"structures/{stem}.pdb"))
         assert len(read[0]) == len(STRUCTURES[row].ends)
-        told = to_angstrom(STRUCTURES[row].pae)
-        np.testing.assert_array_equal(read_pae(out / f"pae/{stem}.npz"), told)
-        assert np.abs(read_pae(out / f"pae/{stem}.json") - told).max() < 0.051
+        expected = to_angstrom(STRUCTURES[row].pae)
+        np.testing.assert_array_equal(read_pae(out / f"pae/{stem}.npz"), expected)
+        assert np.abs(read_pae(out / f"pae/{stem}.json") - expected).max() < 0.051
 
 
 def test_digests_are_those_of_all_files(write):
     for flags in (("--formats=pdb,cif", "--pae=json,npz"), ("--archive=true",), ("--pae=",)):
         out = write(*flags)
         command = ["sha256sum", "--check", "--strict", "--quiet", "structures.sha256"]
-        told = subprocess.run(command, cwd=out, capture_output=True, text=True)
-        assert (told.returncode, told.stdout + told.stderr) == (0, "")
+        ran = subprocess.run(command, cwd=out, capture_output=True, text=True)
+        assert (ran.returncode, ran.stdout + ran.stderr) == (0, "")
         listed = [
             one.split("  ")[1] for one in (out / "structures.sha256").read_text().splitlines()
         ]
@@ -148,7 +148,7 @@ def test_processes_give_the_same_digests(write):
     assert (write("--threads=2") / "structures.sha256").read_bytes() == one
 
 
-def test_arrays_that_were_changed_are_told(inputs, esm):
+def test_arrays_that_were_changed_are_reported(inputs, esm):
     """Those that `aggregate` wrote, whose digest is beside the table of statuses."""
     status = inputs / "fold" / "status.tsv"
     status.parent.mkdir()
@@ -272,11 +272,11 @@ def test_a_table_vouches_for_the_files_beside_it(write, inputs, monkeypatch):
     assert not (out / "structures.tsv").exists()
 
 
-def test_random_weights_are_told_in_every_file(inputs, write):
+def test_random_weights_are_reported_in_every_file(inputs, write):
     entries = [Entry(NAMES[index], index, row) for index, row in ROWS.items()]
     flags = json.dumps(["random_weights"])
-    told = {"random_weights": "true", "flags": flags}
-    write_arrays(inputs / "in.h5", STRUCTURES, entries, [1, 1, 1], **told)
+    attributes = {"random_weights": "true", "flags": flags}
+    write_arrays(inputs / "in.h5", STRUCTURES, entries, [1, 1, 1], **attributes)
     out = write("--formats=pdb,cif")
     for name in files(out):
         if name.startswith("structures/"):
@@ -301,7 +301,7 @@ def test_what_does_not_fit_into_pdb_becomes_mmcif_and_is_flagged(inputs, write):
 
 
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("change", "message"),
     [
         (lambda found: found[:-1], r"holds record 1003, which is not in the table"),
         (
@@ -318,16 +318,16 @@ def test_what_does_not_fit_into_pdb_becomes_mmcif_and_is_flagged(inputs, write):
         ),
     ],
 )
-def test_records_of_another_run_are_told(inputs, esm, change, told):
+def test_records_of_another_run_are_reported(inputs, esm, change, message):
     write_records(inputs / "records.tsv", change(records()), ["fold"])
     given = ("--quiet", f"--records={inputs / 'records.tsv'}", inputs / "in.h5", inputs / "out")
     code, said = esm("structures", *given)
     assert (code, len(said)) == (2, 1)
-    assert told in said[0]
+    assert message in said[0]
     assert files(inputs / "out") == []
 
 
-def test_records_without_fold_are_told(inputs, esm):
+def test_records_without_fold_are_reported(inputs, esm):
     plain = [record._replace(outcomes={}) for record in records()]
     write_records(inputs / "records.tsv", plain)
     given = ("--quiet", f"--records={inputs / 'records.tsv'}", inputs / "in.h5", inputs / "out")

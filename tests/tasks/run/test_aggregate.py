@@ -270,11 +270,11 @@ def lose_a_row(folder):
     """The table says ok of a record that the HDF5 file lacks."""
     for name in ("00000", "00001", "00002"):
         table = folder / "embed" / f"{name}.records.tsv"
-        told = [
+        changed = [
             record.with_outcome("embed", "ok") if record.id == "5" else record
             for record in read_records(table)
         ]
-        write_records(table, told, ["embed"])
+        write_records(table, changed, ["embed"])
         signed(folder, name)
 
 
@@ -340,8 +340,8 @@ def replace(name, old, new):
         (lose_a_record, "record 4 ('middle') is in no shard of"),
         (lose_a_row, "sequences that are ok have no row"),
         (repeat_a_shard, "a sequence is in two shards"),
-        (not_a_shard, "00002.records.tsv: record 0 is not of a shard of 'embed'"),
-        (another_input, "they are of another input"),
+        (not_a_shard, "00002.records.tsv: record 0 does not belong to a shard of 'embed'"),
+        (another_input, "they belong to another input"),
     ],
 )
 def test_what_does_not_fit_is_named(embedded, esm, damage, message):
@@ -447,9 +447,9 @@ def test_sequences_that_are_not_those_of_the_sample(rotary, tmp_path, esm):
     shutil.rmtree(tmp_path / "embed", ignore_errors=True)
     embed(other, rotary, 2)
     shutil.copytree(other / "embed", tmp_path / "embed")
-    code, told = esm(*gather_command(tmp_path, 2))
+    code, lines = esm(*gather_command(tmp_path, 2))
     assert code == 2
-    assert "record 7 ('last') is another sequence than that in the shards of" in told[-1]
+    assert "record 7 ('last') is another sequence than that in the shards of" in lines[-1]
     assert not (tmp_path / "embeddings.h5").exists()
 
 
@@ -463,16 +463,16 @@ def test_outputs_do_not_replace_inputs(rotary, tmp_path, esm):
         ("--status", shards),
     ]
     for change in same:
-        code, told = esm(*gather_command(tmp_path, 1), *change)
-        assert (code, len(told)) == (2, 1)
-        assert "stands for two files here" in told[0]
-    code, told = esm(*table_command(tmp_path), "--out", shards)
+        code, lines = esm(*gather_command(tmp_path, 1), *change)
+        assert (code, len(lines)) == (2, 1)
+        assert "stands for two files here" in lines[0]
+    code, lines = esm(*table_command(tmp_path), "--out", shards)
     assert code == 2
-    code, told = esm("verdict", shards, "--out", shards)
+    code, lines = esm("verdict", shards, "--out", shards)
     assert code == 2
     assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
-    code, told = esm(*table_command(tmp_path), "--status", f"embed={embedded / 'status.tsv'}")
-    assert (code, "a task is given twice" in told[0]) == (2, True)
+    code, lines = esm(*table_command(tmp_path), "--status", f"embed={embedded / 'status.tsv'}")
+    assert (code, "a task is given twice" in lines[0]) == (2, True)
 
 
 @pytest.mark.parametrize("text", [b"\xff", b"index\tembed_status\tembed_reason\n0\tnonsense\t\n"])
@@ -480,7 +480,7 @@ def test_a_status_table_that_is_none(rotary, tmp_path, esm, text):
     whole_run(tmp_path, rotary, 1)
     (tmp_path / "embed" / "status.tsv").write_bytes(text)
     sign(tmp_path / "embed" / "status.tsv")
-    code, told = esm(*table_command(tmp_path))
-    assert (code, len(told)) == (2, 1)
-    assert "embed/status.tsv:" in told[0]
-    assert "not a row of a status table (" in told[0]
+    code, lines = esm(*table_command(tmp_path))
+    assert (code, len(lines)) == (2, 1)
+    assert "embed/status.tsv:" in lines[0]
+    assert "not a row of a status table (" in lines[0]

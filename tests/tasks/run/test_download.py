@@ -272,7 +272,7 @@ def test_fair_esm_files_embed(kind: str, tmp_path: Path, esm: Esm) -> None:
 def test_contacts_without_their_regression(tmp_path: Path, esm: Esm) -> None:
     path = write(tmp_path, "ESM-1v")
     output = tmp_path / "o.h5"
-    told = "and without it contacts mean nothing; put its contact regression beside it, or leave"
+    told = "and without it contacts mean nothing; put its contact regression next to it, or leave"
     for command in (
         ("embed", "--model", path, "--include=contacts", fasta(tmp_path), output),
         ("download", "--model", path, "embed", "--include=mean,contacts"),

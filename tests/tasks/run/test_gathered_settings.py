@@ -24,7 +24,7 @@ from esm_pipeline.tasks.fold import command as fold
 from esm_pipeline.tasks.score import command as score
 from tests.tasks.classify.classifying import RESIDUE, save
 
-# Of each task: its settings, what they are told here, and another value of each that changes
+# Of each task: its settings, the values given here, and another value of each that changes
 # results. int8 is not for every processor, `auto` stands for one of the others.
 TASKS: dict[str, tuple[type[Section], dict[str, str], dict[str, str]]] = {
     "embed": (
@@ -67,8 +67,8 @@ def run(*arguments: object) -> int:
     return main([str(argument) for argument in arguments])
 
 
-def compute(task: str, model: Path, source: Path, target: Path, told: dict[str, str]) -> None:
-    flags = [f"--{name.replace('_', '-')}={value}" for name, value in told.items()]
+def compute(task: str, model: Path, source: Path, target: Path, given: dict[str, str]) -> None:
+    flags = [f"--{name.replace('_', '-')}={value}" for name, value in given.items()]
     more = ("--saturation",) if task == "score" else ()
     command = (task, "--quiet", "--model", model, "--allow-empty", *flags, *more)
     assert run(*command, "--sha256", f"{target}.sha256", f"{source}.fasta", f"{target}.h5") == 0
@@ -83,9 +83,9 @@ def shards(rotary, tmp_path_factory):
     (folder / "in.fasta").write_text(">a\nMKTAYIAKQRQISFVKSHFSRQ\n>b\nGAVLIW\n")
     out = folder / "shards"
     assert run("shard", "--quiet", "--shards", 2, "--out", out, folder / "in.fasta") == 0
-    for task, (_, told, _) in TASKS.items():
+    for task, (_, given, _) in TASKS.items():
         for number in ("00000", "00001"):
-            compute(task, models[task], out / number, folder / task / number, told)
+            compute(task, models[task], out / number, folder / task / number, given)
     return folder, models
 
 
@@ -97,29 +97,29 @@ def gather(task: str, folder: Path, records: Path) -> int:
 
 
 @pytest.mark.parametrize("task", TASKS)
-def test_every_setting_that_changes_a_result_is_told(task, shards):
-    """Those of the definition: one that is added is told without further ado."""
-    section, told, others = TASKS[task]
+def test_every_setting_that_changes_a_result_is_reported(task, shards):
+    """All settings of the definition: a new one is recorded without further code."""
+    section, given, others = TASKS[task]
     assert MODULES[task].MODEL_SETTINGS is section
     changing = {name for name in section.model_fields if not is_execution(section, name)}
     assert changing == set(others), "give a value for each"
     with h5py.File(shards[0] / task / "00000.h5") as file:
         attributes = {name: str(value) for name, value in file.attrs.items()}
-    assert {name: attributes[name] for name in changing} == texts(section()) | told
+    assert {name: attributes[name] for name in changing} == texts(section()) | given
     assert not attributes.keys() & (section.model_fields.keys() - changing)
 
 
 @pytest.mark.parametrize(("task", "name"), CASES)
 def test_shards_of_other_settings_are_not_gathered(task, name, shards, tmp_path, capsys):
     folder, models = shards
-    _, told, others = TASKS[task]
+    _, given, others = TASKS[task]
     shutil.copytree(folder / task, tmp_path / task)
-    other = told | {name: others[name]}
+    other = given | {name: others[name]}
     compute(task, models[task], folder / "shards/00001", tmp_path / task / "00001", other)
     capsys.readouterr()
     assert gather(task, tmp_path / task, folder / "shards/records.tsv") == 2
     (line,) = capsys.readouterr().err.splitlines()
-    mine = (texts(TASKS[task][0]()) | told)[name]
+    mine = (texts(TASKS[task][0]()) | given)[name]
     assert f"00001.h5: {name} is '{others[name]}', but '{mine}' in 00000.h5; remove" in line
     assert not (tmp_path / task / "all.h5").exists()
 

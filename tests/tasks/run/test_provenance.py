@@ -1,4 +1,4 @@
-"""Provenance: what is told of the source, of settings that are none, of attributes."""
+"""Provenance: facts about the source, unusable settings, attributes."""
 
 from __future__ import annotations
 

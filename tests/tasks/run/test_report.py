@@ -59,7 +59,7 @@ def page(tmp_path, *folders):
     return out.read_text()
 
 
-def test_counts_and_reasons_are_told_and_escaped(tmp_path):
+def test_counts_and_reasons_are_reported_and_escaped(tmp_path):
     text = page(tmp_path, write_sample(tmp_path / "a", [30, 40, 900]))
     cells = re.findall(r"<td[^>]*>(.*?)</td>", text)
     assert cells[:7] == ["a", "validation", "4", "3", "1", "0", "0"]
@@ -89,12 +89,14 @@ def write_scores(folder, *, ok=3):
     return folder
 
 
-def test_scores_are_told_and_drawn(tmp_path):
+def test_scores_are_reported_and_drawn(tmp_path):
     text = page(tmp_path, write_scores(tmp_path / "a"))
     assert "3 of 4 variants scored by wt_marginal. Mean over 2: <code>&lt;tiny&gt;</code>" in text
     assert "float&lt;" in text
-    told = "Every substitution of 2 records with 2 different residues, by joint. Model <code>&lt;"
-    assert told in text
+    message = (
+        "Every substitution of 2 records with 2 different residues, by joint. Model <code>&lt;"
+    )
+    assert message in text
     assert text.count("<svg") == 3
     cells = re.findall(r"<td[^>]*>(.*?)</td>", text)
     assert "variants" not in cells  # score is no task of this sample's records
@@ -141,7 +143,7 @@ def test_a_histogram_has_all_values(monkeypatch):
     assert axes.axvline.call_args.args == (0,)
 
 
-def test_scores_whose_origin_is_not_told_are_not_on_the_page(tmp_path):
+def test_scores_whose_origin_is_not_reported_are_not_on_the_page(tmp_path):
     folder = write_scores(tmp_path / "a")
     (folder / "scores.json").unlink()
     text = page(tmp_path, folder)

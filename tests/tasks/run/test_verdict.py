@@ -51,7 +51,7 @@ def test_the_text_and_the_exit_code(esm, tables, tmp_path, policy, code):
     assert out.read_text() == TEXT
 
 
-def test_a_digit_that_stood_in_a_sequence_is_told(esm, tmp_path):
+def test_a_digit_that_stood_in_a_sequence_is_reported(esm, tmp_path):
     reason = "character '1' at residue 33 is no amino acid"
     write_records(tmp_path / "records.tsv", [Record(0, "x", "x", None, "", SKIPPED, reason)])
     _, lines = esm("verdict", "--out", tmp_path / "verdict.txt", tmp_path / "records.tsv")

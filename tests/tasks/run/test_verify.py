@@ -95,7 +95,7 @@ FROM_LIST = f"remove a/structures.sha256 {AGAIN}"
 
 
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("change", "message"),
     [
         (flip("a/embeddings.h5"), f"a/embeddings.h5: differs; remove a/embeddings.h5 {AGAIN}"),
         (write("a/records.tsv"), f"a/records.tsv: differs; remove a/records.tsv {AGAIN}"),
@@ -132,9 +132,9 @@ FROM_LIST = f"remove a/structures.sha256 {AGAIN}"
         ),
     ],
 )
-def test_what_differs_is_one_line(folder, capsys, change, told):
+def test_what_differs_is_one_line(folder, capsys, change, message):
     change(folder)
-    assert verify(folder, capsys, "--quiet") == (1, [told])
+    assert verify(folder, capsys, "--quiet") == (1, [message])
 
 
 @pytest.mark.parametrize("name", [".lock", ".0_x.pdb.lock", ".0_x.pdb.node1-42.abcd_123"])
@@ -179,16 +179,16 @@ def test_files_elsewhere_are_not_opened(folder, capsys, name):
     facts["results"][name] = {"sha256": "0" * 64}
     (folder / "provenance.json").write_text(json.dumps(facts))
     sign(folder)
-    code, (told,) = verify(folder, capsys, "--quiet")
-    assert (code, "does not have the digests of results" in told) == (1, True)
+    code, (message,) = verify(folder, capsys, "--quiet")
+    assert (code, "does not have the digests of results" in message) == (1, True)
 
 
 def test_what_is_no_folder_of_results(tmp_path, capsys):
     (tmp_path / "file").touch()
     for place in (tmp_path, tmp_path / "file", tmp_path / "none"):
         assert main(["verify", str(place)]) == 2
-        (told,) = capsys.readouterr().err.splitlines()
-        assert f"{place}: not a folder of results; give one with a provenance.json" in told
+        (message,) = capsys.readouterr().err.splitlines()
+        assert f"{place}: not a folder of results; give one with a provenance.json" in message
 
 
 def test_the_folder_may_have_moved(folder, capsys):
