@@ -42,7 +42,7 @@ class Parser(argparse.ArgumentParser):
         """Exit with 2 and one line that points to the help."""
         if message.endswith("expected one argument"):
             message += "; where a value begins with '-', write --flag=VALUE"
-        self.exit(2, f"{self.prog}: {visible(message)} (see {self.prog} --help)\n")
+        self.exit(2, f"{self.prog}: {escaped(message)} (see {self.prog} --help)\n")
 
 
 def build_parser() -> Parser:
@@ -102,11 +102,11 @@ def ran_out_of_memory(error: Exception) -> bool:
 def fail(program: str, message: str) -> int:
     """Print each line of `message` to standard error; returns the exit code 2."""
     for line in message.split("\n"):
-        print(f"{program}: {visible(line)}", file=sys.stderr)
+        print(f"{program}: {escaped(line)}", file=sys.stderr)
     return 2
 
 
-def visible(text: str) -> str:
+def escaped(text: str) -> str:
     """`text` with control and invisible characters written as escapes."""
     return "".join(
         letter if letter.isprintable() else letter.encode("unicode_escape").decode()

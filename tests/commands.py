@@ -1,4 +1,4 @@
-"""What an accident may happen to: the commands that write results, and what becomes of those."""
+"""The commands that write results, for tests of accidents, and the state of their results."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ COMMANDS: dict[Callable[..., Command], tuple[str, ...]] = {
     gather: ("status.tsv", "digests.sha256"),
     table: (),
 }
-"""Each command, and those of its files that vouch for all the others, or all that came before."""
+"""Each command, and its files that have the checksums of all others, or of all before them."""
 
 
 def make_sample(forked: Forked, folder: Path, text: str, shards: int) -> Sample:
@@ -78,7 +78,7 @@ def contents(folder: Path) -> Files:
 
 
 def assert_whole(found: Files, runs: list[Files], vouching: tuple[str, ...]) -> None:
-    """Each file is whole; beside one that vouches are its own, and no other but those after it."""
+    """Each file is complete, and no file next to a list of checksums differs from it."""
     for name, data in found.items():
         assert data in [run.get(name) for run in runs], f"{name} is not whole"
     for place, name in enumerate(vouching):

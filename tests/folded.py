@@ -1,4 +1,4 @@
-"""Structures made up for tests: atoms at random places, whatever the sequence."""
+"""Structures for tests, with atoms at random places, and readers of their files."""
 
 from __future__ import annotations
 

@@ -51,7 +51,7 @@ class Ended:
 
 
 class Forked:
-    """A process to fork from; `within` is a command that it is started by, such as unshare."""
+    """A process to fork from; `within` is a command that starts it, such as unshare."""
 
     def __init__(self, *within: str) -> None:
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
@@ -154,7 +154,7 @@ class Filter(ctypes.Structure):
 
 
 def fail_flock(number: int) -> None:
-    """Have the kernel refuse flock, as a file system does that has none (seccomp)."""
+    """Make the kernel refuse flock (seccomp), as on a file system without it."""
     flock = {"x86_64": 73, "aarch64": 32}[os.uname().machine]
     steps = (Instruction * 4)(
         (0x20, 0, 0, 0),  # the number of the call

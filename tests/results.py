@@ -88,7 +88,7 @@ def write_outcomes(path: Path, task: str) -> Path:
 
 
 def read_all(path: Path) -> None:
-    """Read everything of a result, whatever kind it is."""
+    """Read everything in a result of any kind."""
     with open_results(path) as results:
         results.to_pandas()
         _ = results.attributes

@@ -37,7 +37,7 @@ def ending(monkeypatch, tmp_path):
     return run
 
 
-def test_errors_of_the_input_are_told_a_line_each(ending, capsys):
+def test_errors_of_the_input_are_reported_a_line_each(ending, capsys):
     assert ending(InputError("a: wrong\nb: wrong too")) == 2
     assert capsys.readouterr().err.splitlines() == [
         "esm-pipeline verdict: a: wrong",
@@ -54,13 +54,13 @@ def test_a_terminal_gets_nothing_to_obey(ending, capsys):
     assert r"unrecognized arguments: --b\n\x1bc (see" in capsys.readouterr().err
 
 
-def test_a_full_disk_is_told_with_its_place(ending, capsys):
+def test_a_full_disk_is_reported_with_its_place(ending, capsys):
     assert ending(OSError(errno.ENOSPC, "no space", "/data/out.h5")) == 2
     assert "/data/out.h5: no space left on the disk; free some" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("number", [errno.ENAMETOOLONG, errno.ENOENT, errno.EISDIR, errno.ELOOP])
-def test_a_path_that_cannot_be_used_is_told(ending, capsys, number):
+def test_a_path_that_cannot_be_used_is_reported(ending, capsys, number):
     assert ending(OSError(number, os.strerror(number), "/data/out")) == 2
     told = f"esm-pipeline verdict: /data/out: {os.strerror(number)}; choose another place\n"
     assert capsys.readouterr().err == told

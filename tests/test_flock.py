@@ -1,4 +1,4 @@
-"""On a file system without flock all works, and good data are never told to be damaged."""
+"""On a file system without flock everything works, and no good file is reported as damaged."""
 
 from __future__ import annotations
 

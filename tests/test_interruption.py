@@ -1,5 +1,6 @@
-"""Killed at any point, a command leaves whole files, nothing that passes for what it is not, and
-what the same command needs to end as if nothing had been.
+"""A command that is killed at any point leaves only complete and correct files.
+
+The same command completes them afterwards.
 """
 
 from __future__ import annotations

@@ -45,7 +45,7 @@ J = "J at residue 2 replaced by X"
 
 
 class Life(NamedTuple):
-    """What stands in the file, and what becomes of it."""
+    """A record as written in the file, and its expected outcome."""
 
     header: bytes
     lines: bytes
@@ -56,9 +56,9 @@ class Life(NamedTuple):
     embed: Outcome | None = None
     """Of a record that is valid; None stands for ok."""
     text: str | None = None
-    """The header as it is told, where that is not the same."""
+    """The header in the results, if it differs."""
     id: str | None = None
-    """Where it is not the first word."""
+    """The id, if it is not the first word."""
     duplicate_of: int | None = None
 
 

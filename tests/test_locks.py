@@ -1,4 +1,4 @@
-"""One writer for each output; what a killed one leaves stands in nobody's way."""
+"""One writer for each output; the leftovers of a killed one do not block others."""
 
 from __future__ import annotations
 
@@ -180,7 +180,7 @@ def race(target: Path, all_here: Any, won: Any) -> None:
 
 @pytest.mark.parametrize("stale", [True, False])
 def test_of_many_at_once_one_writes(tmp_path, stale):
-    """Beside a marker that was left behind, too."""
+    """Also with a stale lock."""
     if stale:
         (tmp_path / ".a.lock").write_text(marker(started="1"))
     context = multiprocessing.get_context("spawn")
@@ -197,7 +197,7 @@ def test_of_many_at_once_one_writes(tmp_path, stale):
 
 
 def test_two_command_lines_into_one_output(tmp_path):
-    """The second is refused before it has read anything; the first ends as if nothing had been."""
+    """The second is refused before it reads anything; the first is not affected."""
     fasta = tmp_path / "in.fasta"
     fasta.write_text(">a\nMKV\n")
     python = [sys.executable, "-m", "esm_pipeline"]
@@ -272,7 +272,7 @@ BAD = [
 
 
 @pytest.mark.parametrize(("name", "make"), BAD)
-def test_an_output_of_another_kind_is_told_before_anything_is_read(
+def test_an_output_of_another_kind_is_reported_before_anything_is_read(
     tmp_path, name, make: Callable[[Path, str], None], capsys
 ):
     """Also by `fold`, before its model is looked for."""
@@ -322,7 +322,7 @@ def places(tmp_path: Path) -> dict[str, list[str]]:
 
 
 @pytest.mark.parametrize("which", places(Path()))
-def test_a_place_that_cannot_be_is_told_first(tmp_path, which, capsys):
+def test_a_place_that_cannot_be_is_reported_first(tmp_path, which, capsys):
     (tmp_path / "file").write_text("mine")
     assert main(places(tmp_path)[which]) == 2
     (line,) = capsys.readouterr().err.splitlines()
@@ -333,7 +333,7 @@ def test_a_place_that_cannot_be_is_told_first(tmp_path, which, capsys):
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root may become another user")
-def test_a_folder_that_may_not_be_written_is_told_first(tmp_path):
+def test_a_folder_that_may_not_be_written_is_reported_first(tmp_path):
     (tmp_path / "shut").mkdir(mode=0o755)
     for folder in (tmp_path, *tmp_path.parents[:2]):
         folder.chmod(0o755)

@@ -1,4 +1,4 @@
-"""Nucleotides: what looks like them, and their proteins beside Biopython's."""
+"""Nucleotides: what looks like them, and their proteins compared with Biopython's."""
 
 from __future__ import annotations
 

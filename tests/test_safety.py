@@ -254,7 +254,7 @@ SECRET = b"root:x:0:0: not for everybody\n" * 200
 
 @pytest.fixture(scope="module")
 def embedded(tmp_path_factory: pytest.TempPathFactory, model: Path) -> Path:
-    """A sample of one shard, embedded and not yet gathered, beside a file it may not reach."""
+    """A sample of one shard, embedded but not gathered, next to a file it must not touch."""
     folder = tmp_path_factory.mktemp("embedded")
     shard_and_embed(folder, model, b">a\nMKV\n>b\nMKLL\n>c\nWW\n", shards=1)
     (folder / "secret").write_bytes(SECRET)
@@ -436,7 +436,7 @@ def test_digests_of_other_files_are_refused(embedded: Path, name: str) -> None:
     ids=["records", "blank lines", "a blank line", "a comment", "comments"],
 )
 def test_memory_stays_flat_whatever_a_packed_file_holds(tmp_path: Path, content: bytes) -> None:
-    """32 MiB behind some KiB: what is read is given on, or dropped, block by block."""
+    """32 MiB in some KiB: data are passed on, or dropped, block by block."""
     size = 1 << 25
     packed = tmp_path / "bomb.gz"
     with gzip.open(packed, "wb", compresslevel=1) as file:

@@ -1,4 +1,4 @@
-"""A signal ends a command within seconds, whatever it is at, and nothing is left of it."""
+"""A signal ends a command within seconds, at any point, and nothing is left of it."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ with obeying_signals(ends=True), claim(Outputs([folder / "a"])), atomic_path(fol
 
 @pytest.fixture(scope="module")
 def arrays(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """So many structures that writing them takes half a minute; the records beside them."""
+    """Enough structures to write for half a minute, and their records."""
     folder = tmp_path_factory.mktemp("arrays")
     entries = [RecordRow(f"r{place}", place, place) for place in range(COUNT)]
     write_arrays(folder / "a.h5", [made_up("MKVLAAGIVGLCTRWEDNQSPHFY" * 3)] * COUNT, entries)
@@ -77,7 +77,7 @@ def as_in_a_terminal() -> None:
 
 
 def start(arrays: Path, out: Path, processes: int, *before: str) -> subprocess.Popen[str]:
-    """`structures`, once it is writing files."""
+    """The command `structures`, after it has begun to write files."""
     command = [*before, sys.executable, "-m", "esm_pipeline", "structures", "--quiet"]
     options = [f"--threads={processes}", f"--records={arrays / 'records.tsv'}"]
     process = subprocess.Popen(

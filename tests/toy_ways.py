@@ -30,7 +30,7 @@ def missing() -> NoReturn:
 
 
 def dying() -> NoReturn:
-    """Ends as if memory had run out."""
+    """Ends with an out-of-memory error."""
     os._exit(9)
 
 

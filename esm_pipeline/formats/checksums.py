@@ -91,7 +91,7 @@ def check_listed(path: Path, digests: Path | None = None) -> None:
     if digest is None and path.exists() and digests.exists():
         raise InputError(f"{digests}: does not list {path.name}; {REMEDY}")
     if digest is not None and sha256(path) != digest:
-        raise damaged(path, digests.name)
+        raise wrong_digest(path, digests.name)
 
 
 def check_shard(path: Path, digest: str | None = None) -> None:
@@ -101,10 +101,10 @@ def check_shard(path: Path, digest: str | None = None) -> None:
     """
     listed = listed_digest(path)
     if listed is not None and listed != (digest or sha256(path)):
-        raise damaged(path, LISTING)
+        raise wrong_digest(path, LISTING)
 
 
-def damaged(path: Path, listing: str) -> InputError:
+def wrong_digest(path: Path, listing: str) -> InputError:
     """The error that a file differs from its digest in a list."""
     return InputError(f"{path}: damaged, its digest is not that in {listing}; {REMEDY}")
 
@@ -125,7 +125,7 @@ def check_digests(digests: Path, files: Sequence[Path]) -> None:
                 "workflow again"
             )
         if sha256(file) != digest:
-            raise damaged(file, digests.name)
+            raise wrong_digest(file, digests.name)
     for file in files:
         if file not in listed:
             raise InputError(f"{digests}: does not list {file.name}; {REMEDY}")

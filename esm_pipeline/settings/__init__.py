@@ -21,9 +21,9 @@ from esm_pipeline.settings.samples import (
     Sample,
     expanded_size,
     read_samples,
-    require_apart,
-    require_folder,
+    require_inputs_apart,
     require_usable,
+    require_usable_outdir,
     sample_name,
 )
 from esm_pipeline.settings.sections import (
@@ -175,8 +175,8 @@ class Settings(Section):
             require_usable(self.variants or "", "variants")
             samples = {sample_name(self.fasta): Sample([self.fasta], self.variants)}
         require_usable(self.outdir, "outdir")
-        require_folder(self.outdir)
-        require_apart(samples, self.outdir)
+        require_usable_outdir(self.outdir)
+        require_inputs_apart(samples, self.outdir)
         return samples
 
     def models(self) -> dict[str, Model]:

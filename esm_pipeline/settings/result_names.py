@@ -66,19 +66,19 @@ def not_of_this_run(
     """
     own = {PROVENANCE, PROVENANCE_LIST, REPORT, VERDICT, *NOT_COUNTED, *samples}
     own |= {Path(name).parts[0] for name in models}
-    for name in visible(folder):
+    for name in visible_names(folder):
         if name not in own:
             yield name
         elif name in samples:
             work = {*tasks, "shards", *(("split", "variants") if SCORES in samples[name] else ())}
-            others = set(visible(folder / name)) - {*samples[name], *work}
+            others = set(visible_names(folder / name)) - {*samples[name], *work}
             yield from (f"{name}/{other}" for other in sorted(others))
         elif name == MODELS:
-            others = {f"{MODELS}/{other}" for other in visible(folder / MODELS)} - {*models}
+            others = {f"{MODELS}/{other}" for other in visible_names(folder / MODELS)} - {*models}
             yield from sorted(others)
 
 
-def visible(folder: Path) -> list[str]:
+def visible_names(folder: Path) -> list[str]:
     """Names in a folder that are not hidden, sorted; none if the folder does not exist."""
     if not folder.is_dir():
         return []

@@ -182,7 +182,7 @@ def require_usable(path: str, place: str) -> None:
         raise InputError(f"{place}: {path!a}: {what}; {remedy}")
 
 
-def require_apart(samples: Mapping[str, Sample], outdir: str) -> None:
+def require_inputs_apart(samples: Mapping[str, Sample], outdir: str) -> None:
     """Raise InputError for an input in a place where the workflow writes or removes files."""
     root = Path(os.path.realpath(outdir))
     inputs = [file for sample in samples.values() for file in (*sample.fasta, sample.variants)]
@@ -199,7 +199,7 @@ def require_apart(samples: Mapping[str, Sample], outdir: str) -> None:
             )
 
 
-def require_folder(outdir: str) -> None:
+def require_usable_outdir(outdir: str) -> None:
     """Raise InputError unless `outdir` is, or can become, a folder for the results alone."""
     for taken, what in (
         ("/", "the root of the file system"),

@@ -50,12 +50,12 @@ def cif_text(structure: Structure, name: str, title: str, facts: Mapping[str, st
         **quality_categories(structure),
     }
     for category, columns in described.items():
-        block[category] = CIFCategory({key: CIFColumn(texts(v)) for key, v in columns.items()})
+        block[category] = CIFCategory({key: CIFColumn(as_texts(v)) for key, v in columns.items()})
     set_atoms(block, atoms, np.array(entities)[structure.chains[structure.atoms[0]]])
     return str(CIFFile({name: block}).serialize())
 
 
-def texts(values: object) -> list[str]:
+def as_texts(values: object) -> list[str]:
     """One value or several as text; `?` for an empty one."""
     several = values if isinstance(values, (list, tuple)) else [values]
     return [str(value) or "?" for value in several]

@@ -212,14 +212,14 @@ def read_residue(title: str, rows: list[str]) -> Residue:
     )
 
 
-def read_table(table: str) -> tuple[Residue, ...]:
+def read_residues(table: str) -> tuple[Residue, ...]:
     """The residues of `TABLE` in the order of `LETTERS`, without the unknown residue."""
     blocks = [block.splitlines() for block in re.split(r"\n(?=\S)", table.strip())]
     residues = {title[0]: read_residue(title, rows) for title, *rows in blocks}
     return tuple(residues[letter] for letter in LETTERS[:UNKNOWN])
 
 
-RESIDUES = read_table(TABLE)
+RESIDUES = read_residues(TABLE)
 NAMES = (*(residue.name for residue in RESIDUES), "UNK")
 """Three-letter codes by residue number."""
 

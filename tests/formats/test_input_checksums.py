@@ -1,4 +1,4 @@
-"""Inputs as they were read: what changed is told, what did not is not read again."""
+"""Digests of inputs: a changed input is reported, an unchanged one is not read again."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def listed(tmp_path, monkeypatch) -> Path:
 
 
 def later(listing: Path) -> None:
-    """Have the list be newer than all that it lists, as if some time had gone by."""
+    """Make the list newer than all files in it, as if some time had passed."""
     past = os.stat(listing).st_mtime_ns + inputs.MARGIN + 10**10
     os.utime(listing, ns=(past, past))
 
@@ -37,7 +37,7 @@ def test_what_is_as_it_was_is_not_read_again(listed, monkeypatch):
     inputs.require_unchanged([listed])
 
 
-def test_a_change_is_told_though_the_list_was_touched_after_it(listed):
+def test_a_change_is_reported_though_the_list_was_touched_after_it(listed):
     """Snakemake touches what a job has written when it ends."""
     change("a")
     touched = os.stat(listed).st_mtime_ns + 10**9
@@ -84,20 +84,20 @@ def point_elsewhere(name: str) -> None:
         (point_elsewhere, "b"),
     ],
 )
-def test_what_changed_is_told(listed, how, name):
+def test_what_changed_is_reported(listed, how, name):
     how(name)
     told = rf"^{'a' if name == 'a' else 'b'}: has changed since the workflow read it; remove inputs"
     with pytest.raises(InputError, match=told):
         inputs.require_unchanged([listed])
 
 
-def test_what_went_away_is_told(listed):
+def test_what_went_away_is_reported(listed):
     Path("a").unlink()
     with pytest.raises(InputError, match=r"^a: cannot be read any more \(No such file"):
         inputs.require_unchanged([listed])
 
 
-def test_what_changes_while_it_is_read_is_told(listed):
+def test_what_changes_while_it_is_read_is_reported(listed):
     before = inputs.states(["a"])
     keep_the_time("a")
     with pytest.raises(InputError, match=r"^a: was changed while it was read; run again"):

@@ -1,4 +1,4 @@
-"""Names, folders, archives: safe whatever the id, whole or absent, the same bytes each time."""
+"""File names, folders and archives: safe for any id, and the same bytes each time."""
 
 from __future__ import annotations
 
@@ -137,7 +137,7 @@ def test_one_structure_is_read_by_id_or_index(table, key, found):
         (lambda text: text + '5"\t"x', "unexpected end of data"),
     ],
 )
-def test_what_is_no_table_is_told(table, change, why):
+def test_what_is_no_table_is_reported(table, change, why):
     table.write_text(change(table.read_text()))
     with pytest.raises(InputError) as error:
         list(structure_rows(table))

@@ -87,7 +87,7 @@ QUOTE = "a cell begins with '\"' but does not end with one; close the quotes on 
         ('"sample\tfasta\na\tx\n', f"t.tsv:1: {QUOTE}"),
     ],
 )
-def test_bad_table_is_told_with_its_line(tmp_path, text, told):
+def test_bad_table_is_reported_with_its_line(tmp_path, text, told):
     table = tmp_path / "t.tsv"
     table.write_text(text)
     assert told in refusal(read_samples, str(table))
@@ -133,7 +133,7 @@ def test_table_may_come_from_a_spreadsheet(tmp_path):
 
 
 def test_tables_of_variants(tmp_path):
-    """One of a sample is told in any of its rows; `variants` may stand anywhere, or be missing."""
+    """A sample may have one in any of its rows; the column may be anywhere, or missing."""
     table = tmp_path / "t.tsv"
     table.write_text("variants\tsample\tfasta\n\ta\tx\nv.csv\ta\ty\nv.csv\ta\tz\n\tb\tw\n")
     expected = {"a": Sample(["x", "y", "z"], "v.csv"), "b": Sample(["w"])}
@@ -210,7 +210,7 @@ CONTROL = "a path cannot contain line breaks or control characters; rename"
         ("a\0b", rf"'a\x00b': {CONTROL}"),
     ],
 )
-def test_what_cannot_stand_in_a_path(tmp_path, path, told):
+def test_characters_that_a_path_cannot_have(tmp_path, path, told):
     table = tmp_path / "t.tsv"
     table.write_text(f"sample\tfasta\nb\tx\na\t{path}\n")
     assert f"t.tsv:3: {told}" in refusal(read_samples, str(table))
@@ -286,7 +286,7 @@ def test_variants_where_results_go_are_refused(tmp_path, monkeypatch):
         ("{x}", f"outdir: '{{x}}': {BRACES}"),
     ],
 )
-def test_an_output_folder_that_cannot_be(tmp_path, monkeypatch, outdir, told):
+def test_an_unusable_output_folder(tmp_path, monkeypatch, outdir, told):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "file").touch()
     (tmp_path / "dangling").symlink_to("nowhere")

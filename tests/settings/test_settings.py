@@ -175,7 +175,7 @@ def refusal(function, *arguments) -> str:
         ({"fasta": "a\udcff"}, r"'fasta' = 'a\udcff': should be UTF-8; rename it"),
     ],
 )
-def test_bad_config_is_told_with_its_key(config, told):
+def test_bad_config_is_reported_with_its_key(config, told):
     (line,) = refusal(load_settings, config).split("\n")
     assert f"config: {told}" in line or (told.startswith("=") and told in line)
     assert len(line) < 250
@@ -203,7 +203,7 @@ def section_of(names):
 
 
 @given(section_of(Settings.model_fields), section_of(EmbedSettings.model_fields))
-def test_any_config_is_taken_or_told_a_line_each(config, embed):
+def test_any_config_is_accepted_or_has_one_line_for_each_problem(config, embed):
     told = ""
     try:
         load_settings({"embed": embed, **config})
@@ -351,7 +351,7 @@ def test_every_field_reaches_the_flags_once(name):
     assert isinstance(is_execution(EmbedSettings, name), bool)
 
 
-def test_the_command_line_is_told_in_the_same_words():
+def test_the_command_line_has_the_same_messages():
     told = refusal(check, EmbedSettings, {"dtype": "x", "threads": "-1"}, "command line")
     config = refusal(load_settings, FASTA | {"embed": {"dtype": "x", "threads": "-1"}})
     assert "config: 'embed.dtype' = 'x': should be" in config
@@ -359,7 +359,7 @@ def test_the_command_line_is_told_in_the_same_words():
 
 
 @pytest.mark.parametrize("text", ["[" * 100_000, '{"architectures": ' + "9" * 6000 + "}"])
-def test_a_hostile_config_beside_the_weights_tells_nothing(tmp_path, text):
+def test_a_malicious_config_of_a_model_is_ignored(tmp_path, text):
     """It is refused, with its place, when the model is looked for; not by a traceback before."""
     for name in ("config.json", "adapter_config.json"):
         (tmp_path / name).write_text(text)

@@ -1,4 +1,4 @@
-"""What is flagged, what is not, and clashes beside a count of every pair."""
+"""What is flagged and what is not, and clashes compared with a count over all pairs."""
 
 from __future__ import annotations
 
@@ -221,7 +221,7 @@ def test_long_sequences_are_flagged():
 
 
 @pytest.mark.parametrize("wrong", [np.nan, np.inf, -2e4])
-def test_coordinates_that_are_none(wrong: float):
+def test_coordinates_that_are_not_numbers(wrong: float):
     positions, aatype, chains = structure()
     positions[3, 2, 1] = wrong
     assert flags((positions, aatype, chains)) == ("bad_coordinates",)

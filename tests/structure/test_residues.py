@@ -1,4 +1,4 @@
-"""The amino acids beside the peer's tables, and what must hold of them whoever is right."""
+"""The amino acids compared with the peer's tables, and properties that must hold in any case."""
 
 from __future__ import annotations
 

@@ -169,7 +169,7 @@ def test_any_title_can_be_read_back(title):
     assert told.split() == structures.printable(title).split()
 
 
-def test_random_weights_are_told():
+def test_random_weights_are_reported():
     facts = {"": MEANINGLESS, **FACTS}
     structure = CASES["one residue"]
     text = pdb_text(structure, "title", facts)
@@ -283,7 +283,7 @@ LARGE = {
 
 
 @each("problem", LARGE)
-def test_what_does_not_fit_into_pdb_is_told_and_fits_into_mmcif(problem):
+def test_what_does_not_fit_into_pdb_is_reported_and_fits_into_mmcif(problem):
     structure = made_up(*LARGE[problem])
     with pytest.raises(InputError) as error:
         text_of(structure, "pdb")

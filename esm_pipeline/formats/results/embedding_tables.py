@@ -39,7 +39,7 @@ def write_table(target: Path, suffix: str, source: Path) -> None:
         ]
         size = BLOCK if suffix == PARQUET else max(1, CELLS // max(1, len(columns)))
         with create_table(target, suffix, None, [*RECORD_COLUMNS, *columns]) as writer:
-            for block in blocks(len(results), size):
+            for block in slices(len(results), size):
                 rows = results.row[block]
                 numbers = [column for values in arrays.values() for column in values[rows].T]
                 writer.write(None, [*record_cells(results, block), *numbers])
@@ -62,7 +62,7 @@ def write_array(target: Path, ids: Path, source: Path) -> None:
             create_table(ids, ".tsv", None, RECORD_COLUMNS) as writer,
         ):
             np.lib.format.write_array_header_1_0(handle, shape)
-            for block in blocks(len(results), BLOCK):
+            for block in slices(len(results), BLOCK):
                 handle.write(values[results.row[block]].tobytes())
                 writer.write(None, record_cells(results, block))
 
@@ -84,6 +84,6 @@ def fixed_arrays(results: Embeddings) -> dict[str, Float32]:
     return {name: results.mapped(name) for name in names}
 
 
-def blocks(count: int, size: int) -> Iterator[slice]:
+def slices(count: int, size: int) -> Iterator[slice]:
     """`count` records in blocks of `size`."""
     return (slice(start, start + size) for start in range(0, count, size))

@@ -29,12 +29,12 @@ class ParquetBlock(Block):
     def __init__(self, batch: pyarrow.RecordBatch, wanted: list[int]) -> None:
         self.columns: list[pyarrow.Array] = batch.columns
         self.count = int(batch.num_rows)
-        columns = [texts(self.columns[place]) for place in wanted]
+        columns = [cell_texts(self.columns[place]) for place in wanted]
         self.cells = [list(row) for row in zip(*columns, strict=True)]
 
     def rows(self) -> Iterator[tuple[str, ...]]:
         """The text of all cells of each row."""
-        return zip(*map(texts, self.columns), strict=True)
+        return zip(*map(cell_texts, self.columns), strict=True)
 
 
 class ParquetTable(Table):
@@ -86,16 +86,16 @@ class ParquetWriter(Writer):
         self._writer.close()
 
 
-def texts(column: pyarrow.Array) -> list[str]:
+def cell_texts(column: pyarrow.Array) -> list[str]:
     """The cells of a column as text; missing ones are empty."""
     try:
         cells = column.cast(ARROW_TYPES["text"]).to_pylist()
     except (pyarrow.ArrowInvalid, pyarrow.ArrowNotImplementedError):
-        cells = [None if cell is None else as_text(cell) for cell in column.to_pylist()]
+        cells = [None if cell is None else cell_text(cell) for cell in column.to_pylist()]
     return ["" if cell is None else cell for cell in cells]
 
 
-def as_text(cell: Any) -> str:
+def cell_text(cell: Any) -> str:
     """A cell that Arrow cannot cast to text; bytes that are not UTF-8 are replaced."""
     return cell.decode("utf-8", "replace") if isinstance(cell, bytes) else str(cell)
 

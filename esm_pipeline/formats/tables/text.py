@@ -184,7 +184,7 @@ class TextWriter(Writer):
     def write(self, block: Block | None, added: Sequence[ColumnValues]) -> None:
         """Write one line for each row."""
         pairs = zip(added, self._kinds, strict=True)
-        columns = [as_text(column, kind) for column, kind in pairs]
+        columns = [cells_of(column, kind) for column, kind in pairs]
         new_cells = zip(*columns, strict=True)
         delimiter, end = self._delimiter, self._end
         if self._as_is and isinstance(block, TextBlock):
@@ -268,7 +268,7 @@ def join(cells: Sequence[str], delimiter: str) -> str:
     return text.getvalue().removesuffix(LINE_END)
 
 
-def as_text(values: ColumnValues, kind: str) -> list[str]:
+def cells_of(values: ColumnValues, kind: str) -> list[str]:
     """The cells of a new column of `kind`; see `Column`."""
     if kind == "text":
         return list(values)

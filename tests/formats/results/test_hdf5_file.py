@@ -93,7 +93,7 @@ def test_what_hdf5_reads_again_is_what_it_wrote(tmp_path, full_after):
     assert len(tried) == 1
 
 
-def test_a_size_that_cannot_be_is_told_at_the_end(tmp_path):
+def test_an_impossible_size_is_reported_at_the_end(tmp_path):
     with disk.ForgivingFile(tmp_path / "a") as file:
         file.truncate(-1)
         with pytest.raises(OSError, match="Invalid argument"):

@@ -1,4 +1,4 @@
-"""Structures as arrays: what is written comes back, and what is no such file is told."""
+"""Structures as arrays: what is written is read back, and other files are reported."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def test_records_by_id_and_by_index(path):
     assert table["iptm"].isna().tolist() == [True, False, True, True]
 
 
-def test_what_is_none_is_told(path, tmp_path):
+def test_another_kind_is_reported(path, tmp_path):
     with h5py.File(path, "a") as file:
         del file["ptm"]
     with pytest.raises(InputError, match=r"a\.h5: 'ptm' is not as a task writes it; give"):

@@ -1,4 +1,4 @@
-"""HDF5 that no task wrote: one line, judged from the headers, whatever a file claims to hold."""
+"""HDF5 that no task wrote: an error of one line from the headers, whatever the file claims."""
 
 from __future__ import annotations
 
@@ -96,7 +96,7 @@ EVERY = {
     "format of bytes": attribute("format", np.bytes_(b"esm")),
     "format of a number": attribute("format", 5),
 }
-"""Changes of any kind of result that are seen when it is opened."""
+"""Changes that are noticed when a result of any kind is opened."""
 
 LATER = {
     "lengths below": value("length", 0, -3),
@@ -299,7 +299,7 @@ def test_text_that_claims_gigabytes_is_not_read(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("kind", NAMES)
 def test_a_finished_file_is_read_whoever_has_locked_it(kind: str, tmp_path: Path) -> None:
-    """No flock is asked for: on file systems that have none it fails as it does here."""
+    """No flock is requested: on file systems without it, it would fail as it does here."""
     path = write_result(tmp_path / "a.h5", kind)
     with locked(path), pytest.raises(BlockingIOError), h5py.File(path):
         pass
@@ -380,6 +380,6 @@ def test_a_damaged_file_says_why() -> None:
     assert copy[0](*copy[1]).why == error.why
 
 
-def test_only_whole_origins_are_told(tmp_path: Path) -> None:
+def test_only_complete_origins_are_read(tmp_path: Path) -> None:
     with Structures.open(write_result(tmp_path / "a.h5", "structures")) as results:
         assert results.origin["software"] == "0.1"

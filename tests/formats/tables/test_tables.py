@@ -1,4 +1,4 @@
-"""Tables of anyone's: every cell comes through, whatever it holds; damage is told with its line."""
+"""Tables with any columns: every cell is kept; damage is reported with its line."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ ADDED = [Column("status", "text"), Column("place", "whole"), Column("score")]
 
 
 def copy(source: Path, target: Path, wanted: list[str] | None = None) -> list[list[str]]:
-    """Copy a table with `ADDED` behind; gives the wanted cells."""
+    """Copy a table and append `ADDED`; returns the wanted cells."""
     table = open_table(source)
     cells, place = [], 0
     with create_table(target, suffix_of(target), table, ADDED) as writer:
@@ -203,7 +203,7 @@ BAD = {
 
 
 @pytest.mark.parametrize("name", BAD)
-def test_a_damaged_table_is_told_with_its_line(tmp_path, name):
+def test_a_damaged_table_is_reported_with_its_line(tmp_path, name):
     content, told = BAD[name]
     path = tmp_path / name
     path.write_bytes(content)
@@ -266,6 +266,6 @@ def test_join_is_the_csv_module(cells, delimiter):
 
 def test_numbers_have_six_decimals():
     values = [0.0, -0.0, -1e-9, 1 / 3, -12345.6789012, math.nan]
-    assert text_tables.as_text(values, "number") == [
+    assert text_tables.cells_of(values, "number") == [
         *("0.000000", "0.000000", "0.000000", "0.333333", "-12345.678901", "")
     ]
