@@ -50,7 +50,7 @@ def test_tokenizer_and_config() -> None:
     assert type(config) is EsmConfig
     assert config.num_labels == 3
     assert esm_pipeline.AutoConfig.for_model("esm", hidden_size=8).hidden_size == 8
-    with pytest.raises(InputError, match="models of type 'bert' are not here"):
+    with pytest.raises(InputError, match="no models of type 'bert', only 'esm'"):
         esm_pipeline.AutoConfig.for_model("bert")
     model = esm_pipeline.AutoModelForMaskedLM.from_pretrained("demo", config=config)
     assert model.config.num_labels == 3

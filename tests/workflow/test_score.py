@@ -198,7 +198,7 @@ def test_a_row_that_failed_ends_in_an_error_after_everything_is_written(tmp_path
     source += "M.packed_logits = new\n"
     clone = tmp_path / "clone"
     copy_of_the_project(clone)
-    task = clone / "esm_pipeline" / "tasks" / "strategies.py"
+    task = clone / "esm_pipeline" / "tasks" / "score" / "strategies.py"
     task.write_text(task.read_text() + source)
     arguments = config(model, "shards=1", "tasks=[score]", "variants=v.tsv", fasta="a.fasta")
     run = snakemake(tmp_path, *arguments, snakefile=clone / "Snakefile")

@@ -1,8 +1,8 @@
 """Draw the substitutions in a saturation.h5 as heatmaps, one for each record.
 
-Residues run from left to right, wrapped into rows; the rows of each are the amino acids, similar
-ones next to each other. Red is harmful, blue is not; a dot marks the wild type; residues other than
-the 20 amino acids are grey.
+Residues run from left to right, wrapped into panels with a row for each amino acid, similar ones
+next to each other. Red is harmful, blue is not; a dot marks the wild type; residues other than the
+20 amino acids are grey.
 """
 
 from __future__ import annotations

@@ -190,8 +190,8 @@ CASES: dict[str, tuple[Callable[[Path], None], str]] = {
         "tuples in tuples without end",
     ),
     "tuple for a name": (
-        lambda path: archive(path, START + b"}" + doubled(20) + b"Ns."),
-        "as a name",
+        lambda path: archive(path, START + b"}" + doubled(10) + b"Ns."),
+        ") as a name; a checkpoint is not like this",
     ),
     "memo": (
         lambda path: archive(path, START + b"}r\xff\xff\xff\x7f."),

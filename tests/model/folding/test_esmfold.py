@@ -316,7 +316,7 @@ def test_a_twin_fails(models: Models, twin: Twin, field: str, monkeypatch: pytes
         ({"input_ids": torch.ones(1, 3)}, "should be residue numbers"),
         ({"input_ids": torch.tensor([[3, 21]])}, r"0 to 20 \(X\)"),
         ({"input_ids": torch.tensor([[-1, 3]])}, "follow each sequence"),
-        ({"input_ids": torch.tensor([[3, 3], [-1, -1]])}, "of a residue at least"),
+        ({"input_ids": torch.tensor([[3, 3], [-1, -1]])}, "at least one residue"),
         (
             {"input_ids": torch.tensor([[3, 3]]), "attention_mask": torch.tensor([[1]])},
             r"shape \(1, 1\), the input \(1, 2\)",

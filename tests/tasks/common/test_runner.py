@@ -155,7 +155,7 @@ def refusal(esm, folder: Path, model: object, *options: object) -> str:
         (
             "a\udcff",
             (),
-            r"a\udcff: safetensors reads only paths of UTF-8; rename it, or link to it",
+            r"a\udcff: safetensors reads only paths in UTF-8; rename it, or link to it",
         ),
         (__file__, (), f"{__file__}: a file; give the folder that holds config.json and weights"),
         (
