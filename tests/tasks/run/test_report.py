@@ -111,7 +111,7 @@ def test_every_score_and_the_substitutions_of_an_even_choice_are_drawn(tmp_path,
         return "<svg/>"
 
     monkeypatch.setattr(report_scores, "histogram", draw)
-    monkeypatch.setattr(report_scores, "PROTEINS", 2)
+    monkeypatch.setattr(report_scores, "MOST_PROTEINS", 2)
     monkeypatch.setattr(text_tables, "BLOCK", 2)
     folder = write_scores(tmp_path / "a")
     with h5py.File(folder / "saturation.h5", "r+") as file:
@@ -130,7 +130,7 @@ def test_every_score_and_the_substitutions_of_an_even_choice_are_drawn(tmp_path,
     assert "3 of 4 variants scored" in text
     chosen = "Every substitution (2 proteins)"
     assert drawn == {"Variants": [0.5, 1.5, 2.5], chosen: [1.0] * 19 + [3.0] * 20}
-    monkeypatch.setattr(report_scores, "PROTEINS", 3)
+    monkeypatch.setattr(report_scores, "MOST_PROTEINS", 3)
     page(tmp_path, folder)
     assert len(drawn["Every substitution"]) == 19 + 19 + 20
 
