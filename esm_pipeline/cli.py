@@ -19,7 +19,7 @@ from esm_pipeline.interruption import INTERRUPTED, obeying_signals
 from esm_pipeline.locks import claim
 from esm_pipeline.tasks import COMMANDS, module_of
 
-OUT_OF_MEMORY = "out of memory; use a machine with more, or request more for the job"
+OUT_OF_MEMORY_MESSAGE = "out of memory; use a machine with more, or request more for the job"
 
 DISK_ERRORS = {
     errno.ENOSPC: "no space left on the disk; free some and run the same command again",
@@ -30,7 +30,7 @@ DISK_ERRORS = {
     errno.EIO: "the disk fails to read or write; check it and run the command again",
     errno.ENOLCK: "the file system has no locks available; check how it is mounted",
     errno.ESTALE: "the network file system lost the file; run the command again",
-    errno.ENOMEM: OUT_OF_MEMORY,
+    errno.ENOMEM: OUT_OF_MEMORY_MESSAGE,
     errno.EACCES: "permission denied; choose another place or change its permissions",
 }
 
@@ -84,7 +84,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (MemoryError, RuntimeError) as error:
         if not ran_out_of_memory(error):
             raise
-        return fail(parser.prog, OUT_OF_MEMORY)
+        return fail(parser.prog, OUT_OF_MEMORY_MESSAGE)
     except KeyboardInterrupt:
         print(f"{parser.prog}: interrupted", file=sys.stderr)
         return INTERRUPTED

@@ -32,7 +32,7 @@ AGAIN = 0.5
 INTERRUPTED = 128 + signal.SIGINT
 """Exit code after Ctrl-C."""
 
-NAMES = ("SIGINT", "SIGTERM", "SIGHUP")
+SIGNAL_NAMES = ("SIGINT", "SIGTERM", "SIGHUP")
 
 
 @contextmanager
@@ -67,7 +67,7 @@ def obeying_signals(*, ends: bool) -> Iterator[None]:
     os.set_blocking(waking, False)
     woken = signal.set_wakeup_fd(waking, warn_on_full_buffer=False)
     try:
-        for name in NAMES:
+        for name in SIGNAL_NAMES:
             number = getattr(signal, name, None)  # Windows has no SIGHUP
             if number and (number == signal.SIGTERM or signal.getsignal(number) != signal.SIG_IGN):
                 before[number] = signal.signal(number, obey)
@@ -90,7 +90,7 @@ def leave_to_parent() -> None:
 
     The parent receives Ctrl-C too, and ends its pool itself.
     """
-    for name in NAMES:
+    for name in SIGNAL_NAMES:
         if hasattr(signal, name):
             kind = signal.SIG_DFL if name == "SIGTERM" else signal.SIG_IGN
             signal.signal(getattr(signal, name), kind)

@@ -13,7 +13,7 @@ from typing import Any
 
 from esm_pipeline.errors import brief
 
-MOST_BYTES = 32 << 20
+MOST_JSON_BYTES = 32 << 20
 """Enough for 100,000 labels with long names."""
 
 MOST_LEVELS = 100  # of objects and lists in each other
@@ -23,7 +23,7 @@ MOST_DIGITS = 100
 LONG_NUMBER = re.compile(rf'(?:"([^"\\]{{0,60}})"\s*:\s*)?-?(\d{{{MOST_DIGITS + 1},}})')
 
 
-def read_object(path: str | os.PathLike[str], most: int = MOST_BYTES) -> dict[str, Any]:
+def read_object(path: str | os.PathLike[str], most: int = MOST_JSON_BYTES) -> dict[str, Any]:
     """The JSON object in a file of at most `most` bytes.
 
     Raises OSError if the file cannot be read, and ValueError, whose message says why on one line,

@@ -38,7 +38,7 @@ BEAT, WATCH = 5.0, 30.0
 """Seconds between two updates of a lock, and seconds for which a lock from elsewhere is watched."""
 
 POLL = 0.5
-MOST_BYTES = 4096  # of a lock file
+MOST_LOCK_BYTES = 4096  # of a lock file
 
 _held: dict[Path, str] = {}
 """Lock files of this process, with their text."""
@@ -162,7 +162,7 @@ def _read(lock: Path) -> LockState | None:
     """The state of a lock, or None if it is gone. It is opened, so that NFS asks the server."""
     try:
         with open(lock, "rb") as handle:
-            text = handle.read(MOST_BYTES).decode("utf-8", "replace")
+            text = handle.read(MOST_LOCK_BYTES).decode("utf-8", "replace")
             return LockState(text, os.fstat(handle.fileno()).st_mtime_ns)
     except FileNotFoundError:
         return None

@@ -13,7 +13,7 @@ import numpy as np
 
 from esm_pipeline.arrays import UInt8
 
-CODES = b"ACGTRYSWKMBDHVN"
+NUCLEOTIDE_CODES = b"ACGTRYSWKMBDHVN"
 """IUPAC codes of nucleotides; the number of a code is its position here. U counts as T."""
 
 USUAL = b"ACGTUN"
@@ -27,8 +27,8 @@ TWENTIETH = 20  # 5 % as a divisor
 STOP, METHIONINE = b"*", b"M"
 
 NUMBERS = np.zeros(256, np.int64)
-NUMBERS[np.frombuffer(CODES, np.uint8)] = range(len(CODES))
-NUMBERS[ord("U")] = CODES.index(b"T")
+NUMBERS[np.frombuffer(NUCLEOTIDE_CODES, np.uint8)] = range(len(NUCLEOTIDE_CODES))
+NUMBERS[ord("U")] = NUCLEOTIDE_CODES.index(b"T")
 PLACES = np.array([256, 16, 1])
 
 NUCLEOTIDES = ("refuse", "keep")
@@ -151,7 +151,7 @@ def genetic_code(number: int) -> GeneticCode:
     table = CodonTable.ambiguous_dna_by_id[number]
     plain = CodonTable.unambiguous_dna_by_id[number]
     acids = np.full(16**3, ord("X"), np.uint8)
-    letters = CODES.decode()
+    letters = NUCLEOTIDE_CODES.decode()
     for a, first in enumerate(letters):
         for b, second in enumerate(letters):
             for c, third in enumerate(letters):

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from esm_pipeline.nucleotides import (
-    CODES,
+    NUCLEOTIDE_CODES,
     genetic_code,
     has_start,
     nucleotides_in,
@@ -40,7 +40,7 @@ def body(protein: bytes) -> str:
 SEQUENCES = (
     st.text("ACGT", max_size=60)
     | st.text("ACGUN", max_size=60)
-    | st.text(CODES.decode() + "U", max_size=60)
+    | st.text(NUCLEOTIDE_CODES.decode() + "U", max_size=60)
 )
 
 
@@ -72,7 +72,7 @@ def test_a_wrong_table_or_frame_is_seen() -> None:
 
 @pytest.mark.parametrize("number", NUMBERS)
 def test_every_codon_of_every_code(number: int) -> None:
-    letters = CODES.decode()
+    letters = NUCLEOTIDE_CODES.decode()
     codons = [a + b + c for a in letters for b in letters for c in letters]
     found = translate(("".join(codons) + "AAA").encode(), number, b"[partial=5']").protein.decode()
     assert found == peer("".join(codons) + "AAA", number)
@@ -181,7 +181,7 @@ def test_what_looks_like_nucleotides(sequence: bytes, kind: str) -> None:
 @given(st.text("ACGTUNRYSWKMBDHVLEF", min_size=1, max_size=80))
 def test_the_rule_letter_by_letter(text: str) -> None:
     usual = sum(letter in "ACGTUN" for letter in text)
-    codes = sum(letter in CODES.decode() + "U" for letter in text)
+    codes = sum(letter in NUCLEOTIDE_CODES.decode() + "U" for letter in text)
     counts = [text.count("A"), text.count("C"), text.count("G"), text.count("T") + text.count("U")]
     many = sum(count >= 0.05 * len(text) for count in counts) >= 3
     only = usual >= 0.95 * len(text) and codes == len(text)

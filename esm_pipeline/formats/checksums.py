@@ -18,7 +18,7 @@ from esm_pipeline.files import naming_errors
 LISTING = "digests.sha256"
 """Name of the list of a folder."""
 
-REMEDY = "remove it and run the workflow again"
+CHECKSUM_REMEDY = "remove it and run the workflow again"
 LINES = 1024
 """Lines that are written at a time."""
 
@@ -61,12 +61,16 @@ def read_list(digests: Path) -> Iterator[tuple[str, str]]:
             for number, text in enumerate(handle, 1):
                 digest, _, name = text.removesuffix("\n").partition("  ")
                 if len(digest) != 64 or not name:
-                    raise InputError(f"{digests}:{number}: not a digest and a file name; {REMEDY}")
+                    raise InputError(
+                        f"{digests}:{number}: not a digest and a file name; {CHECKSUM_REMEDY}"
+                    )
                 yield digest, name
     except FileNotFoundError:
         raise InputError(f"{digests}: no such file; run the workflow again to make it") from None
     except OSError as error:
-        raise InputError(f"{digests}: cannot be read ({error.strerror}); {REMEDY}") from None
+        raise InputError(
+            f"{digests}: cannot be read ({error.strerror}); {CHECKSUM_REMEDY}"
+        ) from None
 
 
 def listed_digest(path: Path, digests: Path | None = None) -> str | None:
@@ -89,7 +93,7 @@ def check_listed(path: Path, digests: Path | None = None) -> None:
     """
     digest, digests = listed_digest(path, digests), digests or path.parent / LISTING
     if digest is None and path.exists() and digests.exists():
-        raise InputError(f"{digests}: does not list {path.name}; {REMEDY}")
+        raise InputError(f"{digests}: does not list {path.name}; {CHECKSUM_REMEDY}")
     if digest is not None and sha256(path) != digest:
         raise wrong_digest(path, digests.name)
 
@@ -106,7 +110,7 @@ def check_shard(path: Path, digest: str | None = None) -> None:
 
 def wrong_digest(path: Path, listing: str) -> InputError:
     """The error that a file differs from its digest in a list."""
-    return InputError(f"{path}: damaged, its digest is not that in {listing}; {REMEDY}")
+    return InputError(f"{path}: damaged, its digest is not that in {listing}; {CHECKSUM_REMEDY}")
 
 
 def check_digests(digests: Path, files: Sequence[Path]) -> None:
@@ -118,7 +122,9 @@ def check_digests(digests: Path, files: Sequence[Path]) -> None:
     for number, (digest, name) in enumerate(read_list(digests), 1):
         listed.append(file := digests.parent / name)
         if file not in files:
-            raise InputError(f"{digests}:{number}: {name!a} is not a file of this shard; {REMEDY}")
+            raise InputError(
+                f"{digests}:{number}: {name!a} is not a file of this shard; {CHECKSUM_REMEDY}"
+            )
         if not file.is_file():
             raise InputError(
                 f"{file}: no such file, but {digests.name} lists it; remove {digests} and run the "
@@ -128,4 +134,4 @@ def check_digests(digests: Path, files: Sequence[Path]) -> None:
             raise wrong_digest(file, digests.name)
     for file in files:
         if file not in listed:
-            raise InputError(f"{digests}: does not list {file.name}; {REMEDY}")
+            raise InputError(f"{digests}: does not list {file.name}; {CHECKSUM_REMEDY}")

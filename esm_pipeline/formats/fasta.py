@@ -26,7 +26,7 @@ FastaRecord: TypeAlias = tuple[int, bytes, bytes]
 sequence in upper case without whitespace, not yet cleaned."""
 
 STANDARD_INPUT = "-"
-BLOCK = 1 << 18
+READ_BYTES = 1 << 18
 GZIP_MAGIC = b"\x1f\x8b"
 GZIP_WINDOW = 31  # zlib's wbits for a gzip wrapper with its checksum
 WHITESPACE = b" \t\n\v\f\r"
@@ -135,7 +135,7 @@ def _chunks(
     name, buffer, line, begun = shown(path), bytearray(), 1, False
     hidden, room = 0, LARGE  # lines of the current record that are not kept; most bytes of it
     try:
-        with _open(path) as file:
+        with _open_input(path) as file:
             for block in _unix_lines(_unpacked(_blocks(file, digest))):
                 fresh = max(len(buffer) - 1, 0)
                 buffer += block
@@ -235,7 +235,7 @@ def _unix_lines(blocks: Iterable[bytes]) -> Iterator[bytes]:
 
 def _blocks(file: BinaryIO, digest: hashlib._Hash | None) -> Iterator[bytes]:
     """The blocks of the file."""
-    while block := file.read(BLOCK):
+    while block := file.read(READ_BYTES):
         if digest is not None:
             digest.update(block)
         yield block
@@ -257,7 +257,7 @@ def _inflated(blocks: Iterable[bytes]) -> Iterator[bytes]:
                 if not (block := block.lstrip(b"\0")):
                     break
                 member = zlib.decompressobj(GZIP_WINDOW)
-            yield member.decompress(block, BLOCK)
+            yield member.decompress(block, READ_BYTES)
             block = member.unused_data if member.eof else member.unconsumed_tail
     if not member.eof:
         raise EOFError
@@ -270,7 +270,7 @@ def _damage(error: Exception) -> str:
     return f"the gzip file {what}; fetch or copy it again"
 
 
-def _open(path: str) -> AbstractContextManager[BinaryIO]:
+def _open_input(path: str) -> AbstractContextManager[BinaryIO]:
     name = shown(path)
     if path == STANDARD_INPUT:
         if sys.stdin is None:

@@ -44,7 +44,7 @@ EDIT = re.compile(
     re.ASCII | re.IGNORECASE | re.VERBOSE,
 )
 EACH_RESIDUE = re.compile(RESIDUE_CODE, re.ASCII | re.IGNORECASE)
-SEPARATOR = re.compile(r"[\s:;,+]+")
+MUTATION_SEPARATOR = re.compile(r"[\s:;,+]+")
 REFERENCE = re.compile(r"(?P<name>(?![cgmnr]\.)[^\s:]+):(?=(?P<hgvs>p\.)|(?P<change>[^\s:;,+]+))")
 DNA = re.compile(r"(?:(?P<name>[^\s:]+):)?[cgmnr]\.\S+\s+\((?P<change>p\..+)\)")
 """ClinVar's `NM_000518.5(HBB):c.20A>T (p.Glu7Val)`, which has the change of the protein too."""
@@ -96,7 +96,9 @@ def parse(text: str, offset: int = 0) -> Variant:
     changes = _inside(_inside(body.removeprefix("p."), "[]"), "()")
     if changes.lower() in WILD_TYPES:
         return ()
-    parts = [_inside(part.removeprefix("p."), "()") for part in SEPARATOR.split(changes) if part]
+    parts = [
+        _inside(part.removeprefix("p."), "()") for part in MUTATION_SEPARATOR.split(changes) if part
+    ]
     edits = []
     for part in parts or [text]:
         match = EDIT.fullmatch(part)

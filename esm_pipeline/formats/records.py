@@ -2,8 +2,8 @@
 
 Tab-separated with a header line, UTF-8, quoted as Python's csv module does by default, so that
 headers with tabs and quotes come back as they were. Ids are any text, `NA` and `007` included;
-`workflow/docs/results.md` shows how pandas reads them as text. Columns: those of `COLUMNS`, then
-`{task}_status` and `{task}_reason` of each task that ran. A missing value is empty.
+`workflow/docs/results.md` shows how pandas reads them as text. Columns: those of `RECORD_COLUMNS`,
+then `{task}_status` and `{task}_reason` of each task that ran. A missing value is empty.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import NamedTuple
 from esm_pipeline.errors import InputError
 from esm_pipeline.files import atomic_path
 
-COLUMNS = (
+RECORD_COLUMNS = (
     "index",
     "id",
     "header",
@@ -34,7 +34,7 @@ STATUSES = OK, SKIPPED, FAILED = "ok", "skipped", "failed"
 INDEX = re.compile("[0-9]{1,9}|1[0-9]{9}")
 """An index as text."""
 
-REMEDY = "make it again with the command that wrote it"
+RECORDS_REMEDY = "make it again with the command that wrote it"
 REMAKE = "make it again with `esm-pipeline aggregate`"
 
 csv.field_size_limit(2**31 - 1)  # a header may be longer than the module's 128 KiB
@@ -85,7 +85,7 @@ def read_records(path: str | os.PathLike[str]) -> Iterator[Record]:
 
     Raises InputError with file and line for anything that `write_records` would not write.
     """
-    with _open(path) as handle:
+    with _open_table(path) as handle:
         rows = csv.reader(handle, delimiter="\t", strict=True)
         try:
             tasks = _tasks(next(rows, []))
@@ -97,7 +97,7 @@ def read_records(path: str | os.PathLike[str]) -> Iterator[Record]:
 
 def read_tasks(path: str | os.PathLike[str]) -> tuple[str, ...]:
     """Names of the tasks with columns in a `records.tsv`, in the order of the columns."""
-    with _open(path) as handle:
+    with _open_table(path) as handle:
         try:
             return _tasks(next(csv.reader(handle, delimiter="\t", strict=True), []))
         except (csv.Error, ValueError) as error:
@@ -140,7 +140,7 @@ def parse_lines(lines: Iterable[str]) -> Iterator[Record]:
 
 def read_status(path: str | os.PathLike[str], task: str) -> Iterator[tuple[int, Outcome]]:
     """Stream a status table: the index of each record, and its outcome in the task."""
-    with _open(path) as handle:
+    with _open_table(path) as handle:
         rows = csv.reader(handle, delimiter="\t", strict=True)
         try:
             if next(rows, None) != status_columns(task):
@@ -175,10 +175,10 @@ def _quoted(field: str) -> str:
 
 
 def _record(row: Sequence[str], tasks: Sequence[str]) -> Record:
-    if len(row) != len(COLUMNS) + 2 * len(tasks):
-        raise ValueError(f"{len(row)} columns, not {len(COLUMNS) + 2 * len(tasks)}")
-    index, name, header, length, sha256, status, reason, notes, first = row[: len(COLUMNS)]
-    extra = row[len(COLUMNS) :]
+    if len(row) != len(RECORD_COLUMNS) + 2 * len(tasks):
+        raise ValueError(f"{len(row)} columns, not {len(RECORD_COLUMNS) + 2 * len(tasks)}")
+    index, name, header, length, sha256, status, reason, notes, first = row[: len(RECORD_COLUMNS)]
+    extra = row[len(RECORD_COLUMNS) :]
     return Record(
         int(index),
         name,
@@ -193,7 +193,7 @@ def _record(row: Sequence[str], tasks: Sequence[str]) -> Record:
     )
 
 
-def _open(path: str | os.PathLike[str]) -> io.TextIOWrapper:
+def _open_table(path: str | os.PathLike[str]) -> io.TextIOWrapper:
     try:
         return open(path, encoding="utf-8", newline="")
     except FileNotFoundError:
@@ -203,7 +203,7 @@ def _open(path: str | os.PathLike[str]) -> io.TextIOWrapper:
 
 
 def _tasks(columns: Sequence[str]) -> tuple[str, ...]:
-    tasks = tuple(name.removesuffix("_status") for name in columns[len(COLUMNS) :: 2])
+    tasks = tuple(name.removesuffix("_status") for name in columns[len(RECORD_COLUMNS) :: 2])
     if [*columns] != _columns(tasks):
         raise ValueError("unexpected columns")
     return tasks
@@ -211,8 +211,10 @@ def _tasks(columns: Sequence[str]) -> tuple[str, ...]:
 
 def _columns(tasks: Sequence[str]) -> list[str]:
     extra = [f"{task}_{part}" for task in tasks for part in ("status", "reason")]
-    return [*COLUMNS, *extra]
+    return [*RECORD_COLUMNS, *extra]
 
 
 def _malformed(path: str | os.PathLike[str], line: int, error: Exception) -> InputError:
-    return InputError(f"{path}:{max(line, 1)}: not a row of records.tsv ({error}); {REMEDY}")
+    return InputError(
+        f"{path}:{max(line, 1)}: not a row of records.tsv ({error}); {RECORDS_REMEDY}"
+    )

@@ -20,7 +20,7 @@ from typing import Self
 from esm_pipeline.errors import InputError
 from esm_pipeline.formats.checksums import sha256 as digest_of
 
-RECORDS = 1_000
+RECORDS_PER_FOLDER = 1_000
 """Records of the input in one folder."""
 
 NAME_LENGTH = 80
@@ -29,7 +29,7 @@ NAME_LENGTH = 80
 LONG_AGO = (1980, 1, 1, 0, 0, 0)
 """Time of all members, so that the same structures give the same archive."""
 
-COLUMNS = (
+STRUCTURE_COLUMNS = (
     *("index", "id", "status", "reason", "length", "chains", "plddt", "ptm", "iptm"),
     *("num_recycles", "chunk_size", "file", "flags"),
 )
@@ -47,7 +47,7 @@ def file_stem(index: int, name: str) -> str:
 
 def folder_name(index: int) -> str:
     """The name of a record's folder."""
-    return f"{index // RECORDS:05d}"
+    return f"{index // RECORDS_PER_FOLDER:05d}"
 
 
 def require_ours(folder: Path) -> None:
@@ -110,7 +110,7 @@ def structure_rows(path: Path) -> Iterator[dict[str, str]]:
     try:
         with open(path, encoding="utf-8", newline="") as handle:
             rows = csv.DictReader(handle, delimiter="\t", strict=True)
-            if tuple(rows.fieldnames or ()) != COLUMNS:
+            if tuple(rows.fieldnames or ()) != STRUCTURE_COLUMNS:
                 raise ValueError("unexpected columns")
             for row in rows:
                 if None in row or None in row.values():

@@ -12,12 +12,12 @@ from collections.abc import Container
 from esm_pipeline.errors import setting
 
 PROTEIN = "write the change of the protein, as A42G or p.Ala42Gly"
-SEQUENCE = "give the protein it makes as a sequence"
+GIVE_SEQUENCE = "give the protein it makes as a sequence"
 ROWS = "give each its own row"
 FEWEST_RESIDUES = 12
 """Letters from which a text without a number counts as a sequence, not as a word."""
 
-MISSING = frozenset(("na", "n/a", "nan", "none", "null", "-", ".", "p.", "<na>"))
+MISSING_VALUES = frozenset(("na", "n/a", "nan", "none", "null", "-", ".", "p.", "<na>"))
 """What a cell says if its value is missing, in lower case."""
 
 UNSUPPORTED: tuple[tuple[str, str], ...] = (
@@ -38,9 +38,9 @@ UNSUPPORTED: tuple[tuple[str, str], ...] = (
     (r".*\^.*", f"is one change or another; {ROWS}"),
     (r".*\[[\d?_]+\]", "repeats residues; write it as an insertion, K23_L24insQS"),
     (r".*\?.*", "is uncertain; write the change that you mean, or leave it out"),
-    (r"(p\.)?\(?([A-Z]|[A-Z]{3})-?\d+(stop|och|amb|opa|trm)\)?", f"is a stop; {SEQUENCE}"),
-    (r"(p\.)?\(?(\*|ter|stop)-?\d+.*", f"is an extension; {SEQUENCE}"),
-    (r"(p\.)?\(?[A-Z]+-?\d+[A-Z]*(fs|frame).*", f"is a frame shift; {SEQUENCE}"),
+    (r"(p\.)?\(?([A-Z]|[A-Z]{3})-?\d+(stop|och|amb|opa|trm)\)?", f"is a stop; {GIVE_SEQUENCE}"),
+    (r"(p\.)?\(?(\*|ter|stop)-?\d+.*", f"is an extension; {GIVE_SEQUENCE}"),
+    (r"(p\.)?\(?[A-Z]+-?\d+[A-Z]*(fs|frame).*", f"is a frame shift; {GIVE_SEQUENCE}"),
     (r"(p\.)?\(?-?\d+([A-Z]|[A-Z]{3})\)?", f"names no residue of the wild type; {PROTEIN}"),
     (r"(p\.)?\(?([A-Z]|[A-Z]{3})-?\d+\)?", f"does not say what the residue becomes; {PROTEIN}"),
     (
@@ -65,7 +65,7 @@ PATTERNS = [(re.compile(look, re.ASCII | re.IGNORECASE), why) for look, why in U
 
 def is_missing(text: str) -> bool:
     """Whether the value of a cell is missing."""
-    return not text or text.lower() in MISSING
+    return not text or text.lower() in MISSING_VALUES
 
 
 def looks_like_a_sequence(text: str) -> bool:

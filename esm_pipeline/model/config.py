@@ -386,7 +386,7 @@ class EsmConfig:
         path = Path(path)
         try:
             if path.suffix == fair_esm.SUFFIX:
-                return fair_esm.read_settings(path)
+                return fair_esm.read_fair_settings(path)
             return read_object(path)
         except (OSError, ValueError) as error:
             raise WeightsError(f"{path}: not a readable config ({error})") from None

@@ -31,7 +31,7 @@ def token_loss(logits: Tensor, labels: Tensor, layout: PackedLayout, width: int)
     """
     shape = (len(layout.lengths), width)
     if not isinstance(labels, Tensor) or labels.shape != shape:
-        raise InputError(f"labels are {describe(labels)}; give one for each token, {shape}")
+        raise InputError(f"labels are {describe_labels(labels)}; give one for each token, {shape}")
     packed = layout.pack(class_numbers(labels.to(logits.device)))
     wrong = beyond(packed, logits.shape[-1])
     if wrong is not None:
@@ -48,7 +48,7 @@ def sequence_loss(logits: Tensor, labels: Tensor, config: EsmConfig) -> Tensor:
     that do not fit.
     """
     if not isinstance(labels, Tensor):
-        raise InputError(f"labels are {describe(labels)}; give a tensor")
+        raise InputError(f"labels are {describe_labels(labels)}; give a tensor")
     problem = config.problem_type or chosen_problem(labels, logits.shape[-1])
     labels = labels.to(logits.device)
     if problem == SINGLE_LABEL:
@@ -83,8 +83,8 @@ def value_loss(logits: Tensor, labels: Tensor, problem: str) -> Tensor:
     if labels.shape != logits.shape:
         remedy = "" if labels.ndim > 1 else "; whole numbers (torch.long) name one class each"
         raise InputError(
-            f"labels are {describe(labels)}; {problem} takes {tuple(logits.shape)}, a number for "
-            f"each label of each sequence{remedy}"
+            f"labels are {describe_labels(labels)}; {problem} takes {tuple(logits.shape)}, a "
+            f"number for each label of each sequence{remedy}"
         )
     guesses = precise(logits)
     values = labels.to(guesses.dtype)
@@ -103,7 +103,8 @@ def one_each(labels: Tensor, count: int, problem: str) -> Tensor:
     """(count,) from (count,), (count, 1) or, for a single one, (). Raises InputError."""
     if labels.shape not in ((count,), (count, 1), ()) or labels.numel() != count:
         raise InputError(
-            f"labels are {describe(labels)}; {problem} takes ({count},), one for each sequence"
+            f"labels are {describe_labels(labels)}; {problem} takes ({count},), one for each "
+            "sequence"
         )
     return labels.reshape(count)
 
@@ -112,7 +113,7 @@ def class_numbers(labels: Tensor) -> Tensor:
     """`labels` as int64. Raises InputError if they are not whole numbers."""
     if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
         raise InputError(
-            f"labels are {describe(labels)}; give classes as whole numbers (torch.long)"
+            f"labels are {describe_labels(labels)}; give classes as whole numbers (torch.long)"
         )
     return labels.long()
 
@@ -136,7 +137,7 @@ def precise(logits: Tensor) -> Tensor:
     return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
 
-def describe(labels: object) -> str:
+def describe_labels(labels: object) -> str:
     """Type and shape of `labels` for an error."""
     if not isinstance(labels, Tensor):
         return f"of type {type(labels).__name__}"

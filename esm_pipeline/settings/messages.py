@@ -12,11 +12,11 @@ from pydantic import BaseModel
 Place: TypeAlias = list[int | str]
 """The keys and list positions that lead to a value."""
 
-KINDS = {"boolean": "true or false", "object": "keys with values"}
+JSON_TYPES = {"boolean": "true or false", "object": "keys with values"}
 """Plain words for some types of a JSON schema."""
 
-SHORT = reprlib.Repr()
-SHORT.maxstring = SHORT.maxother = 80
+SHORT_VALUE = reprlib.Repr()
+SHORT_VALUE.maxstring = SHORT_VALUE.maxother = 80
 """Shows a value on one line, long ones shortened."""
 
 
@@ -25,15 +25,15 @@ def explain(section: type[BaseModel], problem: Mapping[str, Any]) -> str:
     place = place_of(section, problem["loc"])
     key, value, kind = ".".join(map(str, place)), problem["input"], problem["type"]
     if kind in ("extra_forbidden", "invalid_key"):
-        return f"unknown key {SHORT.repr(key)}; {nearest(section, place)}"
+        return f"unknown key {SHORT_VALUE.repr(key)}; {nearest(section, place)}"
     if kind == "value_error":
         message = problem["msg"].removeprefix("Value error, ")
-        return f"'{key}' = {SHORT.repr(value)}: {message}" if key else message
+        return f"'{key}' = {SHORT_VALUE.repr(value)}: {message}" if key else message
     if not place:
-        return f"{SHORT.repr(value)}: should be keys with values, such as 'fasta: my.fasta'"
+        return f"{SHORT_VALUE.repr(value)}: should be keys with values, such as 'fasta: my.fasta'"
     if kind == "string_unicode":
-        return f"'{key}' = {SHORT.repr(value)}: should be UTF-8; rename it"
-    return f"'{key}' = {SHORT.repr(value)}: should be {expectation(section, place, value)}"
+        return f"'{key}' = {SHORT_VALUE.repr(value)}: should be UTF-8; rename it"
+    return f"'{key}' = {SHORT_VALUE.repr(value)}: should be {expectation(section, place, value)}"
 
 
 def with_flags(section: type[BaseModel], place: Place, message: str) -> str:
@@ -130,8 +130,8 @@ def in_words(schema: Mapping[str, Any]) -> str:
         if kind in schema:
             *others, last = map(repr, [schema[kind]] if kind == "const" else schema[kind])
             return f"{', '.join(others)} or {last}" if others else last
-    if schema["type"] in KINDS:
-        return KINDS[schema["type"]]
+    if schema["type"] in JSON_TYPES:
+        return JSON_TYPES[schema["type"]]
     if schema["type"] == "array":
         return f"a list, each item {in_words(schema['items'])}"
     if schema["type"] == "number":

@@ -18,7 +18,7 @@ from typing import NamedTuple
 from esm_pipeline.errors import InputError
 from esm_pipeline.settings.result_names import IN_SAMPLE, TOP, is_taken
 
-COLUMNS = ("sample", "fasta")
+SAMPLE_COLUMNS = ("sample", "fasta")
 OPTIONAL = "variants"
 SAMPLE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 FASTA_SUFFIX = re.compile(r"(\.(fasta|fa|faa|fas|pep|txt))?(\.gz)?$", re.IGNORECASE)
@@ -32,7 +32,7 @@ NO_TABLE = (
 )
 """The first bytes of files that are not tables, and what these files are."""
 
-REFUSED = re.compile(
+UNUSABLE_CHARACTERS = re.compile(
     "(?P<brace>[{}<>])|(?P<control>[\0-\x1f\x7f-\x9f\u2028\u2029])|[\ud800-\udfff]"
 )
 """Characters that a path in the workflow cannot contain."""
@@ -115,7 +115,7 @@ def read_rows(table: str) -> Iterator[tuple[int, str, str, str]]:
     lines = re.split("\r\n|\r|\n", read_text(table))
     columns = cells_of(lines[0], f"{table}:1")
     require_columns(columns, f"{table}:1")
-    sample, fasta = map(columns.index, COLUMNS)
+    sample, fasta = map(columns.index, SAMPLE_COLUMNS)
     variants = columns.index(OPTIONAL) if OPTIONAL in columns else -1
     for number, line in enumerate(lines[1:], 2):
         cells = cells_of(line, f"{table}:{number}")
@@ -163,7 +163,7 @@ def cells_of(line: str, place: str) -> list[str]:
 def require_columns(columns: list[str], place: str) -> None:
     """Raise InputError unless `columns` has each required column exactly once."""
     wanted = "the table is tab-separated, with the columns sample and fasta"
-    for name in (*COLUMNS, OPTIONAL):
+    for name in (*SAMPLE_COLUMNS, OPTIONAL):
         if columns.count(name) > 1:
             raise InputError(f"{place}: two columns '{name}'; remove one")
         if name not in columns and name != OPTIONAL:
@@ -173,7 +173,7 @@ def require_columns(columns: list[str], place: str) -> None:
 
 def require_usable(path: str, place: str) -> None:
     """Raise InputError, naming `place`, if the workflow cannot work with `path`."""
-    if found := REFUSED.search(path):
+    if found := UNUSABLE_CHARACTERS.search(path):
         remedy = "rename it, or make a link without these characters"
         what = {
             "brace": "Snakemake reads braces and angle brackets in a path as wildcards",

@@ -35,7 +35,7 @@ MOST_THREADS = 1024
 MOST_LETTERS = 2_000_000_000
 STANDARD_CODE = 11
 DIGITS = re.compile("[+-]?[0-9]{1,18}")
-CONTROL = re.compile("[\0-\x1f\x7f-\x9f\u2028\u2029]")
+UNPRINTABLE = re.compile("[\0-\x1f\x7f-\x9f\u2028\u2029]")
 LABEL = re.compile("[A-Za-z0-9._-]{1,100}")
 """A text that can be part of a column name and of a file name."""
 
@@ -52,9 +52,9 @@ def not_boolean(value: Any) -> Any:
     return value
 
 
-def printable(value: str) -> str:
+def require_printable(value: str) -> str:
     """Return `value`. Raises ValueError if it has characters that no path or name can have."""
-    if CONTROL.search(value):
+    if UNPRINTABLE.search(value):
         raise ValueError("contains a line break or control character; remove it")
     return value
 
@@ -92,7 +92,7 @@ def known_code(value: int) -> int:
 Whole: TypeAlias = Annotated[int, Field(strict=True), BeforeValidator(digits)]
 Layer: TypeAlias = Annotated[int, Field(strict=True, ge=-1), BeforeValidator(digits)]
 ChunkSize: TypeAlias = Annotated[int, Field(strict=True, gt=0), BeforeValidator(digits)]
-Name: TypeAlias = Annotated[str, Field(min_length=1), AfterValidator(printable)]
+Name: TypeAlias = Annotated[str, Field(min_length=1), AfterValidator(require_printable)]
 S = TypeVar("S", bound="Section")
 
 

@@ -83,9 +83,9 @@ def sequence_categories(
         entity: ",".join(c for c, e in zip(chains, entities, strict=True) if e == entity)
         for entity in unique
     }
-    kinds = sorted({residues.NAMES[number] for number in set(structure.aatype.tolist())})
+    kinds = sorted({residues.RESIDUE_NAMES[number] for number in set(structure.aatype.tolist())})
     rows = [
-        (entity, number, residues.NAMES[kind])
+        (entity, number, residues.RESIDUE_NAMES[kind])
         for entity, sequence in unique.items()
         for number, kind in enumerate(residues.encode(sequence).tolist(), 1)
     ]
@@ -217,7 +217,7 @@ def quality_categories(structure: Structure) -> dict[str, dict[str, object]]:
             "model_id": [1] * len(there),
             "label_asym_id": [names[structure.chains[residue]] for residue in there],
             "label_seq_id": structure.numbers[there].tolist(),
-            "label_comp_id": [residues.NAMES[kind] for kind in structure.aatype[there]],
+            "label_comp_id": [residues.RESIDUE_NAMES[kind] for kind in structure.aatype[there]],
             "metric_id": [count + 1] * len(there),
             "metric_value": [f"{value:.2f}" for value in structure.plddt[there, CA]],
         },

@@ -64,17 +64,17 @@ def pdb_text(structure: Structure, title: str, facts: Mapping[str, str]) -> str:
 
 def heading(title: str, facts: Mapping[str, str]) -> Iterator[str]:
     """Lines of the title and the remarks."""
-    titles = wrapped(title, 68)
+    titles = wrapped_lines(title, 68)
     for number, part in enumerate(titles, 1):
         yield f"TITLE   {number if number > 1 else '':>2}{' ' * (number > 1)}{part}"
     yield "EXPDTA    THEORETICAL MODEL"
     yield f"REMARK {REMARK}"
     for name, value in facts.items():
-        for part in wrapped(f"{name}: {value}" if name else value, 68):
+        for part in wrapped_lines(f"{name}: {value}" if name else value, 68):
             yield f"REMARK {REMARK} {part}"
 
 
-def wrapped(text: str, width: int) -> list[str]:
+def wrapped_lines(text: str, width: int) -> list[str]:
     """`text` in printable ASCII, in lines of at most `width` characters."""
     return textwrap.wrap(ascii_text(text), width, drop_whitespace=True) or [""]
 
@@ -82,7 +82,7 @@ def wrapped(text: str, width: int) -> list[str]:
 def sequence_lines(structure: Structure) -> Iterator[str]:
     """SEQRES records of all residues, including those without atoms."""
     for chain, sequence in enumerate(structure.sequences):
-        names = [residues.NAMES[number] for number in residues.encode(sequence)]
+        names = [residues.RESIDUE_NAMES[number] for number in residues.encode(sequence)]
         for line, start in enumerate(range(0, len(names), 13), 1):
             some = " ".join(names[start : start + 13])
             yield f"SEQRES {line:>3} {chain_name(chain)} {len(names):>4}  {some}"

@@ -58,7 +58,7 @@ class Limits:
 class Quality:
     """clashes: number of atom pairs. breaks: residues (from 0) before a break of the chain.
 
-    flags: names of problems, in the order of `FLAGS`.
+    flags: names of problems, in the order of `QUALITY_FLAGS`.
     """
 
     clashes: int
@@ -66,7 +66,7 @@ class Quality:
     flags: tuple[str, ...]
 
 
-FLAGS = {
+QUALITY_FLAGS = {
     "bad_coordinates": "coordinates that are no numbers, or 10,000 Å away: nothing else is judged",
     "clashes": "atoms of different residues closer than their radii allow",
     "broken_chain": "neighbours' alpha carbons too far apart or too close",
@@ -106,7 +106,7 @@ def examine(
         "low_ptm": ptm < limits.low_ptm,
         "long": len(aatype) > limits.trained,
     }
-    return Quality(clashes, breaks, tuple(flag for flag in FLAGS if raised[flag]))
+    return Quality(clashes, breaks, tuple(flag for flag in QUALITY_FLAGS if raised[flag]))
 
 
 def chain_breaks(

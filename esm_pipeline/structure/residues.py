@@ -48,7 +48,7 @@ CA_CA = 3.80
 PI_PERIODIC = {"D": 1, "E": 2, "F": 1, "Y": 1}
 """Letter → the chi angle (from 0) whose rotation by half a turn gives the same structure."""
 
-TABLE = """
+RESIDUE_TABLE = """
 A ALA
   0 N -0.525 1.363 0, CA 0 0 0, C 1.526 0 0, CB -0.529 -0.774 -1.205
   3 O 0.627 1.062 0
@@ -166,7 +166,7 @@ the alpha carbon, and C lies on the x axis.
 
 @dataclass(frozen=True)
 class Residue:
-    """One residue of `TABLE`; atoms, groups and positions are in atom14 order.
+    """One residue of `RESIDUE_TABLE`; atoms, groups and positions are in atom14 order.
 
     name: three letters. groups: 0–7 for each atom. positions: (atoms, 3) Å, in the group's frame.
     chain: the atoms that define the chi angles, chi k (from 0) by chain[k:k + 4].
@@ -191,7 +191,7 @@ class Residue:
 
 
 def parse_residue(title: str, rows: list[str]) -> Residue:
-    """A residue of `TABLE` from its first line, such as `A ALA`, and the lines of its groups."""
+    """A residue of `RESIDUE_TABLE`: its first line, such as `A ALA`, and the lines of its groups."""
     letter, name = title.split()
     found: dict[str, tuple[int, list[float]]] = {}
     for row in rows:
@@ -213,14 +213,14 @@ def parse_residue(title: str, rows: list[str]) -> Residue:
 
 
 def parse_residues(table: str) -> tuple[Residue, ...]:
-    """The residues of `TABLE` in the order of `LETTERS`, without the unknown residue."""
+    """The residues of `RESIDUE_TABLE` in the order of `LETTERS`, without the unknown residue."""
     blocks = [block.splitlines() for block in re.split(r"\n(?=\S)", table.strip())]
     residues = {title[0]: parse_residue(title, rows) for title, *rows in blocks}
     return tuple(residues[letter] for letter in LETTERS[:UNKNOWN])
 
 
-RESIDUES = parse_residues(TABLE)
-NAMES = (*(residue.name for residue in RESIDUES), "UNK")
+RESIDUES = parse_residues(RESIDUE_TABLE)
+RESIDUE_NAMES = (*(residue.name for residue in RESIDUES), "UNK")
 """Three-letter codes by residue number."""
 
 

@@ -108,7 +108,7 @@ def atom_array(structure: Structure) -> AtomArray:
     array.coord = structure.positions[residue, place]
     array.chain_id = names[np.searchsorted(structure.ends, residue, side="right")]
     array.res_id = structure.numbers[residue]
-    array.res_name = np.array(residues.NAMES)[kind]
+    array.res_name = np.array(residues.RESIDUE_NAMES)[kind]
     array.atom_name = ATOM_NAMES[kind, place]
     array.element = array.atom_name.astype("U1")
     array.set_annotation("b_factor", structure.plddt[residue, place].astype(np.float64))

@@ -31,7 +31,7 @@ from numpy.typing import NDArray
 
 from esm_pipeline import EsmForMaskedLM, EsmTokenizer, iter_packed, optimize_for_inference
 from esm_pipeline.errors import InputError
-from esm_pipeline.model.inference.windows import SPECIAL_TOKENS
+from esm_pipeline.model.inference.windows import SPECIAL_TOKEN_COUNT
 from tests.benchmarks.machine import DTYPES
 from tests.benchmarks.proteins import proteins
 from tests.benchmarks.rounds import UnavailableError
@@ -62,7 +62,7 @@ def padded_batches(
 ) -> Iterator[tuple[list[int], Any]]:
     """Places and tokens of padded batches of like lengths, `budget` tokens with the padding."""
     tokenizer = EsmTokenizer.standard()
-    lengths = np.array([len(sequence) for sequence in sequences]) + SPECIAL_TOKENS
+    lengths = np.array([len(sequence) for sequence in sequences]) + SPECIAL_TOKEN_COUNT
     order = np.argsort(-lengths, kind="stable").tolist()
     while order:
         count = max(1, budget // int(lengths[order[0]]))

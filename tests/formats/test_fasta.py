@@ -340,4 +340,4 @@ def test_a_bomb_is_unpacked_piece_by_piece(tmp_path: Path) -> None:
     with open(path, "rb") as file:
         sizes = [len(block) for block in fasta._unpacked(file)]
     assert sum(sizes) == sum(len(b">%d\n" % index) + 100_001 for index in range(40))
-    assert max(sizes) <= fasta.BLOCK
+    assert max(sizes) <= fasta.READ_BYTES

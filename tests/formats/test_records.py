@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from esm_pipeline.errors import InputError
 from esm_pipeline.formats.records import (
-    COLUMNS,
+    RECORD_COLUMNS,
     Outcome,
     Record,
     format_row,
@@ -65,7 +65,7 @@ def test_columns_of_tasks(tmp_path: Path) -> None:
     ]
     write_records(path, told, ["embed", "fold"])
     assert read_tasks(path) == ("embed", "fold")
-    assert path.read_text().splitlines()[0].split("\t")[len(COLUMNS) :] == [
+    assert path.read_text().splitlines()[0].split("\t")[len(RECORD_COLUMNS) :] == [
         "embed_status",
         "embed_reason",
         "fold_status",

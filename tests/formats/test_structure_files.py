@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from esm_pipeline.errors import InputError
 from esm_pipeline.formats.records import format_row
 from esm_pipeline.formats.structure_files import (
-    COLUMNS,
+    STRUCTURE_COLUMNS,
     FileBundle,
     file_stem,
     folder_name,
@@ -99,8 +99,11 @@ def test_folders_of_others_are_left_alone(tmp_path):
 
 def write_table(folder, rows):
     path = folder / "structures.tsv"
-    lines = [dict.fromkeys(COLUMNS, "") | row for row in rows]
-    texts = [format_row(COLUMNS), *(format_row([line[name] for name in COLUMNS]) for line in lines)]
+    lines = [dict.fromkeys(STRUCTURE_COLUMNS, "") | row for row in rows]
+    texts = [
+        format_row(STRUCTURE_COLUMNS),
+        *(format_row([line[name] for name in STRUCTURE_COLUMNS]) for line in lines),
+    ]
     path.write_text("".join(texts))
     return path
 

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from esm_pipeline.structure import quality, residues
 from esm_pipeline.structure.quality import (
-    FLAGS,
+    QUALITY_FLAGS,
     Limits,
     chain_breaks,
     close_pairs,
@@ -239,9 +239,9 @@ def test_flags_come_in_order_and_each_is_explained():
     positions, aatype, chains = structure()
     positions[10:] = positions[:10] + 0.3
     found = examine(positions, aatype, chains, 10.0, 0.99, Limits(trained=5)).flags
-    assert list(found) == [flag for flag in FLAGS if flag in found]
+    assert list(found) == [flag for flag in QUALITY_FLAGS if flag in found]
     assert len(found) >= 4
-    assert all(FLAGS.values())
+    assert all(QUALITY_FLAGS.values())
 
 
 def test_float32_will_do():

@@ -35,7 +35,7 @@ def test_tables_are_the_peers(name):
 
 def test_names_and_orders_are_the_peers():
     assert "".join(peer.restypes_with_x) == residues.LETTERS
-    assert tuple(peer.resnames) == residues.NAMES
+    assert tuple(peer.resnames) == residues.RESIDUE_NAMES
     assert tuple(peer.atom_types) == residues.ATOM37
     assert peer.van_der_waals_radius == residues.VAN_DER_WAALS
     assert round(peer.ca_ca, 2) == residues.CA_CA

@@ -16,7 +16,7 @@ import numpy as np
 from esm_pipeline.errors import InputError
 from esm_pipeline.formats.results.layout import FORMAT_VERSION
 
-MOST_BYTES = 1 << 16
+MOST_ATTRIBUTE_BYTES = 1 << 16
 """Of one attribute: as much as HDF5 keeps in the header of a file."""
 
 
@@ -30,7 +30,7 @@ def read_attribute(item: h5py.File | h5py.Dataset, name: str) -> Any:
     stored, count = kind.get_type(), math.prod(kind.shape)
     text = isinstance(stored, h5py.h5t.TypeStringID)
     number = isinstance(stored, (h5py.h5t.TypeIntegerID, h5py.h5t.TypeFloatID))
-    if not (text or number) or count * stored.get_size() > MOST_BYTES:
+    if not (text or number) or count * stored.get_size() > MOST_ATTRIBUTE_BYTES:
         raise ValueError(f"attribute {name!a} is neither text nor a number")
     value = item.attrs[name]
     if isinstance(value, str):

@@ -35,7 +35,7 @@ REGRESSION = "regression"
 MULTI_LABEL = "multi_label_classification"
 PROBLEMS = ("single_label_classification", MULTI_LABEL, REGRESSION)
 P, VALUE, SEQUENCE = "p", "value", "sequence"
-SEPARATOR = ";"
+LABEL_SEPARATOR = ";"
 """Separates several labels; no label contains it."""
 
 THRESHOLD = 0.5
@@ -65,7 +65,7 @@ def assigned_labels(p: Float32, problem: str, labels: Sequence[str], threshold: 
     A multi-label problem has every label of at least the probability `threshold`, or none.
     """
     if problem == MULTI_LABEL:
-        return [SEPARATOR.join(compress(labels, row)) for row in (p >= threshold).tolist()]
+        return [LABEL_SEPARATOR.join(compress(labels, row)) for row in (p >= threshold).tolist()]
     return [labels[place] for place in p.argmax(-1).tolist()]
 
 

@@ -15,7 +15,7 @@ import numpy as np
 from esm_pipeline.arrays import Float32
 from esm_pipeline.errors import InputError
 from esm_pipeline.formats.results.embeddings import FIXED_SIZE, Embeddings
-from esm_pipeline.formats.tables.base import BLOCK, PARQUET, Column
+from esm_pipeline.formats.tables.base import PARQUET, ROWS_AT_ONCE, Column
 from esm_pipeline.formats.tables.open import create_table
 
 RECORD_COLUMNS = [Column("index", "whole"), Column("id", "text"), Column("length", "whole")]
@@ -25,7 +25,7 @@ CELLS = 1 << 18
 """Most numbers that are held as text at a time."""
 
 
-def write_table(target: Path, suffix: str, source: Path) -> None:
+def write_embedding_table(target: Path, suffix: str, source: Path) -> None:
     """Write the embeddings at `source` as a table in the format of `suffix`.
 
     Its columns are `RECORD_COLUMNS` and `{kind}_{layer}_{place}`: mean_33_0, mean_33_1, …
@@ -37,7 +37,7 @@ def write_table(target: Path, suffix: str, source: Path) -> None:
             for name, values in arrays.items()
             for place in range(values.shape[1])
         ]
-        size = BLOCK if suffix == PARQUET else max(1, CELLS // max(1, len(columns)))
+        size = ROWS_AT_ONCE if suffix == PARQUET else max(1, CELLS // max(1, len(columns)))
         with create_table(target, suffix, None, [*RECORD_COLUMNS, *columns]) as writer:
             for block in slices(len(results), size):
                 rows = results.row[block]
@@ -62,7 +62,7 @@ def write_array(target: Path, ids: Path, source: Path) -> None:
             create_table(ids, ".tsv", None, RECORD_COLUMNS) as writer,
         ):
             np.lib.format.write_array_header_1_0(handle, shape)
-            for block in slices(len(results), BLOCK):
+            for block in slices(len(results), ROWS_AT_ONCE):
                 handle.write(values[results.row[block]].tobytes())
                 writer.write(None, record_cells(results, block))
 

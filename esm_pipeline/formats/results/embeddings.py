@@ -23,7 +23,7 @@ from esm_pipeline.formats.results.validation import DatasetRule, require
 if TYPE_CHECKING:
     import pandas as pd
 
-KINDS = ("mean", "bos", "residue", "contacts")
+ARRAY_KINDS = ("mean", "bos", "residue", "contacts")
 """Names of what may be stored of a sequence."""
 
 FIXED_SIZE = ("mean", "bos")
@@ -89,8 +89,8 @@ class Embeddings(RaggedResults[Embedding]):
 
     @cached_property
     def kinds(self) -> list[str]:
-        """What is stored: some of `KINDS`."""
-        return [kind for kind in KINDS if kind in self.file]
+        """What is stored: some of `ARRAY_KINDS`."""
+        return [kind for kind in ARRAY_KINDS if kind in self.file]
 
     @cached_property
     def layers(self) -> list[int]:

@@ -11,7 +11,7 @@ from typing import Any
 
 import h5py
 
-PAGE = 4096
+PAGE_BYTES = 4096
 """Bytes; a dataset of this size or more begins at a multiple of it, for memory maps."""
 
 NO_RESERVATION = (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS)
@@ -74,7 +74,9 @@ def create_hdf5(path: str | os.PathLike[str]) -> Iterator[tuple[h5py.File, Forgi
     """
     with ForgivingFile(path) as disk:
         try:
-            with h5py.File(disk, "w", alignment_threshold=PAGE, alignment_interval=PAGE) as file:
+            with h5py.File(
+                disk, "w", alignment_threshold=PAGE_BYTES, alignment_interval=PAGE_BYTES
+            ) as file:
                 yield file, disk
         finally:
             disk.check()

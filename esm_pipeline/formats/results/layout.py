@@ -25,7 +25,7 @@ FORMAT_VERSION = 1
 Per = Literal["sequence", "residue", "pair"]
 """The unit of an array: it has one value for each."""
 
-DTYPES = ("<f2", "<f4", "<i4", "|u1", "|S1")
+STORED_DTYPES = ("<f2", "<f4", "<i4", "|u1", "|S1")
 """Types of the values: numbers and letters."""
 
 

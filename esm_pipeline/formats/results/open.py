@@ -19,14 +19,20 @@ from esm_pipeline.formats.results.structures import Structures
 
 Results: TypeAlias = Embeddings | Saturations | Classes | ResidueClasses | Structures
 
-KINDS: tuple[type[Results], ...] = (Embeddings, Saturations, Classes, ResidueClasses, Structures)
+RESULT_CLASSES: tuple[type[Results], ...] = (
+    Embeddings,
+    Saturations,
+    Classes,
+    ResidueClasses,
+    Structures,
+)
 """Every kind of result; a new one is added here."""
 
 
 def open_results(path: str | os.PathLike[str]) -> Results:
-    """Open a result for reading: an `embeddings.h5` or any other of `KINDS`.
+    """Open a result for reading: an `embeddings.h5` or any other of `RESULT_CLASSES`.
 
     A context manager; `len` is the number of records. Raises InputError if the file is missing,
     unreadable, not HDF5, of another format or of a later version.
     """
-    return open_kind(path, KINDS)
+    return open_kind(path, RESULT_CLASSES)

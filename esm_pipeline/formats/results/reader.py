@@ -26,14 +26,14 @@ from esm_pipeline.formats.results.layout import Per, unit_starts
 from esm_pipeline.formats.results.validation import (
     DatasetRule,
     check_datasets,
-    damaged,
+    damaged_result,
     open_hdf5,
     read_ids,
     reading,
     require,
 )
 
-PREFIX = "esm-pipeline/"
+FORMAT_PREFIX = "esm-pipeline/"
 """The attribute `format` of every result begins with it."""
 
 Item = TypeVar("Item")
@@ -173,7 +173,7 @@ class RaggedResults(ABC, Generic[Item]):
         """(N,) the row of each record; records with the same sequence share a row."""
         rows, count = np.asarray(self.file["row"][...], np.int64), self.sizes["U"]
         if rows.size and not 0 <= rows.min() <= rows.max() < count:
-            raise damaged(self.path, "its rows are not those of its records")
+            raise damaged_result(self.path, "its rows are not those of its records")
         with self.reading():
             require(np.bincount(rows, minlength=count).all(), "row")
         return rows
@@ -258,10 +258,10 @@ class RaggedResults(ABC, Generic[Item]):
         return position
 
 
-Kind = TypeVar("Kind", bound=RaggedResults[Any])
+ResultsType = TypeVar("ResultsType", bound=RaggedResults[Any])
 
 
-def open_kind(path: str | os.PathLike[str], kinds: Sequence[type[Kind]]) -> Kind:
+def open_kind(path: str | os.PathLike[str], kinds: Sequence[type[ResultsType]]) -> ResultsType:
     """Open a result of one of `kinds`, by the attribute `format` of the file.
 
     Raises InputError if the file is missing, unreadable, of another kind or of a later version,
@@ -275,7 +275,7 @@ def open_kind(path: str | os.PathLike[str], kinds: Sequence[type[Kind]]) -> Kind
     try:
         with reading(path):
             written = text_attribute(file, "format") if "format" in file.attrs else ""
-            if not written.startswith(PREFIX):
+            if not written.startswith(FORMAT_PREFIX):
                 raise InputError(
                     f"{path}: an HDF5 file, but not of esm-pipeline; give the path of {names}"
                 )

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from esm_pipeline.errors import DamagedError, InputError
 from esm_pipeline.formats.results.attributes import read_attribute
-from esm_pipeline.formats.results.layout import DTYPES, Array, Per, unit_starts
+from esm_pipeline.formats.results.layout import STORED_DTYPES, Array, Per, unit_starts
 
 MOST_DATASETS = 10_000
 FIRST_BYTES = 1 << 20
@@ -59,16 +59,16 @@ def reading(path: str | os.PathLike[str]) -> Iterator[None]:
             raise InputError(f"{path}: no such file; check the path") from None
         if error.errno is None:
             why = " ".join(str(error).split())
-            raise damaged(path, f"cannot be read as HDF5 ({why})") from None
+            raise damaged_result(path, f"cannot be read as HDF5 ({why})") from None
         raise InputError(
             f"{path}: cannot be read ({os.strerror(error.errno)}); its contents may be whole: "
             "check the permissions, the file system and the limits of this machine"
         ) from None
     except DAMAGE as error:
-        raise damaged(path, error) from None
+        raise damaged_result(path, error) from None
 
 
-def damaged(path: str | os.PathLike[str], why: object) -> DamagedError:
+def damaged_result(path: str | os.PathLike[str], why: object) -> DamagedError:
     """The error of a file whose contents are not as they were written."""
     reason = " ".join(str(why.args[0] if isinstance(why, KeyError) and why.args else why).split())
     return DamagedError(os.fspath(path), reason[:200])
@@ -220,7 +220,7 @@ def arrays_of(file: h5py.File) -> list[Array]:
     for name, item in found.items():
         if "per" in item.attrs:
             per, kind = read_attribute(item, "per"), item.dtype.str
-            require(isinstance(per, str) and per in get_args(Per) and kind in DTYPES, name)
+            require(isinstance(per, str) and per in get_args(Per) and kind in STORED_DTYPES, name)
             require(not item.size or item.id.get_offset() is not None, name)
             require(item.shape[:1] == (unit_starts(lengths, per)[-1],), name)
             arrays.append(Array(name, per, item.shape[1:], kind))

@@ -23,7 +23,7 @@ from esm_pipeline.arrays import Bool, Int64
 from esm_pipeline.formats.results.hdf5_file import create_hdf5, reserve, write_at
 from esm_pipeline.formats.results.layout import FORMAT_VERSION, Array, RecordRow, unit_starts
 
-BLOCK = 4 << 20
+COPIED_BYTES = 4 << 20
 """Bytes of values that are read at a time when rows are copied."""
 
 RECORDS_AT_ONCE = 1 << 14
@@ -127,7 +127,9 @@ class RaggedWriter:
         lengths = source["length"][...]
         for array in self.arrays.values():
             starts = unit_starts(lengths, array.per)
-            for first, stop in blocks(starts, rows >= 0, max(1, BLOCK // array.item_bytes)):
+            for first, stop in kept_blocks(
+                starts, rows >= 0, max(1, COPIED_BYTES // array.item_bytes)
+            ):
                 values = source[array.name][starts[first] : starts[stop]]
                 self.write(array.name, rows[first:stop], values)
 
@@ -165,7 +167,7 @@ def write_record_rows(
     assert done == records, f"{done} entries for {records} records"
 
 
-def blocks(starts: Int64, keep: Bool, units: int) -> Iterator[tuple[int, int]]:
+def kept_blocks(starts: Int64, keep: Bool, units: int) -> Iterator[tuple[int, int]]:
     """Cut the rows to `keep` into runs [first, stop) of at most `units` units, or of one row."""
     edges = np.flatnonzero(np.diff(np.concatenate([[0], keep.view(np.int8), [0]])))
     for first, end in edges.reshape(-1, 2).tolist():

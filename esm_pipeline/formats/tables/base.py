@@ -15,7 +15,7 @@ from typing import Any, Literal, NamedTuple
 from esm_pipeline.errors import InputError
 from esm_pipeline.formats.fasta import shown
 
-BLOCK = 4096
+ROWS_AT_ONCE = 4096
 """Rows that are read and written at a time."""
 
 PARQUET = ".parquet"

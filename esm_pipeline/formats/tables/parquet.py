@@ -12,7 +12,14 @@ import pyarrow.parquet
 
 from esm_pipeline.errors import InputError
 from esm_pipeline.formats.fasta import shown
-from esm_pipeline.formats.tables.base import BLOCK, Block, Column, ColumnValues, Table, Writer
+from esm_pipeline.formats.tables.base import (
+    ROWS_AT_ONCE,
+    Block,
+    Column,
+    ColumnValues,
+    Table,
+    Writer,
+)
 
 ARROW_TYPES = {
     "text": pyarrow.string(),
@@ -49,7 +56,7 @@ class ParquetTable(Table):
         """All rows, a batch at a time."""
         places = self.places(wanted)
         with open_parquet(self.path) as file:
-            for batch in file.iter_batches(BLOCK):
+            for batch in file.iter_batches(ROWS_AT_ONCE):
                 if batch.num_rows:
                     yield ParquetBlock(batch, places)
 

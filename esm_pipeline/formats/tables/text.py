@@ -21,7 +21,14 @@ from typing import Any, TextIO
 
 from esm_pipeline.errors import InputError
 from esm_pipeline.formats.fasta import GZIP_MAGIC, shown
-from esm_pipeline.formats.tables.base import BLOCK, Block, Column, ColumnValues, Table, Writer
+from esm_pipeline.formats.tables.base import (
+    ROWS_AT_ONCE,
+    Block,
+    Column,
+    ColumnValues,
+    Table,
+    Writer,
+)
 
 MOST_LINES = 10_000
 """Most lines of one row, or of comments: a longer row has a quote that is never closed."""
@@ -30,7 +37,7 @@ DELIMITERS = {".csv": ",", ".tsv": "\t", ".txt": "\t", ".tab": "\t"}
 """The usual delimiter of each suffix."""
 
 OTHER_DELIMITERS = ",\t;"
-BYTE_ORDER_MARK = "\ufeff"
+DECODED_MARK = "\ufeff"
 LINE_END = "\r\n"  # csv.writer quotes cells that contain these characters
 NAMES_AFTER_HASH = re.compile(r"#[^\s#]")
 
@@ -79,7 +86,7 @@ class TextTable(Table):
         places = self.places(wanted)
         with self._lines() as lines:
             rows = self._rows(lines)
-            while block := list(islice(rows, BLOCK)):
+            while block := list(islice(rows, ROWS_AT_ONCE)):
                 yield TextBlock(block, places)
 
     def _rows(self, lines: Lines) -> Iterator[tuple[str, list[str]]]:
@@ -144,7 +151,7 @@ class Lines:
                 raise csv.Error("a quote that is not closed")
             raise StopIteration
         if self.count == 0:
-            line = line.removeprefix(BYTE_ORDER_MARK)
+            line = line.removeprefix(DECODED_MARK)
         self.count += 1
         self._taken.append(line)
         if len(self._taken) > MOST_LINES:

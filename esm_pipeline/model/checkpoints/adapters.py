@@ -31,7 +31,7 @@ from esm_pipeline.model.checkpoints.keys import BASE_PREFIX, EMBEDDING, TIED, mo
 from esm_pipeline.model.checkpoints.tensors import StoredTensor, WeightFile
 from esm_pipeline.model.checkpoints.weight_files import open_file
 
-PREFIX = "base_model.model."
+PEFT_PREFIX = "base_model.model."
 """The prefix that peft adds to the names of the model that it wraps."""
 
 MERGE = "merge it with peft (merge_and_unload), and save the result"
@@ -46,7 +46,7 @@ PAIRS = (("lora_A.weight", "lora_B.weight"), ("lora_embedding_A", "lora_embeddin
 (r, V) and (D, r)."""
 
 MAGNITUDE, BIAS = "lora_magnitude_vector", "lora_B.bias"
-FOREIGN = re.compile(r"(.*\.)?(lora_|ia3_|prompt_|token_adapter|vera_|hada_|boft_).*")
+ADAPTER_KEY = re.compile(r"(.*\.)?(lora_|ia3_|prompt_|token_adapter|vera_|hada_|boft_).*")
 """Names of trained tensors that are not weights of a layer."""
 
 KNOWN_SETTINGS = {
@@ -85,7 +85,7 @@ def adapter_settings(place: Location) -> dict[str, Any]:
 def require_merged(keys: Iterable[str], name: str) -> None:
     """Raise WeightsError for weights with an adapter of peft that is not merged."""
     for key in keys:
-        if key.startswith(PREFIX) or INNER in key or FOREIGN.fullmatch(key):
+        if key.startswith(PEFT_PREFIX) or INNER in key or ADAPTER_KEY.fullmatch(key):
             raise WeightsError(
                 f"{name}: '{key}' among its weights belongs to an adapter of peft that is not "
                 f"merged; {MERGE}, or give the folder with its adapter_config.json"
@@ -175,9 +175,9 @@ class Adapter:
         settings = read_adapter_config(config)
         adapter = cls(weights, {}, {})
         for stored in open_file(weights).stored_tensors():
-            name = stored.key.removeprefix(PREFIX)
+            name = stored.key.removeprefix(PEFT_PREFIX)
             match = PARTS.fullmatch(name)
-            if not match and FOREIGN.fullmatch(name):
+            if not match and ADAPTER_KEY.fullmatch(name):
                 raise WeightsError(f"{weights}: '{stored.key}' cannot be merged here; {MERGE}")
             if not stored.is_weight:
                 raise WeightsError(

@@ -18,14 +18,14 @@ if TYPE_CHECKING:
     from esm_pipeline.model.checkpoints.tensors import StoredTensor
     from esm_pipeline.model.config import EsmConfig
 
-TRUNK = "esmfold_config.trunk"
+TRUNK_KEY = "esmfold_config.trunk"
 COUNTS = {
     "num_hidden_layers": r"encoder\.layer\.(\d{1,9})\..+",
-    f"{TRUNK}.num_blocks": r"trunk\.blocks\.(\d{1,9})\..+",
-    f"{TRUNK}.structure_module.num_transition_layers": (
+    f"{TRUNK_KEY}.num_blocks": r"trunk\.blocks\.(\d{1,9})\..+",
+    f"{TRUNK_KEY}.structure_module.num_transition_layers": (
         r"trunk\.structure_module\.transition\.layers\.(\d{1,9})\..+"
     ),
-    f"{TRUNK}.structure_module.num_resnet_blocks": (
+    f"{TRUNK_KEY}.structure_module.num_resnet_blocks": (
         r"trunk\.structure_module\.angle_resnet\.layers\.(\d{1,9})\..+"
     ),
 }
@@ -35,15 +35,15 @@ SIZES = {
     "vocab_size": ("embeddings.word_embeddings.weight", 0),
     "hidden_size": ("embeddings.word_embeddings.weight", 1),
     "intermediate_size": ("encoder.layer.0.intermediate.dense.weight", 0),
-    f"{TRUNK}.sequence_state_dim": ("trunk.recycle_s_norm.weight", 0),
-    f"{TRUNK}.pairwise_state_dim": ("trunk.recycle_z_norm.weight", 0),
-    f"{TRUNK}.structure_module.sequence_dim": ("trunk.trunk2sm_s.weight", 0),
-    f"{TRUNK}.structure_module.pairwise_dim": ("trunk.trunk2sm_z.weight", 0),
+    f"{TRUNK_KEY}.sequence_state_dim": ("trunk.recycle_s_norm.weight", 0),
+    f"{TRUNK_KEY}.pairwise_state_dim": ("trunk.recycle_z_norm.weight", 0),
+    f"{TRUNK_KEY}.structure_module.sequence_dim": ("trunk.trunk2sm_s.weight", 0),
+    f"{TRUNK_KEY}.structure_module.pairwise_dim": ("trunk.trunk2sm_z.weight", 0),
     "esmfold_config.lddt_head_hid_dim": ("lddt_head.1.weight", 0),
 }
 """Setting → key and dimension of a tensor that has this size."""
 
-TABLE = {"max_position_embeddings": (POSITIONS, 0)}
+POSITION_TABLE = {"max_position_embeddings": (POSITIONS, 0)}
 """The same for models that look positions up in a table."""
 
 
@@ -75,12 +75,14 @@ def require_sizes(
         required = size_in(config, setting)
         numbers = {match[1] for key in shapes if (match := re.fullmatch(pattern, key))}
         if required is not None and required > len(numbers):
-            other = class_of(stored_tensors) if setting.startswith(TRUNK) and not numbers else ""
+            other = (
+                class_of(stored_tensors) if setting.startswith(TRUNK_KEY) and not numbers else ""
+            )
             raise disagreement(setting, required, f"{len(numbers)} of them", other)
     if counts_only:
         return
     absolute = config.position_embedding_type == "absolute"
-    for setting, (key, place) in (SIZES | (TABLE if absolute else {})).items():
+    for setting, (key, place) in (SIZES | (POSITION_TABLE if absolute else {})).items():
         required, shape = size_in(config, setting), shapes.get(key, ())
         if required is not None and place < len(shape) and required != shape[place]:
             raise disagreement(setting, required, f"{brief(shape[place])} ('{key}')")

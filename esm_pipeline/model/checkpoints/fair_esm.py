@@ -19,12 +19,12 @@ from esm_pipeline.errors import WeightsError, brief
 from esm_pipeline.model.checkpoints.tensors import PickledFile, is_named_tensors, load_pickle
 
 SUFFIX = ".pt"
-REGRESSION = "-contact-regression.pt"
-PREFIX = re.compile(r"^(encoder\.)?(sentence_encoder\.)?")
+REGRESSION_SUFFIX = "-contact-regression.pt"
+FAIR_PREFIX = re.compile(r"^(encoder\.)?(sentence_encoder\.)?")
 PADDING, MASK, TOKENS = 1, 32, 33
 """Ids and size of the standard alphabet, which all of these models share."""
 
-NAMES = {
+FAIR_NAMES = {
     r"embed_tokens\.weight": "esm.embeddings.word_embeddings.weight",
     r"embed_positions\.weight": "esm.embeddings.position_embeddings.weight",
     r"emb_layer_norm_before\.(\w+)": r"esm.embeddings.layer_norm.\1",
@@ -44,7 +44,7 @@ NAMES = {
 }
 """Key of fair-esm without its prefix → key of the reference; those of the head are the same."""
 
-RENAMES = {re.compile(theirs): ours for theirs, ours in NAMES.items()}
+RENAMES = {re.compile(theirs): ours for theirs, ours in FAIR_NAMES.items()}
 FOLDING = "esmfold_"
 """Beginning of the names of ESMFold's files, which are not read: esmfold_3B_v0.pt, …_v1.pt."""
 
@@ -52,7 +52,7 @@ BERT = "roberta_large"
 """The architecture that the files of ESM-1b and ESM-1v name."""
 
 
-def files_of(path: Path) -> tuple[Path, ...]:
+def checkpoint_files(path: Path) -> tuple[Path, ...]:
     """The checkpoint `path`, and its contact regression if that is in the same folder."""
     regression = regression_of(path)
     return (path, regression) if regression.is_file() else (path,)
@@ -60,7 +60,7 @@ def files_of(path: Path) -> tuple[Path, ...]:
 
 def regression_of(path: Path) -> Path:
     """Where the contact regression of the checkpoint `path` should be."""
-    return path.with_name(path.stem + REGRESSION)
+    return path.with_name(path.stem + REGRESSION_SUFFIX)
 
 
 def open_checkpoint(path: Path) -> PickledFile:
@@ -69,7 +69,7 @@ def open_checkpoint(path: Path) -> PickledFile:
     Raises WeightsError if it is damaged, or holds anything but tensors and arguments.
     """
     content = read_content(path)
-    tensors = {PREFIX.sub("", key): tensor for key, tensor in content["model"].items()}
+    tensors = {FAIR_PREFIX.sub("", key): tensor for key, tensor in content["model"].items()}
     embedding = tensors.get("embed_tokens.weight")
     if content.get("args") and embedding is not None and embedding.shape[0] > MASK:
         embedding.data[MASK] = 0  # for token dropout; in memory, the file itself stays as it is
@@ -87,7 +87,7 @@ def reference_key(key: str) -> str:
     return key
 
 
-def read_settings(path: Path) -> dict[str, Any]:
+def read_fair_settings(path: Path) -> dict[str, Any]:
     """The settings of a checkpoint, as a `config.json` would have them. Raises WeightsError."""
     content = read_content(path)
     settings = {
@@ -133,7 +133,7 @@ def esm1_settings(
             f"{path}: its architecture is {brief(given['arch'])}, which is not supported; use "
             "ESM-1b, ESM-1v or ESM-2"
         )
-    keys = [PREFIX.sub("", key) for key in tensors]
+    keys = [FAIR_PREFIX.sub("", key) for key in tensors]
     return {
         "num_hidden_layers": required(given, "layers", path),
         "hidden_size": required(given, "embed_dim", path),

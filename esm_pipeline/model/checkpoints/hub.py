@@ -43,10 +43,10 @@ STEP_FOLDER = re.compile(r"checkpoint-(\d+)")
 """Folders that a Trainer writes, with the number of steps."""
 
 HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
-MOST_NAME = 255
+MOST_NAME_BYTES = 255
 """Bytes of a file name."""
 
-DIGEST = re.compile(r"[0-9a-f]{64}")
+HUB_DIGEST = re.compile(r"[0-9a-f]{64}")
 
 
 @dataclass(frozen=True)
@@ -95,7 +95,7 @@ class Checkpoint:
 def file_digest(path: Path) -> str:
     """SHA-256 of a file, as hex; the file is read once, unless it changes."""
     target = path.resolve()
-    if path.is_symlink() and target.parent.name == "blobs" and DIGEST.fullmatch(target.name):
+    if path.is_symlink() and target.parent.name == "blobs" and HUB_DIGEST.fullmatch(target.name):
         return target.name
     facts = target.stat()
     return computed_digest(target, facts.st_size, facts.st_mtime_ns)
@@ -129,7 +129,7 @@ def resolve_checkpoint(name: str, *, needs_config: bool = True, **options: Any) 
             f"{name}: only hub models have revisions, and this is on the disk; leave it out"
         )
     if place.file is not None:
-        return Checkpoint(name, place.folder, fair_esm.files_of(place.file))
+        return Checkpoint(name, place.folder, fair_esm.checkpoint_files(place.file))
     if needs_config or place.commit is not None:
         config_of(place)
     return Checkpoint(name, place.folder, weight_files(place), place.commit)
@@ -344,7 +344,7 @@ def shards_of(index: Path) -> list[str]:
 def is_file_name(name: str) -> bool:
     """Whether it can be the name of a file in a folder, and is not a path to elsewhere."""
     whole = name.isprintable() and os.path.basename(name) == name and name not in ("", ".", "..")
-    return whole and len(os.fsencode(name)) <= MOST_NAME
+    return whole and len(os.fsencode(name)) <= MOST_NAME_BYTES
 
 
 def local_path(name: str) -> Path | None:

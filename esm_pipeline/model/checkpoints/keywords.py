@@ -21,7 +21,7 @@ WITHOUT_EFFECT = {
     *("use_safetensors", "attn_implementation", "offload_state_dict", "_from_auto"),
     *("_from_pipeline", "_commit_hash", "code_revision", "use_fast", "legacy_format"),
 }
-REFUSED = {
+REFUSED_KEYWORDS = {
     **dict.fromkeys(
         ("device_map", "max_memory", "offload_folder"), "choose `device`, or call .to(...)"
     ),
@@ -63,10 +63,10 @@ def normalize_kwargs(
 
 def refuse(caller: str, options: dict[str, Any]) -> None:
     """Remove refused keywords at their defaults from `options`. Raises InputError for others."""
-    for name in REFUSED.keys() & options.keys():
+    for name in REFUSED_KEYWORDS.keys() & options.keys():
         value = options.pop(name)
         if value not in (None, False, ""):
-            raise InputError(f"{caller}: '{name}' is not here; {REFUSED[name]}")
+            raise InputError(f"{caller}: '{name}' is not here; {REFUSED_KEYWORDS[name]}")
 
 
 def hub_options(name: str, options: dict[str, Any]) -> dict[str, Any]:

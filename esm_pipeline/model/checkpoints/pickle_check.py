@@ -44,7 +44,7 @@ ITEM_BYTES = {
 UNPICKLER: Any = pickle._Unpickler
 """The one in Python: the one in C allocates gigabytes for a memo entry with a large number."""
 
-TENSORS = ("_rebuild_tensor", "_rebuild_tensor_v2", "_rebuild_tensor_v3")
+TENSOR_BUILDERS = ("_rebuild_tensor", "_rebuild_tensor_v2", "_rebuild_tensor_v3")
 PARAMETERS = ("_rebuild_parameter", "_rebuild_parameter_with_state")
 
 
@@ -124,7 +124,7 @@ class Storage(NamedTuple):
     item: int
 
 
-class Kind(NamedTuple):
+class PickledType(NamedTuple):
     """A class of storages, known by the bytes of a number in it."""
 
     item: int
@@ -203,7 +203,7 @@ class DryUnpickler(UNPICKLER):  # type: ignore[misc]
         """The stand-in for a class or function."""
         if (module, name) == ("collections", "OrderedDict"):
             return OrderedDict
-        if module == "torch._utils" and name in TENSORS:
+        if module == "torch._utils" and name in TENSOR_BUILDERS:
             return self.tensor
         if module == "torch._utils" and name in PARAMETERS:
             return self.parameter
@@ -213,7 +213,7 @@ class DryUnpickler(UNPICKLER):  # type: ignore[misc]
             raise TooLargeError(
                 f"it has a tensor of a special kind ({brief(name)}), not plain weights"
             )
-        return Kind(ITEM_BYTES.get(name, 1)) if name.endswith("Storage") else StandIn
+        return PickledType(ITEM_BYTES.get(name, 1)) if name.endswith("Storage") else StandIn
 
     def persistent_load(self, pid: Any) -> Storage:
         """A storage: ("storage", kind, key, device, number of items, …)."""

@@ -40,7 +40,7 @@ def save_checkpoint(
     """
     folder = Path(folder)
     shards = split_into_shards(reference_state(model, state), read_size(max_shard_size))
-    names = shard_names(len(shards))
+    names = weight_shard_names(len(shards))
     stale = earlier_files(folder) - set(names)
     with ExitStack() as moves:  # moves happen in reverse order
         if len(names) > 1:
@@ -83,7 +83,7 @@ def split_into_shards(state: dict[str, Tensor], most: int) -> list[dict[str, Ten
     return shards
 
 
-def shard_names(count: int) -> list[str]:
+def weight_shard_names(count: int) -> list[str]:
     """The names of `count` shards, as in the reference."""
     if count == 1:
         return [SAFETENSORS_FILE]

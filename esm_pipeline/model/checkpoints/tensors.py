@@ -27,7 +27,7 @@ from torch import Tensor
 from esm_pipeline.errors import WeightsError
 from esm_pipeline.model.checkpoints.pickle_check import require_bounded
 
-DTYPES = {
+TORCH_DTYPES = {
     "F64": torch.float64,
     "F32": torch.float32,
     "F16": torch.float16,
@@ -41,7 +41,7 @@ DTYPES = {
 }
 """Types in a safetensors header, the first four for weights; unknown types keep their name."""
 
-MOST_HEADER = 16 << 20
+MOST_HEADER_BYTES = 16 << 20
 """Bytes of a safetensors header; a tensor takes about 150 of them."""
 
 
@@ -95,8 +95,10 @@ class SafetensorsFile(WeightFile):
         try:
             with open(path, "rb") as handle:
                 (length,) = struct.unpack("<Q", handle.read(8))
-                if length > MOST_HEADER:
-                    raise ValueError(f"a header of {length:,} bytes, more than {MOST_HEADER:,}")
+                if length > MOST_HEADER_BYTES:
+                    raise ValueError(
+                        f"a header of {length:,} bytes, more than {MOST_HEADER_BYTES:,}"
+                    )
                 with safe_open(path, framework="pt"):  # checks the header, and the file's length
                     pass
                 header = json.loads(handle.read(length))
@@ -112,7 +114,7 @@ class SafetensorsFile(WeightFile):
     def stored_tensors(self) -> Iterator[StoredTensor]:
         """See the base class."""
         for key, facts in self._header.items():
-            dtype = DTYPES.get(facts["dtype"], facts["dtype"])
+            dtype = TORCH_DTYPES.get(facts["dtype"], facts["dtype"])
             yield StoredTensor(self, key, dtype, tuple(facts["shape"]))
 
     def start(self, stored: StoredTensor) -> int:

@@ -19,7 +19,7 @@ from esm_pipeline.model.checkpoints.tensors import (
     open_pickle,
 )
 
-MOST_NAME = 500
+MOST_KEY_LETTERS = 500
 """Characters of a tensor's name."""
 
 
@@ -56,7 +56,7 @@ def open_tensors(files: Iterable[Path]) -> dict[str, StoredTensor]:
 def is_possible(stored: StoredTensor) -> bool:
     """Whether the name is one printable line, and the shape is one that PyTorch can have."""
     name = stored.key
-    return name.isprintable() and len(name) <= MOST_NAME and len(stored.shape) <= DIMENSIONS
+    return name.isprintable() and len(name) <= MOST_KEY_LETTERS and len(stored.shape) <= DIMENSIONS
 
 
 def tensors_of_state(state: Mapping[str, Tensor]) -> dict[str, StoredTensor]:

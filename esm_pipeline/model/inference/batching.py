@@ -29,7 +29,7 @@ from esm_pipeline.model.heads import (
     EsmForSequenceClassification,
     EsmForTokenClassification,
 )
-from esm_pipeline.model.inference.windows import SPECIAL_TOKENS
+from esm_pipeline.model.inference.windows import SPECIAL_TOKEN_COUNT
 from esm_pipeline.model.layout import PackedLayout
 from esm_pipeline.model.module_utils import plain_model
 from esm_pipeline.model.tokenizer.tokenizer import EsmTokenizer
@@ -46,7 +46,7 @@ OUT_OF_MEMORY = re.compile(
 CUDA libraries without memory for their own workspace report that they are not initialized.
 """
 
-GAP = re.compile(r"[.\-](?![^<]*>)")
+GAP_LETTER = re.compile(r"[.\-](?![^<]*>)")
 """A gap outside tokens such as `<null_1>`."""
 
 CPU_TOKENS = 4096
@@ -66,7 +66,7 @@ def token_batches(lengths: NDArray[Any], token_budget: int, workers: int = 1) ->
     that all workers finish at about the same time.
     """
     order = np.argsort(-np.asarray(lengths, np.int64), kind="stable")
-    ends = np.cumsum(np.asarray(lengths, np.int64)[order] + SPECIAL_TOKENS)
+    ends = np.cumsum(np.asarray(lengths, np.int64)[order] + SPECIAL_TOKEN_COUNT)
     start = spent = 0
     while start < len(order):
         budget = token_budget
@@ -139,7 +139,7 @@ def compute_batches(
     share = min(max(token_budget // workers, 1), CPU_TOKENS)
     batches = list(token_batches(lengths, share, workers))
     # batches longer than a share come first and get all threads
-    alone = sum(int(lengths[batch[0]]) + SPECIAL_TOKENS > share for batch in batches)
+    alone = sum(int(lengths[batch[0]]) + SPECIAL_TOKEN_COUNT > share for batch in batches)
     if workers == 1 or len(batches) - alone < 2:
         alone = len(batches)
     for batch in batches[:alone]:
@@ -329,7 +329,7 @@ def lengths_of(sequences: Sequence[Any], tokenizer: EsmTokenizer, nucleotides: s
             raise InputError(f"sequence {place}: {error}") from None
         if not lengths[place]:
             raise InputError(f"sequence {place} has no residues; leave it out")
-        if ("-" in sequence or "." in sequence) and (gap := GAP.search(sequence)):
+        if ("-" in sequence or "." in sequence) and (gap := GAP_LETTER.search(sequence)):
             what = f"gap {gap[0]!r} at place {gap.start() + 1}"
             raise InputError(f"sequence {place}: {what}; remove the gaps")
         if nucleotides == "refuse" and "L" not in sequence and (kind := nucleotides_of(sequence)):

@@ -25,7 +25,7 @@ from esm_pipeline.model.rotary import RotaryTables, rotate_pairs
 SCORES_AT_ONCE = 2**19
 """Scores computed at a time: 2 MB in float32, which fit into caches."""
 
-COLUMNS = 32
+SCORE_COLUMNS = 32
 """Columns up to which a product takes no longer: those of a vector register."""
 
 BOUND = 100
@@ -119,7 +119,7 @@ def attend_in_tiles(qk: Tensor, values: Tensor, out: Tensor) -> None:
     *_, length, width = values.shape
     queries, keys = qk.view(2, -1, length, width)
     # columns of ones after the values: the product then also sums the weights
-    summed = values.new_ones(*values.shape[:-1], max(width + 1, COLUMNS))
+    summed = values.new_ones(*values.shape[:-1], max(width + 1, SCORE_COLUMNS))
     summed[..., :width] = values
     rows = summed.view(-1, length, summed.shape[-1])
     mixed = mix_tiles(queries, keys.transpose(1, 2), rows, shift=False)
@@ -128,7 +128,7 @@ def attend_in_tiles(qk: Tensor, values: Tensor, out: Tensor) -> None:
         mixed = mix_tiles(queries, keys.transpose(1, 2), rows, shift=True)
     mixed = mixed.view(summed.shape)
     sums = mixed[..., width : width + 1]
-    if width < COLUMNS:  # dividing narrow rows by one number each is slow
+    if width < SCORE_COLUMNS:  # dividing narrow rows by one number each is slow
         sums = sums.expand(*sums.shape[:-1], width).contiguous()
     torch.div(mixed[..., :width], sums, out=out)
 

@@ -24,7 +24,7 @@ from esm_pipeline.model.layer import EsmLayer
 from esm_pipeline.model.linears import ROWS_EXPECTED, FusedLinear, Packed, frozen
 from esm_pipeline.model.tokenizer.tokenizer import EsmTokenizer
 
-LEVELS = 255
+INT8_LEVELS = 255
 MIDDLE = 128
 TINY = 1e-6
 """Smallest range that does not count as zero."""
@@ -114,7 +114,7 @@ class LevelNorm(nn.Module):
 
 def to_levels(x: Tensor) -> Tensor:
     """Levels with 0.5 added → uint8; `x` is changed."""
-    return x.clamp_(0, LEVELS).to(torch.uint8)
+    return x.clamp_(0, INT8_LEVELS).to(torch.uint8)
 
 
 @cache
@@ -126,11 +126,11 @@ def can_quantize() -> bool:
     try:
         with torch.inference_mode():
             found = Int8Linear(linear, 0.5, 0, activation="gelu")(
-                torch.full((3, 256), LEVELS, dtype=torch.uint8)
+                torch.full((3, 256), INT8_LEVELS, dtype=torch.uint8)
             )
     except (RuntimeError, AttributeError, TypeError):
         return False
-    return bool((found - (256 * LEVELS * 0.5 - 0.5)).abs().max() < 1)
+    return bool((found - (256 * INT8_LEVELS * 0.5 - 0.5)).abs().max() < 1)
 
 
 def quantize(layers: Sequence[EsmLayer], ranges: Sequence[Ranges]) -> None:
@@ -155,7 +155,7 @@ def quantize(layers: Sequence[EsmLayer], ranges: Sequence[Ranges]) -> None:
             layer.LayerNorm, wide.dense, found["fed"]
         )
         least, most = (float(value) for value in (found["wide"][0].min(), found["wide"][1].max()))
-        to_step = max(most - least, TINY) / LEVELS
+        to_step = max(most - least, TINY) / INT8_LEVELS
         to_zero = round(-least / to_step)
         wide.dense = Int8Linear(  # type: ignore[assignment]
             *(wide.dense, step),

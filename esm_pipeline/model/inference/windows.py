@@ -14,7 +14,7 @@ import numpy as np
 
 from esm_pipeline.arrays import Float64, Int64
 
-SPECIAL_TOKENS = 2  # BOS and EOS
+SPECIAL_TOKEN_COUNT = 2  # BOS and EOS
 
 
 def optimal(places: Int64, tokens: Int64, window: int) -> tuple[Int64, Int64]:
@@ -62,7 +62,7 @@ def weights(window: int) -> Float64:
     place = np.arange(window)
     quarter, centre, width = window // 4, window / 8, window / 64
     rising = 1 / (1 + np.exp(-(place - centre) / width))
-    last = window - SPECIAL_TOKENS
+    last = window - SPECIAL_TOKEN_COUNT
     falling = 1 / (1 + np.exp((place - last + centre) / width))
     at_start = (place >= 1) & (place <= quarter)
     at_end = (place >= last - quarter) & (place <= last)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from esm_pipeline.errors import InputError
-from esm_pipeline.model.tokenizer.options import TENSORS
+from esm_pipeline.model.tokenizer.options import TENSOR_KINDS
 
 
 class BatchEncoding(UserDict[str, Any]):
@@ -69,7 +69,7 @@ class BatchEncoding(UserDict[str, Any]):
 
 def as_tensor(name: str, value: Any, kind: str) -> Any:
     """A list as a tensor ("pt") or array ("np"), int64 for ids. Raises InputError."""
-    if kind not in TENSORS:
+    if kind not in TENSOR_KINDS:
         raise InputError(f"tensors of type {kind!r} are not known; use 'pt' or 'np'")
     if isinstance(value, Tensor if kind == "pt" else np.ndarray):
         return value

@@ -46,7 +46,7 @@ def read_files(
         EsmConfig.from_pretrained(name, **where).vocab_size != len(ALPHABET)
     ):
         raise WeightsError(f"{name}: no {VOCABULARY_FILE} in it, and not 33 tokens")
-    return vocabulary or ALPHABET, read_settings(files, overrides)
+    return vocabulary or ALPHABET, read_tokenizer_settings(files, overrides)
 
 
 def read_vocabulary(path: Path) -> list[str]:
@@ -61,7 +61,9 @@ def read_vocabulary(path: Path) -> list[str]:
         raise WeightsError(f"{path}: not a readable vocabulary ({error})") from None
 
 
-def read_settings(files: Mapping[str, Path], overrides: Mapping[str, Any]) -> dict[str, Any]:
+def read_tokenizer_settings(
+    files: Mapping[str, Path], overrides: Mapping[str, Any]
+) -> dict[str, Any]:
     """What the files of a tokenizer say, except the vocabulary; `overrides` replace it.
 
     `files`: name → path of those that the checkpoint has. Files written before transformers 4.34

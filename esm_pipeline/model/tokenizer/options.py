@@ -11,7 +11,7 @@ from typing import Any
 from esm_pipeline.errors import InputError
 
 Warn = Callable[[str], None]
-TENSORS = ("pt", "np")
+TENSOR_KINDS = ("pt", "np")
 PADDINGS = ("longest", "max_length", "do_not_pad")
 TRUNCATIONS = ("longest_first", "only_first", "only_second", "do_not_truncate")
 SIDES = ("right", "left")
@@ -63,7 +63,7 @@ class CallOptions:
         """Raise InputError for impossible values."""
         if self.return_offsets_mapping:
             raise InputError("return_offsets_mapping is not available; the reference has none too")
-        if self.return_tensors not in (None, *TENSORS):
+        if self.return_tensors not in (None, *TENSOR_KINDS):
             raise InputError(
                 f"return_tensors={self.return_tensors!r} is not known; use 'pt', 'np' or None"
             )

@@ -188,7 +188,7 @@ def is_text(value: Any) -> bool:
     return isinstance(value, str) or (isinstance(value, (list, tuple)) and not value)
 
 
-def columns_of(encodings: Any) -> Mapping[str, Any]:
+def encoding_columns(encodings: Any) -> Mapping[str, Any]:
     """Columns of one encoding or a list of them. Raises InputError if `input_ids` are missing."""
     if isinstance(encodings, (list, tuple)) and encodings and isinstance(encodings[0], Mapping):
         encodings = {name: [one[name] for one in encodings] for name in encodings[0]}

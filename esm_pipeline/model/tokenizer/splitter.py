@@ -43,13 +43,13 @@ class Splitter:
 
 def pattern_of(tokens: Iterable[str]) -> re.Pattern[str]:
     """A pattern for the tokens, the longest first, and for what stands between them and blanks."""
-    words = longest_first(tokens)
+    words = by_length(tokens)
     letters = "".join(re.escape(token) for token in tokens if len(token) == 1)
     known = "|".join([*map(re.escape, words), *([f"[{letters}]"] if letters else [])]) or "(?!)"
     return re.compile(rf"{known}|(?:(?!{known})\S)+")
 
 
-def longest_first(tokens: Iterable[str]) -> list[str]:
+def by_length(tokens: Iterable[str]) -> list[str]:
     """The tokens of more than one letter, the longest first."""
     return sorted((token for token in tokens if len(token) > 1), key=len, reverse=True)
 
@@ -81,7 +81,7 @@ class ResidueSpelling:
             if letter.lower() not in letters:
                 self._table[ord(letter.lower())] = letter
         readable = "".join(map(re.escape, [*letters, *map(chr, self._table)]))
-        words = "|".join(map(re.escape, longest_first(ids))) or "(?!)"
+        words = "|".join(map(re.escape, by_length(ids))) or "(?!)"
         self._readable = re.compile(rf"(?:{words}|[{readable}])*+")
         self._word = re.compile(f"({words})")
 

@@ -38,7 +38,7 @@ from esm_pipeline.model.tokenizer.files import (
     write_vocabulary,
 )
 from esm_pipeline.model.tokenizer.options import SIDES, CallOptions
-from esm_pipeline.model.tokenizer.rows import RowBuilder, columns_of, is_text, truncate
+from esm_pipeline.model.tokenizer.rows import RowBuilder, encoding_columns, is_text, truncate
 from esm_pipeline.model.tokenizer.splitter import Splitter
 from esm_pipeline.model.tokenizer.vocabulary import ADDITIONAL, Ids, Vocabulary
 
@@ -462,7 +462,7 @@ class EsmTokenizer:
         Tensors and arrays are returned as such. Values that are not rows of tokens (`labels`) stay
         as they are. Raises InputError.
         """
-        columns = columns_of(encoded_inputs)
+        columns = encoding_columns(encoded_inputs)
         ids = columns["input_ids"]
         if ids is None or len(ids) == 0:
             masks: dict[str, Ids] = {"attention_mask": []} if return_attention_mask else {}

@@ -17,7 +17,7 @@ ADDITIONAL = "additional_special_tokens"
 ROLES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 """Roles of special tokens, in the order in which those not in the vocabulary get their ids."""
 
-FLAGS = ("special", "lstrip", "rstrip", "normalized", "single_word")
+TOKEN_FLAGS = ("special", "lstrip", "rstrip", "normalized", "single_word")
 
 
 @dataclass(frozen=True)
@@ -42,12 +42,12 @@ class AddedToken:
         """From a str, the mapping in a file, or an object with these fields. Raises InputError."""
         if isinstance(token, str):
             return cls(token)
-        names = ("content", *FLAGS)
+        names = ("content", *TOKEN_FLAGS)
         if not isinstance(token, Mapping):
             token = {name: getattr(token, name) for name in names if hasattr(token, name)} or token
         if not isinstance(token, Mapping) or not isinstance(token.get("content"), str):
             raise InputError(f"token {token!r} is of type {type(token).__name__}; give a str")
-        flags = {name: bool(token[name]) for name in FLAGS if token.get(name) is not None}
+        flags = {name: bool(token[name]) for name in TOKEN_FLAGS if token.get(name) is not None}
         if flags.get("single_word"):
             raise InputError(f"token '{token['content']}': single_word is not supported; unset it")
         return cls(token["content"], **flags)

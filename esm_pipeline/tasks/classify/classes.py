@@ -22,13 +22,13 @@ from esm_pipeline.formats.checksums import LISTING, check_listed
 from esm_pipeline.formats.records import OK, Outcome, Record
 from esm_pipeline.formats.results.classes import Classes, ResidueClasses
 from esm_pipeline.formats.results.open import open_results
-from esm_pipeline.formats.tables.base import BLOCK, Column, Writer, suffix_of
+from esm_pipeline.formats.tables.base import ROWS_AT_ONCE, Column, Writer, suffix_of
 from esm_pipeline.formats.tables.open import create_table
 from esm_pipeline.locks import Outputs
 from esm_pipeline.settings.sections import LabelSettings
 from esm_pipeline.tasks.common.outcomes import with_outcomes
 
-TASK = "classify"
+CLASSIFY = "classify"
 RECORD = [Column("index", "whole"), *(Column(name, "text") for name in ("id", "status", "reason"))]
 RESIDUE = [
     *(Column("id", "text"), Column("index", "whole")),
@@ -67,14 +67,14 @@ def run(args: argparse.Namespace) -> int:
     if args.status:
         check_listed(args.results, args.status.with_name(LISTING))
     if args.records:
-        statuses = {TASK: args.status} if args.status else {}
+        statuses = {CLASSIFY: args.status} if args.status else {}
         records = with_outcomes(args.records, statuses)
     with atomic_path(args.output) as path:
-        write_table(path, suffix, args.results, records, threshold)
+        write_class_table(path, suffix, args.results, records, threshold)
     return 0
 
 
-def write_table(
+def write_class_table(
     target: Path, suffix: str, source: Path, records: Iterable[Record] | None, threshold: float
 ) -> None:
     """Write the results at `source` as a table of the format that `suffix` names.
@@ -102,12 +102,12 @@ def rows_of(
             yield index, name, Outcome(OK)
         return
     for record in records:
-        if TASK not in record.outcomes:
+        if CLASSIFY not in record.outcomes:
             raise InputError(
-                f"--records: has no outcomes of '{TASK}'; give the status table as well, or the "
-                "records.tsv next to the results"
+                f"--records: has no outcomes of '{CLASSIFY}'; give the status table as well, or "
+                "the records.tsv next to the results"
             )
-        yield record.index, record.id, record.outcomes[TASK]
+        yield record.index, record.id, record.outcomes[CLASSIFY]
 
 
 def write_sequences(
@@ -118,7 +118,7 @@ def write_sequences(
 ) -> None:
     """Write a row for each record, with empty cells if it has no results."""
     done, values = 0, results.predictions()
-    while block := list(islice(rows, BLOCK)):
+    while block := list(islice(rows, ROWS_AT_ONCE)):
         index, names, outcomes = zip(*block, strict=True)
         statuses, reasons = zip(*outcomes, strict=True)
         ok = np.array([status == OK for status in statuses])

@@ -19,9 +19,9 @@ from torch import Tensor
 
 from esm_pipeline.errors import InputError, WeightsError, setting
 from esm_pipeline.formats.results.classes import (
+    LABEL_SEPARATOR,
     MULTI_LABEL,
     REGRESSION,
-    SEPARATOR,
     SEQUENCE,
     Classes,
     ResidueClasses,
@@ -38,17 +38,17 @@ from esm_pipeline.model.checkpoints.adapters import Adapter
 from esm_pipeline.model.checkpoints.keys import class_of
 from esm_pipeline.model.checkpoints.weight_files import open_tensors
 from esm_pipeline.model.inference.batching import pack, residue_states
-from esm_pipeline.model.inference.windows import SPECIAL_TOKENS
+from esm_pipeline.model.inference.windows import SPECIAL_TOKEN_COUNT
 from esm_pipeline.settings.sections import CLASSIFIERS, ClassifySettings, texts
-from esm_pipeline.tasks.classify.classes import TASK
+from esm_pipeline.tasks.classify.classes import CLASSIFY
 from esm_pipeline.tasks.common.compute import ArrayRunner, BatchArrays
 from esm_pipeline.tasks.common.runner import software
 
 SINGLE_LABEL = "single_label_classification"
-REMEDY = "give a checkpoint that was trained as " + " or ".join(CLASSIFIERS)
+CLASSIFIER_REMEDY = "give a checkpoint that was trained as " + " or ".join(CLASSIFIERS)
 
 WithClasses: TypeAlias = EsmForSequenceClassification | EsmForTokenClassification
-MODELS: dict[str, type[Any]] = {
+CLASSIFIER_CLASSES: dict[str, type[Any]] = {
     model.__name__: model for model in (EsmForSequenceClassification, EsmForTokenClassification)
 }
 
@@ -60,13 +60,13 @@ class Classifier(ArrayRunner[WithClasses]):
     without a classifier or with unusable labels, InputError if it contradicts `settings.of`.
     """
 
-    task = TASK
+    task = CLASSIFY
     settings: ClassifySettings
 
     def __init__(self, name: str, revision: str | None, settings: ClassifySettings) -> None:
         super().__init__(name, revision, settings)
         name = class_name(self.checkpoint, self.config)
-        self.model_class = MODELS[name]
+        self.model_class = CLASSIFIER_CLASSES[name]
         self.of = CLASSIFIERS[name]
         if settings.of not in ("auto", self.of):
             raise InputError(
@@ -84,7 +84,7 @@ class Classifier(ArrayRunner[WithClasses]):
         if missing:
             raise WeightsError(
                 f"{self.checkpoint.name}: no '{min(missing)}' among its weights, the classifier "
-                f"was never trained; {REMEDY}"
+                f"was never trained; {CLASSIFIER_REMEDY}"
             )
 
     @property
@@ -118,7 +118,7 @@ class Classifier(ArrayRunner[WithClasses]):
         results, units = BatchArrays(), [1] * len(sequences)
         if self.of == "residues":
             logits = residue_states(logits, layout)
-            units = [length - SPECIAL_TOKENS for length in layout.lengths]
+            units = [length - SPECIAL_TOKEN_COUNT for length in layout.lengths]
             letters = "".join(sequences).encode()
             results.values[SEQUENCE] = np.frombuffer(letters, "S1")
         results.add(array_name(self.problem), activated(logits, self.problem), units)
@@ -145,7 +145,9 @@ def class_name(checkpoint: Checkpoint, config: EsmConfig) -> str:
             return name
     found = class_of(open_tensors(checkpoint.weight_files))
     if found not in CLASSIFIERS:
-        raise WeightsError(f"{checkpoint.name}: has no classifier, it is an {found}; {REMEDY}")
+        raise WeightsError(
+            f"{checkpoint.name}: has no classifier, it is an {found}; {CLASSIFIER_REMEDY}"
+        )
     return found
 
 
@@ -180,9 +182,9 @@ def labels_of(config: EsmConfig, problem: str) -> list[str]:
                 f"config: label {label!a} in id2label cannot name a column; rename it, with "
                 "characters that can be printed"
             )
-        if problem == MULTI_LABEL and SEPARATOR in label:
+        if problem == MULTI_LABEL and LABEL_SEPARATOR in label:
             raise WeightsError(
-                f"config: label {label!a} in id2label has a '{SEPARATOR}', which separates "
+                f"config: label {label!a} in id2label has a '{LABEL_SEPARATOR}', which separates "
                 "several labels; rename it"
             )
         if counts[label] > 1:

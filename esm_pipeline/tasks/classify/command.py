@@ -16,14 +16,14 @@ from esm_pipeline.formats.records import FAILED, read_records
 from esm_pipeline.formats.tables.base import SUFFIXES
 from esm_pipeline.locks import Outputs
 from esm_pipeline.settings.sections import ClassifySettings, CleaningSettings, LabelSettings
-from esm_pipeline.tasks.classify.classes import write_table
+from esm_pipeline.tasks.classify.classes import write_class_table
 from esm_pipeline.tasks.common import command
 from esm_pipeline.tasks.common.outputs import HDF5, check_output, ending_of
 from esm_pipeline.tasks.common.plan import SequencePlan
 from esm_pipeline.tasks.common.shards import gather_ragged
 
 SUFFIX = ".h5"
-ENDINGS = (*HDF5, *SUFFIXES)
+CLASSIFY_ENDINGS = (*HDF5, *SUFFIXES)
 MODEL_SETTINGS = ClassifySettings
 aggregate = gather_ragged
 
@@ -41,7 +41,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def outputs(args: argparse.Namespace) -> Outputs:
     """What `classify` writes. Raises InputError for a place that cannot be used."""
     extra = [args.provenance, args.sha256]
-    table = check_output(args.output, [args.fasta], extra, ENDINGS)
+    table = check_output(args.output, [args.fasta], extra, CLASSIFY_ENDINGS)
     return Outputs([args.output, table, *extra])
 
 
@@ -50,8 +50,10 @@ def run(args: argparse.Namespace) -> int:
     started = time.perf_counter()
     settings = section_from(ClassifySettings, args)
     threshold = section_from(LabelSettings, args).threshold
-    ending = ending_of(args.output, ENDINGS)
-    table = check_output(args.output, [args.fasta], [args.provenance, args.sha256], ENDINGS)
+    ending = ending_of(args.output, CLASSIFY_ENDINGS)
+    table = check_output(
+        args.output, [args.fasta], [args.provenance, args.sha256], CLASSIFY_ENDINGS
+    )
     with command.open_input(args, args.output.parent) as sequences:
         from esm_pipeline.model.inference.device import set_threads
         from esm_pipeline.tasks.classify.classifier import Classifier
@@ -63,7 +65,7 @@ def run(args: argparse.Namespace) -> int:
         with command.computed(args, classifier, plan, targets) as files:
             if ending not in HDF5:
                 records = read_records(files.table)
-                write_table(files.output, ending, files.rows, records, threshold)
+                write_class_table(files.output, ending, files.rows, records, threshold)
             for provenance in files.extra:
                 facts = {**classifier.attributes, "threshold": threshold}
                 provenance.write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 BARS = 12  # most labels in a picture
 HISTOGRAMS = 6  # most values that get a picture
-BLOCK = 1 << 16
+PREDICTIONS_AT_ONCE = 1 << 16
 LONGEST = 24  # most letters of a label
 
 
@@ -70,8 +70,8 @@ def pictures(results: Classes) -> list[str]:
 def counts_of(results: Classes) -> Int64:
     """(K,) how many have each label."""
     p, counts = results.predictions(), np.zeros(len(results.labels), np.int64)
-    for start in range(0, len(p), BLOCK):
-        block = p[start : start + BLOCK]
+    for start in range(0, len(p), PREDICTIONS_AT_ONCE):
+        block = p[start : start + PREDICTIONS_AT_ONCE]
         if results.problem == MULTI_LABEL:
             counts += (block >= THRESHOLD).sum(0)
         else:

@@ -12,12 +12,12 @@ from esm_pipeline.errors import setting
 from esm_pipeline.nucleotides import nucleotides_among, nucleotides_in, only_nucleotides, translate
 from esm_pipeline.settings.sections import CleaningSettings
 
-RESIDUES = b"ACDEFGHIKLMNPQRSTVWYBUZOX"
+RESIDUE_LETTERS = b"ACDEFGHIKLMNPQRSTVWYBUZOX"
 """The letters every model knows: the 20 amino acids and B U Z O X."""
 
 CHAIN_BREAK = b":"
 END_STOP = "'*' at the end{} removed"
-FOREIGN = re.compile(rf"[^{RESIDUES.decode()}J*.\-]")
+FOREIGN_LETTER = re.compile(rf"[^{RESIDUE_LETTERS.decode()}J*.\-]")
 LETTER_HINTS = {
     ">": "begins a record inside a line, which is lost in this one; were files joined without a "
     "line end between them? put one there"
@@ -60,7 +60,7 @@ class LetterPolicy(NamedTuple):
         return f"{first}{more}{where} {self.done}"
 
 
-UNKNOWN = LetterPolicy(
+UNKNOWN_RESIDUE = LetterPolicy(
     pattern=re.compile("J"),
     name="J",
     detail=" is unknown to the models",
@@ -161,7 +161,7 @@ def _not_coding(sequence: bytes, cleaning: CleaningSettings) -> CleanedSequence:
 
 def is_clean(sequence: bytes) -> bool:
     """Whether an upper-case sequence has residues and nothing else: `clean` does not change it."""
-    return bool(sequence) and not sequence.translate(None, RESIDUES)
+    return bool(sequence) and not sequence.translate(None, RESIDUE_LETTERS)
 
 
 def clean(sequence: bytes, cleaning: CleaningSettings) -> CleanedSequence:
@@ -196,7 +196,7 @@ def _clean_chain(chain: str, where: str, cleaning: CleaningSettings) -> CleanedS
     body = chain.rstrip("*-." if cleaning.gaps == "remove" else "*")
     refused: list[tuple[int, str]] = []
     notes: list[str] = []
-    for policy, text in ((UNKNOWN, body), (STOP, body), (GAP, chain)):
+    for policy, text in ((UNKNOWN_RESIDUE, body), (STOP, body), (GAP, chain)):
         if not (match := policy.pattern.search(text)):
             continue
         first = f"{policy.name.format(match[0])} at residue {match.start() + 1}"
@@ -204,7 +204,7 @@ def _clean_chain(chain: str, where: str, cleaning: CleaningSettings) -> CleanedS
             notes.append(policy.note(first, len(policy.pattern.findall(text)), where))
         else:
             refused.append((match.start(), f"{first}{where}{policy.detail}; {policy.remedy}"))
-    if match := FOREIGN.search(chain):
+    if match := FOREIGN_LETTER.search(chain):
         what = f"character {match[0]!a} at residue {match.start() + 1}{where}"
         why = LETTER_HINTS.get(match[0], "is no amino acid; correct the sequence")
         refused.append((match.start(), f"{what} {why}"))

@@ -18,8 +18,8 @@ from esm_pipeline.json_files import read_object
 if TYPE_CHECKING:
     from esm_pipeline.model import Checkpoint, EsmConfig
 
-FORMAT = "esm-pipeline/model"
-FORMAT_VERSION = 1
+MODEL_FORMAT = "esm-pipeline/model"
+MODEL_FORMAT_VERSION = 1
 SUFFIX = ".json"
 MODEL_HELP = "hub id, folder with a checkpoint, fair-esm file, demo, or a file of `download --out`"
 OTHER_FILES = (
@@ -34,11 +34,11 @@ CONFIG_FACTS = (
 )
 
 
-def describe(checkpoint: Checkpoint, config: EsmConfig) -> dict[str, Any]:
+def describe_model(checkpoint: Checkpoint, config: EsmConfig) -> dict[str, Any]:
     """The content of the model file for a checkpoint."""
     return {
-        "format": FORMAT,
-        "format_version": FORMAT_VERSION,
+        "format": MODEL_FORMAT,
+        "format_version": MODEL_FORMAT_VERSION,
         "name": checkpoint.name,
         "revision": checkpoint.revision,
         "weights_sha256": checkpoint.weights_sha256(),
@@ -69,7 +69,7 @@ def read_model_file(path: Path) -> dict[str, Any]:
         raise InputError(f"{path}: not a readable model file ({error})") from None
     wanted = {"name": str, "revision": str | None, "weights_sha256": str}
     if (
-        facts.get("format") != FORMAT
+        facts.get("format") != MODEL_FORMAT
         or not all(isinstance(facts.get(name), kind) for name, kind in wanted.items())
         or not isinstance(facts.get("files_sha256", {}), dict)
     ):

@@ -81,9 +81,9 @@ class LengthPolicy:
 
 def token_count(residues: int) -> int:
     """Tokens of a sequence of so many residues, with BOS and EOS."""
-    from esm_pipeline.model.inference.windows import SPECIAL_TOKENS  # loads PyTorch
+    from esm_pipeline.model.inference.windows import SPECIAL_TOKEN_COUNT  # loads PyTorch
 
-    return residues + SPECIAL_TOKENS
+    return residues + SPECIAL_TOKEN_COUNT
 
 
 class SequencePlan:

@@ -38,7 +38,7 @@ from esm_pipeline.nucleotides import LEAST_LETTERS, nucleotides_in
 from esm_pipeline.settings.sections import CleaningSettings
 from esm_pipeline.tasks.common.cleaning import (
     CHAIN_BREAK,
-    RESIDUES,
+    RESIDUE_LETTERS,
     CleanedSequence,
     nucleotides_remedy,
     read_sequence,
@@ -47,7 +47,7 @@ from esm_pipeline.tasks.common.cleaning import (
 if TYPE_CHECKING:
     import hashlib
 
-DIGEST = 16
+DIGEST_BYTES = 16
 """Bytes of a sequence's SHA-256 to find equal ones; different ones will never share 128 bits."""
 
 PLAIN = bytes(byte for byte in range(0x20, 0x7F) if byte != ord('"'))
@@ -60,7 +60,7 @@ CODON = 3
 L, E = b"LE"
 """A sequence with one of these letters is not of nucleotides."""
 
-BLOCK = 1 << 20
+SPOOL_BLOCK = 1 << 20
 BATCH = 1 << 23
 """Bytes of sequences that are read from the spool at once."""
 OBJECT_BYTES = 64
@@ -191,7 +191,7 @@ class SequenceSpool:
                 words
                 and (L in sequence or E in sequence or 0 < length < LEAST_LETTERS)
                 and length + len(header) <= usual_bytes
-                and not sequence.translate(None, RESIDUES)
+                and not sequence.translate(None, RESIDUE_LETTERS)
                 and not header.translate(None, PLAIN)
             ):
                 digest = sha256(sequence).digest()
@@ -204,7 +204,7 @@ class SequenceSpool:
                 digest = sha256(sequence).digest()
                 rows.append(_row(index, header, length, digest, cleaned))
             sequences.append(sequence)
-            digests.append(digest[:DIGEST])
+            digests.append(digest[:DIGEST_BYTES])
             residues.append(length)
         self.rows.write(b"".join(rows))
         self.sequences.write(b"".join(sequences))
@@ -301,7 +301,7 @@ class SequenceSet:
     def lines(self) -> Iterator[bytes]:
         """The lines of `records.tsv` below its header line, read from the spool."""
         file, index, offset, begun = self._rows.fileno(), 0, 0, b""
-        while block := os.pread(file, BLOCK, offset):
+        while block := os.pread(file, SPOOL_BLOCK, offset):
             offset += len(block)
             *lines, begun = (begun + block).split(b"\n")
             firsts = self._duplicate_of[index : index + len(lines)].tolist()

@@ -27,7 +27,7 @@ from esm_pipeline.formats.results.validation import arrays_of, open_hdf5, readin
 from esm_pipeline.formats.results.writer import RaggedWriter
 from esm_pipeline.settings import shard_names
 
-CODES = {OK: 1, SKIPPED: 2, FAILED: 3}
+STATUS_CODES = {OK: 1, SKIPPED: 2, FAILED: 3}
 """Statuses as one byte; 0 is a record that is in no shard."""
 
 MAY_DIFFER = {"software", "format_version"}
@@ -60,7 +60,7 @@ class ShardResults:
             for place, digest, outcome in self._read(table):
                 places.append(place)
                 digests.append(digest)
-                codes.append(CODES[outcome.status])
+                codes.append(STATUS_CODES[outcome.status])
                 if outcome.reason:
                     self._reasons[place] = outcome.reason
         self._sequences = len(places)
@@ -75,7 +75,7 @@ class ShardResults:
         """Index in the sample, digest and outcome of each sequence of a shard."""
         for record in read_records(table):
             outcome, digest = record.outcomes.get(self.task), short_digest(record)
-            known = outcome is not None and outcome.status in CODES
+            known = outcome is not None and outcome.status in STATUS_CODES
             if outcome is None or digest is None or not (known and INDEX.fullmatch(record.id)):
                 raise InputError(
                     f"{table}: record {record.index} does not belong to a shard of "
@@ -89,7 +89,7 @@ class ShardResults:
         Raises InputError for a record that is in no shard, and at the end if the shards have
         sequences that are not in the sample.
         """
-        statuses = {code: status for status, code in CODES.items()}
+        statuses = {code: status for status, code in STATUS_CODES.items()}
         found = 0
         for record in read_records(self.records):
             if record.status != OK:
@@ -118,18 +118,18 @@ class ShardResults:
     @cached_property
     def rows(self) -> Int64:
         """Row in the merged result, for each record that is the first of its sequence."""
-        return np.cumsum(self._codes == CODES[OK]) - 1
+        return np.cumsum(self._codes == STATUS_CODES[OK]) - 1
 
     def are_ok(self, places: Int64) -> bool:
         """Whether `places` are first records of sequences that are ok, each once."""
         inside = (places >= 0) & (places < len(self._codes))
-        ok = inside.all() and (self._codes[places] == CODES[OK]).all()
+        ok = inside.all() and (self._codes[places] == STATUS_CODES[OK]).all()
         return bool(ok) and len(np.unique(places)) == len(places)
 
     @property
     def row_count(self) -> int:
         """U, the number of unique sequences that are ok."""
-        return int(np.count_nonzero(self._codes == CODES[OK]))
+        return int(np.count_nonzero(self._codes == STATUS_CODES[OK]))
 
     def entries(self) -> Iterator[RecordRow]:
         """Every record that is ok, with the row of its sequence."""

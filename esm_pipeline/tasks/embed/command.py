@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from esm_pipeline.errors import InputError
 from esm_pipeline.flags import section_from
 from esm_pipeline.formats.records import FAILED
-from esm_pipeline.formats.results.embedding_tables import write_array, write_table
+from esm_pipeline.formats.results.embedding_tables import write_array, write_embedding_table
 from esm_pipeline.formats.results.embeddings import FIXED_SIZE
 from esm_pipeline.formats.tables.base import SUFFIXES
 from esm_pipeline.locks import Outputs
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 SUFFIX = ".h5"
 ARRAY = ".npy"
-ENDINGS = (*HDF5, *SUFFIXES, ARRAY)
+EMBED_ENDINGS = (*HDF5, *SUFFIXES, ARRAY)
 MODEL_SETTINGS = EmbedSettings
 aggregate = gather_ragged
 
@@ -54,7 +54,7 @@ def result_files(args: argparse.Namespace) -> list[Path]:
     """The output, the table of records, and the ids of an array's rows. Raises InputError."""
     is_array = args.output.suffix.lower() == ARRAY
     ids = [args.output.with_suffix(".ids.tsv")] if is_array else []
-    table = check_output(args.output, [args.fasta], [args.sha256, *ids], ENDINGS)
+    table = check_output(args.output, [args.fasta], [args.sha256, *ids], EMBED_ENDINGS)
     return [args.output, table, *ids]
 
 
@@ -62,7 +62,7 @@ def run(args: argparse.Namespace) -> int:
     """Embed `args.fasta`; returns the exit code."""
     started = time.perf_counter()
     settings = section_from(EmbedSettings, args)
-    targets, ending = result_files(args), ending_of(args.output, ENDINGS)
+    targets, ending = result_files(args), ending_of(args.output, EMBED_ENDINGS)
     if ending not in HDF5:
         require_fixed(args.output, settings.include)
     with command.open_input(args, args.output.parent) as sequences:
@@ -78,7 +78,7 @@ def run(args: argparse.Namespace) -> int:
             if ending == ARRAY:
                 write_array(files.output, files.extra[0], files.rows)
             elif ending not in HDF5:
-                write_table(files.output, ending, files.rows)
+                write_embedding_table(files.output, ending, files.rows)
     line = command.summary(encoder, plan, files.counts, started)
     return command.finish(args, line, files.counts[FAILED], targets[1])
 

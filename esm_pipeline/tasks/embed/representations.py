@@ -15,7 +15,7 @@ from esm_pipeline.formats.results.embeddings import Embeddings
 from esm_pipeline.formats.results.layout import Array
 from esm_pipeline.model import EsmModel, PackedLayout
 from esm_pipeline.model.inference.batching import check_layer, pack, residue_states
-from esm_pipeline.model.inference.windows import SPECIAL_TOKENS
+from esm_pipeline.model.inference.windows import SPECIAL_TOKEN_COUNT
 from esm_pipeline.settings.sections import EmbedSettings, texts
 from esm_pipeline.tasks.common.compute import ArrayRunner, BatchArrays
 from esm_pipeline.tasks.common.runner import software
@@ -80,7 +80,7 @@ class Encoder(ArrayRunner[EsmModel]):
         layers = self.layers if {"mean", "bos", "residue"} & {*include} else []
         with self.timed():
             output = self.model.represent(tokens, layout, layers, contacts="contacts" in include)
-        lengths = [length - SPECIAL_TOKENS for length in layout.lengths]
+        lengths = [length - SPECIAL_TOKEN_COUNT for length in layout.lengths]
         arrays = BatchArrays()
         for layer, hidden in output.hidden.items():
             if "mean" in include:

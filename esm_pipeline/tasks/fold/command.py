@@ -21,7 +21,7 @@ from esm_pipeline.tasks.common import command
 from esm_pipeline.tasks.common.outputs import HDF5, check_output, require_folder_name
 from esm_pipeline.tasks.common.shards import gather_ragged
 from esm_pipeline.tasks.fold.plan import FoldPlan
-from esm_pipeline.tasks.fold.structures import TABLE, write_files, written_to
+from esm_pipeline.tasks.fold.structures import STRUCTURES_TABLE, write_files, written_to
 
 SUFFIX = ".h5"
 H5 = "structures.h5"
@@ -58,7 +58,7 @@ def run(args: argparse.Namespace) -> int:
     written = section_from(StructureSettings, args)
     arrays, table = check_places(args.output, args.fasta, args.sha256)
     as_files = arrays != args.output
-    stale = args.output / TABLE if as_files else None
+    stale = args.output / STRUCTURES_TABLE if as_files else None
     with command.open_input(args, arrays.parent, complexes=True) as sequences:
         from esm_pipeline.model.inference.device import set_threads
         from esm_pipeline.tasks.fold.predictor import Predictor

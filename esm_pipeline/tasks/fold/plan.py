@@ -13,8 +13,8 @@ from esm_pipeline.tasks.common.cleaning import CHAIN_BREAK
 from esm_pipeline.tasks.common.plan import LengthPolicy, SequencePlan
 from esm_pipeline.tasks.common.sequences import SequenceSet
 
-TASK = "fold"
-AMINO_ACIDS = LETTERS[:UNKNOWN].encode()
+FOLD = "fold"
+FOLDED_LETTERS = LETTERS[:UNKNOWN].encode()
 
 
 def fold_policy(positions: int | None, settings: FoldSettings) -> LengthPolicy:
@@ -28,7 +28,7 @@ def fold_policy(positions: int | None, settings: FoldSettings) -> LengthPolicy:
             f"{setting('fold.long')} is 'full', but there is a limit of {min(limits)} "
             "residues; set it to skip or truncate"
         )
-    return LengthPolicy.choose(TASK, limits, settings.long)
+    return LengthPolicy.choose(FOLD, limits, settings.long)
 
 
 class FoldPlan(SequencePlan):
@@ -44,7 +44,7 @@ class FoldPlan(SequencePlan):
     ) -> None:
         texts = sequence_set.sequences(np.arange(len(sequence_set.lengths)))
         facts = [
-            (text.count(CHAIN_BREAK), len(text.translate(None, AMINO_ACIDS)) < len(text))
+            (text.count(CHAIN_BREAK), len(text.translate(None, FOLDED_LETTERS)) < len(text))
             for text in texts
         ]
         self.breaks, has_atoms = np.array(facts, np.int64).reshape(-1, 2).T  # (U,) each

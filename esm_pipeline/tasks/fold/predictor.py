@@ -24,16 +24,16 @@ from esm_pipeline.model.inference.batching import BatchResult, run_splitting
 from esm_pipeline.model.inference.device import free_memory
 from esm_pipeline.model.inference.finite import require_finite
 from esm_pipeline.settings.sections import FoldSettings, texts
-from esm_pipeline.structure.quality import FLAGS, examine
+from esm_pipeline.structure.quality import QUALITY_FLAGS, examine
 from esm_pipeline.structure.structure import RANDOM, Structure
 from esm_pipeline.tasks.common.compute import ArrayRunner, BatchOutput
 from esm_pipeline.tasks.common.plan import NOT_FINITE, LengthPolicy, SequencePlan
 from esm_pipeline.tasks.common.runner import software
 from esm_pipeline.tasks.fold.batches import CHUNKS, FoldMode, fold_batches, fold_modes
-from esm_pipeline.tasks.fold.plan import TASK, fold_policy
+from esm_pipeline.tasks.fold.plan import FOLD, fold_policy
 
 DEMO = "demo"
-FLAG_NAMES = (*FLAGS, RANDOM)
+FLAG_NAMES = (*QUALITY_FLAGS, RANDOM)
 GIGA = 1e9
 SHARE = 0.8
 """The share of the free memory that a batch may take; the formula is accurate to 20 %."""
@@ -68,7 +68,7 @@ class Predictor(ArrayRunner[EsmForProteinFolding]):
     Raises WeightsError for a checkpoint that does not fold.
     """
 
-    task = TASK
+    task = FOLD
     model_class = EsmForProteinFolding
     arrays: ClassVar = ARRAYS
     settings: FoldSettings

@@ -18,7 +18,7 @@ from esm_pipeline.tasks.common.report_parts import BLUE, GREY, ReportSection, sv
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-LEVELS = (50, 70, 90)
+PLDDT_LEVELS = (50, 70, 90)
 """Lowest pLDDT that the AlphaFold database calls low, confident, very high."""
 
 
@@ -36,8 +36,8 @@ def structures_section(path: Path) -> ReportSection:
     pictures = []
     if plddt:
         pictures = [
-            histogram(plddt, np.linspace(0, 100, 41), "mean pLDDT", "Local confidence"),
-            histogram(ptm, np.linspace(0, 1, 41), "pTM", "Global confidence"),
+            plddt_histogram(plddt, np.linspace(0, 100, 41), "mean pLDDT", "Local confidence"),
+            plddt_histogram(ptm, np.linspace(0, 1, 41), "pTM", "Global confidence"),
         ]
     if flags:
         rows = [[name, f"{number:,}"] for name, number in flags.most_common()]
@@ -45,12 +45,12 @@ def structures_section(path: Path) -> ReportSection:
     return ReportSection(facts, pictures)
 
 
-def histogram(values: Sequence[float], edges: Float64, label: str, title: str) -> str:
+def plddt_histogram(values: Sequence[float], edges: Float64, label: str, title: str) -> str:
     """The distribution of a value over the structures, as SVG; dotted lines at levels of pLDDT."""
 
     def draw(axes: Axes) -> None:
         axes.hist(values, bins=list(edges), color=BLUE, edgecolor="white", linewidth=0.5)
-        for level in LEVELS if edges[-1] > 1 else ():
+        for level in PLDDT_LEVELS if edges[-1] > 1 else ():
             axes.axvline(level, color=GREY, linewidth=0.8, linestyle=":")
         axes.set(xlabel=label, ylabel="structures", xlim=(0, edges[-1]), title=title)
         axes.yaxis.get_major_locator().set_params(integer=True)

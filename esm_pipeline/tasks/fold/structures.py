@@ -29,8 +29,8 @@ from esm_pipeline.formats.checksums import LISTING, check_listed, line
 from esm_pipeline.formats.records import OK, Record, format_row, read_records
 from esm_pipeline.formats.results.structures import Structures
 from esm_pipeline.formats.structure_files import (
-    COLUMNS,
-    RECORDS,
+    RECORDS_PER_FOLDER,
+    STRUCTURE_COLUMNS,
     FileBundle,
     file_stem,
     folder_name,
@@ -46,9 +46,9 @@ from esm_pipeline.structure.structure import MEANINGLESS, RANDOM, Structure
 from esm_pipeline.tasks.common.outcomes import with_outcomes
 from esm_pipeline.tasks.common.outputs import require_folder_name
 from esm_pipeline.tasks.common.progress import progress
-from esm_pipeline.tasks.fold.plan import TASK
+from esm_pipeline.tasks.fold.plan import FOLD
 
-TABLE, STRUCTURES, PAE = "structures.tsv", "structures", "pae"
+STRUCTURES_TABLE, STRUCTURES_FOLDER, PAE = "structures.tsv", "structures", "pae"
 DIGESTS = "structures.sha256"
 NOT_PDB = "not_pdb"
 """Flag of a structure that does not fit into a PDB file and is written as mmCIF."""
@@ -77,10 +77,10 @@ def outputs(args: argparse.Namespace) -> Outputs:
 
 def written_to(folder: Path) -> Outputs:
     """What `write_files` writes into a folder. Raises InputError if it holds other files."""
-    folders = [folder / STRUCTURES, folder / PAE]
+    folders = [folder / STRUCTURES_FOLDER, folder / PAE]
     for one in folders:
         require_ours(one)
-    return Outputs([folder / TABLE, folder / DIGESTS], folders)
+    return Outputs([folder / STRUCTURES_TABLE, folder / DIGESTS], folders)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -89,7 +89,7 @@ def run(args: argparse.Namespace) -> int:
     settings = section_from(StructureSettings, args)
     for path in (args.arrays, args.records, *([args.status] if args.status else [])):
         require_file(str(path))
-    statuses = {TASK: args.status} if args.status else {}
+    statuses = {FOLD: args.status} if args.status else {}
     if args.status:
         check_listed(args.arrays, args.status.with_name(LISTING))
     records = with_outcomes(args.records, statuses) if statuses else read_records(args.records)
@@ -119,14 +119,14 @@ def write_files(
     """
     folders = written_to(output).replaced
     with ExitStack() as stack:
-        table = stack.enter_context(atomic_path(output / TABLE))
+        table = stack.enter_context(atomic_path(output / STRUCTURES_TABLE))
         digests = stack.enter_context(atomic_path(output / DIGESTS))
         files, errors = (stack.enter_context(atomic_folder(folder)) for folder in folders)
         jobs = [WriteJob(arrays, group, files, errors, settings) for group in groups(arrays)]
         with naming_errors(digests), open(digests, "w", encoding="ascii") as listing:
             unfit = write_groups(jobs, processes, listing, quiet=quiet)
-        write_table(table, arrays, records, settings, unfit)
-        for old in (TABLE, DIGESTS):
+        write_structure_table(table, arrays, records, settings, unfit)
+        for old in (STRUCTURES_TABLE, DIGESTS):
             (output / old).unlink(missing_ok=True)  # they describe the previous folders
     if not settings.pae:
         (output / PAE).resolve().rmdir()
@@ -157,8 +157,8 @@ def groups(path: Path) -> Iterator[list[StoredStructure]]:
     with Structures.open(path) as arrays:
         rows, firsts = np.unique(arrays.row, return_index=True)  # records are in input order
         index, ids = arrays.index[firsts], arrays.ids
-        for folder in np.unique(index // RECORDS):
-            chosen = index // RECORDS == folder
+        for folder in np.unique(index // RECORDS_PER_FOLDER):
+            chosen = index // RECORDS_PER_FOLDER == folder
             names = [ids[place] for place in firsts[chosen].tolist()]
             yield list(map(StoredStructure, rows[chosen].tolist(), index[chosen].tolist(), names))
 
@@ -236,7 +236,7 @@ def write_group(job: WriteJob) -> tuple[set[int], str]:
                 files.add(f"{stem}.{kind}", structure_text(kind, structure, stem, name, facts))
             for kind in job.settings.pae:
                 errors.add(f"{stem}.{kind}", PAE_BYTES[kind](structure.pae))
-    written = ((STRUCTURES, files.digests), (PAE, errors.digests))
+    written = ((STRUCTURES_FOLDER, files.digests), (PAE, errors.digests))
     named = [(f"{top}/{file}", found) for top, some in written for file, found in some.items()]
     return unfit, "".join(line(digest, file) for file, digest in named)
 
@@ -279,7 +279,7 @@ def facts_of(arrays: Structures, row: int, structure: Structure) -> dict[str, st
     return facts
 
 
-def write_table(
+def write_structure_table(
     target: Path,
     path: Path,
     records: Iterable[Record],
@@ -293,7 +293,7 @@ def write_table(
         open(target, "w", encoding="utf-8", newline="") as handle,
     ):
         table = StructureTable(arrays, settings, unfit)
-        handle.write(format_row(COLUMNS))
+        handle.write(format_row(STRUCTURE_COLUMNS))
         for record in records:
             handle.write(format_row(table.cells(record)))
         table.require_end()
@@ -310,13 +310,13 @@ class StructureTable:
 
     def cells(self, record: Record) -> list[str]:
         """The row of a record."""
-        outcome = record.outcomes.get(TASK)
+        outcome = record.outcomes.get(FOLD)
         if outcome is None:
             raise InputError(f"record {record.index} has no outcome of fold; give another table")
         length = "" if record.length is None else str(record.length)
         cells = [str(record.index), record.id, *outcome, length]
         if outcome.status != OK:
-            return [*cells, *[""] * (len(COLUMNS) - len(cells))]
+            return [*cells, *[""] * (len(STRUCTURE_COLUMNS) - len(cells))]
         return [*cells, *self.of_row(record, self.next_row(record))]
 
     def next_row(self, record: Record) -> int:
@@ -359,7 +359,7 @@ class StructureTable:
             return self.files[row]
         kind = kinds_written(self.settings, fits=row not in self.unfit)[0]
         folder = folder_name(record.index) + (".zip" if self.settings.archive else "")
-        path = f"{STRUCTURES}/{folder}/{file_stem(record.index, record.id)}.{kind}"
+        path = f"{STRUCTURES_FOLDER}/{folder}/{file_stem(record.index, record.id)}.{kind}"
         if self.shared[row]:
             self.files[row] = path
         return path

@@ -27,13 +27,13 @@ from esm_pipeline.tasks.common.outcomes import format_counts, with_outcomes, wri
 from esm_pipeline.tasks.common.outputs import ending_of
 from esm_pipeline.tasks.common.shards import ShardResults
 
-RECORDS = "records"
+RECORD_TABLE = "records"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the flags of `aggregate`."""
     commands = parser.add_subparsers(dest="what", metavar="WHAT", required=True)
-    records = commands.add_parser(RECORDS, help="records.tsv with the outcomes of all tasks")
+    records = commands.add_parser(RECORD_TABLE, help="records.tsv with the outcomes of all tasks")
     records.add_argument(
         "--status",
         action="append",
@@ -64,7 +64,7 @@ def task_and_file(text: str) -> tuple[str, Path]:
 
 def outputs(args: argparse.Namespace) -> Outputs:
     """What `aggregate` writes. Raises InputError if it would replace what it reads."""
-    if args.what == RECORDS:
+    if args.what == RECORD_TABLE:
         require_apart([args.out], [args.records, *(file for _, file in args.status)])
         return Outputs([args.out])
     digests = args.status.with_name(LISTING)
@@ -74,7 +74,7 @@ def outputs(args: argparse.Namespace) -> Outputs:
 
 def run(args: argparse.Namespace) -> int:
     """Merge shards or add outcomes; returns 0: `verdict` judges failed records."""
-    if args.what == RECORDS:
+    if args.what == RECORD_TABLE:
         add_outcomes(args.records, args.status, args.out)
     else:
         merge_shards(args)

@@ -13,7 +13,12 @@ from pathlib import Path
 from esm_pipeline.flags import add_flags
 from esm_pipeline.locks import Outputs
 from esm_pipeline.tasks import commands_with, module_of
-from esm_pipeline.tasks.common.model_file import SUFFIX, describe, find_checkpoint, write_model_file
+from esm_pipeline.tasks.common.model_file import (
+    SUFFIX,
+    describe_model,
+    find_checkpoint,
+    write_model_file,
+)
 from esm_pipeline.tasks.common.outputs import ending_of
 
 
@@ -47,7 +52,9 @@ def run(args: argparse.Namespace) -> int:
     if args.out:
         ending_of(args.out, (SUFFIX,))
     checkpoint = find_checkpoint(args.model, args.revision)
-    facts = describe(checkpoint, EsmConfig.from_pretrained(checkpoint.source, **checkpoint.where))
+    facts = describe_model(
+        checkpoint, EsmConfig.from_pretrained(checkpoint.source, **checkpoint.where)
+    )
     if args.task:
         module_of(args.task).check_model(args)
     if args.out:

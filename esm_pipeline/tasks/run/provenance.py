@@ -21,7 +21,13 @@ from typing import Any
 import esm_pipeline
 from esm_pipeline.errors import DamagedError, InputError
 from esm_pipeline.files import atomic_paths
-from esm_pipeline.formats.checksums import LISTING, REMEDY, line, read_list, sha256, write_digests
+from esm_pipeline.formats.checksums import (
+    LISTING,
+    line,
+    read_list,
+    sha256,
+    write_digests,
+)
 from esm_pipeline.formats.input_checksums import changed, gone
 from esm_pipeline.formats.results.attributes import read_attributes
 from esm_pipeline.formats.results.validation import open_hdf5, reading
@@ -47,7 +53,7 @@ from esm_pipeline.tasks.run.tallies import (
     settings_of,
 )
 
-FORMAT_VERSION = 1
+PROVENANCE_FORMAT_VERSION = 1
 PACKAGES = ("biotite", "h5py", "huggingface_hub", "numpy", "safetensors", "snakemake", "torch")
 HOME = Path(esm_pipeline.__file__).resolve().parents[1]
 
@@ -77,7 +83,7 @@ def provenance(settings: Settings, folder: Path) -> dict[str, Any]:
     tables, models, inputs = settings.tables(), settings.models(), settings.inputs()
     return {
         "format": "esm-pipeline/provenance",
-        "format_version": FORMAT_VERSION,
+        "format_version": PROVENANCE_FORMAT_VERSION,
         "written": datetime.now(UTC).isoformat(timespec="seconds"),
         "software": versions(),
         "source": source(HOME),
@@ -213,7 +219,7 @@ def digest_of(path: Path, digest: str, listing: Path | None) -> str:
         return digest
     found = sha256(path)
     if listing and found != digest:
-        raise InputError(f"{path}: has changed since it was written; {REMEDY}")
+        raise InputError(f"{path}: has changed since it was written; {CHECKSUM_REMEDY}")
     return found
 
 

@@ -25,10 +25,10 @@ from esm_pipeline.tasks.classify.report import classes_section
 from esm_pipeline.tasks.common.outputs import ending_of
 from esm_pipeline.tasks.common.report_parts import BLUE, ReportSection, evenly_spaced, svg, table
 from esm_pipeline.tasks.fold.report import structures_section
-from esm_pipeline.tasks.fold.structures import TABLE
+from esm_pipeline.tasks.fold.structures import STRUCTURES_TABLE
 from esm_pipeline.tasks.run.tallies import (
-    COLUMNS,
     MOST_REASONS,
+    TALLY_COLUMNS,
     Tally,
     add_run_flags,
     find_results,
@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 
 POINTS = 2_000  # most sequences in the picture of embeddings
 PICTURES = 20  # most samples that get pictures
-PAGE = Template("""<!DOCTYPE html>
+PAGE_TEMPLATE = Template("""<!DOCTYPE html>
 <html lang="en">
 <meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
@@ -90,7 +90,7 @@ def run(args: argparse.Namespace) -> int:
         parts.append(f"<p>Pictures of the first {PICTURES} samples of {len(found.samples):,}.</p>")
     if found.others:
         parts.append(f"<p>{html.escape(found.others[0].upper() + found.others[1:])}.</p>")
-    page = PAGE.substitute(
+    page = PAGE_TEMPLATE.substitute(
         title="Results of protein language models", body="\n".join(filter(None, parts))
     )
     with atomic_path(args.out) as path:
@@ -101,7 +101,7 @@ def run(args: argparse.Namespace) -> int:
 def records_table(tallies: Sequence[Tally]) -> str:
     """How many records were ok, skipped or failed."""
     rows = [tally.row() for tally in tallies]
-    return "<h2>Records</h2>\n" + table(COLUMNS, rows, numbers=range(2, len(COLUMNS)))
+    return "<h2>Records</h2>\n" + table(TALLY_COLUMNS, rows, numbers=range(2, len(TALLY_COLUMNS)))
 
 
 def reasons_table(tallies: Sequence[Tally]) -> str:
@@ -227,6 +227,6 @@ SECTIONS: dict[str, Callable[[Path], ReportSection]] = {
     SCORES: variants_section,
     "classes.h5": classes_section,
     "residue_classes.h5": classes_section,
-    TABLE: structures_section,
+    STRUCTURES_TABLE: structures_section,
 }
 """The sections of a sample, by the files of its results."""

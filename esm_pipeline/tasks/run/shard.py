@@ -33,9 +33,9 @@ from esm_pipeline.tasks.common.outputs import require_folder_name
 from esm_pipeline.tasks.common.sequences import SequenceSet, open_sequences
 from esm_pipeline.tasks.common.shards import forward_cost
 
-BLOCK = 1 << 16
-SHARD_FILE = re.compile(r"[0-9]{5}\.fasta")
-TABLE = "records.tsv"
+RECORDS_AT_ONCE = 1 << 16
+SHARD_FASTA = re.compile(r"[0-9]{5}\.fasta")
+RECORDS_FILE = "records.tsv"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -62,7 +62,7 @@ def run(args: argparse.Namespace) -> int:
     cleaning = section_from(CleaningSettings, args)
     for path in args.fasta:
         place = Path(path).resolve()
-        ours = place.name in (TABLE, LISTING) or SHARD_FILE.fullmatch(place.name)
+        ours = place.name in (RECORDS_FILE, LISTING) or SHARD_FASTA.fullmatch(place.name)
         if ours and place.parent == args.out.resolve():
             raise InputError(f"{shown(path)}: a shard would replace it; choose another --out")
     before = states(args.fasta)
@@ -72,7 +72,8 @@ def run(args: argparse.Namespace) -> int:
             write_inputs(args.inputs, args.fasta, sequence_set.digests, before)
         if not args.quiet:
             print(
-                summary(sequence_set, args.shards, time.perf_counter() - started), file=sys.stderr
+                shard_summary(sequence_set, args.shards, time.perf_counter() - started),
+                file=sys.stderr,
             )
     return 0
 
@@ -83,7 +84,7 @@ def write_shards(sequence_set: SequenceSet, folder: Path, count: int) -> None:
     They are moved into place together when all are written, the list of their digests last: if it
     exists, the files are complete and those it describes. Old shards beyond `count` are removed.
     """
-    table, digests = folder / TABLE, folder / LISTING
+    table, digests = folder / RECORDS_FILE, folder / LISTING
     shards = [folder / f"{name}.fasta" for name in shard_names(count)]
     remove_leftovers(folder)
     with atomic_paths(*shards, table, digests, sweep=False) as (*paths, records, listed):
@@ -94,19 +95,19 @@ def write_shards(sequence_set: SequenceSet, folder: Path, count: int) -> None:
             )
         ]
         rows = itertools.chain([header_line().encode()], sequence_set.lines())
-        lines.append(line(write_lines(records, rows), TABLE))
+        lines.append(line(write_lines(records, rows), RECORDS_FILE))
         write_lines(listed, (text.encode() for text in lines))
         digests.unlink(missing_ok=True)
         table.unlink(missing_ok=True)
         for old in folder.iterdir():
-            if SHARD_FILE.fullmatch(old.name) and int(old.stem) >= count:
+            if SHARD_FASTA.fullmatch(old.name) and int(old.stem) >= count:
                 old.unlink()
 
 
 def shard_lines(sequence_set: SequenceSet, numbers: Int64) -> Iterator[bytes]:
     """The records of a shard, each under the index of the first one with its sequence."""
-    for begin in range(0, len(numbers), BLOCK):
-        block = numbers[begin : begin + BLOCK]
+    for begin in range(0, len(numbers), RECORDS_AT_ONCE):
+        block = numbers[begin : begin + RECORDS_AT_ONCE]
         sequences = sequence_set.sequences(block)
         for index, sequence in zip(sequence_set.first[block].tolist(), sequences, strict=True):
             yield b">%d\n%b\n" % (index, sequence)
@@ -122,19 +123,19 @@ def deal(lengths: Int32, count: int) -> list[Int64]:
     order = np.argsort(-lengths, kind="stable")
     shard_of = np.empty(len(order), np.int32)
     loads = [(0, shard) for shard in range(count)]
-    for begin in range(0, len(order), BLOCK):
-        block = lengths[order[begin : begin + BLOCK]].astype(np.int64)
+    for begin in range(0, len(order), RECORDS_AT_ONCE):
+        block = lengths[order[begin : begin + RECORDS_AT_ONCE]].astype(np.int64)
         dealt = []
         for cost in forward_cost(block).tolist():
             load, shard = loads[0]
             dealt.append(shard)
             heapq.heapreplace(loads, (load + cost, shard))
-        shard_of[begin : begin + BLOCK] = dealt
+        shard_of[begin : begin + RECORDS_AT_ONCE] = dealt
     ends = np.bincount(shard_of, minlength=count).cumsum()
     return np.split(order[np.argsort(shard_of, kind="stable")], ends[:-1])
 
 
-def summary(sequence_set: SequenceSet, shards: int, seconds: float) -> str:
+def shard_summary(sequence_set: SequenceSet, shards: int, seconds: float) -> str:
     """One line about a finished run."""
     ok = int((sequence_set.unique >= 0).sum())
     unique, residues = len(sequence_set.lengths), int(sequence_set.lengths.sum())

@@ -23,7 +23,7 @@ from esm_pipeline.settings import Settings, load_settings
 from esm_pipeline.settings.result_names import RECORDS, SCORES, not_of_this_run
 
 VALIDATION = "validation"
-COLUMNS = ("sample", "step", "records", OK, SKIPPED, FAILED, "duplicates")
+TALLY_COLUMNS = ("sample", "step", "records", OK, SKIPPED, FAILED, "duplicates")
 MOST_REASONS = 3
 """Reasons that are shown for each status of a step."""
 
@@ -63,7 +63,7 @@ class Tally:
                 yield status, reason, number
 
     def row(self) -> list[str]:
-        """The cells of `COLUMNS`."""
+        """The cells of `TALLY_COLUMNS`."""
         counts = (self.statuses.total(), *(self.statuses[name] for name in (OK, SKIPPED, FAILED)))
         return [self.sample, self.step, *(f"{count:,}" for count in (*counts, self.duplicates))]
 

@@ -14,7 +14,7 @@ from esm_pipeline.files import atomic_path, require_apart
 from esm_pipeline.flags import exit_code
 from esm_pipeline.formats.records import FAILED
 from esm_pipeline.locks import Outputs
-from esm_pipeline.tasks.run.tallies import COLUMNS, Tally, add_run_flags, find_results
+from esm_pipeline.tasks.run.tallies import TALLY_COLUMNS, Tally, add_run_flags, find_results
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -57,7 +57,7 @@ def verdict(tallies: Sequence[Tally], others: str) -> str:
 
     The last line says how many failed in total.
     """
-    lines = aligned([COLUMNS, *(tally.row() for tally in tallies)])
+    lines = aligned([TALLY_COLUMNS, *(tally.row() for tally in tallies)])
     lines += [
         f"{tally.sample}, {tally.step}: {number:,} {status}: {reason}"
         for tally in tallies

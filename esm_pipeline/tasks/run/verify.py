@@ -33,7 +33,7 @@ from esm_pipeline.settings.result_names import (
 )
 from esm_pipeline.tasks.common.progress import Advance, progress
 
-FORMAT = "esm-pipeline/provenance"
+PROVENANCE_FORMAT = "esm-pipeline/provenance"
 MISSING, DIFFERS = "missing", "differs"
 TOGETHER = 64  # small files that a thread checks at a time
 TRANSIENT = re.compile(
@@ -74,7 +74,7 @@ def run(args: argparse.Namespace) -> int:
     if facts:
         check.check_results(facts, quiet=args.quiet)
     if not args.quiet:
-        for name in files_of_other_runs(args.folder, facts) if facts else ():
+        for name in paths_of_other_runs(args.folder, facts) if facts else ():
             print(f"{shown(str(args.folder / name))}: not of this run")
         differing = f"{check.different:,}" if check.different else "none"
         verb = "differ" if check.different > 1 else "differs"
@@ -115,7 +115,7 @@ class FolderCheck:
             self.report(PROVENANCE, DIFFERS, PROVENANCE)
         try:
             facts: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-            list(files_of(facts))
+            list(listed_files(facts))
             facts["settings"]["tasks"]
         except MALFORMED:
             if not self.different:
@@ -125,7 +125,7 @@ class FolderCheck:
 
     def check_results(self, facts: dict[str, Any], *, quiet: bool) -> None:
         """Check all results in `provenance.json`."""
-        files = list(files_of(facts))
+        files = list(listed_files(facts))
         lists = [file.name for file in files if PurePosixPath(file.name).name in LISTS]
         total = len(files) + sum(count_lines(self.folder / name) for name in lists)
         with progress("verify", total, "files", quiet=quiet) as advance:
@@ -200,9 +200,9 @@ def problem(path: Path, digest: str) -> str:
         return f"cannot be read ({error.strerror})"
 
 
-def files_of(facts: dict[str, Any]) -> Iterator[ListedFile]:
+def listed_files(facts: dict[str, Any]) -> Iterator[ListedFile]:
     """The results in `provenance.json`. Raises one of `MALFORMED` for other contents."""
-    if facts["format"] != FORMAT:
+    if facts["format"] != PROVENANCE_FORMAT:
         raise ValueError("another format")
     for sample, contents in (("", facts), *facts["samples"].items()):
         for name, result in contents["results"].items():
@@ -212,7 +212,7 @@ def files_of(facts: dict[str, Any]) -> Iterator[ListedFile]:
             yield ListedFile(str(place), str(result["sha256"]), str(place))
 
 
-def files_of_other_runs(folder: Path, facts: dict[str, Any]) -> Iterator[str]:
+def paths_of_other_runs(folder: Path, facts: dict[str, Any]) -> Iterator[str]:
     """What is in the folder and not among the results of the run."""
     samples = {}
     for sample, contents in facts["samples"].items():

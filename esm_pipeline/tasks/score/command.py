@@ -54,7 +54,7 @@ from esm_pipeline.tasks.score.wild_types import open_wild_types
 if TYPE_CHECKING:
     from esm_pipeline.tasks.score.forward_passes import Ensemble
 
-TASK = "score"
+SCORE = "score"
 SUFFIX = ".h5"
 MODEL_SETTINGS = StrategySettings
 aggregate = gather_ragged
@@ -147,7 +147,7 @@ def check_model(args: argparse.Namespace) -> None:
 
     settings = section_from(StrategySettings, args)
     model = LanguageModel(args.model, args.revision, settings)
-    LengthPolicy.choose(TASK, [model.config.max_residues], settings.long, settings.window)
+    LengthPolicy.choose(SCORE, [model.config.max_residues], settings.long, settings.window)
     model.check()
 
 
@@ -235,7 +235,7 @@ def score_table(arguments: ScoreArguments) -> tuple[str, int]:
         )
         work = strategy.work * len(models)
         with writing(arguments, models) as (output, records):
-            with progress(TASK, work, "tokens", quiet=arguments.quiet) as advance:
+            with progress(SCORE, work, "tokens", quiet=arguments.quiet) as advance:
                 scores = strategy.score(models, advance)
             with create_table(output, suffix, table, columns) as writer:
                 counts = write_scores(writer, variants, strategy.usable, strategy.outcome, scores)
@@ -261,7 +261,7 @@ def saturate(arguments: ScoreArguments) -> tuple[str, int]:
         with writing(arguments, models) as (path, records), ExitStack() as stack:
             as_table = output.suffix.lower() != SUFFIX
             hdf5 = stack.enter_context(scratch_path(output)) if as_table else path
-            with progress(TASK, work, "tokens", quiet=quiet) as advance:
+            with progress(SCORE, work, "tokens", quiet=quiet) as advance:
                 scorer.run(models, hdf5, advance)
             if arguments.plots:
                 with Saturations.open(hdf5) as results:
@@ -315,7 +315,7 @@ def plan_sequences(
 ) -> SequencePlan:
     """Which sequences are scored, and how much of each; the shortest position table counts."""
     limits = [model.config.max_residues for model in models.values()]
-    policy = LengthPolicy.choose(TASK, limits, settings.long, settings.window)
+    policy = LengthPolicy.choose(SCORE, limits, settings.long, settings.window)
     return SequencePlan(sequence_set, policy)
 
 

@@ -21,7 +21,7 @@ from esm_pipeline.formats.mutations import AMINO_ACIDS
 from esm_pipeline.model import EsmForMaskedLM, PackedLayout
 from esm_pipeline.model.inference import windows
 from esm_pipeline.model.inference.batching import compute_batches
-from esm_pipeline.model.inference.windows import SPECIAL_TOKENS
+from esm_pipeline.model.inference.windows import SPECIAL_TOKEN_COUNT
 from esm_pipeline.settings.sections import ComputeSettings
 from esm_pipeline.tasks.common.runner import Runner
 
@@ -117,7 +117,7 @@ class LanguageModel(Runner[EsmForMaskedLM]):
         def compute(part: Int64) -> MaskedLogProbs:
             return self._run(passes, part, read)
 
-        lengths = passes.tokens - SPECIAL_TOKENS
+        lengths = passes.tokens - SPECIAL_TOKEN_COUNT
         for part, found in compute_batches(lengths, token_budget, compute, self.device):
             if found is None:
                 yield self._no_memory(passes, part)

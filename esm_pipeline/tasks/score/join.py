@@ -40,7 +40,7 @@ from esm_pipeline.settings import shard_names
 from esm_pipeline.tasks.common.outcomes import format_counts, write_status
 from esm_pipeline.tasks.common.outputs import write_checksums
 from esm_pipeline.tasks.common.shards import AGAIN
-from esm_pipeline.tasks.score.split import STATUS, SUFFIX, TASK, UNUSABLE
+from esm_pipeline.tasks.score.split import SCORE, STATUS, SUFFIX, UNUSABLE
 
 KEYS = ["row", "protein", "mutant"]
 SEVERITY = {OK: 0, SKIPPED: 1, FAILED: 2}
@@ -87,7 +87,7 @@ def run(args: argparse.Namespace) -> int:
         provenance.write_text(facts + "\n", encoding="utf-8")
         before = args.split / STATUS
         write_status(
-            status, TASK, outcomes_of_records(args.records, before, worst_outcomes(shards))
+            status, SCORE, outcomes_of_records(args.records, before, worst_outcomes(shards))
         )
         write_checksums(listed, digests, dict(zip(targets, paths, strict=False)))
     if not args.quiet:
@@ -197,7 +197,7 @@ def worst_outcomes(shards: Iterable[Shard]) -> dict[int, Outcome]:
     worst: dict[int, Outcome] = {}
     for shard in shards:
         for record in read_records(shard.records):
-            outcome = record.outcomes[TASK]
+            outcome = record.outcomes[SCORE]
             known = worst.setdefault(int(record.id), outcome)
             if severity(outcome) > severity(known):
                 worst[int(record.id)] = outcome
@@ -211,7 +211,7 @@ def outcomes_of_records(
 
     Raises InputError if `before` is of other records.
     """
-    statuses = read_status(before, TASK)
+    statuses = read_status(before, SCORE)
     for record, (index, outcome) in zip(read_records(records), statuses, strict=False):
         if index != record.index:
             raise InputError(f"{before}: does not match the records of {records}; {AGAIN}")

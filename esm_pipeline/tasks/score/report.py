@@ -44,7 +44,7 @@ def saturation_section(path: Path) -> ReportSection:
         )
         some = f" ({len(chosen):,} proteins)" if len(chosen) < len(results) else ""
         values = np.concatenate(odds) if odds else np.empty(0)
-        picture = histogram(values, f"Every substitution{some}", results.strategy)
+        picture = score_histogram(values, f"Every substitution{some}", results.strategy)
         return ReportSection(facts, [picture])
 
 
@@ -65,7 +65,7 @@ def variants_section(path: Path) -> ReportSection:
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise InputError(f"{path}: not as `join` writes it ({error}); make it again") from None
     text = f"{len(values):,} of {rows:,} variants scored by {strategy}. {models}"
-    return ReportSection(text, [histogram(values, "Variants", strategy)])
+    return ReportSection(text, [score_histogram(values, "Variants", strategy)])
 
 
 def read_scores(path: Path, strategy: str) -> tuple[int, Float64]:
@@ -89,7 +89,7 @@ def describe_models(models: Mapping[str, Mapping[str, str]]) -> str:
     return f"Mean over {len(texts)}: {'; '.join(texts)}."
 
 
-def histogram(values: Values, title: str, strategy: str) -> str:
+def score_histogram(values: Values, title: str, strategy: str) -> str:
     """The distribution of the scores, as SVG; empty if there are none."""
     if not values.size:
         return ""

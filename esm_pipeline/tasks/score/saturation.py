@@ -16,7 +16,7 @@ from esm_pipeline.formats.mutations import AMINO_ACIDS
 from esm_pipeline.formats.results.layout import Array, unit_starts
 from esm_pipeline.formats.results.saturation import LOG_ODDS, WILD_TYPE, Saturations
 from esm_pipeline.formats.results.validation import open_hdf5
-from esm_pipeline.formats.results.writer import BLOCK, RaggedWriter, blocks
+from esm_pipeline.formats.results.writer import COPIED_BYTES, RaggedWriter, kept_blocks
 from esm_pipeline.formats.tables.base import Column
 from esm_pipeline.formats.tables.open import create_table
 from esm_pipeline.settings.sections import ScoreSettings, StrategySettings, texts
@@ -108,7 +108,7 @@ def write_means(path: Path, names: list[str], writer: RaggedWriter) -> None:
     with open_hdf5(path) as file:
         starts = unit_starts(file["length"][...], "residue")
         every = np.ones(len(starts) - 1, bool)
-        for first, stop in blocks(starts, every, BLOCK // (4 * len(AMINO_ACIDS))):
+        for first, stop in kept_blocks(starts, every, COPIED_BYTES // (4 * len(AMINO_ACIDS))):
             span = slice(int(starts[first]), int(starts[stop]))
             mean = sum(file[name][span].astype(np.float64) for name in names) / len(names)
             writer.write(LOG_ODDS, np.arange(first, stop), np.asarray(mean))

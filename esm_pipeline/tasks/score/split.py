@@ -50,7 +50,7 @@ from esm_pipeline.tasks.score.variant_table import (
 )
 from esm_pipeline.tasks.score.wild_types import open_wild_types
 
-TASK = "score"
+SCORE = "score"
 SUFFIX = ".tsv"
 UNUSABLE, STATUS = "unusable.tsv", "status.tsv"
 SHARD_COLUMNS = b"row\tprotein\tmutant\n"
@@ -215,10 +215,10 @@ def write_split(rows: VariantSpool, variants: VariantTable, folder: Path, count:
         write_shard_file(folder / f"{name}.tsv", chain([SHARD_COLUMNS], rows.lines(chosen)))
         wild_types = np.unique(rows.proteins[chosen])
         write_shard_file(folder / f"{name}.fasta", fasta_lines(sequence_set, wild_types))
-    plan = SequencePlan(sequence_set, LengthPolicy(TASK, None, "full"))
+    plan = SequencePlan(sequence_set, LengthPolicy(SCORE, None, "full"))
     with atomic_path(folder / STATUS) as path:
         records = sequence_set.records()  # as they are before any model runs
-        write_status(path, TASK, ((record.index, plan.outcome(record)) for record in records))
+        write_status(path, SCORE, ((record.index, plan.outcome(record)) for record in records))
     with atomic_path(folder / UNUSABLE) as path:
         write_unusable(path, variants, rows.proteins >= 0)
     written = [f"{name}.{end}" for name in shard_names(count) for end in ("tsv", "fasta")]

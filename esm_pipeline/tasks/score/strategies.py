@@ -19,7 +19,7 @@ from esm_pipeline.arrays import Bool, Float64, Int32, Int64
 from esm_pipeline.errors import setting
 from esm_pipeline.formats.records import FAILED, OK, SKIPPED, Outcome
 from esm_pipeline.formats.results.layout import unit_starts
-from esm_pipeline.model.inference.windows import SPECIAL_TOKENS
+from esm_pipeline.model.inference.windows import SPECIAL_TOKEN_COUNT
 from esm_pipeline.settings.sections import ScoreSettings
 from esm_pipeline.tasks.common.plan import DOES_NOT_FIT, NOT_FINITE, SequencePlan
 from esm_pipeline.tasks.common.progress import Advance
@@ -148,7 +148,7 @@ class Marginals(Strategy):
         self.work = int(self.passes.tokens.sum())
 
     def _tokens(self, sequence: NDArray[np.signedinteger[Any]]) -> Int64:
-        return np.asarray(self.plan.lengths[sequence], np.int64) + SPECIAL_TOKENS
+        return np.asarray(self.plan.lengths[sequence], np.int64) + SPECIAL_TOKEN_COUNT
 
     def _plan_single(self, position: Int32, strategy: str) -> tuple[ForwardPasses, Int64]:
         """Passes for the different mutated residues, and the slot of each substitution."""
@@ -305,7 +305,7 @@ class Likelihoods(Strategy):
 def longest_first(numbers: Int64, plan: SequencePlan) -> tuple[Int64, int]:
     """Sequences in the order to compute them, and the tokens of one pass for each residue."""
     lengths = plan.lengths[numbers].astype(np.int64)
-    shown = lengths + SPECIAL_TOKENS
+    shown = lengths + SPECIAL_TOKEN_COUNT
     if plan.policy.window:
         shown = np.minimum(shown, plan.policy.window)
     return numbers[np.argsort(-lengths, kind="stable")], int((lengths * shown).sum())
@@ -320,7 +320,7 @@ def blocks_of(numbers: Int64, lengths: Int32) -> Iterator[Int64]:
 def every_residue(numbers: Int64, plan: SequencePlan) -> tuple[Int64, Int64, Int64]:
     """For each residue of some sequences: the sequence, the token, and the sequence's tokens."""
     lengths = plan.lengths[numbers].astype(np.int64)
-    sequence, tokens = (np.repeat(x, lengths) for x in (numbers, lengths + SPECIAL_TOKENS))
+    sequence, tokens = (np.repeat(x, lengths) for x in (numbers, lengths + SPECIAL_TOKEN_COUNT))
     return sequence, ranges(np.ones_like(lengths), lengths), tokens  # BOS is token 0
 
 

@@ -33,7 +33,7 @@ from esm_pipeline.formats.mutations import (
     substitutions,
 )
 from esm_pipeline.formats.records import SKIPPED, Outcome
-from esm_pipeline.formats.tables.base import BLOCK, Block, Column, Table, Writer
+from esm_pipeline.formats.tables.base import ROWS_AT_ONCE, Block, Column, Table, Writer
 from esm_pipeline.settings.sections import CleaningSettings, VariantSettings
 from esm_pipeline.tasks.common.cleaning import read_sequence
 from esm_pipeline.tasks.score.suggestions import (
@@ -294,7 +294,7 @@ def mutated_sequences(variants: VariantTable, arrays: VariantArrays) -> Iterator
     Their wild types follow at the end, in the order of their numbers.
     """
     rows = variants.rows()
-    while block := list(islice(rows, BLOCK)):
+    while block := list(islice(rows, ROWS_AT_ONCE)):
         for row in block:
             arrays.add(row)
         yield [(0, MUTANT_ID, row.sequence.encode()) for row in block if row is not None]

@@ -21,7 +21,7 @@ import pytest
 from esm_pipeline import open_results
 from esm_pipeline.errors import DamagedError, InputError
 from esm_pipeline.formats.results.layout import FORMAT_VERSION
-from esm_pipeline.formats.results.open import KINDS
+from esm_pipeline.formats.results.open import RESULT_CLASSES
 from esm_pipeline.formats.results.structures import Structures
 from esm_pipeline.formats.results.validation import open_hdf5
 from tests.results import NAMES, commands, read_all, write_outcomes, write_result
@@ -368,8 +368,8 @@ def test_every_earlier_version_is_read(kind: str, tmp_path: Path) -> None:
 
 
 def test_every_kind_of_result_is_tested() -> None:
-    assert [f"{name}.h5" for name in NAMES] == [kind.file_name for kind in KINDS]
-    assert [f"esm-pipeline/{name}" for name in NAMES] == [kind.format for kind in KINDS]
+    assert [f"{name}.h5" for name in NAMES] == [kind.file_name for kind in RESULT_CLASSES]
+    assert [f"esm-pipeline/{name}" for name in NAMES] == [kind.format for kind in RESULT_CLASSES]
 
 
 def test_a_damaged_file_says_why() -> None:

@@ -16,7 +16,7 @@ from esm_pipeline.formats.results import hdf5_file as disk
 from esm_pipeline.formats.results import writer as hdf5
 from esm_pipeline.formats.results.layout import Array, RecordRow, unit_starts
 from esm_pipeline.formats.results.validation import arrays_of
-from esm_pipeline.formats.results.writer import RaggedWriter, blocks
+from esm_pipeline.formats.results.writer import RaggedWriter, kept_blocks
 
 ARRAYS = [
     Array("mean/3", "sequence", (4,), "<f4"),
@@ -104,7 +104,7 @@ def test_large_datasets_can_be_mapped(tmp_path):
         dataset = file["residue/3"]
         place, shape = dataset.id.get_offset(), dataset.shape
         assert dataset.chunks is None
-    assert place % disk.PAGE == 0
+    assert place % disk.PAGE_BYTES == 0
     mapped = np.memmap(path, "<f2", "r", place, shape)
     np.testing.assert_array_equal(mapped, values_of(ARRAYS[1], lengths)[0])
 
@@ -142,7 +142,7 @@ def test_blocks_cover_each_kept_row_once(lengths, units, data):
         data.draw(st.lists(st.booleans(), min_size=len(lengths), max_size=len(lengths)))
     )
     starts = unit_starts(np.array(lengths, int), "residue")
-    found = list(blocks(starts, keep.astype(bool), units))
+    found = list(kept_blocks(starts, keep.astype(bool), units))
     assert [row for first, stop in found for row in range(first, stop)] == np.flatnonzero(
         keep
     ).tolist()

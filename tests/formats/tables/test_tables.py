@@ -155,7 +155,7 @@ def test_bytes_that_are_no_text_leave_other_rows_alone(tmp_path):
 
 
 def test_many_blocks(tmp_path):
-    rows = 2 * tables.BLOCK + 7
+    rows = 2 * tables.ROWS_AT_ONCE + 7
     source = tmp_path / "in.csv"
     source.write_text("a,b\n" + "".join(f"{row},x\n" for row in range(rows)))
     for suffix in ("csv", "parquet"):

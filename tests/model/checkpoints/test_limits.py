@@ -17,7 +17,7 @@ import safetensors.torch
 
 from esm_pipeline import EsmConfig, EsmForMaskedLM, EsmForProteinFolding, EsmModel
 from esm_pipeline.errors import InputError, WeightsError
-from esm_pipeline.json_files import MOST_BYTES, read_object
+from esm_pipeline.json_files import MOST_JSON_BYTES, read_object
 from esm_pipeline.model.checkpoints.hub import shards_of
 from esm_pipeline.model.folding.config import EsmFoldConfig
 from esm_pipeline.model.folding.demo import write_demo
@@ -30,7 +30,7 @@ TEXTS = {
     "digits in a list": ('{"a": [' + "9" * 6000 + "]}", "a number of 6,000 digits"),
     "deep": ('{"a": ' + "[" * 10**6 + "]" * 10**6 + "}", "nested more than 100 levels deep"),
     "rather deep": ('{"a": ' + "[" * 900 + "]" * 900 + "}", "nested more than 100 levels deep"),
-    "large": ('{"a": "' + "x" * MOST_BYTES + '"}', "larger than 32 MiB"),
+    "large": ('{"a": "' + "x" * MOST_JSON_BYTES + '"}', "larger than 32 MiB"),
     "not an object": ("[" + "1," * 10**6 + "1]", "it should hold a JSON object"),
     "not UTF-8": (b'{"a": "\xff"}', "'utf-8' codec can't decode byte 0xff"),
     "UTF-16": ('{"a": 1}'.encode("utf-16"), "'utf-8' codec can't decode byte 0xff"),
@@ -335,7 +335,7 @@ def test_an_index_that_is_refused(names: list[Any], message: str, tmp_path: Path
 
 
 def test_an_index_that_is_too_large(tmp_path: Path) -> None:
-    (tmp_path / INDEX).write_bytes(b" " * (MOST_BYTES + 1))
+    (tmp_path / INDEX).write_bytes(b" " * (MOST_JSON_BYTES + 1))
     with pytest.raises(WeightsError, match=r"not a readable index .*larger than 32 MiB"):
         shards_of(tmp_path / INDEX)
 
@@ -345,7 +345,7 @@ def test_an_index_that_is_too_large(tmp_path: Path) -> None:
     [
         ("[" * 10**6, "nested more than 100 levels deep"),
         ('{"format": ' + "9" * 6000 + "}", "'format' is a number of 6,000 digits"),
-        (" " * (MOST_BYTES + 1), "larger than 32 MiB"),
+        (" " * (MOST_JSON_BYTES + 1), "larger than 32 MiB"),
         ("[]", "should hold a JSON object"),
         ("{}", "not a model file; make one with"),
     ],
@@ -366,7 +366,7 @@ TOKENIZERS: dict[str, tuple[str, Callable[[Path], object], str]] = {
     ),
     "settings": (
         "tokenizer_config.json",
-        lambda path: path.write_bytes(b" " * (MOST_BYTES + 1)),
+        lambda path: path.write_bytes(b" " * (MOST_JSON_BYTES + 1)),
         "not readable JSON: larger than 32 MiB",
     ),
     "deep": (

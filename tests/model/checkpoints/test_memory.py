@@ -13,7 +13,7 @@ import safetensors.torch
 import torch
 
 from esm_pipeline import EsmConfig, EsmForMaskedLM
-from esm_pipeline.model.checkpoints.saving import index_of, shard_names, split_into_shards
+from esm_pipeline.model.checkpoints.saving import index_of, split_into_shards, weight_shard_names
 from esm_pipeline.model.checkpoints.weights import reference_state
 from tests.oracles.peers import ESM2
 
@@ -75,7 +75,7 @@ def write_shards(folder: Path) -> None:
     state = reference_state(model)
     numbers = {key: float(number) for number, key in enumerate(sorted(state))}
     parts = split_into_shards(state, SHARD)
-    names = shard_names(len(parts))
+    names = weight_shard_names(len(parts))
     for name, part in zip(names, parts, strict=True):
         filled = {
             key: tensor if "inv_freq" in key else torch.full(tensor.shape, numbers[key])

@@ -15,7 +15,7 @@ import transformers
 from esm_pipeline import EsmConfig, EsmForMaskedLM, EsmModel
 from esm_pipeline.errors import InputError, WeightsError
 from esm_pipeline.model.checkpoints import saving
-from esm_pipeline.model.checkpoints.saving import read_size, shard_names, split_into_shards
+from esm_pipeline.model.checkpoints.saving import read_size, split_into_shards, weight_shard_names
 from esm_pipeline.model.checkpoints.weights import reference_state
 from tests.oracles.peers import ESM1B, ESM2, KINDS, SMALL, batch, enliven, max_abs
 
@@ -48,7 +48,7 @@ def test_shards_load_here_and_in_transformers(kind: str, tmp_path: Path) -> None
     ours.save_pretrained(tmp_path, max_shard_size="100KB")
     names = sorted(path.name for path in tmp_path.glob("model-*"))
     assert len(names) > 3
-    assert names == shard_names(len(names))
+    assert names == weight_shard_names(len(names))
     assert not (tmp_path / "model.safetensors").exists()
     index = json.loads((tmp_path / INDEX).read_text())
     state = reference_state(ours)

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from esm_pipeline.settings.sections import CleaningSettings
-from esm_pipeline.tasks.common.cleaning import RESIDUES, CleanedSequence, clean, is_clean
+from esm_pipeline.tasks.common.cleaning import RESIDUE_LETTERS, CleanedSequence, clean, is_clean
 
 SETTINGS = [
     CleaningSettings(unknown_residues=unknown, internal_stops=stops, gaps=gaps)
@@ -29,10 +29,10 @@ def cleaned(sequence: str, **settings: str) -> CleanedSequence:
 
 @pytest.mark.parametrize("settings", SETTINGS)
 def test_residues_stay_as_they_are(settings: CleaningSettings) -> None:
-    assert sorted(RESIDUES.decode()) == sorted("ACDEFGHIKLMNPQRSTVWY" + "BUZOX")
-    assert clean(RESIDUES, settings) == CleanedSequence(RESIDUES)
-    assert is_clean(RESIDUES)
-    for letter in set(range(256)) - set(RESIDUES):
+    assert sorted(RESIDUE_LETTERS.decode()) == sorted("ACDEFGHIKLMNPQRSTVWY" + "BUZOX")
+    assert clean(RESIDUE_LETTERS, settings) == CleanedSequence(RESIDUE_LETTERS)
+    assert is_clean(RESIDUE_LETTERS)
+    for letter in set(range(256)) - set(RESIDUE_LETTERS):
         assert not is_clean(b"M" + bytes([letter]) + b"K")
     assert not is_clean(b"")
 

@@ -20,7 +20,7 @@ from esm_pipeline.model import EsmForProteinFolding
 from esm_pipeline.model.folding.demo import demo_checkpoint, write_demo
 from esm_pipeline.settings.sections import FoldSettings
 from esm_pipeline.structure import residues
-from esm_pipeline.structure.quality import FLAGS
+from esm_pipeline.structure.quality import QUALITY_FLAGS
 from esm_pipeline.tasks.fold import predictor
 from esm_pipeline.tasks.fold.batches import FoldMode
 from tests.allocator import Allocator
@@ -211,7 +211,7 @@ def test_the_file_says_how_it_was_made(fold, checkpoint):
         "1",
         "true",
     )
-    assert json.loads(attributes["flags"]) == [*FLAGS, "random_weights"]
+    assert json.loads(attributes["flags"]) == [*QUALITY_FLAGS, "random_weights"]
     assert {"esm_pipeline", "torch"} <= json.loads(attributes["software"]).keys()
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from esm_pipeline.formats.records import format_row
-from esm_pipeline.formats.structure_files import COLUMNS
+from esm_pipeline.formats.structure_files import STRUCTURE_COLUMNS
 from esm_pipeline.structure.structure import MEANINGLESS
 from esm_pipeline.tasks.fold import report as report_structures
 from esm_pipeline.tasks.fold.report import structures_section
@@ -28,9 +28,9 @@ def drawn(monkeypatch):
 
 def write(folder: Path, *rows: tuple[str, str, str]) -> Path:
     """A table with pLDDT, pTM and flags."""
-    blank = dict.fromkeys(COLUMNS, "")
+    blank = dict.fromkeys(STRUCTURE_COLUMNS, "")
     lines = [blank | {"plddt": one[0], "ptm": one[1], "flags": one[2]} for one in rows]
-    texts = [format_row(COLUMNS), *(format_row(list(line.values())) for line in lines)]
+    texts = [format_row(STRUCTURE_COLUMNS), *(format_row(list(line.values())) for line in lines)]
     (folder / "structures.tsv").write_text("".join(texts))
     return folder
 

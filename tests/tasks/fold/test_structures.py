@@ -23,7 +23,7 @@ from biotite.structure import BadStructureError
 from esm_pipeline.formats.checksums import write_digests
 from esm_pipeline.formats.records import Record, write_records
 from esm_pipeline.formats.results.layout import RecordRow
-from esm_pipeline.formats.structure_files import COLUMNS
+from esm_pipeline.formats.structure_files import STRUCTURE_COLUMNS
 from esm_pipeline.structure.pae import to_angstrom
 from esm_pipeline.structure.structure import MEANINGLESS
 from esm_pipeline.tasks.fold import structures
@@ -87,13 +87,13 @@ def files(folder: Path) -> list[str]:
 
 def test_the_table_has_every_record(write):
     rows = table(write())
-    assert list(rows[0]) == list(COLUMNS)
+    assert list(rows[0]) == list(STRUCTURE_COLUMNS)
     assert [int(row["index"]) for row in rows] == list(range(1_004))
     for row in rows:
         if int(row["index"]) not in ROWS:
             assert row["status"] in ("skipped", "failed")
             assert (row["reason"], row["length"]) == ("why", "9")
-            assert {row[name] for name in COLUMNS[5:]} == {""}
+            assert {row[name] for name in STRUCTURE_COLUMNS[5:]} == {""}
     assert rows[5]["status"] == "failed"
     one, other, twin, far = (rows[index] for index in ROWS)
     assert one == {

@@ -138,7 +138,7 @@ def test_every_score_and_the_substitutions_of_an_even_choice_are_drawn(tmp_path,
 def test_a_histogram_has_all_values(monkeypatch):
     axes, values = Mock(), np.array([0.5, -3.0, 2.0])
     monkeypatch.setattr(report_scores, "svg", lambda draw: draw(axes))
-    report_scores.histogram(values, "Variants", "wt_marginal")
+    report_scores.score_histogram(values, "Variants", "wt_marginal")
     assert axes.hist.call_args.args[0] is values
     assert axes.axvline.call_args.args == (0,)
 
