@@ -26,7 +26,7 @@ from esm_pipeline.locks import release_all
 GRACE = 3.0
 """Seconds in which a command can stop on its own."""
 
-AGAIN = 0.5
+REPEAT_SECONDS = 0.5
 """Seconds after which a signal is repeated: Python ignores exceptions while it frees objects."""
 
 INTERRUPTED = 128 + signal.SIGINT
@@ -114,13 +114,13 @@ def _end_in_time(watching: int, numbers: set[int]) -> None:
         else:
             return
         end = time.monotonic() + GRACE
-        again = time.monotonic() + AGAIN
+        again = time.monotonic() + REPEAT_SECONDS
         while (now := time.monotonic()) < end:
             if select.select([pipe], [], [], min(again, end) - now)[0]:
                 if not pipe.read(1):
                     return
             elif time.monotonic() < end:
-                again += AGAIN
+                again += REPEAT_SECONDS
                 signal.pthread_kill(threading.main_thread().ident or 0, received[0])
     remove_temporary(ending=True)
     release_all()

@@ -24,7 +24,7 @@ LEAST_LETTERS = 20
 
 TWENTIETH = 20  # 5 % as a divisor
 
-STOP, METHIONINE = b"*", b"M"
+STOP_SYMBOL, METHIONINE = b"*", b"M"
 
 NUMBERS = np.zeros(256, np.int64)
 NUMBERS[np.frombuffer(NUCLEOTIDE_CODES, np.uint8)] = range(len(NUCLEOTIDE_CODES))
@@ -114,7 +114,7 @@ def translate(sequence: bytes, number: int, header: bytes = b"") -> Translation:
     if not protein:
         return Translation(protein, frame, tuple(notes))
     if coding[-3:] in code.two_readings:
-        protein = protein[:-1] + STOP
+        protein = protein[:-1] + STOP_SYMBOL
     first = coding[:3]
     whole = has_start(header)
     if whole is False or frame > 1:
@@ -122,7 +122,7 @@ def translate(sequence: bytes, number: int, header: bytes = b"") -> Translation:
     elif first not in code.starts:
         notes.append("begins without a start codon")
     elif protein[:1] != METHIONINE:
-        if whole or protein.endswith(STOP):
+        if whole or protein.endswith(STOP_SYMBOL):
             notes.append(f"start codon {first.decode()} read as M")
             protein = METHIONINE + protein[1:]
         else:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ast
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
@@ -241,6 +241,44 @@ def test_no_modules_import_each_other():
 
 def test_a_circle_is_seen():
     assert set(circle({"a": {"b"}, "b": {"c"}, "c": {"a"}, "d": {"a"}})) == {"a", "b", "c"}
+
+
+INTERFACE = {"add_arguments", "outputs", "run", "check_model", "aggregate", "main", "__all__"}
+INTERFACE |= {"SUFFIX", "MODEL_SETTINGS"}
+"""What every module of a command may define: see `esm_pipeline.tasks`."""
+
+
+def definitions(source: str) -> Iterator[tuple[str, str]]:
+    """(name, value) of each top-level name; a function or class has itself as its value."""
+    for node in ast.parse(source).body:
+        if isinstance(node, ast.FunctionDef | ast.ClassDef):
+            yield node.name, ast.unparse(node)
+        elif isinstance(node, ast.Assign | ast.AnnAssign) and node.value is not None:
+            targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+            names = [name for target in targets for name in ast.walk(target)]
+            yield from ((n.id, ast.unparse(node.value)) for n in names if isinstance(n, ast.Name))
+
+
+def ambiguous(sources: Iterable[str]) -> list[str]:
+    """Top-level names with different meanings; letters, such as those of types, are no names."""
+    values: dict[str, set[str]] = {}
+    for source in sources:
+        for name, value in definitions(source):
+            values.setdefault(name, set()).add(value)
+    return sorted(
+        name
+        for name, found in values.items()
+        if len(found) > 1 and len(name) > 1 and name not in INTERFACE
+    )
+
+
+def test_a_name_means_one_thing_in_the_whole_package():
+    assert ambiguous(path.read_text() for path in FILES) == []
+
+
+def test_a_second_meaning_is_seen():
+    assert ambiguous(["def told(a): ...", "told = 1", "M = 1", "run = 2"]) == ["told"]
+    assert ambiguous(["M = 1", "M = 2", "SIZE = 3", "SIZE = 3"]) == []
 
 
 HEAVY = ("torch", "transformers", "matplotlib", "pandas", "snakemake")

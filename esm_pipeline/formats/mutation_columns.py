@@ -14,7 +14,7 @@ from esm_pipeline.formats.unsupported_notations import is_missing
 
 POSITION = re.compile(r"(?P<start>-?\d{1,9})(?:\.0+)?(?:-(?P<stop>\d{1,9}))?(?:/\d+)?", re.ASCII)
 RESIDUE_PAIR = re.compile(r"(?P<wild_type>[A-Za-z*-]+)\s*/\s*(?P<mutant>[A-Za-z*-]+)", re.ASCII)
-RESIDUE_LETTERS = re.compile(r"[A-Za-z*]+", re.ASCII)
+RESIDUE_CELL = re.compile(r"[A-Za-z*]+", re.ASCII)
 DELETED = frozenset(("-", "del"))
 EFFECTS = ("fs", "frame", "ext", "dup")
 STOPS = frozenset(("stop", "ter"))
@@ -43,7 +43,7 @@ def _split_pair(cell: str) -> tuple[str, str]:
     """Wild-type and mutant residues of one cell."""
     if match := RESIDUE_PAIR.fullmatch(cell):
         return match["wild_type"], match["mutant"]
-    if RESIDUE_LETTERS.fullmatch(cell):
+    if RESIDUE_CELL.fullmatch(cell):
         return cell, "="
     if is_missing(cell):
         raise InputError("no amino acids; the variant changes no residue, leave it out")
@@ -66,10 +66,10 @@ def _joined(start: str, stop: str | None, wild_type: str, mutant: str) -> str:
     if single and _is_residue(wild_type):
         if mutant.lower() in DELETED:
             return f"{first}del"
-        several = RESIDUE_LETTERS.fullmatch(mutant) and not _is_residue(mutant)
+        several = RESIDUE_CELL.fullmatch(mutant) and not _is_residue(mutant)
         several = several and not mutant.lower().startswith(EFFECTS)
         return f"{first}delins{mutant}" if several else f"{first}{mutant}"
-    if single or not RESIDUE_LETTERS.fullmatch(wild_type):
+    if single or not RESIDUE_CELL.fullmatch(wild_type):
         raise InputError(
             f"position {start} is of one residue, but {wild_type[:30]!a} is not; write 20-21 and AL"
         )

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from biotite.structure.io.pdbx import CIFBlock
 
 DICTIONARY = ("mmcif_ma.dic", "1.4.9")
-CA = residues.BACKBONE.index("CA")
+C_ALPHA = residues.BACKBONE.index("CA")
 LINE = 80
 RESERVED = re.compile(r"[$\[\]_#;]|(data|loop|save|stop|global)_|[?.]$", re.IGNORECASE)
 """Beginnings that are reserved in an unquoted value; biotite quotes values with a space."""
@@ -193,7 +193,7 @@ def quality_categories(structure: Structure) -> dict[str, dict[str, object]]:
     named = {"pLDDT": structure.mean_plddt, "pTM": structure.ptm}
     if structure.iptm is not None:
         named["ipTM"] = structure.iptm
-    there = np.flatnonzero(residues.ATOM14_MASK[structure.aatype, CA])
+    there = np.flatnonzero(residues.ATOM14_MASK[structure.aatype, C_ALPHA])
     names = [chain_name(chain) for chain in range(len(structure.ends))]
     count = len(named)
     return {
@@ -219,7 +219,7 @@ def quality_categories(structure: Structure) -> dict[str, dict[str, object]]:
             "label_seq_id": structure.numbers[there].tolist(),
             "label_comp_id": [residues.RESIDUE_NAMES[kind] for kind in structure.aatype[there]],
             "metric_id": [count + 1] * len(there),
-            "metric_value": [f"{value:.2f}" for value in structure.plddt[there, CA]],
+            "metric_value": [f"{value:.2f}" for value in structure.plddt[there, C_ALPHA]],
         },
     }
 

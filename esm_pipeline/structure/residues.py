@@ -191,7 +191,7 @@ class Residue:
 
 
 def parse_residue(title: str, rows: list[str]) -> Residue:
-    """A residue of `RESIDUE_TABLE`: its first line, such as `A ALA`, and the lines of its groups."""
+    """A residue of the table, from its first line (such as `A ALA`) and those of its groups."""
     letter, name = title.split()
     found: dict[str, tuple[int, list[float]]] = {}
     for row in rows:

@@ -18,7 +18,7 @@ from esm_pipeline.formats.results.embeddings import FIXED_SIZE, Embeddings
 from esm_pipeline.formats.tables.base import PARQUET, ROWS_AT_ONCE, Column
 from esm_pipeline.formats.tables.open import create_table
 
-RECORD_COLUMNS = [Column("index", "whole"), Column("id", "text"), Column("length", "whole")]
+TABLE_COLUMNS = [Column("index", "whole"), Column("id", "text"), Column("length", "whole")]
 """Columns before the numbers: position in the input, id, and number of embedded residues."""
 
 CELLS = 1 << 18
@@ -28,7 +28,7 @@ CELLS = 1 << 18
 def write_embedding_table(target: Path, suffix: str, source: Path) -> None:
     """Write the embeddings at `source` as a table in the format of `suffix`.
 
-    Its columns are `RECORD_COLUMNS` and `{kind}_{layer}_{place}`: mean_33_0, mean_33_1, …
+    Its columns are `TABLE_COLUMNS` and `{kind}_{layer}_{place}`: mean_33_0, mean_33_1, …
     """
     with Embeddings.open(source) as results:
         arrays = fixed_arrays(results)
@@ -38,7 +38,7 @@ def write_embedding_table(target: Path, suffix: str, source: Path) -> None:
             for place in range(values.shape[1])
         ]
         size = ROWS_AT_ONCE if suffix == PARQUET else max(1, CELLS // max(1, len(columns)))
-        with create_table(target, suffix, None, [*RECORD_COLUMNS, *columns]) as writer:
+        with create_table(target, suffix, None, [*TABLE_COLUMNS, *columns]) as writer:
             for block in slices(len(results), size):
                 rows = results.row[block]
                 numbers = [column for values in arrays.values() for column in values[rows].T]
@@ -48,7 +48,7 @@ def write_embedding_table(target: Path, suffix: str, source: Path) -> None:
 def write_array(target: Path, ids: Path, source: Path) -> None:
     """Write the only array at `source` as a .npy file of (N, D) float32.
 
-    `ids` becomes a TSV with the `RECORD_COLUMNS` of each row. Raises InputError unless there is
+    `ids` becomes a TSV with the `TABLE_COLUMNS` of each row. Raises InputError unless there is
     exactly one array.
     """
     with Embeddings.open(source) as results:
@@ -59,7 +59,7 @@ def write_array(target: Path, ids: Path, source: Path) -> None:
         shape = {"descr": "<f4", "fortran_order": False, "shape": (len(results), values.shape[1])}
         with (
             open(target, "wb") as handle,
-            create_table(ids, ".tsv", None, RECORD_COLUMNS) as writer,
+            create_table(ids, ".tsv", None, TABLE_COLUMNS) as writer,
         ):
             np.lib.format.write_array_header_1_0(handle, shape)
             for block in slices(len(results), ROWS_AT_ONCE):
@@ -68,7 +68,7 @@ def write_array(target: Path, ids: Path, source: Path) -> None:
 
 
 def record_cells(results: Embeddings, block: slice) -> list[Any]:
-    """The `RECORD_COLUMNS` of a block of records."""
+    """The `TABLE_COLUMNS` of a block of records."""
     return [results.index[block], results.ids[block], results.length[results.row[block]]]
 
 

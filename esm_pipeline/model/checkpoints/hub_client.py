@@ -25,7 +25,7 @@ COMMIT = re.compile(r"[0-9a-f]{40}")
 REVISION = re.compile(r"(?!.*\.\.)\w[\w./+@#-]*")
 LOG_IN = "`hf auth login`, or a token in HF_TOKEN"
 NO_FOLDER = "no such folder"
-AGAIN = "run the same command again"
+RUN_AGAIN = "run the same command again"
 PATIENCE = 10.0
 """Seconds that the first answer may take."""
 
@@ -140,7 +140,7 @@ def require_digests(name: str, blobs: dict[Path, str], known: Iterable[Path]) ->
     for file, (found, listed) in wrong.items():
         raise WeightsError(
             f"{name}: {file} came with the digest {found[:12]}…, but the hub lists it with "
-            f"{listed[:12]}…; it was removed: {AGAIN}"
+            f"{listed[:12]}…; it was removed: {RUN_AGAIN}"
         )
 
 
@@ -251,13 +251,13 @@ def no_answer(name: str, error: BaseException) -> str:
     if kind == "ProxyError":
         return f"the proxy blocks the hub ({why}); check HTTPS_PROXY"
     if "Consistency check failed" in why:
-        return f"the download is incomplete; {AGAIN}"
+        return f"the download is incomplete; {RUN_AGAIN}"
     if kind == "ReadTimeout":
-        return f"the hub does not answer in time; check the network, and {AGAIN}"
+        return f"the hub does not answer in time; check the network, and {RUN_AGAIN}"
     if kind in ("RemoteProtocolError", "ReadError"):
-        return f"the connection to the hub broke ({why}); check the network, and {AGAIN}"
+        return f"the connection to the hub broke ({why}); check the network, and {RUN_AGAIN}"
     if kind in ("RuntimeError", "ValueError"):
-        return f"the download failed ({why}); {AGAIN}"
+        return f"the download failed ({why}); {RUN_AGAIN}"
     return (
         f"the hub was not reached ({why}); check network and proxy, or fetch it elsewhere: "
         f"esm-pipeline download --model {name}"

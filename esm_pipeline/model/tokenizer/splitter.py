@@ -8,7 +8,7 @@ from collections.abc import Iterable
 
 from esm_pipeline.errors import InputError
 
-STOP, UNKNOWN = "*", "X"
+STOP_LETTER, UNKNOWN_LETTER = "*", "X"
 NOT_A_TOKEN = 255
 """Marks a byte that is not a token by itself."""
 
@@ -73,10 +73,10 @@ class ResidueSpelling:
 
     def __init__(self, ids: dict[str, int]) -> None:
         letters = {token for token in ids if len(token) == 1}
-        self._end = string.whitespace if STOP in letters else string.whitespace + STOP
+        self._end = string.whitespace if STOP_LETTER in letters else string.whitespace + STOP_LETTER
         self._table: dict[int, str] = dict.fromkeys(map(ord, string.whitespace), "")
-        if UNKNOWN in letters and "J" not in letters:
-            self._table |= {ord("J"): UNKNOWN, ord("j"): UNKNOWN}
+        if UNKNOWN_LETTER in letters and "J" not in letters:
+            self._table |= {ord("J"): UNKNOWN_LETTER, ord("j"): UNKNOWN_LETTER}
         for letter in letters & set(string.ascii_uppercase):
             if letter.lower() not in letters:
                 self._table[ord(letter.lower())] = letter
@@ -91,7 +91,7 @@ class ResidueSpelling:
         found = self._readable.match(body)
         assert found, "the pattern also matches an empty text"
         if (end := found.end()) < len(body):
-            why = "is inside the sequence" if body[end] == STOP else "is no residue"
+            why = "is inside the sequence" if body[end] == STOP_LETTER else "is no residue"
             raise InputError(f"{body[end]!a} at place {end + 1} {why}; correct the sequence")
         parts = self._word.split(body)
         parts[::2] = [part.translate(self._table) for part in parts[::2]]

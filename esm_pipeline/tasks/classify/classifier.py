@@ -39,12 +39,12 @@ from esm_pipeline.model.checkpoints.keys import class_of
 from esm_pipeline.model.checkpoints.weight_files import open_tensors
 from esm_pipeline.model.inference.batching import pack, residue_states
 from esm_pipeline.model.inference.windows import SPECIAL_TOKEN_COUNT
+from esm_pipeline.model.losses import SINGLE_LABEL
 from esm_pipeline.settings.sections import CLASSIFIERS, ClassifySettings, texts
 from esm_pipeline.tasks.classify.classes import CLASSIFY
 from esm_pipeline.tasks.common.compute import ArrayRunner, BatchArrays
 from esm_pipeline.tasks.common.runner import software
 
-SINGLE_LABEL = "single_label_classification"
 CLASSIFIER_REMEDY = "give a checkpoint that was trained as " + " or ".join(CLASSIFIERS)
 
 WithClasses: TypeAlias = EsmForSequenceClassification | EsmForTokenClassification

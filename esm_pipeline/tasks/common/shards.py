@@ -38,7 +38,7 @@ EVEN_LENGTH = 7680
 
 DIGEST = re.compile("[0-9a-f]{64}")
 
-AGAIN = "remove the folder and run the workflow again"
+REMOVE_FOLDER = "remove the folder and run the workflow again"
 
 
 class ShardResults:
@@ -69,7 +69,7 @@ class ShardResults:
         self._digests = np.zeros(len(self._codes), np.uint64)
         self._digests[np.frombuffer(places, np.int64)] = np.frombuffer(digests, np.uint64)
         if np.count_nonzero(self._codes) < self._sequences:
-            raise InputError(f"{folder}: a sequence is in two shards; {AGAIN}")
+            raise InputError(f"{folder}: a sequence is in two shards; {REMOVE_FOLDER}")
 
     def _read(self, table: Path) -> Iterator[tuple[int, int, Outcome]]:
         """Index in the sample, digest and outcome of each sequence of a shard."""
@@ -79,7 +79,7 @@ class ShardResults:
             if outcome is None or digest is None or not (known and INDEX.fullmatch(record.id)):
                 raise InputError(
                     f"{table}: record {record.index} does not belong to a shard of "
-                    f"'{self.task}'; {AGAIN}"
+                    f"'{self.task}'; {REMOVE_FOLDER}"
                 )
             yield int(record.id), digest, outcome
 
@@ -100,19 +100,19 @@ class ShardResults:
             if not code:
                 raise InputError(
                     f"{self.records}: record {record.index} ('{record.id}') is in no shard of "
-                    f"{self.folder}; {AGAIN}"
+                    f"{self.folder}; {REMOVE_FOLDER}"
                 )
             if self._digests[first] != short_digest(record):
                 raise InputError(
                     f"{self.records}: record {record.index} ('{record.id}') is another sequence "
-                    f"than that in the shards of {self.folder}; {AGAIN}"
+                    f"than that in the shards of {self.folder}; {REMOVE_FOLDER}"
                 )
             found += record.duplicate_of is None
             yield record, Outcome(statuses[code], self._reasons.get(first, ""))
         if found < self._sequences:
             raise InputError(
                 f"{self.folder}: the shards have {self._sequences} sequences, {self.records} has "
-                f"{found}: they belong to another input; {AGAIN}"
+                f"{found}: they belong to another input; {REMOVE_FOLDER}"
             )
 
     @cached_property
@@ -171,7 +171,9 @@ def read_shard(path: Path) -> RaggedShard:
             attributes = {name: str(value) for name, value in results.attributes.items()}
             return RaggedShard(path, attributes, arrays, first, results.length)
     except DamagedError as error:
-        raise InputError(f"{path}: not the result of a shard ({error.why}); {AGAIN}") from None
+        raise InputError(
+            f"{path}: not the result of a shard ({error.why}); {REMOVE_FOLDER}"
+        ) from None
 
 
 def require_same(shards: list[RaggedShard]) -> None:
@@ -183,10 +185,12 @@ def require_same(shards: list[RaggedShard]) -> None:
             if values[0] != values[1]:
                 raise InputError(
                     f"{other.path}: {name} is {values[0]!r}, but {values[1]!r} in "
-                    f"{first.path.name}; {AGAIN}"
+                    f"{first.path.name}; {REMOVE_FOLDER}"
                 )
         if other.arrays != first.arrays:
-            raise InputError(f"{other.path}: holds other arrays than {first.path.name}; {AGAIN}")
+            raise InputError(
+                f"{other.path}: has other arrays than {first.path.name}; {REMOVE_FOLDER}"
+            )
 
 
 def gather_ragged(gathered: ShardResults, records: int, output: str | os.PathLike[str]) -> None:
@@ -199,10 +203,12 @@ def gather_ragged(gathered: ShardResults, records: int, output: str | os.PathLik
     require_same(shards)
     for shard in shards:
         if not gathered.are_ok(shard.first):
-            raise InputError(f"{shard.path}: its rows are not those of its records.tsv; {AGAIN}")
+            raise InputError(
+                f"{shard.path}: its rows are not those of its records.tsv; {REMOVE_FOLDER}"
+            )
     rows, count = gathered.rows, gathered.row_count
     if sum(len(shard.first) for shard in shards) != count:
-        raise InputError(f"{gathered.folder}: sequences that are ok have no row; {AGAIN}")
+        raise InputError(f"{gathered.folder}: sequences that are ok have no row; {REMOVE_FOLDER}")
     lengths = np.zeros(count, np.int32)
     for shard in shards:
         lengths[rows[shard.first]] = shard.lengths

@@ -16,9 +16,10 @@ from esm_pipeline.errors import CapacityError, WeightsError, setting
 from esm_pipeline.formats.results.structures import ARRAYS, Structures, write_structures
 from esm_pipeline.formats.results.writer import RaggedWriter
 from esm_pipeline.model import EsmForProteinFolding, optimize_for_inference
+from esm_pipeline.model.checkpoints.hub import DEMO
 from esm_pipeline.model.folding.complexes import BREAK, LINKER
 from esm_pipeline.model.folding.demo import DEMO_FOLD
-from esm_pipeline.model.folding.memory import choose_chunk_size, fold_memory
+from esm_pipeline.model.folding.memory import CPU, choose_chunk_size, fold_memory
 from esm_pipeline.model.folding.structures import structures_of
 from esm_pipeline.model.inference.batching import BatchResult, run_splitting
 from esm_pipeline.model.inference.device import free_memory
@@ -32,13 +33,11 @@ from esm_pipeline.tasks.common.runner import software
 from esm_pipeline.tasks.fold.batches import CHUNKS, FoldMode, fold_batches, fold_modes
 from esm_pipeline.tasks.fold.plan import FOLD, fold_policy
 
-DEMO = "demo"
 FLAG_NAMES = (*QUALITY_FLAGS, RANDOM)
 GIGA = 1e9
 SHARE = 0.8
 """The share of the free memory that a batch may take; the formula is accurate to 20 %."""
 
-CPU = torch.device("cpu")
 WITHOUT_CHUNKS = FoldMode()
 
 

@@ -22,6 +22,7 @@ import esm_pipeline
 from esm_pipeline.errors import DamagedError, InputError
 from esm_pipeline.files import atomic_paths
 from esm_pipeline.formats.checksums import (
+    CHECKSUM_REMEDY,
     LISTING,
     line,
     read_list,

@@ -33,7 +33,7 @@ from esm_pipeline.tasks.common.outputs import require_folder_name
 from esm_pipeline.tasks.common.sequences import SequenceSet, open_sequences
 from esm_pipeline.tasks.common.shards import forward_cost
 
-RECORDS_AT_ONCE = 1 << 16
+WRITTEN_AT_ONCE = 1 << 16
 SHARD_FASTA = re.compile(r"[0-9]{5}\.fasta")
 RECORDS_FILE = "records.tsv"
 
@@ -106,8 +106,8 @@ def write_shards(sequence_set: SequenceSet, folder: Path, count: int) -> None:
 
 def shard_lines(sequence_set: SequenceSet, numbers: Int64) -> Iterator[bytes]:
     """The records of a shard, each under the index of the first one with its sequence."""
-    for begin in range(0, len(numbers), RECORDS_AT_ONCE):
-        block = numbers[begin : begin + RECORDS_AT_ONCE]
+    for begin in range(0, len(numbers), WRITTEN_AT_ONCE):
+        block = numbers[begin : begin + WRITTEN_AT_ONCE]
         sequences = sequence_set.sequences(block)
         for index, sequence in zip(sequence_set.first[block].tolist(), sequences, strict=True):
             yield b">%d\n%b\n" % (index, sequence)
@@ -123,14 +123,14 @@ def deal(lengths: Int32, count: int) -> list[Int64]:
     order = np.argsort(-lengths, kind="stable")
     shard_of = np.empty(len(order), np.int32)
     loads = [(0, shard) for shard in range(count)]
-    for begin in range(0, len(order), RECORDS_AT_ONCE):
-        block = lengths[order[begin : begin + RECORDS_AT_ONCE]].astype(np.int64)
+    for begin in range(0, len(order), WRITTEN_AT_ONCE):
+        block = lengths[order[begin : begin + WRITTEN_AT_ONCE]].astype(np.int64)
         dealt = []
         for cost in forward_cost(block).tolist():
             load, shard = loads[0]
             dealt.append(shard)
             heapq.heapreplace(loads, (load + cost, shard))
-        shard_of[begin : begin + RECORDS_AT_ONCE] = dealt
+        shard_of[begin : begin + WRITTEN_AT_ONCE] = dealt
     ends = np.bincount(shard_of, minlength=count).cumsum()
     return np.split(order[np.argsort(shard_of, kind="stable")], ends[:-1])
 

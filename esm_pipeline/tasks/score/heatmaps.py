@@ -39,12 +39,12 @@ ORDER = "GAVLIMPFWYCSTNQHKRDE"
 WIDE, NARROW = 100, 30  # residues in a row; least residues that a row has room for
 ROWS_PER_PICTURE = 10  # a longer protein has several pictures
 CELL = 0.115  # inches, like the lengths below
-LEFT, RIGHT, TOP, GAP, BAR = 0.25, 0.95, 0.5, 0.45, 0.12
+LEFT, RIGHT, PANEL_TOP, PANEL_GAP, BAR = 0.25, 0.95, 0.5, 0.45, 0.12
 DPI = 120
 LEAST = 1e-6  # log-odds at the ends of the scale
 NOT_IN_NAME = re.compile(r"[^A-Za-z0-9._-]+")
 ID_LENGTH = 60
-GREY, UNKNOWN = "#555555", "#cccccc"
+LIGHT_GREY, UNKNOWN_COLOUR = "#555555", "#cccccc"
 FONT_STYLE = {"font.size": 8, "axes.linewidth": 0.5, "font.family": "DejaVu Sans"}
 
 
@@ -138,7 +138,7 @@ def picture(
     """One picture: a panel for each row of residues, and the scale of the colours."""
     widest = max(NARROW, *(stop - start for start, stop in rows))
     wide, high = widest * CELL, len(ORDER) * CELL
-    width, height = LEFT + wide + RIGHT, len(rows) * (high + GAP) + TOP
+    width, height = LEFT + wide + RIGHT, len(rows) * (high + PANEL_GAP) + PANEL_TOP
     figure = Figure(figsize=(width, height), dpi=DPI)
     FigureCanvasAgg(figure)
 
@@ -146,20 +146,21 @@ def picture(
         return left / width, 1 - (top + down) / height, across / width, down / height
 
     for number, (start, stop) in enumerate(rows):
-        panel = figure.add_axes(box(LEFT, TOP + number * (high + GAP), wide, high))
+        panel = figure.add_axes(box(LEFT, PANEL_TOP + number * (high + PANEL_GAP), wide, high))
         image = draw_row(panel, values[:, start:stop], item.sequence[start:stop], start, limit)
         panel.set_xlim(-0.5, widest - 0.5)
     figure.text(LEFT / width, 1 - 0.15 / height, title, fontsize=9, va="center", parse_math=False)
-    scale = figure.add_axes(box(LEFT + wide + GAP / 2, TOP, BAR, height - TOP - GAP))
+    below_top = height - PANEL_TOP - PANEL_GAP
+    scale = figure.add_axes(box(LEFT + wide + PANEL_GAP / 2, PANEL_TOP, BAR, below_top))
     bar = figure.colorbar(image, cax=scale)
-    bar.set_label(f"{strategy}, log-odds", color=GREY)
+    bar.set_label(f"{strategy}, log-odds", color=LIGHT_GREY)
     bar.outline.set_visible(False)
     return figure
 
 
 def draw_row(axes: Axes, values: Float32, sequence: str, start: int, limit: float) -> AxesImage:
     """Draw a row: `values` (20, R) from residue `start` on, the wild type above and dotted."""
-    colours = matplotlib.colormaps["RdBu"].with_extremes(bad=UNKNOWN)
+    colours = matplotlib.colormaps["RdBu"].with_extremes(bad=UNKNOWN_COLOUR)
     image = axes.imshow(
         values, cmap=colours, vmin=-limit, vmax=limit, interpolation="nearest", aspect="auto"
     )
@@ -169,7 +170,7 @@ def draw_row(axes: Axes, values: Float32, sequence: str, start: int, limit: floa
     count = len(sequence)
     numbers = [place for place in range(count) if (start + place + 1) % 10 == 0 or place == 0]
     axes.set_xticks(numbers, [f"{start + place + 1}" for place in numbers], fontsize=6)
-    axes.tick_params(length=1.5, width=0.5, pad=1, colors=GREY)
+    axes.tick_params(length=1.5, width=0.5, pad=1, colors=LIGHT_GREY)
     for place, letter in enumerate(sequence):
         axes.text(place, -1.1, letter, ha="center", va="center", fontsize=5.5)
     for side in axes.spines.values():

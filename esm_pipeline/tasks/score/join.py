@@ -39,7 +39,7 @@ from esm_pipeline.locks import Outputs
 from esm_pipeline.settings import shard_names
 from esm_pipeline.tasks.common.outcomes import format_counts, write_status
 from esm_pipeline.tasks.common.outputs import write_checksums
-from esm_pipeline.tasks.common.shards import AGAIN
+from esm_pipeline.tasks.common.shards import REMOVE_FOLDER
 from esm_pipeline.tasks.score.split import SCORE, STATUS, SUFFIX, UNUSABLE
 
 KEYS = ["row", "protein", "mutant"]
@@ -106,7 +106,7 @@ class Shard:
         check_digests(folder / f"{name}.sha256", [self.path, self.records, origin])
         self._table = open_table(self.path)
         if self._table.columns[: len(KEYS)] != KEYS:
-            raise InputError(f"{self.path}: not the scores of a shard; {AGAIN}")
+            raise InputError(f"{self.path}: not the scores of a shard; {REMOVE_FOLDER}")
         self.columns = self._table.columns[len(KEYS) :]
         self.provenance: dict[str, Any] = json.loads(origin.read_text(encoding="utf-8"))
 
@@ -141,7 +141,7 @@ class ScoreSpool:
         numbers = np.frombuffer(self._numbers, np.int64)
         order = np.argsort(numbers, kind="stable")
         if not np.array_equal(numbers[order], np.arange(len(numbers))):
-            raise InputError(f"the shards do not have every row once; {AGAIN}")
+            raise InputError(f"the shards do not have every row once; {REMOVE_FOLDER}")
         ends, file = self._ends, self._spool.fileno()
         for at in order.tolist():
             start = ends[at]
@@ -160,7 +160,7 @@ def same(values: list[Any], folder: Path, what: str) -> Any:
     """The value that all shards share. Raises InputError if they differ."""
     for value in values[1:]:
         if value != values[0]:
-            raise InputError(f"{folder}: shards differ in their {what}; {AGAIN}")
+            raise InputError(f"{folder}: shards differ in their {what}; {REMOVE_FOLDER}")
     return values[0]
 
 
@@ -179,11 +179,11 @@ def append_scores(path: Path, table: Table, columns: list[str], spool: ScoreSpoo
         for block in table.blocks([]):
             found = list(islice(rows, block.count))
             if len(found) < block.count:
-                raise InputError(f"{table.path}: has more rows than the shards; {AGAIN}")
+                raise InputError(f"{table.path}: has more rows than the shards; {REMOVE_FOLDER}")
             counts.update(row[0] for row in found)
             writer.write(block, list(zip(*found, strict=True)))
     if next(rows, None) is not None:
-        raise InputError(f"{table.path}: has fewer rows than the shards; {AGAIN}")
+        raise InputError(f"{table.path}: has fewer rows than the shards; {REMOVE_FOLDER}")
     return counts
 
 
@@ -214,6 +214,6 @@ def outcomes_of_records(
     statuses = read_status(before, SCORE)
     for record, (index, outcome) in zip(read_records(records), statuses, strict=False):
         if index != record.index:
-            raise InputError(f"{before}: does not match the records of {records}; {AGAIN}")
+            raise InputError(f"{before}: does not match the records of {records}; {REMOVE_FOLDER}")
         first = index if record.duplicate_of is None else record.duplicate_of
         yield index, worst.get(first, outcome) if outcome.status == OK else outcome
