@@ -255,8 +255,8 @@ def definitions(source: str) -> Iterator[tuple[str, str]]:
             yield node.name, ast.unparse(node)
         elif isinstance(node, ast.Assign | ast.AnnAssign) and node.value is not None:
             targets = node.targets if isinstance(node, ast.Assign) else [node.target]
-            names = [name for target in targets for name in ast.walk(target)]
-            yield from ((n.id, ast.unparse(node.value)) for n in names if isinstance(n, ast.Name))
+            parts = [part for target in targets for part in getattr(target, "elts", [target])]
+            yield from ((n.id, ast.unparse(node.value)) for n in parts if isinstance(n, ast.Name))
 
 
 def ambiguous(sources: Iterable[str]) -> list[str]:
