@@ -41,6 +41,15 @@ def test_skips_fail_in_ci_only(tmp_path, ci):
     assert ("a skip in CI is a failure" in said) is ci
 
 
+def test_a_processor_without_exact_products_may_skip(tmp_path):
+    reasons = ("no exact 8-bit product here", "there is no exact 8-bit product here, or so")
+    sources = {
+        name: f"import pytest\ndef test_a(): pytest.skip({reason!r})\n"
+        for name, reason in zip(("expected", "other"), reasons, strict=True)
+    }
+    assert "1 failed, 1 skipped" in run(tmp_path, sources, ci=True)
+
+
 def test_expected_failure_is_no_skip(tmp_path):
     source = "import pytest\n@pytest.mark.xfail(strict=True)\ndef test_a(): assert False\n"
     assert "1 xfailed" in run(tmp_path, {"it": source}, ci=True)
