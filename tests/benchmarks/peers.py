@@ -31,7 +31,7 @@ from numpy.typing import NDArray
 
 from esm_pipeline import EsmForMaskedLM, EsmTokenizer, iter_packed, optimize_for_inference
 from esm_pipeline.errors import InputError
-from esm_pipeline.model.inference.windows import SPECIAL_TOKEN_COUNT
+from esm_pipeline.model.inference.batching import SPECIAL_TOKEN_COUNT
 from tests.benchmarks.machine import DTYPES
 from tests.benchmarks.proteins import proteins
 from tests.benchmarks.rounds import UnavailableError

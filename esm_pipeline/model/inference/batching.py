@@ -29,7 +29,6 @@ from esm_pipeline.model.heads import (
     EsmForSequenceClassification,
     EsmForTokenClassification,
 )
-from esm_pipeline.model.inference.windows import SPECIAL_TOKEN_COUNT
 from esm_pipeline.model.layout import PackedLayout
 from esm_pipeline.model.module_utils import plain_model
 from esm_pipeline.model.tokenizer.tokenizer import EsmTokenizer
@@ -53,6 +52,9 @@ CPU_TOKENS = 4096
 """Most tokens in a batch on the CPU: data that fits into its caches is computed faster."""
 LEAST_TOKENS = 512
 """A batch is not made smaller than this many tokens to give other threads work."""
+
+SPECIAL_TOKEN_COUNT = 2
+"""BOS and EOS, which every sequence of residues has around it."""
 
 WithLogits: TypeAlias = EsmForMaskedLM | EsmForSequenceClassification | EsmForTokenClassification
 R = TypeVar("R")

@@ -37,8 +37,7 @@ from esm_pipeline.model import (
 from esm_pipeline.model.checkpoints.adapters import Adapter
 from esm_pipeline.model.checkpoints.keys import class_of
 from esm_pipeline.model.checkpoints.weight_files import open_tensors
-from esm_pipeline.model.inference.batching import pack, residue_states
-from esm_pipeline.model.inference.windows import SPECIAL_TOKEN_COUNT
+from esm_pipeline.model.inference.batching import SPECIAL_TOKEN_COUNT, pack, residue_states
 from esm_pipeline.model.losses import SINGLE_LABEL
 from esm_pipeline.settings.sections import CLASSIFIERS, ClassifySettings, texts
 from esm_pipeline.tasks.classify.classes import CLASSIFY

@@ -81,7 +81,7 @@ class LengthPolicy:
 
 def token_count(residues: int) -> int:
     """Tokens of a sequence of so many residues, with BOS and EOS."""
-    from esm_pipeline.model.inference.windows import SPECIAL_TOKEN_COUNT  # loads PyTorch
+    from esm_pipeline.model.inference.batching import SPECIAL_TOKEN_COUNT  # loads PyTorch
 
     return residues + SPECIAL_TOKEN_COUNT
 

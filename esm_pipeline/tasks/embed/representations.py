@@ -14,8 +14,12 @@ from esm_pipeline.errors import WeightsError
 from esm_pipeline.formats.results.embeddings import Embeddings
 from esm_pipeline.formats.results.layout import Array
 from esm_pipeline.model import EsmModel, PackedLayout
-from esm_pipeline.model.inference.batching import check_layer, pack, residue_states
-from esm_pipeline.model.inference.windows import SPECIAL_TOKEN_COUNT
+from esm_pipeline.model.inference.batching import (
+    SPECIAL_TOKEN_COUNT,
+    check_layer,
+    pack,
+    residue_states,
+)
 from esm_pipeline.settings.sections import EmbedSettings, texts
 from esm_pipeline.tasks.common.compute import ArrayRunner, BatchArrays
 from esm_pipeline.tasks.common.runner import software

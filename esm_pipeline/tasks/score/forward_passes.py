@@ -19,11 +19,10 @@ from esm_pipeline.arrays import Float32, Float64, Int64
 from esm_pipeline.errors import WeightsError
 from esm_pipeline.formats.mutations import AMINO_ACIDS
 from esm_pipeline.model import EsmForMaskedLM, PackedLayout
-from esm_pipeline.model.inference import windows
-from esm_pipeline.model.inference.batching import compute_batches
-from esm_pipeline.model.inference.windows import SPECIAL_TOKEN_COUNT
+from esm_pipeline.model.inference.batching import SPECIAL_TOKEN_COUNT, compute_batches
 from esm_pipeline.settings.sections import ComputeSettings
 from esm_pipeline.tasks.common.runner import Runner
+from esm_pipeline.tasks.score import windows
 
 CLEANED_LETTERS = AMINO_ACIDS + "BUZOX"
 """The letters of a cleaned sequence."""

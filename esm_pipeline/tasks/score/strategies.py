@@ -19,7 +19,7 @@ from esm_pipeline.arrays import Bool, Float64, Int32, Int64
 from esm_pipeline.errors import setting
 from esm_pipeline.formats.records import FAILED, OK, SKIPPED, Outcome
 from esm_pipeline.formats.results.layout import unit_starts
-from esm_pipeline.model.inference.windows import SPECIAL_TOKEN_COUNT
+from esm_pipeline.model.inference.batching import SPECIAL_TOKEN_COUNT
 from esm_pipeline.settings.sections import ScoreSettings
 from esm_pipeline.tasks.common.plan import DOES_NOT_FIT, NOT_FINITE, SequencePlan
 from esm_pipeline.tasks.common.progress import Advance

@@ -14,8 +14,6 @@ import numpy as np
 
 from esm_pipeline.arrays import Float64, Int64
 
-SPECIAL_TOKEN_COUNT = 2  # BOS and EOS
-
 
 def optimal(places: Int64, tokens: Int64, window: int) -> tuple[Int64, Int64]:
     """The window around each place in a protein of so many `tokens`: starts and stops.

@@ -17,7 +17,7 @@ import torch
 from esm_pipeline import demo_model, open_results
 from esm_pipeline.cli import main
 from esm_pipeline.model import EsmForMaskedLM, EsmTokenizer
-from esm_pipeline.model.inference import windows
+from esm_pipeline.tasks.score import windows
 from tests.oracles.variants import AMINO_ACIDS, Oracle
 from tests.tasks.conftest import TABLE, save_model
 

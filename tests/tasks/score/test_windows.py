@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from esm_pipeline.model.inference import windows
+from esm_pipeline.tasks.score import windows
 from tests.oracles import variants
 
 OPTIMAL = [
