@@ -13,6 +13,7 @@ from functools import cache
 import numpy as np
 
 from esm_pipeline.arrays import Float64, Int64
+from esm_pipeline.model.inference.batching import SPECIAL_TOKEN_COUNT
 
 
 def optimal(places: Int64, tokens: Int64, window: int) -> tuple[Int64, Int64]:
