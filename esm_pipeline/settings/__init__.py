@@ -155,7 +155,7 @@ class Settings(Section):
         """
         tables, names = self.tables(), [RECORDS, INPUTS]
         for task in self.tasks:
-            names += OF_TASK[task] if task in ("embed", "fold") else ()
+            names += OF_TASK[task] if task not in ("classify", "score") else ()
         if "fold" in self.tasks and not self.fold.pae:
             names.remove("pae")
         if "classify" in self.tasks:

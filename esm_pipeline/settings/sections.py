@@ -446,6 +446,10 @@ class ClassifySettings(ComputeSettings):
     )
 
 
+ArraySettings: TypeAlias = ClassifySettings | EmbedSettings | FoldSettings
+"""Sections of the tasks that compute arrays for each sequence."""
+
+
 class ClassifySection(ClassifySettings, LabelSettings, OwnModel):
     """The settings of `classify` in the workflow, with its model."""
 

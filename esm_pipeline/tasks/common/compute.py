@@ -22,7 +22,7 @@ from esm_pipeline.formats.results.layout import Array
 from esm_pipeline.formats.results.writer import RaggedWriter
 from esm_pipeline.model.base import EsmPreTrainedModel
 from esm_pipeline.model.inference.batching import BatchResult, compute_batches
-from esm_pipeline.settings.sections import ClassifySettings, EmbedSettings, FoldSettings
+from esm_pipeline.settings.sections import ArraySettings
 from esm_pipeline.tasks.common.plan import (
     DOES_NOT_FIT,
     NOT_FINITE,
@@ -88,7 +88,7 @@ class ArrayRunner(Runner[M]):
     """A checkpoint that computes arrays for sequences."""
 
     task: ClassVar[str]
-    settings: ClassifySettings | EmbedSettings | FoldSettings
+    settings: ArraySettings
 
     @property
     @abstractmethod
