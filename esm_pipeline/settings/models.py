@@ -33,8 +33,8 @@ class Model(NamedTuple):
         if self.name in ("demo", "demo-fold") or not path.exists():
             return []
         if path.is_file():
-            beside = path.with_name(f"{path.stem}-contact-regression{path.suffix}")
-            found = [file for file in (path, beside) if file.is_file()]
+            regression = path.with_name(f"{path.stem}-contact-regression{path.suffix}")
+            found = [file for file in (path, regression) if file.is_file()]
         else:
             found = [file for file in path.iterdir() if MODEL_FILES.fullmatch(file.name)]
         return [*sorted(map(str, found)), *self.base_files(path / "adapter_config.json")]

@@ -335,7 +335,7 @@ def shards_of(index: Path) -> list[str]:
         raise WeightsError(f"{index}: not a readable index of weight files") from None
     for shard in names:
         if not isinstance(shard, str) or not is_file_name(shard):
-            raise WeightsError(f"{index}: {brief(shard)} is not the name of a file beside it")
+            raise WeightsError(f"{index}: {brief(shard)} is not the name of a file in its folder")
     if not names:
         raise WeightsError(f"{index}: lists no weight files")
     return names

@@ -455,7 +455,7 @@ def test_index_may_name_only_its_neighbours(tmp_path: Path) -> None:
     index = tmp_path / "model.safetensors.index.json"
     for wrong in ("../secret.safetensors", "/etc/passwd", 3):
         index.write_text(json.dumps({"weight_map": {"a": wrong}}))
-        with pytest.raises(WeightsError, match="not the name of a file beside it"):
+        with pytest.raises(WeightsError, match="not the name of a file in its folder"):
             resolve_checkpoint(str(tmp_path))
     for broken in ("{", "[]", '{"weight_map": 3}'):
         index.write_text(broken)

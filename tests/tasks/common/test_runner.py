@@ -107,9 +107,9 @@ NAN = float("nan")
         ),
         (write("vocab.txt", "<cls>\n"), "{m}: the vocabulary has no token for residue A; is"),
         (index("../outside.safetensors"), "'../outside.safetensors' is not the name of a file"),
-        (index("/etc/passwd"), "'/etc/passwd' is not the name of a file beside it"),
+        (index("/etc/passwd"), "'/etc/passwd' is not the name of a file in its folder"),
         (index("absent.safetensors"), "index.json: lists absent.safetensors, which is not there"),
-        (index(".."), "index.json: '..' is not the name of a file beside it"),
+        (index(".."), "index.json: '..' is not the name of a file in its folder"),
     ],
 )
 def test_a_folder_that_is_no_whole_checkpoint(esm, rotary, tmp_path, change, message):
