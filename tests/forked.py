@@ -116,7 +116,9 @@ def kill_at_change(number: int) -> None:
 
 def kill_at_line(number: int) -> None:
     """Have this process killed before the `number`-th new line of what has to do with files."""
-    folders = tuple(str(ROOT / "esm_pipeline" / name) for name in ("files", "formats", "tasks"))
+    folders = tuple(
+        str(ROOT / "esm_pipeline" / name) for name in ("files", "formats", "structure", "tasks")
+    )
     seen = set()
 
     def trace(frame, event, _):

@@ -238,19 +238,19 @@ def test_blocks_leave_no_seams(
     content = gzip.compress(content[:30]) + gzip.compress(content[30:]) if packed else content
     whole = read(content)
     assert [line for line, _, _ in whole] == [4, 8, 10, 31, 33]
-    monkeypatch.setattr(fasta, "BLOCK", block)
+    monkeypatch.setattr(fasta, "READ_BYTES", block)
     assert read(content) == whole
 
 
 def test_batches_hold_about_a_block(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fasta, "BLOCK", 1000)
+    monkeypatch.setattr(fasta, "READ_BYTES", 1000)
     path = tmp_path / "in.fasta"
     path.write_bytes(b"".join(b">%d\nMKVLAADE\n" % index for index in range(1000)))
     batches = list(read_batches(str(path)))
     assert len(batches) > 10
     assert list(itertools.chain(*batches)) == list(read_fasta(str(path)))
     assert max(len(batch) for batch in batches) < 100
-    monkeypatch.setattr(fasta, "BLOCK", 10)
+    monkeypatch.setattr(fasta, "READ_BYTES", 10)
     path.write_bytes(b"".join(b">%d\nMKVLA\n" % index for index in range(10, 30)))
     assert [len(batch) for batch in read_batches(str(path))] == [1] * 20  # a seam at each header
 

@@ -86,7 +86,7 @@ def test_a_large_record_takes_little_memory(tmp_path: Path, kind: str) -> None:
     if kind != "headers without an end":
         assert told["last"] == ["ok", "", ""]
     if kind in ("letters", "lines"):
-        reason = "more than 100,000 letters; set --max-letters to as many as it has, or cut it in"
+        reason = "more than 100,000 letters; set --max-letters to as many as it has, or cut it into"
         assert told["big"][:2] == ["skipped", f"{reason} parts"]
     elif kind == "nucleotides":
         assert told["big"][0] == "skipped"
@@ -121,7 +121,7 @@ def test_with_less_memory_than_the_record_has(tmp_path: Path) -> None:
 
 def squeezed(path: Path, most: int, monkeypatch: pytest.MonkeyPatch) -> Iterator[fasta.FastaRecord]:
     """The entries read with small blocks, so that every record is a large one."""
-    monkeypatch.setattr(fasta, "BLOCK", 5)
+    monkeypatch.setattr(fasta, "READ_BYTES", 5)
     monkeypatch.setattr(fasta, "LARGE", 12)
     monkeypatch.setattr(fasta, "MOST_HEADER", 8)
     for batch in read_batches(str(path), most_letters=most):

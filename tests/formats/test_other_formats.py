@@ -107,7 +107,7 @@ def test_a_format_is_named_whatever_the_blocks(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     """A pipe, or a gzip file of small members, may give a few bytes at a time."""
-    monkeypatch.setattr(fasta, "BLOCK", 3)
+    monkeypatch.setattr(fasta, "READ_BYTES", 3)
     content, told = FORMATS[name]
     path = tmp_path / "in.fasta"
     path.write_bytes(content)

@@ -185,7 +185,7 @@ def test_the_order_of_files_counts(tmp_path, model):
 
 def test_a_killed_job_is_tried_again_with_a_smaller_budget(tmp_path, model):
     clone = copy_of_the_project(tmp_path / "clone")
-    task = clone / "esm_pipeline" / "tasks" / "embed.py"
+    task = clone / "esm_pipeline" / "tasks" / "embed" / "command.py"
     killed = 'import os, sys\nif "1000" in sys.argv: os.kill(os.getpid(), 9)\n'
     source = task.read_text().replace("import argparse\n", f"import argparse\n{killed}", 1)
     assert killed in source

@@ -158,7 +158,7 @@ def test_an_input_on_the_command_line_replaces_the_table_too(tmp_path, model):
     assert "b.fasta: sample 'b' has no variants to score" in run.said
     run = snakemake(tmp_path, "-n", *config(model, "variants=w.tsv", fasta=None))
     assert run.code == 0, run.said
-    assert "split: the variants of sample a" in run.said
+    assert "split: the variant table of sample a" in run.said
 
 
 SATURATION = {"score", "gather_score", "heatmaps"}

@@ -119,7 +119,7 @@ def test_a_file_without_rows(tmp_path):
 
 @pytest.mark.parametrize("block", [1, 10, 64, 1 << 20])
 def test_copy_leaves_out_and_reorders(tmp_path, monkeypatch, block):
-    monkeypatch.setattr(hdf5, "BLOCK", block)
+    monkeypatch.setattr(hdf5, "COPIED_BYTES", block)
     lengths = np.array([3, 1, 5, 2, 2])
     write_file(tmp_path / "a.h5", lengths, range(5))
     rows = np.array([2, -1, 0, 1, -1])

@@ -236,7 +236,7 @@ def test_a_config_that_says_it_folds_and_weights_that_do_not(saved: Path, tmp_pa
 def test_a_file_of_fair_esm_says_what_to_use(tmp_path: Path, name: str):
     torch.save({"model": {}, "cfg": {}}, tmp_path / name)
     for load in (EsmForProteinFolding.from_pretrained, EsmConfig.from_pretrained):
-        with pytest.raises(WeightsError, match="use facebook/esmfold_v1, which is whole"):
+        with pytest.raises(WeightsError, match="use facebook/esmfold_v1, which is complete"):
             load(tmp_path / name)
 
 

@@ -59,7 +59,7 @@ P = np.array([[0.9, 0.05, 0.05], [0.2, 0.7, 0.1], [0.6, 0.6, 0.3], [0.8, 0.1, 0.
 def test_every_label_is_counted(
     problem: str, counts: list[int], residues: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(report_classes, "BLOCK", 3)
+    monkeypatch.setattr(report_classes, "PREDICTIONS_AT_ONCE", 3)
     folder = write(tmp_path / "a", P, problem, residues=residues)
     kind = ResidueClasses if residues else Classes
     with kind.open(next(folder.glob("*classes.h5"))) as results:

@@ -38,9 +38,9 @@ def fasta(tmp_path: Path) -> Path:
     return path
 
 
-@pytest.fixture(params=[1, embedding_tables.BLOCK], ids=["row by row", "at once"])
+@pytest.fixture(params=[1, embedding_tables.ROWS_AT_ONCE], ids=["row by row", "at once"])
 def block(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(embedding_tables, "BLOCK", request.param)
+    monkeypatch.setattr(embedding_tables, "ROWS_AT_ONCE", request.param)
     monkeypatch.setattr(embedding_tables, "CELLS", request.param * 100)
 
 

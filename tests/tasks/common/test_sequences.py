@@ -176,7 +176,7 @@ def test_blocks_and_batches_leave_no_seams(
     with take(tmp_path, text) as sequence_set:
         expected = list(sequence_set.records()), list(sequence_set.sequences(order))
         assert [sequences[first].encode() for first in sequence_set.first[order]] == expected[1]
-    monkeypatch.setattr(module, "BLOCK", size)
+    monkeypatch.setattr(module, "SPOOL_BLOCK", size)
     monkeypatch.setattr(module, "BATCH", size)
     with take(tmp_path, text) as sequence_set:
         assert (list(sequence_set.records()), list(sequence_set.sequences(order))) == expected

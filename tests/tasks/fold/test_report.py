@@ -22,7 +22,7 @@ def drawn(monkeypatch):
         found[label] = list(values)
         return f"<svg>{title}</svg>"
 
-    monkeypatch.setattr(report_structures, "histogram", histogram)
+    monkeypatch.setattr(report_structures, "plddt_histogram", histogram)
     return found
 
 

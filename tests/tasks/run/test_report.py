@@ -110,9 +110,9 @@ def test_every_score_and_the_substitutions_of_an_even_choice_are_drawn(tmp_path,
         drawn[title] = values.tolist()
         return "<svg/>"
 
-    monkeypatch.setattr(report_scores, "histogram", draw)
+    monkeypatch.setattr(report_scores, "score_histogram", draw)
     monkeypatch.setattr(report_scores, "MOST_PROTEINS", 2)
-    monkeypatch.setattr(text_tables, "BLOCK", 2)
+    monkeypatch.setattr(text_tables, "ROWS_AT_ONCE", 2)
     folder = write_scores(tmp_path / "a")
     with h5py.File(folder / "saturation.h5", "r+") as file:
         for name, values in {

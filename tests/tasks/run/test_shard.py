@@ -162,7 +162,7 @@ def test_many_sequences_are_dealt_evenly(monkeypatch: pytest.MonkeyPatch) -> Non
     assert shards[int(np.argmax(loads))].tolist() == [77]
     others = np.delete(loads, np.argmax(loads))
     assert max(others) / min(others) < 1.001
-    monkeypatch.setattr(module, "BLOCK", 7)
+    monkeypatch.setattr(module, "WRITTEN_AT_ONCE", 7)
     again = deal(lengths, 50)
     assert all((one == other).all() for one, other in zip(shards, again, strict=True))
 

@@ -31,7 +31,7 @@ LIKELIHOOD = "pseudo_log_likelihood"
 
 
 def test_every_row_keeps_its_place(esm, rotary, files, monkeypatch):
-    monkeypatch.setattr(text_tables, "BLOCK", 3)
+    monkeypatch.setattr(text_tables, "ROWS_AT_ONCE", 3)
     texts = ["K2L", "L2K", "K2*", "nonsense", "K2del", "WT", "K99A", "K2L", "p.Lys2Leu:T3S", ""]
     fasta, table, out = files({"a": WILD_TYPE}, mutants(*texts, note="kept"))
     code, message, rows = run(esm, rotary, fasta, table, out)

@@ -109,7 +109,7 @@ def join(folder: Path, shards: int, table: Path) -> int:
 def test_any_number_of_shards_gives_the_same(
     tmp_path, rotary, inputs, monkeypatch, strategy, shards
 ):
-    monkeypatch.setattr(text_tables, "BLOCK", 4)
+    monkeypatch.setattr(text_tables, "ROWS_AT_ONCE", 4)
     found = rows_of(in_shards(tmp_path, rotary, strategy, shards, *inputs))
     wanted = rows_of(whole(tmp_path, rotary, strategy))
     assert [list(row) for row in found] == [list(row) for row in wanted]
