@@ -194,8 +194,8 @@ def require_inputs_apart(samples: Mapping[str, Sample], outdir: str) -> None:
         own = not rest or is_taken(rest[0], IN_SAMPLE)
         if is_taken(folder, TOP) or (is_taken(folder, samples) and own):
             raise InputError(
-                f"{file}: lies where the workflow writes results, in {outdir}; move it, or choose "
-                "another outdir"
+                f"{file}: is in a folder where the workflow writes results, {outdir}; move it, or "
+                "choose another outdir"
             )
 
 

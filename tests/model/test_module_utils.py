@@ -138,7 +138,7 @@ def test_a_revision_beside_a_folder(kind: Any, recwarn: pytest.WarningsRecorder)
     kind.from_pretrained(demo_model(), revision="main")
     kind.from_pretrained("demo", revision="main")
     assert not recwarn.list
-    with pytest.warns(UserWarning, match="lies on the disk, where revision 'v1' means nothing"):
+    with pytest.warns(UserWarning, match="is on this disk, so that revision 'v1' is ignored"):
         kind.from_pretrained(demo_model(), revision="v1")
 
 

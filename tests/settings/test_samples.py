@@ -259,7 +259,8 @@ def test_an_input_where_results_go_is_refused(tmp_path, monkeypatch, fasta, refu
         settings = load_settings({"samples": "t.tsv", "outdir": outdir})
         if refused:
             told = refusal(settings.inputs)
-            assert f": lies where the workflow writes results, in {settings.outdir}; move" in told
+            where = f"is in a folder where the workflow writes results, {settings.outdir}; move"
+            assert f": {where}" in told
         else:
             assert list(settings.inputs()) == ["a"]
 
@@ -268,7 +269,8 @@ def test_variants_where_results_go_are_refused(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     config = {"fasta": "a.fasta", "variants": "out/a/scores.tsv", "outdir": "out"}
     told = refusal(load_settings({**config, "tasks": ["score"]}).inputs)
-    assert told.startswith("out/a/scores.tsv: lies where the workflow writes results, in out;")
+    where = "is in a folder where the workflow writes results, out;"
+    assert told.startswith(f"out/a/scores.tsv: {where}")
 
 
 @pytest.mark.parametrize(

@@ -80,7 +80,7 @@ def hub_options(name: str, options: dict[str, Any]) -> dict[str, Any]:
     if where.get("revision") and is_local_model(name, path):
         if where["revision"] != MAIN:
             warnings.warn(
-                f"{name}: lies on the disk, where revision '{where['revision']}' means nothing",
+                f"{name}: is on this disk, so that revision '{where['revision']}' is ignored",
                 stacklevel=4,
             )
         del where["revision"]

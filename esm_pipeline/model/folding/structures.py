@@ -1,6 +1,6 @@
 """Output of folding → structures, one for each sequence, and the text of PDB files.
 
-The only module of the model that knows a file format: in the reference, the class writes PDB text.
+Writes PDB text, because the reference class does; the format itself is in `structure/pdb.py`.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Settings that would read a table of variants, for errors: columns, proteins and the offset.
 
 Nothing is guessed silently: a column that is not set is never read. But a table that names other
-proteins than the only wild type is refused until the user says which rows are of it.
+proteins than the only wild type is refused until the user says which rows belong to it.
 """
 
 from __future__ import annotations
@@ -86,7 +86,7 @@ def refuse_other_proteins(table: Table, wild_types: WildTypes, used: Sequence[st
     """Raise InputError if a column that is not `used` names proteins other than the only wild type.
 
     That is: if it names this one in some rows only, or several proteins, or if it has the accession
-    of another. Then the user must say which rows are of the wild type.
+    of another. Then the user must say which rows belong to the wild type.
     """
     columns = [name for name in unique_columns(table) if name not in used]
     found = {column: NamedProteins(column, wild_types) for column in columns}
@@ -100,7 +100,7 @@ def refuse_other_proteins(table: Table, wild_types: WildTypes, used: Sequence[st
             raise InputError(
                 f"{shown(table.path)}: column {column!a} names {named.examples()}, but the only "
                 f"wild type is {only!a}; set {by_column}{setting('score.protein')} to {only!a} if "
-                "all rows are of it"
+                "all rows belong to it"
             )
 
 
@@ -194,10 +194,10 @@ def require_match(table: Table, wild_types: WildTypes) -> None:
     near = wild_types.near(first)
     says = f"the first row {first[:60]!a}" if first else "its first cell is empty"
     says += f" (near to {near!a})" if near else ""
-    only = f"{by_name} to the one that all rows are of"
+    only = f"{by_name} to the one that all rows belong to"
     if column is not None and wild_types.protein is not None:
         what = f"no row of column {column!a} is of {wild_types.protein!a}, {says}"
-        remedy = f"leave out {by_column} if all rows are of it"
+        remedy = f"leave out {by_column} if all rows belong to it"
     elif column is not None:
         what = f"column {column!a} names none of the wild types, {says}"
         remedy = f"set {by_column} to the column with their ids, or {only}"

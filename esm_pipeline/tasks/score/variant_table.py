@@ -101,7 +101,7 @@ class VariantTable:
         """Every row in turn; None for one that cannot be scored.
 
         Raises InputError, before the first row, for columns that cannot be meant, and after the
-        last one if no row is of any of the wild types.
+        last one if no row belongs to any of the wild types.
         """
         check_columns(self.table, self.wild_types, self.columns)
         misfits: set[int] = set()

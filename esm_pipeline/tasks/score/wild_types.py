@@ -64,7 +64,7 @@ class WildTypes:
 
     `column` is the column of the variant table that names the protein of each row. If it is None,
     rows are of the only protein, or of the one that their notation names. `protein` is the name of
-    the one that all rows are of. Holds some 200 bytes a protein, twice that with a gene.
+    the one that all rows belong to. Holds some 200 bytes per protein, twice that with a gene.
 
     `matched` says whether any row so far was of a wild type, `first_unmatched` which protein was
     named by the first row that was not.
@@ -124,7 +124,7 @@ class WildTypes:
         return one == other or (unique[one] >= 0 and unique[one] == unique[other])
 
     def find(self, name: str, reference: str = "") -> int:
-        """Number of the unique sequence that a row is of. Raises InputError, with the reason.
+        """Number of the unique sequence that a row belongs to. Raises InputError, with the reason.
 
         `name` is the cell of `column`: an id, an accession or entry name in it, or the gene in the
         header; or the sequence itself, if the column holds sequences. `reference` is the name that
@@ -141,7 +141,7 @@ class WildTypes:
         return self._usable(record)
 
     def _record_for(self, name: str, reference: str) -> int:
-        """The record that a row is of. Raises InputError."""
+        """The record that a row belongs to. Raises InputError."""
         if self._by_sequence:
             return self._record_named(name)
         if self.column is not None:
@@ -175,7 +175,8 @@ class WildTypes:
         if not same:
             raise InputError(
                 f"the row is of {name[:NAME_SHOWN]!a}, not of {setting('score.protein')} "
-                f"{self.protein!a}; leave out {setting('score.protein_col')} if all rows are of it"
+                f"{self.protein!a}; leave out {setting('score.protein_col')} if all rows "
+                "belong to it"
             )
         return self._chosen
 

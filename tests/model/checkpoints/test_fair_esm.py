@@ -401,7 +401,7 @@ def test_a_revision_is_not_of_a_file(tmp_path: Path) -> None:
     path = write(tmp_path, "ESM-2")
     with pytest.raises(WeightsError, match="only hub models have revisions"):
         resolve_checkpoint(str(path), revision="main")
-    with pytest.warns(UserWarning, match="lies on the disk, where revision 'v2' means nothing"):
+    with pytest.warns(UserWarning, match="is on this disk, so that revision 'v2' is ignored"):
         EsmModel.from_pretrained(path, revision="v2")
     with pytest.raises(WeightsError, match="no such folder or file"):
         EsmModel.from_pretrained(tmp_path / "absent.pt")

@@ -133,7 +133,7 @@ def test_a_table_of_other_proteins_only(esm, rotary, files, more):
         assert message.endswith(
             f"in.csv: column 'protein' names none of the wild types, the first row {name!a}{near}; "
             "set --protein-col to the column with their ids, or --protein to the one that all "
-            "rows are of"
+            "rows belong to"
         )
         code, _, rows = run(esm, rotary, fasta, table, out, "--protein", "P62593")
         assert (code, rows[0]["status"]) == (0, "ok"), "the user says so"
@@ -152,7 +152,7 @@ def test_a_column_and_the_one_protein_together(esm, rotary, files):
     assert [row["status"] for row in rows] == ["ok", "skipped", "skipped", "skipped", "ok"]
     assert rows[1]["reason"] == (
         "the row is of 'P38398', not of --protein 'BLAT_TEST'; leave out --protein-col if all rows "
-        "are of it"
+        "belong to it"
     )
     assert rows[2]["reason"].startswith("the row is of 'x', not of --protein")
     fasta, table, out = files({BLAT: WILD_TYPE}, mutants("K2L", protein="P38398"))
@@ -235,7 +235,7 @@ def test_a_column_that_names_other_proteins_stops(esm, rotary, files, column):
         assert f"column {column!a} names {cells[0]!a}" in message
         assert message.endswith(
             f", but the only wild type is {BLAT!a}; set {by_column}--protein to {BLAT!a} if all "
-            "rows are of it"
+            "rows belong to it"
         )
     assert run(esm, rotary, fasta, table, out, "--protein", "P62593")[0] == 0
 
@@ -287,7 +287,7 @@ def test_another_protein_however_it_is_named(esm, rotary, files, column, cell):
     code, message, _ = run(esm, rotary, fasta, table, out)
     assert code == 2
     assert f"column {column!a} names {cell!a}, but the only wild type is 'sp|P68871|" in message
-    assert message.endswith("; set --protein to 'sp|P68871|HBB_HUMAN' if all rows are of it")
+    assert message.endswith("; set --protein to 'sp|P68871|HBB_HUMAN' if all rows belong to it")
     assert run(esm, rotary, fasta, table, out, "--protein", "P68871")[0] == 0
 
 
