@@ -199,7 +199,7 @@ def test_notations_of_unknown_proteins_only(esm, rotary, files):
     code, message, _ = run(esm, rotary, fasta, table, out)
     assert code == 2
     assert "the mutations name none of the wild types, the first row 'NM_000518.5(HBB)'" in message
-    assert message.endswith("; set --protein to the one that all rows are of")
+    assert message.endswith("; set --protein to the one that all rows belong to")
     rows = run(esm, rotary, fasta, table, out, "--protein", "P62593")[2]
     assert [row["status"] for row in rows] == ["ok", "ok"]
     fasta, table, out = files({"HBB": WILD_TYPE}, mutants(*texts))
