@@ -417,7 +417,7 @@ def test_a_shards_records_name_places_only(embedded: Path, name: str) -> None:
         sign(folder)
         code, said = gather(folder, shards=1)
         assert (code, said.count("\n")) == (2, 1)
-        assert f"{table}: record 0 is not of a shard of 'embed'; remove the folder" in said
+        assert f"{table}: record 0 does not belong to a shard of 'embed'; remove the folder" in said
 
 
 @pytest.mark.parametrize("name", ["/etc/passwd", "../secret"])
