@@ -43,6 +43,7 @@ from esm_pipeline.tasks.common.sequences import SequenceSet, open_sequences, rea
 from esm_pipeline.tasks.common.shards import gather_ragged
 from esm_pipeline.tasks.score.variant_table import (
     LIKELIHOOD,
+    SCORE,
     VariantArrays,
     VariantTable,
     mutated_sequences,
@@ -54,7 +55,6 @@ from esm_pipeline.tasks.score.wild_types import open_wild_types
 if TYPE_CHECKING:
     from esm_pipeline.tasks.score.forward_passes import Ensemble
 
-SCORE = "score"
 SUFFIX = ".h5"
 MODEL_SETTINGS = StrategySettings
 aggregate = gather_ragged

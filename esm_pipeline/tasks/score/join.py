@@ -40,7 +40,8 @@ from esm_pipeline.settings import shard_names
 from esm_pipeline.tasks.common.outcomes import format_counts, write_status
 from esm_pipeline.tasks.common.outputs import write_checksums
 from esm_pipeline.tasks.common.shards import REMOVE_FOLDER
-from esm_pipeline.tasks.score.split import SCORE, STATUS, SUFFIX, UNUSABLE
+from esm_pipeline.tasks.score.split import STATUS, SUFFIX, UNUSABLE
+from esm_pipeline.tasks.score.variant_table import SCORE
 
 KEYS = ["row", "protein", "mutant"]
 SEVERITY = {OK: 0, SKIPPED: 1, FAILED: 2}

@@ -40,23 +40,22 @@ from esm_pipeline.settings import shard_names
 from esm_pipeline.settings.sections import CleaningSettings, StrategySettings, VariantSettings
 from esm_pipeline.tasks.common.outcomes import write_status
 from esm_pipeline.tasks.common.plan import LengthPolicy, SequencePlan
-from esm_pipeline.tasks.common.sequences import SequenceSet
+from esm_pipeline.tasks.common.sequences import DIGEST_BYTES, SequenceSet
 from esm_pipeline.tasks.common.shards import forward_cost
 from esm_pipeline.tasks.score.variant_table import (
     LIKELIHOOD,
+    SCORE,
     VariantRow,
     VariantTable,
     score_columns,
 )
 from esm_pipeline.tasks.score.wild_types import open_wild_types
 
-SCORE = "score"
 SUFFIX = ".tsv"
 UNUSABLE, STATUS = "unusable.tsv", "status.tsv"
 SHARD_COLUMNS = b"row\tprotein\tmutant\n"
 REASONS = (Column("row", "whole"), Column("reason", "text"))
 SHARD_FILE = re.compile(r"([0-9]{5})\.(fasta|tsv)")
-DIGEST_BYTES = 16
 LINES_READ = 4096  # lines of the spool that are read together
 
 

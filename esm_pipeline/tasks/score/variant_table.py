@@ -44,6 +44,7 @@ from esm_pipeline.tasks.score.suggestions import (
 )
 from esm_pipeline.tasks.score.wild_types import WildTypes, residues
 
+SCORE = "score"
 LIKELIHOOD = "pseudo_log_likelihood"
 SET_BYTES = 16
 MUTANT_ID = b"mutant"
