@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 from esm_pipeline.errors import InputError
 from esm_pipeline.settings import MOST_SHARDS
 from esm_pipeline.settings.messages import flag
-from esm_pipeline.settings.sections import COMMAND_LINE, Section, check, texts
+from esm_pipeline.settings.section import COMMAND_LINE, Section, check, texts
 
 S = TypeVar("S", bound=Section)
 

@@ -17,7 +17,7 @@ from unittest.mock import patch
 
 from esm_pipeline.cli import main as run_command
 from esm_pipeline.settings import Settings
-from esm_pipeline.settings.sections import Section
+from esm_pipeline.settings.section import Section
 from esm_pipeline.tasks import COMMANDS
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -16,7 +16,15 @@ from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from esm_pipeline.errors import InputError
 from esm_pipeline.settings.models import Model, file_state, split_revision
-from esm_pipeline.settings.result_names import HEATMAPS, INPUTS, OF_TASK, RECORDS, SCORES, VARIANTS
+from esm_pipeline.settings.result_names import (
+    HEATMAPS,
+    INPUTS,
+    OF_TASK,
+    RECORDS,
+    SCORES,
+    VARIANTS,
+    of_bundles,
+)
 from esm_pipeline.settings.samples import (
     Sample,
     expanded_size,
@@ -26,23 +34,20 @@ from esm_pipeline.settings.samples import (
     require_usable_outdir,
     sample_name,
 )
+from esm_pipeline.settings.section import Name, Section, check, digits, each_once
 from esm_pipeline.settings.sections import (
     AS_VALIDATED,
     CLASSIFIERS,
     ClassifySection,
     CleaningSettings,
-    EmbedSettings,
+    EmbedSection,
     FoldSection,
     LabelSettings,
-    Name,
+    Limits,
     ScoreSection,
-    Section,
     ShardSettings,
     StructureSettings,
     VariantSettings,
-    check,
-    digits,
-    each_once,
 )
 
 __all__ = [
@@ -57,11 +62,16 @@ __all__ = [
     "file_state",
     "json_schema",
     "load_settings",
-    "shard_names",
 ]
 
 MOST_SHARDS = 100_000
-"""As many as five digits can number."""
+"""Most jobs of a task for one sample."""
+
+MOST_RANGES = 200
+"""Ranges of a bundle, if the number of shards is set."""
+
+RECORD_BYTES = 400
+"""Bytes of a record of a FASTA, from which the number of records is estimated."""
 
 
 Shards: TypeAlias = Annotated[
@@ -91,13 +101,16 @@ class Settings(Section):
     revision: Name | None = Field(None, description="commit, tag or branch of a hub model")
     shards: Literal["auto"] | Shards = Field(
         "auto",
-        description="shards of each sample; auto: as many as the size of the input needs",
+        description="jobs of each task for one sample; auto: by the size of the input",
     )
     on_failure: Literal["error", "keep"] = Field(
         "error", description="if a record failed: error (end with an error) or keep (accept it)"
     )
-    shard: ShardSettings = Field(default_factory=ShardSettings, description="validation and shards")
-    embed: EmbedSettings = Field(default_factory=EmbedSettings, description="embeddings")
+    shard: ShardSettings = Field(
+        default_factory=ShardSettings, description="validation and bundles"
+    )
+    limits: Limits = Field(default_factory=Limits, description="what one job may request")
+    embed: EmbedSection = Field(default_factory=EmbedSection, description="embeddings")
     fold: FoldSection = Field(default_factory=FoldSection, description="structures")
     score: ScoreSection = Field(default_factory=ScoreSection, description="variant scores")
     classify: ClassifySection = Field(
@@ -164,7 +177,12 @@ class Settings(Section):
         if "score" in self.tasks and self.score.saturation:
             names += ["saturation.h5", *(HEATMAPS if self.score.plots else ())]
         scored = [SCORES, "scores.json", VARIANTS]
-        return {one: [*names, *(scored if one in tables else ())] for one in self.inputs()}
+        found = {}
+        for sample, files in self.inputs().items():
+            bundles = self.bundle_count(files)
+            own = [one for name in names for one in of_bundles(name, bundles)]
+            found[sample] = [*own, *(scored if sample in tables else ())]
+        return found
 
     def _samples(self) -> dict[str, Sample]:
         if self.samples is not None:
@@ -206,18 +224,39 @@ class Settings(Section):
             return Model("demo-fold", None, ["fold"])
         return self.fold.own_model("fold")
 
-    def shard_count(self, files: list[str]) -> int:
-        """Return the number of shards of a sample: as set, or from the size of its files."""
-        letters = 3 if self.shard.nucleotides == "translate" else 1
-        return self._shards(files, letters * self.shard.residues)
+    def bundle_count(self, files: list[str]) -> int:
+        """Return the number of bundles of a sample, by the size of its files.
 
-    def table_shard_count(self, table: str) -> int:
-        """Return the number of shards of a variant table."""
-        return self._shards([table], self.score.table_bytes)
-
-    def _shards(self, files: list[str], size: int) -> int:
+        If the number of shards is set, it follows from that: the files need not exist then.
+        """
         if self.shards != "auto":
-            return self.shards
+            return math.ceil(self.shards / MOST_RANGES)
+        return self._parts(files, RECORD_BYTES * self._letters * self.shard.bundle)
+
+    def range_counts(self, task: str, files: list[str]) -> list[int]:
+        """Return the number of ranges of each bundle of a sample, at least 1, in one task.
+
+        Their sum is the number of shards if that is set, or follows from the size of the files.
+        """
+        bundles, wanted = self.bundle_count(files), self.shards
+        if wanted == "auto":
+            wanted = self._parts(files, self._letters * getattr(self, task).job_residues)
+        each, more = divmod(wanted, bundles)
+        return [max(1, each + (number < more)) for number in range(bundles)]
+
+    def table_range_count(self, table: str) -> int:
+        """Return the number of ranges of a variant table."""
+        return (
+            self._parts([table], self.score.table_bytes) if self.shards == "auto" else self.shards
+        )
+
+    @property
+    def _letters(self) -> int:
+        """Letters of the input for one residue."""
+        return 3 if self.shard.nucleotides == "translate" else 1
+
+    def _parts(self, files: list[str], size: int) -> int:
+        """Return the number of parts of `size` bytes that the `files` have."""
         return min(MOST_SHARDS, max(1, math.ceil(sum(map(expanded_size, files)) / size)))
 
     def classified(self) -> str:
@@ -235,11 +274,6 @@ class Settings(Section):
             f"classify.of: no local config.json says what model '{model.name}' classifies; set it "
             "to sequences or residues, and classify.model to a checkpoint with a classifier"
         )
-
-
-def shard_names(count: int) -> list[str]:
-    """Return the names of a sample's shards, `00000` to `count` - 1, without a suffix."""
-    return [f"{number:05d}" for number in range(count)]
 
 
 def load_settings(config: Mapping[str, Any], source: str = "config") -> Settings:

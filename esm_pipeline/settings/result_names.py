@@ -10,6 +10,12 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator
 from pathlib import Path
 
+
+def bundle_names(count: int) -> list[str]:
+    """The names of a sample's bundles, `00000` to `count` - 1."""
+    return [f"{number:05d}" for number in range(count)]
+
+
 RECORDS = "records.tsv"
 SCORES = "scores.tsv"
 INPUTS, VARIANTS = "inputs.sha256", "variants.sha256"
@@ -26,12 +32,26 @@ OF_TASK = {
 }
 """All that a task may write to a sample's folder, with any settings."""
 
+BY_BUNDLE = {
+    "embeddings.h5": "embeddings/{}.h5",
+    "saturation.h5": "saturation/{}.h5",
+    "classes.h5": "classes/{}.h5",
+    "residue_classes.h5": "residue_classes/{}.h5",
+    "structures.h5": "structures/{}.h5",
+    "structures.sha256": "structures/{}/structures.sha256",
+    "structures": "structures/{}/structures",
+    "pae": "structures/{}/pae",
+    "heatmaps": "heatmaps/{}",
+    "heatmaps.sha256": "heatmaps/{}.sha256",
+}
+"""Results that a sample of several bundles has once for each; all others it has once."""
+
 LISTS = {"structures.sha256": ("structures", "pae"), "heatmaps.sha256": ("heatmaps",)}
 """Lists of digests, and the folders whose files each describes."""
 
 FOLDERS = tuple(folder for folders in LISTS.values() for folder in folders)
 
-WORK = ("shards", "split", "variants", *OF_TASK)
+WORK = ("bundles", "split", "variants", "counts", *OF_TASK)
 """Folders in a sample's folder for intermediate files."""
 
 PROVENANCE, PROVENANCE_LIST = "provenance.json", "provenance.sha256"
@@ -49,6 +69,13 @@ TOP = (PROVENANCE, PROVENANCE_LIST, REPORT, VERDICT, MODELS, *MODEL_NAMES, *NOT_
 
 IN_SAMPLE = (RECORDS, INPUTS, *(name for names in OF_TASK.values() for name in names), *WORK)
 """All names that a run may use in a sample's folder."""
+
+
+def of_bundles(name: str, bundles: int) -> list[str]:
+    """The names of a result of a sample with so many bundles."""
+    if bundles == 1 or name not in BY_BUNDLE:
+        return [name]
+    return [BY_BUNDLE[name].format(bundle) for bundle in bundle_names(bundles)]
 
 
 def is_taken(name: str, names: Collection[str]) -> bool:

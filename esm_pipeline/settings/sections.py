@@ -7,63 +7,26 @@ file are all made from these classes. No torch: the workflow imports this module
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
-from typing import Annotated, Any, Literal, Self, TypeAlias, TypeVar
+from typing import Annotated, Literal, Self, TypeAlias
 
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    ValidationError,
-    field_validator,
-    model_validator,
-)
+from pydantic import AfterValidator, BeforeValidator, Field, field_validator, model_validator
 
-from esm_pipeline.errors import InputError
-from esm_pipeline.settings.messages import explain, place_of, with_flags
 from esm_pipeline.settings.models import Model
-
-EXECUTION: dict[str, Any] = {"execution": True}
-"""Marks a field that changes how a result is computed but not the result: it reruns nothing."""
-
-COMMAND_LINE = "command line"
-"""The source of settings given as flags; error messages then name flags, not keys."""
+from esm_pipeline.settings.section import (
+    EXECUTION,
+    Name,
+    Section,
+    Whole,
+    digits,
+    each_once,
+    not_boolean,
+)
 
 MOST_THREADS = 1024
 MOST_LETTERS = 2_000_000_000
 STANDARD_CODE = 11
-DIGITS = re.compile("[+-]?[0-9]{1,18}")
-UNPRINTABLE = re.compile("[\0-\x1f\x7f-\x9f\u2028\u2029]")
 LABEL = re.compile("[A-Za-z0-9._-]{1,100}")
 """A text that can be part of a column name and of a file name."""
-
-
-def digits(value: Any) -> Any:
-    """Turn a whole number written as text into an int; return any other `value` unchanged."""
-    return int(value) if isinstance(value, str) and DIGITS.fullmatch(value) else value
-
-
-def not_boolean(value: Any) -> Any:
-    """Return `value`. Raises ValueError for true and false, which Python takes for numbers."""
-    if isinstance(value, bool):
-        raise ValueError("should be a number")
-    return value
-
-
-def require_printable(value: str) -> str:
-    """Return `value`. Raises ValueError if it has characters that no path or name can have."""
-    if UNPRINTABLE.search(value):
-        raise ValueError("contains a line break or control character; remove it")
-    return value
-
-
-def each_once(value: list[Any]) -> list[Any]:
-    """Return `value`. Raises ValueError if an item appears twice."""
-    if any(one in value[:place] for place, one in enumerate(value)):
-        raise ValueError("contains a duplicate; remove one")
-    return value
 
 
 def labels(value: dict[str, str]) -> dict[str, str]:
@@ -89,21 +52,8 @@ def known_code(value: int) -> int:
     return value
 
 
-Whole: TypeAlias = Annotated[int, Field(strict=True), BeforeValidator(digits)]
 Layer: TypeAlias = Annotated[int, Field(strict=True, ge=-1), BeforeValidator(digits)]
 ChunkSize: TypeAlias = Annotated[int, Field(strict=True, gt=0), BeforeValidator(digits)]
-Name: TypeAlias = Annotated[str, Field(min_length=1), AfterValidator(require_printable)]
-S = TypeVar("S", bound="Section")
-
-
-class Section(BaseModel):
-    """A group of settings; an unknown key in it is an error."""
-
-    model_config = ConfigDict(extra="forbid", validate_default=True)
-
-    def part(self, kind: type[S]) -> S:
-        """Return the settings of this section that its base class `kind` defines."""
-        return kind.model_validate(self.model_dump(include=set(kind.model_fields)))
 
 
 class CleaningSettings(Section):
@@ -141,11 +91,46 @@ AS_VALIDATED = {"nucleotides": "keep", "max_letters": MOST_LETTERS}
 """Values of CleaningSettings with which the output of `shard` is read unchanged."""
 
 
-class ShardSettings(CleaningSettings):
-    """How an input is validated and cut into shards."""
+class BundleSettings(Section):
+    """How the unique sequences of a sample are dealt into bundles, from which jobs take ranges."""
 
-    residues: Whole = Field(
-        2_000_000, gt=0, description="residues in a shard, roughly, if `shards` is auto"
+    bundle: Whole = Field(
+        500_000,
+        gt=0,
+        description="records in a bundle, roughly; results of a larger sample are in one file for "
+        "each bundle",
+    )
+    least: Whole = Field(
+        10_000,
+        gt=0,
+        description="residues of the smallest job that is worth its start; folding and saturation "
+        "take a twentieth",
+    )
+
+
+class ShardSettings(CleaningSettings, BundleSettings):
+    """How an input is validated and dealt into bundles."""
+
+
+class JobSettings(Section):
+    """How much one job of a task does in the workflow."""
+
+    job_residues: Whole = Field(
+        2_000_000,
+        gt=0,
+        description="residues of one job, roughly, if `shards` is auto",
+        json_schema_extra=EXECUTION,
+    )
+
+
+class Limits(Section):
+    """What one job may request."""
+
+    mem_mb: Whole | None = Field(
+        None, gt=0, description="memory of the largest machine, in MB; by default any amount"
+    )
+    runtime: Whole | None = Field(
+        None, gt=0, description="longest run time, in minutes; by default any time"
     )
 
 
@@ -200,6 +185,14 @@ class EmbedSettings(ComputeSettings):
     )
 
     _each_once = field_validator("layers", "include")(each_once)
+
+
+class EmbedSection(EmbedSettings, JobSettings):
+    """The settings of `embed` in the workflow."""
+
+    def computing(self) -> EmbedSettings:
+        """Return the settings without the size of a job."""
+        return self.part(EmbedSettings)
 
 
 class VariantSettings(Section):
@@ -287,8 +280,16 @@ class ScoreSettings(VariantSettings, StrategySettings):
     """The settings of `score`."""
 
 
-class ScoreSection(ScoreSettings):
+class ScoreSection(ScoreSettings, JobSettings):
     """The settings of `score` in the workflow, with its models."""
+
+    job_residues: Whole = Field(
+        100_000,
+        gt=0,
+        description="residues of one job, roughly, if `shards` is auto and every substitution is "
+        "scored",
+        json_schema_extra=EXECUTION,
+    )
 
     models: dict[str, Name] = Field(
         {},
@@ -300,7 +301,9 @@ class ScoreSection(ScoreSettings):
     )
     plots: bool = Field(False, description="draw each saturated protein, into heatmaps")
     table_bytes: Whole = Field(
-        1_000_000, gt=0, description="bytes of a table in a shard, roughly, if `shards` is auto"
+        1_000_000,
+        gt=0,
+        description="bytes of a table of variants in one job, roughly, if `shards` is auto",
     )
 
     _labels = field_validator("models")(labels)
@@ -404,8 +407,15 @@ class StructureSettings(Section):
     _each_once = field_validator("formats", "pae")(each_once)
 
 
-class FoldSection(FoldSettings, StructureSettings, OwnModel):
+class FoldSection(FoldSettings, StructureSettings, JobSettings, OwnModel):
     """The settings of `fold` in the workflow, with its model and its files."""
+
+    job_residues: Whole = Field(
+        100_000,
+        gt=0,
+        description="residues of one job, roughly, if `shards` is auto",
+        json_schema_extra=EXECUTION,
+    )
 
     def computing(self) -> FoldSettings:
         """Return the settings without those of the files, which are written after folding."""
@@ -450,47 +460,9 @@ ArraySettings: TypeAlias = ClassifySettings | EmbedSettings | FoldSettings
 """Sections of the tasks that compute arrays for each sequence."""
 
 
-class ClassifySection(ClassifySettings, LabelSettings, OwnModel):
+class ClassifySection(ClassifySettings, LabelSettings, JobSettings, OwnModel):
     """The settings of `classify` in the workflow, with its model."""
 
     def computing(self) -> ClassifySettings:
         """Return the settings without those of the table, which is written from the results."""
         return self.part(ClassifySettings)
-
-
-def check(section: type[S], values: Mapping[str, Any], source: str) -> S:
-    """Build `section` from `values`. Raises InputError that says which key is wrong and why."""
-    try:
-        return section.model_validate(values)
-    except ValidationError as error:
-        problems: dict[tuple[int | str, ...], str] = {}
-        for one in error.errors():  # a union reports several for one place: the first is enough
-            place = place_of(section, one["loc"])
-            message = explain(section, one)
-            if source == COMMAND_LINE:
-                message = with_flags(section, place, message)
-            problems.setdefault(tuple(place), message)
-        raise InputError("\n".join(f"{source}: {each}" for each in problems.values())) from None
-
-
-def is_execution(section: type[Section], name: str) -> bool:
-    """Whether a field of `section` does not change results."""
-    extra = section.model_fields[name].json_schema_extra
-    return isinstance(extra, dict) and bool(extra.get("execution"))
-
-
-def values(section: Section, *, execution: bool = False) -> dict[str, Any]:
-    """Return the fields that are set and that change results (or, with `execution`, do not)."""
-    return {
-        name: value
-        for name, value in section
-        if is_execution(type(section), name) is execution and value is not None
-    }
-
-
-def texts(section: Section, *, execution: bool = False) -> dict[str, str]:
-    """Return the same fields as text."""
-    return {
-        name: ",".join(map(str, value)) if isinstance(value, list) else str(value)
-        for name, value in values(section, execution=execution).items()
-    }

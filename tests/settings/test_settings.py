@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from esm_pipeline.errors import InputError
 from esm_pipeline.flags import flags
 from esm_pipeline.settings import MOST_SHARDS, Model, Settings, load_settings, shard_names
+from esm_pipeline.settings.section import check, is_execution
 from esm_pipeline.settings.sections import (
     CleaningSettings,
     EmbedSettings,
@@ -23,8 +24,6 @@ from esm_pipeline.settings.sections import (
     ShardSettings,
     StrategySettings,
     VariantSettings,
-    check,
-    is_execution,
 )
 
 FASTA = {"fasta": "a"}

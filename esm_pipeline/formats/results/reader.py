@@ -28,7 +28,7 @@ from esm_pipeline.formats.results.validation import (
     check_datasets,
     damaged_result,
     open_hdf5,
-    read_ids,
+    read_texts,
     reading,
     require,
 )
@@ -158,7 +158,7 @@ class RaggedResults(ABC, Generic[Item]):
         """The id of each record, in input order."""
         file = self.file
         with self.reading():
-            return read_ids(file)
+            return read_texts(file, "id")
 
     @cached_property
     def index(self) -> Int64:

@@ -182,13 +182,15 @@ def require_shape(
         require(size == expected, name)
 
 
-def read_ids(file: h5py.File) -> list[str]:
-    """The dataset `id`. Raises ValueError or OSError if its text is damaged.
+def read_texts(file: h5py.File, name: str) -> list[str]:
+    """A dataset of text, such as `id`. Raises ValueError or OSError if its text is damaged.
 
     Each text is stored elsewhere in the file, with its length and place in the dataset. The lengths
     are checked first: HDF5 would allocate 4 GB if a length said so.
     """
-    dataset = file["id"]
+    dataset = file[name]
+    string = h5py.check_string_dtype(dataset.dtype)
+    require(string and string.length is None and dataset.ndim == 1, name)
     if not dataset.size:
         return []
     kind = np.dtype([("bytes", "<u4"), ("place", "<u8"), ("number", "<u4")])
@@ -197,9 +199,9 @@ def read_ids(file: h5py.File) -> list[str]:
         stored = np.fromfile(handle, kind, dataset.size)
         size = os.fstat(handle.fileno()).st_size
     total = int(stored["bytes"].sum(dtype=np.uint64))
-    require(len(stored) == dataset.size and total <= size, "id")
-    ids: list[str] = dataset.asstr()[...].tolist()
-    return ids
+    require(len(stored) == dataset.size and total <= size, name)
+    texts: list[str] = dataset.asstr()[...].tolist()
+    return texts
 
 
 def arrays_of(file: h5py.File) -> list[Array]:

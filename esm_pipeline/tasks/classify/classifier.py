@@ -39,7 +39,8 @@ from esm_pipeline.model.checkpoints.keys import class_of
 from esm_pipeline.model.checkpoints.weight_files import open_tensors
 from esm_pipeline.model.inference.batching import SPECIAL_TOKEN_COUNT, pack, residue_states
 from esm_pipeline.model.losses import SINGLE_LABEL
-from esm_pipeline.settings.sections import CLASSIFIERS, ClassifySettings, texts
+from esm_pipeline.settings.section import texts
+from esm_pipeline.settings.sections import CLASSIFIERS, ClassifySettings
 from esm_pipeline.tasks.classify.classes import CLASSIFY
 from esm_pipeline.tasks.common.compute import ArrayRunner, BatchArrays
 from esm_pipeline.tasks.common.runner import software

@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from esm_pipeline.files import atomic_paths, scratch_path
 from esm_pipeline.flags import add_common, add_flags, exit_code, section_from
 from esm_pipeline.formats.input_checksums import require_unchanged
-from esm_pipeline.settings.sections import CleaningSettings, Section
+from esm_pipeline.settings.section import Section
+from esm_pipeline.settings.sections import CleaningSettings
 from esm_pipeline.tasks.common.model_file import MODEL_HELP
 from esm_pipeline.tasks.common.outcomes import format_counts
 from esm_pipeline.tasks.common.outputs import HDF5, write_checksums

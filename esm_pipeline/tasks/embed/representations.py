@@ -20,7 +20,8 @@ from esm_pipeline.model.inference.batching import (
     pack,
     residue_states,
 )
-from esm_pipeline.settings.sections import EmbedSettings, texts
+from esm_pipeline.settings.section import texts
+from esm_pipeline.settings.sections import EmbedSettings
 from esm_pipeline.tasks.common.compute import ArrayRunner, BatchArrays
 from esm_pipeline.tasks.common.runner import software
 

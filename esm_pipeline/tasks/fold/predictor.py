@@ -24,7 +24,8 @@ from esm_pipeline.model.folding.structures import structures_of
 from esm_pipeline.model.inference.batching import BatchResult, run_splitting
 from esm_pipeline.model.inference.device import free_memory
 from esm_pipeline.model.inference.finite import require_finite
-from esm_pipeline.settings.sections import FoldSettings, texts
+from esm_pipeline.settings.section import texts
+from esm_pipeline.settings.sections import FoldSettings
 from esm_pipeline.structure.quality import QUALITY_FLAGS, examine
 from esm_pipeline.structure.structure import RANDOM, Structure
 from esm_pipeline.tasks.common.compute import ArrayRunner, BatchOutput

@@ -26,12 +26,12 @@ from esm_pipeline.formats.results.saturation import Saturations
 from esm_pipeline.formats.tables.base import SUFFIXES, suffix_of
 from esm_pipeline.formats.tables.open import create_table, open_table
 from esm_pipeline.locks import Outputs
+from esm_pipeline.settings.section import values
 from esm_pipeline.settings.sections import (
     AS_VALIDATED,
     CleaningSettings,
     ScoreSettings,
     StrategySettings,
-    values,
 )
 from esm_pipeline.tasks.common import command
 from esm_pipeline.tasks.common.model_file import MODEL_HELP

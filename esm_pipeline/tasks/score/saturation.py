@@ -19,7 +19,8 @@ from esm_pipeline.formats.results.validation import open_hdf5
 from esm_pipeline.formats.results.writer import COPIED_BYTES, RaggedWriter, kept_blocks
 from esm_pipeline.formats.tables.base import Column
 from esm_pipeline.formats.tables.open import create_table
-from esm_pipeline.settings.sections import ScoreSettings, StrategySettings, texts
+from esm_pipeline.settings.section import texts
+from esm_pipeline.settings.sections import ScoreSettings, StrategySettings
 from esm_pipeline.tasks.common.plan import ResultLayout, SequencePlan
 from esm_pipeline.tasks.common.progress import Advance
 from esm_pipeline.tasks.common.runner import software

@@ -9,14 +9,12 @@ import h5py
 import pytest
 
 from esm_pipeline.cli import main
+from esm_pipeline.settings.section import Section, is_execution, texts
 from esm_pipeline.settings.sections import (
     ClassifySettings,
     EmbedSettings,
     FoldSettings,
-    Section,
     StrategySettings,
-    is_execution,
-    texts,
 )
 from esm_pipeline.tasks.classify import command as classify
 from esm_pipeline.tasks.embed import command as embed

@@ -1,0 +1,200 @@
+"""Bundles: the unique sequences of a sample, in files from which many jobs compute a range each.
+
+A bundle is a FASTA sorted by length, the longest first, with an index next to it. Every bundle of a
+sample has sequences of all lengths, so that all cost about the same in every task. A job computes
+the range `k` of `n`: its bounds follow from the index alone.
+
+    00000.fasta          the sequences, each under the index of the first record that has it
+    00000.index.npz      the arrays of `Bundle`, which place and identify each sequence
+    00000.records.tsv    the records with these sequences, and a share of the skipped ones
+    digests.sha256       digests of all files of all bundles
+
+No torch, and NumPy only where an index is read: the workflow imports this module at every parse.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+import zipfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from hashlib import sha256
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple, Self
+
+from esm_pipeline.errors import InputError
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from esm_pipeline.arrays import Bool, Float64, Int32, Int64
+
+RANGE = re.compile(r"([0-9]{1,6})-of-([0-9]{1,6})")
+"""The name of a range: `03-of-40`, from `01-of-40` on."""
+
+FASTA, INDEX, RECORD_TABLE = ".fasta", ".index.npz", ".records.tsv"
+"""What the names of a bundle's files end in, after its number."""
+
+INDEX_REMEDY = "remove the folder and run the workflow again"
+
+
+class Range(NamedTuple):
+    """Range `number` (from 1) of `count`."""
+
+    number: int
+    count: int  # type: ignore[assignment]  # hides tuple.count
+
+    @classmethod
+    def parse(cls, name: str) -> Self:
+        """The range called `name`. Raises ValueError for another text."""
+        match = RANGE.fullmatch(name)
+        if not match or not 1 <= int(match[1]) <= int(match[2]):
+            raise ValueError(f"{name!r} is not a range such as 3-of-40")
+        return cls(int(match[1]), int(match[2]))
+
+    @property
+    def name(self) -> str:
+        """`03-of-40`: names of one cut sort by number."""
+        return f"{self.number:0{len(str(self.count))}d}-of-{self.count}"
+
+
+def range_names(count: int) -> list[str]:
+    """The names of all ranges of a bundle that is cut into `count`."""
+    return [Range(number, count).name for number in range(1, count + 1)]
+
+
+class Work(NamedTuple):
+    """How the work of a task grows with the sequences."""
+
+    cost: Callable[[Int64], NDArray[np.number]]
+    """Relative cost (U,) of sequences of some lengths (U,) in residues."""
+    least: float = 1.0
+    """The smallest job, as a part of the `least` residues of the bundle."""
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """The index of a bundle of U sequences: arrays in the order of its FASTA.
+
+    Takes 28 bytes of memory for each sequence.
+    """
+
+    fasta: Path
+    first: Int64
+    """(U,) index in the sample of the first record with each sequence: its name in the FASTA."""
+    length: Int32
+    """(U,) residues; in a complex without the `:` between chains."""
+    offset: Int64
+    """(U + 1,) where each sequence's record begins in the FASTA, and its end, in bytes."""
+    digest: NDArray[np.uint64]
+    """(U,) the first 64 bits of the SHA-256 of each sequence, as it stands in the FASTA."""
+    least: int
+    """Residues that a job has at least, if the bundle has as many: shorter ranges are joined."""
+    sha256: str
+    """Digest of the index, in hexadecimal: it identifies the bundle and all its sequences."""
+
+    @classmethod
+    def open(cls, fasta: Path) -> Self:
+        """Read the index next to a bundle's FASTA. Raises InputError if it is not one."""
+        import numpy as np
+
+        path = index_of(fasta)
+        try:
+            content = path.read_bytes()
+            with np.load(io.BytesIO(content), allow_pickle=False) as stored:
+                found = {name: stored[name] for name in ("first", "length", "offset", "digest")}
+                least = int(stored["least"])
+        except FileNotFoundError:
+            raise InputError(f"{path}: no such file; check the path") from None
+        except OSError as error:
+            raise InputError(
+                f"{path}: cannot be read ({error.strerror or error}); {INDEX_REMEDY}"
+            ) from None
+        except (ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+            raise InputError(
+                f"{path}: not the index of a bundle ({error}); {INDEX_REMEDY}"
+            ) from None
+        return cls(fasta, **found, least=least, sha256=sha256(content).hexdigest())
+
+    def __len__(self) -> int:
+        return len(self.first)
+
+    @cached_property
+    def residues(self) -> int:
+        """Residues of all sequences."""
+        return int(self.length.sum(dtype="i8"))
+
+    @cached_property
+    def is_complex(self) -> Bool:
+        """(U,) whether a sequence has several chains, separated by `:`."""
+        import numpy as np
+
+        digits = np.char.str_len(self.first.astype("U"))  # a record is ">%d\n%s\n"
+        found: Bool = np.diff(self.offset) - digits - 3 > self.length
+        return found
+
+    def bounds(self, work: Work, count: int) -> Int64:
+        """(count + 1,) where each of `count` ranges begins, and the last ends.
+
+        The ranges cost about the same: they differ by no more than the cost of one sequence. Where
+        they would be too short to be worth a start of a job, the last ones are empty.
+        """
+        most = int(self.residues / max(1.0, self.least * work.least))
+        return range_bounds(work.cost(self.length.astype("i8")), count, most)
+
+    def span(self, work: Work, part: Range) -> slice:
+        """The sequences of a range."""
+        bounds = self.bounds(work, part.count)
+        return slice(int(bounds[part.number - 1]), int(bounds[part.number]))
+
+
+def range_bounds(cost: NDArray[np.number], count: int, most: int) -> Int64:
+    """(count + 1,) where each range begins, from the `cost` (U,) of what they consist of.
+
+    Only the first `most` ranges, at least one, are not empty.
+    """
+    import numpy as np
+
+    filled = min(count, max(1, most))
+    cumulative: Float64 = np.cumsum(cost, dtype=np.float64)
+    middle = cumulative - np.asarray(cost, np.float64) / 2
+    total = cumulative[-1] if len(cumulative) else 0.0
+    bounds = np.full(count + 1, len(middle), np.int64)
+    bounds[:filled] = np.searchsorted(middle, np.arange(filled) * (total / filled))
+    return bounds
+
+
+def write_index(
+    path: Path,
+    *,
+    first: Int64,
+    length: Int32,
+    offset: Int64,
+    digest: NDArray[np.uint64],
+    least: int,
+) -> None:
+    """Write the index of a bundle; see `Bundle`. The same arrays give the same bytes."""
+    import numpy as np
+
+    with open(path, "wb") as file:  # NumPy would append its own suffix to a path
+        np.savez(
+            file,
+            first=first.astype("<i8"),
+            length=length.astype("<i4"),
+            offset=offset.astype("<i8"),
+            digest=digest.astype("<u8"),
+            least=np.int64(least),
+        )
+
+
+def index_of(fasta: Path) -> Path:
+    """The path of the index next to a bundle's FASTA."""
+    return fasta.with_name(fasta.name.removesuffix(FASTA) + INDEX)
+
+
+def record_table_of(fasta: Path) -> Path:
+    """The path of the table of records next to a bundle's FASTA."""
+    return fasta.with_name(fasta.name.removesuffix(FASTA) + RECORD_TABLE)
