@@ -234,7 +234,10 @@ def live(folder: Path, model: Path, settings: str, way: str) -> Path:
     long = "truncate" if chosen else "auto"
     if way == "workflow":
         cleaning = ", ".join(f"{name}: {value}" for name, value in chosen.items())
-        sections = [f"embed={{include: [residue], long: {long}}}", f"shard={{least: 1, {cleaning}}}"]
+        sections = [
+            f"embed={{include: [residue], long: {long}}}",
+            f"shard={{least: 1, {cleaning}}}",
+        ]
         done = snakemake(folder, *config(model, *sections, fasta=fasta.name))
         assert done.code == 0, done.said
         return done.results / SAMPLE / "records.tsv"

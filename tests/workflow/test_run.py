@@ -74,7 +74,12 @@ def test_only_results_remain(whole_run):
         "report.html",
         "verdict.txt",
     }
-    jobs = {f"shard/{SAMPLE}", *(f"embed/{SAMPLE}/00000/{n}-of-2" for n in (1, 2)), "counts", "model"}
+    jobs = {
+        f"shard/{SAMPLE}",
+        *(f"embed/{SAMPLE}/00000/{n}-of-2" for n in (1, 2)),
+        "counts",
+        "model",
+    }
     jobs |= {f"gather_embed/{SAMPLE}", f"records/{SAMPLE}", "provenance", "report", "check_embed"}
     assert files - kept == {"logs/checked/embed"} | {
         f"logs/{job}.log" for job in [*jobs, "verdict"]

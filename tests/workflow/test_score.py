@@ -29,7 +29,15 @@ SCAN = [
 MODELS = "models: {one: {model}, two: demo}"
 SCORE = "saturation: true, plots: true"
 OF_TABLE = {"scores.tsv", "scores.json", "variants.sha256", "variants"}
-OF_ALL = {"saturation.h5", "heatmaps", "heatmaps.sha256", "records.tsv", "score", "bundles", "counts"}
+OF_ALL = {
+    "saturation.h5",
+    "heatmaps",
+    "heatmaps.sha256",
+    "records.tsv",
+    "score",
+    "bundles",
+    "counts",
+}
 OF_ALL |= {"inputs.sha256"}
 
 

@@ -51,12 +51,12 @@ rule records:
     params:
         esm=esm,
         bundles=lambda wildcards, input: Path(input.listed).parent,
-        count=lambda wildcards: len(BUNDLES[wildcards.sample]),
+        number=lambda wildcards: len(BUNDLES[wildcards.sample]),
         statuses=status_flags,
     message:
         "records: the outcome of each record of sample {wildcards.sample}"
     shell:
-        "{params.esm} aggregate records --bundles={params.bundles:q} --count {params.count}"
+        "{params.esm} aggregate records --bundles={params.bundles:q} --count {params.number}"
         " {params.statuses} --out={output.table:q} --counts={output.counts:q}"
         " 2>&1 | tee -- {log:q}"
 

@@ -81,14 +81,14 @@ if TABLES:
             runtime=240,
         params:
             esm=esm,
-            count=lambda wildcards: TABLE_RANGES[wildcards.sample],
+            number=lambda wildcards: TABLE_RANGES[wildcards.sample],
             split=lambda wildcards, input: Path(input.unusable).parent,
             folder=lambda wildcards, input: Path(input.scores[0]).parent,
         message:
             "join: the scores appended to the variant table of sample {wildcards.sample}"
         shell:
             "{params.esm} join --variants={input.variants:q} --split={params.split:q}"
-            " --scores={params.folder:q} --count {params.count} --out={output.scores:q}"
+            " --scores={params.folder:q} --count {params.number} --out={output.scores:q}"
             " --provenance={output.provenance:q} --counts={output.counts:q}"
             " --status={output.status:q} 2>&1 | tee -- {log:q}"
 

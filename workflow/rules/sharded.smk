@@ -243,7 +243,7 @@ def add_gather_rule(name, row, layout):
             runtime=240,
         params:
             esm=esm,
-            count=lambda wildcards: range_count(row.task, wildcards),
+            number=lambda wildcards: range_count(row.task, wildcards),
             bundle=lambda wildcards, input: input.index.replace(".index.npz", ".fasta"),
             ranges=lambda wildcards, output: output.status.removesuffix(".status.tsv"),
         message:
@@ -252,7 +252,7 @@ def add_gather_rule(name, row, layout):
             + ", into one file"
         shell:
             f"{{params.esm}} aggregate {name} --bundle={{params.bundle:q}}"
-            " --ranges={params.ranges:q} --count {params.count} --out={output.h5:q}"
+            " --ranges={params.ranges:q} --count {params.number} --out={output.h5:q}"
             " --status={output.status:q} 2>&1 | tee -- {log:q}"
 
 
