@@ -70,7 +70,7 @@ wildcard_constraints:
     range=r"\d{1,6}-of-\d{1,6}",
 
 
-def esm(wildcards, resources):
+def esm(wildcards, output):
     """A parameter: the shell text that starts the package's command line.
 
     Snakemake removes PYTHONPATH from the environment of a conda job, so it is set here. Other jobs
@@ -78,7 +78,8 @@ def esm(wildcards, resources):
     directory, which may contain anything, off the module path. The second variable makes messages
     name the keys of the config file, not flags.
 
-    A parameter that depends on resources reruns nothing when it changes: a clone may move.
+    A parameter that takes the output reruns nothing when it changes: a clone may move. One that took
+    resources would do that too, but Snakemake would evaluate those of all jobs at the start.
     """
     isolated = {DeploymentMethod.CONDA, DeploymentMethod.APPTAINER}
     has_own_python = isolated & set(workflow.deployment_settings.deployment_method)
@@ -87,7 +88,7 @@ def esm(wildcards, resources):
     return f"{variables} {python} -P -m esm_pipeline"
 
 
-def all_settings(wildcards, resources):
+def all_settings(wildcards, output):
     """A parameter that reruns nothing when it changes: the settings as JSON."""
     return settings.model_dump_json()
 
