@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import h5py
 import numpy as np
 
 from esm_pipeline.formats.bundles import Range, Work
@@ -44,3 +45,22 @@ def make_job(fasta: Path, part: Range, path: Path, work: Work = EMBED_WORK) -> N
 def values_of(first: np.ndarray) -> np.ndarray:
     """(U, WIDTH) made-up embeddings of sequences, by the index of their first record."""
     return (first[:, None] + np.arange(WIDTH) / WIDTH).astype(np.float32)
+
+
+def assert_same_results(one: Path, other: Path) -> None:
+    """All of two results is the same, values within 1e-4 or a step of float16."""
+    with h5py.File(one) as a, h5py.File(other) as b:
+        assert dict(a.attrs) == dict(b.attrs)
+        names: set[str] = set()
+        others: set[str] = set()
+        a.visit(names.add)
+        b.visit(others.add)
+        assert names == others
+        for name in names:
+            if isinstance(a[name], h5py.Group):
+                continue
+            if a[name].dtype.kind == "f":
+                steps = 1e-3 if a[name].dtype == np.float16 else 0  # float16 rounds in steps
+                np.testing.assert_allclose(a[name][...], b[name][...], rtol=steps, atol=1e-4)
+            else:
+                assert a[name][...].tolist() == b[name][...].tolist(), name
