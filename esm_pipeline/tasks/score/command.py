@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from esm_pipeline.errors import InputError
 from esm_pipeline.files import scratch_path
 from esm_pipeline.flags import section_from
+from esm_pipeline.formats.bundles import Range
 from esm_pipeline.formats.checksums import check_shard
 from esm_pipeline.formats.input_checksums import require_unchanged
 from esm_pipeline.formats.records import FAILED
@@ -34,13 +35,19 @@ from esm_pipeline.settings.sections import (
     StrategySettings,
 )
 from esm_pipeline.tasks.common import command
+from esm_pipeline.tasks.common.bundle_sequences import BundleSequences
+from esm_pipeline.tasks.common.gather import gather_ragged
 from esm_pipeline.tasks.common.model_file import MODEL_HELP
 from esm_pipeline.tasks.common.outcomes import format_counts
 from esm_pipeline.tasks.common.outputs import check_output, ending_of
 from esm_pipeline.tasks.common.plan import LengthPolicy, SequencePlan
 from esm_pipeline.tasks.common.progress import progress
-from esm_pipeline.tasks.common.sequences import SequenceSet, open_sequences, read_entries
-from esm_pipeline.tasks.common.shards import gather_ragged
+from esm_pipeline.tasks.common.sequences import (
+    SequenceSet,
+    UniqueSequences,
+    open_sequences,
+    read_entries,
+)
 from esm_pipeline.tasks.score.variant_table import (
     LIKELIHOOD,
     SCORE,
@@ -51,6 +58,7 @@ from esm_pipeline.tasks.score.variant_table import (
     write_scores,
 )
 from esm_pipeline.tasks.score.wild_types import open_wild_types
+from esm_pipeline.tasks.score.work import SATURATION_WORK
 
 if TYPE_CHECKING:
     from esm_pipeline.tasks.score.forward_passes import Ensemble
@@ -83,6 +91,8 @@ class ScoreArguments(NamedTuple):
     allow_empty: bool
     output: Path
     records: Path
+    """The table of the outcomes of all proteins; a range has none."""
+    range_: Range | None
     plots: Path | None
     provenance: Path | None
     checksums: Path | None
@@ -127,6 +137,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def outputs(args: argparse.Namespace) -> Outputs:
     """What `score` writes. Raises InputError for a path that cannot be written."""
     arguments = read_arguments(args)
+    if args.range:
+        return Outputs([arguments.output])
     files = [arguments.output, arguments.records, arguments.provenance, arguments.checksums]
     return Outputs(files, added_to=[arguments.plots] if arguments.plots else [])
 
@@ -138,7 +150,7 @@ def run(args: argparse.Namespace) -> int:
     arguments = read_arguments(args)
     summary, failed = saturate(arguments) if args.saturation else score_table(arguments)
     line = f"score: {summary}; {time.perf_counter() - started:.1f} s"
-    return command.finish(args, line, failed, arguments.records)
+    return command.finish(args, line, failed, None if args.range else arguments.records)
 
 
 def check_model(args: argparse.Namespace) -> None:
@@ -163,6 +175,8 @@ def read_arguments(args: argparse.Namespace) -> ScoreArguments:
     suffixes = SUFFIXES if args.variants else (SUFFIX, *SUFFIXES)
     ending_of(output, suffixes)
     inputs = [*wild_types, *filter(None, [args.variants])]
+    if args.range:
+        command.check_range_output(args, output, inputs)
     records = check_output(output, inputs, [args.provenance, args.sha256], suffixes)
     return ScoreArguments(
         settings=settings,
@@ -173,6 +187,7 @@ def read_arguments(args: argparse.Namespace) -> ScoreArguments:
         allow_empty=args.allow_empty,
         output=output,
         records=records,
+        range_=args.range,
         plots=args.plots,
         provenance=args.provenance,
         checksums=args.sha256,
@@ -247,10 +262,9 @@ def score_table(arguments: ScoreArguments) -> tuple[str, int]:
 def saturate(arguments: ScoreArguments) -> tuple[str, int]:
     """Score every substitution; returns the summary, and how many records failed."""
     output, quiet = arguments.output, arguments.quiet
-    with open_sequences(
-        *(arguments.wild_types, arguments.cleaning, output.parent),
-        allow_empty=arguments.allow_empty,
-    ) as sequence_set:
+    with open_saturated(arguments) as sequence_set:
+        if command.wrote_idle(sequence_set, output):
+            return "no sequences in this range", 0
         from esm_pipeline.tasks.score.heatmaps import draw_all
         from esm_pipeline.tasks.score.saturation import SaturationScorer, write_long_table
 
@@ -258,7 +272,7 @@ def saturate(arguments: ScoreArguments) -> tuple[str, int]:
         plan = plan_sequences(sequence_set, models, arguments.settings)
         scorer = SaturationScorer(arguments.settings, plan)
         work = scorer.work * len(models)
-        with writing(arguments, models) as (path, records), ExitStack() as stack:
+        with writing(arguments, models) as (path, *records), ExitStack() as stack:
             as_table = output.suffix.lower() != SUFFIX
             hdf5 = stack.enter_context(scratch_path(output)) if as_table else path
             with progress(SCORE, work, "tokens", quiet=quiet) as advance:
@@ -268,22 +282,32 @@ def saturate(arguments: ScoreArguments) -> tuple[str, int]:
                     draw_all(results, results, arguments.plots, quiet=quiet)
             if as_table:
                 write_long_table(hdf5, path, suffix_of(output))
-            counts = plan.write_outcomes(records)
+            counts = plan.write_outcomes(*records)
     residues = int(plan.lengths[plan.rows() >= 0].sum())
-    summary = f"{format_counts(counts, 'records')}; {residues:,} residues, {count_passes(models)}"
+    unit = "sequences of a range" if arguments.range_ else "records"
+    summary = f"{format_counts(counts, unit)}; {residues:,} residues, {count_passes(models)}"
     return summary, counts[FAILED]
 
 
+def open_saturated(arguments: ScoreArguments) -> SequenceSet | BundleSequences:
+    """The proteins of which every substitution is scored: of a file, or of a range of a bundle."""
+    wild_types, folder = arguments.wild_types, arguments.output.parent
+    if arguments.range_:
+        return BundleSequences(Path(*wild_types), arguments.range_, SCORE, SATURATION_WORK)
+    return open_sequences(wild_types, arguments.cleaning, folder, allow_empty=arguments.allow_empty)
+
+
 @contextmanager
-def writing(arguments: ScoreArguments, models: Ensemble) -> Iterator[tuple[Path, Path]]:
-    """Temporary paths of the output and of the table of records.
+def writing(arguments: ScoreArguments, models: Ensemble) -> Iterator[list[Path]]:
+    """Temporary paths of the output and of the table of records; of a range, only the output.
 
     They are moved into place together, with provenance and checksums if these are wanted.
     """
-    targets = [arguments.output, arguments.records, *filter(None, [arguments.provenance])]
-    with command.written_together(targets, arguments.checksums) as (output, records, *provenance):
-        yield output, records
-        for path in provenance:
+    results = [arguments.output, *([] if arguments.range_ else [arguments.records])]
+    targets = [*results, *filter(None, [arguments.provenance])]
+    with command.written_together(targets, arguments.checksums) as paths:
+        yield paths[: len(results)]
+        for path in paths[len(results) :]:
             facts = provenance_of(arguments.settings, models)
             path.write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
 
@@ -311,7 +335,7 @@ def find_models(choices: list[ModelChoice], settings: ScoreSettings) -> Ensemble
 
 
 def plan_sequences(
-    sequence_set: SequenceSet, models: Ensemble, settings: ScoreSettings
+    sequence_set: UniqueSequences, models: Ensemble, settings: ScoreSettings
 ) -> SequencePlan:
     """Which sequences are scored, and how much of each; the shortest position table counts."""
     limits = [model.config.max_residues for model in models.values()]

@@ -24,6 +24,7 @@ import numpy as np
 from esm_pipeline.errors import InputError
 from esm_pipeline.files import atomic_paths, naming_errors
 from esm_pipeline.flags import number_of_shards
+from esm_pipeline.formats.bundles import REMOVE_FOLDER
 from esm_pipeline.formats.checksums import LISTING, check_digests, check_listed
 from esm_pipeline.formats.records import (
     FAILED,
@@ -36,10 +37,9 @@ from esm_pipeline.formats.records import (
 from esm_pipeline.formats.tables.base import Column, Table
 from esm_pipeline.formats.tables.open import create_table, open_table
 from esm_pipeline.locks import Outputs
-from esm_pipeline.settings import shard_names
+from esm_pipeline.settings.result_names import bundle_names as shard_names
 from esm_pipeline.tasks.common.outcomes import format_counts, write_status
 from esm_pipeline.tasks.common.outputs import write_checksums
-from esm_pipeline.tasks.common.shards import REMOVE_FOLDER
 from esm_pipeline.tasks.score.split import STATUS, SUFFIX, UNUSABLE
 from esm_pipeline.tasks.score.variant_table import SCORE
 

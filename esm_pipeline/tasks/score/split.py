@@ -36,12 +36,12 @@ from esm_pipeline.formats.mutations import spell
 from esm_pipeline.formats.tables.base import Column
 from esm_pipeline.formats.tables.open import create_table, open_table
 from esm_pipeline.locks import Outputs
-from esm_pipeline.settings import shard_names
+from esm_pipeline.settings.result_names import bundle_names as shard_names
 from esm_pipeline.settings.sections import CleaningSettings, StrategySettings, VariantSettings
 from esm_pipeline.tasks.common.outcomes import write_status
 from esm_pipeline.tasks.common.plan import LengthPolicy, SequencePlan
 from esm_pipeline.tasks.common.sequences import DIGEST_BYTES, SequenceSet
-from esm_pipeline.tasks.common.shards import forward_cost
+from esm_pipeline.tasks.common.work import forward_cost
 from esm_pipeline.tasks.score.variant_table import (
     LIKELIHOOD,
     SCORE,
