@@ -22,7 +22,16 @@ from numpy.typing import NDArray
 
 from esm_pipeline.errors import DamagedError, InputError
 from esm_pipeline.formats.results.attributes import read_attribute
-from esm_pipeline.formats.results.layout import STORED_DTYPES, Array, Per, unit_starts
+from esm_pipeline.formats.results.layout import (
+    BY_ID,
+    BY_SEQUENCE,
+    KEY_TYPE,
+    POSITION_TYPE,
+    STORED_DTYPES,
+    Array,
+    Per,
+    unit_starts,
+)
 
 MOST_DATASETS = 10_000
 FIRST_BYTES = 1 << 20
@@ -143,6 +152,8 @@ def check_datasets(file: h5py.File, rules: Sequence[DatasetRule] = ()) -> dict[s
     require_offsets("offset", found, sizes["U"] + 1, file_bytes)
     first, residues = found["offset"][[0, -1]] if sizes["U"] else (0, 0)
     require(first == 0 and residues >= sizes["U"], "offset")
+    for pair in (BY_ID, BY_SEQUENCE):
+        require_lookup(pair, found, sizes["N"], file_bytes)
     for name, item in found.items():
         for rule in rules:
             if re.fullmatch(rule.name, name):
@@ -169,6 +180,21 @@ def require_offsets(name: str, found: dict[str, h5py.Dataset], size: int, file_b
     require_contiguous(name, found[name], file_bytes)
 
 
+def require_lookup(
+    pair: tuple[str, str], found: dict[str, h5py.Dataset], size: int, file_bytes: int
+) -> None:
+    """Raise ValueError unless both datasets of a lookup are in the file, with `size` keys each.
+
+    A file may have neither.
+    """
+    if not any(name in found for name in pair):
+        return
+    for name, dtype in zip(pair, (KEY_TYPE, POSITION_TYPE), strict=True):
+        require(name in found, name)
+        require(found[name].shape == (size,) and found[name].dtype == dtype, name)
+        require_contiguous(name, found[name], file_bytes)
+
+
 def require_shape(
     name: str, item: h5py.Dataset, rule: DatasetRule, sizes: dict[str, int], residues: int
 ) -> None:
@@ -182,8 +208,10 @@ def require_shape(
         require(size == expected, name)
 
 
-def read_texts(file: h5py.File, name: str) -> list[str]:
-    """A dataset of text, such as `id`. Raises ValueError or OSError if its text is damaged.
+def read_texts(file: h5py.File, name: str, first: int = 0, stop: int | None = None) -> list[str]:
+    """[first, stop) of a dataset of text, such as `id`, or all of it.
+
+    Raises ValueError or OSError if its text is damaged.
 
     Each text is stored elsewhere in the file, with its length and place in the dataset. The lengths
     are checked first: HDF5 would allocate 4 GB if a length said so.
@@ -191,16 +219,18 @@ def read_texts(file: h5py.File, name: str) -> list[str]:
     dataset = file[name]
     string = h5py.check_string_dtype(dataset.dtype)
     require(string and string.length is None and dataset.ndim == 1, name)
-    if not dataset.size:
+    stop = dataset.size if stop is None else stop
+    require(0 <= first <= stop <= dataset.size, name)
+    if first == stop:
         return []
     kind = np.dtype([("bytes", "<u4"), ("place", "<u8"), ("number", "<u4")])
     with open(file.filename, "rb") as handle:
-        handle.seek(dataset.id.get_offset())
-        stored = np.fromfile(handle, kind, dataset.size)
+        handle.seek(dataset.id.get_offset() + first * kind.itemsize)
+        stored = np.fromfile(handle, kind, stop - first)
         size = os.fstat(handle.fileno()).st_size
     total = int(stored["bytes"].sum(dtype=np.uint64))
-    require(len(stored) == dataset.size and total <= size, name)
-    texts: list[str] = dataset.asstr()[...].tolist()
+    require(len(stored) == stop - first and total <= size, name)
+    texts: list[str] = dataset.asstr()[first:stop].tolist()
     return texts
 
 
