@@ -8,10 +8,10 @@ order.
 from __future__ import annotations
 
 from array import array
-from bisect import bisect_left, bisect_right
+from bisect import bisect_right
 from collections.abc import Iterable, Iterator
 from hashlib import blake2b, sha256
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,7 +24,7 @@ from esm_pipeline.formats.results.layout import (
     POSITION_TYPE,
     RecordRow,
 )
-from esm_pipeline.formats.results.stored import StoredArray
+from esm_pipeline.formats.results.stored import Numbers, first_place
 
 KEY_BYTES = 8
 
@@ -83,9 +83,6 @@ def sorted_keys(keys: NDArray[np.uint64]) -> tuple[NDArray[np.uint64], NDArray[n
     return keys[order], order.astype(POSITION_TYPE)
 
 
-Numbers: TypeAlias = StoredArray | NDArray[Any]
-
-
 class Lookup:
     """The records with a key: `keys` (N,) are ascending, `positions` (N,) their records."""
 
@@ -93,11 +90,9 @@ class Lookup:
         self._keys, self._positions = keys, positions
 
     def positions(self, key: int) -> Int64:
-        """The positions of the records with a key, in input order; empty if there are none.
-
-        Reads as many keys as there are bits in N, and these records.
-        """
-        wanted = np.uint64(key)
-        first = bisect_left(self._keys, wanted)
-        stop = bisect_right(self._keys, wanted, first)
+        """The positions of the records with a key, in input order; empty if there are none."""
+        count, wanted = len(self._keys), np.uint64(key)
+        first = stop = first_place(self._keys, wanted, guess=key * count >> 8 * KEY_BYTES)
+        if first < count and self._keys[first] == wanted:
+            stop = bisect_right(self._keys, wanted, first)
         return np.asarray(self._positions[first:stop], np.int64)

@@ -22,14 +22,14 @@ from esm_pipeline.arrays import Int32, Int64
 from esm_pipeline.errors import InputError
 from esm_pipeline.formats.results.layout import BY_ID, BY_SEQUENCE, Per
 from esm_pipeline.formats.results.lookup import Lookup, hashes_of, id_hash, sorted_keys
-from esm_pipeline.formats.results.stored import StoredArray
+from esm_pipeline.formats.results.stored import StoredArray, first_place
 from esm_pipeline.formats.results.validation import (
     DatasetRule,
     check_datasets,
     damaged_result,
-    read_texts,
     reading,
     require,
+    texts_in,
 )
 
 HASHED_AT_ONCE = 1 << 14
@@ -109,7 +109,11 @@ class ResultPart:
         """The ids of the records [first, stop)."""
         file = self.file
         with self.reading():
-            return read_texts(file, "id", first, stop)
+            return texts_in(file, self._id, first, stop)
+
+    @cached_property
+    def _id(self) -> h5py.Dataset:
+        return self.file["id"]
 
     def rows(self, first: int, stop: int) -> Int64:
         """The rows of the records [first, stop)."""
@@ -157,11 +161,13 @@ class ResultPart:
 
     def position_of_index(self, index: int) -> int | None:
         """The position of the record with an index, or None."""
-        stored = self.array("index")
-        place = self.first_from(index)
+        stored, last = self.array("index"), self.last_index
+        if not 0 <= index <= last:
+            return None
+        place = first_place(stored, index, guess=index * self.record_count // (last + 1))
         return place if place < len(stored) and stored[place] == index else None
 
-    @property
+    @cached_property
     def last_index(self) -> int:
         """The largest index of a record; -1 without records."""
         return int(self.array("index")[self.record_count - 1]) if self.record_count else -1

@@ -8,16 +8,17 @@ from __future__ import annotations
 
 import math
 import os
+from bisect import bisect_left
 from collections.abc import Callable, Iterator
 from itertools import pairwise
-from typing import Any
+from typing import Any, TypeAlias
 
 import h5py
 import numpy as np
 from numpy.typing import NDArray
 
 from esm_pipeline.arrays import Int64
-from esm_pipeline.formats.results.validation import damaged_result, reading, require
+from esm_pipeline.formats.results.validation import damaged_result, unreadable
 
 NEAR_BYTES = 16 << 10
 """Values that are no further apart are read at once: this takes as long as another call."""
@@ -72,15 +73,36 @@ class StoredArray:
 
     def _read(self, first: int, stop: int) -> NDArray[Any]:
         file = self._open_file()
-        with reading(self.path):
-            require(0 <= first <= stop <= len(self), self._name)
-            values = np.empty((stop - first, *self.shape[1:]), self.dtype)
-            rest = values.reshape(-1).view(np.uint8).data
-            number, place = file.id.get_vfd_handle(), self._offset + first * self._item_bytes
-            while len(rest):
+        if not 0 <= first <= stop <= len(self):
+            raise damaged_result(self.path, f"{self._name!r} does not have what others point to")
+        values = np.empty((stop - first, *self.shape[1:]), self.dtype)
+        rest = values.reshape(-1).view(np.uint8).data
+        number, place = file.id.get_vfd_handle(), self._offset + first * self._item_bytes
+        while len(rest):
+            try:
                 data = os.pread(number, len(rest), place)
-                if not data:
-                    raise damaged_result(self.path, "cut short since it was opened")
-                rest[: len(data)] = data
-                rest, place = rest[len(data) :], place + len(data)
+            except OSError as error:
+                raise unreadable(self.path, error) from None
+            if not data:
+                raise damaged_result(self.path, "cut short since it was opened")
+            rest[: len(data)] = data
+            rest, place = rest[len(data) :], place + len(data)
         return values
+
+
+Numbers: TypeAlias = StoredArray | NDArray[Any]
+
+
+def first_place(ascending: Numbers, number: int | np.uint64, guess: int) -> int:
+    """The first place with `number` or a larger one; the length where there is none.
+
+    Looks around the place `guess`, as far as it would be off by chance: of numbers that are spread
+    evenly, one look finds it. Otherwise there is one look for each bit of the length.
+    """
+    count = len(ascending)
+    reach = 64 + 4 * math.isqrt(count)
+    low, high = max(0, min(guess, count) - reach), min(count, max(0, guess) + reach)
+    place = low + int(np.searchsorted(ascending[low:high], number))
+    if (low < place or low == 0) and (place < high or high == count):
+        return place
+    return bisect_left(ascending, number)
