@@ -336,11 +336,19 @@ def gather_ragged(
     """
     rows, model = gathered.rows, gathered.computed[0]
     lengths = np.zeros(int(np.count_nonzero(rows >= 0)), np.int32)
+    digests = np.zeros(len(lengths), np.uint64)
+    digests[rows[rows >= 0]] = gathered.bundle.digest[rows >= 0]
     own_rows = [one[one >= 0] for one in (rows[file.first : file.stop] for file in gathered.files)]
     for file, own in zip(gathered.files, own_rows, strict=True):
         lengths[own] = file.lengths
     with RaggedWriter(
-        output, model.arrays, lengths, len(records), records, model.attributes
+        output,
+        model.arrays,
+        lengths,
+        len(records),
+        records,
+        model.attributes,
+        digests=digests,
     ) as writer:
         for file, own in zip(gathered.files, own_rows, strict=True):
             if len(own):

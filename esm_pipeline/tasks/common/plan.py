@@ -239,6 +239,7 @@ class ResultLayout:
             plan.entries(rows),
             {**self.attributes, **(part.attributes if part else {})},
             partial(lay_out_job, outcomes=StoredOutcomes.of(plan.outcomes())) if part else None,
+            plan.sequence_set.digest[rows >= 0],
         )
 
     def _leave_out_failures(self, path: Path, plan: SequencePlan, rows: Int64) -> None:
