@@ -79,14 +79,13 @@ class Tally:
             reasons = self.reasons[outcome.status]
             reasons[NUMBER.sub("#", outcome.reason)] += number
             if len(reasons) > DIFFERENT_REASONS:
-                self.reasons[outcome.status] = Counter(
-                    dict(reasons.most_common(DIFFERENT_REASONS // 2))
-                )
+                kept = sorted(reasons.items(), key=_commonest_first)[: DIFFERENT_REASONS // 2]
+                self.reasons[outcome.status] = Counter(dict(kept))
 
     def common_reasons(self) -> Iterator[tuple[str, str, int]]:
-        """The most common reasons of each status: status, reason, number of records."""
+        """The most common reasons of each status: status, reason, number; of equals by letters."""
         for status, reasons in self.reasons.items():
-            for reason, number in reasons.most_common(MOST_REASONS):
+            for reason, number in sorted(reasons.items(), key=_commonest_first)[:MOST_REASONS]:
                 yield status, reason, number
 
     def row(self) -> list[str]:
@@ -113,6 +112,10 @@ class Tally:
             )
         }
         return cls(text(values["step"]), sample, statuses, reasons, whole(values["duplicates"]))
+
+
+def _commonest_first(one: tuple[str, int]) -> tuple[int, str]:
+    return -one[1], one[0]
 
 
 @dataclass
