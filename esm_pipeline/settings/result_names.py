@@ -18,7 +18,10 @@ def bundle_names(count: int) -> list[str]:
 
 
 RECORDS = "records.tsv"
-SCORES = "scores.tsv"
+SCORES, SCORE_FACTS = "scores.tsv", "scores.json"
+RECORD_COUNTS, SCORE_COUNTS = "counts/records.json", "counts/scores.json"
+"""What is counted of the tables above while they are written."""
+
 INPUTS, VARIANTS = "inputs.sha256", "variants.sha256"
 """Digests of a sample's FASTA files, and of its variant table, when they were read."""
 
@@ -27,7 +30,7 @@ HEATMAPS = ("heatmaps", "heatmaps.sha256")
 
 OF_TASK = {
     "embed": ("embeddings.h5",),
-    "score": ("saturation.h5", *HEATMAPS, SCORES, "scores.json", VARIANTS),
+    "score": ("saturation.h5", *HEATMAPS, SCORES, SCORE_FACTS, VARIANTS),
     "classify": ("classes.h5", "classes.tsv", "residue_classes.h5"),
     "fold": STRUCTURES,
 }
