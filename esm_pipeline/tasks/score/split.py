@@ -62,7 +62,13 @@ from esm_pipeline.tasks.score.wild_types import open_wild_types
 
 SUFFIX = ".tsv"
 UNUSABLE, STATUS = "unusable.tsv", "status.tsv"
-SPLIT_FILES = (VARIANT_ROWS, index_of_rows(Path(VARIANT_ROWS)).name, WILD_TYPE_FASTA, STATUS, UNUSABLE)
+SPLIT_FILES = (
+    VARIANT_ROWS,
+    index_of_rows(Path(VARIANT_ROWS)).name,
+    WILD_TYPE_FASTA,
+    STATUS,
+    UNUSABLE,
+)
 """What a split consists of, in the order in which it is written."""
 
 REASONS = (Column("row", "whole"), Column("reason", "text"))
