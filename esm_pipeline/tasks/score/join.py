@@ -236,7 +236,7 @@ def append_scores(path: Path, table: Table, joined: JoinedScores, unusable: Path
             first += block.count
             count_block(tally, histograms, statuses, reasons, scores)
     if scored != joined.count or next(others, None) is not None:
-        raise InputError(f"{shown(table.path)}: has fewer rows than the ranges; {INDEX_REMEDY}")
+        raise InputError(f"{shown(table.path)}: has fewer rows than were split; {INDEX_REMEDY}")
     return Counts([tally], histograms)
 
 

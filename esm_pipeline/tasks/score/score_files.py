@@ -105,8 +105,8 @@ def score_files(
         last = len(bundle) if name == names[-1] else stop
         if first != done or stop != last or not first <= stop <= len(bundle):
             raise InputError(
-                f"{path}: has groups {first} to {stop} of {len(bundle)}, but the ranges before it "
-                f"end at {done}; {CHECKSUM_REMEDY}"
+                f"{path}: has groups {first} to {stop} of {len(bundle)}, which does not fit to the "
+                f"ranges before it, up to {done}; {CHECKSUM_REMEDY}"
             )
         if len(found.rows) != ends[stop] - ends[first]:
             raise InputError(f"{path}: does not have the rows of its range; {CHECKSUM_REMEDY}")
