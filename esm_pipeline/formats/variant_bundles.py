@@ -23,8 +23,8 @@ from numpy.typing import NDArray
 
 from esm_pipeline.arrays import Int32, Int64
 from esm_pipeline.errors import InputError
-from esm_pipeline.formats.bundles import INDEX, INDEX_REMEDY, Range, Work, range_bounds
-from esm_pipeline.formats.checksums import CHECKSUM_REMEDY, check_shard, sha256
+from esm_pipeline.formats.bundles import INDEX, REMOVE_FOLDER, Range, Work, range_bounds
+from esm_pipeline.formats.checksums import CHECKSUM_REMEDY, require_listed, sha256
 
 VARIANT_ROWS, WILD_TYPE_FASTA = "variants.tsv", "wild_types.fasta"
 VARIANT_COLUMNS = ("row", "protein", "mutant")
@@ -75,19 +75,19 @@ class VariantBundle:
         path = index_of_rows(table)
         try:
             digest = sha256(path)
-            check_shard(path, digest)
+            require_listed(path, digest)
             with np.load(path, allow_pickle=False) as stored:
                 found = {name: stored[name] for name in INDEX_ARRAYS}
                 least = int(stored["least"])
         except FileNotFoundError:
-            raise InputError(f"{path}: no such file; check the path") from None
+            raise InputError(f"{path}: no such file; give a table of `split`") from None
         except OSError as error:
             raise InputError(
-                f"{path}: cannot be read ({error.strerror or error}); {INDEX_REMEDY}"
+                f"{path}: cannot be read ({error.strerror or error}); {REMOVE_FOLDER}"
             ) from None
         except (ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
             raise InputError(
-                f"{path}: not the index of a variant table ({error}); {INDEX_REMEDY}"
+                f"{path}: not the index of a variant table ({error}); {REMOVE_FOLDER}"
             ) from None
         return cls(table, fasta, **found, least=least, sha256=digest)
 

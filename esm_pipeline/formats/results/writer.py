@@ -34,8 +34,8 @@ class RaggedWriter:
     """Creates a file at `path` and writes the rows of its arrays, in any order.
 
     `lengths` (U,) are the residues of each row; `entries` are the rows of the N = `records`
-    records, in input order. A row that is never written reads as zeros. Raises OSError; a full disk
-    is noticed at once, not later.
+    records, in input order; `add` adds further datasets to the file. A row that is never written
+    reads as zeros. Raises OSError; a full disk is noticed at once, not later.
     """
 
     def __init__(
@@ -46,6 +46,7 @@ class RaggedWriter:
         records: int,
         entries: Iterable[RecordRow],
         attributes: Mapping[str, Any],
+        add: Callable[[h5py.File], None] | None = None,
     ) -> None:
         self.arrays = {array.name: array for array in arrays}
         self._starts = {
@@ -54,7 +55,7 @@ class RaggedWriter:
         }
         # In a thread: a signal may interrupt the main thread anywhere, but must not interrupt HDF5.
         with ThreadPoolExecutor(1) as thread:
-            thread.submit(self._lay_out, path, lengths, records, entries, attributes).result()
+            thread.submit(self._lay_out, path, lengths, records, entries, attributes, add).result()
         self._file = os.open(path, os.O_WRONLY)
         try:
             reserve(self._file)
@@ -69,12 +70,16 @@ class RaggedWriter:
         records: int,
         entries: Iterable[RecordRow],
         attributes: Mapping[str, Any],
+        add: Callable[[h5py.File], None] | None,
     ) -> None:
         with create_hdf5(path) as (file, disk):
-            file.attrs.update({**attributes, "format_version": FORMAT_VERSION})
+            found = {**attributes, "format_version": FORMAT_VERSION}
+            file.attrs.update(sorted(found.items()))  # their order is in the file
             write_record_rows(file, records, entries, disk.check)
             create_flat(file, "length", "<i4", (len(lengths),))[...] = lengths
             create_flat(file, "offset", "<i8", (len(lengths) + 1,))[...] = self._starts["residue"]
+            if add:
+                add(file)
             self._offsets = {name: self._create(file, name) for name in self.arrays}
 
     def _create(self, file: h5py.File, name: str) -> int | None:

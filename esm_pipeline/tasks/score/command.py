@@ -21,7 +21,7 @@ import numpy as np
 
 from esm_pipeline.arrays import Float64
 from esm_pipeline.errors import InputError
-from esm_pipeline.files import scratch_path
+from esm_pipeline.files import atomic_path, scratch_path
 from esm_pipeline.flags import section_from
 from esm_pipeline.formats.bundles import Range
 from esm_pipeline.formats.checksums import check_shard
@@ -40,13 +40,19 @@ from esm_pipeline.settings.sections import (
     StrategySettings,
 )
 from esm_pipeline.tasks.common import command
+from esm_pipeline.tasks.common.bundle_sequences import BundleSequences
+from esm_pipeline.tasks.common.gather import gather_ragged
 from esm_pipeline.tasks.common.model_file import MODEL_HELP
 from esm_pipeline.tasks.common.outcomes import format_counts
 from esm_pipeline.tasks.common.outputs import check_output, ending_of
 from esm_pipeline.tasks.common.plan import LengthPolicy, SequencePlan
 from esm_pipeline.tasks.common.progress import progress
-from esm_pipeline.tasks.common.sequences import SequenceSet, open_sequences, read_entries
-from esm_pipeline.tasks.common.shards import gather_ragged
+from esm_pipeline.tasks.common.sequences import (
+    SequenceSet,
+    UniqueSequences,
+    open_sequences,
+    read_entries,
+)
 from esm_pipeline.tasks.score.score_files import RangeScores, write_range_scores
 from esm_pipeline.tasks.score.variant_range import VariantPart
 from esm_pipeline.tasks.score.variant_table import (
@@ -60,6 +66,7 @@ from esm_pipeline.tasks.score.variant_table import (
     write_scores,
 )
 from esm_pipeline.tasks.score.wild_types import DEFAULT_COLUMN, WildTypes, open_wild_types
+from esm_pipeline.tasks.score.work import SATURATION_WORK
 
 if TYPE_CHECKING:
     from esm_pipeline.tasks.score.forward_passes import Ensemble
@@ -93,6 +100,8 @@ class ScoreArguments(NamedTuple):
     allow_empty: bool
     output: Path
     records: Path
+    """The table of the outcomes of all proteins; a range has none."""
+    range_: Range | None
     plots: Path | None
     provenance: Path | None
     checksums: Path | None
@@ -129,31 +138,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="commit, tag or branch, one for each --model",
     )
     parser.add_argument(
-        "--range",
-        type=range_named,
-        metavar="K-OF-N",
-        help="score one range of a table that `split` wrote, such as 3-of-40",
-    )
-    parser.add_argument(
         "--plots", type=Path, metavar="DIR", help="folder for heatmaps of a saturation"
     )
     command.add_task_flags(parser, (ScoreSettings, CleaningSettings), "models and versions")
 
 
-def range_named(text: str) -> Range:
-    """The range in an argument."""
-    try:
-        return Range.parse(text)
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(str(error)) from None
-
-
 def outputs(args: argparse.Namespace) -> Outputs:
     """What `score` writes. Raises InputError for a path that cannot be written."""
     arguments = read_arguments(args)
-    files = [arguments.output, arguments.provenance, arguments.checksums]
-    if not args.range:
-        files.append(arguments.records)
+    if args.range:
+        return Outputs([arguments.output])
+    files = [arguments.output, arguments.records, arguments.provenance, arguments.checksums]
     return Outputs(files, added_to=[arguments.plots] if arguments.plots else [])
 
 
@@ -165,11 +160,11 @@ def run(args: argparse.Namespace) -> int:
     if args.saturation:
         summary, failed = saturate(arguments)
     elif args.range:
-        summary, failed = score_range(arguments, args.range)
+        summary, failed = score_range(arguments)
     else:
         summary, failed = score_table(arguments)
     line = f"score: {summary}; {time.perf_counter() - started:.1f} s"
-    return command.finish(args, line, failed, arguments.output if args.range else arguments.records)
+    return command.finish(args, line, failed, None if args.range else arguments.records)
 
 
 def check_model(args: argparse.Namespace) -> None:
@@ -191,13 +186,13 @@ def read_arguments(args: argparse.Namespace) -> ScoreArguments:
         raise InputError(f"{' '.join(args.paths)}: give the wild types and the file to write")
     if args.plots and not args.saturation:
         raise InputError("--plots: draws the results of --saturation only; leave it out")
-    if args.range:
-        require_range(args, wild_types)
-    suffixes = SUFFIXES if args.variants else (SUFFIX, *SUFFIXES)
-    if args.range:
-        suffixes = (SUFFIX,)
+    if args.range and not wild_types:
+        raise InputError(f"{output}: give the wild types of the range as well")
+    suffixes = SUFFIXES if args.variants and not args.range else (SUFFIX, *SUFFIXES)
     ending_of(output, suffixes)
     inputs = [*wild_types, *filter(None, [args.variants])]
+    if args.range:
+        command.check_range_output(args, output, inputs)
     records = check_output(output, inputs, [args.provenance, args.sha256], suffixes)
     return ScoreArguments(
         settings=settings,
@@ -208,21 +203,12 @@ def read_arguments(args: argparse.Namespace) -> ScoreArguments:
         allow_empty=args.allow_empty,
         output=output,
         records=records,
+        range_=args.range,
         plots=args.plots,
         provenance=args.provenance,
         checksums=args.sha256,
         quiet=args.quiet,
     )
-
-
-def require_range(args: argparse.Namespace, wild_types: list[str]) -> None:
-    """Raise InputError for what does not go with --range."""
-    whole = {"plots": args.plots, "provenance": args.provenance, "sha256": args.sha256}
-    for name, value in whole.items():
-        if value:
-            raise InputError(f"--{name}: is of whole results, not of a --range; leave it out")
-    if not wild_types:
-        raise InputError(f"{args.paths[0]}: give the wild types of the range as well")
 
 
 def name_models(names: list[str], labels: list[str], revisions: list[str]) -> list[ModelChoice]:
@@ -268,15 +254,17 @@ def score_table(arguments: ScoreArguments) -> tuple[str, int]:
     return planned.summary(counts), counts[FAILED] + failed
 
 
-def score_range(arguments: ScoreArguments, part: Range) -> tuple[str, int]:
+def score_range(arguments: ScoreArguments) -> tuple[str, int]:
     """Score a range of a table that was split; returns the same."""
     columns = score_columns(arguments.settings.strategy, [one.label for one in arguments.models])
     names = [column.name for column in columns if column.kind == "number"]
-    work = VariantPart.open(Path(str(arguments.variants)), Path(arguments.wild_types[0]), part)
-    with command.written_together([arguments.output], None) as (output,):
-        if work.is_empty and part.number > 1:  # the first one always tells of the models
+    assert arguments.range_ and arguments.variants
+    paths = Path(arguments.variants), Path(*arguments.wild_types)
+    work = VariantPart.open(*paths, arguments.range_)
+    with atomic_path(arguments.output) as output:
+        if work.is_idle:
             write_range_scores(output, RangeScores.none(names), work.attributes)
-            return format_counts(Counter(), "variants"), 0
+            return "no variants in this range", 0
         table = work.table()
         with ExitStack() as stack:
             sequence_set = work.sequences(arguments.cleaning, arguments.output.parent)
@@ -354,10 +342,9 @@ def plan_table(
 def saturate(arguments: ScoreArguments) -> tuple[str, int]:
     """Score every substitution; returns the summary, and how many records failed."""
     output, quiet = arguments.output, arguments.quiet
-    with open_sequences(
-        *(arguments.wild_types, arguments.cleaning, output.parent),
-        allow_empty=arguments.allow_empty,
-    ) as sequence_set:
+    with open_saturated(arguments) as sequence_set:
+        if command.wrote_idle(sequence_set, output):
+            return "no sequences in this range", 0
         from esm_pipeline.tasks.score.heatmaps import draw_all
         from esm_pipeline.tasks.score.saturation import SaturationScorer, write_long_table
 
@@ -365,7 +352,7 @@ def saturate(arguments: ScoreArguments) -> tuple[str, int]:
         plan = plan_sequences(sequence_set, models, arguments.settings)
         scorer = SaturationScorer(arguments.settings, plan)
         work = scorer.work * len(models)
-        with writing(arguments, models) as (path, records), ExitStack() as stack:
+        with writing(arguments, models) as (path, *records), ExitStack() as stack:
             as_table = output.suffix.lower() != SUFFIX
             hdf5 = stack.enter_context(scratch_path(output)) if as_table else path
             with progress(SCORE, work, "tokens", quiet=quiet) as advance:
@@ -375,22 +362,32 @@ def saturate(arguments: ScoreArguments) -> tuple[str, int]:
                     draw_all(results, results, arguments.plots, quiet=quiet)
             if as_table:
                 write_long_table(hdf5, path, suffix_of(output))
-            counts = plan.write_outcomes(records)
+            counts = plan.write_outcomes(*records)
     residues = int(plan.lengths[plan.rows() >= 0].sum())
-    summary = f"{format_counts(counts, 'records')}; {residues:,} residues, {count_passes(models)}"
+    unit = "sequences of a range" if arguments.range_ else "records"
+    summary = f"{format_counts(counts, unit)}; {residues:,} residues, {count_passes(models)}"
     return summary, counts[FAILED]
 
 
+def open_saturated(arguments: ScoreArguments) -> SequenceSet | BundleSequences:
+    """The proteins of which every substitution is scored: of a file, or of a range of a bundle."""
+    wild_types, folder = arguments.wild_types, arguments.output.parent
+    if arguments.range_:
+        return BundleSequences(Path(*wild_types), arguments.range_, SCORE, SATURATION_WORK)
+    return open_sequences(wild_types, arguments.cleaning, folder, allow_empty=arguments.allow_empty)
+
+
 @contextmanager
-def writing(arguments: ScoreArguments, models: Ensemble) -> Iterator[tuple[Path, Path]]:
-    """Temporary paths of the output and of the table of records.
+def writing(arguments: ScoreArguments, models: Ensemble) -> Iterator[list[Path]]:
+    """Temporary paths of the output and of the table of records; of a range, only the output.
 
     They are moved into place together, with provenance and checksums if these are wanted.
     """
-    targets = [arguments.output, arguments.records, *filter(None, [arguments.provenance])]
-    with command.written_together(targets, arguments.checksums) as (output, records, *provenance):
-        yield output, records
-        for path in provenance:
+    results = [arguments.output, *([] if arguments.range_ else [arguments.records])]
+    targets = [*results, *filter(None, [arguments.provenance])]
+    with command.written_together(targets, arguments.checksums) as paths:
+        yield paths[: len(results)]
+        for path in paths[len(results) :]:
             facts = provenance_of(arguments.settings, models)
             path.write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
 
@@ -418,7 +415,7 @@ def find_models(choices: list[ModelChoice], settings: ScoreSettings) -> Ensemble
 
 
 def plan_sequences(
-    sequence_set: SequenceSet, models: Ensemble, settings: ScoreSettings
+    sequence_set: UniqueSequences, models: Ensemble, settings: ScoreSettings
 ) -> SequencePlan:
     """Which sequences are scored, and how much of each; the shortest position table counts."""
     limits = [model.config.max_residues for model in models.values()]

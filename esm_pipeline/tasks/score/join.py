@@ -25,7 +25,7 @@ from esm_pipeline.arrays import Float64, Int32, Int64, UInt8
 from esm_pipeline.errors import InputError
 from esm_pipeline.files import atomic_paths, naming_errors
 from esm_pipeline.flags import number_of_shards
-from esm_pipeline.formats.bundles import INDEX_REMEDY
+from esm_pipeline.formats.bundles import REMOVE_FOLDER
 from esm_pipeline.formats.checksums import CHECKSUM_REMEDY, LISTING, check_listed
 from esm_pipeline.formats.fasta import shown
 from esm_pipeline.formats.records import OK, SKIPPED, Outcome
@@ -228,7 +228,7 @@ def append_scores(path: Path, table: Table, joined: JoinedScores, unusable: Path
                 if number != first + place:
                     raise InputError(
                         f"{shown(table.path)}: row {first + place} is in no range, or in two; "
-                        f"{INDEX_REMEDY}"
+                        f"{REMOVE_FOLDER}"
                     )
             scores = np.where((codes == UNUSABLE_CODE)[:, None], np.nan, scores)
             writer.write(block, [statuses, reasons, *scores.T])
@@ -236,7 +236,7 @@ def append_scores(path: Path, table: Table, joined: JoinedScores, unusable: Path
             first += block.count
             count_block(tally, histograms, statuses, reasons, scores)
     if scored != joined.count or next(others, None) is not None:
-        raise InputError(f"{shown(table.path)}: has fewer rows than were split; {INDEX_REMEDY}")
+        raise InputError(f"{shown(table.path)}: has fewer rows than were split; {REMOVE_FOLDER}")
     return Counts([tally], histograms)
 
 

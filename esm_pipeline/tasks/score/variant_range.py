@@ -10,15 +10,12 @@ import numpy as np
 
 from esm_pipeline.arrays import Int64
 from esm_pipeline.errors import InputError
-from esm_pipeline.formats.bundles import INDEX_REMEDY, Range, Work
+from esm_pipeline.formats.bundles import REMOVE_FOLDER, Range
 from esm_pipeline.formats.tables.base import ROWS_AT_ONCE, Block, Table
 from esm_pipeline.formats.variant_bundles import VARIANT_COLUMNS, VariantBundle
 from esm_pipeline.settings.sections import AS_VALIDATED, CleaningSettings
 from esm_pipeline.tasks.common.sequences import SequenceSet, read_entries
-from esm_pipeline.tasks.common.shards import forward_cost
-
-VARIANTS_WORK = Work(forward_cost)
-"""A forward pass of a variant costs as much as any other."""
+from esm_pipeline.tasks.score.work import VARIANTS_WORK
 
 
 class RangeBlock(Block):
@@ -65,7 +62,7 @@ class RangeTable(Table):
 
     def malformed(self) -> InputError:
         """The error that the rows are not as `split` writes them."""
-        return InputError(f"{self.path}: not the rows of a variant table; {INDEX_REMEDY}")
+        return InputError(f"{self.path}: not the rows of a variant table; {REMOVE_FOLDER}")
 
 
 @dataclass(frozen=True)
@@ -83,9 +80,9 @@ class VariantPart:
         return cls(bundle, part, bundle.span(VARIANTS_WORK, part))
 
     @property
-    def is_empty(self) -> bool:
-        """Whether there is nothing to score."""
-        return self.span.start == self.span.stop
+    def is_idle(self) -> bool:
+        """Whether there is nothing to score, and the first range tells of the models."""
+        return self.span.start == self.span.stop and self.part.number > 1
 
     @property
     def attributes(self) -> dict[str, str]:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from esm_pipeline.tasks.common.shards import EVEN_LENGTH
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -22,7 +23,6 @@ from esm_pipeline.formats.records import read_records
 from esm_pipeline.settings import shard_names
 from esm_pipeline.settings.sections import CleaningSettings
 from esm_pipeline.tasks.common.sequences import open_sequences
-from esm_pipeline.tasks.common.shards import EVEN_LENGTH
 from esm_pipeline.tasks.run import shard as module
 from esm_pipeline.tasks.run.shard import deal
 

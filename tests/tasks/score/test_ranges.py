@@ -15,6 +15,7 @@ import pandas as pd
 import pytest
 
 from esm_pipeline.errors import InputError
+from esm_pipeline.formats.checksums import write_digests
 from esm_pipeline.formats.records import FAILED, OK, SKIPPED, Outcome, read_records, read_status
 from esm_pipeline.formats.results.job_files import StoredOutcomes, seal
 from esm_pipeline.formats.tables import text as text_tables
@@ -296,7 +297,9 @@ def damage(folder: Path, what: str) -> None:
     elif what == "unusable rows":
         lines = unusable.read_text().splitlines()
         unusable.write_text("\n".join([lines[0], *lines[2:]]) + "\n")
-        unusable.with_name("digests.sha256").unlink()
+        names = ("variants.index.npz", "status.tsv", "unusable.tsv")
+        files = {name: unusable.with_name(name) for name in names}
+        write_digests(unusable.with_name("digests.sha256"), files)
     elif what == "a reason":
         unusable.write_text(unusable.read_text().replace("residue", "Residue", 1))
     elif what == "an outcome":

@@ -16,9 +16,10 @@ from hypothesis import strategies as st
 from esm_pipeline.cli import main
 from esm_pipeline.errors import InputError
 from esm_pipeline.formats.bundles import Range, Work
+from esm_pipeline.formats.checksums import write_digests
 from esm_pipeline.tasks.score import split
 from esm_pipeline.tasks.score.split import changes, cut_large
-from esm_pipeline.tasks.score.variant_range import VARIANTS_WORK
+from esm_pipeline.tasks.score.work import VARIANTS_WORK
 from tests.tasks.score.ranging import (
     LIKELIHOOD,
     VARIANTS,
@@ -145,9 +146,9 @@ def test_short_ranges_are_joined(tmp_path):
     proteins = ["ACDEF" * 4, "GHIKL" * 4]
     rows = [(p, f"{one[at]}{at + 1}W") for p, one in enumerate(proteins) for at in range(20)]
     bundle, _ = split_rows(tmp_path, rows, proteins, MARGINAL, 210)
-    assert np.diff(bundle.bounds(VARIANTS_WORK, 9)).astype(bool).tolist() == [True] * 4 + [
-        False
-    ] * 5  # 40 passes of 20 residues, and 40 rows: 840
+    assert (
+        np.diff(bundle.bounds(VARIANTS_WORK, 9)).astype(bool).tolist() == [True] * 4 + [False] * 5
+    )  # 40 passes of 20 residues, and 40 rows: 840
     half = Work(VARIANTS_WORK.cost, 0.5)
     assert np.count_nonzero(np.diff(bundle.bounds(half, 9))) == len(bundle) == 4
 
@@ -233,10 +234,10 @@ def test_a_damaged_byte_is_seen(tmp_path, name, message):
 
 def test_an_index_of_another_kind_is_refused(tmp_path):
     split_rows(tmp_path, [(0, "A1W")], ["ACD"], MARGINAL, 1)
-    (tmp_path / "split" / "digests.sha256").unlink()
     path = tmp_path / "split" / "variants.index.npz"
     with open(path, "wb") as file:
         np.savez(file, first=np.arange(3), least=3)
+    write_digests(path.with_name("digests.sha256"), {path.name: path})
     with pytest.raises(InputError, match="not the index of a variant table .*remove the folder"):
         bundle_in(tmp_path / "split")
     path.unlink()
