@@ -90,8 +90,8 @@ def run(args: argparse.Namespace) -> int:
         parts = score_files(args.scores, args.count, bundle)
         first = next(parts)
         joined = JoinedScores(scratch, bundle, first[1])
-        for path, found in chain([first], parts):
-            joined.add(path, found)
+        for place, found in chain([first], parts):
+            joined.add(place, found)
         counts = append_scores(out, table, joined, args.split / UNUSABLE)
         provenance.write_text(json.dumps(joined.provenance, indent=2) + "\n", encoding="utf-8")
         write_status(status, SCORE, joined.outcomes_of_records(args.split / STATUS))

@@ -254,12 +254,10 @@ class VariantSpool:
             return self._lengths[protein].astype(np.int64)
         if self._strategy == JOINT:
             return np.ones(len(starts), np.int64)
-        sites, last = (
-            method.reduceat(np.frombuffer(values, np.int32)[order], starts)
-            for method, values in ((np.add, self._sites), (np.maximum, self._last))
-        )
-        positions = last - (keys[starts] & 0xFFFFFFFF) + 1
-        return np.maximum(1, np.minimum(sites, positions))
+        sites, last = (np.frombuffer(one, np.int32)[order] for one in (self._sites, self._last))
+        positions = np.maximum.reduceat(last, starts) - (keys[starts] & 0xFFFFFFFF) + 1
+        found: Int64 = np.minimum(np.add.reduceat(sites, starts, dtype=np.int64), positions)
+        return np.maximum(1, found)
 
     def lines(self, rows: Int64) -> Iterator[bytes]:
         """The lines of some rows, a block at a time."""
