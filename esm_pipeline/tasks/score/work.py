@@ -1,4 +1,4 @@
-"""How the work of a saturation grows with the proteins."""
+"""How the work of a saturation, and of a table of variants, grows with the proteins."""
 
 from __future__ import annotations
 
@@ -13,3 +13,6 @@ def saturation_cost(lengths: Int64) -> Int64:
 
 
 SATURATION_WORK = Work(saturation_cost, least=LEAST_OF_LONG_WORK)
+
+VARIANTS_WORK = Work(forward_cost)
+"""That of each forward pass of a variant bundle."""
