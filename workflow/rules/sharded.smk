@@ -8,7 +8,12 @@ from esm_pipeline.formats.variant_bundles import VariantBundle
 from esm_pipeline.tasks.classify.work import CLASSIFY_WORK, classify_request
 from esm_pipeline.tasks.embed.work import EMBED_WORK, embed_request
 from esm_pipeline.tasks.fold.work import FOLD_WORK, fold_request
-from esm_pipeline.tasks.score.work import SATURATION_WORK, saturation_request, variants_request
+from esm_pipeline.tasks.score.work import (
+    SATURATION_WORK,
+    VARIANTS_WORK,
+    saturation_request,
+    variants_request,
+)
 
 
 class ShardRule(NamedTuple):
@@ -16,7 +21,8 @@ class ShardRule(NamedTuple):
 
     task: str  # the command, and the section of the settings
     request: Callable  # what a job asks for: see `esm_pipeline/tasks/common/requests.py`
-    work: Work | None = None  # how its cost grows with length; None for a table of variants
+    work: Work  # how its cost grows with length
+    of_table: bool = False  # whether it computes rows of a variant table, and not sequences
     result: str = ""  # the file that the ranges of a bundle are gathered into, if any
     content: str = ""  # of that file, for the message
     folder: str = ""  # of the results of the jobs, if not that of the task
@@ -27,25 +33,21 @@ class ShardRule(NamedTuple):
 
     @property
     def input(self):
-        """Patterns of the files of a bundle by name, those that the request follows from first."""
-        folder = f"{OUT}/{{sample}}/" + ("bundles" if self.work else "split")
-        names = (
-            ("{bundle}.index.npz", "{bundle}.fasta")
-            if self.work
-            else ("variants.index.npz", "wild_types.fasta")
-        )
-        files = dict(zip(("index", "fasta"), (f"{folder}/{name}" for name in names), strict=True))
-        if not self.work:
-            files |= {
-                "variants": f"{folder}/variants.tsv",
-                "table": f"{OUT}/{{sample}}/variants.sha256",
-            }
-        return {**files, "listed": f"{folder}/digests.sha256"}
+        """Patterns of the files that a job takes its range from, by name."""
+        if not self.of_table:
+            names = {"index": "{bundle}.index.npz", "fasta": "{bundle}.fasta"}
+            folder, more = "bundles", {}
+        else:
+            names = {"index": "variants.index.npz", "rows": "variants.tsv"}
+            folder, more = "split", {"table": f"{OUT}/{{sample}}/variants.sha256"}
+            names |= {"fasta": "wild_types.fasta"}
+        names |= {"listed": "digests.sha256"}
+        return {name: f"{OUT}/{{sample}}/{folder}/{file}" for name, file in names.items()} | more
 
     @property
     def place(self):
         """Of a job: its folder in that of the sample, and its name, as a pattern."""
-        return "{bundle}/{range}" if self.work else "{range}"
+        return "{range}" if self.of_table else "{bundle}/{range}"
 
     @property
     def output(self):
@@ -116,30 +118,32 @@ SHARD_RULES = {
     ),
     "score_variants": ShardRule(
         task="score",
+        work=VARIANTS_WORK,
+        of_table=True,
         request=variants_request,
         needed=bool(TABLES),
         folder="variants",
         ensemble=True,
-        options=("--unchanged={input.table:q}", "--variants={input.variants:q}"),
+        options=("--unchanged={input.table:q}", "--variants={input.rows:q}"),
     ),
 }
 
 
 @cache
-def opened(index, work):
-    """The bundle with this index: that of a table of variants if its rows have no `work`."""
-    return Bundle.open(index) if work else VariantBundle.open(index)
+def opened(*files):
+    """The bundle of sequences (its FASTA), or of rows (their table, and the FASTA of proteins)."""
+    kind = Bundle if len(files) == 1 else VariantBundle
+    return kind.open(*map(Path, files))
 
 
 @cache
-def request_of(name, index, part, models, attempt):
-    """What a job asks for, from the range `part` of its bundle."""
+def request_of(name, files, part, models, attempt):
+    """What a job asks for: it computes the range `part` of the bundle in some files."""
     row = SHARD_RULES[name]
-    bundle = opened(index, bool(row.work))
-    found = Range.parse(part)
-    span = bundle.span(row.work, found) if row.work else bundle.span(found)
-    more = {} if row.work else {"passes": bundle.passes[span]}
     try:
+        bundle = opened(*files)
+        span = bundle.span(row.work, Range.parse(part))
+        more = {"passes": bundle.passes[span]} if row.of_table else {}
         return row.request(
             [*map(Path, models)],
             getattr(settings, row.task).computing(),
@@ -147,7 +151,7 @@ def request_of(name, index, part, models, attempt):
             **more,
             attempt=attempt,
             limits=settings.limits,
-            where=f"{name}, range {part} of {index}",
+            where=f"{name}, range {part} of {files[0]}",
         )
     except InputError as error:
         raise WorkflowError(str(error)) from None
@@ -157,9 +161,10 @@ def requested(name, what):
     """A resource function: `what` the job of a rule asks for, from its range and its models."""
 
     def amount(wildcards, input, attempt):
+        files = (input.rows, input.fasta) if SHARD_RULES[name].of_table else (input.fasta,)
         for file in (input.index, *input.model):
             os.stat(file)  # a missing one is a resource that is not known yet
-        wanted = request_of(name, input.index, wildcards.range, tuple(input.model), attempt)
+        wanted = request_of(name, files, wildcards.range, tuple(input.model), attempt)
         return getattr(wanted, what)
 
     return amount
@@ -209,7 +214,7 @@ def add_compute_rule(name, row):
             validated=validated_flags,
         message:
             f"{name}: range {{wildcards.range}}"
-            + (" of bundle {wildcards.bundle}" if row.work else " of the variants")
+            + (" of the variants" if row.of_table else " of bundle {wildcards.bundle}")
             + " of sample {wildcards.sample}"
         shell:
             row.command
