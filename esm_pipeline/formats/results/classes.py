@@ -26,7 +26,7 @@ from esm_pipeline.formats.results.attributes import json_attribute, text_attribu
 from esm_pipeline.formats.results.layout import Per
 from esm_pipeline.formats.results.matrix import RecordMatrix
 from esm_pipeline.formats.results.part import FoundRecord
-from esm_pipeline.formats.results.reader import RaggedResults, StoredRecord, joined
+from esm_pipeline.formats.results.reader import RaggedResults, StoredRecord, joined_arrays
 from esm_pipeline.formats.results.validation import DatasetRule, letters_of, require
 from esm_pipeline.formats.tables.base import Column
 
@@ -223,7 +223,7 @@ class ResidueClasses(Classes):
         table = {
             "id": np.repeat(np.array([item.id for item in items], object), lengths),
             "index": np.repeat(np.array([item.index for item in items], np.int64), lengths),
-            "position": joined([np.arange(length) + 1 for length in lengths], np.int64),
+            "position": joined_arrays([np.arange(length) + 1 for length in lengths], np.int64),
             "residue": np.array([*"".join(item.sequence for item in items)], np.str_),
         }
         name = array_name(self.problem)

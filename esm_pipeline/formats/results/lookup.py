@@ -23,7 +23,7 @@ from esm_pipeline.formats.results.layout import (
     KEY_TYPE,
     POSITION_TYPE,
 )
-from esm_pipeline.formats.results.stored import Numbers, first_place
+from esm_pipeline.formats.results.stored import StoredNumbers, first_place
 
 KEY_BYTES = 8
 
@@ -85,7 +85,7 @@ def sorted_keys(keys: NDArray[np.uint64]) -> tuple[NDArray[np.uint64], NDArray[n
 class Lookup:
     """The records with a key: `keys` (N,) are ascending, `positions` (N,) their records."""
 
-    def __init__(self, keys: Numbers, positions: Numbers) -> None:
+    def __init__(self, keys: StoredNumbers, positions: StoredNumbers) -> None:
         self._keys, self._positions = keys, positions
 
     def positions(self, key: int) -> Int64:

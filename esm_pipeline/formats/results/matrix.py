@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import operator
 from collections.abc import Iterator
 from typing import Any, SupportsIndex
@@ -12,7 +13,13 @@ from numpy.typing import DTypeLike, NDArray
 from esm_pipeline.formats.results.reader import RaggedResults
 
 MATRIX_ROWS = 1 << 16
-"""Rows that are read at a time, unless told otherwise."""
+"""Rows of a block, unless told otherwise."""
+
+LEAST_READ_BYTES = 64 << 20
+"""Bytes that are read at a time, at least: short rows are far apart in the file."""
+
+PLACE_BYTES = 64
+"""Bytes that finding a row takes."""
 
 
 class RecordMatrix:
@@ -57,8 +64,16 @@ class RecordMatrix:
         return found
 
     def blocks(self, rows: int = MATRIX_ROWS) -> Iterator[NDArray[Any]]:
-        """All rows, `rows` at a time; memory is that of one block."""
-        return (block.values(self._name) for block in self._results.blocks(rows))
+        """All rows, `rows` at a time; memory is that of one block, or 64 MiB."""
+        for block in self._results.blocks(rows * self._read_at_once(rows)):
+            values = block.values(self._name)
+            for first in range(0, len(values), rows):
+                yield values[first : first + rows]
+
+    def _read_at_once(self, rows: int) -> int:
+        """How many blocks of `rows` are read at a time."""
+        one = PLACE_BYTES + self.dtype.itemsize * math.prod(self.shape[1:])
+        return max(1, LEAST_READ_BYTES // (rows * one))
 
     def __array__(self, dtype: DTypeLike | None = None, copy: bool | None = None) -> NDArray[Any]:
         if copy is False:
@@ -68,7 +83,7 @@ class RecordMatrix:
     def _rows(self, first: int, stop: int) -> NDArray[Any]:
         values = np.empty((stop - first, *self.shape[1:]), self.dtype)
         done = 0
-        for block in self._results.blocks(MATRIX_ROWS, first, stop):
+        for block in self._results.blocks(self._read_at_once(1), first, stop):
             values[done : done + len(block)] = block.values(self._name)
             done += len(block)
         return values
@@ -80,7 +95,7 @@ class RecordMatrix:
         if not len(places):
             return values
         done = int(ascending[0])
-        for block in self._results.blocks(MATRIX_ROWS, done, int(ascending[-1]) + 1):
+        for block in self._results.blocks(self._read_at_once(1), done, int(ascending[-1]) + 1):
             low, high = np.searchsorted(ascending, [done, done + len(block)])
             if low < high:
                 chosen = ascending[low:high] - done

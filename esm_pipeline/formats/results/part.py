@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from esm_pipeline.arrays import Int32, Int64
 from esm_pipeline.errors import InputError
+from esm_pipeline.formats.results.attributes import read_attributes
 from esm_pipeline.formats.results.layout import BY_ID, BY_SEQUENCE, Per
 from esm_pipeline.formats.results.lookup import Lookup, hashes_of, id_hash, sorted_keys
 from esm_pipeline.formats.results.stored import StoredArray, first_place
@@ -27,6 +28,7 @@ from esm_pipeline.formats.results.validation import (
     DatasetRule,
     check_datasets,
     damaged_result,
+    datasets,
     reading,
     require,
     texts_in,
@@ -93,6 +95,25 @@ class ResultPart:
         if not self._file:
             raise InputError(f"{self.path}: results are closed; open them again")
         return self._file
+
+    @cached_property
+    def told(self) -> dict[str, str]:
+        """The attributes that all files of a result share, as text."""
+        file = self.file
+        with self.reading():
+            found = {name: str(value) for name, value in read_attributes(file).items()}
+        return {name: value for name, value in found.items() if name != "software"}
+
+    @cached_property
+    def arrays(self) -> dict[str, str]:
+        """The arrays by name: their types, and the shapes of a value."""
+        file = self.file
+        with self.reading():
+            return {
+                name: f"{item.dtype.str}{list(item.shape[1:])}"
+                for name, item in datasets(file)
+                if name not in (*BY_ID, *BY_SEQUENCE)
+            }
 
     def array(self, name: str) -> StoredArray:
         """A dataset whose header was checked."""

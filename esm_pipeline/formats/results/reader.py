@@ -9,7 +9,7 @@ from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from functools import cached_property
-from itertools import accumulate
+from itertools import accumulate, chain
 from operator import attrgetter
 from types import TracebackType
 from typing import Any, ClassVar, Generic, Self, SupportsIndex, TypeVar
@@ -25,18 +25,21 @@ from esm_pipeline.formats.results.attributes import (
     require_version,
     text_attribute,
 )
-from esm_pipeline.formats.results.layout import BY_ID, BY_SEQUENCE, unit_starts
+from esm_pipeline.formats.results.layout import unit_starts
 from esm_pipeline.formats.results.lookup import sequence_digest
 from esm_pipeline.formats.results.part import FoundRecord, ResultPart
 from esm_pipeline.formats.results.record_order import RecordBlock, in_input_order
-from esm_pipeline.formats.results.result_files import choice, result_files
-from esm_pipeline.formats.results.validation import DatasetRule, datasets, open_hdf5, reading
+from esm_pipeline.formats.results.result_files import alternatives, files_of_result
+from esm_pipeline.formats.results.validation import DatasetRule, open_hdf5, reading
 
 FORMAT_PREFIX = "esm-pipeline/"
 """The attribute `format` of every result begins with it."""
 
-RECORDS_READ = 4096
+RECORDS_READ = 1 << 16
 """Records that are read at a time when all of them are."""
+
+READ_FIRST = 256
+"""Those of the first block: who looks at some records does not wait for many."""
 
 Item = TypeVar("Item")
 ResultsT = TypeVar("ResultsT", bound="RaggedResults[Any]")
@@ -135,11 +138,9 @@ class RaggedResults(ABC, Generic[Item]):
 
     def __iter__(self) -> Iterator[Item]:
         _ = self.parts[0].file
-        return (
-            self.record(found)
-            for block in self._checked(self.blocks(RECORDS_READ))
-            for found in block.records()
-        )
+        few = min(READ_FIRST, len(self))
+        blocks = chain(self.blocks(READ_FIRST, 0, few), self.blocks(RECORDS_READ, few))
+        return (self.record(found) for block in self._checked(blocks) for found in block.records())
 
     def blocks(self, size: int, first: int = 0, stop: int | None = None) -> Iterator[RecordBlock]:
         """The records at the positions [first, stop), in blocks of `size`, in input order."""
@@ -213,7 +214,7 @@ class RaggedResults(ABC, Generic[Item]):
     @cached_property
     def index(self) -> Int64:
         """(N,) each record's position in the input: with gaps where records were skipped."""
-        return joined([block.index for block in self.blocks(RECORDS_READ)], np.int64)
+        return joined_arrays([block.index for block in self.blocks(RECORDS_READ)], np.int64)
 
     @cached_property
     def row(self) -> Int64:
@@ -222,7 +223,7 @@ class RaggedResults(ABC, Generic[Item]):
         The rows of several files follow each other.
         """
         blocks = self._checked(self.blocks(RECORDS_READ))
-        return joined([block.rows(self._row_starts) for block in blocks], np.int64)
+        return joined_arrays([block.rows(self._row_starts) for block in blocks], np.int64)
 
     @cached_property
     def length(self) -> Int32:
@@ -231,7 +232,7 @@ class RaggedResults(ABC, Generic[Item]):
         for part in self.parts:
             found.append(part.array("length")[:])
             part.require((found[-1] > 0).all(), "length")
-        return joined(found, np.int32)
+        return joined_arrays(found, np.int32)
 
     @cached_property
     def offset(self) -> Int64:
@@ -279,7 +280,7 @@ class RaggedResults(ABC, Generic[Item]):
         raise InputError(f"{self.path}: no record with index {index}; records.tsv has its outcome")
 
 
-def joined(arrays: list[NDArray[Any]], dtype: type[np.generic]) -> NDArray[Any]:
+def joined_arrays(arrays: list[NDArray[Any]], dtype: type[np.generic]) -> NDArray[Any]:
     """Arrays of `dtype` one after the other; there may be none."""
     return np.concatenate([np.empty(0, dtype), *arrays])
 
@@ -290,14 +291,14 @@ ResultsType = TypeVar("ResultsType", bound=RaggedResults[Any])
 def open_kind(path: str | os.PathLike[str], kinds: Sequence[type[ResultsType]]) -> ResultsType:
     """Open a result of one of `kinds`, by the attribute `format` of its file or files.
 
-    `path` is a file, or a folder as `result_files` takes it. Raises InputError if a file is
+    `path` is a file, or a folder as `files_of_result` takes it. Raises InputError if a file is
     missing, unreadable, of another kind or of a later version, or the files of a folder do not
     belong together; DamagedError if one is not HDF5 or malformed.
     """
     names = [kind.file_name for kind in kinds]
     if os.path.exists(path) and not os.path.isfile(path) and not os.path.isdir(path):
-        raise InputError(f"{path}: not a file; give the path of {choice(names)}")
-    files = result_files(path, names) if os.path.isdir(path) else [os.fspath(path)]
+        raise InputError(f"{path}: not a file; give the path of {alternatives(names)}")
+    files = files_of_result(path, names) if os.path.isdir(path) else [os.fspath(path)]
     parts: list[ResultPart] = []
     try:
         for file in files:
@@ -317,7 +318,7 @@ def open_part(
     path: str, kinds: Sequence[type[ResultsType]]
 ) -> tuple[type[ResultsType], ResultPart]:
     """Open one file; returns its kind as well. Raises as `open_kind` does."""
-    names = choice([kind.file_name for kind in kinds])
+    names = alternatives([kind.file_name for kind in kinds])
     file = open_hdf5(path)
     try:
         with reading(path):
@@ -341,11 +342,10 @@ def require_alike(first: ResultPart, other: ResultPart) -> None:
 
     Versions of software may differ.
     """
-    for what, read in (("attribute", attributes_of), ("array", arrays_in)):
-        with first.reading():
-            wanted = read(first.file)
-        with other.reading():
-            found = read(other.file)
+    for what, wanted, found in (
+        ("attribute", first.told, other.told),
+        ("array", first.arrays, other.arrays),
+    ):
         for name in sorted({*wanted, *found}):
             if wanted.get(name) != found.get(name):
                 raise InputError(
@@ -353,18 +353,3 @@ def require_alike(first: ResultPart, other: ResultPart) -> None:
                     f"{brief(wanted.get(name))} in {os.path.basename(first.path)}; give a folder "
                     "of one run"
                 )
-
-
-def attributes_of(file: h5py.File) -> dict[str, str]:
-    """The attributes that all files of a result share."""
-    found = {name: str(value) for name, value in read_attributes(file).items()}
-    return {name: value for name, value in found.items() if name != "software"}
-
-
-def arrays_in(file: h5py.File) -> dict[str, str]:
-    """The arrays of a file, by name: their types, and the shapes of a value."""
-    return {
-        name: f"{item.dtype.str}{list(item.shape[1:])}"
-        for name, item in datasets(file)
-        if name not in (*BY_ID, *BY_SEQUENCE)
-    }

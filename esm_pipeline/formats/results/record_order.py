@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from esm_pipeline.arrays import Int64
+from esm_pipeline.arrays import Int32, Int64
 from esm_pipeline.formats.results.part import FoundRecord, ResultPart
 
 LEAST_READ = 256
@@ -61,6 +61,12 @@ class RecordBlock:
         starts = [row_starts[span.number] for span in self.spans]
         joined = [rows + start for rows, start in zip(found, starts, strict=True)]
         return np.concatenate(joined)[self.order]
+
+    def lengths(self) -> Int32:
+        """(n,) residues of each record."""
+        rows = [span.part.rows(span.first, span.stop) for span in self.spans]
+        found = [span.part.lengths(own) for span, own in zip(self.spans, rows, strict=True)]
+        return np.concatenate(found)[self.order]
 
     def values(self, name: str, chosen: Int64 | slice = slice(None)) -> NDArray[Any]:
         """Those of the dataset `name`, with one for each row, for the records `chosen`."""

@@ -90,10 +90,10 @@ class StoredArray:
         return values
 
 
-Numbers: TypeAlias = StoredArray | NDArray[Any]
+StoredNumbers: TypeAlias = StoredArray | NDArray[Any]
 
 
-def first_place(ascending: Numbers, number: int | np.uint64, guess: int) -> int:
+def first_place(ascending: StoredNumbers, number: int | np.uint64, guess: int) -> int:
     """The first place with `number` or a larger one; the length where there is none.
 
     Looks around the place `guess`, as far as it would be off by chance: of numbers that are spread
