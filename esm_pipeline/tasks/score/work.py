@@ -59,9 +59,8 @@ def saturation_request(
     Raises FileNotFoundError if there is no model file yet, InputError, which begins with `where`,
     if the job exceeds the `limits`.
     """
-    passes = lengths if settings.strategy != "wt_marginal" else lengths.clip(max=1)
     held = BYTES_OF_RESIDUE * int(min(lengths.sum(), max(1 << 14, lengths.max(initial=0))))
-    need = passes_need(models, settings, lengths, passes, held, threads)
+    need = passes_need(models, settings, lengths, None, held, threads)
     return need.request(
         "score",
         settings,
@@ -103,11 +102,14 @@ def passes_need(
     models: Sequence[Path],
     settings: StrategySettings,
     lengths: Int64,
-    passes: Int64,
+    passes: Int64 | None,
     held: int,
     threads: int,
 ) -> Need:
-    """What `passes` (U,) of each model need; `held` bytes are of their results."""
+    """What `passes` (U,) of each model need, None for those of a saturation.
+
+    `held` bytes are of their results.
+    """
     memory, operations, weights = 0.0, 0.0, 0.0
     for path in models:
         size = model_size(path)
@@ -123,12 +125,15 @@ def passes_need(
 
 
 def shown(
-    size: ModelSize, settings: StrategySettings, lengths: Int64, passes: Int64
+    size: ModelSize, settings: StrategySettings, lengths: Int64, passes: Int64 | None
 ) -> tuple[Int64, Int64]:
     """(U,) the residues that a pass shows of each protein, 0 if it is skipped; and its passes."""
+    residues = lengths if settings.long == "window" else computed(size, settings, lengths)
+    masks = settings.strategy != "wt_marginal"
+    counts = (residues if masks else residues.clip(max=1)) if passes is None else passes
     if settings.long != "window":
-        return computed(size, settings, lengths), passes
+        return residues, counts
     most = settings.window - SPECIAL_TOKEN_COUNT
-    if settings.strategy == "wt_marginal":
-        passes = passes * np.where(lengths > most, OVERLAPPING * lengths // most + 1, 1)
-    return lengths.clip(max=most), passes
+    if not masks:
+        counts = counts * np.where(lengths > most, OVERLAPPING * lengths // most + 1, 1)
+    return residues.clip(max=most), counts
