@@ -7,7 +7,7 @@ from esm_pipeline.formats.bundles import Bundle, Range, Work
 from esm_pipeline.formats.variant_bundles import VariantBundle
 from esm_pipeline.tasks.classify.work import CLASSIFY_WORK, classify_request
 from esm_pipeline.tasks.embed.work import EMBED_WORK, embed_request
-from esm_pipeline.tasks.fold.work import FOLD_WORK, fold_request
+from esm_pipeline.tasks.fold.work import FOLD_WORK, fold_request, folded_lengths
 from esm_pipeline.tasks.score.work import (
     SATURATION_WORK,
     VARIANTS_WORK,
@@ -22,6 +22,7 @@ class ShardRule(NamedTuple):
     task: str  # the command, and the section of the settings
     request: Callable  # what a job asks for: see `esm_pipeline/tasks/common/requests.py`
     work: Work  # how its cost grows with length
+    lengths: Callable = lambda bundle, span: bundle.length[span]  # of what a job computes
     of_table: bool = False  # whether it computes rows of a variant table, and not sequences
     result: str = ""  # the file that the ranges of a bundle are gathered into, if any
     content: str = ""  # of that file, for the message
@@ -39,9 +40,8 @@ class ShardRule(NamedTuple):
             folder, more = "bundles", {}
         else:
             names = {"index": "variants.index.npz", "rows": "variants.tsv"}
-            folder, more = "split", {"table": f"{OUT}/{{sample}}/variants.sha256"}
             names |= {"fasta": "wild_types.fasta"}
-        names |= {"listed": "digests.sha256"}
+            folder, more = "split", {"table": f"{OUT}/{{sample}}/variants.sha256"}
         return {name: f"{OUT}/{{sample}}/{folder}/{file}" for name, file in names.items()} | more
 
     @property
@@ -98,6 +98,7 @@ SHARD_RULES = {
     "fold": ShardRule(
         task="fold",
         work=FOLD_WORK,
+        lengths=folded_lengths,
         request=fold_request,
         result="structures.h5",
         content="structures",
@@ -147,8 +148,9 @@ def request_of(name, files, part, models, attempt):
         return row.request(
             [*map(Path, models)],
             getattr(settings, row.task).computing(),
-            bundle.length[span],
+            row.lengths(bundle, span),
             **more,
+            threads=job_threads(getattr(settings, row.task)),
             attempt=attempt,
             limits=settings.limits,
             where=f"{name}, range {part} of {files[0]}",
