@@ -60,7 +60,7 @@ class ShardRule(NamedTuple):
         words = [
             "{params.esm}",
             self.task,
-            "--unchanged={input.inputs:q}",
+            "--unchanged={params.inputs:q}",
             "{params.models}" if self.ensemble else "--model={input.model:q}",
             "{params.flags}",
             "{params.validated}",
@@ -189,7 +189,6 @@ def add_compute_rule(name, row):
             name
         input:
             **row.input,
-            inputs=f"{OUT}/{{sample}}/inputs.sha256",
             model=models_of(row.task),
             checked=f"{OUT}/logs/checked/{row.task}",
         output:
@@ -212,6 +211,8 @@ def add_compute_rule(name, row):
         params:
             **({"models": model_flags} if row.ensemble else {}),
             esm=esm,
+            # made with the bundle or the table, and one input less in a graph of many jobs
+            inputs=f"{OUT}/{{sample}}/inputs.sha256",
             flags=flags(section.computing()),
             validated=validated_flags,
         message:
