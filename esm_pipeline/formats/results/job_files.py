@@ -25,7 +25,13 @@ from esm_pipeline.arrays import Int32, UInt8
 from esm_pipeline.formats.records import FAILED, OK, SKIPPED, Outcome
 from esm_pipeline.formats.results.attributes import read_attributes
 from esm_pipeline.formats.results.hdf5_file import write_at
-from esm_pipeline.formats.results.validation import datasets, open_hdf5, read_texts, require
+from esm_pipeline.formats.results.validation import (
+    datasets,
+    open_hdf5,
+    read_texts,
+    require,
+    require_contiguous,
+)
 
 STATUS_CODES = {OK: 1, SKIPPED: 2, FAILED: 3}
 STATUS_OF_CODE = {code: status for status, code in STATUS_CODES.items()}
@@ -110,7 +116,11 @@ def check_seal(file: h5py.File) -> None:
 
 
 def contents_digest(file: h5py.File) -> str:
-    """SHA-256 of all datasets but the digest, and of all attributes, in hexadecimal."""
+    """SHA-256 of all datasets but the digest, and of all attributes, in hexadecimal.
+
+    Raises ValueError for data that are not in the file.
+    """
+    size = os.fstat(file.id.get_vfd_handle()).st_size
     digest = hashlib.sha256(json.dumps(facts(read_attributes(file)), sort_keys=True).encode())
     for name, item in sorted(datasets(file)):
         if name == DIGEST:
@@ -120,6 +130,7 @@ def contents_digest(file: h5py.File) -> str:
         if item.dtype.hasobject:  # text
             digest.update(json.dumps(read_texts(file, name)).encode())
             continue
+        require_contiguous(name, item, size)
         rows = max(1, HASHED_BYTES // max(1, item.dtype.itemsize * int(np.prod(item.shape[1:]))))
         for first in range(0, len(item), rows):
             digest.update(np.ascontiguousarray(item[first : first + rows]).data)
