@@ -99,8 +99,8 @@ def test_ranges_have_every_sequence_once(
 def test_a_giant_is_a_range_of_its_own() -> None:
     cost = np.array([10_000] + [1] * 1000)
     bounds = range_bounds(cost, 4, 4)
-    assert bounds.tolist()[:2] == [0, 1]
-    assert bounds[-1] == 1001
+    spans = [pair for pair in itertools.pairwise(bounds.tolist()) if pair[0] < pair[1]]
+    assert spans == [(0, 1), (1, 1001)]
 
 
 def test_short_bundles_fill_few_ranges(tmp_path: Path) -> None:
@@ -135,7 +135,7 @@ def test_an_index_that_was_changed(tmp_path: Path) -> None:
         damaged = bytearray(whole)
         damaged[place] ^= 1
         path.write_bytes(damaged)
-        with pytest.raises(InputError, match="damaged, its digest is not that in digests.sha256"):
+        with pytest.raises(InputError, match=r"damaged, its digest is not that in digests.sha256"):
             Bundle.open(tmp_path / "00000.fasta")
 
 
@@ -157,5 +157,5 @@ def test_what_is_not_an_index(tmp_path: Path, content: bytes | str) -> None:
 
 
 def test_an_index_that_is_missing(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="00000.index.npz: no such file; give a bundle of `shard`"):
+    with pytest.raises(InputError, match=r"00000.index.npz: no such file; give a bundle of"):
         Bundle.open(tmp_path / "00000.fasta")
