@@ -27,15 +27,15 @@ from esm_pipeline.tasks.common.outputs import ending_of
 from esm_pipeline.tasks.common.shards import ShardResults
 from esm_pipeline.tasks.run import record_table
 
-RECORD_ROWS, TABLES = "records", "tables"
+OF_RECORDS, OF_TABLES = "records", "tables"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the flags of `aggregate`."""
     commands = parser.add_subparsers(dest="what", metavar="WHAT", required=True)
-    records = commands.add_parser(RECORD_ROWS, help="records.tsv with the outcomes of all tasks")
+    records = commands.add_parser(OF_RECORDS, help="records.tsv with the outcomes of all tasks")
     record_table.add_record_arguments(records)
-    tables = commands.add_parser(TABLES, help="one table from those of all bundles")
+    tables = commands.add_parser(OF_TABLES, help="one table from those of all bundles")
     record_table.add_table_arguments(tables)
     tasks = commands_with("aggregate")
     gathered = [commands.add_parser(task, help=f"results of {task}") for task in tasks]
@@ -50,9 +50,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def outputs(args: argparse.Namespace) -> Outputs:
     """What `aggregate` writes. Raises InputError if it would replace what it reads."""
-    if args.what == RECORD_ROWS:
+    if args.what == OF_RECORDS:
         return record_table.record_outputs(args)
-    if args.what == TABLES:
+    if args.what == OF_TABLES:
         return record_table.table_outputs(args)
     digests = args.status.with_name(LISTING)
     require_apart([args.out, args.status, digests], [args.records])
@@ -61,9 +61,9 @@ def outputs(args: argparse.Namespace) -> Outputs:
 
 def run(args: argparse.Namespace) -> int:
     """Merge results or tables; returns 0: `verdict` judges failed records."""
-    if args.what == RECORD_ROWS:
+    if args.what == OF_RECORDS:
         record_table.write_record_table(args)
-    elif args.what == TABLES:
+    elif args.what == OF_TABLES:
         record_table.write_merged_table(args)
     else:
         merge_shards(args)
