@@ -26,6 +26,7 @@ from tests.commands import (
     embed,
     gather,
     make_sample,
+    job,
     shard,
     table,
 )
@@ -68,8 +69,8 @@ def fasta(seed: int, records: int) -> str:
 def samples(forked: Forked, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Sample]:
     folder = tmp_path_factory.mktemp("samples")
     return {
-        name: make_sample(forked, folder / name, fasta(seed, records), shards)
-        for seed, (name, records, shards) in enumerate((("new", 120, 3), ("old", 100, 5)))
+        name: make_sample(forked, folder / name, fasta(seed, records), bundles)
+        for seed, (name, records, bundles) in enumerate((("new", 120, 3), ("old", 100, 5)))
     }
 
 
@@ -94,10 +95,14 @@ def told(ended: Ended, remedy: str, folder: Path) -> str:
 
 
 NAMED = {
-    shard: {".", "00000.fasta", "00001.fasta", "00002.fasta", "records.tsv", "digests.sha256"},
+    shard: {
+        *(".", "digests.sha256"),
+        *(f"0000{n}.{end}" for n in range(3) for end in ("fasta", "index.npz", "records.tsv")),
+    },
     embed: {".", "out.h5", "out.records.tsv", "out.sha256"},
-    gather: {"embeddings.h5", "status.tsv", "digests.sha256"},
-    table: {"records.tsv"},
+    job: {"1-of-2.h5"},
+    gather: {"00000.h5", "00000.status.tsv", "00000.sha256"},
+    table: {"records.tsv", "records.json", "digests.sha256"},
 }
 """Where a disk fills up that was empty, by name; `.` stands for the spool."""
 
@@ -184,8 +189,9 @@ def provenance(sample: Sample, out: Path) -> Command:
 FIRST = {
     shard: {"."},
     embed: {"out.h5"},
-    gather: {"embeddings.h5", "status.tsv", "digests.sha256"},
-    table: {"records.tsv"},
+    job: {"1-of-2.h5"},
+    gather: {"00000.h5", "00000.status.tsv", "00000.sha256"},
+    table: {"records.tsv", "records.json", "digests.sha256"},
     verdict: {"verdict.txt"},
     report: {"report.html"},
     provenance: {"provenance.json", "provenance.sha256"},
@@ -255,7 +261,7 @@ def public(samples: dict[str, Sample]) -> Iterator[Sample]:
         folder.chmod(0o755)
         shutil.copytree(samples["new"].folder, folder / "sample")
         shutil.copytree(samples["new"].model, folder / "model")
-        sample = Sample(folder / "sample", samples["new"].shards, folder / "model")
+        sample = Sample(folder / "sample", samples["new"].bundles, folder / "model")
         put_results(sample, folder / "out")
         for path in folder.rglob("*"):
             path.chmod(path.stat().st_mode | (0o555 if path.is_dir() else 0o444))

@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, Self
 
 from esm_pipeline.errors import InputError
+from esm_pipeline.formats.checksums import require_listed
 
 if TYPE_CHECKING:
     import numpy as np
@@ -38,7 +39,10 @@ RANGE = re.compile(r"([0-9]{1,6})-of-([0-9]{1,6})")
 FASTA, INDEX, RECORD_TABLE = ".fasta", ".index.npz", ".records.tsv"
 """What the names of a bundle's files end in, after its number."""
 
-INDEX_REMEDY = "remove the folder and run the workflow again"
+OPENING, CLOSING = len(">\n"), len("\n")
+"""Bytes before and after the letters of a record of the FASTA, besides the digits of its name."""
+
+REMOVE_FOLDER = "remove the folder and run the workflow again"
 
 
 class Range(NamedTuple):
@@ -98,26 +102,30 @@ class Bundle:
 
     @classmethod
     def open(cls, fasta: Path) -> Self:
-        """Read the index next to a bundle's FASTA. Raises InputError if it is not one."""
+        """Read the index next to a bundle's FASTA.
+
+        Raises InputError if it is not one, or has changed since the list of its folder was written.
+        """
         import numpy as np
 
         path = index_of(fasta)
         try:
             content = path.read_bytes()
+            require_listed(path, digest := sha256(content).hexdigest())
             with np.load(io.BytesIO(content), allow_pickle=False) as stored:
                 found = {name: stored[name] for name in ("first", "length", "offset", "digest")}
                 least = int(stored["least"])
         except FileNotFoundError:
-            raise InputError(f"{path}: no such file; check the path") from None
+            raise InputError(f"{path}: no such file; give a bundle of `shard`") from None
         except OSError as error:
             raise InputError(
-                f"{path}: cannot be read ({error.strerror or error}); {INDEX_REMEDY}"
+                f"{path}: cannot be read ({error.strerror or error}); {REMOVE_FOLDER}"
             ) from None
         except (ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
             raise InputError(
-                f"{path}: not the index of a bundle ({error}); {INDEX_REMEDY}"
+                f"{path}: not the index of a bundle ({error}); {REMOVE_FOLDER}"
             ) from None
-        return cls(fasta, **found, least=least, sha256=sha256(content).hexdigest())
+        return cls(fasta, **found, least=least, sha256=digest)
 
     def __len__(self) -> int:
         return len(self.first)
@@ -132,8 +140,8 @@ class Bundle:
         """(U,) whether a sequence has several chains, separated by `:`."""
         import numpy as np
 
-        digits = np.char.str_len(self.first.astype("U"))  # a record is ">%d\n%s\n"
-        found: Bool = np.diff(self.offset) - digits - 3 > self.length
+        letters = np.diff(self.offset) - digit_counts(self.first) - (OPENING + CLOSING)
+        found: Bool = letters > self.length
         return found
 
     def bounds(self, work: Work, count: int) -> Int64:
@@ -165,6 +173,25 @@ def range_bounds(cost: NDArray[np.number], count: int, most: int) -> Int64:
     bounds = np.full(count + 1, len(middle), np.int64)
     bounds[:filled] = np.searchsorted(middle, np.arange(filled) * (total / filled))
     return bounds
+
+
+def digit_counts(numbers: Int64) -> Int64:
+    """(U,) how many digits each of some `numbers` (U,) has; they are not negative."""
+    import numpy as np
+
+    return np.searchsorted(10 ** np.arange(1, 19), numbers, side="right") + 1
+
+
+def record_offsets(first: Int64, sizes: Int32) -> Int64:
+    """(U + 1,) where each record of a bundle's FASTA begins, and the last ends, in bytes.
+
+    `first` (U,) are their names, `sizes` (U,) the letters of each, chain breaks included.
+    """
+    import numpy as np
+
+    offset = np.zeros(len(first) + 1, np.int64)
+    np.cumsum(digit_counts(first) + (OPENING + CLOSING) + sizes, out=offset[1:])
+    return offset
 
 
 def write_index(

@@ -108,6 +108,16 @@ def check_shard(path: Path, digest: str | None = None) -> None:
         raise wrong_digest(path, LISTING)
 
 
+def require_listed(path: Path, digest: str) -> None:
+    """Raise InputError unless the list of the folder of `path` has this `digest` for it."""
+    digests = path.parent / LISTING
+    listed = next((found for found, name in read_list(digests) if name == path.name), None)
+    if listed is None:
+        raise InputError(f"{digests}: does not list {path.name}; {CHECKSUM_REMEDY}")
+    if listed != digest:
+        raise wrong_digest(path, LISTING)
+
+
 def wrong_digest(path: Path, listing: str) -> InputError:
     """The error that a file differs from its digest in a list."""
     return InputError(f"{path}: damaged, its digest is not that in {listing}; {CHECKSUM_REMEDY}")

@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import json
 import time
+from pathlib import Path
 
 from esm_pipeline.flags import section_from
 from esm_pipeline.formats.records import FAILED, read_records
@@ -17,10 +18,11 @@ from esm_pipeline.formats.tables.base import SUFFIXES
 from esm_pipeline.locks import Outputs
 from esm_pipeline.settings.sections import ClassifySettings, CleaningSettings, LabelSettings
 from esm_pipeline.tasks.classify.classes import write_class_table
+from esm_pipeline.tasks.classify.work import CLASSIFY_WORK
 from esm_pipeline.tasks.common import command
+from esm_pipeline.tasks.common.gather import gather_ragged
 from esm_pipeline.tasks.common.outputs import HDF5, check_output, ending_of
 from esm_pipeline.tasks.common.plan import SequencePlan
-from esm_pipeline.tasks.common.shards import gather_ragged
 
 SUFFIX = ".h5"
 CLASSIFY_ENDINGS = (*HDF5, *SUFFIXES)
@@ -40,9 +42,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def outputs(args: argparse.Namespace) -> Outputs:
     """What `classify` writes. Raises InputError for a place that cannot be used."""
-    extra = [args.provenance, args.sha256]
-    table = check_output(args.output, [args.fasta], extra, CLASSIFY_ENDINGS)
-    return Outputs([args.output, table, *extra])
+    return Outputs([*result_files(args), args.sha256])
+
+
+def result_files(args: argparse.Namespace) -> list[Path]:
+    """The output, the table of records, and the provenance; or the file of a range.
+
+    Raises InputError.
+    """
+    if args.range:
+        command.check_range_output(args, args.output, [args.fasta])
+        return [args.output]
+    others = [args.provenance, args.sha256]
+    table = check_output(args.output, [args.fasta], others, CLASSIFY_ENDINGS)
+    return [args.output, table, *filter(None, [args.provenance])]
 
 
 def run(args: argparse.Namespace) -> int:
@@ -50,27 +63,25 @@ def run(args: argparse.Namespace) -> int:
     started = time.perf_counter()
     settings = section_from(ClassifySettings, args)
     threshold = section_from(LabelSettings, args).threshold
-    ending = ending_of(args.output, CLASSIFY_ENDINGS)
-    table = check_output(
-        args.output, [args.fasta], [args.provenance, args.sha256], CLASSIFY_ENDINGS
-    )
-    with command.open_input(args, args.output.parent) as sequences:
+    targets, ending = result_files(args), ending_of(args.output, CLASSIFY_ENDINGS)
+    with command.open_input(args, args.output.parent, "classify", CLASSIFY_WORK) as sequences:
+        if command.wrote_idle(sequences, args.output):
+            return 0
         from esm_pipeline.model.inference.device import set_threads
         from esm_pipeline.tasks.classify.classifier import Classifier
 
         set_threads(settings.threads)
         classifier = Classifier(args.model, args.revision, settings)
         plan = SequencePlan(sequences, classifier.policy)
-        targets = [args.output, table, *filter(None, [args.provenance])]
         with command.computed(args, classifier, plan, targets) as files:
             if ending not in HDF5:
-                records = read_records(files.table)
+                records = read_records(files.more[0])
                 write_class_table(files.output, ending, files.rows, records, threshold)
-            for provenance in files.extra:
+            for provenance in files.more[1:]:
                 facts = {**classifier.attributes, "threshold": threshold}
                 provenance.write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
     line = command.summary(classifier, plan, files.counts, started)
-    return command.finish(args, line, files.counts[FAILED], table)
+    return command.finish(args, line, files.counts[FAILED], None if args.range else targets[1])
 
 
 def check_model(args: argparse.Namespace) -> None:

@@ -2,6 +2,8 @@
 
 A command opens its input, plans which sequences to compute, computes them into temporary files, and
 moves all outputs into place together. Reading needs no PyTorch, so that a bad file fails at once.
+With `--range` the input is a part of a bundle, and the only output one HDF5 file, which `aggregate`
+gathers; see `formats/results/job_files.py`.
 """
 
 from __future__ import annotations
@@ -15,15 +17,20 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from esm_pipeline.files import atomic_paths, scratch_path
+from esm_pipeline.errors import InputError
+from esm_pipeline.files import atomic_path, atomic_paths, scratch_path
 from esm_pipeline.flags import add_common, add_flags, exit_code, section_from
+from esm_pipeline.formats.bundles import Range, Work
 from esm_pipeline.formats.input_checksums import require_unchanged
 from esm_pipeline.settings.section import Section
 from esm_pipeline.settings.sections import CleaningSettings
+from esm_pipeline.tasks.common.bundle_sequences import BundleSequences
 from esm_pipeline.tasks.common.model_file import MODEL_HELP
 from esm_pipeline.tasks.common.outcomes import format_counts
-from esm_pipeline.tasks.common.outputs import HDF5, write_checksums
+from esm_pipeline.tasks.common.outputs import HDF5, check_output, ending_of, write_checksums
 from esm_pipeline.tasks.common.sequences import SequenceSet, open_sequences
+
+RANGE_ENDING = ".h5"
 
 if TYPE_CHECKING:
     from esm_pipeline.tasks.common.compute import ArrayRunner
@@ -57,6 +64,13 @@ def add_task_flags(
 
     `provenance` names what `--provenance` writes; without it there is no such flag.
     """
+    parser.add_argument(
+        "--range",
+        type=range_of,
+        metavar="K-of-N",
+        help="compute only this range of a bundle of `shard`, such as 3-of-40, into OUT.h5, for "
+        "`aggregate`; a bundle is read as it is, without cleaning",
+    )
     parser.add_argument("--allow-empty", action="store_true", help="accept a FASTA with no record")
     if provenance:
         text = f"write {provenance}, as JSON"
@@ -67,16 +81,52 @@ def add_task_flags(
     add_common(parser)
 
 
-def open_input(args: argparse.Namespace, folder: Path, *, complexes: bool = False) -> SequenceSet:
-    """The validated sequences of `args.fasta`, with temporary files in `folder`.
+def range_of(text: str) -> Range:
+    """The range in an argument."""
+    try:
+        return Range.parse(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
-    Raises InputError if the input cannot be used, or has changed since `shard` read it.
+
+def check_range_output(args: argparse.Namespace, output: Path, inputs: Sequence[str]) -> None:
+    """Raise InputError unless `--range` can write `output`, which is all that it writes."""
+    ending_of(output, (RANGE_ENDING,))
+    for name in ("sha256", "provenance", "plots"):
+        if getattr(args, name, None):
+            raise InputError(f"--{name}: not with --range, which writes one file; leave it out")
+    check_output(output, inputs, [], (RANGE_ENDING,))
+
+
+def open_input(
+    args: argparse.Namespace, folder: Path, task: str, work: Work, *, complexes: bool = False
+) -> SequenceSet | BundleSequences:
+    """The validated sequences of `args.fasta`, or of a range of it for `task` by its `work`.
+
+    Temporary files go to `folder`. Raises InputError if the input cannot be used, or has changed
+    since `shard` read it.
     """
     require_unchanged(args.unchanged)
+    if args.range:
+        return BundleSequences(Path(args.fasta), args.range, task, work, complexes=complexes)
     cleaning = section_from(CleaningSettings, args)
     return open_sequences(
         [args.fasta], cleaning, folder, allow_empty=args.allow_empty, complexes=complexes
     )
+
+
+def wrote_idle(sequences: SequenceSet | BundleSequences, output: Path) -> bool:
+    """Write the file of a range that has no sequences; returns whether this is such a range.
+
+    No model is looked at, and no PyTorch loaded.
+    """
+    if not isinstance(sequences, BundleSequences) or not sequences.is_idle:
+        return False
+    from esm_pipeline.tasks.common.plan import write_idle
+
+    with atomic_path(output) as path:
+        write_idle(path, sequences.part)
+    return True
 
 
 def check_runner(runner: ArrayRunner[Any]) -> None:
@@ -109,8 +159,8 @@ class ComputedFiles(NamedTuple):
     rows: Path
     """The results as HDF5: `output`, or a file that is removed in the end."""
     output: Path
-    table: Path
-    extra: list[Path]
+    more: list[Path]
+    """The table of records and extra files; none for a range."""
     counts: Counter[str]
 
 
@@ -125,18 +175,18 @@ def computed(
 ) -> Iterator[ComputedFiles]:
     """Compute `plan` and write the table of records; the caller writes the other files.
 
-    `targets` are the output, the table of records and extra files; `written_together` explains
-    `stale`.
+    `targets` are the output, the table of records and extra files, or the file of a range;
+    `written_together` explains `stale`.
     """
     from esm_pipeline.tasks.common.compute import write_rows
 
     with ExitStack() as stack:
         paths = stack.enter_context(written_together(targets, args.sha256, stale=stale))
-        output, table, *extra = paths
+        output, *more = paths
         is_hdf5 = targets[0].suffix.lower() in HDF5
         rows = output if is_hdf5 else stack.enter_context(scratch_path(targets[0]))
         write_rows(runner, plan, rows, quiet=args.quiet)
-        yield ComputedFiles(rows, output, table, extra, plan.write_outcomes(table))
+        yield ComputedFiles(rows, output, more, plan.write_outcomes(*more[:1]))
 
 
 def summary(
@@ -150,16 +200,20 @@ def summary(
     """One line about a run that `started` at that `perf_counter`, with or without residues/s."""
     seconds = time.perf_counter() - started
     residues = int(plan.lengths[plan.rows() >= 0].sum())
+    unit = "sequences of a range" if plan.sequence_set.part else "records"
     speed = f"; {residues / seconds:,.0f} residues/s" if rate else ""
     return (
-        f"{runner.task}: {format_counts(counts, 'records')}; {residues:,} residues in "
+        f"{runner.task}: {format_counts(counts, unit)}; {residues:,} residues in "
         f"{seconds:.1f} s, {runner.seconds:.1f} s of it in the model{speed}"
     )
 
 
-def finish(args: argparse.Namespace, line: str, failed: int, table: Path) -> int:
-    """Print the summary, and where the reasons are if some `failed`; returns the exit code."""
+def finish(args: argparse.Namespace, line: str, failed: int, table: Path | None) -> int:
+    """Print the summary, and the `table` with the reasons if some `failed`; returns the exit code.
+
+    The file of a range, which has no table, has the reasons in itself.
+    """
     if not args.quiet:
-        see = f"; see {table}" if failed and args.on_failure == "error" else ""
+        see = f"; see {table}" if failed and table and args.on_failure == "error" else ""
         print(line + see, file=sys.stderr)
     return exit_code(failed, args.on_failure)

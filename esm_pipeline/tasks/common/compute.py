@@ -131,8 +131,7 @@ def write_rows(
     rows, layout = plan.rows(), ResultLayout(runner.arrays, runner.attributes)
     with layout.writer(path, plan, rows) as writer:
         compute_rows(runner, plan, np.flatnonzero(rows >= 0), writer, quiet=quiet)
-    if plan.failures:
-        layout.leave_out_failures(path, plan, rows)
+    layout.complete(path, plan, rows)
 
 
 def compute_rows(

@@ -5,18 +5,22 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
-from esm_pipeline.arrays import Bool, Int64
+from esm_pipeline.arrays import Bool, Int32, Int64
 from esm_pipeline.errors import InputError, setting
 from esm_pipeline.files import atomic_path
 from esm_pipeline.formats.records import FAILED, OK, SKIPPED, Outcome, Record, write_records
+from esm_pipeline.formats.results.job_files import StoredOutcomes, lay_out_job, seal
 from esm_pipeline.formats.results.layout import Array, RecordRow
 from esm_pipeline.formats.results.validation import open_hdf5
 from esm_pipeline.formats.results.writer import RaggedWriter
-from esm_pipeline.tasks.common.sequences import SequenceSet
+from esm_pipeline.tasks.common.bundle_sequences import BundlePart
+from esm_pipeline.tasks.common.room import require_room
+from esm_pipeline.tasks.common.sequences import UniqueSequences
 
 DOES_NOT_FIT = "{} residues do not fit into memory, even alone; use a machine with more"
 NOT_FINITE = "the model gave values that are not finite numbers"
@@ -63,6 +67,16 @@ class LengthPolicy:
         """Residues beyond which a sequence is skipped or truncated."""
         return self.limit if self.long in ("skip", "truncate") else None
 
+    def computed(self, lengths: Int32) -> Int32:
+        """The residues to compute of each sequence of some `lengths` that is not skipped."""
+        if self.cut is None:
+            return lengths
+        return (
+            np.minimum(lengths, self.cut)
+            if self.long == "truncate"
+            else lengths[lengths <= self.cut]
+        )
+
     def outcome(self, length: int) -> Outcome:
         """The outcome for a sequence of `length` residues, if nothing fails."""
         if self.cut is not None and length > self.cut:
@@ -95,13 +109,13 @@ class SequencePlan:
 
     def __init__(
         self,
-        sequence_set: SequenceSet,
+        sequence_set: UniqueSequences,
         policy: LengthPolicy,
         untruncatable: Bool | None = None,
     ) -> None:
         self.sequence_set, self.policy = sequence_set, policy
         lengths = sequence_set.lengths
-        self.too_long = lengths > (lengths if policy.cut is None else policy.cut)
+        self.too_long: Bool = lengths > (lengths if policy.cut is None else policy.cut)
         self.truncated: Bool = self.too_long & (policy.long == "truncate")
         if untruncatable is not None:
             self.truncated &= ~untruncatable
@@ -147,6 +161,12 @@ class SequencePlan:
         """The outcome for a unique sequence, if nothing fails."""
         return self.policy.outcome(int(self.sequence_set.lengths[unique]))
 
+    def outcomes(self) -> Iterator[Outcome]:
+        """The outcome of every record, in index order; its reason is on one line."""
+        for record in self.sequence_set.records():
+            status, reason = self.outcome(record)
+            yield Outcome(status, " ".join(reason.split()))
+
     def entries(self, rows: Int64) -> Iterator[RecordRow]:
         """Every record whose sequence has one of `rows`."""
         for record in self.sequence_set.records():
@@ -159,9 +179,12 @@ class SequencePlan:
         unique = self.sequence_set.unique
         return int(np.count_nonzero(rows[unique[unique >= 0]] >= 0))
 
-    def write_outcomes(self, table: Path) -> Counter[str]:
-        """Write the table of records to `table`; returns the number of each status."""
+    def write_outcomes(self, table: Path | None = None) -> Counter[str]:
+        """Write the table of records to `table`, if given; returns the number of each status."""
         counts: Counter[str] = Counter()
+        if table is None:
+            counts.update(outcome.status for outcome in self.outcomes())
+            return counts
 
         def with_outcome(record: Record) -> Record:
             outcome = self.outcome(record)
@@ -173,6 +196,14 @@ class SequencePlan:
         return counts
 
 
+def write_idle(path: Path, part: BundlePart) -> None:
+    """Write the file of a range without sequences."""
+    lay_out = partial(lay_out_job, outcomes=StoredOutcomes.of([]))
+    with RaggedWriter(path, [], np.empty(0, np.int32), 0, [], part.attributes, lay_out):
+        pass
+    seal(path)
+
+
 @dataclass(frozen=True)
 class ResultLayout:
     """What a ragged result file contains: its arrays and its attributes."""
@@ -181,22 +212,41 @@ class ResultLayout:
     attributes: Mapping[str, str]
 
     def writer(self, path: Path, plan: SequencePlan, rows: Int64) -> RaggedWriter:
-        """A new file at `path` for the sequences that have `rows`."""
+        """A new file at `path` for the sequences that have `rows`; `complete` it when written.
+
+        For a range of a bundle it also has the outcomes. Raises CapacityError if the disk is too
+        small for it and for the gathered result, OSError if it is full.
+        """
+        lengths, part = plan.lengths[rows >= 0], plan.sequence_set.part
+        if part:
+            require_room(path, self.arrays, lengths, plan.policy.computed(part.bundle_lengths))
+        return self._writer(path, plan, rows)
+
+    def complete(self, path: Path, plan: SequencePlan, rows: Int64) -> None:
+        """Leave out the rows of sequences that failed, and seal the file of a range."""
+        if plan.failures:
+            self._leave_out_failures(path, plan, rows)
+        if plan.sequence_set.part:
+            seal(path)
+
+    def _writer(self, path: Path, plan: SequencePlan, rows: Int64) -> RaggedWriter:
+        part = plan.sequence_set.part
         return RaggedWriter(
             path,
             self.arrays,
             plan.lengths[rows >= 0],
             plan.entry_count(rows),
             plan.entries(rows),
-            self.attributes,
+            {**self.attributes, **(part.attributes if part else {})},
+            partial(lay_out_job, outcomes=StoredOutcomes.of(plan.outcomes())) if part else None,
+            plan.sequence_set.digest[rows >= 0],
         )
 
-    def leave_out_failures(self, path: Path, plan: SequencePlan, rows: Int64) -> None:
-        """Write the file at `path` again without the rows of sequences that failed."""
+    def _leave_out_failures(self, path: Path, plan: SequencePlan, rows: Int64) -> None:
         kept = plan.rows()
         with (
             atomic_path(path) as smaller,
             open_hdf5(path) as source,
-            self.writer(smaller, plan, kept) as writer,
+            self._writer(smaller, plan, kept) as writer,
         ):
             writer.copy(source, kept[rows >= 0])

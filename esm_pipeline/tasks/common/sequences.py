@@ -15,7 +15,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from hashlib import sha256
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, Self
+from typing import IO, TYPE_CHECKING, Any, Protocol, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -46,6 +46,8 @@ from esm_pipeline.tasks.common.cleaning import (
 
 if TYPE_CHECKING:
     import hashlib
+
+    from esm_pipeline.tasks.common.bundle_sequences import BundlePart
 
 DIGEST_BYTES = 16
 """Bytes of a sequence's SHA-256 to find equal ones; different ones will never share 128 bits."""
@@ -242,10 +244,38 @@ def _row(
     ).encode()
 
 
+class UniqueSequences(Protocol):
+    """N validated records and their U unique sequences: what a task computes."""
+
+    count: int
+    """N, the number of records."""
+    lengths: Int32
+    """(U,) residues of each unique sequence."""
+    first: Int64
+    """(U,) index of the first record with each unique sequence."""
+    digest: NDArray[np.uint64]
+    """(U,) the first 64 bits of the SHA-256 of each unique sequence."""
+    unique: Int32
+    """(N,) unique sequence of each record; -1 if it is skipped, or a complex."""
+
+    @property
+    def part(self) -> BundlePart | None:
+        """The range of a bundle that this is, if it is one."""
+
+    def sequence(self, number: int) -> bytes:
+        """Unique sequence `number`."""
+
+    def sequences(self, numbers: NDArray[np.integer[Any]]) -> Iterator[bytes]:
+        """Unique sequences in the order of `numbers`."""
+
+    def records(self) -> Iterator[Record]:
+        """All records in index order."""
+
+
 class SequenceSet:
     """The records of some FASTA files: N validated records, U unique sequences to compute.
 
-    A context manager that owns the spool, files as large as the input. It takes about 36 bytes of
+    A context manager that owns the spool, files as large as the input. It takes about 44 bytes of
     memory for each record, up to 90 while it is opened; rows and sequences are read when needed.
     """
 
@@ -255,10 +285,16 @@ class SequenceSet:
     """N, the number of records in all files."""
     lengths: Int32
     """(U,) residues of each unique sequence, in the order of their first records."""
+    sizes: Int32
+    """(U,) letters of each unique sequence, with the chain breaks of a complex."""
     first: Int64
     """(U,) index of the first record with each unique sequence."""
+    digest: NDArray[np.uint64]
+    """(U,) the first 64 bits of the SHA-256 of each unique sequence, chain breaks included."""
     unique: Int32
     """(N,) unique sequence of each record; -1 if it is skipped, or a complex."""
+    part: None = None
+    """These are whole files, not the range of a bundle."""
 
     def __init__(self, spool: SequenceSpool, files: ExitStack, *, complexes: bool) -> None:
         self._rows, self._sequences, self._files = spool.rows, spool.sequences, files
@@ -267,11 +303,12 @@ class SequenceSet:
         sizes, residues = np.frombuffer(spool.sizes, "i"), np.frombuffer(spool.residues, "i")
         own = np.arange(self.count)
         same = _first_with_same(spool.digests)  # (N,)
-        spool.digests.clear()
         same[residues == 0] = own[residues == 0]
         is_first = (same == own) & (residues > 0) & (complexes | (sizes == residues))
         self.first = np.flatnonzero(is_first)
-        self.lengths, self._sizes = residues[self.first], sizes[self.first]
+        self.digest = np.frombuffer(spool.digests, ">u8")[::2][self.first].astype(np.uint64)
+        spool.digests.clear()
+        self.lengths, self.sizes = residues[self.first], sizes[self.first]
         self._offsets = (sizes.cumsum(dtype=np.int64) - sizes)[self.first]
         self.unique = np.where(is_first, is_first.cumsum(dtype=np.int32) - 1, np.int32(-1))[same]
         self._duplicate_of = np.where(same == own, -1, same)
@@ -279,16 +316,16 @@ class SequenceSet:
     def sequence(self, number: int) -> bytes:
         """Unique sequence `number`, read from the spool."""
         file = self._sequences.fileno()
-        return os.pread(file, self._sizes[number], self._offsets[number])
+        return os.pread(file, self.sizes[number], self._offsets[number])
 
     def sequences(self, numbers: NDArray[np.integer[Any]]) -> Iterator[bytes]:
         """Unique sequences in the order of `numbers`, read from the spool in batches."""
         file = self._sequences.fileno()
-        weights = np.cumsum(self._sizes[numbers] + OBJECT_BYTES, dtype=np.int64)
+        weights = np.cumsum(self.sizes[numbers] + OBJECT_BYTES, dtype=np.int64)
         for batch in np.split(numbers, np.flatnonzero(np.diff(weights // BATCH)) + 1):
             texts = [b""] * len(batch)
             order = np.argsort(self._offsets[batch])
-            sizes, offsets = self._sizes[batch[order]], self._offsets[batch[order]]
+            sizes, offsets = self.sizes[batch[order]], self._offsets[batch[order]]
             spans = zip(order.tolist(), sizes.tolist(), offsets.tolist(), strict=True)
             for place, size, offset in spans:
                 texts[place] = os.pread(file, size, offset)

@@ -21,9 +21,10 @@ from esm_pipeline.formats.tables.base import SUFFIXES
 from esm_pipeline.locks import Outputs
 from esm_pipeline.settings.sections import CleaningSettings, EmbedSettings
 from esm_pipeline.tasks.common import command
+from esm_pipeline.tasks.common.gather import gather_ragged
 from esm_pipeline.tasks.common.outputs import HDF5, check_output, ending_of
 from esm_pipeline.tasks.common.plan import SequencePlan
-from esm_pipeline.tasks.common.shards import gather_ragged
+from esm_pipeline.tasks.embed.work import EMBED_WORK
 
 if TYPE_CHECKING:
     from esm_pipeline.tasks.embed.representations import Encoder
@@ -51,7 +52,13 @@ def outputs(args: argparse.Namespace) -> Outputs:
 
 
 def result_files(args: argparse.Namespace) -> list[Path]:
-    """The output, the table of records, and the ids of an array's rows. Raises InputError."""
+    """The output, the table of records, and the ids of an array's rows; or the file of a range.
+
+    Raises InputError.
+    """
+    if args.range:
+        command.check_range_output(args, args.output, [args.fasta])
+        return [args.output]
     is_array = args.output.suffix.lower() == ARRAY
     ids = [args.output.with_suffix(".ids.tsv")] if is_array else []
     table = check_output(args.output, [args.fasta], [args.sha256, *ids], EMBED_ENDINGS)
@@ -65,7 +72,9 @@ def run(args: argparse.Namespace) -> int:
     targets, ending = result_files(args), ending_of(args.output, EMBED_ENDINGS)
     if ending not in HDF5:
         require_fixed(args.output, settings.include)
-    with command.open_input(args, args.output.parent) as sequences:
+    with command.open_input(args, args.output.parent, "embed", EMBED_WORK) as sequences:
+        if command.wrote_idle(sequences, args.output):
+            return 0
         from esm_pipeline.model.inference.device import set_threads
         from esm_pipeline.tasks.embed.representations import Encoder
 
@@ -76,11 +85,11 @@ def run(args: argparse.Namespace) -> int:
         plan = SequencePlan(sequences, encoder.policy)
         with command.computed(args, encoder, plan, targets) as files:
             if ending == ARRAY:
-                write_array(files.output, files.extra[0], files.rows)
+                write_array(files.output, files.more[1], files.rows)
             elif ending not in HDF5:
                 write_embedding_table(files.output, ending, files.rows)
     line = command.summary(encoder, plan, files.counts, started)
-    return command.finish(args, line, files.counts[FAILED], targets[1])
+    return command.finish(args, line, files.counts[FAILED], None if args.range else targets[1])
 
 
 def require_fixed(output: Path, include: Iterable[str]) -> None:

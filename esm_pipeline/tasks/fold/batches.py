@@ -15,20 +15,13 @@ import torch
 from numpy.typing import NDArray
 
 from esm_pipeline.arrays import Int64
-
-CUBIC = 640
-"""Residues beyond which triangle products and attention, R³, cost more than linear layers, R²."""
+from esm_pipeline.tasks.fold.work import cost
 
 LAUNCH = 128**2
 """Pairs of residues that cost a GPU about as much as starting another batch."""
 
 CHUNKS = (128, 64, 32, 16)
 """Chunk sizes, tried one after the other."""
-
-
-def cost(residues: int) -> float:
-    """The cost of a sequence padded to `residues`, in pairs of residues of a short one."""
-    return residues**2 * (1 + residues / CUBIC)
 
 
 def fold_batches(

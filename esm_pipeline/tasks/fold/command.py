@@ -18,10 +18,11 @@ from esm_pipeline.formats.records import FAILED, read_records
 from esm_pipeline.locks import Outputs
 from esm_pipeline.settings.sections import CleaningSettings, FoldSettings, StructureSettings
 from esm_pipeline.tasks.common import command
+from esm_pipeline.tasks.common.gather import gather_ragged
 from esm_pipeline.tasks.common.outputs import HDF5, check_output, require_folder_name
-from esm_pipeline.tasks.common.shards import gather_ragged
-from esm_pipeline.tasks.fold.plan import FoldPlan
+from esm_pipeline.tasks.fold.plan import FOLD, FoldPlan
 from esm_pipeline.tasks.fold.structures import STRUCTURES_TABLE, write_files, written_to
+from esm_pipeline.tasks.fold.work import FOLD_WORK
 
 SUFFIX = ".h5"
 H5 = "structures.h5"
@@ -43,12 +44,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def outputs(args: argparse.Namespace) -> Outputs:
     """What `fold` writes. Raises InputError for a place that cannot be used."""
-    arrays, table = check_places(args.output, args.fasta, args.sha256)
-    files = [arrays, table, args.sha256]
-    if arrays == args.output:
-        return Outputs(files)
+    files = result_files(args)
+    if files[0] == args.output:
+        return Outputs([*files, args.sha256])
     written = written_to(args.output)
-    return Outputs([*files, *written.files], written.replaced)
+    return Outputs([*files, args.sha256, *written.files], written.replaced)
+
+
+def result_files(args: argparse.Namespace) -> list[Path]:
+    """The arrays and the table of records, or the file of a range. Raises InputError."""
+    if args.range:
+        command.check_range_output(args, args.output, [args.fasta])
+        return [args.output]
+    return [*check_places(args.output, args.fasta, args.sha256)]
 
 
 def run(args: argparse.Namespace) -> int:
@@ -56,24 +64,26 @@ def run(args: argparse.Namespace) -> int:
     started = time.perf_counter()
     settings = section_from(FoldSettings, args)
     written = section_from(StructureSettings, args)
-    arrays, table = check_places(args.output, args.fasta, args.sha256)
+    arrays, *tables = targets = result_files(args)
     as_files = arrays != args.output
     stale = args.output / STRUCTURES_TABLE if as_files else None
-    with command.open_input(args, arrays.parent, complexes=True) as sequences:
+    with command.open_input(args, arrays.parent, FOLD, FOLD_WORK, complexes=True) as sequences:
+        if command.wrote_idle(sequences, args.output):
+            return 0
         from esm_pipeline.model.inference.device import set_threads
         from esm_pipeline.tasks.fold.predictor import Predictor
 
         threads = set_threads(settings.threads)
         predictor = Predictor(args.model, args.revision, settings)
         plan = FoldPlan(sequences, predictor.policy, predictor.config.max_residues)
-        with command.computed(args, predictor, plan, [arrays, table], stale=stale) as files:
+        with command.computed(args, predictor, plan, targets, stale=stale) as files:
             counts = files.counts
     if as_files:
-        rows = read_records(table)
+        rows = read_records(*tables)
         write_files(arrays, args.output, rows, written, processes=threads, quiet=args.quiet)
     line = command.summary(predictor, plan, counts, started, rate=False)
     warning = "; random weights: the structures are meaningless" if predictor.random else ""
-    return command.finish(args, line + warning, counts[FAILED], table)
+    return command.finish(args, line + warning, counts[FAILED], tables[0] if tables else None)
 
 
 def check_model(args: argparse.Namespace) -> None:

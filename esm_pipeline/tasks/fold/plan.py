@@ -11,7 +11,7 @@ from esm_pipeline.settings.sections import FoldSettings
 from esm_pipeline.structure.residues import LETTERS, UNKNOWN
 from esm_pipeline.tasks.common.cleaning import CHAIN_BREAK
 from esm_pipeline.tasks.common.plan import LengthPolicy, SequencePlan
-from esm_pipeline.tasks.common.sequences import SequenceSet
+from esm_pipeline.tasks.common.sequences import UniqueSequences
 
 FOLD = "fold"
 FOLDED_LETTERS = LETTERS[:UNKNOWN].encode()
@@ -40,7 +40,7 @@ class FoldPlan(SequencePlan):
     """
 
     def __init__(
-        self, sequence_set: SequenceSet, policy: LengthPolicy, positions: int | None
+        self, sequence_set: UniqueSequences, policy: LengthPolicy, positions: int | None
     ) -> None:
         texts = sequence_set.sequences(np.arange(len(sequence_set.lengths)))
         facts = [

@@ -11,19 +11,25 @@ import argparse
 import json
 import re
 import time
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import numpy as np
+
+from esm_pipeline.arrays import Float64
 from esm_pipeline.errors import InputError
-from esm_pipeline.files import scratch_path
+from esm_pipeline.files import atomic_path, scratch_path
 from esm_pipeline.flags import section_from
+from esm_pipeline.formats.bundles import Range
 from esm_pipeline.formats.checksums import check_shard
 from esm_pipeline.formats.input_checksums import require_unchanged
 from esm_pipeline.formats.records import FAILED
+from esm_pipeline.formats.results.job_files import StoredOutcomes
 from esm_pipeline.formats.results.saturation import Saturations
-from esm_pipeline.formats.tables.base import SUFFIXES, suffix_of
+from esm_pipeline.formats.tables.base import SUFFIXES, Table, suffix_of
 from esm_pipeline.formats.tables.open import create_table, open_table
 from esm_pipeline.locks import Outputs
 from esm_pipeline.settings.section import values
@@ -34,14 +40,23 @@ from esm_pipeline.settings.sections import (
     StrategySettings,
 )
 from esm_pipeline.tasks.common import command
+from esm_pipeline.tasks.common.bundle_sequences import BundleSequences
+from esm_pipeline.tasks.common.gather import gather_ragged
 from esm_pipeline.tasks.common.model_file import MODEL_HELP
 from esm_pipeline.tasks.common.outcomes import format_counts
 from esm_pipeline.tasks.common.outputs import check_output, ending_of
 from esm_pipeline.tasks.common.plan import LengthPolicy, SequencePlan
 from esm_pipeline.tasks.common.progress import progress
-from esm_pipeline.tasks.common.sequences import SequenceSet, open_sequences, read_entries
-from esm_pipeline.tasks.common.shards import gather_ragged
+from esm_pipeline.tasks.common.sequences import (
+    SequenceSet,
+    UniqueSequences,
+    open_sequences,
+    read_entries,
+)
+from esm_pipeline.tasks.score.score_files import RangeScores, write_range_scores
+from esm_pipeline.tasks.score.variant_range import VariantPart
 from esm_pipeline.tasks.score.variant_table import (
+    JOINT,
     LIKELIHOOD,
     SCORE,
     VariantArrays,
@@ -50,10 +65,12 @@ from esm_pipeline.tasks.score.variant_table import (
     score_columns,
     write_scores,
 )
-from esm_pipeline.tasks.score.wild_types import open_wild_types
+from esm_pipeline.tasks.score.wild_types import DEFAULT_COLUMN, WildTypes, open_wild_types
+from esm_pipeline.tasks.score.work import SATURATION_WORK
 
 if TYPE_CHECKING:
     from esm_pipeline.tasks.score.forward_passes import Ensemble
+    from esm_pipeline.tasks.score.strategies import Strategy
 
 SUFFIX = ".h5"
 MODEL_SETTINGS = StrategySettings
@@ -83,6 +100,8 @@ class ScoreArguments(NamedTuple):
     allow_empty: bool
     output: Path
     records: Path
+    """The table of the outcomes of all proteins; a range has none."""
+    range_: Range | None
     plots: Path | None
     provenance: Path | None
     checksums: Path | None
@@ -127,6 +146,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def outputs(args: argparse.Namespace) -> Outputs:
     """What `score` writes. Raises InputError for a path that cannot be written."""
     arguments = read_arguments(args)
+    if args.range:
+        return Outputs([arguments.output])
     files = [arguments.output, arguments.records, arguments.provenance, arguments.checksums]
     return Outputs(files, added_to=[arguments.plots] if arguments.plots else [])
 
@@ -136,9 +157,14 @@ def run(args: argparse.Namespace) -> int:
     started = time.perf_counter()
     require_unchanged(args.unchanged)
     arguments = read_arguments(args)
-    summary, failed = saturate(arguments) if args.saturation else score_table(arguments)
+    if args.saturation:
+        summary, failed = saturate(arguments)
+    elif args.range:
+        summary, failed = score_range(arguments)
+    else:
+        summary, failed = score_table(arguments)
     line = f"score: {summary}; {time.perf_counter() - started:.1f} s"
-    return command.finish(args, line, failed, arguments.records)
+    return command.finish(args, line, failed, None if args.range else arguments.records)
 
 
 def check_model(args: argparse.Namespace) -> None:
@@ -160,9 +186,13 @@ def read_arguments(args: argparse.Namespace) -> ScoreArguments:
         raise InputError(f"{' '.join(args.paths)}: give the wild types and the file to write")
     if args.plots and not args.saturation:
         raise InputError("--plots: draws the results of --saturation only; leave it out")
-    suffixes = SUFFIXES if args.variants else (SUFFIX, *SUFFIXES)
+    if args.range and not wild_types:
+        raise InputError(f"{output}: give the wild types of the range as well")
+    suffixes = SUFFIXES if args.variants and not args.range else (SUFFIX, *SUFFIXES)
     ending_of(output, suffixes)
     inputs = [*wild_types, *filter(None, [args.variants])]
+    if args.range:
+        command.check_range_output(args, output, inputs)
     records = check_output(output, inputs, [args.provenance, args.sha256], suffixes)
     return ScoreArguments(
         settings=settings,
@@ -173,6 +203,7 @@ def read_arguments(args: argparse.Namespace) -> ScoreArguments:
         allow_empty=args.allow_empty,
         output=output,
         records=records,
+        range_=args.range,
         plots=args.plots,
         provenance=args.provenance,
         checksums=args.sha256,
@@ -211,46 +242,109 @@ def score_table(arguments: ScoreArguments) -> tuple[str, int]:
                 allow_empty=arguments.allow_empty,
             )
         )
-        by_likelihood = settings.strategy == LIKELIHOOD
-        variants = VariantTable(
-            table, wild_types, settings, cleaning, substitutions_only=not by_likelihood
-        )
-        rows = VariantArrays(joint=settings.strategy == "masked_marginal_joint")
-        if by_likelihood:
-            mutants = mutated_sequences(variants, rows)
-            validated = cleaning.model_copy(update=AS_VALIDATED)
-            sequences = stack.enter_context(read_entries(mutants, validated, folder))
-        else:
-            for row in variants.rows():
-                rows.add(row)
-
-        from esm_pipeline.tasks.score.strategies import Likelihoods, Marginals  # with PyTorch
-
-        models = find_models(arguments.models, settings)
-        plan = plan_sequences(wild_types.sequence_set, models, settings)
-        strategy = (
-            Likelihoods(settings, rows, plan, sequences)
-            if by_likelihood
-            else Marginals(settings, rows, plan)
-        )
-        work = strategy.work * len(models)
-        with writing(arguments, models) as (output, records):
-            with progress(SCORE, work, "tokens", quiet=arguments.quiet) as advance:
-                scores = strategy.score(models, advance)
+        planned = plan_table(arguments, table, wild_types, stack)
+        with writing(arguments, planned.models) as (output, records):
+            scores = planned.scores(quiet=arguments.quiet)
+            strategy = planned.strategy
             with create_table(output, suffix, table, columns) as writer:
-                counts = write_scores(writer, variants, strategy.usable, strategy.outcome, scores)
-            failed = plan.write_outcomes(records)[FAILED]
-    summary = f"{format_counts(counts, 'variants')}; {count_passes(models)}"
-    return summary, counts[FAILED] + failed
+                counts = write_scores(
+                    writer, planned.variants, strategy.usable, strategy.outcome, scores
+                )
+            failed = strategy.plan.write_outcomes(records)[FAILED]
+    return planned.summary(counts), counts[FAILED] + failed
+
+
+def score_range(arguments: ScoreArguments) -> tuple[str, int]:
+    """Score a range of a table that was split; returns the same."""
+    columns = score_columns(arguments.settings.strategy, [one.label for one in arguments.models])
+    names = [column.name for column in columns if column.kind == "number"]
+    assert arguments.range_ and arguments.variants
+    paths = Path(arguments.variants), Path(*arguments.wild_types)
+    work = VariantPart.open(*paths, arguments.range_)
+    with atomic_path(arguments.output) as output:
+        if work.is_idle:
+            write_range_scores(output, RangeScores.none(names), work.attributes)
+            return "no variants in this range", 0
+        table = work.table()
+        with ExitStack() as stack:
+            sequence_set = work.sequences(arguments.cleaning, arguments.output.parent)
+            wild_types = stack.enter_context(WildTypes(sequence_set, DEFAULT_COLUMN))
+            planned = plan_table(arguments, table, wild_types, stack)
+            strategy = planned.strategy
+            if not strategy.usable.all():
+                raise InputError(
+                    f"{table.path}: row {table.numbers[strategy.usable.argmin()]} cannot be scored "
+                    "as it is here; split the table with the same strategy"
+                )
+            scores = planned.scores(quiet=arguments.quiet)
+            rows = [strategy.outcome(row) for row in range(len(table.numbers))]
+            proteins = [strategy.plan.outcome(record) for record in sequence_set.records()]
+            found = RangeScores(
+                rows=table.numbers,
+                proteins=work.bundle.first[work.bundle.proteins(work.span)],
+                scores=np.stack(scores, axis=1),
+                outcomes=StoredOutcomes.of([*rows, *proteins]),
+                columns=names,
+                provenance=provenance_of(arguments.settings, planned.models),
+            )
+            write_range_scores(output, found, work.attributes)
+    counts = Counter(status for status, _ in rows)
+    failed = sum(status == FAILED for status, _ in proteins)
+    return planned.summary(counts), counts[FAILED] + failed
+
+
+class PlannedTable(NamedTuple):
+    """The rows of a table, and how they are scored."""
+
+    variants: VariantTable
+    models: Ensemble
+    strategy: Strategy
+
+    def scores(self, *, quiet: bool) -> list[Float64]:
+        """The columns of scores, (N,) each."""
+        work = self.strategy.work * len(self.models)
+        with progress(SCORE, work, "tokens", quiet=quiet) as advance:
+            return self.strategy.score(self.models, advance)
+
+    def summary(self, counts: Counter[str]) -> str:
+        """The rows by status, and the passes."""
+        return f"{format_counts(counts, 'variants')}; {count_passes(self.models)}"
+
+
+def plan_table(
+    arguments: ScoreArguments, table: Table, wild_types: WildTypes, stack: ExitStack
+) -> PlannedTable:
+    """Read all rows, and plan their passes. Files of mutated sequences are closed with `stack`."""
+    settings, cleaning = arguments.settings, arguments.cleaning
+    by_likelihood = settings.strategy == LIKELIHOOD
+    variants = VariantTable(
+        table, wild_types, settings, cleaning, substitutions_only=not by_likelihood
+    )
+    rows = VariantArrays(joint=settings.strategy == JOINT)
+    if by_likelihood:
+        mutants = mutated_sequences(variants, rows)
+        validated = cleaning.model_copy(update=AS_VALIDATED)
+        sequences = read_entries(mutants, validated, arguments.output.parent)
+        stack.enter_context(sequences)
+    else:
+        for row in variants.rows():
+            rows.add(row)
+
+    from esm_pipeline.tasks.score.strategies import Likelihoods, Marginals  # with PyTorch
+
+    models = find_models(arguments.models, settings)
+    plan = plan_sequences(wild_types.sequence_set, models, settings)
+    if by_likelihood:
+        return PlannedTable(variants, models, Likelihoods(settings, rows, plan, sequences))
+    return PlannedTable(variants, models, Marginals(settings, rows, plan))
 
 
 def saturate(arguments: ScoreArguments) -> tuple[str, int]:
     """Score every substitution; returns the summary, and how many records failed."""
     output, quiet = arguments.output, arguments.quiet
-    with open_sequences(
-        *(arguments.wild_types, arguments.cleaning, output.parent),
-        allow_empty=arguments.allow_empty,
-    ) as sequence_set:
+    with open_saturated(arguments) as sequence_set:
+        if command.wrote_idle(sequence_set, output):
+            return "no sequences in this range", 0
         from esm_pipeline.tasks.score.heatmaps import draw_all
         from esm_pipeline.tasks.score.saturation import SaturationScorer, write_long_table
 
@@ -258,7 +352,7 @@ def saturate(arguments: ScoreArguments) -> tuple[str, int]:
         plan = plan_sequences(sequence_set, models, arguments.settings)
         scorer = SaturationScorer(arguments.settings, plan)
         work = scorer.work * len(models)
-        with writing(arguments, models) as (path, records), ExitStack() as stack:
+        with writing(arguments, models) as (path, *records), ExitStack() as stack:
             as_table = output.suffix.lower() != SUFFIX
             hdf5 = stack.enter_context(scratch_path(output)) if as_table else path
             with progress(SCORE, work, "tokens", quiet=quiet) as advance:
@@ -268,22 +362,32 @@ def saturate(arguments: ScoreArguments) -> tuple[str, int]:
                     draw_all(results, results, arguments.plots, quiet=quiet)
             if as_table:
                 write_long_table(hdf5, path, suffix_of(output))
-            counts = plan.write_outcomes(records)
+            counts = plan.write_outcomes(*records)
     residues = int(plan.lengths[plan.rows() >= 0].sum())
-    summary = f"{format_counts(counts, 'records')}; {residues:,} residues, {count_passes(models)}"
+    unit = "sequences of a range" if arguments.range_ else "records"
+    summary = f"{format_counts(counts, unit)}; {residues:,} residues, {count_passes(models)}"
     return summary, counts[FAILED]
 
 
+def open_saturated(arguments: ScoreArguments) -> SequenceSet | BundleSequences:
+    """The proteins of which every substitution is scored: of a file, or of a range of a bundle."""
+    wild_types, folder = arguments.wild_types, arguments.output.parent
+    if arguments.range_:
+        return BundleSequences(Path(*wild_types), arguments.range_, SCORE, SATURATION_WORK)
+    return open_sequences(wild_types, arguments.cleaning, folder, allow_empty=arguments.allow_empty)
+
+
 @contextmanager
-def writing(arguments: ScoreArguments, models: Ensemble) -> Iterator[tuple[Path, Path]]:
-    """Temporary paths of the output and of the table of records.
+def writing(arguments: ScoreArguments, models: Ensemble) -> Iterator[list[Path]]:
+    """Temporary paths of the output and of the table of records; of a range, only the output.
 
     They are moved into place together, with provenance and checksums if these are wanted.
     """
-    targets = [arguments.output, arguments.records, *filter(None, [arguments.provenance])]
-    with command.written_together(targets, arguments.checksums) as (output, records, *provenance):
-        yield output, records
-        for path in provenance:
+    results = [arguments.output, *([] if arguments.range_ else [arguments.records])]
+    targets = [*results, *filter(None, [arguments.provenance])]
+    with command.written_together(targets, arguments.checksums) as paths:
+        yield paths[: len(results)]
+        for path in paths[len(results) :]:
             facts = provenance_of(arguments.settings, models)
             path.write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
 
@@ -311,7 +415,7 @@ def find_models(choices: list[ModelChoice], settings: ScoreSettings) -> Ensemble
 
 
 def plan_sequences(
-    sequence_set: SequenceSet, models: Ensemble, settings: ScoreSettings
+    sequence_set: UniqueSequences, models: Ensemble, settings: ScoreSettings
 ) -> SequencePlan:
     """Which sequences are scored, and how much of each; the shortest position table counts."""
     limits = [model.config.max_residues for model in models.values()]

@@ -64,8 +64,7 @@ class SaturationScorer:
                 model.unload()
             if len(names) > 1:
                 write_means(path, list(names), writer)
-        if self.plan.failures:
-            layout.leave_out_failures(path, self.plan, rows)
+        layout.complete(path, self.plan, rows)
 
     def log_odds(self, model: LanguageModel, numbers: Int64, advance: Advance) -> Float64:
         """(residues of the sequences `numbers`, 20)."""

@@ -1,0 +1,39 @@
+"""Room on the disk for the results of a job, looked at before it computes anything."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from numpy.typing import NDArray
+
+from esm_pipeline.errors import CapacityError
+from esm_pipeline.formats.results.layout import Array, unit_starts
+
+GIGABYTE = 1e9
+
+
+def array_bytes(arrays: Iterable[Array], lengths: NDArray[Any]) -> int:
+    """Bytes of some arrays of sequences of `lengths` (U,) residues."""
+    return sum(array.item_bytes * int(unit_starts(lengths, array.per)[-1]) for array in arrays)
+
+
+def require_room(
+    path: Path, arrays: Iterable[Array], lengths: NDArray[Any], bundle_lengths: NDArray[Any]
+) -> None:
+    """Raise CapacityError unless the disk of `path` has room for a job's file and its bundle's.
+
+    Both have `arrays`, of sequences of `lengths` (U,) and `bundle_lengths` residues: the gathered
+    result is written while the files of all jobs are still there.
+    """
+    arrays = list(arrays)
+    own, gathered = array_bytes(arrays, lengths), array_bytes(arrays, bundle_lengths)
+    free = shutil.disk_usage(path.parent).free
+    if own + gathered > free:
+        sizes = " and ".join(f"{size / GIGABYTE:,.1f} GB" for size in (own, gathered))
+        raise CapacityError(
+            f"{path.parent}: this job and the gathered result of its bundle take {sizes}, but "
+            f"{free / GIGABYTE:,.1f} GB are free; free some, choose another outdir, or store less"
+        )
