@@ -89,7 +89,7 @@ def of_bundles(name: str, bundles: int) -> list[str]:
     return [BY_BUNDLE[name].format(bundle) for bundle in bundle_names(bundles)]
 
 
-def plain_name(name: str) -> tuple[str, str]:
+def without_bundle(name: str) -> tuple[str, str]:
     """The name that a result has in a sample of one bundle, and its bundle; "" if it has none."""
     for plain, pattern in BY_BUNDLE.items():
         before, after = map(re.escape, pattern.split("{}"))
@@ -100,12 +100,14 @@ def plain_name(name: str) -> tuple[str, str]:
 
 def found_as(name: str, names: Collection[str]) -> list[str]:
     """Those of `names` that are the result `name`: itself, or those of the bundles in order."""
-    return [name] if name in names else sorted(one for one in names if plain_name(one)[0] == name)
+    return (
+        [name] if name in names else sorted(one for one in names if without_bundle(one)[0] == name)
+    )
 
 
 def listed_folders(name: str) -> list[str]:
     """The folders whose files the list of digests `name` describes; none if it is no list."""
-    plain, bundle = plain_name(name)
+    plain, bundle = without_bundle(name)
     folders = LISTS.get(plain, ())
     return [BY_BUNDLE[folder].format(bundle) if bundle else folder for folder in folders]
 

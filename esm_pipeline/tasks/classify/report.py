@@ -32,7 +32,7 @@ from esm_pipeline.tasks.common.tallies import Histogram
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-MOST_LABELS = 12  # in a picture
+LABELS_DRAWN = 12  # in a picture
 HISTOGRAMS = 6  # most values that get a picture
 PREDICTIONS_AT_ONCE = 1 << 16
 MOST_BLOCKS = 160  # of so many predictions that are counted
@@ -50,7 +50,7 @@ def classes_section(paths: Sequence[Path], kind: type[Classes]) -> ReportSection
         with kind.open(path) as results:
             records += len(results)
             sizes.append(len(results.predictions()))
-    counted = Predictions(paths, kind, sizes)
+    counted = CountedPredictions(paths, kind, sizes)
     with kind.open(paths[0]) as results:
         facts = describe(results, records, sum(sizes))
         if counted.size < sum(sizes):
@@ -58,7 +58,7 @@ def classes_section(paths: Sequence[Path], kind: type[Classes]) -> ReportSection
         return ReportSection(facts, pictures(results, counted) if counted.size else [])
 
 
-class Predictions:
+class CountedPredictions:
     """The predictions in several files, or evenly spaced blocks of them."""
 
     def __init__(self, paths: Sequence[Path], kind: type[Classes], sizes: Sequence[int]) -> None:
@@ -94,7 +94,7 @@ def unit(results: Classes) -> str:
     return f"different {what}" if what == "sequences" else f"{what} of different sequences"
 
 
-def pictures(results: Classes, predictions: Predictions) -> list[str]:
+def pictures(results: Classes, predictions: CountedPredictions) -> list[str]:
     """A bar for each label, or a histogram for each value, as SVG."""
     if results.problem != REGRESSION:
         counts = counts_of(results, predictions)
@@ -110,7 +110,7 @@ def pictures(results: Classes, predictions: Predictions) -> list[str]:
     ]
 
 
-def counts_of(results: Classes, predictions: Predictions) -> Int64:
+def counts_of(results: Classes, predictions: CountedPredictions) -> Int64:
     """(K,) how many have each label."""
     counts = np.zeros(len(results.labels), np.int64)
     for block in predictions:
@@ -123,7 +123,7 @@ def counts_of(results: Classes, predictions: Predictions) -> Int64:
 
 def draw_labels(axes: Axes, results: Classes, counts: Int64) -> None:
     """Draw the most common labels, from the top."""
-    order = np.argsort(-counts, kind="stable")[:MOST_LABELS]
+    order = np.argsort(-counts, kind="stable")[:LABELS_DRAWN]
     drawn = axes.barh(range(len(order)), counts[order], height=0.6, color=BLUE)
     axes.bar_label(drawn, labels=[f"{count:,}" for count in counts[order].tolist()], padding=3)
     axes.set_yticks(range(len(order)), [tick(results.labels[place]) for place in order.tolist()])

@@ -24,20 +24,19 @@ from esm_pipeline.formats.checksums import write_digests
 from esm_pipeline.locks import Outputs
 from esm_pipeline.tasks import commands_with, module_of
 from esm_pipeline.tasks.common.gather import BundleResults
-from esm_pipeline.tasks.common.outcomes import format_counts
+from esm_pipeline.tasks.common.outcomes import OF_BUNDLE, format_counts, listing_of
 from esm_pipeline.tasks.common.outputs import ending_of
 from esm_pipeline.tasks.run import record_table
 
-RECORD_ROWS, TABLES = "records", "tables"
-STATUS_ENDING = ".status.tsv"
+OF_RECORDS, OF_TABLES = "records", "tables"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the flags of `aggregate`."""
     commands = parser.add_subparsers(dest="what", metavar="WHAT", required=True)
-    records = commands.add_parser(RECORD_ROWS, help="records.tsv with the outcomes of all tasks")
+    records = commands.add_parser(OF_RECORDS, help="records.tsv with the outcomes of all tasks")
     record_table.add_record_arguments(records)
-    tables = commands.add_parser(TABLES, help="one table from those of all bundles")
+    tables = commands.add_parser(OF_TABLES, help="one table from those of all bundles")
     record_table.add_table_arguments(tables)
     tasks = commands_with("aggregate")
     gathered = [commands.add_parser(task, help=f"results of {task}") for task in tasks]
@@ -54,7 +53,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
             required=True,
             type=Path,
             metavar="FILE",
-            help=f"status table to write: NAME{STATUS_ENDING}, with digests in NAME.sha256",
+            help=f"status table to write: NAME{OF_BUNDLE}, with digests in NAME.sha256",
         )
         task.add_argument("--out", required=True, type=Path, help="file to write")
         task.add_argument("--quiet", action="store_true", help="no summary")
@@ -62,9 +61,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def outputs(args: argparse.Namespace) -> Outputs:
     """What `aggregate` writes. Raises InputError if it would replace what it reads."""
-    if args.what == RECORD_ROWS:
+    if args.what == OF_RECORDS:
         return record_table.record_outputs(args)
-    if args.what == TABLES:
+    if args.what == OF_TABLES:
         return record_table.table_outputs(args)
     files = [args.out, args.status, digests_of(args.status)]
     fasta = args.bundle
@@ -74,16 +73,16 @@ def outputs(args: argparse.Namespace) -> Outputs:
 
 def digests_of(status: Path) -> Path:
     """The list of digests next to a status table. Raises InputError for another name."""
-    if not status.name.endswith(STATUS_ENDING):
-        raise InputError(f"{status}: cannot be written; let its name end in {STATUS_ENDING}")
-    return status.with_name(f"{status.name.removesuffix(STATUS_ENDING)}.sha256")
+    if not status.name.endswith(OF_BUNDLE):
+        raise InputError(f"{status}: cannot be written; let its name end in {OF_BUNDLE}")
+    return listing_of(status)
 
 
 def run(args: argparse.Namespace) -> int:
     """Gather results or merge tables; returns 0: `verdict` judges failed records."""
-    if args.what == RECORD_ROWS:
+    if args.what == OF_RECORDS:
         record_table.write_record_table(args)
-    elif args.what == TABLES:
+    elif args.what == OF_TABLES:
         record_table.write_merged_table(args)
     else:
         gather_bundle(args)

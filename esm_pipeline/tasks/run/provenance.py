@@ -37,7 +37,7 @@ from esm_pipeline.settings.result_names import (
     SCORES,
     VARIANTS,
     VERDICT,
-    plain_name,
+    without_bundle,
 )
 from esm_pipeline.tasks.common.model_file import read_model_file
 from esm_pipeline.tasks.common.outputs import ending_of
@@ -190,7 +190,7 @@ def sample_results(folder: Path, names: list[str]) -> dict[str, dict[str, Any]]:
             **stored_facts(folder / name),
         }
         for name in names
-        if plain_name(name)[0] not in FOLDERS
+        if without_bundle(name)[0] not in FOLDERS
     }
 
 

@@ -168,9 +168,9 @@ class RecordMerge:
         tables = [None if task in self.whole else self.table(task, name) for task in self.statuses]
         outcomes = OutcomeLines(path, self.tallies[VALIDATION])
         duplicates = 0
-        for rows in blocks_of(path, header_line(), self.block):
-            columns = columns_of(path, rows, len(RECORD_COLUMNS))
-            index, status = columns[0], columns[STATUS_CELL]
+        for rows in row_blocks(path, header_line(), self.block):
+            columns = cell_columns(path, rows, len(RECORD_COLUMNS))
+            index, status, numbers = columns[0], columns[STATUS_CELL], numbers_of(path, columns[0])
             valid = [one == VALID for one in status]
             parts: list[list[Sequence[bytes]]] = [[]]
             for table in tables:
@@ -181,7 +181,7 @@ class RecordMerge:
             outcomes.add(map(b"\t".join, zip(status, columns[REASON_CELL], strict=True)))
             self.lengths.update(compress(columns[LENGTH_CELL], valid))
             duplicates += len(rows) - columns[FIRST_CELL].count(b"")
-            yield MergedRows(numbers_of(path, index), joined(rows, parts, valid))
+            yield MergedRows(numbers, joined(rows, parts, valid))
         outcomes.end()
         for table in filter(None, tables):
             table.end()
@@ -223,7 +223,7 @@ class StatusTable:
     def __init__(self, path: Path, task: str, tally: Tally, block: int) -> None:
         check_listed(path, listing_of(path))
         self.path = path
-        self.blocks = blocks_of(path, format_row(status_columns(task)), block)
+        self.blocks = row_blocks(path, format_row(status_columns(task)), block)
         self.waiting: list[bytes] = []
         self.new = OutcomeLines(path, tally)
         self.known = OutcomeLines(path, tally, new=False)
@@ -331,7 +331,7 @@ def block_of(tables: int) -> int:
     return min(BLOCK, max(1, ALL_BLOCKS // max(1, tables)))
 
 
-def blocks_of(path: Path, header: str, block: int) -> Iterator[list[bytes]]:
+def row_blocks(path: Path, header: str, block: int) -> Iterator[list[bytes]]:
     """The rows of a table, without line ends, which quoted cells may contain.
 
     Raises InputError if the file is missing, or its first line is not `header`.
@@ -354,7 +354,7 @@ def lines_of(path: Path, block: int) -> Iterator[list[bytes]]:
         text = rest + found
         lines = text.split(b"\n")
         if b'"' in text:
-            lines = whole_lines(lines)
+            lines = connected(lines, b"\n")
         rest = lines.pop()
         if lines:
             yield lines
@@ -362,15 +362,18 @@ def lines_of(path: Path, block: int) -> Iterator[list[bytes]]:
         yield [rest]
 
 
-def whole_lines(lines: Sequence[bytes]) -> list[bytes]:
-    """`lines` with those joined that a quoted cell connects; the last one may be incomplete."""
+def connected(pieces: Sequence[bytes], separator: bytes) -> list[bytes]:
+    """`pieces` of a text with those joined between which the `separator` is in a quoted cell.
+
+    The last one may be incomplete.
+    """
     found, waiting = [], b""
-    for text in lines[:-1]:
-        waiting = waiting + b"\n" + text if waiting else text
+    for text in pieces[:-1]:
+        waiting = waiting + separator + text if waiting else text
         if waiting.count(b'"') % 2 == 0:
             found.append(waiting)
             waiting = b""
-    return [*found, waiting + b"\n" + lines[-1] if waiting else lines[-1]]
+    return [*found, waiting + separator + pieces[-1] if waiting else pieces[-1]]
 
 
 def read_block(path: Path, offset: int, size: int) -> bytes:
@@ -384,15 +387,18 @@ def read_block(path: Path, offset: int, size: int) -> bytes:
         raise InputError(f"{path}: cannot be read ({error.strerror}); check the path") from None
 
 
-def columns_of(path: Path, rows: Sequence[bytes], count: int) -> list[tuple[bytes, ...]]:
-    """The cells of each of `count` columns as they stand in the table; those with a tab are parsed.
+def cell_columns(path: Path, rows: Sequence[bytes], count: int) -> list[tuple[bytes, ...]]:
+    """The cells of each of `count` columns as they stand in the table, quoted or not.
 
     Raises InputError for a row with another number of cells.
     """
     cells = [row.split(b"\t") for row in rows]
     if {*map(len, cells)} != {count}:
-        split = zip(cells, rows, strict=True)
-        cells = [row if len(row) == count else parsed(path, text, count) for row, text in split]
+        cells = [row if len(row) == count else connected(row, b"\t") for row in cells]
+        if wrong := {*map(len, cells)} - {count}:
+            raise InputError(
+                f"{path}: not a row of the table ({min(wrong)} cells, not {count}); {REMAKE}"
+            )
     return list(zip(*cells, strict=True))
 
 
@@ -411,7 +417,7 @@ def numbers_of(path: Path, index: Sequence[bytes]) -> list[int]:
     """The indices of rows. Raises InputError if they are not whole numbers in ascending order."""
     digits = b"".join(index)
     numbers = list(map(int, index)) if digits.isdigit() and max(map(len, index)) <= 10 else []
-    if not numbers or numbers != sorted(numbers):
+    if not numbers or numbers != sorted({*numbers}):
         raise InputError(f"{path}: its rows are not in the order of their index; {REMAKE}")
     return numbers
 
@@ -450,7 +456,7 @@ def part_rows(path: Path, header: str, block: int, folder: Path) -> Iterator[Mer
     columns = header.removesuffix("\n").split("\t")
     prefix = os.path.relpath(path.parent, folder)
     moved = FILE_COLUMN in columns and prefix != os.curdir
-    for rows in blocks_of(path, header, block):
+    for rows in row_blocks(path, header, block):
         index = [row.partition(b"\t")[0] for row in rows]
         if moved:
             place = columns.index(FILE_COLUMN)

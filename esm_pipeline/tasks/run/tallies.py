@@ -26,7 +26,6 @@ from esm_pipeline.settings import Settings, load_settings
 from esm_pipeline.settings.result_names import (
     BY_BUNDLE,
     RECORD_COUNTS,
-    RECORDS,
     SCORE_COUNTS,
     SCORE_FACTS,
     SCORES,
@@ -109,10 +108,10 @@ def counted_sample(folder: Path, names: Collection[str], tasks: Sequence[str]) -
     Raises InputError for counts that are damaged, or of other tasks.
     """
     listed, sample = listed_digests(folder), shown(folder.absolute().name)
-    for name in (RECORD_COUNTS, *([SCORE_COUNTS] if SCORES in names else [])):
-        digest, listing = listed.get(os.path.normpath(folder / name), ("", folder / RECORDS))
-        if digest and sha256(folder / name) != digest:
-            raise wrong_digest(folder / name, listing.name)
+    for path in (folder / RECORD_COUNTS, folder / SCORE_COUNTS):
+        digest, listing = listed.get(os.path.normpath(path), ("", path))
+        if digest and path.exists() and sha256(path) != digest:
+            raise wrong_digest(path, listing.name)
     records = read_counts(folder / RECORD_COUNTS, sample)
     require_tasks(folder / RECORD_COUNTS, [tally.step for tally in records.tallies[1:]], tasks)
     scores = read_counts(folder / SCORE_COUNTS, sample) if SCORES in names else None

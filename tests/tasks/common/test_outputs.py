@@ -220,9 +220,20 @@ def test_hdf5_by_any_of_its_names(name: str, esm: Run, rotary: Path, tmp_path: P
         (("provenance", "--settings", "{{}}", "--out", "{d}/x.txt"), "let its name end in .json"),
         (("download", "--model", "demo", "--out", "{d}/x.txt"), "let its name end in .json"),
         (
-            ("aggregate", "records", "--records", "{d}/in.fasta", "--out", "{d}/x.csv"),
+            (
+                *("aggregate", "records", "--bundles", "{d}", "--count", "1"),
+                *("--out", "{d}/x.csv", "--counts", "{d}/x.json"),
+            ),
             "let its name end in .tsv",
         ),
+        (
+            (
+                *("aggregate", "records", "--bundles", "{d}", "--count", "1"),
+                *("--out", "{d}/x.tsv", "--counts", "{d}/x.txt"),
+            ),
+            "let its name end in .json",
+        ),
+        (("aggregate", "tables", "{d}/in.fasta", "--out", "{d}/x.csv"), "name end in .tsv"),
         (
             (
                 *("aggregate", "embed", "--records", "{d}/in.fasta", "--out", "{d}/x.csv"),
