@@ -37,7 +37,6 @@ if main(sys.argv[1:]) == 0:
 """Prints the peak of memory in KiB, which does not count the parent, as that of `wait4` does."""
 
 
-
 class RunCost(NamedTuple):
     """What a run took: seconds, and bytes of memory at most."""
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.benchmarks.bench_variants import make_up_scores
 from tests.tasks.embed.test_memory import peak_of
 
 pytestmark = [
@@ -46,14 +47,25 @@ def test_bytes_a_row(rotary, tmp_path, strategy):
 
 
 def test_split_and_join(tmp_path):
-    peaks = []
+    """`join` holds the scores of one range at a time, and nothing for each row."""
+    peaks: dict[str, list[float]] = {"split": [], "join": []}
     for rows in (FEW, MANY):
-        write_table(tmp_path, rows)
-        options = ("--quiet", "--shards", 3, "--out", tmp_path / "split", "--variants")
-        peaks.append(peak_of("split", *options, tmp_path / "in.csv", tmp_path / "wt.fasta"))
-    growth = (peaks[1] - peaks[0]) * 2**20 / (MANY - FEW)
-    print(f"split: {growth:.0f} bytes a row")
-    assert growth < 120
+        folder = tmp_path / str(rows)
+        folder.mkdir()
+        write_table(folder, rows)
+        options = ("--quiet", "--variants", folder / "in.csv")
+        out = ("--strategy=masked_marginal_joint", "--out", folder / "split", folder / "wt.fasta")
+        peaks["split"].append(peak_of("split", *options, *out))
+        make_up_scores(folder, rows // FEW)
+        inputs = ("--split", folder / "split", "--scores", folder / "scores")
+        files = {"out": "out.tsv", "status": "status.tsv", "provenance": "p.json", "counts": "c"}
+        targets = [f"--{name}={folder / file}" for name, file in files.items()]
+        ranges = ("--count", rows // FEW)
+        peaks["join"].append(peak_of("join", *options, *inputs, *ranges, *targets))
+    growth = {name: (high - low) * 2**20 / (MANY - FEW) for name, (low, high) in peaks.items()}
+    print(f"{growth} bytes a row")
+    assert growth["split"] < 90
+    assert growth["join"] < 30
 
 
 def test_saturation_is_flat(rotary, tmp_path):
