@@ -121,7 +121,7 @@ class Bundle:
             raise InputError(
                 f"{path}: cannot be read ({error.strerror or error}); {REMOVE_FOLDER}"
             ) from None
-        except (ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        except (ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as error:
             raise InputError(
                 f"{path}: not the index of a bundle ({error}); {REMOVE_FOLDER}"
             ) from None

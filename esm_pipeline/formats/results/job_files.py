@@ -117,7 +117,8 @@ def contents_digest(file: h5py.File) -> str:
             continue
         own = facts(read_attributes(item))
         digest.update(json.dumps([name, item.dtype.str, item.shape, own], sort_keys=True).encode())
-        if h5py.check_string_dtype(item.dtype):
+        string = h5py.check_string_dtype(item.dtype)
+        if string and string.length is None:
             digest.update(json.dumps(read_texts(file, name)).encode())
             continue
         rows = max(1, HASHED_BYTES // max(1, item.dtype.itemsize * int(np.prod(item.shape[1:]))))

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from esm_pipeline.arrays import Bool, Int64
 from esm_pipeline.formats.results.hdf5_file import create_hdf5, reserve, write_at
-from esm_pipeline.formats.results.layout import FORMAT_VERSION, Array, RecordRow, unit_starts
+from esm_pipeline.formats.results.layout import FORMAT_VERSION, Array, unit_starts
 
 COPIED_BYTES = 4 << 20
 """Bytes of values that are read at a time when rows are copied."""
@@ -33,9 +33,9 @@ RECORDS_AT_ONCE = 1 << 14
 class RaggedWriter:
     """Creates a file at `path` and writes the rows of its arrays, in any order.
 
-    `lengths` (U,) are the residues of each row; `entries` are the rows of the N = `records`
-    records, in input order; `add` adds further datasets to the file. A row that is never written
-    reads as zeros. Raises OSError; a full disk is noticed at once, not later.
+    `lengths` (U,) are the residues of each row; `entries` are id, index and row of the N =
+    `records` records, in input order; `add` adds further datasets to the file. A row that is never
+    written reads as zeros. Raises OSError; a full disk is noticed at once, not later.
     """
 
     def __init__(
@@ -44,7 +44,7 @@ class RaggedWriter:
         arrays: Iterable[Array],
         lengths: NDArray[Any],
         records: int,
-        entries: Iterable[RecordRow],
+        entries: Iterable[tuple[str, int, int]],
         attributes: Mapping[str, Any],
         add: Callable[[h5py.File], None] | None = None,
     ) -> None:
@@ -68,7 +68,7 @@ class RaggedWriter:
         path: str | os.PathLike[str],
         lengths: NDArray[Any],
         records: int,
-        entries: Iterable[RecordRow],
+        entries: Iterable[tuple[str, int, int]],
         attributes: Mapping[str, Any],
         add: Callable[[h5py.File], None] | None,
     ) -> None:
@@ -156,7 +156,10 @@ def create_flat(
 
 
 def write_record_rows(
-    file: h5py.File, records: int, entries: Iterable[RecordRow], check: Callable[[], None]
+    file: h5py.File,
+    records: int,
+    entries: Iterable[tuple[str, int, int]],
+    check: Callable[[], None],
 ) -> None:
     """Write the datasets id, index and row, block by block, and call `check` after each block."""
     ids = file.create_dataset("id", (records,), h5py.string_dtype(), track_times=False)

@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import h5py
 import numpy as np
 from numpy.typing import NDArray
 
@@ -44,7 +45,7 @@ from esm_pipeline.formats.results.job_files import (
     StoredOutcomes,
     check_seal,
 )
-from esm_pipeline.formats.results.layout import Array, RecordRow
+from esm_pipeline.formats.results.layout import Array
 from esm_pipeline.formats.results.validation import arrays_of, open_hdf5, reading, require
 from esm_pipeline.formats.results.writer import RaggedWriter
 
@@ -278,10 +279,10 @@ class OkRecords:
     def __len__(self) -> int:
         return sum(map(len, self.index))
 
-    def __iter__(self) -> Iterator[RecordRow]:
+    def __iter__(self) -> Iterator[tuple[str, int, int]]:
         for text, index, row in zip(self.ids, self.index, self.row, strict=True):
             ids = text.decode().split("\n")
-            yield from map(RecordRow, ids, index.tolist(), row.tolist())
+            yield from zip(ids, index.tolist(), row.tolist(), strict=True)
 
 
 def skipped(reason: bytes) -> bytes:
@@ -343,5 +344,5 @@ def gather_ragged(
     ) as writer:
         for file, own in zip(gathered.files, own_rows, strict=True):
             if len(own):
-                with open_hdf5(file.path) as source:
+                with reading(file.path), h5py.File(file.path, "r", locking=False) as source:
                     writer.copy(source, own)

@@ -83,7 +83,7 @@ def run(args: argparse.Namespace) -> int:
         write_files(arrays, args.output, rows, written, processes=threads, quiet=args.quiet)
     line = command.summary(predictor, plan, counts, started, rate=False)
     warning = "; random weights: the structures are meaningless" if predictor.random else ""
-    return command.finish(args, line + warning, counts[FAILED], *tables or [None])
+    return command.finish(args, line + warning, counts[FAILED], tables[0] if tables else None)
 
 
 def check_model(args: argparse.Namespace) -> None:

@@ -1,4 +1,4 @@
-"""`shard`: every unique sequence in one shard, shards of equal cost, whole files or none."""
+"""`shard`: every unique sequence in one bundle, bundles of equal cost, whole files or none."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from esm_pipeline.tasks.common.shards import EVEN_LENGTH
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from esm_pipeline.cli import main
 from esm_pipeline.errors import InputError
+from esm_pipeline.formats.bundles import Bundle
 from esm_pipeline.formats.fasta import read_fasta
-from esm_pipeline.formats.records import read_records
-from esm_pipeline.settings import shard_names
+from esm_pipeline.formats.records import Record, read_records
+from esm_pipeline.settings.result_names import bundle_names
 from esm_pipeline.settings.sections import CleaningSettings
 from esm_pipeline.tasks.common.sequences import open_sequences
 from esm_pipeline.tasks.run import shard as module
-from esm_pipeline.tasks.run.shard import deal
+from esm_pipeline.tasks.run.shard import bundle_of_each, longest_first_order
 
 MIXED = ">a\nMKV\n>b\nMKVLAA\n>c\nM-K\n>d\nmkv*\n>e\nMKVL:AA\n>f\nMKVLA\n>g\nVVV\n"
 
@@ -37,33 +37,59 @@ def fasta(tmp_path: Path) -> Path:
 
 
 def shard(out: Path, count: int, *arguments: str | Path) -> int:
-    return main(["shard", "--shards", str(count), "--out", str(out), *map(str, arguments)])
+    return main(["shard", "--bundles", str(count), "--out", str(out), *map(str, arguments)])
+
+
+def records_of(folder: Path, count: int) -> list[Record]:
+    """The records of all bundles, in index order; within a bundle they are in this order too."""
+    tables = [list(read_records(folder / f"{name}.records.tsv")) for name in bundle_names(count)]
+    for table in tables:
+        assert [record.index for record in table] == sorted(record.index for record in table)
+    return sorted(itertools.chain(*tables), key=lambda record: record.index)
 
 
 def contents(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
-def test_shards_and_table(tmp_path: Path, fasta: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    out = tmp_path / "made" / "shards"
+def test_bundles_and_tables(
+    tmp_path: Path, fasta: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "made" / "bundles"
     assert shard(out, 2, fasta) == 0
     files = contents(out)
-    assert sorted(files) == ["00000.fasta", "00001.fasta", "digests.sha256", "records.tsv"]
-    assert files["00000.fasta"] == b">1\nMKVLAA\n>5\nMKVLA\n"
-    assert files["00001.fasta"] == b">4\nMKVL:AA\n>0\nMKV\n>6\nVVV\n"
-    names = ("00000.fasta", "00001.fasta", "records.tsv")
+    names = [f"0000{b}{end}" for end in (".fasta", ".index.npz", ".records.tsv") for b in (0, 1)]
+    assert sorted(files) == sorted([*names, "digests.sha256"])
+    assert files["00000.fasta"] == b">1\nMKVLAA\n>5\nMKVLA\n>6\nVVV\n"
+    assert files["00001.fasta"] == b">4\nMKVL:AA\n>0\nMKV\n"
     listed = "".join(f"{sha256(files[name]).hexdigest()}  {name}\n" for name in names)
     assert files["digests.sha256"].decode() == listed
-    records = list(read_records(out / "records.tsv"))
+    records = records_of(out, 2)
     assert [record.id for record in records] == list("abcdefg")
     assert [record.status for record in records].count("skipped") == 1
     assert records[3].duplicate_of == 0
+    own = [record.id for record in read_records(out / "00000.records.tsv")]
+    assert own == ["b", "c", "f", "g"]  # c, which is skipped, has the index 2
     output = capsys.readouterr()
     assert output.out == ""
     assert output.err.startswith(
-        "shard: 7 records, 6 ok, 1 skipped, 1 duplicates; 5 sequences, 23 residues in 2 shards; "
+        "shard: 7 records, 6 ok, 1 skipped, 1 duplicates; 5 sequences, 23 residues in 2 bundles; "
     )
     assert output.err.count("\n") == 1
+
+
+def test_the_index_places_and_identifies_each_sequence(tmp_path: Path, fasta: Path) -> None:
+    assert shard(tmp_path, 1, "--least=7", fasta) == 0
+    bundle, text = Bundle.open(tmp_path / "00000.fasta"), (tmp_path / "00000.fasta").read_bytes()
+    assert bundle.first.tolist() == [1, 4, 5, 0, 6]
+    assert bundle.length.tolist() == [6, 6, 5, 3, 3]
+    assert bundle.is_complex.tolist() == [False, True, False, False, False]
+    assert (bundle.least, bundle.residues) == (7, 23)
+    found = [text[a:b] for a, b in itertools.pairwise(bundle.offset.tolist())]
+    assert found == [b">1\nMKVLAA\n", b">4\nMKVL:AA\n", b">5\nMKVLA\n", b">0\nMKV\n", b">6\nVVV\n"]
+    digests = [sha256(one.split(b"\n")[1]).hexdigest()[:16] for one in found]
+    assert [f"{digest:016x}" for digest in bundle.digest.tolist()] == digests
+    assert bundle.sha256 == sha256((tmp_path / "00000.index.npz").read_bytes()).hexdigest()
 
 
 def test_quiet(tmp_path: Path, fasta: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -73,28 +99,32 @@ def test_quiet(tmp_path: Path, fasta: Path, capsys: pytest.CaptureFixture[str]) 
 
 def test_cleaning_flags(tmp_path: Path, fasta: Path) -> None:
     assert shard(tmp_path, 1, "--gaps=remove", fasta) == 0
-    record = list(read_records(tmp_path / "records.tsv"))[2]
+    record = records_of(tmp_path, 1)[2]
     assert (record.length, record.notes) == (2, "gap '-' at residue 2 removed")
     assert b">2\nMK\n" in (tmp_path / "00000.fasta").read_bytes()
 
 
-def test_more_shards_than_sequences(tmp_path: Path, fasta: Path) -> None:
+def test_more_bundles_than_sequences(tmp_path: Path, fasta: Path) -> None:
     assert shard(tmp_path, 9, fasta) == 0
-    sizes = [(tmp_path / f"{name}.fasta").stat().st_size for name in shard_names(9)]
-    assert [size > 0 for size in sizes] == [True] * 5 + [False] * 4
+    bundles = [Bundle.open(tmp_path / f"{name}.fasta") for name in bundle_names(9)]
+    assert [len(bundle) for bundle in bundles] == [1] * 5 + [0] * 4
+    sizes = [bundle.fasta.stat().st_size for bundle in bundles]
+    assert sizes == [bundle.offset[-1] for bundle in bundles]
 
 
 def test_nothing_but_skipped_records(tmp_path: Path) -> None:
     (tmp_path / "in.fasta").write_text(">a\n\n>b\n7\n")
     assert shard(tmp_path, 2, tmp_path / "in.fasta") == 0
-    assert [record.status for record in read_records(tmp_path / "records.tsv")] == ["skipped"] * 2
+    for name in bundle_names(2):  # dealt by their index
+        table = read_records(tmp_path / f"{name}.records.tsv")
+        assert [(record.index, record.status) for record in table] == [(int(name), "skipped")]
     assert (tmp_path / "00001.fasta").read_bytes() == b""
 
 
 def test_standard_input(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(MIXED.encode())))
     assert shard(tmp_path, 1, "-") == 0
-    assert len(list(read_records(tmp_path / "records.tsv"))) == 7
+    assert len(records_of(tmp_path, 1)) == 7
 
 
 ENTRIES = st.lists(
@@ -106,7 +136,7 @@ ENTRIES = st.lists(
 
 @settings(max_examples=30)
 @given(st.lists(ENTRIES, min_size=1, max_size=3), st.integers(1, 6))
-def test_any_number_of_shards_holds_the_same(
+def test_any_number_of_bundles_holds_the_same(
     files: list[list[tuple[str, str]]], count: int
 ) -> None:
     with tempfile.TemporaryDirectory() as folder:
@@ -116,9 +146,10 @@ def test_any_number_of_shards_holds_the_same(
             paths[-1].write_text("".join(f">{header}\n{text}\n" for header, text in entries))
         one, many = Path(folder, "one"), Path(folder, "many")
         assert shard(one, 1, "--quiet", *paths) == shard(many, count, "--quiet", *paths) == 0
-        table = list(read_records(one / "records.tsv"))
-        assert contents(one)["records.tsv"] == contents(many)["records.tsv"]
-        names = [str(many / f"{name}.fasta") for name in shard_names(count)]
+        table = records_of(one, 1)
+        assert table == records_of(many, count)
+        names = [str(many / f"{name}.fasta") for name in bundle_names(count)]
+        tables = [list(read_records(many / f"{b}.records.tsv")) for b in bundle_names(count)]
         shards = [list(read_fasta(name, allow_empty=True)) for name in names]
         whole = list(read_fasta(str(one / "00000.fasta")))
         with open_sequences(
@@ -134,37 +165,39 @@ def test_any_number_of_shards_holds_the_same(
     assert held == {int(header): text.decode() for _, header, text in whole}
     assert held == {record.index: sequences[record.index] for record in table
                     if record.duplicate_of is None}  # fmt: skip
+    for number, (batch, own) in enumerate(zip(shards, tables, strict=True)):
+        firsts = {int(header) for _, header, _ in batch}
+        for record in own:  # next to its sequence
+            first = record.index if record.duplicate_of is None else record.duplicate_of
+            assert first in firsts if record.status == "ok" else record.index % count == number
     for batch in [*shards, whole]:
         keys = [(-len(text), int(header)) for _, header, text in batch]
         assert keys == sorted(keys)
 
 
-@given(st.lists(st.integers(1, 40_000), max_size=300), st.integers(1, 40))
-def test_shards_cost_the_same_but_for_one_sequence(lengths: list[int], count: int) -> None:
-    shards = deal(np.array(lengths, np.int32), count)
-    assert len(shards) == count
-    assert sorted(itertools.chain(*(numbers.tolist() for numbers in shards))) == list(
-        range(len(lengths))
-    )
-    costs = [length * (1 + length / EVEN_LENGTH) for length in lengths]
-    loads = [sum(costs[number] for number in numbers) for numbers in shards]
+@given(st.lists(st.integers(1, 40_000), max_size=300), st.integers(1, 40), st.floats(0, 3))
+def test_bundles_cost_the_same_but_for_one_sequence(
+    lengths: list[int], count: int, exponent: float
+) -> None:
+    """Whatever the task: its cost grows with the length."""
+    order = longest_first_order(np.array(lengths, np.int32))
+    assert order.tolist() == sorted(range(len(lengths)), key=lambda place: -lengths[place])
+    bundle = bundle_of_each(order, count)
+    costs = np.array(lengths, float) ** exponent
+    loads = np.bincount(bundle, costs, minlength=count)
     assert max(loads) - min(loads) <= max(costs, default=0) * (1 + 1e-9)
-    for numbers in shards:
-        keys = [(-lengths[number], number) for number in numbers]
-        assert keys == sorted(keys)
+    sizes = np.bincount(bundle, minlength=count)
+    assert max(sizes) - min(sizes) <= 1
 
 
-def test_many_sequences_are_dealt_evenly(monkeypatch: pytest.MonkeyPatch) -> None:
-    lengths = np.random.default_rng(0).gamma(2.5, 140, 20_000).astype(np.int32) + 1
-    lengths[77] = 35_000
-    shards = deal(lengths, 50)
-    loads = [np.sum(lengths[part] * (1 + lengths[part] / EVEN_LENGTH)) for part in shards]
-    assert shards[int(np.argmax(loads))].tolist() == [77]
-    others = np.delete(loads, np.argmax(loads))
-    assert max(others) / min(others) < 1.001
-    monkeypatch.setattr(module, "WRITTEN_AT_ONCE", 7)
-    again = deal(lengths, 50)
-    assert all((one == other).all() for one, other in zip(shards, again, strict=True))
+@pytest.mark.parametrize("block", [1, 2, 5])
+def test_blocks_do_not_matter(
+    tmp_path: Path, fasta: Path, monkeypatch: pytest.MonkeyPatch, block: int
+) -> None:
+    shard(tmp_path / "one", 3, "--quiet", fasta)
+    monkeypatch.setattr(module, "WRITTEN_AT_ONCE", block)
+    shard(tmp_path / "other", 3, "--quiet", fasta)
+    assert contents(tmp_path / "one") == contents(tmp_path / "other")
 
 
 def test_bad_input_changes_nothing(
@@ -182,13 +215,13 @@ def test_bad_input_changes_nothing(
     assert contents(out) == before
 
 
-def test_shards_that_are_no_longer_there_are_removed(tmp_path: Path, fasta: Path) -> None:
+def test_bundles_that_are_no_longer_there_are_removed(tmp_path: Path, fasta: Path) -> None:
     out = tmp_path / "out"
     shard(out, 4, "--quiet", fasta)
     (out / "mine.fasta").touch()
     shard(out, 2, "--quiet", fasta)
-    left = ["00000.fasta", "00001.fasta", "digests.sha256", "mine.fasta", "records.tsv"]
-    assert sorted(contents(out)) == left
+    left = [f"0000{b}{end}" for b in (0, 1) for end in (".fasta", ".index.npz", ".records.tsv")]
+    assert sorted(contents(out)) == [*left, "digests.sha256", "mine.fasta"]
 
 
 def test_the_input_is_not_overwritten(
@@ -199,10 +232,10 @@ def test_the_input_is_not_overwritten(
     monkeypatch.chdir(tmp_path)
     elsewhere = tmp_path.parent / f"{tmp_path.name}.link"
     elsewhere.symlink_to(path)
-    for given_path in (path, Path("00003.fasta"), elsewhere, tmp_path / "records.tsv"):
+    for given_path in (path, Path("00003.fasta"), elsewhere, tmp_path / "00000.index.npz"):
         assert shard(tmp_path, 1, given_path) == 2
         assert capsys.readouterr().err == (
-            f"esm-pipeline shard: {given_path}: a shard would replace it; choose another --out\n"
+            f"esm-pipeline shard: {given_path}: a bundle would replace it; choose another --out\n"
         )
     assert contents(tmp_path) == {"00003.fasta": MIXED.encode()}
 
@@ -218,15 +251,25 @@ def test_a_file_in_place_of_the_folder(
 
 
 @pytest.mark.parametrize("count", ["0", "-1", "x", "1.5", "", "100001", "\u0663"])
-def test_impossible_numbers_of_shards(
+def test_impossible_numbers_of_bundles(
     tmp_path: Path, fasta: Path, capsys: pytest.CaptureFixture[str], count: str
 ) -> None:
     with pytest.raises(SystemExit) as exit_:
-        main(["shard", f"--shards={count}", "--out", str(tmp_path), str(fasta)])
+        main(["shard", f"--bundles={count}", "--out", str(tmp_path), str(fasta)])
     assert exit_.value.code == 2
     error = capsys.readouterr().err
-    assert f"argument --shards: {count!r} is not a number from 1 to 100,000" in error
+    assert f"argument --bundles: {count!r} is not a number from 1 to 100,000" in error
     assert error.count("\n") == 1
+
+
+@pytest.mark.parametrize("least", ["0", "-1", "x", "1.5", ""])
+def test_impossible_least_residues(
+    tmp_path: Path, fasta: Path, capsys: pytest.CaptureFixture[str], least: str
+) -> None:
+    with pytest.raises(SystemExit) as exit_:
+        shard(tmp_path, 1, f"--least={least}", fasta)
+    assert exit_.value.code == 2
+    assert f"argument --least: {least!r} is not a number from 1 on" in capsys.readouterr().err
 
 
 TERMINATED = """
@@ -246,7 +289,7 @@ sys.exit(main(sys.argv[1:]))
 
 def test_a_terminated_run_removes_what_it_was_writing(tmp_path: Path, fasta: Path) -> None:
     out = tmp_path / "out"
-    arguments = ["shard", "--shards=3", f"--out={out}", str(fasta)]
+    arguments = ["shard", "--bundles=3", f"--out={out}", str(fasta)]
     ended = subprocess.run([sys.executable, "-c", TERMINATED, *arguments], check=False)
     assert ended.returncode == 143
     assert [path.name for path in out.iterdir()] == ["00000.fasta"]
@@ -258,7 +301,9 @@ def test_a_failed_run_leaves_what_was_there(
     out = tmp_path / "out"
     shard(out, 2, "--quiet", fasta)
     before = contents(out)
-    monkeypatch.setattr(module, "deal", lambda *_: (_ for _ in ()).throw(InputError("stop")))
+    monkeypatch.setattr(
+        module, "write_tables", lambda *_: (_ for _ in ()).throw(InputError("stop"))
+    )
     assert shard(out, 1, fasta) == 2
     assert contents(out) == before
 
@@ -282,7 +327,7 @@ def test_memory_stays_below_a_hundred_bytes_a_record(tmp_path: Path) -> None:
         with open(path, "wb") as file:
             for index, sequence in enumerate(sequences):
                 file.write(b">protein_%d of no organism\n%b\n" % (index, sequence.tobytes()))
-        arguments = ["shard", "--quiet", "--shards=7", f"--out={tmp_path / 'out'}", str(path)]
+        arguments = ["shard", "--quiet", "--bundles=7", f"--out={tmp_path / 'out'}", str(path)]
         child = [sys.executable, "-c", PEAK, *arguments]
         return 1024 * int(subprocess.run(child, check=True, capture_output=True).stdout)
 
