@@ -267,7 +267,8 @@ class VariantSpool:
         last = np.maximum.reduceat(np.frombuffer(self._last, np.int32)[order], starts)
         sites = np.add.reduceat(np.frombuffer(self._sites, np.int32)[order], starts, dtype=np.int64)
         last -= (keys & MOST_POSITION).astype(np.int32)
-        return np.maximum(1, np.minimum(sites, last + 1)).astype(np.int32)
+        passes: Int32 = np.maximum(1, np.minimum(sites, last + 1)).astype(np.int32)
+        return passes
 
     def lines(self, rows: Int64) -> Iterator[bytes]:
         """The lines of some rows, a block at a time."""
@@ -300,7 +301,8 @@ def cut_large(begins: Bool, count: int) -> Int64:
         np.arange(start + ROWS_TOGETHER, end, ROWS_TOGETHER)
         for start, end in zip(starts[large].tolist(), ends.tolist(), strict=True)
     ]
-    return np.sort(np.concatenate([starts, *more])) if more else starts
+    found: Int64 = np.sort(np.concatenate([starts, *more])) if more else starts
+    return found
 
 
 def write_split(rows: VariantSpool, variants: VariantTable, folder: Path, least: int) -> None:
@@ -315,7 +317,7 @@ def write_split(rows: VariantSpool, variants: VariantTable, folder: Path, least:
     sequence_set, groups = variants.wild_types.sequence_set, rows.groups(least)
     numbers = np.unique(groups.protein)
     with atomic_path(folder / VARIANT_ROWS) as path:
-        arrays = write_rows(path, rows, groups)
+        arrays = write_variant_rows(path, rows, groups)
     with atomic_path(folder / WILD_TYPE_FASTA) as path:
         arrays |= write_wild_types(path, sequence_set, numbers)
     arrays |= {
@@ -333,7 +335,9 @@ def write_split(rows: VariantSpool, variants: VariantTable, folder: Path, least:
         write_digests(path, {name: folder / name for name in SPLIT_FILES})
 
 
-def write_rows(path: Path, rows: VariantSpool, groups: RowGroups) -> dict[str, NDArray[Any]]:
+def write_variant_rows(
+    path: Path, rows: VariantSpool, groups: RowGroups
+) -> dict[str, NDArray[Any]]:
     """Write the rows in their order; returns where each group is, and its digest."""
     ends, digests = array("q"), array("Q")
     with path.open("wb") as file:

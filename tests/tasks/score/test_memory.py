@@ -9,6 +9,7 @@ import pytest
 
 from tests.benchmarks.bench_variants import make_up_scores
 from tests.tasks.embed.test_memory import peak_of
+from tests.tasks.score.ranging import called
 
 pytestmark = [
     pytest.mark.long,
@@ -66,6 +67,22 @@ def test_split_and_join(tmp_path):
     print(f"{growth} bytes a row")
     assert growth["split"] < 90
     assert growth["join"] < 30
+
+
+def test_bytes_a_row_of_a_range(rotary, tmp_path):
+    peaks = []
+    for rows in (FEW, MANY):
+        folder = tmp_path / str(rows)
+        folder.mkdir()
+        write_table(folder, rows)
+        out = ("--quiet", "--out", folder / "split", folder / "wt.fasta")
+        assert called("split", "--variants", folder / "in.csv", *out) == 0
+        files = [folder / "split" / name for name in ("variants.tsv", "wild_types.fasta")]
+        options = ("--quiet", "--range=1-of-1", "--model", rotary, "--variants")
+        peaks.append(peak_of("score", *options, *files, folder / "out.h5"))
+    growth = (peaks[1] - peaks[0]) * 2**20 / (MANY - FEW)
+    print(f"score --range: {growth:.0f} bytes a row")
+    assert growth < 160
 
 
 def test_saturation_is_flat(rotary, tmp_path):
