@@ -108,7 +108,7 @@ class BundleSettings(Section):
     )
 
 
-class ShardSettings(CleaningSettings, BundleSettings):
+class ShardSettings(BundleSettings, CleaningSettings):
     """How an input is validated and dealt into bundles."""
 
 
@@ -187,7 +187,7 @@ class EmbedSettings(ComputeSettings):
     _each_once = field_validator("layers", "include")(each_once)
 
 
-class EmbedSection(EmbedSettings, JobSettings):
+class EmbedSection(JobSettings, EmbedSettings):
     """The settings of `embed` in the workflow."""
 
     def computing(self) -> EmbedSettings:
@@ -280,7 +280,7 @@ class ScoreSettings(VariantSettings, StrategySettings):
     """The settings of `score`."""
 
 
-class ScoreSection(ScoreSettings, JobSettings):
+class ScoreSection(JobSettings, ScoreSettings):
     """The settings of `score` in the workflow, with its models."""
 
     job_residues: Whole = Field(
@@ -407,7 +407,7 @@ class StructureSettings(Section):
     _each_once = field_validator("formats", "pae")(each_once)
 
 
-class FoldSection(FoldSettings, StructureSettings, JobSettings, OwnModel):
+class FoldSection(OwnModel, JobSettings, FoldSettings, StructureSettings):
     """The settings of `fold` in the workflow, with its model and its files."""
 
     job_residues: Whole = Field(
@@ -460,7 +460,7 @@ ArraySettings: TypeAlias = ClassifySettings | EmbedSettings | FoldSettings
 """Sections of the tasks that compute arrays for each sequence."""
 
 
-class ClassifySection(ClassifySettings, LabelSettings, JobSettings, OwnModel):
+class ClassifySection(OwnModel, JobSettings, ClassifySettings, LabelSettings):
     """The settings of `classify` in the workflow, with its model."""
 
     def computing(self) -> ClassifySettings:
