@@ -101,7 +101,7 @@ NAMED = {
         *(f"0000{b}.{end}" for b in range(3) for end in ("fasta", "index.npz", "records.tsv")),
     },
     embed: {".", "out.h5", "out.records.tsv", "out.sha256"},
-    job: {".", "1-of-2.h5"},
+    job: {"."},
     gather: {"embeddings.h5", "0.status.tsv", "0.sha256"},
     table: {"records.tsv"},
 }
