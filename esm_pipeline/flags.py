@@ -13,6 +13,7 @@ from esm_pipeline.errors import InputError
 from esm_pipeline.settings import MOST_SHARDS
 from esm_pipeline.settings.messages import flag
 from esm_pipeline.settings.section import COMMAND_LINE, Section, check, texts
+from esm_pipeline.settings.sections import BundleSettings
 
 S = TypeVar("S", bound=Section)
 
@@ -71,6 +72,25 @@ def add_unchanged(parser: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help="digests of inputs, as `shard` or `split` wrote them: stop if one has changed since",
     )
+
+
+def add_least(parser: argparse.ArgumentParser) -> None:
+    """Add the flag of commands that write bundles: the size of the smallest job."""
+    least = BundleSettings.model_fields["least"]
+    parser.add_argument(
+        "--least",
+        type=least_residues,
+        default=least.default,
+        metavar="RESIDUES",
+        help=f"{least.description} (default: {least.default})",
+    )
+
+
+def least_residues(text: str) -> int:
+    """The residues of the smallest job in an argument."""
+    if not re.fullmatch("[0-9]{1,12}", text) or not int(text):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number from 1 on")
+    return int(text)
 
 
 def number_of_shards(text: str) -> int:

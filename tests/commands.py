@@ -9,16 +9,17 @@ from pathlib import Path
 from tests.forked import Ended, Forked
 
 MODEL = Path(__file__).parent / "golden" / "model"
-JOBS = 2
-"""Ranges of the first bundle."""
 
 Files = dict[str, bytes]
 Command = tuple[object, ...]
 
 
+RANGES = 2
+
+
 @dataclass
 class Sample:
-    """One input with its bundles, of which the first is embedded, and the status table of that."""
+    """One input with its bundles, embedded and gathered."""
 
     folder: Path
     bundles: int
@@ -28,59 +29,62 @@ class Sample:
     def fasta(self) -> Path:
         return self.folder / "in.fasta"
 
+    def bundle(self, number: int) -> Path:
+        return self.folder / "bundles" / f"{number:05d}.fasta"
+
 
 def shard(sample: Sample, out: Path) -> Command:
-    return ("shard", "--quiet", "--bundles", sample.bundles, "--out", out, sample.fasta)
+    size = ("--bundles", sample.bundles, "--least", 1)
+    return ("shard", "--quiet", *size, "--out", out, sample.fasta)
 
 
-def embed(sample: Sample, out: Path, name: str = "out", fasta: Path | None = None) -> Command:
+def embed(sample: Sample, out: Path) -> Command:
+    options = ("--quiet", "--model", sample.model, "--include", "mean,residue")
+    return ("embed", *options, "--sha256", out / "out.sha256", sample.fasta, out / "out.h5")
+
+
+def job(sample: Sample, out: Path, number: int = 1, bundle: int = 0) -> Command:
     options = ("--quiet", "--model", sample.model, "--include", "mean,residue", "--allow-empty")
-    files = (out / f"{name}.sha256", fasta or sample.fasta, out / f"{name}.h5")
-    return ("embed", *options, "--sha256", *files)
+    name = f"{number}-of-{RANGES}"
+    return ("embed", *options, "--range", name, sample.bundle(bundle), out / f"{name}.h5")
 
 
-def job(sample: Sample, out: Path, number: int = 1) -> Command:
-    name = f"{number}-of-{JOBS}"
-    options = ("--quiet", "--model", sample.model, "--include", "mean,residue", "--range", name)
-    return ("embed", *options, sample.folder / "bundles" / "00000.fasta", out / f"{name}.h5")
-
-
-def gather(sample: Sample, out: Path) -> Command:
-    bundle, ranges = sample.folder / "bundles" / "00000.fasta", sample.folder / "ranges"
-    where = ("--bundle", bundle, "--ranges", ranges, "--count", JOBS)
-    files = ("--out", out / "embeddings.h5", "--status", out / "0.status.tsv")
+def gather(sample: Sample, out: Path, bundle: int = 0) -> Command:
+    fasta = sample.bundle(bundle)
+    ranges = sample.folder / "embed" / fasta.stem
+    where = ("--bundle", fasta, "--ranges", ranges, "--count", RANGES)
+    files = ("--out", out / f"{fasta.stem}.h5", "--status", out / f"{fasta.stem}.status.tsv")
     return ("aggregate", "embed", "--quiet", *where, *files)
 
 
 def table(sample: Sample, out: Path) -> Command:
-    records = sample.folder / "bundles" / "00000.records.tsv"
-    status = sample.folder / "0.status.tsv"
-    files = ("--records", records, "--status", f"embed={status}", "--out", out / "records.tsv")
-    return ("aggregate", "records", *files)
+    where = ("--bundles", sample.folder / "bundles", "--count", sample.bundles)
+    status = ("--status", f"embed={sample.folder / 'embed'}")
+    files = ("--out", out / "records.tsv", "--counts", out / "records.json")
+    return ("aggregate", "records", *where, *status, *files)
 
 
 COMMANDS: dict[Callable[..., Command], tuple[str, ...]] = {
     shard: ("digests.sha256",),
     embed: ("out.records.tsv", "out.sha256"),
     job: (),
-    gather: ("0.status.tsv", "0.sha256"),
-    table: (),
+    gather: ("00000.status.tsv", "00000.sha256"),
+    table: ("digests.sha256",),
 }
 """Each command, and its files that have the checksums of all others, or of all before them."""
 
 
 def make_sample(forked: Forked, folder: Path, text: str, bundles: int) -> Sample:
-    """Shard an input in `folder`, embed the first bundle and gather it."""
+    """Shard, embed and gather an input in `folder`."""
     folder.mkdir(parents=True, exist_ok=True)
     sample = Sample(folder, bundles)
     sample.fasta.write_text(text)
-    jobs = [job(sample, folder / "ranges", number) for number in range(1, JOBS + 1)]
-    for command in (
-        shard(sample, folder / "bundles"),
-        *jobs,
-        gather(sample, folder),
-        table(sample, folder),
-    ):
+    commands = [shard(sample, folder / "bundles")]
+    for bundle in range(bundles):
+        place = folder / "embed" / f"{bundle:05d}"
+        commands += [job(sample, place, number + 1, bundle) for number in range(RANGES)]
+        commands.append(gather(sample, folder / "embed", bundle))
+    for command in (*commands, table(sample, folder)):
         assert forked.main(*command) == Ended(0, "")
     return sample
 

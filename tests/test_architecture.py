@@ -18,7 +18,7 @@ PACKAGE = ROOT / "esm_pipeline"
 LINES = 500
 
 ERRORS = {"errors"}
-PLUMBING = ERRORS | {"arrays", "files", "json_files", "nucleotides"}
+PLUMBING = ERRORS | {"arrays", "files", "footprint", "json_files", "nucleotides"}
 PROCESS = {"locks", "interruption"}
 LIBRARY = PLUMBING | {"structure", "settings", "flags", "formats", "model", "data", ""}
 TASKS = ("embed", "classify", "fold", "score")
@@ -26,6 +26,7 @@ COMMON = LIBRARY | PROCESS | {"tasks.common"}
 ALLOWED = {
     "errors": set(),
     "arrays": set(),
+    "footprint": set(),
     "nucleotides": {"arrays"},
     "data": set(),
     "files": ERRORS,

@@ -98,12 +98,12 @@ def told(ended: Ended, remedy: str, folder: Path) -> str:
 NAMED = {
     shard: {
         *(".", "digests.sha256"),
-        *(f"0000{b}.{end}" for b in range(3) for end in ("fasta", "index.npz", "records.tsv")),
+        *(f"0000{n}.{end}" for n in range(3) for end in ("fasta", "index.npz", "records.tsv")),
     },
     embed: {".", "out.h5", "out.records.tsv", "out.sha256"},
     job: {"."},
-    gather: {"embeddings.h5", "0.status.tsv", "0.sha256"},
-    table: {"records.tsv"},
+    gather: {"00000.h5", "00000.status.tsv", "00000.sha256"},
+    table: {"records.tsv", "records.json", "digests.sha256"},
 }
 """Where a disk fills up that was empty, by name; `.` stands for the spool."""
 
@@ -192,8 +192,8 @@ def provenance(sample: Sample, out: Path) -> Command:
 FIRST = {
     shard: {"."},
     embed: {"out.h5"},
-    gather: {"embeddings.h5", "0.status.tsv", "0.sha256"},
-    table: {"records.tsv"},
+    gather: {"00000.h5", "00000.status.tsv", "00000.sha256"},
+    table: {"records.tsv", "records.json", "digests.sha256"},
     verdict: {"verdict.txt"},
     report: {"report.html"},
     provenance: {"provenance.json", "provenance.sha256"},

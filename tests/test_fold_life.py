@@ -36,7 +36,7 @@ def live(folder: Path, settings: str, way: str) -> tuple[Path, Path]:
     chosen = SETTINGS[settings]
     if way == "workflow":
         cleaning = ", ".join(f"{name}: {value}" for name, value in chosen.items())
-        sections = ["fold={num_recycles: 0}", f"shard={{{cleaning}}}", "shards=2"]
+        sections = ["fold={num_recycles: 0}", f"shard={{least: 1, {cleaning}}}", "shards=2"]
         given = [f"fasta={fasta.name}", "tasks=[fold]", *sections]
         done = snakemake(folder, "--cores", "2", "--config", *given)
         assert done.code == 0, done.said

@@ -16,7 +16,7 @@ from tests.forked import Ended, Forked
 
 NEW = ">a\nMKTAYIAKQRQISFVKSHFSRQ\n>bad\nMK1\n>b\nGAVLIW\n>again\nGAVLIW\n>c\nACDEFGHIK\n"
 OLD = ">x\nWYVTSRQPNML\n>y\nKIHGFEDCA\n>z\nMMMM\n>gap\nM-M\n>v\nWWWWW\n>u\nGGGG\n"
-SHARDS = {NEW: 3, OLD: 5}
+BUNDLES = {NEW: 3, OLD: 5}
 
 
 @pytest.fixture(scope="module")
@@ -29,8 +29,8 @@ def forked() -> Iterator[Forked]:
 def samples(forked: Forked, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Sample]:
     """What the new and the old results are of."""
     return {
-        text: make_sample(forked, tmp_path_factory.mktemp("sample"), text, shards)
-        for text, shards in SHARDS.items()
+        text: make_sample(forked, tmp_path_factory.mktemp("sample"), text, bundles)
+        for text, bundles in BUNDLES.items()
     }
 
 

@@ -7,8 +7,9 @@ settings at every parse.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Iterator
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 
 def bundle_names(count: int) -> list[str]:
@@ -17,7 +18,10 @@ def bundle_names(count: int) -> list[str]:
 
 
 RECORDS = "records.tsv"
-SCORES = "scores.tsv"
+SCORES, SCORE_FACTS = "scores.tsv", "scores.json"
+RECORD_COUNTS, SCORE_COUNTS = "counts/records.json", "counts/scores.json"
+"""What is counted of the tables above while they are written."""
+
 INPUTS, VARIANTS = "inputs.sha256", "variants.sha256"
 """Digests of a sample's FASTA files, and of its variant table, when they were read."""
 
@@ -26,7 +30,7 @@ HEATMAPS = ("heatmaps", "heatmaps.sha256")
 
 OF_TASK = {
     "embed": ("embeddings.h5",),
-    "score": ("saturation.h5", *HEATMAPS, SCORES, "scores.json", VARIANTS),
+    "score": ("saturation.h5", *HEATMAPS, SCORES, SCORE_FACTS, VARIANTS),
     "classify": ("classes.h5", "classes.tsv", "residue_classes.h5"),
     "fold": STRUCTURES,
 }
@@ -67,7 +71,14 @@ MODEL_NAMES = ("model.json", "classify_model.json", "fold_model.json")
 TOP = (PROVENANCE, PROVENANCE_LIST, REPORT, VERDICT, MODELS, *MODEL_NAMES, *NOT_COUNTED)
 """All names that a run may use next to the samples' folders."""
 
-IN_SAMPLE = (RECORDS, INPUTS, *(name for names in OF_TASK.values() for name in names), *WORK)
+IN_SAMPLE = tuple(
+    dict.fromkeys(
+        [
+            *(RECORDS, INPUTS, *(name for names in OF_TASK.values() for name in names), *WORK),
+            *(PurePosixPath(pattern).parts[0] for pattern in BY_BUNDLE.values()),
+        ]
+    )
+)
 """All names that a run may use in a sample's folder."""
 
 
@@ -76,6 +87,29 @@ def of_bundles(name: str, bundles: int) -> list[str]:
     if bundles == 1 or name not in BY_BUNDLE:
         return [name]
     return [BY_BUNDLE[name].format(bundle) for bundle in bundle_names(bundles)]
+
+
+def without_bundle(name: str) -> tuple[str, str]:
+    """The name that a result has in a sample of one bundle, and its bundle; "" if it has none."""
+    for plain, pattern in BY_BUNDLE.items():
+        before, after = map(re.escape, pattern.split("{}"))
+        if match := re.fullmatch(f"{before}([0-9]{{5,}}){after}", name):
+            return plain, match[1]
+    return name, ""
+
+
+def found_as(name: str, names: Collection[str]) -> list[str]:
+    """Those of `names` that are the result `name`: itself, or those of the bundles in order."""
+    return (
+        [name] if name in names else sorted(one for one in names if without_bundle(one)[0] == name)
+    )
+
+
+def listed_folders(name: str) -> list[str]:
+    """The folders whose files the list of digests `name` describes; none if it is no list."""
+    plain, bundle = without_bundle(name)
+    folders = LISTS.get(plain, ())
+    return [BY_BUNDLE[folder].format(bundle) if bundle else folder for folder in folders]
 
 
 def is_taken(name: str, names: Collection[str]) -> bool:
@@ -97,12 +131,28 @@ def not_of_this_run(
         if name not in own:
             yield name
         elif name in samples:
-            work = {*tasks, "shards", *(("split", "variants") if SCORES in samples[name] else ())}
-            others = set(visible_names(folder / name)) - {*samples[name], *work}
-            yield from (f"{name}/{other}" for other in sorted(others))
+            work = {*tasks, "bundles", "counts"}
+            work |= {"split", "variants"} if SCORES in samples[name] else set()
+            others_found = _others_in(folder / name, samples[name], work)
+            yield from (f"{name}/{other}" for other in others_found)
         elif name == MODELS:
             others = {f"{MODELS}/{other}" for other in visible_names(folder / MODELS)} - {*models}
             yield from sorted(others)
+
+
+def _others_in(folder: Path, names: Collection[str], work: Collection[str]) -> Iterator[str]:
+    """Names in a sample's folder, and in those of its bundles' results, that are not its own."""
+    parts = [PurePosixPath(name).parts for name in names]
+    for found in visible_names(folder):
+        inner = {own[1] for own in parts if own[0] == found and len(own) > 1}
+        if found in names or found in work:
+            continue
+        if not inner:
+            yield found
+        else:
+            yield from (
+                f"{found}/{one}" for one in visible_names(folder / found) if one not in inner
+            )
 
 
 def visible_names(folder: Path) -> list[str]:

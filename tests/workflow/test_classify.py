@@ -80,7 +80,7 @@ def test_the_workflow_gives_what_the_command_gives(run: Run, of: str, tmp_path: 
             assert one.label == other.label
     kept = {path.name for path in sample.iterdir()} - {"embed", "embeddings.h5", "inputs.sha256"}
     tables = {"classes.tsv"} if of == "sequences" else set()
-    assert kept == {RESULTS[of], "classify", "records.tsv", "shards", *tables}
+    assert kept == {RESULTS[of], "classify", "records.tsv", "bundles", "counts", *tables}
     if tables:
         assert main([*command, fasta, str(own)]) == 0
         ours, alone = table(sample / "classes.tsv"), table(own)

@@ -31,7 +31,7 @@ def test_a_disk_that_is_read_only_and_then_full(tmp_path, whole_run, model):
         full = run()
         assert full.code == 1
         (line,) = (full.results / "logs" / "shard" / "my_proteins.log").read_text().splitlines()
-        named = r"results/my_proteins/(shards/\S+|inputs\.sha256)"
+        named = r"results/my_proteins/(bundles/\S+|inputs\.sha256)"
         why = "no space left on the disk; free some and run the same command again"
         assert re.fullmatch(f"esm-pipeline shard: {named}: {why}", line)
         assert line in full.said

@@ -66,8 +66,9 @@ def test_only_results_remain(folded):
     sample = folded.results / SAMPLE
     files = {row["file"] for row in rows(folded) if row["file"]}
     wanted = {"records.tsv", "inputs.sha256", "structures.h5", "structures.tsv", *files}
-    wanted |= {"structures.sha256", "fold/digests.sha256", "shards/digests.sha256"}
-    wanted |= {"fold/status.tsv", "shards/records.tsv", "shards/00000.fasta", "shards/00001.fasta"}
+    wanted |= {"structures.sha256", "fold/00000.sha256", "fold/00000.status.tsv"}
+    wanted |= {f"bundles/00000.{end}" for end in ("fasta", "index.npz", "records.tsv")}
+    wanted |= {"bundles/digests.sha256", "counts/digests.sha256", "counts/records.json"}
     stems = {Path(file).with_suffix("") for file in files}
     wanted |= {f"{stem}.cif" for stem in stems}
     wanted |= {
@@ -157,7 +158,7 @@ def test_a_model_that_does_not_fold_is_an_error_before_any_job(tmp_path, model):
     run = snakemake(tmp_path, *config(model, "tasks=[fold]", "shards=1"))
     assert run.code == 1
     assert f"{model}: has no folding part; set fold.model to a folding model" in run.said
-    assert "fold: shard" not in run.said
+    assert "fold: range" not in run.said
     assert "Traceback" not in run.said
 
 
@@ -176,7 +177,7 @@ def assert_same(run: Run, whole: Run) -> None:
 
 @pytest.mark.long
 def test_killed_again_and_again(folded, tmp_path, clone):  # noqa: F811
-    """During the second shard, between gathered files, and while the files are written."""
+    """During the second job, between gathered files, and while the files are written."""
     shutil.copy(GOLDEN / "my proteins.fasta", tmp_path)
     _, _, *given = arguments()
     killed = Killed(tmp_path, clone, ["--cores", "1", *given])

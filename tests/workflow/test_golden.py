@@ -32,7 +32,8 @@ APART |= {"fold_model.json", f"{SAMPLE}/structures.tsv"}
 LISTS = {
     "provenance.sha256",
     f"{SAMPLE}/structures.sha256",
-    *(f"{SAMPLE}/{name}/digests.sha256" for name in ("embed", "fold", "score", "variants")),
+    *(f"{SAMPLE}/{name}/00000.sha256" for name in ("embed", "fold", "score")),
+    f"{SAMPLE}/variants/digests.sha256",
 }
 """Digests of files whose last digits may differ."""
 

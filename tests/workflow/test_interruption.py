@@ -36,7 +36,7 @@ def replace(*paths):
         pause()
     move(*paths)
 
-if sys.argv[1] == task and len(glob.glob("results/*/embed/*.sha256")) >= int(finished):
+if sys.argv[1] == task and len(glob.glob("results/*/embed/*/*.h5")) >= int(finished):
     os.replace = replace
     if number == "0":
         atexit.register(pause)
@@ -129,7 +129,7 @@ def assert_asks_for_the_flag(killed: Killed) -> None:
 
 
 def test_killed_again_and_again(killed, whole_run):
-    """During the second of two shards, and after one of the gathered files is in place.
+    """During the second of two jobs, and after one of the gathered files is in place.
 
     A job that was killed at work leaves no output in place, and the same command continues.
     """
@@ -137,15 +137,15 @@ def test_killed_again_and_again(killed, whole_run):
         killed.kill(pause)
     assert_asks_for_the_flag(killed)
     assert_same(killed.run("--rerun-incomplete"), whole_run)
-    started = re.findall(r"embed: shard (\d+) of", killed.said)
-    assert sorted(started) in (["00000", "00000", "00001"], ["00000", "00001", "00001"])
+    started = re.findall(r"embed: range (\d)-of-2 of", killed.said)
+    assert sorted(started) in (["1", "1", "2"], ["1", "2", "2"])
 
 
 @pytest.mark.long
 @pytest.mark.parametrize(
     "pauses",
     [
-        ["shard:1:0", "shard:2:0", "shard:0:0", "embed:4:0", "embed:3:1", "embed:0:1"],
+        ["shard:1:0", "shard:2:0", "shard:0:0", "embed:1:0", "embed:1:1", "embed:0:1"],
         ["aggregate:1:2", "aggregate:0:2"],
         ["provenance:0:0", "verdict:0:0"],
     ],
@@ -170,7 +170,7 @@ def cut(path: Path) -> None:
 
 @pytest.fixture(scope="module")
 def embedded(tmp_path_factory, model) -> Path:
-    """A folder in which all shards are embedded and none is gathered."""
+    """A folder in which all ranges are embedded and none is gathered."""
     folder = tmp_path_factory.mktemp("embedded")
     write_fasta(folder / "my proteins.fasta")
     run = snakemake(folder, "--notemp", "--until", "embed", *config(model))
@@ -188,22 +188,17 @@ def mend(folder: Path, line: str) -> None:
 @pytest.mark.parametrize(
     ("damage", "name"),
     [
-        (flip, "00001.h5"),
-        pytest.param(cut, "00001.h5", marks=pytest.mark.long),
-        pytest.param(flip, "00000.records.tsv", marks=pytest.mark.long),
-        pytest.param(cut, "00000.records.tsv", marks=pytest.mark.long),
-        pytest.param(flip, "00001.sha256", marks=pytest.mark.long),
-        pytest.param(cut, "00001.sha256", marks=pytest.mark.long),
-        pytest.param(Path.unlink, "00001.h5", marks=pytest.mark.long),
-        pytest.param(Path.unlink, "00001.records.tsv", marks=pytest.mark.long),
-        pytest.param(Path.unlink, "00001.sha256", marks=pytest.mark.long),
+        (flip, "2-of-2.h5"),
+        pytest.param(cut, "2-of-2.h5", marks=pytest.mark.long),
+        pytest.param(flip, "1-of-2.h5", marks=pytest.mark.long),
+        pytest.param(Path.unlink, "1-of-2.h5", marks=pytest.mark.long),
     ],
 )
-def test_a_finished_shard_that_was_damaged(embedded, tmp_path, whole_run, model, damage, name):
+def test_a_finished_job_whose_file_was_damaged(embedded, tmp_path, whole_run, model, damage, name):
     """The run names the file and the remedy, unless Snakemake sees what is missing."""
     folder, command = tmp_path / "copy", ["--until", "gather_embed", *config(model)]
     shutil.copytree(embedded, folder)
-    damage(folder / "results" / SAMPLE / "embed" / name)
+    damage(folder / "results" / SAMPLE / "embed" / "00000" / name)
     run = snakemake(folder, *command)
     if damage is not Path.unlink:
         assert run.code == 1
@@ -214,4 +209,4 @@ def test_a_finished_shard_that_was_damaged(embedded, tmp_path, whole_run, model,
     assert run.code == 0, run.said
     gathered = Path(SAMPLE) / "embeddings.h5"
     assert (run.results / gathered).read_bytes() == (whole_run.results / gathered).read_bytes()
-    assert re.findall(r"embed: shard (\d+) of", run.said) == [name[:5]]
+    assert re.findall(r"embed: range (\S+) of", run.said) == [name.removesuffix(".h5")]

@@ -33,8 +33,8 @@ from tests.workflow.tools import (
 
 def test_the_run_succeeds_and_reports_its_jobs(whole_run):
     assert whole_run.code == 0, whole_run.said
-    assert "shard: 1 file(s) of sample my_proteins into 2 shard(s)" in whole_run.said
-    assert "embed: shard 00001 of sample my_proteins" in whole_run.said
+    assert "shard: 1 file(s) of sample my_proteins into 1 bundle(s)" in whole_run.said
+    assert "embed: range 2-of-2 of bundle 00000 of sample my_proteins" in whole_run.said
     assert re.search(r"\d+ of \d+ steps \(100%\) done", whole_run.said)
 
 
@@ -62,10 +62,11 @@ def test_only_results_remain(whole_run):
     assert kept == {
         f"{SAMPLE}/records.tsv",
         f"{SAMPLE}/embeddings.h5",
-        f"{SAMPLE}/embed/status.tsv",
         f"{SAMPLE}/inputs.sha256",
-        *(f"{SAMPLE}/shards/{name}" for name in ("records.tsv", "00000.fasta", "00001.fasta")),
-        *(f"{SAMPLE}/{folder}/digests.sha256" for folder in ("shards", "embed")),
+        *(f"{SAMPLE}/embed/00000.{end}" for end in ("status.tsv", "sha256")),
+        *(f"{SAMPLE}/bundles/00000.{end}" for end in ("fasta", "index.npz", "records.tsv")),
+        *(f"{SAMPLE}/{folder}/digests.sha256" for folder in ("bundles", "counts")),
+        f"{SAMPLE}/counts/records.json",
         ".accepted",
         "model.json",
         "provenance.json",
@@ -73,7 +74,12 @@ def test_only_results_remain(whole_run):
         "report.html",
         "verdict.txt",
     }
-    jobs = {f"shard/{SAMPLE}", *(f"embed/{SAMPLE}/{n:05d}" for n in range(2)), "counts", "model"}
+    jobs = {
+        f"shard/{SAMPLE}",
+        *(f"embed/{SAMPLE}/00000/{n}-of-2" for n in (1, 2)),
+        "counts",
+        "model",
+    }
     jobs |= {f"gather_embed/{SAMPLE}", f"records/{SAMPLE}", "provenance", "report", "check_embed"}
     assert files - kept == {"logs/checked/embed"} | {
         f"logs/{job}.log" for job in [*jobs, "verdict"]
@@ -94,7 +100,7 @@ def test_provenance_names_the_origin_of_results(whole_run, model):
     assert sample["fasta"] == [
         {"path": fasta.name, "bytes": fasta.stat().st_size, "sha256": sha256(fasta)}
     ]
-    assert sample["shards"] == 2
+    assert (sample["bundles"], sample["jobs"]) == (1, {"embed": 2})
     assert sample["records"]["embed"] == {"records": 10, "ok": 6, "skipped": 4, "duplicates": 1}
     digest = sha256(model / "model.safetensors")
     assert sample["results"]["embeddings.h5"]["weights_sha256"] == digest
@@ -126,8 +132,8 @@ def test_verdict_counts(whole_run):
         ("embed={include: [mean]}", {*FROM_SHARDS, "check_embed"}),
         (f"embed={{{EMBED}, residue_dtype: float32}}", {*FROM_SHARDS, "check_embed"}),
         ("on_failure=keep", {"verdict"}),
-        ("shards=3", EVERYTHING),
-        ("shard={gaps: remove}", EVERYTHING),
+        ("shards=3", FROM_SHARDS),
+        ("shard={least: 1, gaps: remove}", EVERYTHING),
     ],
 )
 def test_a_change_reruns_what_it_changes(whole_run, model, change, rerun):
@@ -138,7 +144,7 @@ def test_intermediate_files_may_be_deleted(whole_run, model, tmp_path):
     """Nothing is made again until something changes."""
     folder = tmp_path / "it's a run"
     shutil.copytree(whole_run.folder, folder)
-    shutil.rmtree(folder / "results" / SAMPLE / "shards")
+    shutil.rmtree(folder / "results" / SAMPLE / "bundles")
     shutil.rmtree(folder / "results" / SAMPLE / "embed")
     assert jobs(snakemake(folder, "-n", *config(model))) == set()
     changed = jobs(snakemake(folder, "-n", *config(model, "embed={include: [mean]}")))

@@ -215,7 +215,13 @@ def test_a_whole_run_on_hostile_names(whole_run, model, tmp_path):
     for name, (header, sequence) in zip(names, RECORDS.items(), strict=True):
         write_fasta(here / name, {header: sequence})
     table = write_table(here / "-t $(touch pwned).tsv", {SAMPLE: names})
-    chosen = {"samples": table, "outdir": outdir, "shards": 2, "model": MODEL}
+    chosen = {
+        "samples": table,
+        "outdir": outdir,
+        "shards": 2,
+        "shard": {"least": 1},
+        "model": MODEL,
+    }
     write_config(here, **chosen, embed=yaml.safe_load(f"{{{EMBED}}}"))
     before = set(tmp_path.rglob("*"))
     run = snakemake(here, "--cores", "2")

@@ -29,7 +29,15 @@ SCAN = [
 MODELS = "models: {one: {model}, two: demo}"
 SCORE = "saturation: true, plots: true"
 OF_TABLE = {"scores.tsv", "scores.json", "variants.sha256", "variants"}
-OF_ALL = {"saturation.h5", "heatmaps", "heatmaps.sha256", "records.tsv", "score", "shards"}
+OF_ALL = {
+    "saturation.h5",
+    "heatmaps",
+    "heatmaps.sha256",
+    "records.tsv",
+    "score",
+    "bundles",
+    "counts",
+}
 OF_ALL |= {"inputs.sha256"}
 
 
@@ -171,13 +179,13 @@ LAST = {"records", "provenance", "report", "counts", "verdict"}
     [
         ("token_budget: 99, threads: 1, device: cpu", (), set()),
         ("table_bytes: 5", (), set()),
-        ("offset: 1", (), {"split_A", *SCORED} | LAST - {"records"}),
-        ("strategy: wt_marginal", (), {"check_score", "split_A", *SATURATION, *SCORED, *LAST}),
+        ("offset: 1", (), {"split", *SCORED} | LAST - {"records"}),
+        ("strategy: wt_marginal", (), {"check_score", "split", *SATURATION, *SCORED, *LAST}),
         ("", ("tasks=[embed, score]",), {"model", "check_embed", "embed", "gather_embed"} | LAST),
         (
             "",
             ("shard={gaps: remove}",),
-            {"shard_A", "shard_B", "split_A", *SATURATION, *SCORED, *LAST},
+            {"shard_A", "shard_B", "split", *SATURATION, *SCORED, *LAST},
         ),
         ("", ("on_failure=keep",), {"verdict"}),
     ],

@@ -63,7 +63,7 @@ def snakemake(folder: Path, *arguments: str, snakefile: Path = ROOT / "Snakefile
 
 FROM_SHARDS = {"embed", "gather_embed", "records"}
 FROM_SHARDS |= {"provenance", "report", "counts", "verdict"}
-"""Rules whose jobs depend on the shards and on the model."""
+"""Rules whose jobs depend on the number of jobs and on the model."""
 
 EVERYTHING = {f"shard_{SAMPLE}", *FROM_SHARDS}
 """Rules whose jobs depend on the input, whatever the model."""
@@ -124,7 +124,7 @@ def quoted(path: Path) -> str:
 
 def config(model: Path, *more: str, fasta: str | None = "my proteins.fasta") -> list[str]:
     """Arguments that run the shared configuration, with those in `more` replaced."""
-    chosen = [f"model={quoted(model)}", "shards=2", f"embed={{{EMBED}}}"]
+    chosen = [f"model={quoted(model)}", "shards=2", "shard={least: 1}", f"embed={{{EMBED}}}"]
     chosen += [] if fasta is None else [f"fasta={fasta}"]
     keys = {item.partition("=")[0] for item in more}
     kept = [item for item in chosen if item.partition("=")[0] not in keys]

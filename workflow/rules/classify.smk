@@ -1,31 +1,48 @@
-# The gathered probabilities of a sample -> classes.tsv, for models that classify sequences. A rule
-# of its own, so that another threshold classifies and gathers nothing again.
+# The gathered probabilities of a bundle -> the class table, for models that classify sequences. Rules
+# of their own, so that another threshold classifies and gathers nothing again.
 from esm_pipeline.settings import LabelSettings
 
-if CLASSIFIED == "sequences":
 
-    rule classes:
+def add_classes_rule(layout):
+    """Add the rule that writes the class table of a bundle."""
+    table = layout.of_bundle("classes.tsv")
+
+    rule:
+        name:
+            f"classes{layout.suffix}"
         input:
-            h5=f"{OUT}/{{sample}}/classes.h5",
-            records=f"{OUT}/{{sample}}/shards/records.tsv",
-            status=f"{OUT}/{{sample}}/classify/status.tsv",
-            listed=[f"{OUT}/{{sample}}/{name}/digests.sha256" for name in ("shards", "classify")],
+            h5=layout.result("classes.h5"),
+            records=layout.work("bundles/{bundle}.records.tsv"),
+            status=layout.work("classify/{bundle}.status.tsv"),
+            listed=[
+                f"{OUT}/{{sample}}/bundles/digests.sha256",
+                layout.work("classify/{bundle}.sha256"),
+            ],
         output:
-            f"{OUT}/{{sample}}/classes.tsv",
+            table if layout.samples is ONE else temp(table),
         log:
-            f"{OUT}/logs/classes/{{sample}}.log",
+            layout.of_job("logs/classes", "log"),
         benchmark:
-            f"{OUT}/benchmarks/classes/{{sample}}.tsv"
+            layout.of_job("benchmarks/classes", "tsv")
+        wildcard_constraints:
+            sample=one_of(layout.samples),
         conda:
             "../../envs/esm.yaml"
         resources:
-            mem_mb=4000,
-            runtime=240,
+            mem_mb=by_size("mem_mb", 1000, 1),
+            runtime=by_size("runtime", 30, 0.02),
         params:
             esm=esm,
             flags=flags(settings.classify.part(LabelSettings)),
         message:
-            "classes: the class table of sample {wildcards.sample}"
+            "classes: the table of the classes in {input.h5}"
         shell:
             "{params.esm} classes --records={input.records:q} --status={input.status:q}"
             " {params.flags} -- {input.h5:q} {output:q} 2>&1 | tee -- {log:q}"
+
+
+if CLASSIFIED == "sequences":
+    for layout in LAYOUTS:
+        add_classes_rule(layout)
+    if MANY:
+        add_merge_rule("classes.tsv", "classes/{bundle}.tsv")

@@ -1,9 +1,12 @@
 # The settings, the samples, and what the rules share. Snakemake reads this file again for every
 # job, so it imports only the settings of the package, and no torch.
+import math
+import os
 import re
 import shlex
 import sys
 from pathlib import Path
+from typing import NamedTuple
 
 from snakemake.exceptions import WorkflowError
 from snakemake.settings.types import DeploymentMethod
@@ -18,7 +21,9 @@ sys.path.insert(0, str(HOME))
 
 from esm_pipeline.errors import IN_WORKFLOW, InputError
 from esm_pipeline.flags import flags
-from esm_pipeline.settings import AS_VALIDATED, CleaningSettings, load_settings, shard_names
+from esm_pipeline.formats.bundles import range_names
+from esm_pipeline.settings import AS_VALIDATED, CleaningSettings, load_settings
+from esm_pipeline.settings.result_names import BY_BUNDLE, bundle_names
 
 
 def chosen_config():
@@ -31,9 +36,15 @@ def chosen_config():
 try:
     settings = load_settings(chosen_config(), "config")
     SAMPLES = settings.inputs()  # the FASTA files of each sample
-    SHARDS = {sample: settings.shard_count(files) for sample, files in SAMPLES.items()}
+    BUNDLES = {
+        sample: bundle_names(settings.bundle_count(files)) for sample, files in SAMPLES.items()
+    }
+    RANGES = {  # of each bundle: task, sample -> numbers
+        task: {sample: settings.range_counts(task, files) for sample, files in SAMPLES.items()}
+        for task in settings.tasks
+    }
     TABLES = settings.tables()  # the variant table of each sample that has one
-    TABLE_SHARDS = {sample: settings.table_shard_count(table) for sample, table in TABLES.items()}
+    TABLE_RANGES = {sample: settings.table_range_count(table) for sample, table in TABLES.items()}
     MODELS = settings.models()  # by the file that identifies each
     CLASSIFIED = settings.classified() if "classify" in settings.tasks else ""
     NAMES = settings.results()  # the names of each sample's results
@@ -41,17 +52,26 @@ except InputError as error:
     raise WorkflowError(str(error)) from None
 
 OUT = settings.outdir
+MANY = [sample for sample, bundles in BUNDLES.items() if len(bundles) > 1]
+ONE = [sample for sample in SAMPLES if sample not in MANY]  # samples of one bundle
 RESULTS = [f"{OUT}/{sample}/{name}" for sample, names in NAMES.items() for name in names]
 cleaning_flags = flags(settings.shard.part(CleaningSettings))
+RETRIES = 2 if workflow.is_main_process else 0  # a job must not multiply those of the run
 validated_flags = flags(CleaningSettings(**AS_VALIDATED))  # for jobs that read what `shard` wrote
 
 
+def one_of(samples):
+    """A regular expression that matches the names of some samples."""
+    return "|".join(map(re.escape, samples))
+
+
 wildcard_constraints:
-    sample="|".join(map(re.escape, SAMPLES)),
-    shard=r"\d{5}",
+    sample=one_of(SAMPLES),
+    bundle=r"\d{5}",
+    range=r"\d{1,6}-of-\d{1,6}",
 
 
-def esm(wildcards, resources):
+def esm(wildcards, output):
     """A parameter: the shell text that starts the package's command line.
 
     Snakemake removes PYTHONPATH from the environment of a conda job, so it is set here. Other jobs
@@ -59,7 +79,8 @@ def esm(wildcards, resources):
     directory, which may contain anything, off the module path. The second variable makes messages
     name the keys of the config file, not flags.
 
-    A parameter that depends on resources reruns nothing when it changes: a clone may move.
+    A parameter that takes the output reruns nothing when it changes: a clone may move. One that took
+    resources would do that too, but Snakemake would evaluate those of all jobs at the start.
     """
     isolated = {DeploymentMethod.CONDA, DeploymentMethod.APPTAINER}
     has_own_python = isolated & set(workflow.deployment_settings.deployment_method)
@@ -68,13 +89,7 @@ def esm(wildcards, resources):
     return f"{variables} {python} -P -m esm_pipeline"
 
 
-def status_flags(wildcards, input):
-    """A parameter: the statuses of all tasks, as command-line flags."""
-    pairs = zip(settings.tasks, input.statuses, strict=True)
-    return shlex.join(f"--status={task}={file}" for task, file in pairs)
-
-
-def all_settings(wildcards, resources):
+def all_settings(wildcards, output):
     """A parameter that reruns nothing when it changes: the settings as JSON."""
     return settings.model_dump_json()
 
@@ -84,14 +99,95 @@ def result_names(wildcards):
     return sorted({name for names in NAMES.values() for name in names})
 
 
-def shards_of(pattern, counts):
-    """An input function: `pattern` for every shard of the sample, which has `counts[sample]`."""
+class Layout(NamedTuple):
+    """Where the results of samples of one bundle, or of several, are.
 
-    def files(wildcards):
-        names = shard_names(counts[wildcards.sample])
-        return expand(pattern, sample=wildcards.sample, shard=names)
+    A rule that writes a result of a bundle is made for each layout that occurs.
+    """
 
-    return files
+    suffix: str  # of the rule's name
+    samples: list
+    bundle: str  # its name, or the wildcard for it
+
+    def result(self, name):
+        """The path of a result."""
+        if self.samples is MANY and name in BY_BUNDLE:
+            name = BY_BUNDLE[name].format(self.bundle)
+        return f"{OUT}/{{sample}}/{name}"
+
+    def of_bundle(self, table):
+        """The path of a table that is merged if there are several bundles."""
+        folder = self.result(f"{Path(table).stem}.h5").removesuffix(".h5")
+        if self.samples is ONE:
+            return f"{OUT}/{{sample}}/{table}"
+        return f"{folder}/{table}" if table == "structures.tsv" else f"{folder}.tsv"
+
+    def work(self, name):
+        """The path of an intermediate file, whose `name` contains `{bundle}`."""
+        return f"{OUT}/{{sample}}/{name.replace('{bundle}', self.bundle)}"
+
+    def of_job(self, folder, ending):
+        """The path of a log or benchmark."""
+        bundle = "/{bundle}" if self.samples is MANY else ""
+        return f"{OUT}/{folder}/{{sample}}{bundle}.{ending}"
+
+
+SMALL = not MANY  # whether the last steps need no job of their own
+LAYOUTS = [
+    layout
+    for layout in (Layout("", ONE, "00000"), Layout("_bundles", MANY, "{bundle}"))
+    if layout.samples
+]
+
+
+def of_bundles(pattern):
+    """An input function: `pattern` for every bundle of the sample."""
+    return lambda wildcards: expand(
+        pattern, sample=wildcards.sample, bundle=BUNDLES[wildcards.sample]
+    )
+
+
+def range_count(task, wildcards):
+    """The number of ranges of a bundle."""
+    return RANGES[task][wildcards.sample][int(getattr(wildcards, "bundle", 0))]
+
+
+def ranges_of(task, pattern):
+    """An input function: `pattern` for every range of a bundle."""
+    return lambda wildcards: expand(
+        pattern,
+        sample=wildcards.sample,
+        bundle=getattr(wildcards, "bundle", BUNDLES[wildcards.sample][0]),
+        range=range_names(range_count(task, wildcards)),
+    )
+
+
+def by_size(key, base, per_mb=0.0, of=None):
+    """A resource function: `base`, and `per_mb` for each MB of input; a retry asks for more.
+
+    key: the one of `limits` that applies. of: the names of the inputs that count, by default all.
+    """
+    limit = getattr(settings.limits, key)
+
+    def amount(wildcards, input, attempt):
+        files = (
+            input if of is None else [file for name in of for file in listed(getattr(input, name))]
+        )
+        megabytes = sum(map(os.path.getsize, files)) / 1e6  # a missing file: not known yet
+        need = math.ceil(base + per_mb * megabytes)
+        if limit is not None and need > limit:
+            raise WorkflowError(
+                f"{key} {need:,} for an input of {megabytes:,.0f} MB is more than limits.{key} "
+                f"({limit:,}); raise it, or lower shard.bundle"
+            )
+        return need * attempt if limit is None else min(need * attempt, limit)
+
+    return amount
+
+
+def listed(files):
+    """The files of an input, which may be one or several."""
+    return [files] if isinstance(files, str) else files
 
 
 def models_of(task):
@@ -102,3 +198,32 @@ def models_of(task):
 def job_threads(section):
     """Threads of one job: as set, else at most 8, beyond which parallel jobs gain more."""
     return section.threads or min(workflow.resource_settings.cores or 8, 8)
+
+
+def add_merge_rule(table, part):
+    """Add the rule that merges the tables of all bundles, whose pattern is `part`, into `table`."""
+
+    rule:
+        name:
+            f"merge_{Path(table).stem}"
+        input:
+            of_bundles(f"{OUT}/{{sample}}/{part}"),
+        output:
+            f"{OUT}/{{sample}}/{table}",
+        log:
+            f"{OUT}/logs/merge/{{sample}}/{table}.log",
+        benchmark:
+            f"{OUT}/benchmarks/merge/{{sample}}/{table}.tsv"
+        wildcard_constraints:
+            sample=one_of(MANY),
+        conda:
+            "../../envs/esm.yaml"
+        resources:
+            mem_mb=by_size("mem_mb", 1000),
+            runtime=by_size("runtime", 30, 0.02),
+        params:
+            esm=esm,
+        message:
+            f"merge: {table} of all bundles of sample {{wildcards.sample}}"
+        shell:
+            "{params.esm} aggregate tables --out={output:q} -- {input:q} 2>&1 | tee -- {log:q}"

@@ -1,41 +1,88 @@
-# The end of every run: the final table of records, the report, the counts and the provenance. The
-# verdict comes last, so that a failed record never keeps a result from being written.
+# The end of every run: the final table of records, the report, the counts and the provenance. They
+# read what was counted when the results were written. The verdict comes last, so that a failed record
+# never keeps a result from being written.
+
+
+def status_files(wildcards):
+    """An input function: the outcomes of all records of a sample in each task."""
+    sample = wildcards.sample
+    return [
+        file
+        for task in settings.tasks
+        for file in (
+            expand(f"{OUT}/{sample}/{task}/{{bundle}}.status.tsv", bundle=BUNDLES[sample])
+            if by_bundle(task)
+            else [f"{OUT}/{sample}/{task}/status.tsv"]
+        )
+    ]
+
+
+def by_bundle(task):
+    """Whether a task has a table of outcomes for each bundle; `score` may have one in all."""
+    return task != "score" or settings.score.saturation
+
+
+def status_flags(wildcards):
+    """A parameter: where the outcomes of all tasks are, as command-line flags."""
+    folder = f"{OUT}/{wildcards.sample}"
+    places = [(task, "" if by_bundle(task) else "/status.tsv") for task in settings.tasks]
+    return shlex.join(f"--status={task}={folder}/{task}{name}" for task, name in places)
+
+
 rule records:
     input:
-        records=f"{OUT}/{{sample}}/shards/records.tsv",
-        statuses=[f"{OUT}/{{sample}}/{task}/status.tsv" for task in settings.tasks],
-        listed=[f"{OUT}/{{sample}}/{name}/digests.sha256" for name in ("shards", *settings.tasks)],
+        records=of_bundles(f"{OUT}/{{sample}}/bundles/{{bundle}}.records.tsv"),
+        statuses=status_files,
+        listed=f"{OUT}/{{sample}}/bundles/digests.sha256",
     output:
-        f"{OUT}/{{sample}}/records.tsv",
+        table=f"{OUT}/{{sample}}/records.tsv",
+        counts=f"{OUT}/{{sample}}/counts/records.json",
+        digests=f"{OUT}/{{sample}}/counts/digests.sha256",
     log:
         f"{OUT}/logs/records/{{sample}}.log",
     benchmark:
         f"{OUT}/benchmarks/records/{{sample}}.tsv"
-    localrule: True
+    localrule: SMALL
     conda:
         "../../envs/esm.yaml"
+    resources:
+        mem_mb=by_size("mem_mb", 1000, 0.1),
+        runtime=by_size("runtime", 30, 0.02),
     params:
         esm=esm,
+        bundles=lambda wildcards, input: Path(input.listed).parent,
+        number=lambda wildcards: len(BUNDLES[wildcards.sample]),
         statuses=status_flags,
     message:
         "records: the outcome of each record of sample {wildcards.sample}"
     shell:
-        "{params.esm} aggregate records --records={input.records:q} {params.statuses}"
-        " --out={output:q} 2>&1 | tee -- {log:q}"
+        "{params.esm} aggregate records --bundles={params.bundles:q} --count {params.number}"
+        " {params.statuses} --out={output.table:q} --counts={output.counts:q}"
+        " 2>&1 | tee -- {log:q}"
+
+
+COUNTS = [
+    *(f"{OUT}/{sample}/counts/records.json" for sample in SAMPLES),
+    *(f"{OUT}/{sample}/counts/scores.json" for sample in TABLES),
+]
 
 
 rule report:
     input:
         results=RESULTS,
+        counts=COUNTS,
     output:
         report(f"{OUT}/report.html", caption="../report/results.rst", category="Results"),
     log:
         f"{OUT}/logs/report.log",
     benchmark:
         f"{OUT}/benchmarks/report.tsv"
-    localrule: True
+    localrule: SMALL
     conda:
         "../../envs/esm.yaml"
+    resources:
+        mem_mb=by_size("mem_mb", 2000),
+        runtime=by_size("runtime", 60),
     params:
         esm=esm,
         settings=all_settings,
@@ -47,8 +94,7 @@ rule report:
 
 rule counts:
     input:
-        records=expand(f"{OUT}/{{sample}}/records.tsv", sample=SAMPLES),
-        scores=expand(f"{OUT}/{{sample}}/scores.tsv", sample=TABLES),
+        COUNTS,
     output:
         f"{OUT}/verdict.txt",
     log:
@@ -76,6 +122,7 @@ rule provenance:
         variants=list(TABLES.values()),
         models=[f"{OUT}/{name}" for name in MODELS],
         results=RESULTS,
+        counts=COUNTS,
         pages=[f"{OUT}/report.html", f"{OUT}/verdict.txt"],
     output:
         json=f"{OUT}/provenance.json",
@@ -84,9 +131,12 @@ rule provenance:
         f"{OUT}/logs/provenance.log",
     benchmark:
         f"{OUT}/benchmarks/provenance.tsv"
-    localrule: True
+    localrule: SMALL
     conda:
         "../../envs/esm.yaml"
+    resources:
+        mem_mb=by_size("mem_mb", 1000),
+        runtime=by_size("runtime", 60, 0.01, of=("fasta", "variants")),
     params:
         esm=esm,
         settings=all_settings,

@@ -1,6 +1,7 @@
-# The FASTA files of a sample -> records.tsv, and its unique sequences in shards of equal cost. One
-# rule for each sample, because samples differ in their number of shards. The shards are kept: made
-# again for one task that changes, they would make all other tasks run again too.
+# The FASTA files of a sample -> its records, and its unique sequences in bundles of equal cost, from
+# which the jobs of all tasks take ranges. One rule for each sample, because samples differ in their
+# number of bundles. The bundles are kept: made again for one task that changes, they would make all
+# other tasks run again too.
 for sample, files in SAMPLES.items():
 
     rule:
@@ -10,9 +11,10 @@ for sample, files in SAMPLES.items():
             files,
         output:
             inputs=f"{OUT}/{sample}/inputs.sha256",
-            records=f"{OUT}/{sample}/shards/records.tsv",
-            digests=f"{OUT}/{sample}/shards/digests.sha256",
-            shards=[f"{OUT}/{sample}/shards/{name}.fasta" for name in shard_names(SHARDS[sample])],
+            digests=f"{OUT}/{sample}/bundles/digests.sha256",
+            fasta=[f"{OUT}/{sample}/bundles/{name}.fasta" for name in BUNDLES[sample]],
+            index=[f"{OUT}/{sample}/bundles/{name}.index.npz" for name in BUNDLES[sample]],
+            records=[f"{OUT}/{sample}/bundles/{name}.records.tsv" for name in BUNDLES[sample]],
         log:
             f"{OUT}/logs/shard/{sample}.log",
         benchmark:
@@ -20,16 +22,18 @@ for sample, files in SAMPLES.items():
         conda:
             "../../envs/esm.yaml"
         resources:
-            mem_mb=4000,
-            runtime=240,
+            mem_mb=by_size("mem_mb", 1000, 2),
+            runtime=by_size("runtime", 30, 0.05),
         params:
             esm=esm,
-            shards=SHARDS[sample],
+            bundles=len(BUNDLES[sample]),
             files=files,  # in order, which Snakemake does not compare
+            least=settings.shard.least,
             cleaning=cleaning_flags,
-            folder=lambda wildcards, output: Path(output.records).parent,
+            folder=lambda wildcards, output: Path(output.digests).parent,
         message:
-            f"shard: {len(files)} file(s) of sample {sample} into {SHARDS[sample]} shard(s)"
+            f"shard: {len(files)} file(s) of sample {sample} into {len(BUNDLES[sample])} bundle(s)"
         shell:
-            "{params.esm} shard --shards {params.shards} {params.cleaning} --out={params.folder:q}"
-            " --inputs={output.inputs:q} -- {input:q} 2>&1 | tee -- {log:q}"
+            "{params.esm} shard --bundles {params.bundles} --least {params.least} {params.cleaning}"
+            " --out={params.folder:q} --inputs={output.inputs:q} -- {input:q}"
+            " 2>&1 | tee -- {log:q}"

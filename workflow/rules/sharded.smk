@@ -1,34 +1,58 @@
-# The rules that compute a shard, and those that gather the shards of a sample into one file. A row
-# of SHARD_RULES holds what is particular to one rule; a new task needs one row.
-from typing import NamedTuple
+# The rules that compute a range of a bundle, and those that gather the ranges of a bundle into one
+# file. A row of SHARD_RULES holds what is particular to one rule; a new task needs one row.
+from collections.abc import Callable
+from functools import cache
 
-
-def shard_files(folder, **suffixes):
-    """Patterns of the files of a shard in `folder` of its sample, by name."""
-    return {name: f"{OUT}/{{sample}}/{folder}/{{shard}}.{end}" for name, end in suffixes.items()}
-
-
-def shard_outputs(folder, **suffixes):
-    """The same for the outputs of a computed shard, its records and digests among them."""
-    return shard_files(folder, **suffixes, records="records.tsv", digests="sha256")
+from esm_pipeline.formats.bundles import Bundle, Range, Work
+from esm_pipeline.formats.variant_bundles import VariantBundle
+from esm_pipeline.tasks.classify.work import CLASSIFY_WORK, classify_request
+from esm_pipeline.tasks.embed.work import EMBED_WORK, embed_request
+from esm_pipeline.tasks.fold.work import FOLD_WORK, fold_request, folded_lengths
+from esm_pipeline.tasks.score.work import (
+    SATURATION_WORK,
+    VARIANTS_WORK,
+    saturation_request,
+    variants_request,
+)
 
 
 class ShardRule(NamedTuple):
-    """What is particular to a rule that computes shards."""
+    """What is particular to a rule that computes ranges."""
 
     task: str  # the command, and the section of the settings
-    output: dict  # patterns by name, the result first
-    input: dict = shard_files("shards", fasta="fasta")
-    source: str = "shards"  # the folder that `input` comes from
-    result: str = ""  # the file that the shards of a sample are gathered into, if any
+    request: Callable  # what a job asks for: see `esm_pipeline/tasks/common/requests.py`
+    work: Work  # how its cost grows with length
+    lengths: Callable = lambda bundle, span: bundle.length[span]  # of what a job computes
+    of_table: bool = False  # whether it computes rows of a variant table, and not sequences
+    result: str = ""  # the file that the ranges of a bundle are gathered into, if any
     content: str = ""  # of that file, for the message
-    what: str = "shard {wildcards.shard} of sample {wildcards.sample}"  # for the message
+    folder: str = ""  # of the results of the jobs, if not that of the task
     ensemble: bool = False  # whether the task may run several models
     options: tuple = ()  # further words of the command line
-    mem_mb: int = 8000  # in the first attempt
-    runtime: int = 480  # minutes in the first attempt
     execution: dict = {}  # further settings that leave results as they are: resources and flags
     needed: bool = True  # whether the task needs this rule when it runs
+
+    @property
+    def input(self):
+        """Patterns of the files that a job takes its range from, by name."""
+        if not self.of_table:
+            names = {"index": "{bundle}.index.npz", "fasta": "{bundle}.fasta"}
+            folder, more = "bundles", {}
+        else:
+            names = {"index": "variants.index.npz", "rows": "variants.tsv"}
+            names |= {"fasta": "wild_types.fasta"}
+            folder, more = "split", {"table": f"{OUT}/{{sample}}/variants.sha256"}
+        return {name: f"{OUT}/{{sample}}/{folder}/{file}" for name, file in names.items()} | more
+
+    @property
+    def place(self):
+        """Of a job: its folder in that of the sample, and its name, as a pattern."""
+        return "{range}" if self.of_table else "{bundle}/{range}"
+
+    @property
+    def output(self):
+        """The pattern of the file of a job."""
+        return f"{OUT}/{{sample}}/{self.folder or self.task}/{self.place}.h5"
 
     @property
     def command(self):
@@ -36,7 +60,7 @@ class ShardRule(NamedTuple):
         words = [
             "{params.esm}",
             self.task,
-            "--unchanged={input.inputs:q}",
+            "--unchanged={params.inputs:q}",
             "{params.models}" if self.ensemble else "--model={input.model:q}",
             "{params.flags}",
             "{params.validated}",
@@ -46,11 +70,11 @@ class ShardRule(NamedTuple):
             "--threads {threads}",
             "--allow-empty",
             "--on-failure keep",
-            "--sha256={output.digests:q}",
+            "--range={wildcards.range}",
             *self.options,
             "--",
             "{input.fasta:q}",
-            f"{{output.{next(iter(self.output))}:q}}",
+            "{output:q}",
             "2>&1 | tee -- {log:q}",
         ]
         return " ".join(words)
@@ -59,23 +83,25 @@ class ShardRule(NamedTuple):
 SHARD_RULES = {
     "embed": ShardRule(
         task="embed",
-        output=shard_outputs("embed", h5="h5"),
+        work=EMBED_WORK,
+        request=embed_request,
         result="embeddings.h5",
         content="embeddings",
     ),
     "classify": ShardRule(
         task="classify",
-        output=shard_outputs("classify", h5="h5"),
+        work=CLASSIFY_WORK,
+        request=classify_request,
         result="residue_classes.h5" if CLASSIFIED == "residues" else "classes.h5",
         content="classes",
     ),
     "fold": ShardRule(
         task="fold",
-        output=shard_outputs("fold", h5="h5"),
+        work=FOLD_WORK,
+        lengths=folded_lengths,
+        request=fold_request,
         result="structures.h5",
         content="structures",
-        mem_mb=32000,
-        runtime=1440,
         execution={
             "chunk_size": str(settings.fold.chunk_size),
             "memory": str(settings.fold.memory),
@@ -83,34 +109,67 @@ SHARD_RULES = {
     ),
     "score": ShardRule(
         task="score",
+        work=SATURATION_WORK,
+        request=saturation_request,
         needed=settings.score.saturation,
-        what="every substitution of shard {wildcards.shard} of sample {wildcards.sample}",
-        output=shard_outputs("score", h5="h5"),
         result="saturation.h5",
         content="every substitution",
         ensemble=True,
         options=("--saturation",),
-        runtime=1440,
     ),
     "score_variants": ShardRule(
         task="score",
+        work=VARIANTS_WORK,
+        of_table=True,
+        request=variants_request,
         needed=bool(TABLES),
-        what="shard {wildcards.shard} of the variants of sample {wildcards.sample}",
-        source="split",
-        input={
-            **shard_files("split", fasta="fasta", variants="tsv"),
-            "table": f"{OUT}/{{sample}}/variants.sha256",
-        },
-        output=shard_outputs("variants", scores="tsv", provenance="json"),
+        folder="variants",
         ensemble=True,
-        options=(
-            "--unchanged={input.table:q}",
-            "--provenance={output.provenance:q}",
-            "--variants={input.variants:q}",
-        ),
-        runtime=1440,
+        options=("--unchanged={input.table:q}", "--variants={input.rows:q}"),
     ),
 }
+
+
+@cache
+def opened(*files):
+    """The bundle of sequences (its FASTA), or of rows (their table, and the FASTA of proteins)."""
+    kind = Bundle if len(files) == 1 else VariantBundle
+    return kind.open(*map(Path, files))
+
+
+@cache
+def request_of(name, files, part, models, attempt):
+    """What a job asks for: it computes the range `part` of the bundle in some files."""
+    row = SHARD_RULES[name]
+    try:
+        bundle = opened(*files)
+        span = bundle.span(row.work, Range.parse(part))
+        more = {"passes": bundle.passes[span]} if row.of_table else {}
+        return row.request(
+            [*map(Path, models)],
+            getattr(settings, row.task).computing(),
+            row.lengths(bundle, span),
+            **more,
+            threads=job_threads(getattr(settings, row.task)),
+            attempt=attempt,
+            limits=settings.limits,
+            where=f"{name}, range {part} of {files[0]}",
+        )
+    except InputError as error:
+        raise WorkflowError(str(error)) from None
+
+
+def requested(name, what):
+    """A resource function: `what` the job of a rule asks for, from its range and its models."""
+
+    def amount(wildcards, input, attempt):
+        files = (input.rows, input.fasta) if SHARD_RULES[name].of_table else (input.fasta,)
+        for file in (input.index, *input.model):
+            os.stat(file)  # a missing one is a resource that is not known yet
+        wanted = request_of(name, files, wildcards.range, tuple(input.model), attempt)
+        return getattr(wanted, what)
+
+    return amount
 
 
 def model_flags(wildcards, input):
@@ -122,7 +181,7 @@ def model_flags(wildcards, input):
 # Rules are made in functions: Snakemake evaluates a shell command again when the job runs, and in a
 # plain loop the variables would then be those of the last row.
 def add_compute_rule(name, row):
-    """Add the rule `name`, which computes a shard."""
+    """Add the rule `name`, which computes a range of a bundle."""
     section = getattr(settings, row.task)
 
     rule:
@@ -130,72 +189,78 @@ def add_compute_rule(name, row):
             name
         input:
             **row.input,
-            listed=f"{OUT}/{{sample}}/{row.source}/digests.sha256",
-            inputs=f"{OUT}/{{sample}}/inputs.sha256",
             model=models_of(row.task),
             checked=f"{OUT}/logs/checked/{row.task}",
         output:
-            **{key: temp(file) for key, file in row.output.items()},
+            temp(row.output),
         log:
-            f"{OUT}/logs/{name}/{{sample}}/{{shard}}.log",
+            f"{OUT}/logs/{name}/{{sample}}/{row.place}.log",
         benchmark:
-            f"{OUT}/benchmarks/{name}/{{sample}}/{{shard}}.tsv"
-        retries: 2
+            f"{OUT}/benchmarks/{name}/{{sample}}/{row.place}.tsv"
+        retries: RETRIES
         conda:
             "../../envs/esm.yaml"
         threads: job_threads(section)
         resources:
             **row.execution,
-            mem_mb=lambda wildcards, attempt: row.mem_mb * attempt,
-            runtime=lambda wildcards, attempt: row.runtime * attempt,
+            mem_mb=requested(name, "mem_mb"),
+            runtime=requested(name, "runtime"),
             device=section.device,
             gpu=int(section.device.startswith("cuda")),
             token_budget=lambda wildcards, attempt: max(1, section.token_budget // attempt),
         params:
             **({"models": model_flags} if row.ensemble else {}),
             esm=esm,
+            # made with the bundle or the table, and one input less in a graph of many jobs
+            inputs=f"{OUT}/{{sample}}/inputs.sha256",
             flags=flags(section.computing()),
             validated=validated_flags,
         message:
-            f"{name}: {row.what}"
+            f"{name}: range {{wildcards.range}}"
+            + (" of the variants" if row.of_table else " of bundle {wildcards.bundle}")
+            + " of sample {wildcards.sample}"
         shell:
             row.command
 
 
-def add_gather_rule(name, row):
-    """Add the rule that gathers the shards computed by the rule `name`."""
+def add_gather_rule(name, row, layout):
+    """Add the rule that gathers the ranges computed by the rule `name` in samples of a layout."""
 
     rule:
         name:
-            f"gather_{name}"
+            f"gather_{name}{layout.suffix}"
         input:
-            records=f"{OUT}/{{sample}}/shards/records.tsv",
-            listed=f"{OUT}/{{sample}}/shards/digests.sha256",
-            h5=shards_of(row.output["h5"], SHARDS),
-            statuses=shards_of(row.output["records"], SHARDS),
-            digests=shards_of(row.output["digests"], SHARDS),
+            records=layout.work("bundles/{bundle}.records.tsv"),
+            index=layout.work("bundles/{bundle}.index.npz"),
+            listed=f"{OUT}/{{sample}}/bundles/digests.sha256",
+            h5=ranges_of(row.task, row.output),
         output:
-            h5=f"{OUT}/{{sample}}/{row.result}",
-            status=f"{OUT}/{{sample}}/{name}/status.tsv",
-            digests=f"{OUT}/{{sample}}/{name}/digests.sha256",
+            h5=layout.result(row.result),
+            status=layout.work(f"{row.task}/{{bundle}}.status.tsv"),
+            digests=layout.work(f"{row.task}/{{bundle}}.sha256"),
         log:
-            f"{OUT}/logs/gather_{name}/{{sample}}.log",
+            layout.of_job(f"logs/gather_{name}", "log"),
         benchmark:
-            f"{OUT}/benchmarks/gather_{name}/{{sample}}.tsv"
+            layout.of_job(f"benchmarks/gather_{name}", "tsv")
+        wildcard_constraints:
+            sample=one_of(layout.samples),
         conda:
             "../../envs/esm.yaml"
         resources:
-            mem_mb=4000,
-            runtime=240,
+            mem_mb=by_size("mem_mb", 1000, 1, of=("records", "index")),
+            runtime=by_size("runtime", 30, 0.01),
         params:
             esm=esm,
-            shards=lambda wildcards: SHARDS[wildcards.sample],
-            folder=lambda wildcards, output: Path(output.status).parent,
+            number=lambda wildcards: range_count(row.task, wildcards),
+            bundle=lambda wildcards, input: input.index.replace(".index.npz", ".fasta"),
+            ranges=lambda wildcards, output: output.status.removesuffix(".status.tsv"),
         message:
-            f"gather_{name}: {row.content} of sample {{wildcards.sample}} into one file"
+            f"gather_{name}: {row.content} of sample {{wildcards.sample}}"
+            + (", bundle {wildcards.bundle}" if layout.suffix else "")
+            + ", into one file"
         shell:
-            f"{{params.esm}} aggregate {name} --records={{input.records:q}}"
-            " --shards-dir={params.folder:q} --shards {params.shards} --out={output.h5:q}"
+            f"{{params.esm}} aggregate {name} --bundle={{params.bundle:q}}"
+            " --ranges={params.ranges:q} --count {params.number} --out={output.h5:q}"
             " --status={output.status:q} 2>&1 | tee -- {log:q}"
 
 
@@ -203,4 +268,5 @@ for name, row in SHARD_RULES.items():
     if row.task in settings.tasks and row.needed:
         add_compute_rule(name, row)
         if row.result:
-            add_gather_rule(name, row)
+            for layout in LAYOUTS:
+                add_gather_rule(name, row, layout)

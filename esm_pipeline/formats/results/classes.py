@@ -11,7 +11,7 @@ with open_results("residue_classes.h5") as results:
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from itertools import compress
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -24,7 +24,9 @@ from esm_pipeline.arrays import Float32, Int64
 from esm_pipeline.errors import InputError
 from esm_pipeline.formats.results.attributes import json_attribute, text_attribute
 from esm_pipeline.formats.results.layout import Per
-from esm_pipeline.formats.results.reader import RaggedResults, StoredRecord
+from esm_pipeline.formats.results.matrix import RecordMatrix
+from esm_pipeline.formats.results.part import FoundRecord
+from esm_pipeline.formats.results.reader import RaggedResults, StoredRecord, joined_arrays
 from esm_pipeline.formats.results.validation import DatasetRule, letters_of, require
 from esm_pipeline.formats.tables.base import Column
 
@@ -91,63 +93,71 @@ class ClassifiedProtein(StoredRecord["Classes | ResidueClasses"]):
     @property
     def sequence(self) -> str:
         """The classified residues; stored in `residue_classes.h5` only."""
-        with self._results.reading():
+        with self._part.reading():
             return letters_of(self._read(SEQUENCE), SEQUENCE)
 
+    @property
+    def predicted(self) -> Float32:
+        """`p` or `value`, whichever is stored."""
+        return self._read(array_name(self._results.problem))
+
     def _read(self, name: str) -> NDArray[Any]:
-        values: NDArray[Any] = self._results.stored(name)[self._results.units(self._row)]
-        return values
+        self._results.require_stored(name)
+        found = self._part.values(name, self._results.per, self._row)
+        return found if isinstance(self._results, ResidueClasses) else found[0]
 
 
 class Classes(RaggedResults[ClassifiedProtein]):
-    """The records of a `classes.h5`, with predictions for each sequence."""
+    """The records of a `classes.h5` or the folder `classes`: predictions for each sequence."""
 
     format = "esm-pipeline/classes"
     file_name = "classes.h5"
     rules: ClassVar[Sequence[DatasetRule]] = (prediction_rule("sequence"),)
 
-    def check_more(self) -> None:
+    per: ClassVar[Per] = "sequence"
+    """The unit of the predictions."""
+
+    @classmethod
+    def check_more(cls, file: h5py.File, sizes: Mapping[str, int]) -> None:
         """The predictions fit the type of problem, and every column has a label."""
-        problem, labels = self.problem, self.labels
+        problem = text_attribute(file, "problem_type")
+        labels = json_attribute(file, "labels", list)
         if problem not in PROBLEMS:
             raise ValueError(f"attribute 'problem_type' is not one of {', '.join(PROBLEMS)}")
         name = array_name(problem)
-        require(isinstance(self.file.get(name), h5py.Dataset), name)
-        if not labels or len(labels) != self.sizes["K"]:
+        require(isinstance(file.get(name), h5py.Dataset), name)
+        if not labels or len(labels) != sizes["K"]:
             raise ValueError("attribute 'labels' does not have one for each column")
 
-    def item(self, position: int) -> ClassifiedProtein:
-        """The record at a position, 0 to N - 1."""
-        return ClassifiedProtein(self, position)
+    def record(self, found: FoundRecord) -> ClassifiedProtein:
+        """The record with its predictions."""
+        return ClassifiedProtein(self, found)
 
     @cached_property
     def labels(self) -> list[str]:
         """The K labels, or names of the values of a regression."""
-        with self.reading():
-            labels: list[str] = json_attribute(self.file, "labels", list)
+        part = self.parts[0]
+        with part.reading():
+            labels: list[str] = json_attribute(part.file, "labels", list)
             return labels
 
     @cached_property
     def problem(self) -> str:
         """`single_label_classification`, `multi_label_classification` or `regression`."""
-        with self.reading():
-            return text_attribute(self.file, "problem_type")
+        part = self.parts[0]
+        with part.reading():
+            return text_attribute(part.file, "problem_type")
 
-    def stored(self, name: str) -> Any:
-        """The dataset `name`. Raises InputError if it is not stored."""
-        if name not in self.file:
+    def require_stored(self, name: str) -> None:
+        """Raise InputError unless the dataset `name` is stored."""
+        if name not in self.parts[0].file:
             raise InputError(
                 f"{self.path}: '{name}' is not stored; it holds '{array_name(self.problem)}', "
                 f"by a model for {self.problem}"
             )
-        return self.file[name]
-
-    def units(self, row: int) -> int | slice:
-        """Where a dataset has the values of a row."""
-        return row
 
     def predictions(self) -> Float32:
-        """(units, K) probabilities or values, as a memory map."""
+        """(units, K) probabilities or values of the only file, as a memory map."""
         return self.mapped(array_name(self.problem))
 
     def assigned(self, p: Float32, threshold: float = THRESHOLD) -> list[str]:
@@ -170,7 +180,8 @@ class Classes(RaggedResults[ClassifiedProtein]):
         `threshold` is the least probability at which a multi-label model assigns a label.
         """
         table = {"id": self.ids, "index": self.index}
-        return self._table(table, np.asarray(self.predictions()[self.row]), threshold)
+        values = RecordMatrix(self, array_name(self.problem))
+        return self._table(table, np.asarray(values), threshold)
 
     def _table(self, table: dict[str, Any], values: Float32, threshold: float) -> pd.DataFrame:
         import pandas as pd
@@ -181,20 +192,19 @@ class Classes(RaggedResults[ClassifiedProtein]):
 
 
 class ResidueClasses(Classes):
-    """The records of a `residue_classes.h5`, with predictions for each residue."""
+    """The records of a `residue_classes.h5` or the folder `residue_classes`: of each residue."""
 
     format = "esm-pipeline/residue_classes"
     file_name = "residue_classes.h5"
     rules = (prediction_rule("residue"), DatasetRule(SEQUENCE, "residue", (), ("|S1",)))
 
-    def check_more(self) -> None:
-        """As above, and the residues are stored."""
-        super().check_more()
-        require(isinstance(self.file.get(SEQUENCE), h5py.Dataset), SEQUENCE)
+    per = "residue"
 
-    def units(self, row: int) -> int | slice:
-        """Where a dataset has the values of a row."""
-        return slice(*self.offset[row : row + 2].tolist())
+    @classmethod
+    def check_more(cls, file: h5py.File, sizes: Mapping[str, int]) -> None:
+        """As above, and the residues are stored."""
+        super().check_more(file, sizes)
+        require(isinstance(file.get(SEQUENCE), h5py.Dataset), SEQUENCE)
 
     def letters(self, units: Int64 | slice) -> NDArray[np.str_]:
         """(n,) the residues of `units`, one letter each."""
@@ -208,13 +218,14 @@ class ResidueClasses(Classes):
 
         Columns: id, index, position (from 1), residue, then as above.
         """
-        lengths = self.length[self.row]
-        units = [np.arange(*self.offset[row : row + 2]) for row in self.row.tolist()]
-        places = np.concatenate([*units, np.empty(0, np.int64)])
+        items = list(self)
+        lengths = np.array([item.length for item in items], np.int64)
         table = {
-            "id": np.repeat(np.array(self.ids, object), lengths),
-            "index": np.repeat(self.index, lengths),
-            "position": places - np.repeat(self.offset[self.row], lengths) + 1,
-            "residue": self.letters(places),
+            "id": np.repeat(np.array([item.id for item in items], object), lengths),
+            "index": np.repeat(np.array([item.index for item in items], np.int64), lengths),
+            "position": joined_arrays([np.arange(length) + 1 for length in lengths], np.int64),
+            "residue": np.array([*"".join(item.sequence for item in items)], np.str_),
         }
-        return self._table(table, np.asarray(self.predictions()[places]), threshold)
+        name = array_name(self.problem)
+        values = [self.parts[0].array(name)[:0], *(item.predicted for item in items)]
+        return self._table(table, np.concatenate(values), threshold)

@@ -6,15 +6,15 @@ exact: read as float32, they equal those of the HDF5 file.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from esm_pipeline.arrays import Float32
 from esm_pipeline.errors import InputError
 from esm_pipeline.formats.results.embeddings import FIXED_SIZE, Embeddings
+from esm_pipeline.formats.results.matrix import RecordMatrix
+from esm_pipeline.formats.results.record_order import RecordBlock
 from esm_pipeline.formats.tables.base import PARQUET, ROWS_AT_ONCE, Column
 from esm_pipeline.formats.tables.open import create_table
 
@@ -39,10 +39,9 @@ def write_embedding_table(target: Path, suffix: str, source: Path) -> None:
         ]
         size = ROWS_AT_ONCE if suffix == PARQUET else max(1, CELLS // max(1, len(columns)))
         with create_table(target, suffix, None, [*TABLE_COLUMNS, *columns]) as writer:
-            for block in slices(len(results), size):
-                rows = results.row[block]
-                numbers = [column for values in arrays.values() for column in values[rows].T]
-                writer.write(None, [*record_cells(results, block), *numbers])
+            for block in results.blocks(size):
+                numbers = [column for name in arrays for column in block.values(name).T]
+                writer.write(None, [*record_cells(block), *numbers])
 
 
 def write_array(target: Path, ids: Path, source: Path) -> None:
@@ -52,28 +51,28 @@ def write_array(target: Path, ids: Path, source: Path) -> None:
     exactly one array.
     """
     with Embeddings.open(source) as results:
-        arrays = [*fixed_arrays(results).values()]
+        arrays = fixed_arrays(results)
         if len(arrays) != 1:
             raise InputError(f"{source}: {len(arrays)} arrays; a .npy file holds one")
-        (values,) = arrays
-        shape = {"descr": "<f4", "fortran_order": False, "shape": (len(results), values.shape[1])}
+        ((name, values),) = arrays.items()
+        shape = {"descr": "<f4", "fortran_order": False, "shape": values.shape}
         with (
             open(target, "wb") as handle,
             create_table(ids, ".tsv", None, TABLE_COLUMNS) as writer,
         ):
             np.lib.format.write_array_header_1_0(handle, shape)
-            for block in slices(len(results), ROWS_AT_ONCE):
-                handle.write(values[results.row[block]].tobytes())
-                writer.write(None, record_cells(results, block))
+            for block in results.blocks(ROWS_AT_ONCE):
+                handle.write(block.values(name).data)
+                writer.write(None, record_cells(block))
 
 
-def record_cells(results: Embeddings, block: slice) -> list[Any]:
+def record_cells(block: RecordBlock) -> list[Any]:
     """The `TABLE_COLUMNS` of a block of records."""
-    return [results.index[block], results.ids[block], results.length[results.row[block]]]
+    return [block.index, block.ids(), block.lengths()]
 
 
-def fixed_arrays(results: Embeddings) -> dict[str, Float32]:
-    """Name of each array, such as mean/33 → (U, D) float32, as a memory map.
+def fixed_arrays(results: Embeddings) -> dict[str, RecordMatrix]:
+    """Name of each array, such as mean/33 → (N, D) float32.
 
     Raises InputError if anything without a fixed size is stored.
     """
@@ -81,9 +80,4 @@ def fixed_arrays(results: Embeddings) -> dict[str, Float32]:
     if others:
         raise InputError(f"{results.path}: '{others[0]}' has no fixed size; leave it out")
     names = [f"{kind}/{layer}" for layer in results.layers for kind in results.kinds]
-    return {name: results.mapped(name) for name in names}
-
-
-def slices(count: int, size: int) -> Iterator[slice]:
-    """`count` records in blocks of `size`."""
-    return (slice(start, start + size) for start in range(0, count, size))
+    return {name: RecordMatrix(results, name) for name in names}

@@ -3,20 +3,26 @@
 with open_results("embeddings.h5") as results:
     results["P12345"].mean[33]        # (D,) by id
     results[17].residue[33]           # (R, D) by index, the record's position in the input
+    results.by_sequence("MKV")        # all records with a sequence
+    results.matrix()[:100]            # (100, D) of the first records
     results.to_pandas()               # one row for each record
 """
 
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import h5py
+import numpy as np
 from numpy.typing import NDArray
 
-from esm_pipeline.arrays import Int64
 from esm_pipeline.errors import InputError
+from esm_pipeline.formats.results.layout import Per
+from esm_pipeline.formats.results.matrix import RecordMatrix
+from esm_pipeline.formats.results.part import FoundRecord
 from esm_pipeline.formats.results.reader import RaggedResults, StoredRecord
 from esm_pipeline.formats.results.validation import DatasetRule, require
 
@@ -29,6 +35,9 @@ ARRAY_KINDS = ("mean", "bos", "residue", "contacts")
 FIXED_SIZE = ("mean", "bos")
 """Those with one vector for each sequence, whatever its length."""
 
+LAYERED = (*FIXED_SIZE, "residue")
+"""Those with an array for each layer."""
+
 
 class Embedding(StoredRecord["Embeddings"]):
     """The representations of one record; `length` counts the residues that were embedded."""
@@ -36,34 +45,35 @@ class Embedding(StoredRecord["Embeddings"]):
     @property
     def mean(self) -> dict[int, NDArray[Any]]:
         """Layer → (D,) float32, mean over the residues."""
-        return self._read("mean", self._row)
+        return self._read("mean", "sequence")
 
     @property
     def bos(self) -> dict[int, NDArray[Any]]:
         """Layer → (D,) float32, representation of the token before the first residue."""
-        return self._read("bos", self._row)
+        return self._read("bos", "sequence")
 
     @property
     def residue(self) -> dict[int, NDArray[Any]]:
         """Layer → (R, D) float16 or float32, representation of each residue."""
-        first, stop = self._results.offset[self._row : self._row + 2]
-        return self._read("residue", slice(first, stop))
+        return self._read("residue", "residue")
 
     @property
     def contacts(self) -> NDArray[Any]:
         """(R, R) float16, probability that two residues are in contact, 0 to 1."""
-        dataset = self._results.stored("contacts")
-        first, stop = self._results.pairs[self._row : self._row + 2]
-        values: NDArray[Any] = dataset[first:stop].reshape(self.length, self.length)
-        return values
+        self._results.require_stored("contacts")
+        return self._part.values("contacts", "pair", self._row).reshape(self.length, self.length)
 
-    def _read(self, kind: str, units: int | slice) -> dict[int, NDArray[Any]]:
-        group = self._results.stored(kind)
-        return {layer: group[str(layer)][units] for layer in self._results.layers}
+    def _read(self, kind: str, per: Per) -> dict[int, NDArray[Any]]:
+        self._results.require_stored(kind)
+        found = {
+            layer: self._part.values(f"{kind}/{layer}", per, self._row)
+            for layer in self._results.layers
+        }
+        return {layer: one[0] if per == "sequence" else one for layer, one in found.items()}
 
 
 class Embeddings(RaggedResults[Embedding]):
-    """The records of an `embeddings.h5`."""
+    """The records of an `embeddings.h5`, or of the folder `embeddings`."""
 
     format = "esm-pipeline/embeddings"
     file_name = "embeddings.h5"
@@ -73,61 +83,75 @@ class Embeddings(RaggedResults[Embedding]):
         DatasetRule("contacts", "pair", (), ("<f2",)),
     )
 
-    def check_more(self) -> None:
+    @classmethod
+    def check_more(cls, file: h5py.File, sizes: Mapping[str, int]) -> None:
         """Every kind has the same layers and nothing else."""
-        for kind in {"mean", "bos", "residue"} & {*self.file}:
-            require(isinstance(self.file[kind], h5py.Group), kind)
-            names = sorted(self.file[kind])
-            require(all(re.fullmatch("0|[1-9][0-9]{0,3}", name) for name in names), kind)
-            require(names == sorted(map(str, self.layers)), kind)
-        contacts = self.file.get("contacts")
+        layers = None
+        for kind in LAYERED:
+            if kind in file:
+                require(isinstance(file[kind], h5py.Group), kind)
+                names = sorted(file[kind])
+                require(all(re.fullmatch("0|[1-9][0-9]{0,3}", name) for name in names), kind)
+                require(layers in (None, names), kind)
+                layers = names
+        contacts = file.get("contacts")
         require(contacts is None or isinstance(contacts, h5py.Dataset), "contacts")
 
-    def item(self, position: int) -> Embedding:
-        """The record at a position, 0 to N - 1."""
-        return Embedding(self, position)
+    def record(self, found: FoundRecord) -> Embedding:
+        """The record with its representations."""
+        return Embedding(self, found)
 
     @cached_property
     def kinds(self) -> list[str]:
         """What is stored: some of `ARRAY_KINDS`."""
-        return [kind for kind in ARRAY_KINDS if kind in self.file]
+        file = self.parts[0].file
+        return [kind for kind in ARRAY_KINDS if kind in file]
 
     @cached_property
     def layers(self) -> list[int]:
         """The stored layers; 0 is the embedding."""
-        named = [kind for kind in self.kinds if kind != "contacts"]
-        return sorted(map(int, self.file[named[0]])) if named else []
-
-    @cached_property
-    def pairs(self) -> Int64:
-        """(U + 1,) where the residue pairs of each row begin."""
-        return self.pairs_of("contacts")
+        named = [kind for kind in self.kinds if kind in LAYERED]
+        return sorted(map(int, self.parts[0].file[named[0]])) if named else []
 
     def stored(self, kind: str) -> Any:
-        """The group or dataset of `kind`. Raises InputError if it was not stored."""
+        """The group or dataset of `kind` in the only file.
+
+        Raises InputError if it was not stored, or there are several files.
+        """
+        self.require_stored(kind)
+        return self.file[kind]
+
+    def require_stored(self, kind: str) -> None:
+        """Raise InputError unless `kind` was stored."""
         if kind not in self.kinds:
             raise InputError(
                 f"{self.path}: '{kind}' is not stored, only {', '.join(self.kinds)}; add '{kind}' "
                 "to embed.include and run again"
             )
-        return self.file[kind]
 
-    def to_pandas(self, kind: str = "mean", layer: int = -1) -> pd.DataFrame:
-        """A table with one row for each record: id, index, length, `{kind}_0` to `{kind}_{D-1}`.
+    def matrix(self, kind: str = "mean", layer: int = -1) -> RecordMatrix:
+        """(N, D) one representation of each record, in input order, read as it is asked for.
 
         `kind` is mean or bos; `layer` is a stored layer, or -1 for the last one. Raises InputError
         for anything else.
         """
-        import pandas as pd
-
         if kind not in FIXED_SIZE:
             raise InputError(f"'{kind}' has no single row for each record; choose mean or bos")
-        group = self.stored(kind)
+        self.require_stored(kind)
         layer = self.layers[-1] if layer == -1 else layer
         if layer not in self.layers:
             stored = ", ".join(map(str, self.layers))
             raise InputError(f"{self.path}: layer {layer} is not stored, only {stored}")
-        values = group[str(layer)][...][self.row]  # (N, D)
+        return RecordMatrix(self, f"{kind}/{layer}")
+
+    def to_pandas(self, kind: str = "mean", layer: int = -1) -> pd.DataFrame:
+        """A table with one row for each record: id, index, length, `{kind}_0` to `{kind}_{D-1}`.
+
+        It is held in memory; see `matrix` for `kind` and `layer`, and for less than all of it.
+        """
+        import pandas as pd
+
+        values = np.asarray(self.matrix(kind, layer))
         table = pd.DataFrame(
             values, columns=[f"{kind}_{place}" for place in range(values.shape[1])]
         )

@@ -8,6 +8,9 @@ dataset: never a group or dataset for each record.
     length (U,), offset (U + 1,)     residues of each sequence, and where they begin
     {name} (units, …)                what a task computed; its attribute `per` names the unit
     {name}_offset (U + 1,)           where the pairs of each sequence begin, if the unit is a pair
+    lookup/… (N,)                    records sorted by id and by sequence; see `lookup`
+
+Files of earlier versions have no lookup; one of sequences is left out where digests are not known.
 """
 
 from __future__ import annotations
@@ -27,6 +30,13 @@ Per = Literal["sequence", "residue", "pair"]
 
 STORED_DTYPES = ("<f2", "<f4", "<i4", "|u1", "|S1")
 """Types of the values: numbers and letters."""
+
+BY_ID = ("lookup/id_hash", "lookup/id_position")
+BY_SEQUENCE = ("lookup/sequence_digest", "lookup/sequence_position")
+"""Datasets of sorted keys, and of the records of these keys."""
+
+KEY_TYPE, POSITION_TYPE = "<u8", "<i4"
+"""Their types."""
 
 
 @dataclass(frozen=True)

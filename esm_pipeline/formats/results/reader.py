@@ -5,9 +5,12 @@ from __future__ import annotations
 import operator
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from bisect import bisect_right
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from functools import cached_property
+from itertools import accumulate, chain
+from operator import attrgetter
 from types import TracebackType
 from typing import Any, ClassVar, Generic, Self, SupportsIndex, TypeVar
 
@@ -16,25 +19,27 @@ import numpy as np
 from numpy.typing import NDArray
 
 from esm_pipeline.arrays import Int32, Int64
-from esm_pipeline.errors import AmbiguousIdError, InputError
+from esm_pipeline.errors import AmbiguousIdError, InputError, brief
 from esm_pipeline.formats.results.attributes import (
     read_attributes,
     require_version,
     text_attribute,
 )
-from esm_pipeline.formats.results.layout import Per, unit_starts
-from esm_pipeline.formats.results.validation import (
-    DatasetRule,
-    check_datasets,
-    damaged_result,
-    open_hdf5,
-    read_texts,
-    reading,
-    require,
-)
+from esm_pipeline.formats.results.layout import unit_starts
+from esm_pipeline.formats.results.lookup import sequence_digest
+from esm_pipeline.formats.results.part import FoundRecord, ResultPart
+from esm_pipeline.formats.results.record_order import RecordBlock, in_input_order
+from esm_pipeline.formats.results.result_files import alternatives, files_of_result
+from esm_pipeline.formats.results.validation import DatasetRule, open_hdf5, reading
 
 FORMAT_PREFIX = "esm-pipeline/"
 """The attribute `format` of every result begins with it."""
+
+RECORDS_READ = 1 << 16
+"""Records that are read at a time when all of them are."""
+
+READ_FIRST = 256
+"""Those of the first block: who looks at some records does not wait for many."""
 
 Item = TypeVar("Item")
 ResultsT = TypeVar("ResultsT", bound="RaggedResults[Any]")
@@ -46,12 +51,9 @@ class StoredRecord(Generic[ResultsT]):
     Arrays are read from the file on access.
     """
 
-    def __init__(self, results: ResultsT, position: int) -> None:
-        self._results = results
-        self._row = int(results.row[position])
-        self.id = results.ids[position]
-        self.index = int(results.index[position])
-        self.length = int(results.length[self._row])
+    def __init__(self, results: ResultsT, found: FoundRecord) -> None:
+        self._results, self._part, self._row = results, found.part, found.row
+        self.id, self.index, self.length = found.id, found.index, found.length
 
     def __repr__(self) -> str:
         name = type(self).__name__
@@ -59,10 +61,12 @@ class StoredRecord(Generic[ResultsT]):
 
 
 class RaggedResults(ABC, Generic[Item]):
-    """The records of a result; see `open_results`.
+    """The records of a result, in one file or in one for each bundle; see `open_results`.
 
     `results[id]` and `results[index]` return a record, `in` tests whether there is one, and
-    iteration yields all in input order. After closing, access to the file raises InputError.
+    iteration yields all in input order. None of them reads more than it needs: finding a record
+    takes milliseconds and no memory to speak of. After closing, access to the file raises
+    InputError.
 
     A subclass defines the `format` it reads, the usual `file_name` and the `rules` for its
     datasets, whose headers are checked when the file is opened. Lengths, offsets and rows are
@@ -73,33 +77,25 @@ class RaggedResults(ABC, Generic[Item]):
     file_name: ClassVar[str]
     rules: ClassVar[Sequence[DatasetRule]] = ()
 
-    def __init__(self, path: str | os.PathLike[str], file: h5py.File) -> None:
-        self.path, self._file = os.fspath(path), file
-        try:
-            with self.reading():
-                self.sizes = check_datasets(file, self.rules)
-                self.check_more()
-        except BaseException:
-            file.close()
-            raise
+    def __init__(self, path: str | os.PathLike[str], parts: Sequence[ResultPart]) -> None:
+        self.path, self.parts = os.fspath(path), parts
+        self._row_starts = [0, *accumulate(part.row_count for part in parts)]
 
-    def check_more(self) -> None:
+    @classmethod
+    def check_more(cls, file: h5py.File, sizes: Mapping[str, int]) -> None:
         """Check attributes and names of datasets, beyond the `rules`. Raises ValueError."""
-
-    @contextmanager
-    def reading(self) -> Iterator[None]:
-        """Turn errors of h5py and `require` into an InputError that names the file."""
-        with reading(self.path):
-            yield
 
     @classmethod
     def open(cls, path: str | os.PathLike[str]) -> Self:
-        """Open a file of this kind. Raises InputError if it is of another kind, or damaged."""
+        """Open a result of this kind: a file or folder, as `open_results` takes it.
+
+        Raises InputError if it is of another kind, or damaged.
+        """
         return open_kind(path, [cls])
 
     @abstractmethod
-    def item(self, position: int) -> Item:
-        """The record at a position, 0 to N - 1."""
+    def record(self, found: FoundRecord) -> Item:
+        """The record with the values that belong to it."""
 
     def __enter__(self) -> Self:
         return self
@@ -113,164 +109,216 @@ class RaggedResults(ABC, Generic[Item]):
         self.close()
 
     def close(self) -> None:
-        """Close the file; arrays that were read stay usable."""
-        self._file.close()
+        """Close the files; arrays that were read stay usable."""
+        for part in self.parts:
+            part.close()
+
+    @property
+    def one(self) -> ResultPart:
+        """The file of the results. Raises InputError if there are several."""
+        if len(self.parts) > 1:
+            raise InputError(
+                f"{self.path}: has {len(self.parts):,} files, one for each bundle, which this "
+                f"cannot read together; open one of them, such as {self.parts[0].path}"
+            )
+        return self.parts[0]
 
     @property
     def file(self) -> h5py.File:
-        """The open file. Raises InputError once it is closed."""
-        if not self._file:
-            raise InputError(f"{self.path}: results are closed; open them again")
-        return self._file
+        """The open file. Raises InputError once it is closed, or if there are several."""
+        return self.one.file
+
+    def reading(self) -> AbstractContextManager[None]:
+        """Turn errors of h5py and `require` into an InputError that names the first file."""
+        return self.parts[0].reading()
 
     def __len__(self) -> int:
-        _ = self.file
-        return self.sizes["N"]
+        _ = self.parts[0].file
+        return sum(part.record_count for part in self.parts)
 
     def __iter__(self) -> Iterator[Item]:
-        return (self.item(position) for position in range(len(self)))
+        _ = self.parts[0].file
+        few = min(READ_FIRST, len(self))
+        blocks = chain(self.blocks(READ_FIRST, 0, few), self.blocks(RECORDS_READ, few))
+        return (self.record(found) for block in self._checked(blocks) for found in block.records())
+
+    def blocks(self, size: int, first: int = 0, stop: int | None = None) -> Iterator[RecordBlock]:
+        """The records at the positions [first, stop), in blocks of `size`, in input order."""
+        return in_input_order(self.parts, first, len(self) if stop is None else stop, size)
+
+    def _checked(self, blocks: Iterable[RecordBlock]) -> Iterator[RecordBlock]:
+        """The same blocks of all records. Raises DamagedError at the end if a row has no record."""
+        used = np.zeros(self._row_starts[-1], np.bool_)
+        for block in blocks:
+            used[block.rows(self._row_starts)] = True
+            yield block
+        for part, first in zip(self.parts, self._row_starts[:-1], strict=True):
+            part.require(used[first : first + part.row_count].all(), "row")
+
+    def item(self, position: int) -> Item:
+        """The record at a position, 0 to N - 1."""
+        (block,) = self.blocks(1, position, position + 1)
+        (found,) = block.records()
+        return self.record(found)
 
     def __getitem__(self, key: str | SupportsIndex) -> Item:
-        _ = self.file  # raises once the file is closed, whatever was read before
+        _ = self.parts[0].file  # raises once the file is closed, whatever was read before
         if isinstance(key, str):
-            return self.item(self._position_of_id(key))
-        return self.item(self._position_of_index(operator.index(key)))
+            return self.record(self._with_id(key))
+        return self.record(self._with_index(operator.index(key)))
 
     def __contains__(self, key: object) -> bool:
         """Whether a record has `key` as its id or index; an ambiguous id is contained."""
-        _ = self.file
+        _ = self.parts[0].file
         if isinstance(key, str):
-            return key in self._positions
+            return any(part.find_id(key) for part in self.parts)
         try:
-            return self._find(operator.index(key)) is not None  # type: ignore[arg-type]
+            index = operator.index(key)  # type: ignore[arg-type]
         except TypeError:
             return False
+        return any(part.position_of_index(index) is not None for part in self.parts)
+
+    def by_sequence(self, sequence: str) -> list[Item]:
+        """All records with a sequence, in input order; of a truncated one, the whole sequence.
+
+        White space is ignored, small letters are taken as capital ones. Raises InputError if there
+        is no such record, or the file was written without digests of sequences.
+        """
+        letters = "".join(sequence.split()).upper()
+        digest = sequence_digest(letters.encode("utf-8", "surrogatepass"))
+        found = [
+            part.record(position)
+            for part in self.parts
+            for position in part.with_sequence(digest).tolist()
+        ]
+        if not found:
+            raise InputError(
+                f"{self.path}: no record with the sequence {brief(sequence)}; records.tsv has the "
+                "digests of all sequences, as they were cleaned"
+            )
+        return [self.record(one) for one in sorted(found, key=attrgetter("index"))]
 
     @property
     def attributes(self) -> dict[str, Any]:
         """How the file was made: model, revision, weights_sha256, dtype, software, …"""
-        file = self.file
-        with self.reading():
+        part = self.parts[0]
+        file = part.file
+        with part.reading():
             return read_attributes(file)
 
     @cached_property
     def ids(self) -> list[str]:
         """The id of each record, in input order."""
-        file = self.file
-        with self.reading():
-            return read_texts(file, "id")
+        return [name for block in self.blocks(RECORDS_READ) for name in block.ids()]
 
     @cached_property
     def index(self) -> Int64:
         """(N,) each record's position in the input: with gaps where records were skipped."""
-        index = np.asarray(self.file["index"][...], np.int64)
-        with self.reading():
-            require((index >= 0).all() and (index[1:] > index[:-1]).all(), "index")
-        return index
+        return joined_arrays([block.index for block in self.blocks(RECORDS_READ)], np.int64)
 
     @cached_property
     def row(self) -> Int64:
-        """(N,) the row of each record; records with the same sequence share a row."""
-        rows, count = np.asarray(self.file["row"][...], np.int64), self.sizes["U"]
-        if rows.size and not 0 <= rows.min() <= rows.max() < count:
-            raise damaged_result(self.path, "its rows are not those of its records")
-        with self.reading():
-            require(np.bincount(rows, minlength=count).all(), "row")
-        return rows
+        """(N,) the row of each record; records with the same sequence share a row.
+
+        The rows of several files follow each other.
+        """
+        blocks = self._checked(self.blocks(RECORDS_READ))
+        return joined_arrays([block.rows(self._row_starts) for block in blocks], np.int64)
 
     @cached_property
     def length(self) -> Int32:
         """(U,) residues of each row."""
-        lengths = np.asarray(self.file["length"][...], np.int32)
-        with self.reading():
-            require((lengths > 0).all(), "length")
-        return lengths
+        found = []
+        for part in self.parts:
+            found.append(part.array("length")[:])
+            part.require((found[-1] > 0).all(), "length")
+        return joined_arrays(found, np.int32)
 
     @cached_property
     def offset(self) -> Int64:
         """(U + 1,) where the residues of each row begin."""
-        offset = np.asarray(self.file["offset"][...], np.int64)
-        with self.reading():
-            require(np.array_equal(offset, self.starts("residue")), "offset")
+        offset, part = unit_starts(self.length, "residue"), self.parts[0]
+        part.require(offset.min() >= 0, "length")  # negative if their sum overflows 64 bits
+        for part, first in zip(self.parts, self._row_starts, strict=False):
+            own = offset[first : first + part.row_count + 1]
+            part.require(np.array_equal(part.array("offset")[:], own - own[0]), "offset")
         return offset
 
-    def starts(self, per: Per) -> Int64:
-        """(U + 1,) where the units of each row begin, from the lengths. Raises DamagedError."""
-        starts = unit_starts(self.length, per)
-        with self.reading():
-            require(starts.min() >= 0, "length")  # negative if their sum overflows 64 bits
-        return starts
-
-    def pairs_of(self, name: str) -> Int64:
-        """(U + 1,) where the pairs of each row begin in dataset `name`. Raises DamagedError."""
-        pairs = self.starts("pair")
-        with self.reading():
-            require(pairs[-1] == self.file[name].shape[0], name)
-            require(np.array_equal(self.file[f"{name}_offset"][...], pairs), f"{name}_offset")
-        return pairs
-
     def mapped(self, name: str) -> NDArray[Any]:
-        """A dataset as a memory map, read on access."""
-        dataset = self.file[name]
+        """A dataset of the only file as a memory map, read on access."""
+        part = self.one
+        dataset = part.file[name]
         offset = dataset.id.get_offset()
         if offset is None:  # no values
             return np.empty(dataset.shape, dataset.dtype)
-        return np.memmap(self.path, dataset.dtype, "r", offset, dataset.shape)
+        return np.memmap(part.path, dataset.dtype, "r", offset, dataset.shape)
 
-    @cached_property
-    def _positions(self) -> dict[str, int]:
-        """Id → position of its first record."""
-        backwards = zip(reversed(self.ids), range(len(self) - 1, -1, -1), strict=True)
-        return dict(backwards)
+    def located(self, row: int) -> tuple[ResultPart, int]:
+        """The file that has a row, and the row there."""
+        number = bisect_right(self._row_starts, row) - 1
+        return self.parts[number], row - self._row_starts[number]
 
-    @cached_property
-    def _ambiguous(self) -> set[str]:
-        first = map(self._positions.__getitem__, self.ids)
-        rows = self.row[np.fromiter(first, np.int64, len(self))]
-        return {self.ids[position] for position in np.flatnonzero(rows != self.row)}
-
-    def _position_of_id(self, name: str) -> int:
-        if name not in self._positions:
+    def _with_id(self, name: str) -> FoundRecord:
+        found = [(part, one) for part in self.parts if (one := part.find_id(name))]
+        records = [part.record(one.position) for part, one in found]
+        if not records:
             raise InputError(
                 f"{self.path}: no record with id '{name}'; records.tsv has its outcome"
             )
-        if name in self._ambiguous:
-            first = self.index[self._positions[name]]
+        if len(found) > 1 or found[0][1].is_ambiguous:
             raise AmbiguousIdError(
                 f"{self.path}: id '{name}' names records with different sequences; use the index "
-                f"of the one you mean, such as {first}"
+                f"of the one you mean, such as {min(record.index for record in records)}"
             )
-        return self._positions[name]
+        return records[0]
 
-    def _position_of_index(self, index: int) -> int:
-        position = self._find(index)
-        if position is None:
-            raise InputError(
-                f"{self.path}: no record with index {index}; records.tsv has its outcome"
-            )
-        return position
+    def _with_index(self, index: int) -> FoundRecord:
+        for part in self.parts:
+            position = part.position_of_index(index)
+            if position is not None:
+                return part.record(position)
+        raise InputError(f"{self.path}: no record with index {index}; records.tsv has its outcome")
 
-    def _find(self, index: int) -> int | None:
-        """The position of the record with `index`, or None."""
-        position = int(np.searchsorted(self.index, index))
-        if position == len(self.index) or self.index[position] != index:
-            return None
-        return position
+
+def joined_arrays(arrays: list[NDArray[Any]], dtype: type[np.generic]) -> NDArray[Any]:
+    """Arrays of `dtype` one after the other; there may be none."""
+    return np.concatenate([np.empty(0, dtype), *arrays])
 
 
 ResultsType = TypeVar("ResultsType", bound=RaggedResults[Any])
 
 
 def open_kind(path: str | os.PathLike[str], kinds: Sequence[type[ResultsType]]) -> ResultsType:
-    """Open a result of one of `kinds`, by the attribute `format` of the file.
+    """Open a result of one of `kinds`, by the attribute `format` of its file or files.
 
-    Raises InputError if the file is missing, unreadable, of another kind or of a later version,
-    DamagedError if it is not HDF5 or malformed.
+    `path` is a file, or a folder as `files_of_result` takes it. Raises InputError if a file is
+    missing, unreadable, of another kind or of a later version, or the files of a folder do not
+    belong together; DamagedError if one is not HDF5 or malformed.
     """
-    *others, last = (kind.file_name for kind in kinds)
-    names = f"{', '.join(others)} or {last}" if others else last
-    if os.path.exists(path) and not os.path.isfile(path):
-        raise InputError(f"{path}: not a file; give the path of {names}")
+    names = [kind.file_name for kind in kinds]
+    if os.path.exists(path) and not os.path.isfile(path) and not os.path.isdir(path):
+        raise InputError(f"{path}: not a file; give the path of {alternatives(names)}")
+    files = files_of_result(path, names) if os.path.isdir(path) else [os.fspath(path)]
+    parts: list[ResultPart] = []
+    try:
+        for file in files:
+            kind, part = open_part(file, kinds)
+            parts.append(part)
+            if len(parts) == 1:
+                first = kind
+            require_alike(parts[0], part)
+    except BaseException:
+        for part in parts:
+            part.close()
+        raise
+    return first(os.path.dirname(files[0]) if len(files) > 1 else files[0], parts)
+
+
+def open_part(
+    path: str, kinds: Sequence[type[ResultsType]]
+) -> tuple[type[ResultsType], ResultPart]:
+    """Open one file; returns its kind as well. Raises as `open_kind` does."""
+    names = alternatives([kind.file_name for kind in kinds])
     file = open_hdf5(path)
     try:
         with reading(path):
@@ -286,4 +334,22 @@ def open_kind(path: str | os.PathLike[str], kinds: Sequence[type[ResultsType]]) 
     except BaseException:
         file.close()
         raise
-    return kind(path, file)
+    return kind, ResultPart(path, file, kind.rules, kind.check_more)
+
+
+def require_alike(first: ResultPart, other: ResultPart) -> None:
+    """Raise InputError unless two files have the same attributes and arrays.
+
+    Versions of software may differ.
+    """
+    for what, wanted, found in (
+        ("attribute", first.told, other.told),
+        ("array", first.arrays, other.arrays),
+    ):
+        for name in sorted({*wanted, *found}):
+            if wanted.get(name) != found.get(name):
+                raise InputError(
+                    f"{other.path}: {what} {name!r} is {brief(found.get(name))}, but "
+                    f"{brief(wanted.get(name))} in {os.path.basename(first.path)}; give a folder "
+                    "of one run"
+                )

@@ -7,6 +7,7 @@ with open_results("saturation.h5") as results:
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +18,7 @@ from numpy.typing import NDArray
 from esm_pipeline.arrays import Float32
 from esm_pipeline.formats.mutations import AMINO_ACIDS
 from esm_pipeline.formats.results.attributes import text_attribute
+from esm_pipeline.formats.results.part import FoundRecord
 from esm_pipeline.formats.results.reader import RaggedResults, StoredRecord
 from esm_pipeline.formats.results.validation import DatasetRule, letters_of, require
 
@@ -33,7 +35,7 @@ class SaturatedProtein(StoredRecord["Saturations"]):
     @property
     def sequence(self) -> str:
         """The wild type."""
-        with self._results.reading():
+        with self._part.reading():
             return letters_of(self._read(WILD_TYPE), WILD_TYPE)
 
     @property
@@ -47,13 +49,11 @@ class SaturatedProtein(StoredRecord["Saturations"]):
         return {name: self._read(f"{LOG_ODDS}.{name}") for name in self._results.labels}
 
     def _read(self, name: str) -> NDArray[Any]:
-        first, stop = self._results.offset[self._row : self._row + 2]
-        values: NDArray[Any] = self._results.file[name][first:stop]
-        return values
+        return self._part.values(name, "residue", self._row)
 
 
 class Saturations(RaggedResults[SaturatedProtein]):
-    """The records of a `saturation.h5`."""
+    """The records of a `saturation.h5`, or of the folder `saturation`."""
 
     format = "esm-pipeline/saturation"
     file_name = "saturation.h5"
@@ -62,17 +62,18 @@ class Saturations(RaggedResults[SaturatedProtein]):
         DatasetRule(WILD_TYPE, "residue", (), ("|S1",)),
     )
 
-    def check_more(self) -> None:
+    @classmethod
+    def check_more(cls, file: h5py.File, sizes: Mapping[str, int]) -> None:
         """The datasets are stored; alphabet and strategy are named."""
-        for name in (LOG_ODDS, WILD_TYPE, *(f"{LOG_ODDS}.{label}" for label in self.labels)):
-            require(isinstance(self.file.get(name), h5py.Dataset), name)
-        if sorted(text_attribute(self.file, "alphabet")) != sorted(AMINO_ACIDS):
+        for name in (LOG_ODDS, WILD_TYPE, *(f"{LOG_ODDS}.{label}" for label in labels_in(file))):
+            require(isinstance(file.get(name), h5py.Dataset), name)
+        if sorted(text_attribute(file, "alphabet")) != sorted(AMINO_ACIDS):
             raise ValueError("attribute 'alphabet' is not the 20 amino acids")
-        text_attribute(self.file, "strategy")
+        text_attribute(file, "strategy")
 
-    def item(self, position: int) -> SaturatedProtein:
-        """The record at a position, 0 to N - 1."""
-        return SaturatedProtein(self, position)
+    def record(self, found: FoundRecord) -> SaturatedProtein:
+        """The record with its scores."""
+        return SaturatedProtein(self, found)
 
     @property
     def alphabet(self) -> str:
@@ -87,8 +88,7 @@ class Saturations(RaggedResults[SaturatedProtein]):
     @cached_property
     def labels(self) -> list[str]:
         """Labels of the models, if there are several."""
-        prefix = f"{LOG_ODDS}."
-        return [name.removeprefix(prefix) for name in self.file if name.startswith(prefix)]
+        return labels_in(self.parts[0].file)
 
     def to_pandas(self) -> pd.DataFrame:
         """A table with one row for each substitution; see `names`. It is held in memory."""
@@ -121,3 +121,9 @@ class Saturations(RaggedResults[SaturatedProtein]):
             *(value[at, to] for value in values),
         ]
         return dict(zip(self.names, columns, strict=True))
+
+
+def labels_in(file: h5py.File) -> list[str]:
+    """Labels of the models whose scores are in a file, if there are several."""
+    prefix = f"{LOG_ODDS}."
+    return [name.removeprefix(prefix) for name in file if name.startswith(prefix)]

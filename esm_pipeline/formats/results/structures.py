@@ -12,7 +12,7 @@ with open_results("structures.h5") as results:
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from esm_pipeline.arrays import Float32, Int64
 from esm_pipeline.formats.results.attributes import json_attribute, text_attribute
 from esm_pipeline.formats.results.layout import Array
+from esm_pipeline.formats.results.part import FoundRecord, ResultPart
 from esm_pipeline.formats.results.reader import RaggedResults, StoredRecord
 from esm_pipeline.formats.results.validation import DatasetRule, require
 from esm_pipeline.formats.results.writer import RaggedWriter
@@ -76,73 +77,82 @@ def write_structures(
 
 
 class Structures(RaggedResults["FoldedProtein"]):
-    """The records of a `structures.h5`."""
+    """The records of a `structures.h5`, or of the `.h5` files in the folder `structures`."""
 
     format = "esm-pipeline/structures"
     file_name = "structures.h5"
     rules = tuple(DatasetRule(one.name, one.per, one.shape, (one.dtype,)) for one in ARRAYS)
 
-    def check_more(self) -> None:
+    @classmethod
+    def check_more(cls, file: h5py.File, sizes: Mapping[str, int]) -> None:
         """All arrays are stored, and the names of the flags."""
         for array in ARRAYS:
-            require(isinstance(self.file.get(array.name), h5py.Dataset), array.name)
-        self.flag_names: list[str] = json_attribute(self.file, "flags", list)
-        require(len(self.flag_names) < MOST_FLAGS, "flags")
+            require(isinstance(file.get(array.name), h5py.Dataset), array.name)
+        require(len(json_attribute(file, "flags", list)) < MOST_FLAGS, "flags")
+
+    @cached_property
+    def flag_names(self) -> list[str]:
+        """Names of the bits of `flags`, the lowest first."""
+        part = self.parts[0]
+        with part.reading():
+            names: list[str] = json_attribute(part.file, "flags", list)
+            return names
 
     @cached_property
     def origin(self) -> dict[str, str]:
         """How the structures were made: the model, its settings, and `software`, the version of
         this package.
         """
-        with self.reading():
-            found = {name: text_attribute(self.file, name) for name in ORIGIN}
-            version = json_attribute(self.file, "software", dict).get("esm_pipeline")
+        part = self.parts[0]
+        with part.reading():
+            found = {name: text_attribute(part.file, name) for name in ORIGIN}
+            version = json_attribute(part.file, "software", dict).get("esm_pipeline")
             if not isinstance(version, str):
                 raise ValueError("attribute 'software' does not name esm_pipeline's version")
             return {**found, "software": version}
 
-    def item(self, position: int) -> FoldedProtein:
-        """The record at a position, 0 to N - 1."""
-        return FoldedProtein(self, position)
-
-    @cached_property
-    def pairs(self) -> Int64:
-        """(U + 1,) where the residue pairs of each row begin."""
-        return self.pairs_of("pae")
+    def record(self, found: FoundRecord) -> FoldedProtein:
+        """The record with its structure."""
+        return FoldedProtein(self, found)
 
     @cached_property
     def per_sequence(self) -> dict[str, NDArray[Any]]:
         """Name → (U,) values of the arrays with one value for each row. Raises DamagedError."""
+        found = [self._checked_values(part, slice(None)) for part in self.parts]
+        return {name: np.concatenate([one[name] for one in found]) for name in found[0]}
+
+    def _checked_values(self, part: ResultPart, rows: slice) -> dict[str, NDArray[Any]]:
         most = {
             **{"mean_plddt": 100, "ptm": 1, "iptm": 1, "chunk_size": math.inf},
             "flags": (1 << len(self.flag_names)) - 1,
         }
-        found = {name: self.file[name][...] for name in most}
-        with self.reading():
-            for name, values in found.items():
-                fit = (values >= 0) & (values <= most[name])
-                require((fit | np.isnan(values) if name == "iptm" else fit).all(), name)
+        found = {name: part.array(name)[rows] for name in most}
+        for name, values in found.items():
+            fit = (values >= 0) & (values <= most[name])
+            part.require((fit | np.isnan(values) if name == "iptm" else fit).all(), name)
         return found
 
     def structure(self, row: int) -> Structure:
         """The structure in a row."""
-        start, stop = self.offset[row : row + 2].tolist()
-        first, last = self.pairs[row : row + 2].tolist()
-        size, one = stop - start, {name: values[row] for name, values in self.per_sequence.items()}
-        aatype = self.file["aatype"][start:stop].astype(np.int64)
-        chains = self.file["chain"][start:stop].astype(np.int64)
-        positions, plddt = (self.file[name][start:stop] for name in ("positions", "plddt"))
-        with self.reading():
-            require((aatype < COUNT).all(), "aatype")
-            require(chains[0] == 0 and np.isin(np.diff(chains), (0, 1)).all(), "chain")
-            require(np.isfinite(positions).all(), "positions")
-            require(((plddt >= 0) & (plddt <= 100)).all(), "plddt")
+        return self.structure_in(*self.located(row))
+
+    def structure_in(self, part: ResultPart, place: int) -> Structure:
+        """The structure in a row of one file."""
+        size, found = part.length(place), self._checked_values(part, slice(place, place + 1))
+        one = {name: values[0] for name, values in found.items()}
+        names = ("aatype", "chain", "positions", "plddt")
+        aatype, chains, positions, plddt = (part.values(one, "residue", place) for one in names)
+        chains = chains.astype(np.int64)
+        part.require((aatype < COUNT).all(), "aatype")
+        part.require(chains[0] == 0 and np.isin(np.diff(chains), (0, 1)).all(), "chain")
+        part.require(np.isfinite(positions).all(), "positions")
+        part.require(((plddt >= 0) & (plddt <= 100)).all(), "plddt")
         return Structure(
-            aatype=aatype,
+            aatype=aatype.astype(np.int64),
             chains=chains,
             positions=positions,
             plddt=plddt,
-            pae=self.file["pae"][first:last].reshape(size, size),
+            pae=part.values("pae", "pair", place).reshape(size, size),
             mean_plddt=float(one["mean_plddt"]),
             ptm=float(one["ptm"]),
             iptm=None if np.isnan(one["iptm"]) else float(one["iptm"]),
@@ -150,18 +160,28 @@ class Structures(RaggedResults["FoldedProtein"]):
 
     def chain_count(self, row: int) -> int:
         """Number of chains of the structure in a row."""
-        return int(self.file["chain"][self.offset[row + 1] - 1]) + 1
+        part, place = self.located(row)
+        last = part.units("chain", "residue", place).stop - 1
+        return int(part.array("chain")[last]) + 1
 
     def flags(self, row: int) -> list[str]:
         """The flags of the structure in a row; see `structure.quality.FLAGS`."""
-        bits = int(self.per_sequence["flags"][row])
+        return self.flags_in(*self.located(row))
+
+    def flags_in(self, part: ResultPart, place: int) -> list[str]:
+        """The flags of the structure in a row of one file."""
+        values = self._checked_values(part, slice(place, place + 1))
+        return self.flag_texts(int(values["flags"][0]))
+
+    def flag_texts(self, bits: int) -> list[str]:
+        """The names of the flags in `bits`."""
         return [name for place, name in enumerate(self.flag_names) if bits >> place & 1]
 
     def to_pandas(self) -> pd.DataFrame:
         """A table with one row for each record: id, index, length, mean plddt, ptm, iptm, flags."""
         import pandas as pd
 
-        flags = [";".join(self.flags(row)) for row in range(len(self.length))]
+        flags = [";".join(self.flag_texts(bits)) for bits in self.per_sequence["flags"].tolist()]
         return pd.DataFrame(
             {
                 "id": self.ids,
@@ -181,7 +201,7 @@ class FoldedProtein(StoredRecord["Structures"]):
     @cached_property
     def structure(self) -> Structure:
         """Residues, atoms and confidences."""
-        return self._results.structure(self._row)
+        return self._results.structure_in(self._part, self._row)
 
     @property
     def pae(self) -> Float32:
@@ -191,4 +211,4 @@ class FoldedProtein(StoredRecord["Structures"]):
     @property
     def flags(self) -> list[str]:
         """The flags of the structure; see `structure.quality.FLAGS`."""
-        return self._results.flags(self._row)
+        return self._results.flags_in(self._part, self._row)

@@ -22,7 +22,16 @@ from numpy.typing import NDArray
 
 from esm_pipeline.errors import DamagedError, InputError
 from esm_pipeline.formats.results.attributes import read_attribute
-from esm_pipeline.formats.results.layout import STORED_DTYPES, Array, Per, unit_starts
+from esm_pipeline.formats.results.layout import (
+    BY_ID,
+    BY_SEQUENCE,
+    KEY_TYPE,
+    POSITION_TYPE,
+    STORED_DTYPES,
+    Array,
+    Per,
+    unit_starts,
+)
 
 MOST_DATASETS = 10_000
 FIRST_BYTES = 1 << 20
@@ -30,6 +39,13 @@ FIRST_BYTES = 1 << 20
 
 HEAP_MAGIC, HEAP_HEADER = b"GCOL\1\0\0\0", 16
 """First bytes, and size of the header, of a global heap of HDF5, which holds text."""
+
+TEXT_PLACE = np.dtype([("bytes", "<u4"), ("place", "<u8"), ("number", "<u4")])
+"""What a dataset of text has for each: its length, and where it is."""
+
+TEXTS_AT_ONCE = 1 << 16
+CACHE_BYTES = 1 << 19
+"""Bytes of a file's own structure that HDF5 keeps in memory: text belongs to it."""
 
 DAMAGE = (ValueError, KeyError, TypeError, IndexError, RuntimeError, OverflowError, AttributeError)
 """What h5py raises for malformed bytes, besides an OSError without a number."""
@@ -60,12 +76,17 @@ def reading(path: str | os.PathLike[str]) -> Iterator[None]:
         if error.errno is None:
             why = " ".join(str(error).split())
             raise damaged_result(path, f"cannot be read as HDF5 ({why})") from None
-        raise InputError(
-            f"{path}: cannot be read ({os.strerror(error.errno)}); its contents may be whole: "
-            "check the permissions, the file system and the limits of this machine"
-        ) from None
+        raise unreadable(path, error) from None
     except DAMAGE as error:
         raise damaged_result(path, error) from None
+
+
+def unreadable(path: str | os.PathLike[str], error: OSError) -> InputError:
+    """The error of a file that this machine cannot read, whatever it contains."""
+    return InputError(
+        f"{path}: cannot be read ({os.strerror(error.errno or 0)}); its contents may be whole: "
+        "check the permissions, the file system and the limits of this machine"
+    )
 
 
 def damaged_result(path: str | os.PathLike[str], why: object) -> DamagedError:
@@ -84,8 +105,17 @@ def open_hdf5(path: str | os.PathLike[str]) -> h5py.File:
         # no lock: a finished file needs none, and some file systems (NFS, Lustre) have no flock
         file = stack.enter_context(h5py.File(path, "r", locking=False))
         check_heaps(path)
+        keep_little(file)
         stack.pop_all()
         return file
+
+
+def keep_little(file: h5py.File) -> None:
+    """Let HDF5 keep no more than `CACHE_BYTES` of a file's structure, in place of up to 32 MB."""
+    config = file.id.get_mdc_config()
+    config.set_initial_size = True
+    config.initial_size = config.min_size = config.max_size = CACHE_BYTES
+    file.id.set_mdc_config(config)
 
 
 def check_heaps(path: str | os.PathLike[str]) -> None:
@@ -143,6 +173,8 @@ def check_datasets(file: h5py.File, rules: Sequence[DatasetRule] = ()) -> dict[s
     require_offsets("offset", found, sizes["U"] + 1, file_bytes)
     first, residues = found["offset"][[0, -1]] if sizes["U"] else (0, 0)
     require(first == 0 and residues >= sizes["U"], "offset")
+    for pair in (BY_ID, BY_SEQUENCE):
+        require_lookup(pair, found, sizes["N"], file_bytes)
     for name, item in found.items():
         for rule in rules:
             if re.fullmatch(rule.name, name):
@@ -169,6 +201,21 @@ def require_offsets(name: str, found: dict[str, h5py.Dataset], size: int, file_b
     require_contiguous(name, found[name], file_bytes)
 
 
+def require_lookup(
+    pair: tuple[str, str], found: dict[str, h5py.Dataset], size: int, file_bytes: int
+) -> None:
+    """Raise ValueError unless both datasets of a lookup are in the file, with `size` keys each.
+
+    A file may have neither.
+    """
+    if not any(name in found for name in pair):
+        return
+    for name, dtype in zip(pair, (KEY_TYPE, POSITION_TYPE), strict=True):
+        require(name in found, name)
+        require(found[name].shape == (size,) and found[name].dtype == dtype, name)
+        require_contiguous(name, found[name], file_bytes)
+
+
 def require_shape(
     name: str, item: h5py.Dataset, rule: DatasetRule, sizes: dict[str, int], residues: int
 ) -> None:
@@ -183,24 +230,31 @@ def require_shape(
 
 
 def read_texts(file: h5py.File, name: str) -> list[str]:
-    """A dataset of text, such as `id`. Raises ValueError or OSError if its text is damaged.
+    """A dataset of text, such as `id`. Raises ValueError or OSError if its text is damaged."""
+    dataset = file[name]
+    string = h5py.check_string_dtype(dataset.dtype)
+    require(string and string.length is None and dataset.ndim == 1, name)
+    return texts_in(file, dataset, 0, dataset.size)
+
+
+def texts_in(file: h5py.File, dataset: h5py.Dataset, first: int, stop: int) -> list[str]:
+    """The texts [first, stop) of a dataset of text. Raises ValueError or OSError for damaged ones.
 
     Each text is stored elsewhere in the file, with its length and place in the dataset. The lengths
     are checked first: HDF5 would allocate 4 GB if a length said so.
     """
-    dataset = file[name]
-    string = h5py.check_string_dtype(dataset.dtype)
-    require(string and string.length is None and dataset.ndim == 1, name)
-    if not dataset.size:
-        return []
-    kind = np.dtype([("bytes", "<u4"), ("place", "<u8"), ("number", "<u4")])
-    with open(file.filename, "rb") as handle:
-        handle.seek(dataset.id.get_offset())
-        stored = np.fromfile(handle, kind, dataset.size)
-        size = os.fstat(handle.fileno()).st_size
-    total = int(stored["bytes"].sum(dtype=np.uint64))
-    require(len(stored) == dataset.size and total <= size, name)
-    texts: list[str] = dataset.asstr()[...].tolist()
+    name, number = dataset.name.lstrip("/"), file.id.get_vfd_handle()
+    require(0 <= first <= stop <= dataset.size, name)
+    total, size = 0, os.fstat(number).st_size
+    begin, texts, string = dataset.id.get_offset(), [], dataset.asstr()
+    for start in range(first, stop, TEXTS_AT_ONCE):
+        end = min(start + TEXTS_AT_ONCE, stop)
+        wanted = (end - start) * TEXT_PLACE.itemsize
+        stored = os.pread(number, wanted, begin + start * TEXT_PLACE.itemsize)
+        require(len(stored) == wanted, name)
+        total += int(np.frombuffer(stored, TEXT_PLACE)["bytes"].sum(dtype=np.uint64))
+        require(total <= size, name)
+        texts += string[start:end].tolist()
     return texts
 
 

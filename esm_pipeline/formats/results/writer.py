@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from esm_pipeline.arrays import Bool, Int64
 from esm_pipeline.formats.results.hdf5_file import create_hdf5, reserve, write_at
 from esm_pipeline.formats.results.layout import FORMAT_VERSION, Array, unit_starts
+from esm_pipeline.formats.results.lookup import LookupKeys
 
 COPIED_BYTES = 4 << 20
 """Bytes of values that are read at a time when rows are copied."""
@@ -34,8 +35,9 @@ class RaggedWriter:
     """Creates a file at `path` and writes the rows of its arrays, in any order.
 
     `lengths` (U,) are the residues of each row; `entries` are id, index and row of the N =
-    `records` records, in input order; `add` adds further datasets to the file. A row that is never
-    written reads as zeros. Raises OSError; a full disk is noticed at once, not later.
+    `records` records, in input order; `add` adds further datasets to the file. `digests` (U,) are
+    the `sequence_digest` of each row, by which records are found. A row that is never written reads
+    as zeros. Raises OSError; a full disk is noticed at once, not later.
     """
 
     def __init__(
@@ -47,6 +49,7 @@ class RaggedWriter:
         entries: Iterable[tuple[str, int, int]],
         attributes: Mapping[str, Any],
         add: Callable[[h5py.File], None] | None = None,
+        digests: NDArray[np.uint64] | None = None,
     ) -> None:
         self.arrays = {array.name: array for array in arrays}
         self._starts = {
@@ -55,7 +58,10 @@ class RaggedWriter:
         }
         # In a thread: a signal may interrupt the main thread anywhere, but must not interrupt HDF5.
         with ThreadPoolExecutor(1) as thread:
-            thread.submit(self._lay_out, path, lengths, records, entries, attributes, add).result()
+            task = thread.submit(
+                self._lay_out, path, lengths, records, entries, attributes, add, digests
+            )
+            task.result()
         self._file = os.open(path, os.O_WRONLY)
         try:
             reserve(self._file)
@@ -71,16 +77,20 @@ class RaggedWriter:
         entries: Iterable[tuple[str, int, int]],
         attributes: Mapping[str, Any],
         add: Callable[[h5py.File], None] | None,
+        digests: NDArray[np.uint64] | None,
     ) -> None:
+        keys = LookupKeys(digests)
         with create_hdf5(path) as (file, disk):
             found = {**attributes, "format_version": FORMAT_VERSION}
             file.attrs.update(sorted(found.items()))  # their order is in the file
-            write_record_rows(file, records, entries, disk.check)
+            write_record_rows(file, records, keys.noting(entries), disk.check)
             create_flat(file, "length", "<i4", (len(lengths),))[...] = lengths
             create_flat(file, "offset", "<i8", (len(lengths) + 1,))[...] = self._starts["residue"]
             if add:
                 add(file)
             self._offsets = {name: self._create(file, name) for name in self.arrays}
+            for name, values in keys.arrays():
+                create_flat(file, name, values.dtype, values.shape)[...] = values
 
     def _create(self, file: h5py.File, name: str) -> int | None:
         array, starts = self.arrays[name], self._starts[self.arrays[name].per]

@@ -15,11 +15,12 @@ import torch
 from torch import Tensor
 
 from esm_pipeline.errors import InputError
+from esm_pipeline.footprint import LINKER_RESIDUES
 from esm_pipeline.nucleotides import KEEP_NUCLEOTIDES, NUCLEOTIDES, nucleotides_among
 from esm_pipeline.structure import residues
 
 BREAK = ":"
-LINKER = "G" * 25
+LINKER = "G" * LINKER_RESIDUES
 CHAIN_GAP = 512
 """Jump of residue numbers between chains, so that the model sees a large distance."""
 

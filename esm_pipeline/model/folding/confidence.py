@@ -18,11 +18,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from esm_pipeline.footprint import BINS, LOGITS_AT_ONCE
 from esm_pipeline.model.folding.structure_module import full_precision
 from esm_pipeline.model.losses import precise
 from esm_pipeline.structure import residues
 
-BINS = 64
 BIN_WIDTH = 0.5
 """Å between the centres of the bins of aligned error: 0.25, 0.75, …, 31.75."""
 
@@ -31,9 +31,6 @@ MAX_ALIGNED_ERROR = (BINS - 0.5) * BIN_WIDTH
 
 SHORTEST = 19
 """Length in residues below which the length scale of the TM-score no longer shrinks."""
-
-LOGITS_AT_ONCE = 2**24
-"""Logits that `pair_confidences` computes at a time by default."""
 
 
 def plddt(logits: Tensor) -> Tensor:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from esm_pipeline.errors import InputError, WeightsError
+from esm_pipeline.footprint import BINS
 from esm_pipeline.model.base import EsmPreTrainedModel, read_dtype
 from esm_pipeline.model.checkpoints.keys import BASE_PREFIX
 from esm_pipeline.model.config import EsmConfig
@@ -72,7 +73,7 @@ class EsmForProteinFolding(EsmPreTrainedModel):
             self.embedding = nn.Embedding(RESIDUE_TOKENS, width, padding_idx=0)
         self.trunk = FoldingTrunk(trunk)
         self.distogram_head = nn.Linear(pair, DISTOGRAM_BINS)
-        self.ptm_head = nn.Linear(pair, confidence.BINS)
+        self.ptm_head = nn.Linear(pair, BINS)
         self.lm_head = nn.Linear(width, RESIDUE_TOKENS)
         hidden = self.fold_config.lddt_head_hid_dim
         self.lddt_head = nn.Sequential(

@@ -16,14 +16,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from esm_pipeline.footprint import PRODUCTS
 from esm_pipeline.model.folding.config import TrunkConfig
 from esm_pipeline.model.folding.linear import FINAL, Gate, Linear
 from esm_pipeline.model.linears import weight_and_bias
 
-PRODUCTS = 2**17
 PRODUCTS_ELSEWHERE = 2**20
-"""Elements of triangle products computed at a time, a few channels each: half a MiB in float32 for
-each thread of a CPU, which fits into its cache; 4 MiB on other devices."""
+"""Elements of triangle products computed at a time on other devices than a CPU: 4 MiB in float32.
+"""
 
 OFFSET = 16
 """Unused numbers between the channels of a projection: matrices at distances of a power of two

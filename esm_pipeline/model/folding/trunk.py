@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from esm_pipeline.errors import InputError
+from esm_pipeline.footprint import ELEMENTS
 from esm_pipeline.model.folding.config import TrunkConfig
 from esm_pipeline.model.folding.linear import FINAL, Gate, Linear
 from esm_pipeline.model.folding.structure_module import StructureModule
@@ -38,10 +39,8 @@ FIRST_EDGE, LAST_EDGE = 3.375, 21.375
 BETA = (-0.58273431, 0.56802827, -0.54067466)
 """Beta carbon relative to the alpha carbon: factors of b × c, b = CA − N and c = C − CA."""
 
-ELEMENTS = 2**17
 ELEMENTS_ELSEWHERE = 2**24
-"""Elements of z processed at a time by default: half a MiB in float32 for each thread of a CPU,
-which fits into its cache with the intermediate results; 64 MiB on other devices."""
+"""Elements of z processed at a time by default on other devices than a CPU: 64 MiB in float32."""
 
 
 class SequenceAttention(nn.Module):

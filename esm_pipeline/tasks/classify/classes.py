@@ -18,7 +18,7 @@ from esm_pipeline.arrays import Bool
 from esm_pipeline.errors import InputError
 from esm_pipeline.files import atomic_path, require_apart
 from esm_pipeline.flags import add_flags, section_from
-from esm_pipeline.formats.checksums import LISTING, check_listed
+from esm_pipeline.formats.checksums import check_listed
 from esm_pipeline.formats.records import OK, Outcome, Record
 from esm_pipeline.formats.results.classes import Classes, ResidueClasses
 from esm_pipeline.formats.results.open import open_results
@@ -26,7 +26,7 @@ from esm_pipeline.formats.tables.base import ROWS_AT_ONCE, Column, Writer, suffi
 from esm_pipeline.formats.tables.open import create_table
 from esm_pipeline.locks import Outputs
 from esm_pipeline.settings.sections import LabelSettings
-from esm_pipeline.tasks.common.outcomes import with_outcomes
+from esm_pipeline.tasks.common.outcomes import listing_of, with_outcomes
 
 CLASSIFY = "classify"
 RECORD = [Column("index", "whole"), *(Column(name, "text") for name in ("id", "status", "reason"))]
@@ -65,7 +65,7 @@ def run(args: argparse.Namespace) -> int:
     require_apart([args.output], filter(None, [args.results, args.records, args.status]))
     records = None
     if args.status:
-        check_listed(args.results, args.status.with_name(LISTING))
+        check_listed(args.results, listing_of(args.status))
     if args.records:
         statuses = {CLASSIFY: args.status} if args.status else {}
         records = with_outcomes(args.records, statuses)

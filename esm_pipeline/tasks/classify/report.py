@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,29 +20,69 @@ from esm_pipeline.formats.results.classes import (
     ResidueClasses,
     column_names,
 )
-from esm_pipeline.tasks.common.report_parts import BLUE, ReportSection, svg
+from esm_pipeline.tasks.common.report_parts import (
+    BLUE,
+    ReportSection,
+    draw_bars,
+    evenly_spaced,
+    svg,
+)
+from esm_pipeline.tasks.common.tallies import Histogram
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-BARS = 12  # most labels in a picture
+LABELS_DRAWN = 12  # in a picture
 HISTOGRAMS = 6  # most values that get a picture
 PREDICTIONS_AT_ONCE = 1 << 16
+MOST_BLOCKS = 160  # of so many predictions that are counted
 LONGEST = 24  # most letters of a label
 
 
-def classes_section(path: Path) -> ReportSection:
-    """The classes of the sequences or residues of a sample, and how many have each."""
-    kind = ResidueClasses if path.name == "residue_classes.h5" else Classes
-    with kind.open(path) as results:
-        return ReportSection(facts(results), pictures(results))
+def classes_section(paths: Sequence[Path], kind: type[Classes]) -> ReportSection:
+    """The classes in the files of a sample, and how many sequences or residues have each.
+
+    One block of predictions is in memory at a time. If there are very many, evenly spaced blocks
+    are counted.
+    """
+    records, sizes = 0, []
+    for path in paths:
+        with kind.open(path) as results:
+            records += len(results)
+            sizes.append(len(results.predictions()))
+    counted = CountedPredictions(paths, kind, sizes)
+    with kind.open(paths[0]) as results:
+        facts = describe(results, records, sum(sizes))
+        if counted.size < sum(sizes):
+            facts += f" The picture shows {counted.size:,} of them, evenly spaced."
+        return ReportSection(facts, pictures(results, counted) if counted.size else [])
 
 
-def facts(results: Classes) -> str:
+class CountedPredictions:
+    """The predictions in several files, or evenly spaced blocks of them."""
+
+    def __init__(self, paths: Sequence[Path], kind: type[Classes], sizes: Sequence[int]) -> None:
+        self.kind = kind
+        blocks = [
+            (path, start, min(size, start + PREDICTIONS_AT_ONCE))
+            for path, size in zip(paths, sizes, strict=True)
+            for start in range(0, size, PREDICTIONS_AT_ONCE)
+        ]
+        self.chosen = [blocks[place] for place in evenly_spaced(len(blocks), MOST_BLOCKS).tolist()]
+        self.size = sum(stop - start for _, start, stop in self.chosen)
+
+    def __iter__(self) -> Iterator[Float32]:
+        """Blocks (n, K) of predictions."""
+        for path, start, stop in self.chosen:
+            with self.kind.open(path) as results:
+                yield np.asarray(results.predictions()[start:stop])
+
+
+def describe(results: Classes, records: int, predictions: int) -> str:
     """Two sentences: how many were classified, by which model."""
     origin = {name: html.escape(str(value)) for name, value in results.attributes.items()}
     return (
-        f"{len(results.predictions()):,} {unit(results)} of {len(results):,} records classified. "
+        f"{predictions:,} {unit(results)} of {records:,} records classified. "
         f"Model <code>{origin['model']}</code>, weights "
         f"<code>{origin['weights_sha256'][:16]}</code>, {origin['dtype']}."
     )
@@ -53,25 +94,26 @@ def unit(results: Classes) -> str:
     return f"different {what}" if what == "sequences" else f"{what} of different sequences"
 
 
-def pictures(results: Classes) -> list[str]:
-    """A bar for each label, or a histogram for each value, as SVG; none without results."""
-    values = results.predictions()
-    if not len(values):
-        return []
+def pictures(results: Classes, predictions: CountedPredictions) -> list[str]:
+    """A bar for each label, or a histogram for each value, as SVG."""
     if results.problem != REGRESSION:
-        return [svg(partial(draw_bars, results=results, counts=counts_of(results)))]
+        counts = counts_of(results, predictions)
+        return [svg(partial(draw_labels, results=results, counts=counts))]
     names = column_names(results.problem, results.labels)[:HISTOGRAMS]
+    histograms = [Histogram() for _ in names]
+    for block in predictions:
+        for histogram, column in zip(histograms, block.T, strict=False):
+            histogram.add(column)
     return [
-        svg(partial(draw_values, values=values[:, place], name=name, what=unit(results)))
-        for place, name in enumerate(names)
+        svg(partial(draw_values, values=one, name=name, what=unit(results)))
+        for one, name in zip(histograms, names, strict=True)
     ]
 
 
-def counts_of(results: Classes) -> Int64:
+def counts_of(results: Classes, predictions: CountedPredictions) -> Int64:
     """(K,) how many have each label."""
-    p, counts = results.predictions(), np.zeros(len(results.labels), np.int64)
-    for start in range(0, len(p), PREDICTIONS_AT_ONCE):
-        block = p[start : start + PREDICTIONS_AT_ONCE]
+    counts = np.zeros(len(results.labels), np.int64)
+    for block in predictions:
         if results.problem == MULTI_LABEL:
             counts += (block >= THRESHOLD).sum(0)
         else:
@@ -79,9 +121,9 @@ def counts_of(results: Classes) -> Int64:
     return counts
 
 
-def draw_bars(axes: Axes, results: Classes, counts: Int64) -> None:
+def draw_labels(axes: Axes, results: Classes, counts: Int64) -> None:
     """Draw the most common labels, from the top."""
-    order = np.argsort(-counts, kind="stable")[:BARS]
+    order = np.argsort(-counts, kind="stable")[:LABELS_DRAWN]
     drawn = axes.barh(range(len(order)), counts[order], height=0.6, color=BLUE)
     axes.bar_label(drawn, labels=[f"{count:,}" for count in counts[order].tolist()], padding=3)
     axes.set_yticks(range(len(order)), [tick(results.labels[place]) for place in order.tolist()])
@@ -93,9 +135,9 @@ def draw_bars(axes: Axes, results: Classes, counts: Int64) -> None:
     axes.set(xticks=[], xlabel=unit(results), title=f"Classes{several}{some}")
 
 
-def draw_values(axes: Axes, values: Float32, name: str, what: str) -> None:
+def draw_values(axes: Axes, values: Histogram, name: str, what: str) -> None:
     """Draw the distribution of a value."""
-    axes.hist(values, bins=50, color=BLUE, edgecolor="white", linewidth=0.3)
+    draw_bars(axes, *values.bars(50))
     axes.set(xlabel=tick(name), ylabel=what, title="Values")
     axes.yaxis.set_major_formatter("{x:,.0f}")
 

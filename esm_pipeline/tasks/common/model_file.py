@@ -1,12 +1,14 @@
 """`model.json`: the model of a run, found once: name, commit, digest and shape.
 
 `--model` accepts it wherever it accepts a model; then the revision and the weights are fixed, and
-no network is used. It contains no path and no time, so it is the same on every machine.
+no network is used. It contains no path and no time, so it is the same on every machine. The memory
+and the run time of a job follow from its shape.
 """
 
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,12 +32,17 @@ OTHER_FILES = (
 
 CONFIG_FACTS = (
     *("num_hidden_layers", "hidden_size", "num_attention_heads", "vocab_size"),
-    *("position_embedding_type", "max_residues", "token_dropout"),
+    *("intermediate_size", "position_embedding_type", "max_residues", "token_dropout"),
 )
 
 
 def describe_model(checkpoint: Checkpoint, config: EsmConfig) -> dict[str, Any]:
-    """The content of the model file for a checkpoint."""
+    """The content of the model file for a checkpoint. Raises WeightsError for damaged weights."""
+    from esm_pipeline.model.checkpoints.weight_files import open_tensors
+    from esm_pipeline.model.folding.memory import shape_of
+
+    stored_tensors = open_tensors(checkpoint.weight_files).values()
+    folding = shape_of(config)._asdict() if config.is_folding_model else None
     return {
         "format": MODEL_FORMAT,
         "format_version": MODEL_FORMAT_VERSION,
@@ -44,6 +51,8 @@ def describe_model(checkpoint: Checkpoint, config: EsmConfig) -> dict[str, Any]:
         "weights_sha256": checkpoint.weights_sha256(),
         "files_sha256": other_files(checkpoint),
         "config": {name: getattr(config, name) for name in CONFIG_FACTS},
+        "parameters": sum(math.prod(one.shape) for one in stored_tensors if one.is_weight),
+        **({} if folding is None else {"folding": folding}),
     }
 
 

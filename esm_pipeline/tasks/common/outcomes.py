@@ -8,7 +8,7 @@ from pathlib import Path
 
 from esm_pipeline.errors import InputError
 from esm_pipeline.files import naming_errors
-from esm_pipeline.formats.checksums import check_listed
+from esm_pipeline.formats.checksums import LISTING, check_listed
 from esm_pipeline.formats.records import (
     FAILED,
     OK,
@@ -23,6 +23,8 @@ from esm_pipeline.formats.records import (
 )
 
 NO_ROW = (-1, Outcome(""))
+OF_BUNDLE = ".status.tsv"
+"""What the name of a bundle's status table ends in, after its number."""
 
 
 def format_counts(counts: Counter[str], unit: str) -> str:
@@ -42,13 +44,24 @@ def write_status(target: Path, task: str, outcomes: Iterable[tuple[int, Outcome]
     return counts
 
 
+def listing_of(status: Path) -> Path:
+    """The list with the digests of a status table and of the result that was written with it.
+
+    `00000.sha256` for that of a bundle, `00000.status.tsv`; otherwise that of its folder.
+    """
+    if not status.name.endswith(OF_BUNDLE):
+        return status.with_name(LISTING)
+    return status.with_name(status.name.removesuffix(OF_BUNDLE) + ".sha256")
+
+
 def with_outcomes(records: Path, statuses: Mapping[str, Path]) -> Iterator[Record]:
     """The records of `records`, each with its outcome in every status table.
 
     Raises InputError if a table has other records, or has changed since it was written.
     """
-    for path in (records, *statuses.values()):
-        check_listed(path)
+    check_listed(records)
+    for path in statuses.values():
+        check_listed(path, listing_of(path))
     tables = {task: read_status(path, task) for task, path in statuses.items()}
     for record in read_records(records):
         for task, table in tables.items():

@@ -5,11 +5,12 @@ from __future__ import annotations
 import html
 import io
 from collections.abc import Callable, Iterable, Sequence
+from itertools import pairwise
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from esm_pipeline.arrays import Int64
+from esm_pipeline.arrays import Float64, Int64
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -71,3 +72,21 @@ def svg(draw: Callable[[Axes], None]) -> str:
 def evenly_spaced(count: int, most: int) -> Int64:
     """At most `most` of the numbers below `count`, evenly spaced, each once, ascending."""
     return np.unique(np.linspace(0, count - 1, min(count, most)).astype(np.int64))
+
+
+def spread(counts: Sequence[int], most: int) -> list[Int64]:
+    """At most `most` places, evenly spaced over files of `counts` rows each: those in each file."""
+    chosen, ends = evenly_spaced(sum(counts), most), np.cumsum([0, *counts])
+    return [chosen[(chosen >= first) & (chosen < stop)] - first for first, stop in pairwise(ends)]
+
+
+def draw_bars(axes: Axes, edges: Float64, counts: Int64) -> None:
+    """Draw a histogram with `counts` (n,) between `edges` (n + 1,)."""
+    widths = np.diff(edges)
+    axes.bar(edges[:-1], counts, widths, align="edge", color=BLUE, edgecolor="white", linewidth=0.4)
+
+
+def round_numbers(least: int, most: int) -> list[int]:
+    """1, 2, 5, 10, 20, … between two positive numbers, or these two if there are none."""
+    steps = [digit * 10**power for power in range(len(str(most))) for digit in (1, 2, 5)]
+    return [step for step in steps if least <= step <= most] or [least, most]

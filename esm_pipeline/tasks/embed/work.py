@@ -1,6 +1,66 @@
-"""How the work of `embed` grows with the sequences."""
+"""How the work of `embed` grows with the sequences, and what its jobs ask for. No torch."""
 
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from esm_pipeline.arrays import Int64
+from esm_pipeline.footprint import FLOAT32
 from esm_pipeline.formats.bundles import Work
+from esm_pipeline.settings.sections import EmbedSettings, Limits
+from esm_pipeline.tasks.common.requests import (
+    Need,
+    Request,
+    batch_bytes,
+    computed,
+    model_bytes,
+    model_size,
+    tokens_at_once,
+)
 from esm_pipeline.tasks.common.work import forward_cost
 
 EMBED_WORK = Work(forward_cost)
+
+CONTACT_BYTES = 24
+"""Bytes of a pair of residues of the sequence whose contacts are computed."""
+
+
+def embed_request(
+    models: Sequence[Path],
+    settings: EmbedSettings,
+    lengths: Int64,
+    *,
+    attempt: int,
+    limits: Limits,
+    where: str,
+    threads: int = 0,
+) -> Request:
+    """What a job asks for that embeds sequences of `lengths` (U,) residues by the only model.
+
+    `threads`: those that the job gets; 0 for the setting. Raises FileNotFoundError if there is no
+    model file yet, InputError, which begins with `where`, if the job exceeds the `limits`.
+    """
+    (path,), threads = models, threads or settings.threads
+    size = model_size(path)
+    residues = computed(size, settings, lengths)
+    need = Need(0, 0, 0)
+    if residues.any():
+        tokens = tokens_at_once(settings, residues, 1, threads)
+        item = np.dtype(settings.residue_dtype).itemsize if "residue" in settings.include else 0
+        stored = len(settings.layers) * size.width * (FLOAT32 + item)
+        memory = model_bytes(size, settings) + batch_bytes(size, settings, tokens, stored)
+        if "contacts" in settings.include:
+            memory += contact_bytes(residues, tokens)
+        need = Need(memory, size.operations(residues), FLOAT32 * size.parameters)
+    return need.request(
+        "embed", settings, threads=threads, attempt=attempt, limits=limits, where=where
+    )
+
+
+def contact_bytes(residues: Int64, tokens: int) -> int:
+    """Bytes of the contacts of a batch of so many `tokens`, the longest of sequences first."""
+    longest = int(residues.max())
+    return CONTACT_BYTES * longest * max(longest, tokens)

@@ -30,14 +30,13 @@ from esm_pipeline.structure.quality import QUALITY_FLAGS, examine
 from esm_pipeline.structure.structure import RANDOM, Structure
 from esm_pipeline.tasks.common.compute import ArrayRunner, BatchOutput
 from esm_pipeline.tasks.common.plan import NOT_FINITE, LengthPolicy, SequencePlan
+from esm_pipeline.tasks.common.requests import GIGA
 from esm_pipeline.tasks.common.runner import software
 from esm_pipeline.tasks.fold.batches import CHUNKS, FoldMode, fold_batches, fold_modes
 from esm_pipeline.tasks.fold.plan import FOLD, fold_policy
+from esm_pipeline.tasks.fold.work import SHARE
 
 FLAG_NAMES = (*QUALITY_FLAGS, RANDOM)
-GIGA = 1e9
-SHARE = 0.8
-"""The share of the free memory that a batch may take; the formula is accurate to 20 %."""
 
 WITHOUT_CHUNKS = FoldMode()
 

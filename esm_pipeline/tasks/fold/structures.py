@@ -25,7 +25,7 @@ import numpy as np
 from esm_pipeline.errors import CapacityError, InputError
 from esm_pipeline.files import atomic_folder, atomic_path, naming_errors
 from esm_pipeline.flags import add_flags, require_file, section_from
-from esm_pipeline.formats.checksums import LISTING, check_listed, line
+from esm_pipeline.formats.checksums import check_listed, line
 from esm_pipeline.formats.records import OK, Record, format_row, read_records
 from esm_pipeline.formats.results.structures import Structures
 from esm_pipeline.formats.structure_files import (
@@ -43,7 +43,7 @@ from esm_pipeline.structure.modelcif import cif_text
 from esm_pipeline.structure.pae import json_bytes, npz_bytes
 from esm_pipeline.structure.pdb import pdb_problem, pdb_text
 from esm_pipeline.structure.structure import MEANINGLESS, RANDOM, Structure
-from esm_pipeline.tasks.common.outcomes import with_outcomes
+from esm_pipeline.tasks.common.outcomes import listing_of, with_outcomes
 from esm_pipeline.tasks.common.outputs import require_folder_name
 from esm_pipeline.tasks.common.progress import progress
 from esm_pipeline.tasks.fold.plan import FOLD
@@ -91,7 +91,7 @@ def run(args: argparse.Namespace) -> int:
         require_file(str(path))
     statuses = {FOLD: args.status} if args.status else {}
     if args.status:
-        check_listed(args.arrays, args.status.with_name(LISTING))
+        check_listed(args.arrays, listing_of(args.status))
     records = with_outcomes(args.records, statuses) if statuses else read_records(args.records)
     count = write_files(
         args.arrays, args.output, records, settings, processes=args.threads, quiet=args.quiet

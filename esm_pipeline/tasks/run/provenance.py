@@ -2,7 +2,9 @@
 
 The only result with a time in it, and the last: it has the digests of all other results of the run,
 for files of structures and pictures those of the lists of their digests. Its own digest is in the
-file next to it. Everything but the settings is read from the results: the file says what was done.
+file next to it. Everything but the settings is read from the results and what was counted of them:
+the file says what was done. A file whose digest was listed when it was written, and that has not
+changed since, is not read again.
 """
 
 from __future__ import annotations
@@ -12,7 +14,6 @@ import json
 import os
 import platform
 import subprocess
-from collections.abc import Sequence
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
@@ -21,15 +22,8 @@ from typing import Any
 import esm_pipeline
 from esm_pipeline.errors import DamagedError, InputError
 from esm_pipeline.files import atomic_paths
-from esm_pipeline.formats.checksums import (
-    CHECKSUM_REMEDY,
-    LISTING,
-    line,
-    read_list,
-    sha256,
-    write_digests,
-)
-from esm_pipeline.formats.input_checksums import changed, gone
+from esm_pipeline.formats.checksums import CHECKSUM_REMEDY, read_list, sha256, write_digests
+from esm_pipeline.formats.input_checksums import MARGIN, changed, gone, last_change
 from esm_pipeline.formats.results.attributes import read_attributes
 from esm_pipeline.formats.results.validation import open_hdf5, reading
 from esm_pipeline.locks import Outputs
@@ -38,23 +32,26 @@ from esm_pipeline.settings.result_names import (
     FOLDERS,
     INPUTS,
     PROVENANCE_LIST,
-    RECORDS,
     REPORT,
+    SCORE_FACTS,
     SCORES,
     VARIANTS,
     VERDICT,
-    WORK,
+    without_bundle,
 )
 from esm_pipeline.tasks.common.model_file import read_model_file
 from esm_pipeline.tasks.common.outputs import ending_of
+from esm_pipeline.tasks.common.tallies import VARIANTS_STEP
 from esm_pipeline.tasks.run.tallies import (
+    SampleResults,
     add_run_flags,
-    count_records,
+    counted_sample,
     files_of_other_runs,
+    listed_digests,
     settings_of,
 )
 
-PROVENANCE_FORMAT_VERSION = 1
+PROVENANCE_FORMAT_VERSION = 2
 PACKAGES = ("biotite", "h5py", "huggingface_hub", "numpy", "safetensors", "snakemake", "torch")
 HOME = Path(esm_pipeline.__file__).resolve().parents[1]
 
@@ -97,8 +94,8 @@ def provenance(settings: Settings, folder: Path) -> dict[str, Any]:
         "samples": {
             name: {
                 **sample_inputs(folder / name, inputs[name], tables.get(name)),
-                "shards": settings.shard_count(inputs[name]),
-                "records": counts(folder / name / RECORDS, name in tables, settings.tasks),
+                **division(settings, inputs[name], tables.get(name)),
+                "records": counts(counted_sample(folder / name, names, settings.tasks)),
                 "results": sample_results(folder / name, names),
             }
             for name, names in settings.results().items()
@@ -143,6 +140,15 @@ def git(folder: Path, *arguments: str) -> str:
     return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
 
 
+def division(settings: Settings, files: list[str], table: str | None) -> dict[str, Any]:
+    """The number of bundles of a sample, and of jobs of each task."""
+    tasks = [task for task in settings.tasks if task != "score" or settings.score.saturation]
+    jobs: dict[str, int] = {task: sum(settings.range_counts(task, files)) for task in tasks}
+    if table is not None:
+        jobs[VARIANTS_STEP] = settings.table_range_count(table)
+    return {"bundles": settings.bundle_count(files), "jobs": jobs}
+
+
 def sample_inputs(folder: Path, files: list[str], variants: str | None) -> dict[str, Any]:
     """The inputs of one sample."""
     found: dict[str, Any] = {"fasta": inputs(files, folder / INPUTS)}
@@ -156,18 +162,20 @@ def inputs(files: list[str], listing: Path) -> list[dict[str, Any]]:
 
     Raises InputError for an input that has changed since, or is missing.
     """
-    found: list[dict[str, Any]] = []
-    for file in files:
-        try:
-            size, digest = os.path.getsize(file), sha256(Path(file))
-        except OSError as error:
-            raise gone(file, error) from None
-        found.append({"path": file, "bytes": size, "sha256": digest})
-    listed = {line(*pair) for pair in read_list(listing)}
-    for one in found:
-        if line(one["sha256"], one["path"]) not in listed:
-            raise changed(one["path"], listing)
-    return found
+    try:
+        sizes = [os.path.getsize(file) for file in files]
+        listed = {name: digest for digest, name in read_list(listing)}
+        before = listing.stat().st_mtime_ns - MARGIN
+        for file in files:
+            known = last_change(file) < before and file in listed
+            if not known and sha256(Path(file)) != listed.get(file):
+                raise changed(file, listing)
+    except OSError as error:
+        raise gone(os.fsdecode(error.filename), error) from None
+    return [
+        {"path": file, "bytes": size, "sha256": listed[file]}
+        for file, size in zip(files, sizes, strict=True)
+    ]
 
 
 def sample_results(folder: Path, names: list[str]) -> dict[str, dict[str, Any]]:
@@ -175,28 +183,14 @@ def sample_results(folder: Path, names: list[str]) -> dict[str, dict[str, Any]]:
 
     Files in folders are covered by lists of digests, which are results too.
     """
-    known = written(folder)
+    known = listed_digests(folder)
     return {
         name: {
             **result(folder / name, *known.get(os.path.normpath(folder / name), ("", None))),
             **stored_facts(folder / name),
         }
         for name in names
-        if name not in FOLDERS
-    }
-
-
-def written(folder: Path) -> dict[str, tuple[str, Path]]:
-    """The digest of each result that was listed when it was written, and that list.
-
-    Later lists take precedence: an earlier run may have left one.
-    """
-    lists = [folder / work / LISTING for work in WORK if work != "shards"]
-    there = sorted(filter(Path.exists, lists), key=lambda path: path.stat().st_ctime_ns)
-    return {
-        os.path.normpath(listing.parent / name): (digest, listing)
-        for listing in there
-        for digest, name in read_list(listing)
+        if without_bundle(name)[0] not in FOLDERS
     }
 
 
@@ -233,7 +227,7 @@ def stored_facts(path: Path) -> dict[str, Any]:
 
 def score_facts(path: Path) -> dict[str, Any]:
     """The facts in the file next to a table of scores."""
-    origin = path.with_name("scores.json")
+    origin = path.with_name(SCORE_FACTS)
     try:
         return {**json.loads(origin.read_text(encoding="utf-8"))}
     except (OSError, ValueError, TypeError) as error:
@@ -242,15 +236,15 @@ def score_facts(path: Path) -> dict[str, Any]:
         ) from None
 
 
-def counts(path: Path, scored: bool, tasks: Sequence[str]) -> dict[str, Any]:
+def counts(sample: SampleResults) -> dict[str, Any]:
     """The outcomes of a sample's records, in validation and in each task."""
     return {
         tally.step: {
             "records": tally.statuses.total(),
-            **tally.statuses,
+            **{status: number for status, number in tally.statuses.items() if number},
             "duplicates": tally.duplicates,
         }
-        for tally in count_records(path, scored, tasks)
+        for tally in sample.tallies()
     }
 
 

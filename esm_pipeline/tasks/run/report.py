@@ -7,30 +7,35 @@ from __future__ import annotations
 
 import argparse
 import html
-from collections.abc import Callable, Collection, Sequence
-from itertools import islice
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from string import Template
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from esm_pipeline.arrays import Float32, Float64
 from esm_pipeline.files import atomic_path
 from esm_pipeline.formats.fasta import shown
-from esm_pipeline.formats.results.embeddings import Embeddings
+from esm_pipeline.formats.results.classes import Classes, ResidueClasses
 from esm_pipeline.locks import Outputs
-from esm_pipeline.settings.result_names import RECORDS, SCORES
+from esm_pipeline.settings.result_names import RECORDS, SCORE_FACTS, SCORES
 from esm_pipeline.tasks.classify.report import classes_section
 from esm_pipeline.tasks.common.outputs import ending_of
-from esm_pipeline.tasks.common.report_parts import BLUE, ReportSection, evenly_spaced, svg, table
+from esm_pipeline.tasks.common.report_parts import (
+    ReportSection,
+    draw_bars,
+    round_numbers,
+    svg,
+    table,
+)
+from esm_pipeline.tasks.common.tallies import MOST_REASONS, TALLY_COLUMNS, Tally
+from esm_pipeline.tasks.embed.report import embeddings_section
 from esm_pipeline.tasks.fold.report import structures_section
 from esm_pipeline.tasks.fold.structures import STRUCTURES_TABLE
 from esm_pipeline.tasks.run.tallies import (
-    MOST_REASONS,
-    TALLY_COLUMNS,
-    Tally,
+    SampleResults,
     add_run_flags,
+    count_variants,
     find_results,
 )
 from esm_pipeline.tasks.score.report import saturation_section, variants_section
@@ -38,7 +43,6 @@ from esm_pipeline.tasks.score.report import saturation_section, variants_section
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-POINTS = 2_000  # most sequences in the picture of embeddings
 PICTURES = 20  # most samples that get pictures
 PAGE_TEMPLATE = Template("""<!DOCTYPE html>
 <html lang="en">
@@ -80,11 +84,11 @@ def run(args: argparse.Namespace) -> int:
     """Write the page; returns 0."""
     ending_of(args.out, (".html", ".htm"))
     found = find_results(args, [folder / RECORDS for folder in args.samples])
-    sections = islice(found.samples.items(), PICTURES)
+    tallies = found.tallies()
     parts = [
-        records_table(found.tallies),
-        reasons_table(found.tallies),
-        *(sample_section(folder, names) for folder, names in sections),
+        records_table(tallies),
+        reasons_table(tallies),
+        *(sample_section(sample) for sample in found.samples[:PICTURES]),
     ]
     if len(found.samples) > PICTURES:
         parts.append(f"<p>Pictures of the first {PICTURES} samples of {len(found.samples):,}.</p>")
@@ -118,50 +122,39 @@ def reasons_table(tallies: Sequence[Tally]) -> str:
     return heading + table(("sample", "step", "records", "status", "reason"), rows, numbers=(2,))
 
 
-def sample_section(folder: Path, names: Collection[str]) -> str:
-    """Facts and pictures of the results of one sample, the files `names` in its folder.
-
-    A table of scores is left out if there is no file that describes its origin.
-    """
-    names = {*names} if "scores.json" in names else {*names} - {SCORES}
-    found = [section(folder / name) for name, section in SECTIONS.items() if name in names]
-    if not found:
+def sample_section(sample: SampleResults) -> str:
+    """Facts and pictures of the results of one sample."""
+    found = [section(sample) for name, section in SECTIONS.items() if sample.paths(name)]
+    facts = "".join(f"<p>{text}</p>\n" for text, _ in found if text)
+    if not facts:
         return ""
-    heading = f"<h2>Sample {html.escape(shown(folder.absolute().name))}</h2>\n"
-    facts = "".join(f"<p>{text}</p>\n" for text, _ in found)
+    heading = f"<h2>Sample {html.escape(shown(sample.folder.absolute().name))}</h2>\n"
     pictures = "\n".join(picture for _, some in found for picture in some if picture)
     return f'{heading}{facts}<div class="pictures">\n{pictures}\n</div>'
 
 
-def embeddings_section(path: Path) -> ReportSection:
-    """The embeddings of a sample, with their lengths and a map."""
-    with Embeddings.open(path) as results:
-        pictures = [length_histogram(results), embedding_map(results)]
-        return ReportSection(embedding_facts(results), pictures)
+def lengths_section(sample: SampleResults) -> ReportSection:
+    """How long the records of a sample are; empty if none is ok."""
+    lengths = sample.records.lengths
+    if not lengths:
+        return ReportSection("", [])
+    least, most = min(lengths), max(lengths)
+    residues = sum(length * number for length, number in lengths.items())
+    records = sum(lengths.values())
+    facts = f"{records:,} usable records, {residues:,} residues; {least:,} to {most:,} in a record."
+    return ReportSection(facts, [length_histogram(lengths)])
 
 
-def embedding_facts(results: Embeddings) -> str:
-    """How many embeddings there are, of which model."""
-    origin = {name: html.escape(str(value)) for name, value in results.attributes.items()}
-    layers = ", ".join(map(str, results.layers))
-    return (
-        f"{len(results):,} records with {len(results.length):,} different sequences; "
-        f"{', '.join(results.kinds)} of layer {layers}. Model <code>{origin['model']}</code>, "
-        f"weights <code>{origin['weights_sha256'][:16]}</code>, {origin['dtype']}."
-    )
-
-
-def length_histogram(results: Embeddings) -> str:
-    """How many records have how many residues, as SVG; empty without records."""
-    lengths = results.length[results.row]
-    if not len(lengths):
-        return ""
-    least, most = int(lengths.min()), int(lengths.max())
+def length_histogram(lengths: Mapping[int, int]) -> str:
+    """How many records have how many residues, as SVG."""
+    least, most = min(lengths), max(lengths)
     wide = most > 20 * least
     edges = np.geomspace(least, most + 1, 41) if wide else np.linspace(least, most + 1, 41)
+    edges[[0, -1]] = least, most + 1  # without errors of rounding
+    counts, _ = np.histogram([*lengths], edges, weights=[*lengths.values()])
 
     def draw(axes: Axes) -> None:
-        axes.hist(lengths, bins=edges, color=BLUE, edgecolor="white", linewidth=0.5)
+        draw_bars(axes, edges, counts)
         axes.set(xlabel="residues", ylabel="records", title="Length")
         axes.yaxis.get_major_locator().set_params(integer=True)
         if wide:
@@ -173,60 +166,23 @@ def length_histogram(results: Embeddings) -> str:
     return svg(draw)
 
 
-def embedding_map(results: Embeddings) -> str:
-    """The first two principal components of the mean embeddings, coloured by length, as SVG.
-
-    Empty without means or with fewer than three sequences.
-    """
-    if "mean" not in results.kinds or len(results.length) < 3:
-        return ""
-    layer, rows = results.layers[-1], evenly_spaced(len(results.length), POINTS)
-    means = results.stored("mean")[str(layer)][rows]  # (points, D)
-    points, shares = principal_components(means)
-    lengths = results.length[rows]
-
-    def draw(axes: Axes) -> None:
-        dots = axes.scatter(*points.T, c=lengths, s=14, norm="log", linewidths=0, rasterized=True)
-        axes.set(
-            xlabel=f"first component, {shares[0]:.0%} of the variance",
-            ylabel=f"second, {shares[1]:.0%}",
-            title=f"Mean embeddings, layer {layer}"
-            + (f" ({len(rows):,} sequences)" if len(rows) < len(results.length) else ""),
-            xticks=[],
-            yticks=[],
-        )
-        bar = axes.figure.colorbar(dots, ax=axes, label="residues", format="{x:,.0f}")
-        bar.outline.set_visible(False)
-        bar.set_ticks(round_numbers(int(lengths.min()), int(lengths.max())))
-        bar.minorticks_off()
-
-    return svg(draw)
+def scores_section(sample: SampleResults) -> ReportSection:
+    """The scores of the variant table; empty if no file describes their origin."""
+    if not sample.paths(SCORE_FACTS):
+        return ReportSection("", [])
+    counts = sample.scores or count_variants(sample.folder / SCORES, "")
+    return variants_section(sample.folder / SCORE_FACTS, counts)
 
 
-def round_numbers(least: int, most: int) -> list[int]:
-    """1, 2, 5, 10, 20, … between two positive numbers, or these two if there are none."""
-    steps = [digit * 10**power for power in range(len(str(most))) for digit in (1, 2, 5)]
-    return [step for step in steps if least <= step <= most] or [least, most]
-
-
-def principal_components(values: Float32) -> tuple[Float64, Float64]:
-    """First two principal components (N, 2), and their shares of the variance (2,).
-
-    The sign makes the coordinate of largest size positive.
-    """
-    centred = values.astype(np.float64) - values.mean(0, dtype=np.float64)
-    left, scale, _ = np.linalg.svd(centred, full_matrices=False)
-    points = left[:, :2] * scale[:2]
-    points *= np.sign(points[np.abs(points).argmax(0), range(points.shape[1])])
-    return points, scale[:2] ** 2 / max((scale**2).sum(), np.finfo(float).tiny)
-
-
-SECTIONS: dict[str, Callable[[Path], ReportSection]] = {
-    "embeddings.h5": embeddings_section,
-    "saturation.h5": saturation_section,
-    SCORES: variants_section,
-    "classes.h5": classes_section,
-    "residue_classes.h5": classes_section,
-    STRUCTURES_TABLE: structures_section,
+SECTIONS: dict[str, Callable[[SampleResults], ReportSection]] = {
+    RECORDS: lengths_section,
+    "embeddings.h5": lambda sample: embeddings_section(sample.paths("embeddings.h5")),
+    "saturation.h5": lambda sample: saturation_section(sample.paths("saturation.h5")),
+    SCORES: scores_section,
+    "classes.h5": lambda sample: classes_section(sample.paths("classes.h5"), Classes),
+    "residue_classes.h5": lambda sample: classes_section(
+        sample.paths("residue_classes.h5"), ResidueClasses
+    ),
+    STRUCTURES_TABLE: lambda sample: structures_section(sample.folder / STRUCTURES_TABLE),
 }
-"""The sections of a sample, by the files of its results."""
+"""The sections of a sample, by the result that each is about."""

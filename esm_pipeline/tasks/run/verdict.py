@@ -14,7 +14,8 @@ from esm_pipeline.files import atomic_path, require_apart
 from esm_pipeline.flags import exit_code
 from esm_pipeline.formats.records import FAILED
 from esm_pipeline.locks import Outputs
-from esm_pipeline.tasks.run.tallies import TALLY_COLUMNS, Tally, add_run_flags, find_results
+from esm_pipeline.tasks.common.tallies import TALLY_COLUMNS, Tally
+from esm_pipeline.tasks.run.tallies import add_run_flags, find_results
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -44,8 +45,9 @@ def run(args: argparse.Namespace) -> int:
     """Write the verdict and print it to standard error; returns the exit code."""
     require_apart([args.out], args.records)
     found = find_results(args, args.records)
-    failed = sum(tally.statuses[FAILED] for tally in found.tallies)
-    text = verdict(found.tallies, found.others)
+    tallies = found.tallies()
+    failed = sum(tally.statuses[FAILED] for tally in tallies)
+    text = verdict(tallies, found.others)
     with atomic_path(args.out) as path:
         path.write_text(text, encoding="utf-8")
     print(text, end="", file=sys.stderr)

@@ -13,7 +13,7 @@ import json
 import os
 import re
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import islice
 from pathlib import Path, PurePosixPath
@@ -25,10 +25,10 @@ from esm_pipeline.formats.fasta import shown
 from esm_pipeline.locks import Outputs
 from esm_pipeline.settings.result_names import (
     ACCEPTED,
-    LISTS,
     PROVENANCE,
     PROVENANCE_LIST,
     VERDICT,
+    listed_folders,
     not_of_this_run,
 )
 from esm_pipeline.tasks.common.progress import Advance, progress
@@ -50,6 +50,8 @@ class ListedFile(NamedTuple):
     name: str
     digest: str
     source: str
+    folders: tuple[str, ...] = ()
+    """The folders that it describes, in that of its sample, if it is a list of digests."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -126,15 +128,15 @@ class FolderCheck:
     def check_results(self, facts: dict[str, Any], *, quiet: bool) -> None:
         """Check all results in `provenance.json`."""
         files = list(listed_files(facts))
-        lists = [file.name for file in files if PurePosixPath(file.name).name in LISTS]
-        total = len(files) + sum(count_lines(self.folder / name) for name in lists)
+        lists = [file for file in files if file.folders]
+        total = len(files) + sum(count_lines(self.folder / file.name) for file in lists)
         with progress("verify", total, "files", quiet=quiet) as advance:
             problems = self.check_files(files, 1, advance)
-            for name in lists:
-                if name not in problems:
-                    self.check_listed(name, advance)
+            for file in lists:
+                if file.name not in problems:
+                    self.check_listed(file.name, file.folders, advance)
 
-    def check_listed(self, listing: str, advance: Advance) -> None:
+    def check_listed(self, listing: str, folders: Sequence[str], advance: Advance) -> None:
         """Check the files in a list, and that their folders contain no others.
 
         Their names are kept in memory only if there are others.
@@ -145,11 +147,12 @@ class FolderCheck:
             ListedFile(str(sample / name), digest, listing) for digest, name in read_list(path)
         )
         problems = self.check_files(files, TOGETHER, advance)
-        there = sum(1 for _ in walk(path))
+        tops = [self.folder / folder for folder in folders]
+        there = sum(1 for _ in walk(tops))
         if there == count_lines(path) - sum(what == MISSING for what in problems.values()):
             return
         names = {os.path.join(path.parent, name) for _, name in read_list(path)}
-        for found in sorted(set(walk(path)) - names):
+        for found in sorted(set(walk(tops)) - names):
             what = f"not in {PurePosixPath(listing).name}"
             self.report(os.path.relpath(found, self.folder), what, listing)
 
@@ -209,24 +212,23 @@ def listed_files(facts: dict[str, Any]) -> Iterator[ListedFile]:
             place = PurePosixPath(sample, name)
             if place.is_absolute() or ".." in place.parts:
                 raise ValueError("a file elsewhere")
-            yield ListedFile(str(place), str(result["sha256"]), str(place))
+            folders = tuple(str(PurePosixPath(sample, one)) for one in listed_folders(name))
+            yield ListedFile(str(place), str(result["sha256"]), str(place), folders)
 
 
 def paths_of_other_runs(folder: Path, facts: dict[str, Any]) -> Iterator[str]:
     """What is in the folder and not among the results of the run."""
     samples = {}
     for sample, contents in facts["samples"].items():
-        folders = [
-            one for name, some in LISTS.items() if name in contents["results"] for one in some
-        ]
+        folders = [one for name in contents["results"] for one in listed_folders(name)]
         samples[sample] = [*contents["results"], *folders]
     return not_of_this_run(folder, facts["results"], samples, facts["settings"]["tasks"])
 
 
-def walk(listing: Path) -> Iterator[str]:
-    """Paths of all files in the folders of a list, without transient ones."""
-    for top in LISTS[listing.name]:
-        for place, _, names in os.walk(listing.parent / top):
+def walk(folders: Iterable[Path]) -> Iterator[str]:
+    """Paths of all files in some folders, without transient ones."""
+    for top in folders:
+        for place, _, names in os.walk(top):
             yield from (
                 os.path.join(place, name) for name in names if not TRANSIENT.fullmatch(name)
             )

@@ -1,6 +1,6 @@
-"""Append the scores of all shards to the variant table, each row in its place.
+"""Append the scores of all ranges to the variant table, each row in its place.
 
-The counterpart of `split`. Checks the shards' digests, and that they have every row once.
+The counterpart of `split`. Checks that the files of the jobs are whole and cover the bundle once.
 """
 
 from __future__ import annotations
@@ -11,210 +11,245 @@ import os
 import sys
 import tempfile
 import time
-from array import array
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack
-from itertools import islice
+from itertools import chain
 from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
+from esm_pipeline.arrays import Float64, Int32, Int64, UInt8
 from esm_pipeline.errors import InputError
 from esm_pipeline.files import atomic_paths, naming_errors
 from esm_pipeline.flags import number_of_shards
 from esm_pipeline.formats.bundles import REMOVE_FOLDER
-from esm_pipeline.formats.checksums import LISTING, check_digests, check_listed
-from esm_pipeline.formats.records import (
-    FAILED,
-    OK,
-    SKIPPED,
-    Outcome,
-    read_records,
-    read_status,
-)
+from esm_pipeline.formats.checksums import CHECKSUM_REMEDY, LISTING, check_listed
+from esm_pipeline.formats.fasta import shown
+from esm_pipeline.formats.records import OK, SKIPPED, Outcome
+from esm_pipeline.formats.results.hdf5_file import write_at
+from esm_pipeline.formats.results.job_files import STATUS_OF_CODE
 from esm_pipeline.formats.tables.base import Column, Table
 from esm_pipeline.formats.tables.open import create_table, open_table
+from esm_pipeline.formats.variant_bundles import VARIANT_ROWS, WILD_TYPE_FASTA, VariantBundle
 from esm_pipeline.locks import Outputs
-from esm_pipeline.settings.result_names import bundle_names as shard_names
 from esm_pipeline.tasks.common.outcomes import format_counts, write_status
 from esm_pipeline.tasks.common.outputs import write_checksums
-from esm_pipeline.tasks.score.split import STATUS, SUFFIX, UNUSABLE
+from esm_pipeline.tasks.common.tallies import (
+    VARIANTS_STEP,
+    Counts,
+    Histogram,
+    Tally,
+    write_counts,
+)
+from esm_pipeline.tasks.score.score_files import RangeScores, score_files
+from esm_pipeline.tasks.score.split import OUTCOMES, STATUS, SUFFIX, UNUSABLE
 from esm_pipeline.tasks.score.variant_table import SCORE
 
-KEYS = ["row", "protein", "mutant"]
-SEVERITY = {OK: 0, SKIPPED: 1, FAILED: 2}
+UNUSABLE_CODE = 0
+"""Instead of the status of a row that no job has."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's arguments."""
     parser.add_argument("--variants", required=True, metavar="TABLE", help="table that was split")
-    parser.add_argument("--records", required=True, type=Path, help="records.tsv of `shard`")
     parser.add_argument("--split", required=True, type=Path, help="folder that `split` wrote")
-    parser.add_argument("--scores", required=True, type=Path, help="folder of the shards' scores")
-    parser.add_argument("--shards", required=True, type=number_of_shards, help="number of shards")
+    parser.add_argument("--scores", required=True, type=Path, help="folder of the jobs' scores")
+    parser.add_argument("--count", required=True, type=number_of_shards, help="number of ranges")
     parser.add_argument("--out", required=True, type=Path, help="table to write, TSV")
     parser.add_argument("--status", required=True, type=Path, help="status table to write")
     parser.add_argument("--provenance", required=True, type=Path, help="JSON file to write")
+    parser.add_argument(
+        "--counts", required=True, type=Path, help="counts of the table to write, JSON"
+    )
     parser.add_argument("--quiet", action="store_true", help="no summary")
 
 
 def outputs(args: argparse.Namespace) -> Outputs:
     """What `join` writes."""
-    return Outputs([args.out, args.status, args.provenance, args.status.with_name(LISTING)])
+    listing = args.status.with_name(LISTING)
+    return Outputs([args.out, args.status, args.provenance, args.counts, listing])
 
 
 def run(args: argparse.Namespace) -> int:
     """Join; returns 0, since `verdict` judges failed rows."""
     started = time.perf_counter()
     table = open_table(args.variants)
-    shards = [Shard(args.scores, name) for name in shard_names(args.shards)]
-    for path in (args.records, args.split / UNUSABLE, args.split / STATUS):
+    for path in (args.split / UNUSABLE, args.split / STATUS):
         check_listed(path)
-    columns = same([shard.columns for shard in shards], args.scores, "columns")
-    same([without_software(shard.provenance) for shard in shards], args.scores, "provenance")
-    targets, digests = [args.out, args.provenance, args.status], args.status.with_name(LISTING)
+    bundle = VariantBundle.open(args.split / VARIANT_ROWS, args.split / WILD_TYPE_FASTA)
+    targets = [args.out, args.provenance, args.status, args.counts]
+    digests = args.status.with_name(LISTING)
     with naming_errors(args.out), ExitStack() as stack:
         args.out.parent.mkdir(parents=True, exist_ok=True)
-        spool = ScoreSpool(stack.enter_context(tempfile.TemporaryFile(dir=args.out.parent)))
+        scratch = stack.enter_context(tempfile.TemporaryFile(dir=args.out.parent))
         paths = stack.enter_context(atomic_paths(*targets, digests))
-        out, provenance, status, listed = paths
-        for shard in shards:
-            spool.add(shard.rows())
-        spool.add(unusable_rows(args.split / UNUSABLE, len(columns)))
-        counts = append_scores(out, table, columns, spool)
-        facts = json.dumps(shards[0].provenance, indent=2)
-        provenance.write_text(facts + "\n", encoding="utf-8")
-        before = args.split / STATUS
-        write_status(
-            status, SCORE, outcomes_of_records(args.records, before, worst_outcomes(shards))
-        )
+        out, provenance, status, counted, listed = paths
+        parts = score_files(args.scores, args.count, bundle)
+        first = next(parts)
+        joined = JoinedScores(scratch, bundle, first[1])
+        for place, found in chain([first], parts):
+            joined.add(place, found)
+        counts = append_scores(out, table, joined, args.split / UNUSABLE)
+        provenance.write_text(json.dumps(joined.provenance, indent=2) + "\n", encoding="utf-8")
+        write_status(status, SCORE, joined.outcomes_of_records(args.split / STATUS))
+        write_counts(counted, counts)
         write_checksums(listed, digests, dict(zip(targets, paths, strict=False)))
     if not args.quiet:
         seconds = time.perf_counter() - started
-        print(f"join: {format_counts(counts, 'variants')}; {seconds:.1f} s", file=sys.stderr)
+        line = format_counts(counts.tallies[0].statuses, "variants")
+        print(f"join: {line}; {seconds:.1f} s", file=sys.stderr)
     return 0
 
 
-class Shard:
-    """The files that `score` wrote for a shard. Raises InputError if one is missing or damaged."""
+class JoinedScores:
+    """What all jobs found out: scores by row in the file `scratch`, the outcomes of proteins.
 
-    def __init__(self, folder: Path, name: str) -> None:
-        self.path = folder / f"{name}{SUFFIX}"
-        self.records = folder / f"{name}.records.tsv"
-        origin = folder / f"{name}.json"
-        check_digests(folder / f"{name}.sha256", [self.path, self.records, origin])
-        self._table = open_table(self.path)
-        if self._table.columns[: len(KEYS)] != KEYS:
-            raise InputError(f"{self.path}: not the scores of a shard; {REMOVE_FOLDER}")
-        self.columns = self._table.columns[len(KEYS) :]
-        self.provenance: dict[str, Any] = json.loads(origin.read_text(encoding="utf-8"))
-
-    def rows(self) -> Iterator[tuple[int, list[str]]]:
-        """Number of each row in the input, with its status, reason and scores."""
-        for block in self._table.blocks(["row", *self.columns]):
-            for number, *cells in block.cells:
-                yield int(number), cells
-
-
-class ScoreSpool:
-    """Outcomes and scores of rows that come in any order, held in the file `spool`.
-
-    In memory 16 bytes a row.
+    In memory 5 bytes a protein, besides the scores of one job and the different reasons.
     """
 
-    def __init__(self, spool: IO[bytes]) -> None:
-        self._spool = spool
-        self._numbers, self._ends = array("q"), array("q", [0])
+    def __init__(self, scratch: IO[bytes], bundle: VariantBundle, like: RangeScores) -> None:
+        self._scratch, self._first = scratch, bundle.first
+        self.columns, self.provenance = like.columns, like.provenance or {}
+        self._entry = np.dtype(
+            [("status", "u1"), ("reason", "<i4"), ("scores", "<f8", (len(like.columns),))]
+        )
+        self._reasons = {"": 0}
+        self._texts = [""]
+        self._severity = np.zeros(len(bundle.first), np.uint8)
+        self._reason = np.zeros(len(bundle.first), np.int32)
+        self.count = 0
 
-    def add(self, rows: Iterable[tuple[int, list[str]]]) -> None:
-        """Append the cells of some rows, with their numbers in the input."""
-        for number, cells in rows:
-            line = json.dumps(cells).encode()
-            self._spool.write(line)
-            self._numbers.append(number)
-            self._ends.append(self._ends[-1] + len(line))
+    def add(self, path: Path, found: RangeScores) -> None:
+        """Add the scores of the next job. Raises InputError unless they fit to the others."""
+        facts = self.provenance if found.provenance is None else found.provenance
+        for what, same in (
+            ("columns", found.columns == self.columns),
+            ("provenance", without_software(facts) == without_software(self.provenance)),
+        ):
+            if not same:
+                raise InputError(
+                    f"{path}: differs from the first range in its {what}; {CHECKSUM_REMEDY}"
+                )
+        for text in found.outcomes.reasons:
+            if self._reasons.setdefault(text, len(self._texts)) == len(self._texts):
+                self._texts.append(text)
+        known = [self._reasons[text] for text in (*found.outcomes.reasons, "")]
+        reason = np.array(known, np.int32)[found.outcomes.reason]
+        number = len(found.rows)
+        entries = np.zeros(number, self._entry)
+        entries["status"], entries["reason"] = found.outcomes.codes[:number], reason[:number]
+        entries["scores"] = found.scores
+        self._write(found.rows, entries)
+        self._note_proteins(path, found.proteins, found.outcomes.codes[number:], reason[number:])
 
-    def in_order(self) -> Iterator[list[str]]:
-        """The cells of rows 0, 1, … Raises InputError if a row is missing, or there twice."""
-        self._spool.flush()
-        numbers = np.frombuffer(self._numbers, np.int64)
-        order = np.argsort(numbers, kind="stable")
-        if not np.array_equal(numbers[order], np.arange(len(numbers))):
-            raise InputError(f"the shards do not have every row once; {REMOVE_FOLDER}")
-        ends, file = self._ends, self._spool.fileno()
-        for at in order.tolist():
-            start = ends[at]
-            cells: list[str] = json.loads(os.pread(file, ends[at + 1] - start, start))
-            yield cells
+    def _write(self, rows: Int64, entries: NDArray[np.void]) -> None:
+        """Write the entries of some rows (n,), ascending, to their places."""
+        self.count += len(rows)
+        size, data = entries.dtype.itemsize, memoryview(entries.tobytes())
+        begins = np.flatnonzero(np.diff(rows, prepend=-2) != 1)  # of consecutive rows
+        ends = np.append(begins, len(rows))[1:]
+        spans = zip(begins.tolist(), ends.tolist(), rows[begins].tolist(), strict=True)
+        for begin, end, row in spans:
+            write_at(self._scratch.fileno(), row * size, data[begin * size : end * size])
 
+    def _note_proteins(self, path: Path, first: Int64, codes: UInt8, reason: Int32) -> None:
+        """Keep the worst outcome of each protein: of equals, the first one that has a reason."""
+        places = self._scored(first)
+        if (places < 0).any():
+            raise InputError(f"{path}: has proteins of another table; {CHECKSUM_REMEDY}")
+        severity = 2 * codes + (reason > 0)
+        worse = severity > self._severity[places]
+        self._severity[places[worse]] = severity[worse]
+        self._reason[places[worse]] = reason[worse]
 
-def unusable_rows(path: Path, count: int) -> Iterator[tuple[int, list[str]]]:
-    """The rows that `split` could not use, each with as many cells as a scored row (`count`)."""
-    for block in open_table(path).blocks(["row", "reason"]):
-        for number, reason in block.cells:
-            yield int(number), [SKIPPED, reason, *[""] * (count - 2)]
+    def entries(self, first: int, count: int) -> NDArray[np.void]:
+        """The entries of some rows; a row that no job has has the status `UNUSABLE_CODE`."""
+        size = self._entry.itemsize
+        data = os.pread(self._scratch.fileno(), count * size, first * size)
+        return np.frombuffer(data.ljust(count * size, b"\0"), self._entry)
 
+    def reasons(self, places: Int32) -> list[str]:
+        """Some reasons by their numbers."""
+        return [self._texts[place] for place in places.tolist()]
 
-def same(values: list[Any], folder: Path, what: str) -> Any:
-    """The value that all shards share. Raises InputError if they differ."""
-    for value in values[1:]:
-        if value != values[0]:
-            raise InputError(f"{folder}: shards differ in their {what}; {REMOVE_FOLDER}")
-    return values[0]
+    def outcomes_of_records(self, before: Path) -> Iterator[tuple[int, Outcome]]:
+        """Index and outcome of each record: as `split` wrote it to `before`, or as the jobs did."""
+        for block in open_table(before).blocks([column.name for column in OUTCOMES]):
+            first = np.array([int(cells[1]) for cells in block.cells])
+            for cells, place in zip(block.cells, self._scored(first).tolist(), strict=True):
+                index, _, status, reason = cells
+                if status == OK and place >= 0:
+                    status = STATUS_OF_CODE[int(self._severity[place]) // 2]
+                    (reason,) = self.reasons(self._reason[place : place + 1])
+                yield int(index), Outcome(status, reason)
+
+    def _scored(self, first: Int64) -> Int64:
+        """(n,) places of some proteins by their first records; -1 if no job has one."""
+        places = np.searchsorted(self._first, first)
+        places[places == len(self._first)] = -1
+        same = self._first[places] == first if len(self._first) else np.zeros(len(first), bool)
+        return np.where(same, places, -1)
 
 
 def without_software(facts: dict[str, Any]) -> dict[str, Any]:
-    """The provenance without versions, in which shards may differ."""
+    """The provenance without versions, in which jobs may differ."""
     return {name: value for name, value in facts.items() if name != "software"}
 
 
-def append_scores(path: Path, table: Table, columns: list[str], spool: ScoreSpool) -> Counter[str]:
-    """Write `table` with the `columns` appended; returns how many rows have each status."""
-    added = [Column(name, "text") for name in columns]
+def unusable_rows(path: Path) -> Iterator[tuple[int, str]]:
+    """Number and reason of the rows that `split` could not use."""
+    for block in open_table(path).blocks(["row", "reason"]):
+        for number, reason in block.cells:
+            yield int(number), reason
+
+
+def append_scores(path: Path, table: Table, joined: JoinedScores, unusable: Path) -> Counts:
+    """Write `table` with the scores appended; returns what is counted of it.
+
+    Raises InputError unless each row is in one range, or among those that are `unusable`.
+    """
+    added = [Column("status", "text"), Column("reason", "text"), *map(Column, joined.columns)]
     table.require_room_for(added, SUFFIX)
-    counts: Counter[str] = Counter()
-    rows = spool.in_order()
+    tally, first, scored = Tally(VARIANTS_STEP), 0, 0
+    histograms = {name: Histogram() for name in joined.columns}
+    others = unusable_rows(unusable)
     with create_table(path, SUFFIX, table, added) as writer:
         for block in table.blocks([]):
-            found = list(islice(rows, block.count))
-            if len(found) < block.count:
-                raise InputError(f"{table.path}: has more rows than the shards; {REMOVE_FOLDER}")
-            counts.update(row[0] for row in found)
-            writer.write(block, list(zip(*found, strict=True)))
-    if next(rows, None) is not None:
-        raise InputError(f"{table.path}: has fewer rows than the shards; {REMOVE_FOLDER}")
-    return counts
+            entries = joined.entries(first, block.count)
+            codes, scores = entries["status"], entries["scores"]
+            statuses = [STATUS_OF_CODE.get(code, SKIPPED) for code in codes.tolist()]
+            reasons = joined.reasons(entries["reason"])
+            missing = np.flatnonzero(codes == UNUSABLE_CODE)
+            for place in missing.tolist():
+                number, reasons[place] = next(others, (-1, ""))
+                if number != first + place:
+                    raise InputError(
+                        f"{shown(table.path)}: row {first + place} is in no range, or in two; "
+                        f"{REMOVE_FOLDER}"
+                    )
+            scores = np.where((codes == UNUSABLE_CODE)[:, None], np.nan, scores)
+            writer.write(block, [statuses, reasons, *scores.T])
+            scored += block.count - len(missing)
+            first += block.count
+            count_block(tally, histograms, statuses, reasons, scores)
+    if scored != joined.count or next(others, None) is not None:
+        raise InputError(f"{shown(table.path)}: has fewer rows than were split; {REMOVE_FOLDER}")
+    return Counts([tally], histograms)
 
 
-def severity(outcome: Outcome) -> tuple[int, bool]:
-    """The sort key of outcomes: the worst is largest; of equals, one that has a reason."""
-    return SEVERITY[outcome.status], bool(outcome.reason)
-
-
-def worst_outcomes(shards: Iterable[Shard]) -> dict[int, Outcome]:
-    """The worst outcome of each protein over the shards, by the index of its record."""
-    worst: dict[int, Outcome] = {}
-    for shard in shards:
-        for record in read_records(shard.records):
-            outcome = record.outcomes[SCORE]
-            known = worst.setdefault(int(record.id), outcome)
-            if severity(outcome) > severity(known):
-                worst[int(record.id)] = outcome
-    return worst
-
-
-def outcomes_of_records(
-    records: Path, before: Path, worst: dict[int, Outcome]
-) -> Iterator[tuple[int, Outcome]]:
-    """Index and outcome of each record: as `split` wrote it to `before`, then as the jobs did.
-
-    Raises InputError if `before` is of other records.
-    """
-    statuses = read_status(before, SCORE)
-    for record, (index, outcome) in zip(read_records(records), statuses, strict=False):
-        if index != record.index:
-            raise InputError(f"{before}: does not match the records of {records}; {REMOVE_FOLDER}")
-        first = index if record.duplicate_of is None else record.duplicate_of
-        yield index, worst.get(first, outcome) if outcome.status == OK else outcome
+def count_block(
+    tally: Tally,
+    histograms: dict[str, Histogram],
+    statuses: list[str],
+    reasons: list[str],
+    scores: Float64,
+) -> None:
+    """Count some rows: their outcomes, and the scores (n, C) of those that are ok."""
+    for outcome, number in Counter(zip(statuses, reasons, strict=True)).items():
+        tally.add_many(Outcome(*outcome), number)
+    is_ok = np.array([status == OK for status in statuses], bool)
+    for histogram, values in zip(histograms.values(), scores[is_ok].T, strict=True):
+        histogram.add(values)

@@ -4,77 +4,73 @@ from __future__ import annotations
 
 import html
 import json
-from array import array
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING
 
 import numpy as np
-from numpy.typing import NDArray
 
-from esm_pipeline.arrays import Float32, Float64
+from esm_pipeline.arrays import Float32
 from esm_pipeline.errors import InputError
 from esm_pipeline.formats.records import OK
-from esm_pipeline.formats.results.saturation import Saturations
-from esm_pipeline.formats.tables.open import open_table
-from esm_pipeline.tasks.common.report_parts import (
-    BLUE,
-    GREY,
-    ReportSection,
-    evenly_spaced,
-    svg,
-)
+from esm_pipeline.formats.results.saturation import LOG_ODDS, WILD_TYPE, Saturations
+from esm_pipeline.formats.results.validation import letters_of
+from esm_pipeline.tasks.common.report_parts import GREY, ReportSection, draw_bars, spread, svg
+from esm_pipeline.tasks.common.tallies import Counts, Histogram
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 MOST_PROTEINS = 200  # in the histogram of a saturation
 
-Values: TypeAlias = NDArray[np.floating[Any]]
+
+def saturation_section(paths: Sequence[Path]) -> ReportSection:
+    """The saturation in the files of a sample, with a histogram of evenly spaced sequences."""
+    records, residues, sizes = 0, 0, []
+    for path in paths:
+        with Saturations.open(path) as results:
+            records += len(results)
+            residues += int(results.length.sum(dtype=np.int64))
+            sizes.append(len(results.length))
+    values, chosen = Histogram(), spread(sizes, MOST_PROTEINS)
+    for path, rows in zip(paths, chosen, strict=True):
+        with Saturations.open(path) as results:
+            for row in rows.tolist():
+                values.add(substitution_scores(results, row))
+            strategy, models = results.strategy, json.loads(results.attributes["models"])
+    facts = (
+        f"Every substitution of {records:,} records with {residues:,} different residues, "
+        f"by {strategy}. {describe_models(models)}"
+    )
+    drawn = sum(map(len, chosen))
+    some = f" ({drawn:,} proteins)" if drawn < sum(sizes) else ""
+    return ReportSection(facts, [score_histogram(values, f"Every substitution{some}", strategy)])
 
 
-def saturation_section(path: Path) -> ReportSection:
-    """The saturation of a sample, with a histogram."""
-    with Saturations.open(path) as results:
-        residues, chosen = int(results.length.sum()), evenly_spaced(len(results), MOST_PROTEINS)
-        odds = [substitution_scores(results, place) for place in chosen.tolist()]
-        facts = (
-            f"Every substitution of {len(results):,} records with {residues:,} different residues, "
-            f"by {results.strategy}. {describe_models(json.loads(results.attributes['models']))}"
-        )
-        some = f" ({len(chosen):,} proteins)" if len(chosen) < len(results) else ""
-        values = np.concatenate(odds) if odds else np.empty(0)
-        picture = score_histogram(values, f"Every substitution{some}", results.strategy)
-        return ReportSection(facts, [picture])
-
-
-def substitution_scores(results: Saturations, place: int) -> Float32:
-    """The log-odds of a record, without those of each residue to itself."""
-    item = results.item(place)
-    letters = np.array(list(item.sequence))[:, None]
-    found: Float32 = item.log_odds[letters != np.array(list(results.alphabet))]
+def substitution_scores(results: Saturations, row: int) -> Float32:
+    """The log-odds of a sequence, without those of each residue to itself."""
+    units = slice(*results.offset[row : row + 2].tolist())
+    with results.reading():
+        letters = np.array(list(letters_of(results.file[WILD_TYPE][units], WILD_TYPE)))
+    odds: Float32 = results.file[LOG_ODDS][units]
+    found: Float32 = odds[letters[:, None] != np.array(list(results.alphabet))]
     return found
 
 
-def variants_section(path: Path) -> ReportSection:
-    """The scores of a variant table, with a histogram. Raises InputError for a damaged file."""
+def variants_section(origin: Path, counts: Counts) -> ReportSection:
+    """The scores of a variant table, whose models are in `origin`, with a histogram.
+
+    Raises InputError for a damaged file.
+    """
     try:
-        facts = json.loads(path.with_name("scores.json").read_text(encoding="utf-8"))
+        facts = json.loads(origin.read_text(encoding="utf-8"))
         strategy, models = facts["strategy"], describe_models(facts["models"])
-        rows, values = read_scores(path, strategy)
+        values, (tally,) = counts.histograms[strategy], counts.tallies
     except (OSError, ValueError, TypeError, KeyError) as error:
-        raise InputError(f"{path}: not as `join` writes it ({error}); make it again") from None
-    text = f"{len(values):,} of {rows:,} variants scored by {strategy}. {models}"
+        raise InputError(f"{origin}: not as `join` writes it ({error}); make it again") from None
+    rows = tally.statuses.total()
+    text = f"{tally.statuses[OK]:,} of {rows:,} variants scored by {strategy}. {models}"
     return ReportSection(text, [score_histogram(values, "Variants", strategy)])
-
-
-def read_scores(path: Path, strategy: str) -> tuple[int, Float64]:
-    """The number of rows, and the scores of those that are ok, which take 8 bytes each."""
-    rows, values = 0, array("d")
-    for block in open_table(path).blocks(["status", strategy]):
-        rows += block.count
-        values.extend(float(value) for status, value in block.cells if status == OK)
-    return rows, np.frombuffer(values, np.float64) if values else np.empty(0)
 
 
 def describe_models(models: Mapping[str, Mapping[str, str]]) -> str:
@@ -89,13 +85,13 @@ def describe_models(models: Mapping[str, Mapping[str, str]]) -> str:
     return f"Mean over {len(texts)}: {'; '.join(texts)}."
 
 
-def score_histogram(values: Values, title: str, strategy: str) -> str:
+def score_histogram(values: Histogram, title: str, strategy: str) -> str:
     """The distribution of the scores, as SVG; empty if there are none."""
-    if not values.size:
+    if not values.total:
         return ""
 
     def draw(axes: Axes) -> None:
-        axes.hist(values, bins=50, color=BLUE, edgecolor="white", linewidth=0.3)
+        draw_bars(axes, *values.bars(50))
         axes.axvline(0, color=GREY, linewidth=0.8, linestyle=":")
         axes.set(xlabel=f"{strategy}, higher is fitter", ylabel="variants", title=title)
         axes.yaxis.set_major_formatter("{x:,.0f}")

@@ -35,7 +35,7 @@ from esm_pipeline.tasks.score.forward_passes import (
     together_masked,
     unmasked,
 )
-from esm_pipeline.tasks.score.variant_table import VariantArrays
+from esm_pipeline.tasks.score.variant_table import JOINT, VariantArrays
 
 POSITIONS_PLANNED = 1 << 14
 """Positions for which passes are planned together, about."""
@@ -133,7 +133,7 @@ class Marginals(Strategy):
     def __init__(self, settings: ScoreSettings, rows: VariantArrays, plan: SequencePlan) -> None:
         super().__init__(rows, plan)
         self.budget = settings.token_budget
-        joint = settings.strategy == "masked_marginal_joint"
+        joint = settings.strategy == JOINT
         if joint and plan.policy.window:
             self._skip_far_apart(plan.policy.window)
         row = np.repeat(np.arange(len(rows)), np.diff(rows.ends))  # (E,)

@@ -46,6 +46,7 @@ from esm_pipeline.tasks.score.wild_types import WildTypes, residues
 
 SCORE = "score"
 LIKELIHOOD = "pseudo_log_likelihood"
+JOINT = "masked_marginal_joint"
 SET_BYTES = 16
 MUTANT_ID = b"mutant"
 """The FASTA header of every mutated sequence: none is looked at."""

@@ -186,8 +186,11 @@ def test_files_that_are_not_ours(tmp_path):
 
 def test_what_cannot_be_read_is_one_line(tmp_path, values, monkeypatch):
     os.mkfifo(tmp_path / "fifo")
-    for path in (tmp_path, tmp_path / "fifo"):
-        with pytest.raises(InputError, match=r": not a file; give the path of embeddings\.h5, sat"):
+    for path, told in (
+        (tmp_path, "has no results"),
+        (tmp_path / "fifo", "not a file"),
+    ):
+        with pytest.raises(InputError, match=rf": {told}; give the path of embeddings\.h5, sat"):
             open_results(path)
 
     def refuse(path, mode, locking):

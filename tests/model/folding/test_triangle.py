@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from esm_pipeline.footprint import PRODUCTS
 from esm_pipeline.model.folding import triangle
 from esm_pipeline.model.folding.triangle import TriangleMultiplication
 from esm_pipeline.model.folding.trunk import TrunkBlock
@@ -177,5 +178,5 @@ def test_a_room_holds_what_anyone_works_on(blocks: Blocks):
 
 def test_numbers_at_once_follow_threads(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(triangle.torch, "get_num_threads", lambda: 2)
-    assert triangle.products_at_once(torch.device("cpu")) == 2 * triangle.PRODUCTS
+    assert triangle.products_at_once(torch.device("cpu")) == 2 * PRODUCTS
     assert triangle.products_at_once(torch.device("meta")) == triangle.PRODUCTS_ELSEWHERE

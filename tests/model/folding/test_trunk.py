@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from esm_pipeline.errors import InputError
+from esm_pipeline.footprint import ELEMENTS
 from esm_pipeline.model.folding import trunk
 from esm_pipeline.model.folding.trunk import (
     FoldingTrunk,
@@ -271,8 +272,8 @@ def test_a_negative_number_of_recycles_is_told(pair: Trunks):
 def test_rows_follow_length_and_threads(monkeypatch: pytest.MonkeyPatch):
     cpu = torch.device("cpu")
     monkeypatch.setattr(trunk.torch, "get_num_threads", lambda: 2)
-    assert rows_at_once((1, 64, 64, 128), cpu) == 2 * trunk.ELEMENTS // (64 * 128)
-    assert rows_at_once((4, 64, 64, 128), cpu) == 2 * trunk.ELEMENTS // (4 * 64 * 128)
+    assert rows_at_once((1, 64, 64, 128), cpu) == 2 * ELEMENTS // (64 * 128)
+    assert rows_at_once((4, 64, 64, 128), cpu) == 2 * ELEMENTS // (4 * 64 * 128)
     assert rows_at_once((1, 10**6, 10**6, 128), cpu) == 1
     assert rows_at_once((1, 64, 64, 128), torch.device("meta")) > 64
 

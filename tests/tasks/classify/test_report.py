@@ -62,15 +62,18 @@ def test_every_label_is_counted(
     monkeypatch.setattr(report_classes, "PREDICTIONS_AT_ONCE", 3)
     folder = write(tmp_path / "a", P, problem, residues=residues)
     kind = ResidueClasses if residues else Classes
-    with kind.open(next(folder.glob("*classes.h5"))) as results:
-        assert report_classes.counts_of(results).tolist() == counts
+    path = next(folder.glob("*classes.h5"))
+    predictions = report_classes.CountedPredictions([path], kind, [4])
+    assert predictions.size == 4
+    with kind.open(path) as results:
+        assert report_classes.counts_of(results, predictions).tolist() == counts
     text = page(folder)
     what = "residues of different sequences" if residues else "different sequences"
     message = (
         f"4 {what} of {4 if residues else 8} records classified. Model <code>&lt;tiny&gt;</code>"
     )
     assert message in text
-    assert text.count("<svg") == 1
+    assert text.count("<svg") == 1 + 1, "of lengths and of labels"
     shown = re.findall(r">([^<>]*)</text>", text)
     assert [one for one in shown if "$" in one] == [f"&lt;{place}&gt; $a_b$" for place in range(3)]
     assert ("Classes, p ≥ 0.5" if problem == MULTI else "Classes") in shown
@@ -88,7 +91,7 @@ def test_the_commonest_of_many_labels(tmp_path: Path) -> None:
 def test_values_are_spread(width: int, tmp_path: Path) -> None:
     values = np.random.default_rng(0).normal(size=(50, width))
     text = page(write(tmp_path / "a", values, "regression"))
-    assert text.count("<svg") == width
+    assert text.count("<svg") == 1 + width
     assert ">value</text>" in text if width == 1 else "value.&lt;1&gt;" in text
 
 

@@ -220,22 +220,33 @@ def test_hdf5_by_any_of_its_names(name: str, esm: Run, rotary: Path, tmp_path: P
         (("provenance", "--settings", "{{}}", "--out", "{d}/x.txt"), "let its name end in .json"),
         (("download", "--model", "demo", "--out", "{d}/x.txt"), "let its name end in .json"),
         (
-            ("aggregate", "records", "--records", "{d}/in.fasta", "--out", "{d}/x.csv"),
+            (
+                *("aggregate", "records", "--bundles", "{d}", "--count", "1"),
+                *("--out", "{d}/x.csv", "--counts", "{d}/x.json"),
+            ),
             "let its name end in .tsv",
         ),
         (
             (
-                *("aggregate", "embed", "--records", "{d}/in.fasta", "--out", "{d}/x.csv"),
-                *("--shards-dir", "{d}", "--shards", "1", "--status", "{d}/s.tsv"),
+                *("aggregate", "records", "--bundles", "{d}", "--count", "1"),
+                *("--out", "{d}/x.tsv", "--counts", "{d}/x.txt"),
+            ),
+            "let its name end in .json",
+        ),
+        (("aggregate", "tables", "{d}/in.fasta", "--out", "{d}/x.csv"), "name end in .tsv"),
+        (
+            (
+                *("aggregate", "embed", "--bundle", "{d}/in.fasta", "--out", "{d}/x.csv"),
+                *("--ranges", "{d}", "--count", "1", "--status", "{d}/s.status.tsv"),
             ),
             "let its name end in .h5",
         ),
         (
             (
-                *("aggregate", "embed", "--records", "{d}/in.fasta", "--out", "{d}/x.h5"),
-                *("--shards-dir", "{d}", "--shards", "1", "--status", "{d}/s.json"),
+                *("aggregate", "embed", "--bundle", "{d}/in.fasta", "--out", "{d}/x.h5"),
+                *("--ranges", "{d}", "--count", "1", "--status", "{d}/s.tsv"),
             ),
-            "let its name end in .tsv",
+            "let its name end in .status.tsv",
         ),
         (("classify", "--model", "demo", "{d}/in.fasta", "{d}/x.xlsx"), "end in .h5, .hdf5, .tsv"),
         (("score", "--model", "demo", "--saturation", "{d}/in.fasta", "{d}/x.txt"), "end in .h5"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from esm_pipeline.formats.records import format_row
@@ -15,14 +16,15 @@ from esm_pipeline.tasks.fold.report import structures_section
 
 @pytest.fixture
 def drawn(monkeypatch):
-    """What the histograms are made of."""
+    """What the histograms are made of: bars that are not empty, by their number from 0 to 39."""
     found = {}
 
-    def histogram(values, edges, label, title):
-        found[label] = list(values)
+    def histogram(counts, most, label, title):
+        found[label] = {int(place): int(counts[place]) for place in np.flatnonzero(counts)}
+        assert (len(counts), most) == (40, {"mean pLDDT": 100, "pTM": 1}[label])
         return f"<svg>{title}</svg>"
 
-    monkeypatch.setattr(report_structures, "plddt_histogram", histogram)
+    monkeypatch.setattr(report_structures, "confidence_histogram", histogram)
     return found
 
 
@@ -41,11 +43,13 @@ def section(folder: Path) -> tuple[str, str]:
     return part[0], "\n".join(map(str, part[1]))
 
 
-def test_counts_confidence_and_flags(tmp_path, drawn):
-    rows = [("80.5", "0.7", "clashes"), ("", "", ""), ("40", "0.2", "clashes;low_ptm")]
+@pytest.mark.parametrize("rows_at_once", [1, 4096])
+def test_counts_confidence_and_flags(tmp_path, drawn, monkeypatch, rows_at_once):
+    monkeypatch.setattr(report_structures, "ROWS_AT_ONCE", rows_at_once)
+    rows = [("80.5", "0.71", "clashes"), ("", "", ""), ("40", "0.2", "clashes;low_ptm")]
     facts, shown = section(write(tmp_path, *rows))
     assert facts == "2 records with a structure."
-    assert drawn == {"mean pLDDT": [80.5, 40], "pTM": [0.7, 0.2]}
+    assert drawn == {"mean pLDDT": {32: 1, 16: 1}, "pTM": {28: 1, 8: 1}}
     assert '<td>clashes</td><td class="number">2</td>' in shown
     assert '<td>low_ptm</td><td class="number">1</td>' in shown
 

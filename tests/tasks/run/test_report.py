@@ -16,6 +16,8 @@ from esm_pipeline.formats.records import Record, write_records
 from esm_pipeline.formats.results.saturation import Saturations
 from esm_pipeline.formats.tables import text as text_tables
 from esm_pipeline.tasks.common import report_parts
+from esm_pipeline.tasks.common.tallies import Histogram
+from esm_pipeline.tasks.embed.report import principal_components
 from esm_pipeline.tasks.run import report
 from esm_pipeline.tasks.score import report as report_scores
 
@@ -107,7 +109,8 @@ def test_every_score_and_the_substitutions_of_an_even_choice_are_drawn(tmp_path,
     drawn = {}
 
     def draw(values, title, strategy):
-        drawn[title] = values.tolist()
+        size = 2.0**values.exponent
+        drawn[title] = {place * size: number for place, number in values.counts.items()}
         return "<svg/>"
 
     monkeypatch.setattr(report_scores, "score_histogram", draw)
@@ -129,17 +132,21 @@ def test_every_score_and_the_substitutions_of_an_even_choice_are_drawn(tmp_path,
     text = page(tmp_path, folder)
     assert "3 of 4 variants scored" in text
     chosen = "Every substitution (2 proteins)"
-    assert drawn == {"Variants": [0.5, 1.5, 2.5], chosen: [1.0] * 19 + [3.0] * 20}
+    assert drawn == {"Variants": {0.5: 1, 1.5: 1, 2.5: 1}, chosen: {1: 19, 3: 20}}
     monkeypatch.setattr(report_scores, "MOST_PROTEINS", 3)
     page(tmp_path, folder)
-    assert len(drawn["Every substitution"]) == 19 + 19 + 20
+    assert drawn["Every substitution"] == {1: 19, 2: 19, 3: 20}
 
 
 def test_a_histogram_has_all_values(monkeypatch):
-    axes, values = Mock(), np.array([0.5, -3.0, 2.0])
+    axes, values = Mock(), Histogram()
+    values.add(np.array([0.5, -3.0, 2.0]))
     monkeypatch.setattr(report_scores, "svg", lambda draw: draw(axes))
     report_scores.score_histogram(values, "Variants", "wt_marginal")
-    assert axes.hist.call_args.args[0] is values
+    edges, counts, widths = axes.bar.call_args.args
+    assert counts.sum() == 3
+    assert edges[0] == -3 < edges[-1] + widths[-1]
+    assert counts[[0, -1]].tolist() == [1, 1]
     assert axes.axvline.call_args.args == (0,)
 
 
@@ -212,7 +219,7 @@ def test_principal_components_find_the_planted_plane():
     plane = rng.normal(size=(200, 2)) * (10, 3)
     axes = np.linalg.qr(rng.normal(size=(6, 6)))[0][:2]
     values = (plane @ axes + 5).astype(np.float32)
-    points, shares = report.principal_components(values)
+    points, shares = principal_components(values)
     centred = plane - plane.mean(0)
     distances = np.linalg.norm(centred[:, None] - centred, axis=-1)
     assert np.abs(np.linalg.norm(points[:, None] - points, axis=-1) - distances).max() < 1e-3
@@ -234,4 +241,4 @@ def test_numbers_are_evenly_spaced_and_within():
     [(31, 686, [50, 100, 200, 500]), (1, 3, [1, 2]), (6, 7, [6, 7]), (100, 100, [100])],
 )
 def test_round_numbers(least, most, expected):
-    assert report.round_numbers(least, most) == expected
+    assert report_parts.round_numbers(least, most) == expected

@@ -162,7 +162,7 @@ def test_a_file_that_took_the_place_of_another(folder, capsys):
 
 
 def test_what_is_not_of_the_run_is_named_and_no_difference(folder, capsys):
-    for name in ("logs", "a/fold", "a/shards", "b", "models"):
+    for name in ("logs", "a/fold", "a/bundles", "b", "models"):
         (folder / name).mkdir()
     for name in ("notes.txt", "a/classes.tsv", "models/old.json", ".hidden"):
         (folder / name).touch()

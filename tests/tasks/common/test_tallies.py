@@ -1,0 +1,134 @@
+"""Counts of tables: whatever the order of the rows, and after writing and reading, the same."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from esm_pipeline.errors import InputError
+from esm_pipeline.formats.records import Outcome
+from esm_pipeline.tasks.common import tallies
+from esm_pipeline.tasks.common.tallies import (
+    MOST_BINS,
+    Counts,
+    Histogram,
+    Tally,
+    read_counts,
+    write_counts,
+)
+
+NUMBERS = st.floats(-(2**41), 2**41) | st.floats(-30, 30)
+
+
+def counted(*values: float) -> Histogram:
+    histogram = Histogram()
+    histogram.add(np.array(values))
+    return histogram
+
+
+@given(st.lists(NUMBERS, min_size=1, max_size=30), st.integers(1, 9))
+def test_a_histogram_does_not_depend_on_the_order(values, step):
+    found = Histogram()
+    for first in range(step):
+        found.add(np.array(values[first::step]))
+    assert found == counted(*values)
+    assert found.total == len(values)
+
+
+@given(st.lists(NUMBERS, min_size=1, max_size=30), st.integers(1, 60))
+def test_bars_have_what_a_histogram_of_numpy_has(values, most):
+    """The oracle: the numbers themselves, in bars of the same edges."""
+    edges, counts = counted(*values).bars(most)
+    assert len(counts) == len(edges) - 1 <= most
+    place = np.searchsorted(edges, values, side="right") - 1
+    assert counts.tolist() == np.bincount(place, minlength=len(counts)).tolist()
+    assert counts.sum() == len(values)
+    assert min(counts[0], counts[-1]) > 0
+
+
+def test_bins_are_no_wider_than_they_need_be():
+    found = counted(0, 20)
+    assert found.exponent == -5
+    assert 20 * 2**5 < MOST_BINS < 20 * 2**6
+    assert counted(3, 3).exponent == tallies.FINEST
+
+
+def test_numbers_that_are_none_are_left_out():
+    assert counted(math.nan, math.inf, 2.0**42, 1) == counted(1)
+    assert counted() == counted(math.nan) == Histogram()
+    assert [len(one) for one in Histogram().bars(5)] == [0, 0]
+
+
+def example() -> Counts:
+    tally = Tally("embed", "a")
+    tally.add(Outcome("ok"), duplicate=True)
+    tally.add_many(Outcome("failed", "7 residues do not fit"), 3)
+    tally.add_many(Outcome("skipped", "of an earlier step"), 2, new=False)
+    for length in (5, 6):
+        tally.add(Outcome("skipped", f"{length} residues, but positions for 4"))
+    return Counts([tally], {"score": counted(-1.5, 2)}, {7: 3, 5: 1})
+
+
+def test_counts_come_back(tmp_path: Path) -> None:
+    write_counts(tmp_path / "counts.json", example())
+    found = read_counts(tmp_path / "counts.json", "a")
+    assert found == example()
+    assert found.tallies[0].row() == ["a", "embed", "8", "1", "4", "3", "1"]
+    assert [*found.tallies[0].common_reasons()] == [
+        ("failed", "# residues do not fit", 3),
+        ("skipped", "# residues, but positions for #", 2),
+    ]
+    write_counts(tmp_path / "again.json", found)
+    assert (tmp_path / "again.json").read_bytes() == (tmp_path / "counts.json").read_bytes()
+
+
+def test_rare_reasons_are_dropped_where_there_are_too_many(monkeypatch):
+    monkeypatch.setattr(tallies, "DIFFERENT_REASONS", 10)
+    tally = Tally("variants")
+    for place in range(1000):
+        tally.add(Outcome("skipped", "often"))
+        tally.add(Outcome("skipped", f"protein '{'x' * place}' is unknown"))
+    assert tally.statuses == Counter(skipped=2000)
+    assert next(tally.common_reasons()) == ("skipped", "often", 1000)
+    assert len(tally.reasons["skipped"]) <= 10
+
+
+@pytest.mark.parametrize(
+    ("place", "value"),
+    [
+        (["format"], "another"),
+        (["format_version"], 2),
+        (["tallies"], None),
+        (["tallies", 0, "ok"], -1),
+        (["tallies", 0, "ok"], True),
+        (["tallies", 0, "step"], 1),
+        (["tallies", 0, "reasons"], {}),
+        (["tallies", 0, "reasons", "failed"], [1]),
+        (["histograms", "score", "exponent"], 1e9),
+        (["histograms", "score", "counts"], [1] * (MOST_BINS + 1)),
+        (["lengths"], [[1, 2, 3]]),
+        (["lengths"], {"1": 2}),
+    ],
+)
+def test_what_is_not_counts_is_one_line(tmp_path: Path, place: list, value: object) -> None:
+    path = tmp_path / "counts.json"
+    write_counts(path, example())
+    values = inner = json.loads(path.read_text())
+    for key in place[:-1]:
+        inner = inner[key]
+    inner[place[-1]] = value
+    path.write_text(json.dumps(values))
+    with pytest.raises(InputError, match=r"counts\.json: not the counts of a table \([^\n]+\)"):
+        read_counts(path, "a")
+
+
+def test_missing_counts_are_one_line(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="no such file; run the workflow again"):
+        read_counts(tmp_path / "counts.json", "a")
