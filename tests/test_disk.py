@@ -101,7 +101,7 @@ NAMED = {
         *(f"0000{n}.{end}" for n in range(3) for end in ("fasta", "index.npz", "records.tsv")),
     },
     embed: {".", "out.h5", "out.records.tsv", "out.sha256"},
-    job: {".", "1-of-2.h5"},
+    job: {"."},
     gather: {"00000.h5", "00000.status.tsv", "00000.sha256"},
     table: {"records.tsv", "records.json", "digests.sha256"},
 }

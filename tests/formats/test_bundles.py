@@ -18,7 +18,7 @@ from esm_pipeline.formats.bundles import (
     Range,
     Work,
     digit_counts,
-    index_of,
+    index_path,
     range_bounds,
     range_names,
     record_offsets,
@@ -39,14 +39,14 @@ def bundle_of(folder: Path, lengths: list[int], least: int = 1) -> Bundle:
     fasta, length = folder / "00000.fasta", np.array(lengths, np.int32)
     first = np.arange(len(length))
     write_index(
-        index_of(fasta),
+        index_path(fasta),
         first=first,
         length=length,
         offset=record_offsets(first, length),
         digest=first.astype(np.uint64),
         least=least,
     )
-    write_digests(folder / "digests.sha256", {index_of(fasta).name: index_of(fasta)})
+    write_digests(folder / "digests.sha256", {index_path(fasta).name: index_path(fasta)})
     return Bundle.open(fasta)
 
 
@@ -124,12 +124,12 @@ def test_digits(numbers: list[int]) -> None:
 
 
 def test_an_index_has_the_same_bytes_again(tmp_path: Path) -> None:
-    before = index_of(bundle_of(tmp_path, [5, 3, 1]).fasta).read_bytes()
-    assert index_of(bundle_of(tmp_path, [5, 3, 1]).fasta).read_bytes() == before
+    before = index_path(bundle_of(tmp_path, [5, 3, 1]).fasta).read_bytes()
+    assert index_path(bundle_of(tmp_path, [5, 3, 1]).fasta).read_bytes() == before
 
 
 def test_an_index_that_was_changed(tmp_path: Path) -> None:
-    path = index_of(bundle_of(tmp_path, [5, 3, 1]).fasta)
+    path = index_path(bundle_of(tmp_path, [5, 3, 1]).fasta)
     whole = path.read_bytes()
     for place in range(0, len(whole), 37):
         damaged = bytearray(whole)

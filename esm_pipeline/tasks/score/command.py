@@ -50,10 +50,10 @@ from esm_pipeline.tasks.common.plan import LengthPolicy, SequencePlan
 from esm_pipeline.tasks.common.progress import progress
 from esm_pipeline.tasks.common.sequences import (
     SequenceSet,
-    UniqueSequences,
     open_sequences,
     read_entries,
 )
+from esm_pipeline.tasks.common.unique_sequences import UniqueSequences
 from esm_pipeline.tasks.score.score_files import RangeScores, write_range_scores
 from esm_pipeline.tasks.score.variant_range import VariantPart
 from esm_pipeline.tasks.score.variant_table import (

@@ -236,17 +236,17 @@ def test_hdf5_by_any_of_its_names(name: str, esm: Run, rotary: Path, tmp_path: P
         (("aggregate", "tables", "{d}/in.fasta", "--out", "{d}/x.csv"), "name end in .tsv"),
         (
             (
-                *("aggregate", "embed", "--records", "{d}/in.fasta", "--out", "{d}/x.csv"),
-                *("--shards-dir", "{d}", "--shards", "1", "--status", "{d}/s.tsv"),
+                *("aggregate", "embed", "--bundle", "{d}/in.fasta", "--out", "{d}/x.csv"),
+                *("--ranges", "{d}", "--count", "1", "--status", "{d}/s.status.tsv"),
             ),
             "let its name end in .h5",
         ),
         (
             (
-                *("aggregate", "embed", "--records", "{d}/in.fasta", "--out", "{d}/x.h5"),
-                *("--shards-dir", "{d}", "--shards", "1", "--status", "{d}/s.json"),
+                *("aggregate", "embed", "--bundle", "{d}/in.fasta", "--out", "{d}/x.h5"),
+                *("--ranges", "{d}", "--count", "1", "--status", "{d}/s.tsv"),
             ),
-            "let its name end in .tsv",
+            "let its name end in .status.tsv",
         ),
         (("classify", "--model", "demo", "{d}/in.fasta", "{d}/x.xlsx"), "end in .h5, .hdf5, .tsv"),
         (("score", "--model", "demo", "--saturation", "{d}/in.fasta", "{d}/x.txt"), "end in .h5"),
