@@ -234,10 +234,7 @@ def live(folder: Path, model: Path, settings: str, way: str) -> Path:
     long = "truncate" if chosen else "auto"
     if way == "workflow":
         cleaning = ", ".join(f"{name}: {value}" for name, value in chosen.items())
-        sections = [
-            f"embed={{include: [residue], long: {long}}}",
-            f"shard={{least: 1, {cleaning}}}",
-        ]
+        sections = [f"embed={{include: [residue], long: {long}}}", f"shard={{{cleaning}}}"]
         done = snakemake(folder, *config(model, *sections, fasta=fasta.name))
         assert done.code == 0, done.said
         return done.results / SAMPLE / "records.tsv"
@@ -287,15 +284,15 @@ def test_what_becomes_of_every_record(table: Path, settings: str, way: str) -> N
 def test_what_is_ok_has_its_values(table: Path, settings: str, way: str) -> None:
     if way == "shard":
         content = b"".join(path.read_bytes() for path in sorted(table.parent.glob("0*.fasta")))
-        found = dict(block.split() for block in content.decode().split(">")[1:])
+        shards = dict(block.split() for block in content.decode().split(">")[1:])
         wanted = [expected(name, settings, way) for name in LIVES]
         valid = [record for record in wanted if record.status == "ok"]
-        assert {int(index) for index in found} == {
+        assert {int(index) for index in shards} == {
             record.index for record in valid if record.duplicate_of is None
         }
         for record in valid:
             if record.duplicate_of is None:
-                digest = hashlib.sha256(found[str(record.index)].encode()).hexdigest()
+                digest = hashlib.sha256(shards[str(record.index)].encode()).hexdigest()
                 assert digest == record.sha256
         return
     wanted = [expected(name, settings, way) for name in LIVES]
@@ -481,8 +478,7 @@ def test_any_bytes_end_in_rows_or_in_one_line(
         fasta, out = Path(name, "in.fasta"), Path(name, "out")
         fasta.write_bytes(text)
         code = run("shard", "--quiet", "--bundles", bundles, "--out", out, fasta)
-        tables = sorted(out.glob("*.records.tsv")) if code == 0 else []
-        records = sorted(record for one in tables for record in read_records(one))
+        records = sorted(itertools.chain(*map(read_records, out.glob("*.records.tsv"))))
         whole = b"".join(path.read_bytes() for path in sorted(out.glob("*.fasta")))
     lines = said.getvalue().splitlines()
     if code:

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 RANGE = re.compile(r"([0-9]{1,6})-of-([0-9]{1,6})")
 """The name of a range: `03-of-40`, from `01-of-40` on."""
 
-FASTA, INDEX, RECORD_TABLE = ".fasta", ".index.npz", ".records.tsv"
+FASTA, INDEX_FILE, RECORD_TABLE = ".fasta", ".index.npz", ".records.tsv"
 """What the names of a bundle's files end in, after its number."""
 
 OPENING, CLOSING = len(">\n"), len("\n")
@@ -108,7 +108,7 @@ class Bundle:
         """
         import numpy as np
 
-        path = index_of(fasta)
+        path = index_path(fasta)
         try:
             content = path.read_bytes()
             require_listed(path, digest := sha256(content).hexdigest())
@@ -121,7 +121,7 @@ class Bundle:
             raise InputError(
                 f"{path}: cannot be read ({error.strerror or error}); {REMOVE_FOLDER}"
             ) from None
-        except (ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        except (ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as error:
             raise InputError(
                 f"{path}: not the index of a bundle ({error}); {REMOVE_FOLDER}"
             ) from None
@@ -217,9 +217,9 @@ def write_index(
         )
 
 
-def index_of(fasta: Path) -> Path:
+def index_path(fasta: Path) -> Path:
     """The path of the index next to a bundle's FASTA."""
-    return fasta.with_name(fasta.name.removesuffix(FASTA) + INDEX)
+    return fasta.with_name(fasta.name.removesuffix(FASTA) + INDEX_FILE)
 
 
 def record_table_of(fasta: Path) -> Path:

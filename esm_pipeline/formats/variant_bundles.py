@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from esm_pipeline.arrays import Int32, Int64
 from esm_pipeline.errors import InputError
-from esm_pipeline.formats.bundles import INDEX, REMOVE_FOLDER, Range, Work, range_bounds
+from esm_pipeline.formats.bundles import INDEX_FILE, REMOVE_FOLDER, Range, Work, range_bounds
 from esm_pipeline.formats.checksums import CHECKSUM_REMEDY, require_listed, sha256
 
 VARIANT_ROWS, WILD_TYPE_FASTA = "variants.tsv", "wild_types.fasta"
@@ -173,4 +173,4 @@ def write_variant_index(path: Path, arrays: dict[str, NDArray[np.number]], least
 
 def index_of_rows(table: Path) -> Path:
     """The path of the index next to the rows."""
-    return table.with_name(table.name.removesuffix(".tsv") + INDEX)
+    return table.with_name(table.name.removesuffix(".tsv") + INDEX_FILE)

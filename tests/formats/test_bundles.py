@@ -18,7 +18,7 @@ from esm_pipeline.formats.bundles import (
     Range,
     Work,
     digit_counts,
-    index_of,
+    index_path,
     range_bounds,
     range_names,
     record_offsets,
@@ -39,14 +39,14 @@ def bundle_of(folder: Path, lengths: list[int], least: int = 1) -> Bundle:
     fasta, length = folder / "00000.fasta", np.array(lengths, np.int32)
     first = np.arange(len(length))
     write_index(
-        index_of(fasta),
+        index_path(fasta),
         first=first,
         length=length,
         offset=record_offsets(first, length),
         digest=first.astype(np.uint64),
         least=least,
     )
-    write_digests(folder / "digests.sha256", {index_of(fasta).name: index_of(fasta)})
+    write_digests(folder / "digests.sha256", {index_path(fasta).name: index_path(fasta)})
     return Bundle.open(fasta)
 
 
@@ -99,8 +99,8 @@ def test_ranges_have_every_sequence_once(
 def test_a_giant_is_a_range_of_its_own() -> None:
     cost = np.array([10_000] + [1] * 1000)
     bounds = range_bounds(cost, 4, 4)
-    assert bounds.tolist()[:2] == [0, 1]
-    assert bounds[-1] == 1001
+    spans = [pair for pair in itertools.pairwise(bounds.tolist()) if pair[0] < pair[1]]
+    assert spans == [(0, 1), (1, 1001)]
 
 
 def test_short_bundles_fill_few_ranges(tmp_path: Path) -> None:
@@ -124,18 +124,18 @@ def test_digits(numbers: list[int]) -> None:
 
 
 def test_an_index_has_the_same_bytes_again(tmp_path: Path) -> None:
-    before = index_of(bundle_of(tmp_path, [5, 3, 1]).fasta).read_bytes()
-    assert index_of(bundle_of(tmp_path, [5, 3, 1]).fasta).read_bytes() == before
+    before = index_path(bundle_of(tmp_path, [5, 3, 1]).fasta).read_bytes()
+    assert index_path(bundle_of(tmp_path, [5, 3, 1]).fasta).read_bytes() == before
 
 
 def test_an_index_that_was_changed(tmp_path: Path) -> None:
-    path = index_of(bundle_of(tmp_path, [5, 3, 1]).fasta)
+    path = index_path(bundle_of(tmp_path, [5, 3, 1]).fasta)
     whole = path.read_bytes()
     for place in range(0, len(whole), 37):
         damaged = bytearray(whole)
         damaged[place] ^= 1
         path.write_bytes(damaged)
-        with pytest.raises(InputError, match="damaged, its digest is not that in digests.sha256"):
+        with pytest.raises(InputError, match=r"damaged, its digest is not that in digests.sha256"):
             Bundle.open(tmp_path / "00000.fasta")
 
 
@@ -157,5 +157,5 @@ def test_what_is_not_an_index(tmp_path: Path, content: bytes | str) -> None:
 
 
 def test_an_index_that_is_missing(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="00000.index.npz: no such file; give a bundle of `shard`"):
+    with pytest.raises(InputError, match=r"00000.index.npz: no such file; give a bundle of"):
         Bundle.open(tmp_path / "00000.fasta")

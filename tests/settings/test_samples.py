@@ -223,8 +223,8 @@ def test_characters_that_a_path_cannot_have(tmp_path, path, told):
 @pytest.mark.parametrize(
     ("fasta", "refused"),
     [
-        ("{out}/a/shards/00000.fasta", True),
-        ("{out}/a/shards/mine.fasta", True),
+        ("{out}/a/bundles/00000.fasta", True),
+        ("{out}/a/bundles/mine.fasta", True),
         ("{out}/a/embed/x.fasta", True),
         ("{out}/a/records.tsv", True),
         ("{out}/a/scores.json", True),
@@ -235,7 +235,7 @@ def test_characters_that_a_path_cannot_have(tmp_path, path, told):
         ("{out}/a", True),
         ("{out}/logs/x.fasta", True),
         ("{out}/report.html", True),
-        ("link/a/shards/00000.fasta", True),
+        ("link/a/bundles/00000.fasta", True),
         ("{out}/a/structures/x.fasta", True),
         ("{out}/a/pae/x.fasta", True),
         ("{out}/a/structures.sha256", True),
@@ -246,9 +246,9 @@ def test_characters_that_a_path_cannot_have(tmp_path, path, told):
         ("{out}/a/mine.tsv", False),
         ("{out}/a/proteins.fasta", False),
         ("{out}/a/mine/records.tsv", False),
-        ("{out}/b/shards/00000.fasta", False),
+        ("{out}/b/bundles/00000.fasta", False),
         ("{out}/x.fasta", False),
-        ("other/a/shards/00000.fasta", False),
+        ("other/a/bundles/00000.fasta", False),
     ],
 )
 def test_an_input_where_results_go_is_refused(tmp_path, monkeypatch, fasta, refused):

@@ -14,7 +14,15 @@ from hypothesis import strategies as st
 
 from esm_pipeline.errors import InputError
 from esm_pipeline.flags import flags
-from esm_pipeline.settings import MOST_SHARDS, Model, Settings, load_settings, shard_names
+from esm_pipeline.settings import (
+    MOST_RANGES,
+    MOST_SHARDS,
+    RECORD_BYTES,
+    Model,
+    Settings,
+    load_settings,
+)
+from esm_pipeline.settings.result_names import bundle_names, of_bundles
 from esm_pipeline.settings.section import check, is_execution
 from esm_pipeline.settings.sections import (
     CleaningSettings,
@@ -105,7 +113,7 @@ def refusal(function, *arguments) -> str:
         (FASTA | {"embed": {"token_budget": 99.0}}, f"'embed.token_budget' = 99.0: {BUDGET}"),
         (FASTA | {"embed": {"token_budget": 0}}, f"'embed.token_budget' = 0: {BUDGET}"),
         (FASTA | {"embed": {"token_budget": [9]}}, f"'embed.token_budget' = [9]: {BUDGET}"),
-        (FASTA | {"shard": {"residues": -1}}, "'shard.residues' = -1: should be a whole number fr"),
+        (FASTA | {"shard": {"bundle": -1}}, "'shard.bundle' = -1: should be a whole number fr"),
         (
             FASTA | {"embed": {"threads": 1025}},
             "'embed.threads' = 1025: should be a whole number from 0 to 1024",
@@ -217,30 +225,64 @@ def test_numbers_may_come_as_text_from_a_command_line():
     assert load_settings(FASTA | text) == load_settings(FASTA | numbers)
 
 
-def test_shards_follow_from_the_size(tmp_path):
+def test_jobs_and_bundles_follow_from_the_size(tmp_path):
     fasta = tmp_path / "a.fasta"
     fasta.write_bytes(b"A" * 2500)
     packed = tmp_path / "a.gz"
     packed.write_bytes(gzip.compress(bytes(range(256)) * 10))
-    chosen = load_settings({"fasta": "a", "shard": {"residues": 1000}})
-    assert chosen.shard_count([str(fasta)]) == 3
-    assert chosen.shard_count([str(fasta)] * 2) == 5
-    assert chosen.shard_count([str(packed)]) == -(-2 * packed.stat().st_size // 1000)
+    sizes = {"embed": {"job_residues": 1000}, "fold": {"job_residues": 500}}
+    chosen = load_settings({"fasta": "a", **sizes, "shard": {"bundle": 2}})
+    assert chosen.bundle_count([str(fasta)]) == -(-2500 // (2 * RECORD_BYTES)) == 4
+    assert chosen.range_counts("embed", [str(fasta)]) == [1, 1, 1, 1], "each bundle has one"
+    assert chosen.range_counts("fold", [str(fasta)]) == [2, 1, 1, 1]
+    whole = load_settings({"fasta": "a", **sizes})
+    assert whole.bundle_count([str(fasta)]) == 1
+    assert whole.range_counts("embed", [str(fasta)]) == [3]
+    assert whole.range_counts("embed", [str(fasta)] * 2) == [5]
+    assert whole.range_counts("fold", [str(fasta)]) == [5]
+    assert whole.range_counts("embed", [str(packed)]) == [-(-2 * packed.stat().st_size // 1000)]
+    coding = load_settings({"fasta": "a", **sizes, "shard": {"nucleotides": "translate"}})
+    assert coding.range_counts("embed", [str(fasta)]) == [1]
     fasta.write_bytes(b"")
-    assert chosen.shard_count([str(fasta)]) == 1
+    assert whole.range_counts("embed", [str(fasta)]) == [1]
 
 
-def test_with_a_number_of_shards_the_input_need_not_exist(tmp_path):
+@pytest.mark.parametrize("number", [1, 7, MOST_RANGES, MOST_RANGES + 1, 1001, MOST_SHARDS])
+def test_with_a_number_of_shards_the_input_need_not_exist(tmp_path, number):
+    """Nothing follows from the size then: a job may see the input that another one has made."""
+    fasta = tmp_path / "none.fasta"
+    chosen = load_settings({"fasta": "a", "shards": number})
+    counts = chosen.range_counts("embed", [str(fasta)])
+    assert sum(counts) == number
+    assert len(counts) == chosen.bundle_count([str(fasta)])
+    assert max(counts) <= MOST_RANGES
+    assert max(counts) - min(counts) <= 1
+    fasta.write_bytes(b"A" * 100_000)
+    assert chosen.range_counts("embed", [str(fasta)]) == counts
+
+
+def test_without_it_the_input_must_exist(tmp_path):
     missing = str(tmp_path / "none.fasta")
-    assert load_settings({"fasta": missing, "shards": 7}).shard_count([missing]) == 7
-    told = refusal(load_settings({"fasta": missing}).shard_count, [missing])
+    told = refusal(load_settings({"fasta": missing}).bundle_count, [missing])
     assert "no such file; check the path, or set 'shards' to a number" in told
 
 
-def test_shard_names_sort_as_their_numbers():
-    names = shard_names(1200)
+def test_bundle_names_sort_as_their_numbers():
+    names = bundle_names(1200)
     assert names == sorted(names)
     assert (names[0], names[-1], len(set(names))) == ("00000", "01199", 1200)
+
+
+def test_results_of_several_bundles_have_names_of_their_own(tmp_path):
+    (tmp_path / "a.fasta").write_bytes(b"A" * 1000)
+    config = {"fasta": str(tmp_path / "a.fasta"), "tasks": ["embed", "fold"]}
+    whole = load_settings(config).results()["a"]
+    parts = load_settings({**config, "shard": {"bundle": 1}}).results()["a"]
+    assert set(parts) == {one for name in whole for one in of_bundles(name, 3)}
+    assert {"embeddings/00002.h5", "structures/00000.h5", "structures.tsv", "records.tsv"} < {
+        *parts
+    }
+    assert "embeddings.h5" not in parts
 
 
 def test_flags_tell_results_and_execution_apart():
@@ -257,7 +299,7 @@ def test_flags_tell_results_and_execution_apart():
 
 
 def test_cleaning_is_what_changes_results_of_shard():
-    chosen = ShardSettings(gaps="remove", residues=5).part(CleaningSettings)
+    chosen = ShardSettings(gaps="remove", bundle=5).part(CleaningSettings)
     assert type(chosen) is CleaningSettings
     assert chosen == CleaningSettings(gaps="remove")
 
@@ -291,19 +333,18 @@ def test_what_is_to_be_scored(tmp_path):
     assert refusal(braces.tables).startswith("variants: 'v{1}': Snakemake reads braces and angle")
 
 
-def test_shards_of_a_table_follow_from_its_size(tmp_path):
+def test_jobs_of_a_table_follow_from_its_size(tmp_path):
     (tmp_path / "v.csv").write_text("x" * 25)
     sized = load_settings(FASTA | {"score": {"table_bytes": 10}})
-    assert sized.table_shard_count(str(tmp_path / "v.csv")) == 3
-    assert load_settings(FASTA | {"shards": 7}).table_shard_count("none") == 7
+    assert sized.table_range_count(str(tmp_path / "v.csv")) == 3
+    assert load_settings(FASTA | {"shards": 7}).table_range_count("none") == 7
 
 
-def test_shards_are_never_more_than_can_be_named(tmp_path):
+def test_jobs_are_never_more_than_can_be_named(tmp_path):
     with open(tmp_path / "large", "wb") as file:
         file.truncate(10**9)
-    assert load_settings(FASTA | {"shard": {"residues": 1}}).shard_count(
-        [str(tmp_path / "large")]
-    ) == len(shard_names(MOST_SHARDS))
+    chosen = load_settings(FASTA | {"embed": {"job_residues": 1}})
+    assert sum(chosen.range_counts("embed", [str(tmp_path / "large")])) == MOST_SHARDS
 
 
 def test_models_of_a_run(tmp_path):

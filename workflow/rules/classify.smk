@@ -29,8 +29,8 @@ def add_classes_rule(layout):
         conda:
             "../../envs/esm.yaml"
         resources:
-            mem_mb=memory_by_size(1),
-            runtime=240,
+            mem_mb=by_size("mem_mb", 1000, 1),
+            runtime=by_size("runtime", 30, 0.02),
         params:
             esm=esm,
             flags=flags(settings.classify.part(LabelSettings)),

@@ -1,5 +1,6 @@
 # The settings, the samples, and what the rules share. Snakemake reads this file again for every
 # job, so it imports only the settings of the package, and no torch.
+import math
 import os
 import re
 import shlex
@@ -161,18 +162,32 @@ def ranges_of(task, pattern):
     )
 
 
-def memory_by_size(per_mb, base=1000, of=None):
-    """A resource function: memory in MB, `per_mb` for each MB of input; more after a failure.
+def by_size(key, base, per_mb=0.0, of=None):
+    """A resource function: `base`, and `per_mb` for each MB of input; a retry asks for more.
 
-    of: the names of the inputs that count, by default all.
+    key: the one of `limits` that applies. of: the names of the inputs that count, by default all.
     """
+    limit = getattr(settings.limits, key)
 
-    def mem_mb(wildcards, input, attempt):
-        files = input if of is None else [getattr(input, name) for name in of]
+    def amount(wildcards, input, attempt):
+        files = (
+            input if of is None else [file for name in of for file in listed(getattr(input, name))]
+        )
         megabytes = sum(map(os.path.getsize, files)) / 1e6  # a missing file: not known yet
-        return int(base + per_mb * megabytes) * attempt
+        need = math.ceil(base + per_mb * megabytes)
+        if limit is not None and need > limit:
+            raise WorkflowError(
+                f"{key} {need:,} for an input of {megabytes:,.0f} MB is more than limits.{key} "
+                f"({limit:,}); raise it, or lower shard.bundle"
+            )
+        return need * attempt if limit is None else min(need * attempt, limit)
 
-    return mem_mb
+    return amount
+
+
+def listed(files):
+    """The files of an input, which may be one or several."""
+    return [files] if isinstance(files, str) else files
 
 
 def models_of(task):
@@ -204,8 +219,8 @@ def add_merge_rule(table, part):
         conda:
             "../../envs/esm.yaml"
         resources:
-            mem_mb=1000,
-            runtime=240,
+            mem_mb=by_size("mem_mb", 1000),
+            runtime=by_size("runtime", 30, 0.02),
         params:
             esm=esm,
         message:

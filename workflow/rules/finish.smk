@@ -46,8 +46,8 @@ rule records:
     conda:
         "../../envs/esm.yaml"
     resources:
-        mem_mb=1000,
-        runtime=240,
+        mem_mb=by_size("mem_mb", 1000, 0.1),
+        runtime=by_size("runtime", 30, 0.02),
     params:
         esm=esm,
         bundles=lambda wildcards, input: Path(input.listed).parent,
@@ -80,6 +80,9 @@ rule report:
     localrule: SMALL
     conda:
         "../../envs/esm.yaml"
+    resources:
+        mem_mb=by_size("mem_mb", 2000),
+        runtime=by_size("runtime", 60),
     params:
         esm=esm,
         settings=all_settings,
@@ -98,7 +101,7 @@ rule counts:
         f"{OUT}/logs/counts.log",
     benchmark:
         f"{OUT}/benchmarks/counts.tsv"
-    localrule: SMALL
+    localrule: True
     conda:
         "../../envs/esm.yaml"
     params:
@@ -131,6 +134,9 @@ rule provenance:
     localrule: SMALL
     conda:
         "../../envs/esm.yaml"
+    resources:
+        mem_mb=by_size("mem_mb", 1000),
+        runtime=by_size("runtime", 60, 0.01, of=("fasta", "variants")),
     params:
         esm=esm,
         settings=all_settings,

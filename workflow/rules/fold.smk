@@ -35,8 +35,8 @@ def add_structures_rule(layout):
             "../../envs/esm.yaml"
         threads: job_threads(settings.fold)
         resources:
-            mem_mb=4000,
-            runtime=480,
+            mem_mb=by_size("mem_mb", 4000),
+            runtime=by_size("runtime", 60, 0.1),
         params:
             esm=esm,
             flags=flags(settings.fold.part(StructureSettings)),

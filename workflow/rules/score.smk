@@ -24,8 +24,8 @@ if TABLES:
         conda:
             "../../envs/esm.yaml"
         resources:
-            mem_mb=memory_by_size(6),
-            runtime=240,
+            mem_mb=by_size("mem_mb", 1000, 6),
+            runtime=by_size("runtime", 30, 0.1),
         params:
             esm=esm,
             least=settings.shard.least,
@@ -77,8 +77,8 @@ if TABLES:
         conda:
             "../../envs/esm.yaml"
         resources:
-            mem_mb=memory_by_size(2, of=("variants", "rows")),
-            runtime=240,
+            mem_mb=by_size("mem_mb", 1000, 2, of=("variants", "rows")),
+            runtime=by_size("runtime", 30, 0.1),
         params:
             esm=esm,
             number=lambda wildcards: TABLE_RANGES[wildcards.sample],
@@ -114,8 +114,8 @@ def add_heatmaps_rule(layout):
         conda:
             "../../envs/esm.yaml"
         resources:
-            mem_mb=4000,
-            runtime=240,
+            mem_mb=by_size("mem_mb", 2000),
+            runtime=by_size("runtime", 60, 1),
         params:
             esm=esm,
         message:

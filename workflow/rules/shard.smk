@@ -22,8 +22,8 @@ for sample, files in SAMPLES.items():
         conda:
             "../../envs/esm.yaml"
         resources:
-            mem_mb=memory_by_size(4),
-            runtime=240,
+            mem_mb=by_size("mem_mb", 1000, 2),
+            runtime=by_size("runtime", 30, 0.05),
         params:
             esm=esm,
             bundles=len(BUNDLES[sample]),

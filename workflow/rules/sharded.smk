@@ -247,8 +247,8 @@ def add_gather_rule(name, row, layout):
         conda:
             "../../envs/esm.yaml"
         resources:
-            mem_mb=memory_by_size(1, of=("records", "index")),
-            runtime=240,
+            mem_mb=by_size("mem_mb", 1000, 1, of=("records", "index")),
+            runtime=by_size("runtime", 30, 0.01),
         params:
             esm=esm,
             number=lambda wildcards: range_count(row.task, wildcards),

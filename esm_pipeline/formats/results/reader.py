@@ -311,7 +311,7 @@ def open_kind(path: str | os.PathLike[str], kinds: Sequence[type[ResultsType]]) 
         for part in parts:
             part.close()
         raise
-    return first(path if len(files) > 1 else files[0], parts)
+    return first(os.path.dirname(files[0]) if len(files) > 1 else files[0], parts)
 
 
 def open_part(

@@ -80,13 +80,12 @@ class StoredArray:
         number, place = file.id.get_vfd_handle(), self._offset + first * self._item_bytes
         while len(rest):
             try:
-                data = os.pread(number, len(rest), place)
+                count = os.preadv(number, [rest], place)
             except OSError as error:
                 raise unreadable(self.path, error) from None
-            if not data:
+            if not count:
                 raise damaged_result(self.path, "cut short since it was opened")
-            rest[: len(data)] = data
-            rest, place = rest[len(data) :], place + len(data)
+            rest, place = rest[count:], place + count
         return values
 
 

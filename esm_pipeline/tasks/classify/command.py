@@ -42,10 +42,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def outputs(args: argparse.Namespace) -> Outputs:
     """What `classify` writes. Raises InputError for a place that cannot be used."""
-    return Outputs([*result_files(args), args.sha256])
+    return Outputs([*classify_files(args), args.sha256])
 
 
-def result_files(args: argparse.Namespace) -> list[Path]:
+def classify_files(args: argparse.Namespace) -> list[Path]:
     """The output, the table of records, and the provenance; or the file of a range.
 
     Raises InputError.
@@ -63,7 +63,7 @@ def run(args: argparse.Namespace) -> int:
     started = time.perf_counter()
     settings = section_from(ClassifySettings, args)
     threshold = section_from(LabelSettings, args).threshold
-    targets, ending = result_files(args), ending_of(args.output, CLASSIFY_ENDINGS)
+    targets, ending = classify_files(args), ending_of(args.output, CLASSIFY_ENDINGS)
     with command.open_input(args, args.output.parent, "classify", CLASSIFY_WORK) as sequences:
         if command.wrote_idle(sequences, args.output):
             return 0

@@ -10,26 +10,17 @@ import os
 from collections.abc import Iterator
 from hashlib import sha256
 from pathlib import Path
-from typing import Any, NamedTuple, Self
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
-from esm_pipeline.arrays import Int32
 from esm_pipeline.errors import InputError
-from esm_pipeline.formats.bundles import CLOSING, Bundle, Range, Work, index_of
+from esm_pipeline.formats.bundles import CLOSING, Bundle, Range, Work, index_path
 from esm_pipeline.formats.checksums import CHECKSUM_REMEDY
 from esm_pipeline.formats.records import OK, Record
 from esm_pipeline.tasks.common.sequences import BATCH
-
-
-class BundlePart(NamedTuple):
-    """Which part of a bundle some sequences are."""
-
-    attributes: dict[str, str]
-    """Task, digest of the bundle, name of the range, and its bounds: attributes of a job's file."""
-    bundle_lengths: Int32
-    """Residues of all sequences of the bundle that the task can compute."""
+from esm_pipeline.tasks.common.unique_sequences import BundlePart
 
 
 class BundleSequences:
@@ -101,7 +92,7 @@ class BundleSequences:
                 ):
                     raise InputError(
                         f"{fasta}: damaged, its sequence {name} is not that in "
-                        f"{index_of(fasta).name}; {CHECKSUM_REMEDY}"
+                        f"{index_path(fasta).name}; {CHECKSUM_REMEDY}"
                     )
             begin = stop
 

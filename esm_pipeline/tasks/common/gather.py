@@ -25,7 +25,7 @@ from esm_pipeline.files import naming_errors
 from esm_pipeline.formats.bundles import (
     REMOVE_FOLDER,
     Bundle,
-    index_of,
+    index_path,
     range_names,
     record_table_of,
 )
@@ -58,7 +58,7 @@ MAY_DIFFER = {"software", "format_version"}
 TABLE_BLOCK = 1 << 20
 """Bytes of a table of records that are read at a time."""
 
-INDEX_CELL, ID_CELL, DIGEST_CELL, STATUS_CELL, REASON_CELL, FIRST_CELL = (
+INDEX_COLUMN, ID_COLUMN, DIGEST_COLUMN, STATUS_COLUMN, REASON_COLUMN, FIRST_COLUMN = (
     RECORD_COLUMNS.index(name)
     for name in ("index", "id", "sha256", "status", "reason", "duplicate_of")
 )
@@ -200,11 +200,11 @@ class BundleResults:
         with naming_errors(target), open(target, "wb") as handle:
             handle.write(format_row(status_columns(self.task)).encode())
             for cells in read_cells(path):
-                index = np.array(cells[INDEX_CELL]).astype(np.int64)
+                index = np.array(cells[INDEX_COLUMN]).astype(np.int64)
                 if (np.diff(index, prepend=last) <= 0).any():
                     raise InputError(f"{path}: its records are not in order; {REMOVE_FOLDER}")
                 last = int(index[-1])
-                usable = np.array(cells[STATUS_CELL]) == OK.encode()
+                usable = np.array(cells[STATUS_COLUMN]) == OK.encode()
                 places = np.full(len(index), -1)
                 places[usable] = self._places(path, cells, index, usable)
                 firsts += int(np.count_nonzero(self.bundle.first[places[usable]] == index[usable]))
@@ -213,16 +213,16 @@ class BundleResults:
                 lines = [
                     cell + b"\t" + (ends[number] if place >= 0 else skipped(reason))
                     for cell, place, number, reason in zip(
-                        cells[INDEX_CELL],
+                        cells[INDEX_COLUMN],
                         places.tolist(),
                         numbers.tolist(),
-                        cells[REASON_CELL],
+                        cells[REASON_COLUMN],
                         strict=True,
                     )
                 ]
                 handle.write(b"".join(lines))
                 chosen = usable & (self.rows[places] >= 0 if len(self.rows) else False)
-                ok.add(cells[ID_CELL], index, chosen, self.rows[places[chosen]])
+                ok.add(cells[ID_COLUMN], index, chosen, self.rows[places[chosen]])
                 for number, times in enumerate(np.bincount(numbers[usable]).tolist()):
                     ok.counts[ends[number].partition(b"\t")[0].decode()] += times
                 ok.counts[SKIPPED] += int(np.count_nonzero(~usable))
@@ -237,7 +237,7 @@ class BundleResults:
         self, path: Path, cells: list[list[bytes]], index: Int64, usable: NDArray[np.bool_]
     ) -> Int64:
         """The place in the bundle of the sequence of each usable record."""
-        duplicates = np.array(cells[FIRST_CELL])[usable]
+        duplicates = np.array(cells[FIRST_COLUMN])[usable]
         first = index[usable]
         first[duplicates != b""] = duplicates[duplicates != b""].astype(np.int64)
         ordered = np.searchsorted(self._ordered, first)
@@ -245,15 +245,15 @@ class BundleResults:
         known[known] = self._ordered[ordered[known]] == first[known]
         places = np.full(len(first), -1)
         places[known] = self._order[ordered[known]]
-        texts = itertools.compress(cells[DIGEST_CELL], usable)
+        texts = itertools.compress(cells[DIGEST_COLUMN], usable)
         text = b"".join([one[:SHORT_DIGEST] for one in texts]).decode("ascii")
         digests = np.frombuffer(bytes.fromhex(text), ">u8")
         known[known] = self.bundle.digest[places[known]] == digests[known]
         if not known.all():
             number = int(np.flatnonzero(usable)[int(np.argmin(known))])
             raise InputError(
-                f"{path}: record {index[number]} ({cells[ID_CELL][number].decode()!a}) is not in "
-                f"{index_of(self.bundle.fasta).name}; {REMOVE_FOLDER}"
+                f"{path}: record {index[number]} ({cells[ID_COLUMN][number].decode()!a}) is not in "
+                f"{index_path(self.bundle.fasta).name}; {REMOVE_FOLDER}"
             )
         return places
 
@@ -302,7 +302,7 @@ def read_cells(path: Path) -> Iterator[list[list[bytes]]]:
             while block := file.read(TABLE_BLOCK):
                 block += file.readline()
                 digest.update(block)
-                yield columns_of(block)
+                yield table_columns(block)
     except FileNotFoundError:
         raise InputError(f"{path}: no such file; {REMOVE_FOLDER}") from None
     except ValueError as error:
@@ -312,7 +312,7 @@ def read_cells(path: Path) -> Iterator[list[list[bytes]]]:
         raise InputError(f"{path}:1: not the header of a table of records; {REMOVE_FOLDER}")
 
 
-def columns_of(block: bytes) -> list[list[bytes]]:
+def table_columns(block: bytes) -> list[list[bytes]]:
     """The columns of some rows of a table of records. Raises ValueError if it is malformed."""
     lines = block.removesuffix(b"\n").split(b"\n")
     rows = [line.split(b"\t") for line in lines]

@@ -18,9 +18,8 @@ from esm_pipeline.formats.results.job_files import StoredOutcomes, lay_out_job, 
 from esm_pipeline.formats.results.layout import Array, RecordRow
 from esm_pipeline.formats.results.validation import open_hdf5
 from esm_pipeline.formats.results.writer import RaggedWriter
-from esm_pipeline.tasks.common.bundle_sequences import BundlePart
 from esm_pipeline.tasks.common.room import require_room
-from esm_pipeline.tasks.common.sequences import UniqueSequences
+from esm_pipeline.tasks.common.unique_sequences import BundlePart, UniqueSequences
 
 DOES_NOT_FIT = "{} residues do not fit into memory, even alone; use a machine with more"
 NOT_FINITE = "the model gave values that are not finite numbers"

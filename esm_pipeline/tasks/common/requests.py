@@ -33,10 +33,10 @@ IDLE_MB = 500
 
 LEAST_MINUTES = 10
 
-BASE = {"cpu": 450e6, "gpu": 4e9}
+BASE = {"cpu": 400e6, "gpu": 4e9}
 """Bytes of the libraries, those of a GPU among them, and of the index of a bundle."""
 
-WEIGHT_BYTES = {"float32": 8.4, "bfloat16": 4.0, "int8": 6.0}
+WEIGHT_BYTES = {"float32": 8.4, "bfloat16": 3.0, "int8": 7.0}
 """Bytes of memory for each parameter while a model is loaded and made ready on a CPU. In float32
 the pages of the file are counted besides the weights; int8 layers are made from them."""
 
@@ -57,7 +57,7 @@ LEAST_TOKENS = 512
 SPECIAL_TOKEN_COUNT = 2
 """BOS and EOS, which every sequence of residues has around it."""
 
-WIDTHS = {"float32": (40, 8), "bfloat16": (30, 6), "int8": (40, 8)}
+WIDTHS = {"float32": (56, 8), "bfloat16": (28, 4), "int8": (60, 12)}
 """Bytes for each token in a batch: for each number of the states, and of the feed-forward."""
 
 
@@ -206,9 +206,13 @@ class Need(NamedTuple):
                 f"({limits.runtime:,}); raise it, or set more shards"
             )
         return Request(
-            min(mem_mb * attempt, limits.mem_mb or math.inf),  # type: ignore[arg-type]
-            min(runtime * attempt, limits.runtime or math.inf),  # type: ignore[arg-type]
+            capped(mem_mb * attempt, limits.mem_mb), capped(runtime * attempt, limits.runtime)
         )
+
+
+def capped(value: int, limit: int | None) -> int:
+    """The value, or the limit if there is a lower one."""
+    return value if limit is None else min(value, limit)
 
 
 def rounded_up(value: float, step: int, least: int) -> int:

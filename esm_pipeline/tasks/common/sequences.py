@@ -15,7 +15,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from hashlib import sha256
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, Protocol, Self
+from typing import IO, TYPE_CHECKING, Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -46,8 +46,6 @@ from esm_pipeline.tasks.common.cleaning import (
 
 if TYPE_CHECKING:
     import hashlib
-
-    from esm_pipeline.tasks.common.bundle_sequences import BundlePart
 
 DIGEST_BYTES = 16
 """Bytes of a sequence's SHA-256 to find equal ones; different ones will never share 128 bits."""
@@ -242,34 +240,6 @@ def _row(
     return format_row(
         (str(index), name, text, length, sha, status, cleaned.reason, note, "")
     ).encode()
-
-
-class UniqueSequences(Protocol):
-    """N validated records and their U unique sequences: what a task computes."""
-
-    count: int
-    """N, the number of records."""
-    lengths: Int32
-    """(U,) residues of each unique sequence."""
-    first: Int64
-    """(U,) index of the first record with each unique sequence."""
-    digest: NDArray[np.uint64]
-    """(U,) the first 64 bits of the SHA-256 of each unique sequence."""
-    unique: Int32
-    """(N,) unique sequence of each record; -1 if it is skipped, or a complex."""
-
-    @property
-    def part(self) -> BundlePart | None:
-        """The range of a bundle that this is, if it is one."""
-
-    def sequence(self, number: int) -> bytes:
-        """Unique sequence `number`."""
-
-    def sequences(self, numbers: NDArray[np.integer[Any]]) -> Iterator[bytes]:
-        """Unique sequences in the order of `numbers`."""
-
-    def records(self) -> Iterator[Record]:
-        """All records in index order."""
 
 
 class SequenceSet:

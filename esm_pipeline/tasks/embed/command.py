@@ -48,10 +48,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def outputs(args: argparse.Namespace) -> Outputs:
     """What `embed` writes. Raises InputError for a place that cannot be used."""
-    return Outputs([*result_files(args), args.sha256])
+    return Outputs([*embed_files(args), args.sha256])
 
 
-def result_files(args: argparse.Namespace) -> list[Path]:
+def embed_files(args: argparse.Namespace) -> list[Path]:
     """The output, the table of records, and the ids of an array's rows; or the file of a range.
 
     Raises InputError.
@@ -69,7 +69,7 @@ def run(args: argparse.Namespace) -> int:
     """Embed `args.fasta`; returns the exit code."""
     started = time.perf_counter()
     settings = section_from(EmbedSettings, args)
-    targets, ending = result_files(args), ending_of(args.output, EMBED_ENDINGS)
+    targets, ending = embed_files(args), ending_of(args.output, EMBED_ENDINGS)
     if ending not in HDF5:
         require_fixed(args.output, settings.include)
     with command.open_input(args, args.output.parent, "embed", EMBED_WORK) as sequences:

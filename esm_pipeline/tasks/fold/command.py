@@ -44,14 +44,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def outputs(args: argparse.Namespace) -> Outputs:
     """What `fold` writes. Raises InputError for a place that cannot be used."""
-    files = result_files(args)
+    files = fold_files(args)
     if files[0] == args.output:
         return Outputs([*files, args.sha256])
     written = written_to(args.output)
     return Outputs([*files, args.sha256, *written.files], written.replaced)
 
 
-def result_files(args: argparse.Namespace) -> list[Path]:
+def fold_files(args: argparse.Namespace) -> list[Path]:
     """The arrays and the table of records, or the file of a range. Raises InputError."""
     if args.range:
         command.check_range_output(args, args.output, [args.fasta])
@@ -64,7 +64,7 @@ def run(args: argparse.Namespace) -> int:
     started = time.perf_counter()
     settings = section_from(FoldSettings, args)
     written = section_from(StructureSettings, args)
-    arrays, *tables = targets = result_files(args)
+    arrays, *tables = targets = fold_files(args)
     as_files = arrays != args.output
     stale = args.output / STRUCTURES_TABLE if as_files else None
     with command.open_input(args, arrays.parent, FOLD, FOLD_WORK, complexes=True) as sequences:

@@ -11,7 +11,7 @@ from esm_pipeline.settings.sections import FoldSettings
 from esm_pipeline.structure.residues import LETTERS, UNKNOWN
 from esm_pipeline.tasks.common.cleaning import CHAIN_BREAK
 from esm_pipeline.tasks.common.plan import LengthPolicy, SequencePlan
-from esm_pipeline.tasks.common.sequences import UniqueSequences
+from esm_pipeline.tasks.common.unique_sequences import UniqueSequences
 
 FOLD = "fold"
 FOLDED_LETTERS = LETTERS[:UNKNOWN].encode()

@@ -19,7 +19,7 @@ from pathlib import Path
 from esm_pipeline.errors import InputError
 from esm_pipeline.files import atomic_paths, require_apart
 from esm_pipeline.flags import number_of_shards
-from esm_pipeline.formats.bundles import index_of, record_table_of
+from esm_pipeline.formats.bundles import index_path, record_table_of
 from esm_pipeline.formats.checksums import write_digests
 from esm_pipeline.locks import Outputs
 from esm_pipeline.tasks import commands_with, module_of
@@ -67,7 +67,7 @@ def outputs(args: argparse.Namespace) -> Outputs:
         return record_table.table_outputs(args)
     files = [args.out, args.status, digests_of(args.status)]
     fasta = args.bundle
-    require_apart(files, [fasta, index_of(fasta), record_table_of(fasta)])
+    require_apart(files, [fasta, index_path(fasta), record_table_of(fasta)])
     return Outputs(files)
 
 

@@ -23,7 +23,13 @@ from esm_pipeline.arrays import Int32, Int64
 from esm_pipeline.errors import InputError
 from esm_pipeline.files import atomic_paths, naming_errors, remove_leftovers
 from esm_pipeline.flags import add_flags, add_least, number_of_shards, section_from
-from esm_pipeline.formats.bundles import FASTA, INDEX, RECORD_TABLE, record_offsets, write_index
+from esm_pipeline.formats.bundles import (
+    FASTA,
+    INDEX_FILE,
+    RECORD_TABLE,
+    record_offsets,
+    write_index,
+)
 from esm_pipeline.formats.checksums import LISTING, line, sha256, write_lines
 from esm_pipeline.formats.fasta import shown
 from esm_pipeline.formats.input_checksums import states, write_inputs
@@ -35,10 +41,10 @@ from esm_pipeline.tasks.common.outputs import require_folder_name
 from esm_pipeline.tasks.common.sequences import SequenceSet, open_sequences
 
 WRITTEN_AT_ONCE = 1 << 16
-PARTS = (FASTA, INDEX, RECORD_TABLE)
+BUNDLE_FILES = (FASTA, INDEX_FILE, RECORD_TABLE)
 """Endings of the files of a bundle, in the order of the list of their digests."""
 
-BUNDLE_FILE = re.compile(rf"([0-9]{{5}})(?:{'|'.join(map(re.escape, PARTS))})")
+BUNDLE_FILE = re.compile(rf"([0-9]{{5}})(?:{'|'.join(map(re.escape, BUNDLE_FILES))})")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -88,7 +94,7 @@ def write_bundles(sequence_set: SequenceSet, folder: Path, count: int, least: in
     Takes 12 bytes of memory for each unique sequence, and 60 for each in a bundle.
     """
     names = bundle_names(count)
-    files = [folder / f"{name}{part}" for part in PARTS for name in names]
+    files = [folder / f"{name}{part}" for part in BUNDLE_FILES for name in names]
     digests = folder / LISTING
     remove_leftovers(folder)
     with atomic_paths(*files, digests, sweep=False) as (*paths, listed):

@@ -99,8 +99,8 @@ def run(args: argparse.Namespace) -> int:
         write_checksums(listed, digests, dict(zip(targets, paths, strict=False)))
     if not args.quiet:
         seconds = time.perf_counter() - started
-        found = format_counts(counts.tallies[0].statuses, "variants")
-        print(f"join: {found}; {seconds:.1f} s", file=sys.stderr)
+        line = format_counts(counts.tallies[0].statuses, "variants")
+        print(f"join: {line}; {seconds:.1f} s", file=sys.stderr)
     return 0
 
 

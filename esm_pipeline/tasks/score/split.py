@@ -24,7 +24,7 @@ from typing import IO, Any, NamedTuple, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from esm_pipeline.arrays import Bool, Int64
+from esm_pipeline.arrays import Bool, Int32, Int64
 from esm_pipeline.errors import InputError
 from esm_pipeline.files import atomic_path, naming_errors, remove_leftovers
 from esm_pipeline.flags import add_flags, add_least, add_unchanged, section_from
@@ -81,6 +81,7 @@ OUTCOMES = (
 ROWS_TOGETHER = 1 << 20
 """Most rows that share forward passes and stay together; for more, passes are run again."""
 
+MOST_POSITION = (1 << 32) - 1
 LINES_READ = 4096  # lines of the spool that are read together
 
 
@@ -222,42 +223,52 @@ class VariantSpool:
         """
         keys = np.frombuffer(self._keys, np.int64)
         order = np.argsort(keys, kind="stable")[np.count_nonzero(keys < 0) :]
-        keys = keys[order]
-        if not len(keys):
+        keys, count = keys[order], len(order)
+        if not count:
             return RowGroups(order, np.zeros(1, np.int64), order, order)
-        starts = cut_large(self._unshared(keys, order), len(keys))
-        protein = keys[starts] >> 32
+        starts = cut_large(self._unshared(keys, order), count)
+        keys = keys[starts]
+        protein = (keys >> 32).astype(np.int32)
         passes = self._passes(keys, order, starts, protein)
-        residues = passes * self._lengths[protein] + np.diff(starts, append=len(keys))
-        begun = (np.cumsum(residues) - residues) // max(1, least)
+        residues = self._lengths[protein].astype(np.int64)
+        residues *= passes
+        residues += np.diff(starts, append=count)
+        begun = np.cumsum(residues)
+        begun -= residues
+        begun //= least
         merged = np.flatnonzero(changes(begun) | changes(protein))
         return RowGroups(
             order,
-            np.append(starts[merged], len(keys)),
-            protein[merged],
-            np.add.reduceat(passes, merged),
+            np.append(starts[merged], count),
+            protein[merged].astype(np.int64),
+            np.add.reduceat(passes, merged, dtype=np.int64),
         )
 
     def _unshared(self, keys: Int64, order: Int64) -> Bool:
         """(n,) whether a sorted row shares no pass with those before it."""
         if self._strategy in (JOINT, LIKELIHOOD):
             return changes(keys)
-        reached = (keys >> 32 << 32) | np.frombuffer(self._last, np.int32)[order]
+        reached = keys & ~MOST_POSITION
+        reached |= np.frombuffer(self._last, np.int32)[order]
         np.maximum.accumulate(reached, out=reached)
         found = np.ones(len(keys), bool)
         found[1:] = keys[1:] > reached[:-1]
         return found
 
-    def _passes(self, keys: Int64, order: Int64, starts: Int64, protein: Int64) -> Int64:
-        """Passes, about, that the rows from each of `starts` to the next one take."""
+    def _passes(self, keys: Int64, order: Int64, starts: Int64, protein: Int32) -> Int32:
+        """Passes, about, that the rows from each of `starts` to the next one take.
+
+        `keys` and `protein` are those of the first of these rows.
+        """
         if self._strategy == LIKELIHOOD:
-            return self._lengths[protein].astype(np.int64)
+            return self._lengths[protein]
         if self._strategy == JOINT:
-            return np.ones(len(starts), np.int64)
-        sites, last = (np.frombuffer(one, np.int32)[order] for one in (self._sites, self._last))
-        positions = np.maximum.reduceat(last, starts) - (keys[starts] & 0xFFFFFFFF) + 1
-        found: Int64 = np.minimum(np.add.reduceat(sites, starts, dtype=np.int64), positions)
-        return np.maximum(1, found)
+            return np.ones(len(starts), np.int32)
+        last = np.maximum.reduceat(np.frombuffer(self._last, np.int32)[order], starts)
+        sites = np.add.reduceat(np.frombuffer(self._sites, np.int32)[order], starts, dtype=np.int64)
+        last -= (keys & MOST_POSITION).astype(np.int32)
+        passes: Int32 = np.maximum(1, np.minimum(sites, last + 1)).astype(np.int32)
+        return passes
 
     def lines(self, rows: Int64) -> Iterator[bytes]:
         """The lines of some rows, a block at a time."""
@@ -273,7 +284,7 @@ def hash32(data: bytes | array[int]) -> int:
     return int.from_bytes(blake2b(data, digest_size=4).digest(), "big")
 
 
-def changes(values: Int64) -> Bool:
+def changes(values: Int64 | Int32) -> Bool:
     """(n,) whether a value differs from the one before it, as the first one does."""
     found = np.ones(len(values), bool)
     found[1:] = values[1:] != values[:-1]
@@ -284,9 +295,13 @@ def cut_large(begins: Bool, count: int) -> Int64:
     """The places where `begins` (n,) is true, and every `ROWS_TOGETHER` rows after each."""
     starts = np.flatnonzero(begins)
     sizes = np.diff(starts, append=count)
-    pieces = -(-sizes // ROWS_TOGETHER)
-    number = np.arange(pieces.sum()) - np.repeat(np.cumsum(pieces) - pieces, pieces)
-    found: Int64 = np.repeat(starts, pieces) + number * ROWS_TOGETHER
+    large = np.flatnonzero(sizes > ROWS_TOGETHER)
+    ends = starts[large] + sizes[large]
+    more = [
+        np.arange(start + ROWS_TOGETHER, end, ROWS_TOGETHER)
+        for start, end in zip(starts[large].tolist(), ends.tolist(), strict=True)
+    ]
+    found: Int64 = np.sort(np.concatenate([starts, *more])) if more else starts
     return found
 
 
@@ -302,7 +317,7 @@ def write_split(rows: VariantSpool, variants: VariantTable, folder: Path, least:
     sequence_set, groups = variants.wild_types.sequence_set, rows.groups(least)
     numbers = np.unique(groups.protein)
     with atomic_path(folder / VARIANT_ROWS) as path:
-        arrays = write_rows(path, rows, groups)
+        arrays = write_variant_rows(path, rows, groups)
     with atomic_path(folder / WILD_TYPE_FASTA) as path:
         arrays |= write_wild_types(path, sequence_set, numbers)
     arrays |= {
@@ -320,7 +335,9 @@ def write_split(rows: VariantSpool, variants: VariantTable, folder: Path, least:
         write_digests(path, {name: folder / name for name in SPLIT_FILES})
 
 
-def write_rows(path: Path, rows: VariantSpool, groups: RowGroups) -> dict[str, NDArray[Any]]:
+def write_variant_rows(
+    path: Path, rows: VariantSpool, groups: RowGroups
+) -> dict[str, NDArray[Any]]:
     """Write the rows in their order; returns where each group is, and its digest."""
     ends, digests = array("q"), array("Q")
     with path.open("wb") as file:

@@ -31,6 +31,9 @@ BYTES_OF_RESIDUE = 2_000
 """Bytes of memory for each residue whose substitutions are all scored: 20 log-odds, positions,
 passes and log-probabilities."""
 
+POSITIONS_PLANNED = 1 << 14
+"""Positions for which passes are planned together, about."""
+
 BYTES_OF_PASS = 400
 """Bytes of memory for each forward pass of a table's variants."""
 
@@ -62,8 +65,7 @@ def saturation_request(
     Raises FileNotFoundError if there is no model file yet, InputError, which begins with `where`,
     if the job exceeds the `limits`.
     """
-    held = BYTES_OF_RESIDUE * int(min(lengths.sum(), max(1 << 14, lengths.max(initial=0))))
-    need = passes_need(models, settings, lengths, None, held, threads)
+    need = passes_need(models, settings, lengths, None, threads)
     return need.request(
         "score",
         settings,
@@ -89,8 +91,7 @@ def variants_request(
 
     The other arguments and errors are those of `saturation_request`.
     """
-    held = BYTES_OF_PASS * int(passes.sum())
-    need = passes_need(models, settings, lengths, passes, held, threads)
+    need = passes_need(models, settings, lengths, passes, threads)
     return need.request(
         "score",
         settings,
@@ -106,13 +107,9 @@ def passes_need(
     settings: StrategySettings,
     lengths: Int64,
     passes: Int64 | None,
-    held: int,
     threads: int,
 ) -> Need:
-    """What `passes` (U,) of each model need, None for those of a saturation.
-
-    `held` bytes are of their results.
-    """
+    """What `passes` (U,) of each model need, None for those of a saturation."""
     memory, operations, weights = 0.0, 0.0, 0.0
     for path in models:
         size = model_size(path)
@@ -120,11 +117,17 @@ def passes_need(
         if not (residues * counts).any():
             continue
         tokens = tokens_at_once(settings, residues, counts, threads or settings.threads)
-        least = model_bytes(size, settings) + batch_bytes(size, settings, tokens, 0) + held
-        memory = max(memory, least)
+        held = BYTES_OF_PASS * counts.sum() if passes is not None else saturation_bytes(residues)
+        batch = batch_bytes(size, settings, tokens, 0)
+        memory = max(memory, model_bytes(size, settings) + batch + float(held))
         operations += size.operations(residues, counts)
         weights += FLOAT32 * size.parameters
     return Need(memory, operations, weights)
+
+
+def saturation_bytes(residues: Int64) -> int:
+    """Bytes of the results of the proteins that are planned together, one of them at least."""
+    return BYTES_OF_RESIDUE * max(int(residues.max()), min(POSITIONS_PLANNED, int(residues.sum())))
 
 
 def shown(

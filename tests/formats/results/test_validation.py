@@ -95,6 +95,16 @@ EVERY = {
     "no version": missing("format_version"),
     "format of bytes": attribute("format", np.bytes_(b"esm")),
     "format of a number": attribute("format", 5),
+    "keys large": sparse("lookup/id_hash", LARGE, dtype="<u8"),
+    "keys in chunks": instead("lookup/id_hash", data=np.zeros(4, "<u8"), chunks=(4,)),
+    "keys few": instead("lookup/id_hash", data=np.zeros(3, "<u8")),
+    "keys with signs": instead("lookup/id_hash", data=np.zeros(4, "<i8")),
+    "keys alone": lambda file: file.__delitem__("lookup/id_position"),
+    "positions alone": lambda file: file.__delitem__("lookup/id_hash"),
+    "positions of 64 bits": instead("lookup/id_position", data=np.zeros(4, "<i8")),
+    "keys of sequences alone": lambda file: file.create_dataset(
+        "lookup/sequence_digest", data=np.zeros(4, "<u8")
+    ),
 }
 """Changes that are noticed when a result of any kind is opened."""
 

@@ -215,7 +215,7 @@ def test_hdf5_by_any_of_its_names(name: str, esm: Run, rotary: Path, tmp_path: P
     [
         (("structures", "--records", "{d}/in.fasta", "{d}/in.fasta", "{d}/x.pdb"), "name a folder"),
         (("heatmaps", "{d}/in.fasta", "{d}/x.png"), "name a folder"),
-        (("shard", "--shards", "2", "{d}/in.fasta", "--out", "{d}/x.fasta"), "name a folder"),
+        (("shard", "--bundles", "2", "{d}/in.fasta", "--out", "{d}/x.fasta"), "name a folder"),
         (("report", "{d}", "--out", "{d}/x.pdf"), "let its name end in .html, .htm"),
         (("provenance", "--settings", "{{}}", "--out", "{d}/x.txt"), "let its name end in .json"),
         (("download", "--model", "demo", "--out", "{d}/x.txt"), "let its name end in .json"),
@@ -236,17 +236,17 @@ def test_hdf5_by_any_of_its_names(name: str, esm: Run, rotary: Path, tmp_path: P
         (("aggregate", "tables", "{d}/in.fasta", "--out", "{d}/x.csv"), "name end in .tsv"),
         (
             (
-                *("aggregate", "embed", "--records", "{d}/in.fasta", "--out", "{d}/x.csv"),
-                *("--shards-dir", "{d}", "--shards", "1", "--status", "{d}/s.tsv"),
+                *("aggregate", "embed", "--bundle", "{d}/in.fasta", "--out", "{d}/x.csv"),
+                *("--ranges", "{d}", "--count", "1", "--status", "{d}/s.status.tsv"),
             ),
             "let its name end in .h5",
         ),
         (
             (
-                *("aggregate", "embed", "--records", "{d}/in.fasta", "--out", "{d}/x.h5"),
-                *("--shards-dir", "{d}", "--shards", "1", "--status", "{d}/s.json"),
+                *("aggregate", "embed", "--bundle", "{d}/in.fasta", "--out", "{d}/x.h5"),
+                *("--ranges", "{d}", "--count", "1", "--status", "{d}/s.tsv"),
             ),
-            "let its name end in .tsv",
+            "let its name end in .status.tsv",
         ),
         (("classify", "--model", "demo", "{d}/in.fasta", "{d}/x.xlsx"), "end in .h5, .hdf5, .tsv"),
         (("score", "--model", "demo", "--saturation", "{d}/in.fasta", "{d}/x.txt"), "end in .h5"),

@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from tests.benchmarks.bench_variants import make_up_scores
 from tests.tasks.embed.test_memory import peak_of
+from tests.tasks.score.ranging import called
 
 pytestmark = [
     pytest.mark.long,
@@ -46,14 +48,41 @@ def test_bytes_a_row(rotary, tmp_path, strategy):
 
 
 def test_split_and_join(tmp_path):
+    """`join` holds the scores of one range at a time, and nothing for each row."""
+    peaks: dict[str, list[float]] = {"split": [], "join": []}
+    for rows in (FEW, MANY):
+        folder = tmp_path / str(rows)
+        folder.mkdir()
+        write_table(folder, rows)
+        options = ("--quiet", "--variants", folder / "in.csv")
+        out = ("--strategy=masked_marginal_joint", "--out", folder / "split", folder / "wt.fasta")
+        peaks["split"].append(peak_of("split", *options, *out))
+        make_up_scores(folder, rows // FEW)
+        inputs = ("--split", folder / "split", "--scores", folder / "scores")
+        files = {"out": "out.tsv", "status": "status.tsv", "provenance": "p.json", "counts": "c"}
+        targets = [f"--{name}={folder / file}" for name, file in files.items()]
+        ranges = ("--count", rows // FEW)
+        peaks["join"].append(peak_of("join", *options, *inputs, *ranges, *targets))
+    growth = {name: (high - low) * 2**20 / (MANY - FEW) for name, (low, high) in peaks.items()}
+    print(f"{growth} bytes a row")
+    assert growth["split"] < 90
+    assert growth["join"] < 30
+
+
+def test_bytes_a_row_of_a_range(rotary, tmp_path):
     peaks = []
     for rows in (FEW, MANY):
-        write_table(tmp_path, rows)
-        options = ("--quiet", "--shards", 3, "--out", tmp_path / "split", "--variants")
-        peaks.append(peak_of("split", *options, tmp_path / "in.csv", tmp_path / "wt.fasta"))
+        folder = tmp_path / str(rows)
+        folder.mkdir()
+        write_table(folder, rows)
+        out = ("--quiet", "--out", folder / "split", folder / "wt.fasta")
+        assert called("split", "--variants", folder / "in.csv", *out) == 0
+        files = [folder / "split" / name for name in ("variants.tsv", "wild_types.fasta")]
+        options = ("--quiet", "--range=1-of-1", "--model", rotary, "--variants")
+        peaks.append(peak_of("score", *options, *files, folder / "out.h5"))
     growth = (peaks[1] - peaks[0]) * 2**20 / (MANY - FEW)
-    print(f"split: {growth:.0f} bytes a row")
-    assert growth < 120
+    print(f"score --range: {growth:.0f} bytes a row")
+    assert growth < 160
 
 
 def test_saturation_is_flat(rotary, tmp_path):
