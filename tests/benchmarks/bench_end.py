@@ -31,7 +31,14 @@ SIZES = (100_000, 1_000_000, 10_000_000)
 RECORDS_PER_BUNDLE, WIDTH = 500_000, 8
 FEWEST = 4  # bundles
 FACTS = {"model": "made up", "weights_sha256": "ab" * 32, "dtype": "float32"}
-COMMAND = "import sys; from esm_pipeline.cli import main; sys.exit(main(sys.argv[1:]))"
+COMMAND = """\
+import sys
+from esm_pipeline.cli import main
+code = main(sys.argv[2:])
+with open("/proc/self/status") as status, open(sys.argv[1], "w") as peak:
+    peak.writelines(line.split()[1] for line in status if line.startswith("VmHWM"))
+sys.exit(code)
+"""
 
 
 class Cost(NamedTuple):
@@ -107,17 +114,20 @@ def write_results(sample: Path, records: int, bundles: int) -> None:
 
 
 def measure(*arguments: object) -> Cost:
-    """Run a command in a process of its own."""
-    began = time.perf_counter()
-    command = [sys.executable, "-c", COMMAND, *map(str, arguments)]
-    child = subprocess.Popen(command, stderr=subprocess.DEVNULL)
-    _, status, usage = os.wait4(child.pid, 0)
-    child.returncode = os.waitstatus_to_exitcode(status)
-    if child.returncode:
-        raise SystemExit(f"{arguments[0]} ended with {child.returncode}")
-    unit = 1 if sys.platform == "darwin" else 1024
-    cpu = usage.ru_utime + usage.ru_stime
-    return Cost(cpu, time.perf_counter() - began, usage.ru_maxrss * unit)
+    """Run a command in a process of its own.
+
+    Its memory is that of `/proc`: the peak of `wait4` includes the process that started it.
+    """
+    with tempfile.NamedTemporaryFile("r") as peak:
+        command = [sys.executable, "-c", COMMAND, peak.name, *map(str, arguments)]
+        began = time.perf_counter()
+        child = subprocess.Popen(command, stderr=subprocess.DEVNULL)
+        _, status, usage = os.wait4(child.pid, 0)
+        seconds = time.perf_counter() - began
+        child.returncode = os.waitstatus_to_exitcode(status)
+        if child.returncode:
+            raise SystemExit(f"{arguments[0]} ended with {child.returncode}")
+        return Cost(usage.ru_utime + usage.ru_stime, seconds, int(peak.read()) * 1024)
 
 
 def run_of(folder: Path, records: int) -> dict[str, Cost]:
