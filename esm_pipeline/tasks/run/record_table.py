@@ -50,7 +50,7 @@ BLOCK, ALL_BLOCKS = 1 << 14, 1 << 25
 DIFFERENT_LINES = 10_000
 """Most different outcomes of a table that are counted as lines."""
 
-LENGTH_CELL, STATUS_CELL, REASON_CELL, FIRST_CELL = map(
+LENGTH_AT, STATUS_AT, REASON_AT, FIRST_AT = map(
     RECORD_COLUMNS.index, ("length", "status", "reason", "duplicate_of")
 )
 VALID = OK.encode()
@@ -170,7 +170,7 @@ class RecordMerge:
         duplicates = 0
         for rows in row_blocks(path, header_line(), self.block):
             columns = cell_columns(path, rows, len(RECORD_COLUMNS))
-            index, status, numbers = columns[0], columns[STATUS_CELL], numbers_of(path, columns[0])
+            index, status, numbers = columns[0], columns[STATUS_AT], numbers_of(path, columns[0])
             valid = [one == VALID for one in status]
             parts: list[list[Sequence[bytes]]] = [[]]
             for table in tables:
@@ -178,9 +178,9 @@ class RecordMerge:
                     parts.append([])
                 else:
                     parts[-1].append(table.take(index, valid))
-            outcomes.add(map(b"\t".join, zip(status, columns[REASON_CELL], strict=True)))
-            self.lengths.update(compress(columns[LENGTH_CELL], valid))
-            duplicates += len(rows) - columns[FIRST_CELL].count(b"")
+            outcomes.add(map(b"\t".join, zip(status, columns[REASON_AT], strict=True)))
+            self.lengths.update(compress(columns[LENGTH_AT], valid))
+            duplicates += len(rows) - columns[FIRST_AT].count(b"")
             yield MergedRows(numbers, joined(rows, parts, valid))
         outcomes.end()
         for table in filter(None, tables):

@@ -5,7 +5,6 @@ import hashlib
 import itertools
 import shutil
 from collections import Counter
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -75,9 +74,9 @@ def gather_command(folder, ranges, bundle="00000"):
 
 def table_command(folder):
     return (
-        *("aggregate", "records", "--records", folder / "bundles" / "00000.records.tsv"),
-        *("--status", f"embed={folder / 'embed' / '00000.status.tsv'}"),
-        *("--out", folder / "records.tsv"),
+        *("aggregate", "records", "--bundles", folder / "bundles", "--count", "1"),
+        *("--status", f"embed={folder / 'embed'}"),
+        *("--out", folder / "records.tsv", "--counts", folder / "counts" / "records.json"),
     )
 
 
@@ -242,7 +241,7 @@ def test_results_of_bundles_are_those_of_one(rotary, tmp_path):
             found |= {item.index: item.residue[2] for item in results}
         listed = many / "embed" / f"{name}.sha256"
         (many / "embeddings.h5").unlink()
-        assert [line.split()[1] for line in lines_of(listed)] == [
+        assert [line.split()[1] for line in listed.read_text().splitlines()] == [
             f"{name}.status.tsv", "../embeddings.h5"
         ]  # fmt: skip
     with open_results(tmp_path / "embeddings.h5") as results:
@@ -275,39 +274,9 @@ def test_blocks_of_the_table_do_not_matter(embedded, monkeypatch, size):
     assert before == [(embedded / name).read_bytes() for name in names]
 
 
-def lines_of(path):
-    return Path(path).read_text().splitlines(keepends=True)
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        (lambda lines: lines[:-1], "no row for record 7 of"),
-        (lambda lines: [*lines[:3], *lines[4:]], "no row for record 2 of"),
-        (lambda lines: [*lines, "8\tok\t\n"], "has more records than"),
-        (lambda lines: [*lines[:3], "2\tok\n", *lines[4:]], "status.tsv:4: not a row of a status"),
-        (lambda lines: lines[1:], "status.tsv:1: not the status table of 'embed'"),
-    ],
-)
-def test_status_tables_of_other_records(embedded, esm, change, message):
-    assert run(*gather_command(embedded, 3), "--quiet") == 0
-    status = embedded / "embed" / "00000.status.tsv"
-    status.write_text("".join(change(lines_of(status))))
-    code, lines = esm(*table_command(embedded))
-    assert (code, len(lines)) == (2, 1)
-    assert message in lines[0]
-    assert not (embedded / "records.tsv").exists()
-
-
-def test_records_without_any_task(embedded):
-    shards = embedded / TABLE
-    assert run("aggregate", "records", "--records", shards, "--out", embedded / "copy.tsv") == 0
-    assert (embedded / "copy.tsv").read_text() == shards.read_text()
-
-
 def test_unusable_flags(esm):
     for arguments in (
-        ("records", "--records", "a", "--out", "b", "--status", "embed"),
+        (*("records", "--bundles", "a", "--count", "1", "--out", "b"), "--status", "embed"),
         ("nothing", "--records", "a"),
     ):
         with pytest.raises(SystemExit) as stop:
@@ -333,17 +302,3 @@ def test_outputs_do_not_replace_inputs(rotary, tmp_path, esm):
     code, lines = esm("verdict", table, "--out", table)
     assert code == 2
     assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
-    code, lines = esm(
-        *table_command(tmp_path), "--status", f"embed={embedded / '00000.status.tsv'}"
-    )
-    assert (code, "a task is given twice" in lines[0]) == (2, True)
-
-
-@pytest.mark.parametrize("text", [b"\xff", b"index\tembed_status\tembed_reason\n0\tnonsense\t\n"])
-def test_a_status_table_that_is_none(rotary, tmp_path, esm, text):
-    whole_run(tmp_path, rotary, 1)
-    (tmp_path / "embed" / "00000.status.tsv").write_bytes(text)
-    code, lines = esm(*table_command(tmp_path))
-    assert (code, len(lines)) == (2, 1)
-    assert "embed/00000.status.tsv:" in lines[0]
-    assert "not a row of a status table (" in lines[0]

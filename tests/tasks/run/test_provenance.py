@@ -86,7 +86,7 @@ def test_an_input_that_changed_meanwhile_is_one_line(tmp_path, capsys):
     fasta.write_text(">a\nMKV\n")
     folder.mkdir()
     listing = folder / provenance.INPUTS
-    shard = ["shard", "--quiet", "--shards", "1", "--out", str(folder), "--inputs", str(listing)]
+    shard = ["shard", "--quiet", "--bundles", "1", "--out", str(folder), "--inputs", str(listing)]
     assert main([*shard, str(fasta)]) == 0
     found = provenance.inputs([str(fasta)], listing)
     assert found == [{"path": str(fasta), "bytes": 7, "sha256": sha256(fasta)}]
