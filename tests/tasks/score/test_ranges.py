@@ -279,6 +279,14 @@ def change(path: Path, what: str) -> None:
     seal(path)
 
 
+def keep_reasons(path: Path, rows: slice) -> None:
+    """Keep some rows of `unusable.tsv`, as if `split` had written only them."""
+    lines = path.read_text().splitlines()
+    path.write_text("\n".join([lines[0], *lines[rows]]) + "\n")
+    names = ("variants.index.npz", "status.tsv", "unusable.tsv")
+    write_digests(path.with_name("digests.sha256"), {name: path.with_name(name) for name in names})
+
+
 def damage(folder: Path, what: str) -> None:
     """Something in the way of `join`."""
     last, unusable = folder / "scores" / "2-of-2.h5", folder / "split" / "unusable.tsv"
@@ -295,11 +303,10 @@ def damage(folder: Path, what: str) -> None:
     elif what == "the other range":
         shutil.copy(last.with_name("1-of-2.h5"), last)
     elif what == "unusable rows":
-        lines = unusable.read_text().splitlines()
-        unusable.write_text("\n".join([lines[0], *lines[2:]]) + "\n")
-        names = ("variants.index.npz", "status.tsv", "unusable.tsv")
-        files = {name: unusable.with_name(name) for name in names}
-        write_digests(unusable.with_name("digests.sha256"), files)
+        keep_reasons(unusable, slice(2, None))
+    elif what == "the last rows":
+        keep_reasons(unusable, slice(1, 7))
+        table.write_text("\n".join(table.read_text().splitlines()[:18]) + "\n")
     elif what == "a reason":
         unusable.write_text(unusable.read_text().replace("residue", "Residue", 1))
     elif what == "an outcome":
@@ -330,6 +337,7 @@ def damage(folder: Path, what: str) -> None:
         ("a reason", "split/unusable.tsv: damaged, its digest is not that in digests.sha256; remo"),
         ("an outcome", "split/status.tsv: damaged, its digest is not that in digests.sha256; rem"),
         ("a longer table", "in.csv: row 22 is in no range, or in two; remove the folder and run"),
+        ("the last rows", "in.csv: has fewer rows than were split; remove the folder"),
         ("a shorter table", "in.csv: has fewer rows than were split; remove the folder"),
     ],
 )
