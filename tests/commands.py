@@ -9,6 +9,8 @@ from pathlib import Path
 from tests.forked import Ended, Forked
 
 MODEL = Path(__file__).parent / "golden" / "model"
+JOBS = 2
+"""Ranges of the first bundle."""
 
 Files = dict[str, bytes]
 Command = tuple[object, ...]
@@ -16,10 +18,10 @@ Command = tuple[object, ...]
 
 @dataclass
 class Sample:
-    """One input with its shards, embedded, and their status table."""
+    """One input with its bundles, of which the first is embedded, and the status table of that."""
 
     folder: Path
-    shards: int
+    bundles: int
     model: Path = MODEL
 
     @property
@@ -28,7 +30,7 @@ class Sample:
 
 
 def shard(sample: Sample, out: Path) -> Command:
-    return ("shard", "--quiet", "--shards", sample.shards, "--out", out, sample.fasta)
+    return ("shard", "--quiet", "--bundles", sample.bundles, "--out", out, sample.fasta)
 
 
 def embed(sample: Sample, out: Path, name: str = "out", fasta: Path | None = None) -> Command:
@@ -37,38 +39,48 @@ def embed(sample: Sample, out: Path, name: str = "out", fasta: Path | None = Non
     return ("embed", *options, "--sha256", *files)
 
 
+def job(sample: Sample, out: Path, number: int = 1) -> Command:
+    name = f"{number}-of-{JOBS}"
+    options = ("--quiet", "--model", sample.model, "--include", "mean,residue", "--range", name)
+    return ("embed", *options, sample.folder / "bundles" / "00000.fasta", out / f"{name}.h5")
+
+
 def gather(sample: Sample, out: Path) -> Command:
-    records, shards = sample.folder / "shards" / "records.tsv", sample.folder / "embed"
-    where = ("--records", records, "--shards-dir", shards, "--shards", sample.shards)
-    files = ("--out", out / "embeddings.h5", "--status", out / "status.tsv")
+    bundle, ranges = sample.folder / "bundles" / "00000.fasta", sample.folder / "ranges"
+    where = ("--bundle", bundle, "--ranges", ranges, "--count", JOBS)
+    files = ("--out", out / "embeddings.h5", "--status", out / "0.status.tsv")
     return ("aggregate", "embed", "--quiet", *where, *files)
 
 
 def table(sample: Sample, out: Path) -> Command:
-    records, status = sample.folder / "shards" / "records.tsv", sample.folder / "status.tsv"
+    records = sample.folder / "bundles" / "00000.records.tsv"
+    status = sample.folder / "0.status.tsv"
     files = ("--records", records, "--status", f"embed={status}", "--out", out / "records.tsv")
     return ("aggregate", "records", *files)
 
 
 COMMANDS: dict[Callable[..., Command], tuple[str, ...]] = {
-    shard: ("records.tsv", "digests.sha256"),
+    shard: ("digests.sha256",),
     embed: ("out.records.tsv", "out.sha256"),
-    gather: ("status.tsv", "digests.sha256"),
+    job: (),
+    gather: ("0.status.tsv", "0.sha256"),
     table: (),
 }
 """Each command, and its files that have the checksums of all others, or of all before them."""
 
 
-def make_sample(forked: Forked, folder: Path, text: str, shards: int) -> Sample:
-    """Shard, embed and gather an input in `folder`."""
+def make_sample(forked: Forked, folder: Path, text: str, bundles: int) -> Sample:
+    """Shard an input in `folder`, embed the first bundle and gather it."""
     folder.mkdir(parents=True, exist_ok=True)
-    sample = Sample(folder, shards)
+    sample = Sample(folder, bundles)
     sample.fasta.write_text(text)
-    commands = [shard(sample, folder / "shards")]
-    for number in range(shards):
-        fasta = folder / "shards" / f"{number:05d}.fasta"
-        commands.append(embed(sample, folder / "embed", fasta.stem, fasta))
-    for command in (*commands, gather(sample, folder), table(sample, folder)):
+    jobs = [job(sample, folder / "ranges", number) for number in range(1, JOBS + 1)]
+    for command in (
+        shard(sample, folder / "bundles"),
+        *jobs,
+        gather(sample, folder),
+        table(sample, folder),
+    ):
         assert forked.main(*command) == Ended(0, "")
     return sample
 

@@ -27,6 +27,7 @@ ROOT = Path(__file__).resolve().parents[1]
 CHANGES = ("open", "pwrite", "posix_fallocate", "fsync", "chmod", "unlink", "replace", "mkdir")
 """Functions of `os` that change something on the disk, or are about to."""
 MODULES = (
+    "encodings.cp437",  # of names in a zip file
     "h5py",
     "matplotlib.backends.backend_svg",
     "matplotlib.figure",

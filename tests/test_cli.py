@@ -172,7 +172,7 @@ def test_memory_that_runs_out_is_one_line(error, tmp_path, monkeypatch, capsys):
 
     monkeypatch.setattr(shard, "open_sequences", fail)
     (tmp_path / "in.fasta").write_text(">a\nMK\n")
-    code = cli.main(["shard", "--shards=1", f"--out={tmp_path}", str(tmp_path / "in.fasta")])
+    code = cli.main(["shard", "--bundles=1", f"--out={tmp_path}", str(tmp_path / "in.fasta")])
     assert (code, capsys.readouterr().err) == (
         2,
         "esm-pipeline shard: out of memory; use a machine with more, or request more for the job\n",
@@ -183,4 +183,4 @@ def test_another_runtime_error_keeps_its_traceback(tmp_path, monkeypatch):
     monkeypatch.setattr(shard, "open_sequences", lambda *_, **__: exec("raise RuntimeError('bug')"))
     (tmp_path / "in.fasta").write_text(">a\nMK\n")
     with pytest.raises(RuntimeError, match="bug"):
-        cli.main(["shard", "--shards=1", f"--out={tmp_path}", str(tmp_path / "in.fasta")])
+        cli.main(["shard", "--bundles=1", f"--out={tmp_path}", str(tmp_path / "in.fasta")])

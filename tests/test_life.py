@@ -240,8 +240,8 @@ def live(folder: Path, model: Path, settings: str, way: str) -> Path:
         return done.results / SAMPLE / "records.tsv"
     flags = [f"--{name.replace('_', '-')}={value}" for name, value in chosen.items()]
     if way == "shard":
-        assert run("shard", "--quiet", "--shards=3", *flags, "--out", folder, fasta) == 0
-        return folder / "records.tsv"
+        assert run("shard", "--quiet", "--bundles=1", *flags, "--out", folder, fasta) == 0
+        return folder / "00000.records.tsv"
     flags += [f"--model={model}", f"--long={long}"]
     if way == "classify":
         assert run("classify", "--quiet", *flags, fasta, folder / "out.tsv") == 0
@@ -380,7 +380,7 @@ def test_a_file_that_is_no_fasta(
     path, out = tmp_path / f"{name}.fasta", tmp_path / "out"
     content, told = NO_FASTA.get(name, (None, ": no such file; check the path"))
     if way == "shard":
-        code = run("shard", "--shards=2", "--out", out, path)
+        code = run("shard", "--bundles=2", "--out", out, path)
     elif way == "embed":
         code = run("embed", "--model=demo", path, out / "out.h5")
     else:
@@ -467,18 +467,19 @@ ANYTHING = st.binary(max_size=60) | st.lists(PIECES | st.binary(max_size=4)).map
     content=ANYTHING,
     packed=st.booleans(),
     cut=st.sampled_from([0, 0, 0, 1, 9]),
-    shards=st.integers(1, 3),
+    bundles=st.integers(1, 3),
 )
 def test_any_bytes_end_in_rows_or_in_one_line(
-    content: bytes, packed: bool, cut: int, shards: int
+    content: bytes, packed: bool, cut: int, bundles: int
 ) -> None:
     text = gzip.compress(content) if packed else content
     text = text[: len(text) - cut]
     with tempfile.TemporaryDirectory() as name, contextlib.redirect_stderr(io.StringIO()) as said:
         fasta, out = Path(name, "in.fasta"), Path(name, "out")
         fasta.write_bytes(text)
-        code = run("shard", "--quiet", "--shards", shards, "--out", out, fasta)
-        records = list(read_records(out / "records.tsv")) if code == 0 else []
+        code = run("shard", "--quiet", "--bundles", bundles, "--out", out, fasta)
+        tables = map(read_records, out.glob("*.records.tsv"))
+        records = sorted(itertools.chain(*tables), key=lambda record: record.index)
         whole = b"".join(path.read_bytes() for path in sorted(out.glob("*.fasta")))
     lines = said.getvalue().splitlines()
     if code:

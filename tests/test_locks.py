@@ -309,9 +309,9 @@ def places(tmp_path: Path) -> dict[str, list[str]]:
         ],
         "heatmaps": ["heatmaps", h5, str(tmp_path / "file")],
         "classes": ["classes", h5, f"{below}.tsv"],
-        "shard": ["shard", "--shards=1", f"--out={below}", fasta],
+        "shard": ["shard", "--bundles=1", f"--out={below}", fasta],
         "shard inputs": [
-            *("shard", "--shards=1", f"--out={tmp_path / 'o'}", f"--inputs={below}"),
+            *("shard", "--bundles=1", f"--out={tmp_path / 'o'}", f"--inputs={below}"),
             fasta,
         ],
         "verdict": ["verdict", f"--out={below}", str(tmp_path / "missing.tsv")],

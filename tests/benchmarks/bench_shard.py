@@ -19,7 +19,7 @@ import numpy as np
 
 MILLION = 1_000_000
 MEDIANS = (85, 270)  # residues: short ones of a metagenome, UniProt's
-SHARDS = 50
+BUNDLES = 2
 SHARD = "import sys; from esm_pipeline.cli import main; sys.exit(main(sys.argv[1:]))"
 LETTERS = np.frombuffer(b"ACDEFGHIKLMNPQRSTVWY", np.uint8)
 BLOCK = 10_000
@@ -52,7 +52,7 @@ def generate(path: Path, records: int, median: int) -> None:
 
 def measure(fasta: Path, out: Path) -> Cost:
     """Run `shard` in a process of its own."""
-    arguments = ["shard", "--quiet", f"--shards={SHARDS}", f"--out={out}", str(fasta)]
+    arguments = ["shard", "--quiet", f"--bundles={BUNDLES}", f"--out={out}", str(fasta)]
     began = time.perf_counter()
     child = subprocess.Popen([sys.executable, "-c", SHARD, *arguments])
     disk = 0

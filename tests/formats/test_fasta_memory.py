@@ -62,7 +62,7 @@ print(code, unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 
 def shard(folder: Path, path: Path) -> tuple[int, int, list[list[str]]]:
     """Exit code, most memory in bytes, and the rows of records.tsv."""
-    arguments = ["shard", "--quiet", "--shards=1", f"--out={folder / 'out'}", str(path)]
+    arguments = ["shard", "--quiet", "--bundles=1", f"--out={folder / 'out'}", str(path)]
     done = subprocess.run(
         [sys.executable, "-c", RUN, *arguments], capture_output=True, text=True, check=True
     )
@@ -108,7 +108,7 @@ def test_with_less_memory_than_the_record_has(tmp_path: Path) -> None:
     def limit() -> None:
         resource.setrlimit(resource.RLIMIT_AS, (1024 * MEGA, 1024 * MEGA))
 
-    arguments = ["shard", "--shards=1", f"--out={tmp_path / 'out'}", str(path)]
+    arguments = ["shard", "--bundles=1", f"--out={tmp_path / 'out'}", str(path)]
     done = subprocess.run(
         [sys.executable, "-m", "esm_pipeline", *arguments],
         preexec_fn=limit,

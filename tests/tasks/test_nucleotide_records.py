@@ -132,8 +132,8 @@ def shard(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     def run(text: str, *flags: str) -> tuple[int, str, list[Record]]:
         path, out = tmp_path / "in.fasta", tmp_path / "out"
         path.write_text(text)
-        code = main(["shard", "--quiet", "--shards=1", f"--out={out}", *flags, str(path)])
-        table = out / "records.tsv"
+        code = main(["shard", "--quiet", "--bundles=1", f"--out={out}", *flags, str(path)])
+        table = out / "00000.records.tsv"
         rows = list(read_records(table)) if table.exists() else []
         return code, capsys.readouterr().err.replace(f"{tmp_path}/", ""), rows
 
@@ -222,7 +222,7 @@ def test_every_file_is_judged_alone(tmp_path: Path, capsys: pytest.CaptureFixtur
     one, two = tmp_path / "1.fasta", tmp_path / "2.fasta.gz"
     one.write_text(">p\nMKVLAA\n" * 50)
     two.write_bytes(gzip.compress(f">c\n{CDS.replace('T', 'U')}\n".encode()))
-    assert main(["shard", "--shards=1", f"--out={tmp_path / 'out'}", str(one), str(two)]) == 2
+    assert main(["shard", "--bundles=1", f"--out={tmp_path / 'out'}", str(one), str(two)]) == 2
     error = capsys.readouterr().err
     assert f"{two}:1: looks like RNA, as 1 of the first 1 records do; {REMEDY}\n" in error
 
@@ -268,7 +268,7 @@ def test_the_workflow_is_told_keys(
 ) -> None:
     monkeypatch.setenv(IN_WORKFLOW, "1")
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(f">c\n{CDS}\n".encode())))
-    assert main(["shard", "--shards=1", f"--out={tmp_path}", "-"]) == 2
+    assert main(["shard", "--bundles=1", f"--out={tmp_path}", "-"]) == 2
     assert capsys.readouterr().err == (
         "esm-pipeline shard: standard input:1: looks like DNA, as 1 of the first 1 records do; "
         f"{KEYS}\n"
@@ -292,7 +292,7 @@ def test_an_impossible_setting_names_its_flag(
 ) -> None:
     path = tmp_path / "in.fasta"
     path.write_text(">a\nMK\n")
-    assert main(["shard", "--shards=1", f"--out={tmp_path / 'out'}", flag, str(path)]) == 2
+    assert main(["shard", "--bundles=1", f"--out={tmp_path / 'out'}", flag, str(path)]) == 2
     error = capsys.readouterr().err
     assert error.startswith(f"esm-pipeline shard: command line: {told}")
     assert error.count("\n") == 1

@@ -25,7 +25,13 @@ from esm_pipeline.arrays import Int32, UInt8
 from esm_pipeline.formats.records import FAILED, OK, SKIPPED, Outcome
 from esm_pipeline.formats.results.attributes import read_attributes
 from esm_pipeline.formats.results.hdf5_file import write_at
-from esm_pipeline.formats.results.validation import datasets, open_hdf5, read_texts, require
+from esm_pipeline.formats.results.validation import (
+    datasets,
+    open_hdf5,
+    read_texts,
+    require,
+    require_contiguous,
+)
 
 STATUS_CODES = {OK: 1, SKIPPED: 2, FAILED: 3}
 STATUS_OF_CODE = {code: status for status, code in STATUS_CODES.items()}
@@ -105,15 +111,24 @@ def seal(path: str | os.PathLike[str]) -> None:
 
 def check_seal(file: h5py.File) -> None:
     """Raise ValueError or KeyError unless the file has the digest of its contents."""
-    if bytes(file[DIGEST][0]).decode("ascii") != contents_digest(file):
+    found = contents_digest(file)  # which also checks where the data are
+    if bytes(file[DIGEST][0]).decode("ascii") != found:
         raise ValueError("its digest is not that of its contents")
 
 
 def contents_digest(file: h5py.File) -> str:
-    """SHA-256 of all datasets but the digest, and of all attributes, in hexadecimal."""
+    """SHA-256 of all datasets but the digest, and of all attributes, in hexadecimal.
+
+    Raises ValueError, KeyError or TypeError for data that are not in the file, or of no known type.
+    """
     digest = hashlib.sha256(json.dumps(facts(read_attributes(file)), sort_keys=True).encode())
-    for name, item in sorted(datasets(file)):
+    file_bytes = os.fstat(file.id.get_vfd_handle()).st_size
+    found = dict(datasets(file))
+    require(DIGEST in found, DIGEST)
+    for name, item in sorted(found.items()):
+        require_contiguous(name, item, file_bytes)
         if name == DIGEST:
+            require(item.dtype == DIGEST_TYPE and item.shape == (1,), DIGEST)
             continue
         own = facts(read_attributes(item))
         digest.update(json.dumps([name, item.dtype.str, item.shape, own], sort_keys=True).encode())
@@ -121,6 +136,7 @@ def contents_digest(file: h5py.File) -> str:
         if string and string.length is None:
             digest.update(json.dumps(read_texts(file, name)).encode())
             continue
+        require(item.ndim and item.dtype.kind in "fiuS", name)
         rows = max(1, HASHED_BYTES // max(1, item.dtype.itemsize * int(np.prod(item.shape[1:]))))
         for first in range(0, len(item), rows):
             digest.update(np.ascontiguousarray(item[first : first + rows]).data)

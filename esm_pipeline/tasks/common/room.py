@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from esm_pipeline.errors import CapacityError
 from esm_pipeline.formats.results.layout import Array, unit_starts
 
-GIGABYTE = 1e9
+MEGABYTE = 1e6
 
 
 def array_bytes(arrays: Iterable[Array], lengths: NDArray[Any]) -> int:
@@ -32,8 +32,8 @@ def require_room(
     own, gathered = array_bytes(arrays, lengths), array_bytes(arrays, bundle_lengths)
     free = shutil.disk_usage(path.parent).free
     if own + gathered > free:
-        sizes = " and ".join(f"{size / GIGABYTE:,.1f} GB" for size in (own, gathered))
+        sizes = [f"{size / MEGABYTE:,.1f} MB" for size in (own, gathered, free)]
         raise CapacityError(
-            f"{path.parent}: this job and the gathered result of its bundle take {sizes}, but "
-            f"{free / GIGABYTE:,.1f} GB are free; free some, choose another outdir, or store less"
+            f"{path.parent}: this job needs {sizes[0]} of disk space and the result of its bundle "
+            f"{sizes[1]}, but {sizes[2]} are free; free some or choose another place"
         )

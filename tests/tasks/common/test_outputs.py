@@ -215,7 +215,7 @@ def test_hdf5_by_any_of_its_names(name: str, esm: Run, rotary: Path, tmp_path: P
     [
         (("structures", "--records", "{d}/in.fasta", "{d}/in.fasta", "{d}/x.pdb"), "name a folder"),
         (("heatmaps", "{d}/in.fasta", "{d}/x.png"), "name a folder"),
-        (("shard", "--shards", "2", "{d}/in.fasta", "--out", "{d}/x.fasta"), "name a folder"),
+        (("shard", "--bundles", "2", "{d}/in.fasta", "--out", "{d}/x.fasta"), "name a folder"),
         (("report", "{d}", "--out", "{d}/x.pdf"), "let its name end in .html, .htm"),
         (("provenance", "--settings", "{{}}", "--out", "{d}/x.txt"), "let its name end in .json"),
         (("download", "--model", "demo", "--out", "{d}/x.txt"), "let its name end in .json"),

@@ -183,8 +183,8 @@ def test_a_disk_without_room_is_told_before_weights_are_loaded(
     code, lines = esm(*command(task, models[task], "1-of-1", bundle, tmp_path / "x.h5", "--quiet"))
     assert code == 2
     assert lines == [
-        f"esm-pipeline {task}: {tmp_path}: this job and the gathered result of its bundle take "
-        "0.0 GB and 0.0 GB, but 0.0 GB are free; free some, choose another outdir, or store less"
+        f"esm-pipeline {task}: {tmp_path}: this job needs 0.0 MB of disk space and the result of "
+        "its bundle 0.0 MB, but 0.0 MB are free; free some or choose another place"
     ]
     assert [*tmp_path.iterdir()] == []
 

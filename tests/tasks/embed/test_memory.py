@@ -72,22 +72,22 @@ def runs(checkpoint, tmp_path_factory):
                 length = letters.randint(50, 150)
                 sequence = "".join(letters.choices("ACDEFGHIKLMNPQRSTVWY", k=length))
                 handle.write(f">sp|{number} a protein\n{sequence}\n")
-        shards = folder / "shards"
-        peak_of("shard", "--quiet", "--shards", 2, "--out", shards, folder / "in.fasta")
+        bundle = folder / "bundles" / "00000.fasta"
+        peak_of("shard", "--quiet", "--bundles=1", "--out", bundle.parent, folder / "in.fasta")
         embed = [
             peak_of(
                 *("embed", "--quiet", "--model", checkpoint, "--include", "mean,residue"),
-                *("--sha256", f"{shards / name}.sha256"),
-                *(f"{shards / name}.fasta", f"{shards / name}.h5"),
+                *("--range", name, bundle, folder / "ranges" / f"{name}.h5"),
             )
-            for name in ("00000", "00001")
+            for name in ("1-of-2", "2-of-2")
         ]
         gathered = peak_of(
-            *("aggregate", "embed", "--quiet", "--records", shards / "records.tsv"),
-            *("--shards-dir", shards, "--shards", 2, "--status", folder / "status.tsv"),
+            *("aggregate", "embed", "--quiet", "--bundle", bundle),
+            *("--ranges", folder / "ranges", "--count", 2, "--status", folder / "0.status.tsv"),
             *("--out", folder / "embeddings.h5"),
         )
-        residues = sum(record.length for record in read_records(shards / "records.tsv"))
+        records = read_records(bundle.with_name("00000.records.tsv"))
+        residues = sum(record.length for record in records)
         size = (folder / "embeddings.h5").stat().st_size
         assert size > residues * WIDTH * 2
         found[count] = {"embed": max(embed), "aggregate": gathered, "file": size / 2**20}
