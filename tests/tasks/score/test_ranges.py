@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import itertools
 import json
+import os
+import re
 import shutil
 import subprocess
 import sys
@@ -20,6 +23,7 @@ from esm_pipeline.formats.records import FAILED, OK, SKIPPED, Outcome, read_reco
 from esm_pipeline.formats.results.job_files import StoredOutcomes, seal
 from esm_pipeline.formats.tables import text as text_tables
 from esm_pipeline.tasks.common.tallies import read_counts
+from esm_pipeline.tasks.score import join as join_command
 from esm_pipeline.tasks.score import split, variant_range
 from esm_pipeline.tasks.score.join import JoinedScores
 from esm_pipeline.tasks.score.score_files import RangeScores, read_range_scores, write_range_scores
@@ -350,6 +354,42 @@ def test_join_notices_what_does_not_belong(tmp_path, rotary, inputs, capsys, wha
     (line,) = capsys.readouterr().err.splitlines()
     assert message in line
     assert (tmp_path / "joined.tsv").read_bytes() == before
+
+
+def test_a_full_disk_while_joining(tmp_path, rotary, inputs, capsys, monkeypatch):
+    before = in_ranges(tmp_path, MARGINAL, 2, *inputs, rotary).read_bytes()
+    names = sorted(path.name for path in tmp_path.iterdir())
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(join_command, "write_at", full)
+    assert join(tmp_path, 2, inputs[1]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert re.fullmatch(r"esm-pipeline join: \S+joined.tsv: no space left on the disk; .*", line)
+    assert (tmp_path / "joined.tsv").read_bytes() == before
+    assert sorted(path.name for path in tmp_path.iterdir()) == names
+
+
+def test_a_full_disk_under_the_scores_of_a_range(tmp_path, rotary, inputs):
+    in_ranges(tmp_path, MARGINAL, 1, *inputs, rotary)
+    before = (tmp_path / "scores" / "1-of-1.h5").read_bytes()
+    files = [tmp_path / "split" / name for name in ("variants.tsv", "wild_types.fasta")]
+    words = ["score", "--quiet", f"--model={rotary}", "--range=1-of-1", "--variants", *files]
+    code = (
+        "import resource, sys; from esm_pipeline.cli import main; import torch; "
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (1500, 1500)); sys.exit(main(sys.argv[1:]))"
+    )
+    ended = subprocess.run(
+        [sys.executable, "-c", code, *map(str, [*words, tmp_path / "scores" / "1-of-1.h5"])],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (ended.returncode, len(ended.stderr.splitlines())) == (2, 1), ended.stderr
+    assert "1-of-1.h5" in ended.stderr
+    assert (tmp_path / "scores" / "1-of-1.h5").read_bytes() == before
+    assert [path.name for path in (tmp_path / "scores").iterdir()] == ["1-of-1.h5"]
 
 
 def test_other_versions_of_the_software_may_differ(tmp_path, rotary, inputs):
