@@ -3,6 +3,7 @@
 `--variants TABLE WT.fasta OUT` copies the table and appends the scores to its columns, and
 `--saturation WT.fasta OUT` writes all substitutions. OUT's `.records.tsv` has the outcome of every
 protein. Several models make an ensemble: the results have their mean, and the scores by each.
+With `--range`, a job of the workflow scores a part of what `split` or `shard` wrote, into one file.
 """
 
 from __future__ import annotations

@@ -243,7 +243,7 @@ def test_a_column_that_names_other_proteins_stops(esm, rotary, files, column):
 def test_split_does_the_same_and_names_keys(tmp_path, esm, files, monkeypatch):
     """The workflow sets the variable for its jobs; keys of its config file are what users set."""
     fasta, table, _ = files({BLAT: WILD_TYPE}, mutants("K2L", protein="P38398"))
-    arguments = ("split", "--shards=1", "--out", tmp_path / "split", "--variants", table, fasta)
+    arguments = ("split", "--out", tmp_path / "split", "--variants", table, fasta)
     assert "set --protein-col to" in esm(*arguments)[1][0]
     monkeypatch.setenv(IN_WORKFLOW, "1")
     code, lines = esm(*arguments)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import itertools
 import json
+import os
+import re
 import shutil
 import subprocess
 import sys
@@ -20,6 +23,7 @@ from esm_pipeline.formats.records import FAILED, OK, SKIPPED, Outcome, read_reco
 from esm_pipeline.formats.results.job_files import StoredOutcomes, seal
 from esm_pipeline.formats.tables import text as text_tables
 from esm_pipeline.tasks.common.tallies import read_counts
+from esm_pipeline.tasks.score import join as join_command
 from esm_pipeline.tasks.score import split, variant_range
 from esm_pipeline.tasks.score.join import JoinedScores
 from esm_pipeline.tasks.score.score_files import RangeScores, read_range_scores, write_range_scores
@@ -279,6 +283,14 @@ def change(path: Path, what: str) -> None:
     seal(path)
 
 
+def keep_reasons(path: Path, rows: slice) -> None:
+    """Keep some rows of `unusable.tsv`, as if `split` had written only them."""
+    lines = path.read_text().splitlines()
+    path.write_text("\n".join([lines[0], *lines[rows]]) + "\n")
+    names = ("variants.index.npz", "status.tsv", "unusable.tsv")
+    write_digests(path.with_name("digests.sha256"), {name: path.with_name(name) for name in names})
+
+
 def damage(folder: Path, what: str) -> None:
     """Something in the way of `join`."""
     last, unusable = folder / "scores" / "2-of-2.h5", folder / "split" / "unusable.tsv"
@@ -295,11 +307,10 @@ def damage(folder: Path, what: str) -> None:
     elif what == "the other range":
         shutil.copy(last.with_name("1-of-2.h5"), last)
     elif what == "unusable rows":
-        lines = unusable.read_text().splitlines()
-        unusable.write_text("\n".join([lines[0], *lines[2:]]) + "\n")
-        names = ("variants.index.npz", "status.tsv", "unusable.tsv")
-        files = {name: unusable.with_name(name) for name in names}
-        write_digests(unusable.with_name("digests.sha256"), files)
+        keep_reasons(unusable, slice(2, None))
+    elif what == "the last rows":
+        keep_reasons(unusable, slice(1, 7))
+        table.write_text("\n".join(table.read_text().splitlines()[:18]) + "\n")
     elif what == "a reason":
         unusable.write_text(unusable.read_text().replace("residue", "Residue", 1))
     elif what == "an outcome":
@@ -330,6 +341,7 @@ def damage(folder: Path, what: str) -> None:
         ("a reason", "split/unusable.tsv: damaged, its digest is not that in digests.sha256; remo"),
         ("an outcome", "split/status.tsv: damaged, its digest is not that in digests.sha256; rem"),
         ("a longer table", "in.csv: row 22 is in no range, or in two; remove the folder and run"),
+        ("the last rows", "in.csv: has fewer rows than were split; remove the folder"),
         ("a shorter table", "in.csv: has fewer rows than were split; remove the folder"),
     ],
 )
@@ -342,6 +354,42 @@ def test_join_notices_what_does_not_belong(tmp_path, rotary, inputs, capsys, wha
     (line,) = capsys.readouterr().err.splitlines()
     assert message in line
     assert (tmp_path / "joined.tsv").read_bytes() == before
+
+
+def test_a_full_disk_while_joining(tmp_path, rotary, inputs, capsys, monkeypatch):
+    before = in_ranges(tmp_path, MARGINAL, 2, *inputs, rotary).read_bytes()
+    names = sorted(path.name for path in tmp_path.iterdir())
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(join_command, "write_at", full)
+    assert join(tmp_path, 2, inputs[1]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert re.fullmatch(r"esm-pipeline join: \S+joined.tsv: no space left on the disk; .*", line)
+    assert (tmp_path / "joined.tsv").read_bytes() == before
+    assert sorted(path.name for path in tmp_path.iterdir()) == names
+
+
+def test_a_full_disk_under_the_scores_of_a_range(tmp_path, rotary, inputs):
+    in_ranges(tmp_path, MARGINAL, 1, *inputs, rotary)
+    before = (tmp_path / "scores" / "1-of-1.h5").read_bytes()
+    files = [tmp_path / "split" / name for name in ("variants.tsv", "wild_types.fasta")]
+    words = ["score", "--quiet", f"--model={rotary}", "--range=1-of-1", "--variants", *files]
+    code = (
+        "import resource, sys; from esm_pipeline.cli import main; import torch; "
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (1500, 1500)); sys.exit(main(sys.argv[1:]))"
+    )
+    ended = subprocess.run(
+        [sys.executable, "-c", code, *map(str, [*words, tmp_path / "scores" / "1-of-1.h5"])],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (ended.returncode, len(ended.stderr.splitlines())) == (2, 1), ended.stderr
+    assert "1-of-1.h5" in ended.stderr
+    assert (tmp_path / "scores" / "1-of-1.h5").read_bytes() == before
+    assert [path.name for path in (tmp_path / "scores").iterdir()] == ["1-of-1.h5"]
 
 
 def test_other_versions_of_the_software_may_differ(tmp_path, rotary, inputs):
