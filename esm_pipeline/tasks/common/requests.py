@@ -96,11 +96,11 @@ def model_size(path: Path) -> ModelSize:
     Raises FileNotFoundError if there is none yet, InputError if it is not one, or has no size.
     """
     facts = os.stat(path)
-    return size_in(path, facts.st_size, facts.st_mtime_ns)
+    return size_stored(path, facts.st_size, facts.st_mtime_ns)
 
 
 @cache
-def size_in(path: Path, size: int, changed: int) -> ModelSize:
+def size_stored(path: Path, size: int, changed: int) -> ModelSize:
     """`model_size`, read once for each state of the file: `size` in bytes, `changed` in ns."""
     facts = read_model_file(path)
     try:
