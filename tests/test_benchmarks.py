@@ -16,7 +16,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from tests import toy_ways
 from tests.benchmarks import __main__ as everything
-from tests.benchmarks import machine, plots, proteins
+from tests.benchmarks import bench_engine, machine, plots, proteins
 from tests.benchmarks.bench_length import RESIDUES, cut
 from tests.benchmarks.bench_model import max_abs
 from tests.benchmarks.models import operations, settings
@@ -260,3 +260,16 @@ def test_pictures_are_drawn_of_what_there_is(results, tmp_path):
     assert set(plots.figures(results)) == {"cost_length", "cost_size"}
     results.curves, results.cases = [], results.cases[:1]
     assert plots.figures(results) == {}
+
+
+def test_the_power_of_growth_is_found():
+    sizes = [1e5, 1e6, 1e7]
+    assert bench_engine.exponent(sizes, [3 * size**1.5 for size in sizes]) == pytest.approx(1.5)
+    assert bench_engine.exponent(sizes, [7.0] * 3) == pytest.approx(0, abs=1e-9)
+
+
+def test_the_engine_runs_all_jobs_of_its_workflow():
+    cost = bench_engine.measure(4, ["--cores", "1"], 4)
+    assert cost.files >= 2, "a log, a benchmark, or what Snakemake notes of it"
+    assert 0.3 < cost.dry.cpu < 60
+    assert 20e6 < cost.start.memory < 1e9

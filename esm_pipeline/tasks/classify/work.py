@@ -13,9 +13,9 @@ from esm_pipeline.tasks.common.requests import (
     Need,
     Request,
     batch_bytes,
-    computed,
     model_bytes,
     model_size,
+    residues_computed,
     tokens_at_once,
 )
 from esm_pipeline.tasks.common.work import forward_cost
@@ -40,7 +40,7 @@ def classify_request(
     """
     (path,), threads = models, threads or settings.threads
     size = model_size(path)
-    residues = computed(size, settings, lengths)
+    residues = residues_computed(size, settings, lengths)
     need = Need(0, 0, 0)
     if residues.any():
         tokens = tokens_at_once(settings, residues, 1, threads)

@@ -96,11 +96,11 @@ def model_size(path: Path) -> ModelSize:
     Raises FileNotFoundError if there is none yet, InputError if it is not one, or has no size.
     """
     facts = os.stat(path)
-    return read_size(path, facts.st_size, facts.st_mtime_ns)
+    return size_stored(path, facts.st_size, facts.st_mtime_ns)
 
 
 @cache
-def read_size(path: Path, size: int, changed: int) -> ModelSize:
+def size_stored(path: Path, size: int, changed: int) -> ModelSize:
     """`model_size`, read once for each state of the file: `size` in bytes, `changed` in ns."""
     facts = read_model_file(path)
     try:
@@ -126,7 +126,9 @@ def on_gpu(settings: ComputeSettings) -> bool:
     return settings.device.startswith("cuda")
 
 
-def computed(size: ModelSize, settings: ComputeSettings, lengths: Int64, most: int = 0) -> Int64:
+def residues_computed(
+    size: ModelSize, settings: ComputeSettings, lengths: Int64, most: int = 0
+) -> Int64:
     """(U,) the residues of each sequence that are computed: 0 if it is too long, and skipped.
 
     `most` is a limit besides the positions of the model, 0 for none.

@@ -12,20 +12,21 @@ from esm_pipeline.footprint import FLOAT32
 from esm_pipeline.formats.bundles import Work
 from esm_pipeline.settings.sections import EmbedSettings, Limits
 from esm_pipeline.tasks.common.requests import (
+    ModelSize,
     Need,
     Request,
     batch_bytes,
-    computed,
     model_bytes,
     model_size,
+    residues_computed,
     tokens_at_once,
 )
 from esm_pipeline.tasks.common.work import forward_cost
 
 EMBED_WORK = Work(forward_cost)
 
-CONTACT_BYTES = 24
-"""Bytes of a pair of residues of the sequence whose contacts are computed."""
+CONTACT_BYTES = 18
+"""Bytes of a pair of residues for each attention head while contacts are computed."""
 
 
 def embed_request(
@@ -45,7 +46,7 @@ def embed_request(
     """
     (path,), threads = models, threads or settings.threads
     size = model_size(path)
-    residues = computed(size, settings, lengths)
+    residues = residues_computed(size, settings, lengths)
     need = Need(0, 0, 0)
     if residues.any():
         tokens = tokens_at_once(settings, residues, 1, threads)
@@ -53,14 +54,14 @@ def embed_request(
         stored = len(settings.layers) * size.width * (FLOAT32 + item)
         memory = model_bytes(size, settings) + batch_bytes(size, settings, tokens, stored)
         if "contacts" in settings.include:
-            memory += contact_bytes(residues, tokens)
+            memory += contact_bytes(size, residues, tokens)
         need = Need(memory, size.operations(residues), FLOAT32 * size.parameters)
     return need.request(
         "embed", settings, threads=threads, attempt=attempt, limits=limits, where=where
     )
 
 
-def contact_bytes(residues: Int64, tokens: int) -> int:
-    """Bytes of the contacts of a batch of so many `tokens`, the longest of sequences first."""
+def contact_bytes(size: ModelSize, residues: Int64, tokens: int) -> int:
+    """Bytes of the attention maps of a batch of `tokens`, the longest sequences first."""
     longest = int(residues.max())
-    return CONTACT_BYTES * longest * max(longest, tokens)
+    return CONTACT_BYTES * size.heads * longest * max(longest, tokens)

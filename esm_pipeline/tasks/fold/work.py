@@ -23,10 +23,10 @@ from esm_pipeline.tasks.common.requests import (
     GIGA,
     Need,
     Request,
-    computed,
     model_bytes,
     model_size,
     on_gpu,
+    residues_computed,
 )
 from esm_pipeline.tasks.common.work import LEAST_OF_LONG_WORK
 
@@ -92,7 +92,10 @@ def fold_request(
     size = model_size(path)
     if size.folding is None:
         raise InputError(f"{path}: not a folding model; set fold.model to one")
-    residues, need = computed(size, settings, lengths, settings.max_residues), Need(0, 0, 0)
+    residues, need = (
+        residues_computed(size, settings, lengths, settings.max_residues),
+        Need(0, 0, 0),
+    )
     if residues.any():
         longest = int(residues.max())
         batch = RESULT_BYTES * longest**2

@@ -17,9 +17,9 @@ from esm_pipeline.tasks.common.requests import (
     Need,
     Request,
     batch_bytes,
-    computed,
     model_bytes,
     model_size,
+    residues_computed,
     tokens_at_once,
 )
 from esm_pipeline.tasks.common.work import LEAST_OF_LONG_WORK, forward_cost
@@ -113,7 +113,7 @@ def passes_need(
     memory, operations, weights = 0.0, 0.0, 0.0
     for path in models:
         size = model_size(path)
-        residues, counts = shown(size, settings, lengths, passes)
+        residues, counts = passes_shown(size, settings, lengths, passes)
         if not (residues * counts).any():
             continue
         tokens = tokens_at_once(settings, residues, counts, threads or settings.threads)
@@ -130,11 +130,11 @@ def saturation_bytes(residues: Int64) -> int:
     return BYTES_OF_RESIDUE * max(int(residues.max()), min(POSITIONS_PLANNED, int(residues.sum())))
 
 
-def shown(
+def passes_shown(
     size: ModelSize, settings: StrategySettings, lengths: Int64, passes: Int64 | None
 ) -> tuple[Int64, Int64]:
     """(U,) the residues that a pass shows of each protein, 0 if it is skipped; and its passes."""
-    residues = lengths if settings.long == "window" else computed(size, settings, lengths)
+    residues = lengths if settings.long == "window" else residues_computed(size, settings, lengths)
     masks = settings.strategy != "wt_marginal"
     counts = (residues if masks else residues.clip(max=1)) if passes is None else passes
     if settings.long != "window":

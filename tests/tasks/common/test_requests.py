@@ -46,6 +46,34 @@ ESM2 = {
 }
 """Layers, width and parameters."""
 
+PEAKS = [
+    ("8M", "float32", 1, 10, 1, 347),
+    ("8M", "float32", 1, 300, 33, 429),
+    ("8M", "float32", 2, 300, 66, 515),
+    ("8M", "bfloat16", 1, 300, 33, 364),
+    ("8M", "bfloat16", 2, 300, 66, 419),
+    ("8M", "int8", 1, 10, 1, 353),
+    ("8M", "int8", 2, 300, 66, 466),
+    ("35M", "float32", 1, 10, 1, 560),
+    ("35M", "float32", 1, 300, 33, 705),
+    ("35M", "float32", 1, 3000, 2, 683),
+    ("35M", "float32", 2, 300, 66, 904),
+    ("35M", "bfloat16", 1, 300, 33, 436),
+    ("35M", "bfloat16", 2, 300, 66, 524),
+    ("35M", "int8", 1, 300, 33, 737),
+    ("35M", "int8", 2, 300, 66, 668),
+    ("150M", "float32", 1, 10, 1, 1516),
+    ("150M", "float32", 1, 300, 33, 1717),
+    ("150M", "bfloat16", 1, 10, 1, 693),
+    ("150M", "bfloat16", 1, 300, 33, 789),
+    ("150M", "int8", 1, 10, 1, 1132),
+    ("150M", "int8", 1, 300, 33, 1444),
+]
+"""Measured by bench_requests: size, dtype, threads, residues, sequences, and MB at the peak."""
+
+CONTACTS_PEAK = 2068
+"""MB at the peak of contacts of four sequences of 1,000 residues by 35M."""
+
 NO_LIMITS = Limits()
 
 
@@ -84,6 +112,21 @@ def ask(
     paths = models if isinstance(models, list) else [models]
     given = {"attempt": 1, "limits": NO_LIMITS, "where": "s/00000 1-of-2", **changes}
     return request(paths, settings, np.array(lengths, np.int64), *more, **given)
+
+
+@pytest.mark.parametrize(("size", "dtype", "threads", "residues", "count", "peak"), PEAKS)
+def test_memory_is_enough_and_not_much_too_much(
+    size, dtype, threads, residues, count, peak, esm2
+) -> None:
+    settings = EmbedSettings(dtype=dtype, threads=threads)
+    found = ask(embed_request, esm2(size), settings, [residues] * count).mem_mb
+    assert peak <= found <= 1.5 * peak + 300
+
+
+def test_contacts_have_enough_memory(esm2) -> None:
+    settings = EmbedSettings(include=["contacts"], threads=1)
+    found = ask(embed_request, esm2("35M"), settings, [1000] * 4).mem_mb
+    assert CONTACTS_PEAK <= found <= 1.5 * CONTACTS_PEAK
 
 
 def test_another_attempt_asks_for_as_many_times_as_much(esm2) -> None:
