@@ -301,8 +301,10 @@ def test_blocks_of_any_size_are_in_input_order(sample, whole, monkeypatch, kind,
             assert [name for block in blocks for name in block.ids()] == one.ids[first:stop]
         for rank in range(len(one) + 1):
             places = places_of(results.parts, rank)
-            pairs = zip(results.parts, places, strict=True)
-            taken = [part.array("index")[:place] for part, place in pairs]
+            taken = [
+                part.array("index")[:place]
+                for part, place in zip(results.parts, places, strict=True)
+            ]
             assert sorted(np.concatenate(taken)) == one.index[:rank].tolist()
 
 
