@@ -31,9 +31,10 @@ ATTRIBUTES = {"format": "esm-pipeline/embeddings", "model": "made up", "software
 
 
 class Reading(NamedTuple):
-    """What a process took: seconds, and bytes of memory at most."""
+    """What a process took: seconds on the clock and of CPU, and bytes of memory at most."""
 
     seconds: float
+    cpu: float
     memory: int
 
 
@@ -135,7 +136,8 @@ def measure(work: Callable[[], None]) -> Reading:
     _, status, usage = os.wait4(child, 0)
     if status:
         raise SystemExit(f"a process ended with {os.waitstatus_to_exitcode(status)}")
-    return Reading(float(told), usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024))
+    unit = 1 if sys.platform == "darwin" else 1024
+    return Reading(float(told), usage.ru_utime + usage.ru_stime, usage.ru_maxrss * unit)
 
 
 def read(path: Path, way: str) -> None:
@@ -150,7 +152,7 @@ def exponent(counts: list[int], values: list[float]) -> float:
 
 
 def main() -> None:
-    """Print seconds and memory of each way, and how the seconds grow."""
+    """Print seconds and memory of each way, and how the seconds of CPU grow."""
     counts = [int(float(text)) for text in sys.argv[1:]] or [*RECORDS]
     for bundles in (1, BUNDLES):
         seconds: dict[str, list[float]] = {}
@@ -163,9 +165,9 @@ def main() -> None:
                 jobs |= {way: partial(read, path, way) for way in WAYS}
                 for way, job in jobs.items():
                     one = measure(job)
-                    seconds.setdefault(way, []).append(one.seconds)
-                    told = f"{one.seconds:8.3f} s {one.memory / 1e6:8.0f} MB"
-                    print(f"  {way:<17} {told}", flush=True)
+                    seconds.setdefault(way, []).append(one.cpu)
+                    told = f"{one.seconds:8.3f} s {one.cpu:8.3f} s of CPU"
+                    print(f"  {way:<17} {told} {one.memory / 1e6:6.0f} MB", flush=True)
         if len(counts) > 1:
             for way, values in seconds.items():
                 print(f"  {way:<17} grows with N^{exponent(counts, values):.2f}")
