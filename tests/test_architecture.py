@@ -203,19 +203,26 @@ def test_an_upward_import_is_seen(module, line):
 SNAKEFILES = ("Snakefile", "workflow/Snakefile")
 
 
-def test_workflow_imports_only_errors_flags_and_settings():
+WORKFLOW = {"errors", "flags", "settings", "settings.result_names"}
+WORKFLOW |= {"formats.bundles", "formats.variant_bundles"}
+WORKFLOW |= {f"tasks.{task}.work" for task in TASKS}
+"""What the rules import: settings, and what a job asks for. Each job reads them: no torch."""
+
+
+def test_workflow_imports_only_what_it_needs():
     found = set()
     rules = (ROOT / "workflow" / "rules").glob("*.smk")
     for path in [*(ROOT / name for name in SNAKEFILES), *rules]:
         for line in path.read_text().splitlines():
             words = line.split()
             if words[:1] in (["from"], ["import"]) and words[1].startswith("esm_pipeline"):
-                found.add(words[1])
-    assert found == {
-        "esm_pipeline.errors",
-        "esm_pipeline.flags",
-        "esm_pipeline.settings",
-    }
+                found.add(words[1].removeprefix("esm_pipeline."))
+    assert found == WORKFLOW
+
+
+@pytest.mark.parametrize("name", sorted(WORKFLOW))
+def test_what_the_workflow_imports_is_light(name):
+    assert loaded_by(f"import esm_pipeline.{name}") == set()
 
 
 def graph() -> dict[str, set[str]]:

@@ -42,8 +42,8 @@ from esm_pipeline.settings.sections import (
     CleaningSettings,
     EmbedSection,
     FoldSection,
+    JobLimits,
     LabelSettings,
-    Limits,
     ScoreSection,
     ShardSettings,
     StructureSettings,
@@ -109,7 +109,7 @@ class Settings(Section):
     shard: ShardSettings = Field(
         default_factory=ShardSettings, description="validation and bundles"
     )
-    limits: Limits = Field(default_factory=Limits, description="what one job may request")
+    limits: JobLimits = Field(default_factory=JobLimits, description="what one job may request")
     embed: EmbedSection = Field(default_factory=EmbedSection, description="embeddings")
     fold: FoldSection = Field(default_factory=FoldSection, description="structures")
     score: ScoreSection = Field(default_factory=ScoreSection, description="variant scores")

@@ -123,7 +123,7 @@ class JobSettings(Section):
     )
 
 
-class Limits(Section):
+class JobLimits(Section):
     """What one job may request."""
 
     mem_mb: Whole | None = Field(

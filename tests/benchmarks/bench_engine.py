@@ -58,7 +58,7 @@ from pathlib import Path
 
 sys.path.insert(0, {root!r})
 from esm_pipeline.formats.bundles import Bundle, Range, range_names
-from esm_pipeline.settings.sections import EmbedSettings, Limits
+from esm_pipeline.settings.sections import EmbedSettings, JobLimits
 from esm_pipeline.tasks.embed.work import EMBED_WORK, embed_request
 
 BUNDLES = [f"{{number:05d}}" for number in range({bundles})]
@@ -85,7 +85,12 @@ def ask(fasta, changed, model, part, attempt):
     lengths, bounds = lengths_of(fasta, changed, count)
     own = lengths[bounds[number - 1] : bounds[number]]
     return embed_request(
-        [Path(model)], EmbedSettings(threads=1), own, attempt=attempt, limits=Limits(), where=fasta
+        [Path(model)],
+        EmbedSettings(threads=1),
+        own,
+        attempt=attempt,
+        limits=JobLimits(),
+        where=fasta,
     )
 
 

@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from esm_pipeline.model import EsmConfig, resolve_checkpoint
-from esm_pipeline.settings.sections import EmbedSettings, Limits, StrategySettings
+from esm_pipeline.settings.sections import EmbedSettings, JobLimits, StrategySettings
 from esm_pipeline.tasks.common.model_file import describe_model, write_model_file
 from esm_pipeline.tasks.common.requests import Request
 from esm_pipeline.tasks.embed.work import embed_request
@@ -61,7 +61,7 @@ class Point(NamedTuple):
         }[self.task]
         lengths = np.full(self.count, self.residues)
         found = request(
-            [model], settings(**self.settings), lengths, attempt=1, limits=Limits(), where="job"
+            [model], settings(**self.settings), lengths, attempt=1, limits=JobLimits(), where="job"
         )
         return int(found.mem_mb * MEGA_BYTES)
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from esm_pipeline.arrays import Int64
 from esm_pipeline.footprint import FLOAT32
 from esm_pipeline.formats.bundles import Work
-from esm_pipeline.settings.sections import ClassifySettings, Limits
+from esm_pipeline.settings.sections import ClassifySettings, JobLimits
 from esm_pipeline.tasks.common.requests import (
     Need,
     Request,
@@ -29,7 +29,7 @@ def classify_request(
     lengths: Int64,
     *,
     attempt: int,
-    limits: Limits,
+    limits: JobLimits,
     where: str,
     threads: int = 0,
 ) -> Request:

@@ -19,7 +19,7 @@ import numpy as np
 from esm_pipeline.arrays import Int64
 from esm_pipeline.errors import InputError
 from esm_pipeline.footprint import FLOAT32, FoldShape
-from esm_pipeline.settings.sections import ComputeSettings, Limits
+from esm_pipeline.settings.sections import ComputeSettings, JobLimits
 from esm_pipeline.tasks.common.model_file import read_model_file
 
 MEGA = 1e6
@@ -185,7 +185,7 @@ class Need(NamedTuple):
         *,
         threads: int,
         attempt: int,
-        limits: Limits,
+        limits: JobLimits,
         where: str,
     ) -> Request:
         """What to ask for in the `attempt` (from 1), which multiplies it, within the `limits`.

@@ -10,7 +10,7 @@ import numpy as np
 from esm_pipeline.arrays import Int64
 from esm_pipeline.footprint import FLOAT32
 from esm_pipeline.formats.bundles import Work
-from esm_pipeline.settings.sections import EmbedSettings, Limits
+from esm_pipeline.settings.sections import EmbedSettings, JobLimits
 from esm_pipeline.tasks.common.requests import (
     ModelSize,
     Need,
@@ -35,7 +35,7 @@ def embed_request(
     lengths: Int64,
     *,
     attempt: int,
-    limits: Limits,
+    limits: JobLimits,
     where: str,
     threads: int = 0,
 ) -> Request:

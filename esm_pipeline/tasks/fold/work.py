@@ -18,7 +18,7 @@ from esm_pipeline.footprint import (
     fold_footprint,
 )
 from esm_pipeline.formats.bundles import Bundle, Work
-from esm_pipeline.settings.sections import FoldSettings, Limits
+from esm_pipeline.settings.sections import FoldSettings, JobLimits
 from esm_pipeline.tasks.common.requests import (
     GIGA,
     Need,
@@ -77,7 +77,7 @@ def fold_request(
     lengths: Int64,
     *,
     attempt: int,
-    limits: Limits,
+    limits: JobLimits,
     where: str,
     threads: int = 0,
 ) -> Request:

@@ -10,7 +10,7 @@ import numpy as np
 from esm_pipeline.arrays import Int64
 from esm_pipeline.footprint import FLOAT32
 from esm_pipeline.formats.bundles import Work
-from esm_pipeline.settings.sections import Limits, StrategySettings
+from esm_pipeline.settings.sections import JobLimits, StrategySettings
 from esm_pipeline.tasks.common.requests import (
     SPECIAL_TOKEN_COUNT,
     ModelSize,
@@ -55,7 +55,7 @@ def saturation_request(
     lengths: Int64,
     *,
     attempt: int,
-    limits: Limits,
+    limits: JobLimits,
     where: str,
     threads: int = 0,
 ) -> Request:
@@ -83,7 +83,7 @@ def variants_request(
     passes: Int64,
     *,
     attempt: int,
-    limits: Limits,
+    limits: JobLimits,
     where: str,
     threads: int = 0,
 ) -> Request:

@@ -28,7 +28,7 @@ from esm_pipeline.settings.sections import (
     ComputeSettings,
     EmbedSettings,
     FoldSettings,
-    Limits,
+    JobLimits,
     StrategySettings,
 )
 from esm_pipeline.tasks.classify.work import classify_request
@@ -74,7 +74,7 @@ PEAKS = [
 CONTACTS_PEAK = 2068
 """MB at the peak of contacts of four sequences of 1,000 residues by 35M."""
 
-NO_LIMITS = Limits()
+NO_LIMITS = JobLimits()
 
 
 def write_size(path: Path, layers: int, width: int, parameters: int, **changes: Any) -> Path:
@@ -135,7 +135,7 @@ def test_another_attempt_asks_for_as_many_times_as_much(esm2) -> None:
         ask(embed_request, model, settings, [300] * 5000, attempt=number) for number in (1, 2)
     )
     assert second == (2 * first.mem_mb, 2 * first.runtime)
-    limits = Limits(mem_mb=first.mem_mb + 1, runtime=first.runtime + 1)
+    limits = JobLimits(mem_mb=first.mem_mb + 1, runtime=first.runtime + 1)
     capped = ask(embed_request, model, settings, [300] * 5000, attempt=3, limits=limits)
     assert capped == (limits.mem_mb, limits.runtime)
 
@@ -144,12 +144,12 @@ def test_another_attempt_asks_for_as_many_times_as_much(esm2) -> None:
     ("limits", "message"),
     [
         (
-            Limits(mem_mb=600),
+            JobLimits(mem_mb=600),
             "s/00000 1-of-2: embed needs {} MB of memory, more than limits.mem_mb (600); raise it, "
             "skip the longest sequences, or lower embed.token_budget",
         ),
         (
-            Limits(runtime=5),
+            JobLimits(runtime=5),
             "s/00000 1-of-2: embed needs {} minutes, more than limits.runtime (5); raise it, or "
             "set more shards",
         ),
