@@ -21,10 +21,10 @@ FILES = {
 
 
 def show_embeddings(path: Path) -> None:
-    """Print the size of one file and its first records."""
+    """Print the size of one file, or of those of all bundles, and the first records."""
     with open_results(path) as results:
         layer = results.layers[-1]
-        width = results.stored("mean")[str(layer)].shape[1]
+        _, width = results.matrix("mean", layer).shape
         print(
             f"\n{path}: {len(results)} proteins, {len(results.length)} different sequences, "
             f"{width} numbers for each (the mean of layer {layer} over its residues)\n"
@@ -52,7 +52,7 @@ def show_structures(path: Path) -> None:
 
 def main(folder: Path) -> None:
     """Print the results of every sample, then the names of all files."""
-    for path in sorted(folder.glob("*/embeddings.h5")):
+    for path in sorted([*folder.glob("*/embeddings.h5"), *folder.glob("*/embeddings")]):
         show_embeddings(path)
     for path in sorted(folder.glob("*/structures.tsv")):
         show_structures(path)
