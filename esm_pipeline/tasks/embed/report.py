@@ -68,7 +68,7 @@ def embedding_map(means: Float32, lengths: Int32, layer: int, of: int) -> str:
             xlabel=f"first component, {shares[0]:.0%} of the variance",
             ylabel=f"second, {shares[1]:.0%}",
             title=f"Mean embeddings, layer {layer}"
-            + (f" ({len(means):,} of {of:,} sequences)" if len(means) < of else ""),
+            + (f" ({len(means):,} sequences)" if len(means) < of else ""),
             xticks=[],
             yticks=[],
         )

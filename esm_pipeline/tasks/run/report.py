@@ -157,6 +157,7 @@ def length_histogram(lengths: Mapping[int, int]) -> str:
         draw_bars(axes, edges, counts)
         axes.set(xlabel="residues", ylabel="records", title="Length")
         axes.yaxis.get_major_locator().set_params(integer=True)
+        axes.yaxis.set_major_formatter("{x:,.0f}")
         if wide:
             axes.set_xscale("log")
             axes.set_xticks(round_numbers(least, most), minor=False)
