@@ -298,7 +298,7 @@ def score_range(arguments: ScoreArguments) -> tuple[str, int]:
             write_range_scores(output, found, work.attributes)
     codes = np.bincount(outcomes.codes[:number], minlength=len(STATUS_CODES) + 1).tolist()
     counts = Counter({status: codes[code] for status, code in STATUS_CODES.items()})
-    failed = np.count_nonzero(outcomes.codes == STATUS_CODES[FAILED])
+    failed = int(np.count_nonzero(outcomes.codes == STATUS_CODES[FAILED]))
     return planned.summary(counts), failed
 
 
