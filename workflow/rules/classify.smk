@@ -2,10 +2,12 @@
 # of their own, so that another threshold classifies and gathers nothing again.
 from esm_pipeline.settings import LabelSettings
 
+CLASSES_OF_BUNDLE = "classify/{bundle}.tsv"
+
 
 def add_classes_rule(layout):
     """Add the rule that writes the class table of a bundle."""
-    table = layout.of_bundle("classes.tsv")
+    table = layout.of_bundle("classes.tsv", CLASSES_OF_BUNDLE)
 
     rule:
         name:
@@ -45,4 +47,4 @@ if CLASSIFIED == "sequences":
     for layout in LAYOUTS:
         add_classes_rule(layout)
     if MANY:
-        add_merge_rule("classes.tsv", "classes/{bundle}.tsv")
+        add_merge_rule("classes.tsv", CLASSES_OF_BUNDLE)

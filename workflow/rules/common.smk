@@ -115,12 +115,9 @@ class Layout(NamedTuple):
             name = BY_BUNDLE[name].format(self.bundle)
         return f"{OUT}/{{sample}}/{name}"
 
-    def of_bundle(self, table):
-        """The path of a table that is merged if there are several bundles."""
-        folder = self.result(f"{Path(table).stem}.h5").removesuffix(".h5")
-        if self.samples is ONE:
-            return f"{OUT}/{{sample}}/{table}"
-        return f"{folder}/{table}" if table == "structures.tsv" else f"{folder}.tsv"
+    def of_bundle(self, table, part):
+        """The path of a table, or of that of a bundle, `part`, which is merged into it."""
+        return f"{OUT}/{{sample}}/{part if self.samples is MANY else table}"
 
     def work(self, name):
         """The path of an intermediate file, whose `name` contains `{bundle}`."""

@@ -2,10 +2,12 @@
 # change to these files folds nothing again.
 from esm_pipeline.settings import StructureSettings
 
+STRUCTURES_OF_BUNDLE = "structures/{bundle}/structures.tsv"
+
 
 def add_structures_rule(layout):
     """Add the rule that writes the structures of a bundle."""
-    table = layout.of_bundle("structures.tsv")
+    table = layout.of_bundle("structures.tsv", STRUCTURES_OF_BUNDLE)
 
     rule:
         name:
@@ -52,4 +54,4 @@ def add_structures_rule(layout):
 for layout in LAYOUTS:
     add_structures_rule(layout)
 if MANY:
-    add_merge_rule("structures.tsv", "structures/{bundle}/structures.tsv")
+    add_merge_rule("structures.tsv", STRUCTURES_OF_BUNDLE)
