@@ -142,9 +142,9 @@ def require_same(files: list[RangeFile]) -> None:
 class BundleResults:
     """The results of a task for all ranges of a bundle: the files have every sequence once.
 
-    Takes about 70 bytes of memory for each sequence; to gather them takes 200 for each record of the
-    bundle, all in all. Raises InputError for a file that is missing,
-    damaged, of another bundle or made otherwise.
+    Takes about 70 bytes of memory for each sequence; gathering all takes 200 for each record of the
+    bundle. Raises InputError for a file that is missing, damaged, of another bundle or made
+    otherwise.
     """
 
     def __init__(self, task: str, fasta: Path, folder: Path, count: int) -> None:
