@@ -19,7 +19,7 @@ def bundle_names(count: int) -> list[str]:
 
 RECORDS = "records.tsv"
 SCORES, SCORE_FACTS = "scores.tsv", "scores.json"
-RECORD_COUNTS, SCORE_COUNTS = "counts/records.json", "counts/scores.json"
+RECORD_COUNTS, SCORE_COUNTS = "counts/records.json", "counts/variants.json"
 """What is counted of the tables above while they are written."""
 
 INPUTS, VARIANTS = "inputs.sha256", "variants.sha256"

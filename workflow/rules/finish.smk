@@ -63,7 +63,7 @@ rule records:
 
 COUNTS = [
     *(f"{OUT}/{sample}/counts/records.json" for sample in SAMPLES),
-    *(f"{OUT}/{sample}/counts/scores.json" for sample in TABLES),
+    *(f"{OUT}/{sample}/counts/variants.json" for sample in TABLES),
 ]
 
 

@@ -67,7 +67,7 @@ if TABLES:
         output:
             scores=f"{OUT}/{{sample}}/scores.tsv",
             provenance=f"{OUT}/{{sample}}/scores.json",
-            counts=f"{OUT}/{{sample}}/counts/scores.json",
+            counts=f"{OUT}/{{sample}}/counts/variants.json",
             status=status,
             digests=f"{status_folder}/digests.sha256",
         log:

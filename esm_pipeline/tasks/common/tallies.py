@@ -1,7 +1,7 @@
 """What is counted of a table of outcomes while it is written, so that nobody reads it again.
 
 Whoever writes `records.tsv` or `scores.tsv` writes its counts to `counts/records.json` or
-`counts/scores.json` in the same pass, and puts it into the list with the digest of the table;
+`counts/variants.json` in the same pass, and puts it into the list with the digest of the table;
 `verdict`, `report` and `provenance` read only these:
 
     tally, histogram = Tally(VARIANTS), Histogram()

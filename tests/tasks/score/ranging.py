@@ -90,7 +90,7 @@ def join(folder: Path, count: int, table: Path) -> int:
         *("join", "--quiet", "--variants", table, "--split", folder / "split"),
         *("--scores", folder / "scores", "--count", count),
         *("--out", folder / "joined.tsv", "--status", folder / "status" / "status.tsv"),
-        *("--provenance", folder / "joined.json", "--counts", folder / "counts" / "scores.json"),
+        *("--provenance", folder / "joined.json", "--counts", folder / "counts" / "variants.json"),
     )
 
 

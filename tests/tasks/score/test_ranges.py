@@ -95,7 +95,7 @@ def test_rows_that_are_cut_apart_have_the_same_scores(tmp_path, rotary, inputs, 
 def test_what_join_counts(tmp_path, rotary, inputs):
     joined = in_ranges(tmp_path, LIKELIHOOD, 3, *inputs, rotary)
     rows = rows_of(joined)
-    counts = read_counts(tmp_path / "counts" / "scores.json", "s")
+    counts = read_counts(tmp_path / "counts" / "variants.json", "s")
     (tally,) = counts.tallies
     assert (tally.step, tally.statuses[OK], tally.statuses[SKIPPED]) == ("variants", 15, 7)
     assert sum(tally.reasons[SKIPPED].values()) == 4, "of the three most common ones"
@@ -105,7 +105,7 @@ def test_what_join_counts(tmp_path, rotary, inputs):
         edges, bars = histogram.bars(2000)
         assert bars.tolist() == np.histogram(values, edges)[0].tolist()
     listed = (tmp_path / "status" / "digests.sha256").read_text().split()[1::2]
-    assert listed == ["../joined.tsv", "../joined.json", "status.tsv", "../counts/scores.json"]
+    assert listed == ["../joined.tsv", "../joined.json", "status.tsv", "../counts/variants.json"]
 
 
 CUT, FITS_NOT = Outcome(OK, "truncated"), Outcome(FAILED, "does not fit")
