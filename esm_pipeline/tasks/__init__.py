@@ -38,11 +38,15 @@ COMMANDS = {
     "download": Command(
         "run.download", "fetch and check a model, and print its path, revision and digest"
     ),
-    "shard": Command("run.shard", "validate FASTA files, remove duplicates and split into shards"),
-    "split": Command("score.split", "validate a variant table and split it into shards"),
+    "shard": Command(
+        "run.shard", "validate FASTA files, remove duplicates and deal sequences into bundles"
+    ),
+    "split": Command(
+        "score.split", "validate a variant table and put its rows in an order for jobs"
+    ),
     "join": Command("score.join", "append the scores to the variant table"),
     "aggregate": Command(
-        "run.aggregate", "merge the shards of a task into one result with every record"
+        "run.aggregate", "gather the results of a task for a bundle; merge tables of bundles"
     ),
     "provenance": Command(
         "run.provenance", "record the versions, models, settings and inputs of the results"
