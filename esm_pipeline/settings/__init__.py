@@ -36,7 +36,6 @@ from esm_pipeline.settings.samples import (
 )
 from esm_pipeline.settings.section import Name, Section, check, digits, each_once
 from esm_pipeline.settings.sections import (
-    AS_VALIDATED,
     CLASSIFIERS,
     ClassifySection,
     CleaningSettings,
@@ -51,7 +50,6 @@ from esm_pipeline.settings.sections import (
 )
 
 __all__ = [
-    "AS_VALIDATED",
     "MOST_SHARDS",
     "CleaningSettings",
     "LabelSettings",

@@ -1,6 +1,6 @@
 """Time and memory of `shard`, and of `aggregate` of every bundle, on generated records.
 
-`python -m tests.benchmarks.bench_gather [RECORDS ...]`; without numbers, of 1e5, 1e6 and 1e7 records.
+`python -m tests.benchmarks.bench_gather [RECORDS ...]`; without numbers, of 1e5, 1e6 and 1e7.
 The files of the jobs have made-up embeddings. Disk: about 700 bytes a record. Seconds are those of
 CPU, which other processes change little.
 """

@@ -22,7 +22,7 @@ sys.path.insert(0, str(HOME))
 from esm_pipeline.errors import IN_WORKFLOW, InputError
 from esm_pipeline.flags import flags
 from esm_pipeline.formats.bundles import range_names
-from esm_pipeline.settings import AS_VALIDATED, CleaningSettings, load_settings
+from esm_pipeline.settings import CleaningSettings, load_settings
 from esm_pipeline.settings.result_names import BY_BUNDLE, bundle_names
 
 
@@ -57,7 +57,6 @@ ONE = [sample for sample in SAMPLES if sample not in MANY]  # samples of one bun
 RESULTS = [f"{OUT}/{sample}/{name}" for sample, names in NAMES.items() for name in names]
 cleaning_flags = flags(settings.shard.part(CleaningSettings))
 RETRIES = 2 if workflow.is_main_process else 0  # a job must not multiply those of the run
-validated_flags = flags(CleaningSettings(**AS_VALIDATED))  # for jobs that read what `shard` wrote
 
 
 def one_of(samples):

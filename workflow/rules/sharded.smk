@@ -22,7 +22,7 @@ class ShardRule(NamedTuple):
     task: str  # the command, and the section of the settings
     request: Callable  # what a job asks for: see `esm_pipeline/tasks/common/requests.py`
     work: Work  # how its cost grows with length
-    lengths: Callable = lambda bundle, span: bundle.length[span]  # of what a job computes
+    size: Callable = lambda bundle, span: {"lengths": bundle.length[span]}  # of what a job computes
     of_table: bool = False  # whether it computes rows of a variant table, and not sequences
     result: str = ""  # the file that the ranges of a bundle are gathered into, if any
     content: str = ""  # of that file, for the message
@@ -63,12 +63,10 @@ class ShardRule(NamedTuple):
             "--unchanged={params.inputs:q}",
             "{params.models}" if self.ensemble else "--model={input.model:q}",
             "{params.flags}",
-            "{params.validated}",
             "--device {resources.device}",
             "--token-budget {resources.token_budget}",
             *(f"--{key.replace('_', '-')} {{resources.{key}}}" for key in self.execution),
             "--threads {threads}",
-            "--allow-empty",
             "--on-failure keep",
             "--range={wildcards.range}",
             *self.options,
@@ -98,7 +96,7 @@ SHARD_RULES = {
     "fold": ShardRule(
         task="fold",
         work=FOLD_WORK,
-        lengths=folded_lengths,
+        size=lambda bundle, span: {"lengths": folded_lengths(bundle, span)},
         request=fold_request,
         result="structures.h5",
         content="structures",
@@ -121,6 +119,11 @@ SHARD_RULES = {
         task="score",
         work=VARIANTS_WORK,
         of_table=True,
+        size=lambda bundle, span: {
+            "lengths": bundle.length[span],
+            "passes": bundle.passes[span],
+            "rows": int(bundle.rows[span].sum()),
+        },
         request=variants_request,
         needed=bool(TABLES),
         folder="variants",
@@ -131,25 +134,26 @@ SHARD_RULES = {
 
 
 @cache
-def opened(*files):
-    """The bundle of sequences (its FASTA), or of rows (their table, and the FASTA of proteins)."""
+def opened(changed, *files):
+    """The bundle of sequences (its FASTA), or of rows (their table, and the FASTA of proteins).
+
+    changed: when its index was written, since `shard` may write it anew during a run.
+    """
     kind = Bundle if len(files) == 1 else VariantBundle
     return kind.open(*map(Path, files))
 
 
 @cache
-def request_of(name, files, part, models, attempt):
+def request_of(name, changed, files, part, models, attempt):
     """What a job asks for: it computes the range `part` of the bundle in some files."""
     row = SHARD_RULES[name]
     try:
-        bundle = opened(*files)
+        bundle = opened(changed, *files)
         span = bundle.span(row.work, Range.parse(part))
-        more = {"passes": bundle.passes[span]} if row.of_table else {}
         return row.request(
             [*map(Path, models)],
             getattr(settings, row.task).computing(),
-            row.lengths(bundle, span),
-            **more,
+            **row.size(bundle, span),
             threads=job_threads(getattr(settings, row.task)),
             attempt=attempt,
             limits=settings.limits,
@@ -164,9 +168,10 @@ def requested(name, what):
 
     def amount(wildcards, input, attempt):
         files = (input.rows, input.fasta) if SHARD_RULES[name].of_table else (input.fasta,)
-        for file in (input.index, *input.model):
-            os.stat(file)  # a missing one is a resource that is not known yet
-        wanted = request_of(name, files, wildcards.range, tuple(input.model), attempt)
+        for file in input.model:
+            os.stat(file)  # what a missing file decides is not known yet
+        changed = os.stat(input.index).st_mtime_ns
+        wanted = request_of(name, changed, files, wildcards.range, tuple(input.model), attempt)
         return getattr(wanted, what)
 
     return amount
@@ -214,7 +219,6 @@ def add_compute_rule(name, row):
             # made with the bundle or the table, and one input less in a graph of many jobs
             inputs=f"{OUT}/{{sample}}/inputs.sha256",
             flags=flags(section.computing()),
-            validated=validated_flags,
         message:
             f"{name}: range {{wildcards.range}}"
             + (" of the variants" if row.of_table else " of bundle {wildcards.bundle}")

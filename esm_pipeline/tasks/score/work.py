@@ -34,8 +34,8 @@ passes and log-probabilities."""
 POSITIONS_PLANNED = 1 << 14
 """Positions for which passes are planned together, about."""
 
-BYTES_OF_PASS = 400
-"""Bytes of memory for each forward pass of a table's variants."""
+BYTES_OF_PASS, BYTES_OF_ROW = 400, 130
+"""Bytes of memory for each forward pass of a table's variants, and for each of its rows."""
 
 
 def saturation_cost(lengths: Int64) -> Int64:
@@ -82,16 +82,20 @@ def variants_request(
     lengths: Int64,
     passes: Int64,
     *,
+    rows: int,
     attempt: int,
     limits: JobLimits,
     where: str,
     threads: int = 0,
 ) -> Request:
-    """What a job asks for that runs `passes` (U,) over proteins of `lengths` (U,) residues.
+    """What a job asks for that scores so many `rows` of a table.
+
+    It runs `passes` (U,) over proteins of `lengths` (U,) residues.
 
     The other arguments and errors are those of `saturation_request`.
     """
     need = passes_need(models, settings, lengths, passes, threads)
+    need = need._replace(memory=need.memory + BYTES_OF_ROW * rows)
     return need.request(
         "score",
         settings,

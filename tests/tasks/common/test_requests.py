@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -235,13 +236,19 @@ def test_time_is_that_of_the_operations(esm2) -> None:
 def test_time_of_scores_is_that_of_all_passes(esm2) -> None:
     model, masked = esm2("150M"), StrategySettings(threads=1)
 
-    def minutes(settings: StrategySettings, *more: Any, request: Any = saturation_request) -> int:
-        return ask(request, model, settings, [600] * 20, *more).runtime
+    def minutes(settings: StrategySettings) -> int:
+        return ask(saturation_request, model, settings, [600] * 20).runtime
+
+    def of_table(passes: Any, rows: int) -> Request:
+        request = partial(variants_request, rows=rows)
+        return ask(request, model, masked, [600] * 20, passes)
 
     every = minutes(masked)
     passes = np.full(20, 600)
-    assert minutes(masked, passes, request=variants_request) == every
-    assert minutes(masked, passes // 3, request=variants_request) == pytest.approx(every / 3, abs=9)
+    assert of_table(passes, 20).runtime == every
+    assert of_table(passes // 3, 20).runtime == pytest.approx(every / 3, abs=9)
+    more = of_table(passes, 10_000_020).mem_mb - of_table(passes, 20).mem_mb
+    assert more == pytest.approx(1300, abs=100), "some bytes for each row"
     plain = masked.model_copy(update={"strategy": "wt_marginal"})
     assert minutes(plain) < every / 100
     windows = masked.model_copy(update={"long": "window", "window": 302})
