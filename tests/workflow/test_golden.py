@@ -67,12 +67,12 @@ def test_the_same_files(golden_run):
     assert made - {"report.html"} == files_of(GOLDEN / "results")
 
 
-TEXTS = [file for file in files_of(GOLDEN / "results") - APART if not file.startswith(FOLDED)]
+SAME = [file for file in files_of(GOLDEN / "results") - APART if not file.startswith(FOLDED)]
 
 
-@pytest.mark.parametrize("name", sorted(TEXTS))
-def test_text_is_the_same(golden_run, name):
-    assert (golden_run.results / name).read_text() == (GOLDEN / "results" / name).read_text()
+@pytest.mark.parametrize("name", sorted(SAME))
+def test_bytes_are_the_same(golden_run, name):
+    assert (golden_run.results / name).read_bytes() == (GOLDEN / "results" / name).read_bytes()
 
 
 @pytest.mark.parametrize("name", sorted(LISTS))

@@ -65,7 +65,7 @@ def run(args: argparse.Namespace) -> int:
     threshold = section_from(LabelSettings, args).threshold
     targets, ending = classify_files(args), ending_of(args.output, CLASSIFY_ENDINGS)
     with command.open_input(args, args.output.parent, "classify", CLASSIFY_WORK) as sequences:
-        if command.wrote_idle(sequences, args.output):
+        if command.wrote_idle(sequences, args.output, quiet=args.quiet):
             return 0
         from esm_pipeline.model.inference.device import set_threads
         from esm_pipeline.tasks.classify.classifier import Classifier

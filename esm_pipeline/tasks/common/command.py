@@ -115,7 +115,9 @@ def open_input(
     )
 
 
-def wrote_idle(sequences: SequenceSet | BundleSequences, output: Path) -> bool:
+def wrote_idle(
+    sequences: SequenceSet | BundleSequences, output: Path, *, quiet: bool = False
+) -> bool:
     """Write the file of a range that has no sequences; returns whether this is such a range.
 
     No model is looked at, and no PyTorch loaded.
@@ -126,6 +128,9 @@ def wrote_idle(sequences: SequenceSet | BundleSequences, output: Path) -> bool:
 
     with atomic_path(output) as path:
         write_idle(path, sequences.part)
+    if not quiet:
+        told = sequences.part.attributes
+        print(f"{told['task']}: no sequences in range {told['range']}", file=sys.stderr)
     return True
 
 

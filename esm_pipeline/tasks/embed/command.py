@@ -73,7 +73,7 @@ def run(args: argparse.Namespace) -> int:
     if ending not in HDF5:
         require_fixed(args.output, settings.include)
     with command.open_input(args, args.output.parent, "embed", EMBED_WORK) as sequences:
-        if command.wrote_idle(sequences, args.output):
+        if command.wrote_idle(sequences, args.output, quiet=args.quiet):
             return 0
         from esm_pipeline.model.inference.device import set_threads
         from esm_pipeline.tasks.embed.representations import Encoder

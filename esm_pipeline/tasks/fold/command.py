@@ -68,7 +68,7 @@ def run(args: argparse.Namespace) -> int:
     as_files = arrays != args.output
     stale = args.output / STRUCTURES_TABLE if as_files else None
     with command.open_input(args, arrays.parent, FOLD, FOLD_WORK, complexes=True) as sequences:
-        if command.wrote_idle(sequences, args.output):
+        if command.wrote_idle(sequences, args.output, quiet=args.quiet):
             return 0
         from esm_pipeline.model.inference.device import set_threads
         from esm_pipeline.tasks.fold.predictor import Predictor

@@ -352,7 +352,7 @@ def saturate(arguments: ScoreArguments) -> tuple[str, int]:
     """Score every substitution; returns the summary, and how many records failed."""
     output, quiet = arguments.output, arguments.quiet
     with open_saturated(arguments) as sequence_set:
-        if command.wrote_idle(sequence_set, output):
+        if command.wrote_idle(sequence_set, output, quiet=True):
             return "no sequences in this range", 0
         from esm_pipeline.tasks.score.heatmaps import draw_all
         from esm_pipeline.tasks.score.saturation import SaturationScorer, write_long_table
