@@ -16,7 +16,7 @@ from tests.forked import Ended, Forked
 
 NEW = ">a\nMKTAYIAKQRQISFVKSHFSRQ\n>bad\nMK1\n>b\nGAVLIW\n>again\nGAVLIW\n>c\nACDEFGHIK\n"
 OLD = ">x\nWYVTSRQPNML\n>y\nKIHGFEDCA\n>z\nMMMM\n>gap\nM-M\n>v\nWWWWW\n>u\nGGGG\n"
-BUNDLES = {NEW: 3, OLD: 5}
+BUNDLES = {NEW: 2, OLD: 3}
 
 
 @pytest.fixture(scope="module")

@@ -104,9 +104,10 @@ def to_the_end(folder: Path, model: Path, fasta: bytes) -> None:
     with contextlib.chdir(folder / "here"):
         shard_and_embed(folder, model, fasta)
         assert gather(folder) == (0, "")
-        table, status = folder / SAMPLE / "records.tsv", folder / "embed" / "00000.status.tsv"
-        command = ("aggregate", "records", "--records", folder / "bundles" / "00000.records.tsv")
-        assert run(*command, "--status", f"embed={status}", "--out", table) == (0, "")
+        table = folder / SAMPLE / "records.tsv"
+        command = ("aggregate", "records", "--bundles", folder / "bundles", "--count", 1)
+        command += ("--status", f"embed={folder / 'embed'}", "--out", table)
+        assert run(*command, "--counts", folder / SAMPLE / "counts" / "records.json") == (0, "")
         assert run("report", "--out", folder / "report.html", folder / SAMPLE) == (0, "")
         assert run("verdict", "--out", folder / "verdict.txt", table)[0] == 0
 
@@ -116,6 +117,7 @@ FILES = {
     *(f"bundles/00000.{end}" for end in ("fasta", "index.npz", "records.tsv")),
     *("bundles/digests.sha256", "embed/00000.status.tsv", "embed/00000.sha256"),
     *(f"embed/00000/{name}.h5" for name in range_names(2)),
+    *(f"{SAMPLE}/counts/{name}" for name in ("records.json", "digests.sha256")),
 }
 CONTROL = re.compile("[\x00-\x08\x0a-\x1f\x7f-\x9f]")
 

@@ -26,6 +26,7 @@ from typing import NamedTuple
 import numpy as np
 
 from esm_pipeline.formats.bundles import write_index
+from esm_pipeline.formats.checksums import write_digests
 
 JOBS = (100, 1_000, 10_000, 50_000)
 RANGES = 200
@@ -235,7 +236,8 @@ def write_workflow(folder: Path, jobs: int) -> None:
             digest=first.astype("u8"),
             least=1,
         )
-    (folder / "cache" / "digests.sha256").write_text("\n")
+    indexes = {path.name: path for path in (folder / "cache").glob("*.npz")}
+    write_digests(folder / "cache" / "digests.sha256", indexes)
     values = {"root": str(ROOT), "bundles": bundles, "ranges": ranges}
     (folder / "Snakefile").write_text(SNAKEFILE.format(**values))
 

@@ -67,7 +67,7 @@ def shard(folder: Path, path: Path) -> tuple[int, int, list[list[str]]]:
         [sys.executable, "-c", RUN, *arguments], capture_output=True, text=True, check=True
     )
     code, memory = map(int, done.stdout.split())
-    table = (folder / "out" / "records.tsv").read_text().splitlines()
+    table = (folder / "out" / "00000.records.tsv").read_text().splitlines()
     return code, memory, [line.split("\t") for line in table[1:]]
 
 

@@ -142,10 +142,11 @@ class Histogram:
         values = values[np.abs(values) < 1 << WIDEST]  # also false for NaN
         if not values.size:
             return
-        ends = [float(values.min()), float(values.max())]
-        while not self._holds(*(math.floor(math.ldexp(end, -self.exponent)) for end in ends)):
+        finest = np.floor(np.ldexp(values, -FINEST)).astype(np.int64)
+        ends = [int(finest.min()), int(finest.max())]
+        while not self._holds(*(end >> self.exponent - FINEST for end in ends)):
             self._widen()
-        bins = np.floor(np.ldexp(values, -self.exponent)).astype(np.int64)
+        bins = finest >> self.exponent - FINEST
         for place, number in zip(*np.unique(bins, return_counts=True), strict=True):
             self.counts[int(place)] += int(number)
 

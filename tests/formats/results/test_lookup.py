@@ -32,7 +32,7 @@ def write(path: Path, entries: list[RecordRow], count: int, *, digests: bool = T
     keys = [lookup.sequence_digest(one.encode()) for one in SEQUENCES[:count]]
     known = np.array(keys, np.uint64) if digests else None
     lengths = np.arange(count) + 1
-    with RaggedWriter(path, [ARRAY], lengths, len(entries), entries, TOLD, known) as writer:
+    with RaggedWriter(path, [ARRAY], lengths, len(entries), entries, TOLD, digests=known) as writer:
         values = np.arange(4 * count, dtype=np.float32).reshape(count, 4)
         writer.write(ARRAY.name, np.arange(count), values)
     return path
@@ -207,7 +207,7 @@ def test_one_record_of_many_reads_little(tmp_path, monkeypatch):
     lengths = np.ones(count, np.int32)
     digests = np.random.default_rng(0).integers(0, 2**64, count, np.uint64)
     path = tmp_path / "a.h5"
-    with RaggedWriter(path, [ARRAY], lengths, count, entries, TOLD, digests) as writer:
+    with RaggedWriter(path, [ARRAY], lengths, count, entries, TOLD, digests=digests) as writer:
         writer.write(ARRAY.name, np.arange(count), np.zeros((count, 4)))
     with reads(monkeypatch) as found, open_results(path) as results:
         assert results["P77777"].index == 77_777

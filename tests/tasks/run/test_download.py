@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from esm_pipeline import open_results
 from esm_pipeline.formats.checksums import sha256
@@ -112,10 +113,12 @@ def test_the_file(tmp_path: Path, rotary: Path, esm: Esm) -> None:
             "hidden_size": 16,
             "num_attention_heads": 2,
             "vocab_size": 33,
+            "intermediate_size": 32,
             "position_embedding_type": "rotary",
             "max_residues": None,
             "token_dropout": True,
         },
+        "parameters": sum(one.numel() for one in load_file(rotary / "model.safetensors").values()),
     }
 
 
