@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import re
@@ -30,9 +31,12 @@ EVERY_TASK = [
 ]
 
 
-def written(folder: Path, of: str) -> set[tuple[str, ...]]:
+SEVERAL_BUNDLES = ("shards=auto", "shard={bundle: 1}")
+
+
+def written(folder: Path, of: str, *more: str) -> set[tuple[str, ...]]:
     """Parts of the paths of all files that the rules write, from Snakemake's summary."""
-    own = [*EVERY_TASK, f"classify={{of: {of}, model: {MODEL}}}"]
+    own = [*EVERY_TASK, f"classify={{of: {of}, model: {MODEL}}}", *more]
     arguments = config(MODEL, *own, fasta="x.fasta")
     run = snakemake(folder, "--summary", *arguments)
     paths = re.findall(r"^results/(\S+)\t", run.said, re.MULTILINE)
@@ -45,7 +49,8 @@ def paths(tmp_path_factory: pytest.TempPathFactory) -> set[tuple[str, ...]]:
     folder = tmp_path_factory.mktemp("every")
     write_fasta(folder / "x.fasta")
     shutil.copy(GOLDEN / "my variants.csv", folder / "v.csv")
-    return written(folder, "sequences") | written(folder, "residues")
+    kinds = itertools.product(("sequences", "residues"), ((), SEVERAL_BUNDLES))
+    return {path for of, more in kinds for path in written(folder, of, *more)}
 
 
 def test_what_the_rules_write_is_reserved_and_nothing_else(paths: set[tuple[str, ...]]) -> None:

@@ -178,7 +178,7 @@ def test_what_is_no_number_is_not_hidden(where: str) -> None:
     model = EsmForMaskedLM(EsmConfig(**SMALL, **ESM2)).eval()
     with torch.no_grad():
         model.get_submodule(f"esm.encoder.layer.0.{where}").weight.fill_(3e38)
-    with pytest.raises(InputError, match="int8: this model gives NaN or infinity"):
+    with pytest.raises(InputError, match="int8: this model computes NaN or infinity"):
         optimize_for_inference(model, torch.int8)
 
 
@@ -247,7 +247,7 @@ def test_models_that_have_none() -> None:
     with pytest.raises(InputError, match="int8 is only for encoders"):
         optimize_for_inference(decoder, torch.int8)
     other = EsmForMaskedLM(EsmConfig(**{**tiny, "vocab_size": 40}))
-    with pytest.raises(InputError, match="own vocabulary of 33"):
+    with pytest.raises(InputError, match="the standard vocabulary of 33 tokens"):
         optimize_for_inference(other, torch.int8)
     elsewhere = EsmForMaskedLM(EsmConfig(**tiny)).to("meta")
     with pytest.raises(InputError, match="for the CPU; use dtype bfloat16"):
