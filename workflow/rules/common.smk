@@ -124,8 +124,8 @@ class Layout(NamedTuple):
 
     def of_job(self, folder, ending):
         """The path of a log or benchmark."""
-        bundle = "/{bundle}" if self.samples is MANY else ""
-        return f"{OUT}/{folder}/{{sample}}{bundle}.{ending}"
+        name = "{sample}/{bundle}" if self.samples is MANY else "{sample}"
+        return f"{OUT}/{folder}/{name}.{ending}"
 
 
 SMALL = not MANY  # whether the last steps need no job of their own
@@ -194,6 +194,35 @@ def models_of(task):
 def job_threads(section):
     """Threads of one job: as set, else at most 8, beyond which parallel jobs gain more."""
     return section.threads or min(workflow.resource_settings.cores or 8, 8)
+
+
+def status_files(wildcards):
+    """An input function: the outcomes of all records of a sample in each task."""
+    sample = wildcards.sample
+    return [
+        file
+        for task in settings.tasks
+        for file in (
+            expand(f"{OUT}/{sample}/{task}/{{bundle}}.status.tsv", bundle=BUNDLES[sample])
+            if by_bundle(task)
+            else [f"{OUT}/{sample}/{task}/status.tsv"]
+        )
+    ]
+
+
+def by_bundle(task):
+    """Whether a task has a table of outcomes for each bundle; `score` may have one in all."""
+    return task != "score" or settings.score.saturation
+
+
+def status_flags(wildcards):
+    """A parameter: where the outcomes of all tasks are, as command-line flags."""
+    folder = f"{OUT}/{wildcards.sample}"
+    places = {
+        task: f"{folder}/{task}" if by_bundle(task) else f"{folder}/{task}/status.tsv"
+        for task in settings.tasks
+    }
+    return shlex.join(f"--status={task}={place}" for task, place in places.items())
 
 
 def add_merge_rule(table, part):

@@ -1,34 +1,6 @@
 # The end of every run: the final table of records, the report, the counts and the provenance. They
 # read what was counted when the results were written. The verdict comes last, so that a failed record
 # never keeps a result from being written.
-
-
-def status_files(wildcards):
-    """An input function: the outcomes of all records of a sample in each task."""
-    sample = wildcards.sample
-    return [
-        file
-        for task in settings.tasks
-        for file in (
-            expand(f"{OUT}/{sample}/{task}/{{bundle}}.status.tsv", bundle=BUNDLES[sample])
-            if by_bundle(task)
-            else [f"{OUT}/{sample}/{task}/status.tsv"]
-        )
-    ]
-
-
-def by_bundle(task):
-    """Whether a task has a table of outcomes for each bundle; `score` may have one in all."""
-    return task != "score" or settings.score.saturation
-
-
-def status_flags(wildcards):
-    """A parameter: where the outcomes of all tasks are, as command-line flags."""
-    folder = f"{OUT}/{wildcards.sample}"
-    places = [(task, "" if by_bundle(task) else "/status.tsv") for task in settings.tasks]
-    return shlex.join(f"--status={task}={folder}/{task}{name}" for task, name in places)
-
-
 rule records:
     input:
         records=of_bundles(f"{OUT}/{{sample}}/bundles/{{bundle}}.records.tsv"),
