@@ -16,7 +16,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from tests import toy_ways
 from tests.benchmarks import __main__ as everything
-from tests.benchmarks import bench_engine, machine, plots, proteins
+from tests.benchmarks import bench_engine, costs, machine, plots, proteins
 from tests.benchmarks.bench_length import RESIDUES, cut
 from tests.benchmarks.bench_model import max_abs
 from tests.benchmarks.models import operations, settings
@@ -264,8 +264,8 @@ def test_pictures_are_drawn_of_what_there_is(results, tmp_path):
 
 def test_the_power_of_growth_is_found():
     sizes = [1e5, 1e6, 1e7]
-    assert bench_engine.exponent(sizes, [3 * size**1.5 for size in sizes]) == pytest.approx(1.5)
-    assert bench_engine.exponent(sizes, [7.0] * 3) == pytest.approx(0, abs=1e-9)
+    assert costs.exponent(sizes, [3 * size**1.5 for size in sizes]) == pytest.approx(1.5)
+    assert costs.exponent(sizes, [7.0] * 3) == pytest.approx(0, abs=1e-9)
 
 
 def test_the_engine_runs_all_jobs_of_its_workflow():

@@ -7,15 +7,11 @@ Disk: about 600 bytes a record. Seconds are those of CPU, which other processes 
 from __future__ import annotations
 
 import json
-import os
-import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 
@@ -26,27 +22,12 @@ from esm_pipeline.formats.results.layout import Array, RecordRow
 from esm_pipeline.formats.results.writer import RaggedWriter
 from esm_pipeline.settings.result_names import bundle_names, of_bundles
 from esm_pipeline.tasks.common.model_file import write_model_file
+from tests.benchmarks.costs import Cost, exponent, measure
 
 SIZES = (100_000, 1_000_000, 10_000_000)
 RECORDS_PER_BUNDLE, WIDTH = 500_000, 8
 FEWEST = 4  # bundles
 FACTS = {"model": "made up", "weights_sha256": "ab" * 32, "dtype": "float32"}
-COMMAND = """\
-import sys
-from esm_pipeline.cli import main
-code = main(sys.argv[2:])
-with open("/proc/self/status") as status, open(sys.argv[1], "w") as peak:
-    peak.writelines(line.split()[1] for line in status if line.startswith("VmHWM"))
-sys.exit(code)
-"""
-
-
-class Cost(NamedTuple):
-    """What a command took: seconds of CPU and on the clock, bytes of memory at most."""
-
-    cpu: float
-    seconds: float
-    memory: int
 
 
 def rows(first: int, count: int, bundles: int) -> Iterator[tuple[int, bytes, bytes]]:
@@ -113,23 +94,6 @@ def write_results(sample: Path, records: int, bundles: int) -> None:
         write_digests(status.with_name(f"{status.name[:5]}.sha256"), listed)
 
 
-def measure(*arguments: object) -> Cost:
-    """Run a command in a process of its own.
-
-    Its memory is that of `/proc`: the peak of `wait4` includes the process that started it.
-    """
-    with tempfile.NamedTemporaryFile("r") as peak:
-        command = [sys.executable, "-c", COMMAND, peak.name, *map(str, arguments)]
-        began = time.perf_counter()
-        child = subprocess.Popen(command, stderr=subprocess.DEVNULL)
-        _, status, usage = os.wait4(child.pid, 0)
-        seconds = time.perf_counter() - began
-        child.returncode = os.waitstatus_to_exitcode(status)
-        if child.returncode:
-            raise SystemExit(f"{arguments[0]} ended with {child.returncode}")
-        return Cost(usage.ru_utime + usage.ru_stime, seconds, int(peak.read()) * 1024)
-
-
 def run_of(folder: Path, records: int) -> dict[str, Cost]:
     """What the commands took at the end of a run of so many records."""
     bundles = max(FEWEST, records // RECORDS_PER_BUNDLE)
@@ -155,11 +119,6 @@ def run_of(folder: Path, records: int) -> dict[str, Cost]:
         "report": measure("report", own, f"--out={out / 'report.html'}"),
         "provenance": measure("provenance", own, f"--out={out / 'provenance.json'}"),
     }
-
-
-def exponent(sizes: list[int], values: list[float]) -> float:
-    """The power of the size with which the values grow, by least squares."""
-    return float(np.polyfit(np.log(sizes), np.log(values), 1)[0])
 
 
 def main() -> None:

@@ -27,6 +27,7 @@ import numpy as np
 
 from esm_pipeline.formats.bundles import write_index
 from esm_pipeline.formats.checksums import write_digests
+from tests.benchmarks.costs import exponent
 
 JOBS = (100, 1_000, 10_000, 50_000)
 RANGES = 200
@@ -311,11 +312,6 @@ def measure(jobs: int, flags: Sequence[str], finish: int) -> Cost:
         first, a_job, files = run(folder, flags, min(jobs, finish))
         shutil.rmtree(folder)
     return Cost(jobs, dry, first, a_job, files)
-
-
-def exponent(sizes: Sequence[float], values: Sequence[float]) -> float:
-    """The power of its size with which a value grows: the slope of least squares of logarithms."""
-    return float(np.polyfit(np.log(sizes), np.log(values), 1)[0])
 
 
 def main() -> None:

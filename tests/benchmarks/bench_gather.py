@@ -12,8 +12,8 @@ import tempfile
 from pathlib import Path
 
 from esm_pipeline.settings.result_names import bundle_names
-from tests.benchmarks.bench_end import Cost, exponent, measure
 from tests.benchmarks.bench_shard import generate
+from tests.benchmarks.costs import Cost, exponent, measure
 from tests.jobs import make_jobs
 
 SIZES = (100_000, 1_000_000, 10_000_000)

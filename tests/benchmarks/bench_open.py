@@ -22,6 +22,7 @@ from esm_pipeline.formats.results.lookup import sequence_digest
 from esm_pipeline.formats.results.open import Results, open_results
 from esm_pipeline.formats.results.writer import RaggedWriter
 from esm_pipeline.settings.result_names import bundle_names
+from tests.benchmarks.costs import exponent
 
 RECORDS = (100_000, 1_000_000, 10_000_000)
 BUNDLES = 20
@@ -144,11 +145,6 @@ def read(path: Path, way: str) -> None:
     """Open the results and read them in one way."""
     with open_results(path) as results:
         WAYS[way](results)
-
-
-def exponent(counts: list[int], values: list[float]) -> float:
-    """By least squares, the power of the number of records with which the values grow."""
-    return float(np.polyfit(np.log(counts), np.log(values), 1)[0])
 
 
 def main() -> None:

@@ -6,13 +6,9 @@ told. `--shuffled`: the rows of a protein are all over the table.
 
 from __future__ import annotations
 
-import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 
@@ -21,27 +17,13 @@ from esm_pipeline.formats.records import OK, Outcome
 from esm_pipeline.formats.results.job_files import StoredOutcomes
 from esm_pipeline.tasks.score.score_files import RangeScores, write_range_scores
 from esm_pipeline.tasks.score.variant_range import VariantPart
+from tests.benchmarks.costs import Cost, exponent, measure
 
 ROWS = (100_000, 1_000_000)
 ROWS_OF_PROTEIN, RESIDUES = 100, 300
 ROWS_OF_RANGE = 40_000
 WORST_EXPONENT = 1.1
 LETTERS = "ACDEFGHIKLMNPQRSTVWY"
-RUN = """
-import sys
-from pathlib import Path
-from esm_pipeline.cli import main
-if main(sys.argv[1:]) == 0:
-    print(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0])
-"""
-"""Prints the peak of memory in KiB, which does not count the parent, as that of `wait4` does."""
-
-
-class RunCost(NamedTuple):
-    """What a run took: seconds, and bytes of memory at most."""
-
-    seconds: float
-    memory: int
 
 
 def generate(folder: Path, rows: int, *, shuffled: bool) -> int:
@@ -84,54 +66,41 @@ def make_up_scores(folder: Path, count: int) -> None:
         write_range_scores(folder / "scores" / f"{part.part.name}.h5", found, part.attributes)
 
 
-def measure_command(*arguments: object) -> RunCost:
-    """Run a command in a process of its own."""
-    began = time.perf_counter()
-    words = [sys.executable, "-c", RUN, *map(str, arguments)]
-    ended = subprocess.run(words, stdout=subprocess.PIPE, text=True, check=True)
-    return RunCost(time.perf_counter() - began, int(ended.stdout) * 1024)
-
-
-def measure_both(folder: Path, rows: int, *, shuffled: bool) -> dict[str, RunCost]:
+def measure_both(folder: Path, rows: int, *, shuffled: bool) -> dict[str, Cost]:
     """Split a table, make scores up, and join them."""
     count = generate(folder, rows, shuffled=shuffled)
     split = ("--quiet", "--variants", folder / "in.tsv", "--out", folder / "split")
-    costs = {"split": measure_command("split", *split, folder / "wt.fasta")}
+    costs = {"split": measure("split", *split, folder / "wt.fasta")}
     make_up_scores(folder, count)
     joined = ("--out", folder / "out.tsv", "--status", folder / "status.tsv")
     more = ("--provenance", folder / "out.json", "--counts", folder / "counts.json")
     inputs = ("--split", folder / "split", "--scores", folder / "scores", "--count", count)
     table = ("--quiet", "--variants", folder / "in.tsv")
-    costs["join"] = measure_command("join", *table, *inputs, *joined, *more)
+    costs["join"] = measure("join", *table, *inputs, *joined, *more)
     return costs
 
 
-def exponent(rows: Sequence[int], seconds: Sequence[float]) -> float:
-    """By which power of the number of rows the time grows, by least squares."""
-    return float(np.polyfit(np.log(rows), np.log(seconds), 1)[0])
-
-
 def main() -> None:
-    """Print rows a second, bytes a row, and the exponents."""
+    """Print seconds and bytes a row, and the exponents."""
     words = sys.argv[1:]
     shuffled = "--shuffled" in words
     counts = [int(word) for word in words if word != "--shuffled"] or [*ROWS]
-    runs: list[dict[str, RunCost]] = []
+    runs: list[dict[str, Cost]] = []
     for rows in (1, *counts):
         with tempfile.TemporaryDirectory() as folder:
             runs.append(measure_both(Path(folder), rows, shuffled=shuffled))
         for name, cost in runs[-1].items() if rows > 1 else ():
             beyond = (cost.memory - runs[0][name].memory) / rows
             print(
-                f"{name}: {rows:,} rows in {cost.seconds:.1f} s "
-                f"({cost.seconds / rows * 1e6:.1f} µs a row), {cost.memory / 1e6:.0f} MB of memory "
+                f"{name}: {rows:,} rows in {cost.cpu:.1f} s of CPU "
+                f"({cost.cpu / rows * 1e6:.1f} µs a row), {cost.memory / 1e6:.0f} MB of memory "
                 f"at most, {beyond:.0f} bytes a row",
                 flush=True,
             )
     for name in runs[0] if len(counts) > 1 else ():
-        power = exponent(counts, [run[name].seconds for run in runs[1:]])
+        power = exponent(counts, [run[name].cpu for run in runs[1:]])
         verdict = "" if power <= WORST_EXPONENT else f", more than {WORST_EXPONENT}"
-        print(f"{name}: seconds grow with rows^{power:.2f}{verdict}")
+        print(f"{name}: seconds of CPU grow with rows^{power:.2f}{verdict}")
 
 
 if __name__ == "__main__":
