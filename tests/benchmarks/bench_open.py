@@ -60,7 +60,9 @@ def write_part(path: Path, index: range) -> None:
     )
     lengths = np.full(count, 200, np.int32)
     array = Array("mean/33", "sequence", (WIDTH,), "<f4")
-    with RaggedWriter(path, [array], lengths, count, entries, ATTRIBUTES, digests) as writer:
+    with RaggedWriter(
+        path, [array], lengths, count, entries, ATTRIBUTES, digests=digests
+    ) as writer:
         values = rng.standard_normal((count, WIDTH), np.float32)
         writer.write(array.name, np.arange(count), values)
 
