@@ -1,6 +1,6 @@
 """Lists of SHA-256 digests in the format of `sha256sum`, next to the files they describe.
 
-The result of a shard has its own list, `{shard}.sha256`. Other files that one command writes and
+The result of a bundle has its own list, `{bundle}.sha256`. Other files that one command writes and
 another reads are in the list of their folder, `digests.sha256`.
 """
 
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from itertools import islice
 from pathlib import Path
 
@@ -98,8 +98,8 @@ def check_listed(path: Path, digests: Path | None = None) -> None:
         raise wrong_digest(path, digests.name)
 
 
-def check_shard(path: Path, digest: str | None = None) -> None:
-    """The same for a file that may be a shard, or a user's own file, which is in no list.
+def check_if_listed(path: Path, digest: str | None = None) -> None:
+    """The same for a file that may be one of `shard`, or a user's own, which is in no list.
 
     `digest` is that of the file, if it is known already.
     """
@@ -121,27 +121,3 @@ def require_listed(path: Path, digest: str) -> None:
 def wrong_digest(path: Path, listing: str) -> InputError:
     """The error that a file differs from its digest in a list."""
     return InputError(f"{path}: damaged, its digest is not that in {listing}; {CHECKSUM_REMEDY}")
-
-
-def check_digests(digests: Path, files: Sequence[Path]) -> None:
-    """Check that the list `digests` has exactly `files`, and that they are unchanged.
-
-    Raises InputError that names the file that is missing, damaged or not listed.
-    """
-    listed = []
-    for number, (digest, name) in enumerate(read_list(digests), 1):
-        listed.append(file := digests.parent / name)
-        if file not in files:
-            raise InputError(
-                f"{digests}:{number}: {name!a} is not a file of this shard; {CHECKSUM_REMEDY}"
-            )
-        if not file.is_file():
-            raise InputError(
-                f"{file}: no such file, but {digests.name} lists it; remove {digests} and run the "
-                "workflow again"
-            )
-        if sha256(file) != digest:
-            raise wrong_digest(file, digests.name)
-    for file in files:
-        if file not in listed:
-            raise InputError(f"{digests}: does not list {file.name}; {CHECKSUM_REMEDY}")

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from esm_pipeline.arrays import Int32, Int64
 from esm_pipeline.errors import InputError, setting
 from esm_pipeline.files import naming_errors
-from esm_pipeline.formats.checksums import check_shard
+from esm_pipeline.formats.checksums import check_if_listed
 from esm_pipeline.formats.fasta import (
     MOST_HEADER,
     MOST_LETTERS,
@@ -99,7 +99,7 @@ def open_sequences(
     sequence_set = read_entries(batches, cleaning, spool_dir, complexes=complexes)
     sequence_set.digests = [digest.hexdigest() for digest in digests]
     for path, found in zip(paths, sequence_set.digests, strict=True):
-        check_shard(Path(path), found)
+        check_if_listed(Path(path), found)
     return sequence_set
 
 

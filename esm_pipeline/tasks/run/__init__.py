@@ -1,1 +1,1 @@
-"""A whole run: inputs cut into shards, results gathered, counted and described."""
+"""A whole run: inputs dealt into bundles, results gathered, counted and described."""

@@ -26,7 +26,7 @@ from esm_pipeline.errors import InputError
 from esm_pipeline.files import atomic_path, scratch_path
 from esm_pipeline.flags import section_from
 from esm_pipeline.formats.bundles import Range
-from esm_pipeline.formats.checksums import check_shard
+from esm_pipeline.formats.checksums import check_if_listed
 from esm_pipeline.formats.input_checksums import require_unchanged
 from esm_pipeline.formats.records import FAILED
 from esm_pipeline.formats.results.job_files import STATUS_CODES, StoredOutcomes
@@ -232,7 +232,7 @@ def score_table(arguments: ScoreArguments) -> tuple[str, int]:
     """Score the rows of a table; returns the summary, and how many rows and proteins failed."""
     settings, cleaning, folder = arguments.settings, arguments.cleaning, arguments.output.parent
     path = str(arguments.variants)
-    check_shard(Path(path))
+    check_if_listed(Path(path))
     table = open_table(path)
     columns = score_columns(settings.strategy, [model.label for model in arguments.models])
     suffix = suffix_of(arguments.output)
