@@ -193,5 +193,5 @@ def shard_summary(sequence_set: SequenceSet, bundles: int, seconds: float) -> st
     return (
         f"shard: {sequence_set.count:,} records, {ok:,} ok, {sequence_set.count - ok:,} skipped, "
         f"{ok - unique:,} duplicates; {unique:,} sequences, {residues:,} residues "
-        f"in {bundles:,} bundles; {seconds:.1f} s"
+        f"in {bundles:,} {'bundle' if bundles == 1 else 'bundles'}; {seconds:.1f} s"
     )
