@@ -93,7 +93,7 @@ def least_residues(text: str) -> int:
     return int(text)
 
 
-def number_of_files(text: str) -> int:
+def number_of_parts(text: str) -> int:
     """The number of bundles or ranges in an argument."""
     if not re.fullmatch("[0-9]{1,6}", text) or not 0 < int(text) <= MOST_SHARDS:
         raise argparse.ArgumentTypeError(f"{text!r} is not a number from 1 to {MOST_SHARDS:,}")

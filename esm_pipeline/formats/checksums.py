@@ -1,7 +1,7 @@
 """Lists of SHA-256 digests in the format of `sha256sum`, next to the files they describe.
 
-The result of a bundle and its status table have a list of their own, `{bundle}.sha256`. Other files
-that one command writes and another reads are in the list of their folder, `digests.sha256`.
+The result of a bundle has its own list, `{bundle}.sha256`. Other files that one command writes and
+another reads are in the list of their folder, `digests.sha256`.
 """
 
 from __future__ import annotations
@@ -99,7 +99,7 @@ def check_listed(path: Path, digests: Path | None = None) -> None:
 
 
 def check_if_listed(path: Path, digest: str | None = None) -> None:
-    """The same for a file of `shard` or `split`, or of a user, which the list need not have.
+    """The same for a file that may be one of `shard`, or a user's own, which is in no list.
 
     `digest` is that of the file, if it is known already.
     """

@@ -1,7 +1,7 @@
 """Tasks: what the command line and the workflow run.
 
 The module of each command has `add_arguments(parser)`, `outputs(args) -> Outputs` (what it writes,
-claimed before anything is read) and `run(args) -> int` (an exit code). A task that runs on bundles
+claimed before anything is read) and `run(args) -> int` (an exit code). A task that runs on ranges
 also has `SUFFIX` and `aggregate`, one that runs a model `MODEL_SETTINGS` and `check_model(args)`.
 No module imports torch before it needs it, so that light commands load none.
 

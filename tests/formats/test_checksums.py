@@ -6,13 +6,7 @@ import subprocess
 import pytest
 
 from esm_pipeline.errors import InputError
-from esm_pipeline.formats.checksums import (
-    check_if_listed,
-    check_listed,
-    require_listed,
-    sha256,
-    write_digests,
-)
+from esm_pipeline.formats.checksums import check_listed, read_list, write_digests
 
 
 @pytest.fixture
@@ -37,8 +31,7 @@ def test_whole_files_pass(files, tmp_path):
 
 def test_damage_is_named(files, tmp_path):
     files[0].write_text("other")
-    told = r"00000\.h5: damaged, its digest is not that in 00000\.sha256; remove it and run"
-    with pytest.raises(InputError, match=told):
+    with pytest.raises(InputError, match=r"00000\.h5: damaged.*remove it and run"):
         check_listed(files[0], tmp_path / "00000.sha256")
 
 
@@ -47,26 +40,10 @@ def test_unusable_lists(files, tmp_path):
     digests.write_text(digests.read_text().splitlines()[0] + "\n")
     with pytest.raises(InputError, match=r"does not list 00000\.records\.tsv"):
         check_listed(files[1], digests)
-    for text in (b"nonsense\n", b"\xff\xfe"):
-        digests.write_bytes(text)
+    for content in (b"nonsense\n", b"\xff\xfe"):
+        digests.write_bytes(content)
         with pytest.raises(InputError, match=r"00000\.sha256:1: not a digest"):
             check_listed(files[0], digests)
     digests.unlink()
-    check_listed(files[0], digests)  # without a list nothing is checked
-
-
-def test_the_list_of_a_folder(files, tmp_path):
-    """What must be in it, and what may be there besides."""
-    with pytest.raises(InputError, match=r"digests\.sha256: no such file; run the workflow again"):
-        require_listed(files[0], sha256(files[0]))
-    write_digests(tmp_path / "digests.sha256", {files[0].name: files[0]})
-    require_listed(files[0], sha256(files[0]))
-    check_if_listed(files[0])
-    check_if_listed(files[1])
-    with pytest.raises(InputError, match=r"does not list 00000\.records\.tsv; remove it and run"):
-        require_listed(files[1], sha256(files[1]))
-    for check in (check_if_listed, require_listed):
-        with pytest.raises(
-            InputError, match=r"00000\.h5: damaged, its digest is not that in digests"
-        ):
-            check(files[0], "0" * 64)
+    with pytest.raises(InputError, match=r"00000\.sha256: no such file; run the workflow"):
+        list(read_list(digests))

@@ -45,13 +45,21 @@ def places_of_result(sample: Path, name: str) -> list[Path]:
 
 
 def files_of_bundles(folder: Path) -> list[str]:
-    """The files of all bundles in a folder, in order. Raises InputError if one is missing."""
-    found = bundles_in(folder, ".h5")
-    expected = bundle_names(max(len(found), len(bundles_in(folder.parent / BUNDLES_FOLDER, FASTA))))
-    if found != expected:
-        missing = next((name for name in expected if name not in found), None)
-        what = f"{missing}.h5 is missing" if missing else f"{found[-1]}.h5 is of another run"
-        raise InputError(f"{folder}: {what}; run the workflow again, or give a whole folder")
+    """The files of all bundles in a folder, in order.
+
+    Raises InputError if one is missing, or if the sample has fewer bundles than there are files.
+    """
+    found, bundles = bundles_in(folder, ".h5"), bundles_in(folder.parent / BUNDLES_FOLDER, FASTA)
+    expected = bundle_names(len(bundles or found))
+    if missing := next((name for name in expected if name not in found), None):
+        raise InputError(
+            f"{folder}: {missing}.h5 is missing; run the workflow again, or give a whole folder"
+        )
+    if other := next((name for name in found if name not in expected), None):
+        raise InputError(
+            f"{folder / other}.h5: not of the last run, which has {len(expected):,} bundles; "
+            "remove it"
+        )
     return [os.fspath(folder / f"{name}.h5") for name in found]
 
 

@@ -12,6 +12,7 @@ import itertools
 import os
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -201,13 +202,15 @@ class BundleResults:
         with naming_errors(target), open(target, "wb") as handle:
             handle.write(format_row(status_columns(self.task)).encode())
             for cells in read_cells(path):
-                index = np.array(cells[INDEX_COLUMN]).astype(np.int64)
+                with parsing(path):
+                    index = np.array(cells[INDEX_COLUMN]).astype(np.int64)
                 if (np.diff(index, prepend=last) <= 0).any():
                     raise InputError(f"{path}: its records are not in order; {REMOVE_FOLDER}")
                 last = int(index[-1])
                 usable = np.array(cells[STATUS_COLUMN]) == OK.encode()
                 places = np.full(len(index), -1)
-                places[usable] = self._places(path, cells, index, usable)
+                with parsing(path):
+                    places[usable] = self._places(path, cells, index, usable)
                 firsts += int(np.count_nonzero(self.bundle.first[places[usable]] == index[usable]))
                 ends = self._outcomes
                 numbers = self._outcome[places] if len(self._outcome) else places
@@ -303,18 +306,30 @@ def read_cells(path: Path) -> Iterator[list[list[bytes]]]:
             while block := file.read(TABLE_BLOCK):
                 block += file.readline()
                 digest.update(block)
-                yield table_columns(block)
+                with parsing(path):
+                    columns = table_columns(block)
+                yield columns
     except FileNotFoundError:
         raise InputError(f"{path}: no such file; {REMOVE_FOLDER}") from None
-    except ValueError as error:
-        raise InputError(f"{path}: not a table of records ({error}); {REMOVE_FOLDER}") from None
     require_listed(path, digest.hexdigest())
     if found != header:
         raise InputError(f"{path}:1: not the header of a table of records; {REMOVE_FOLDER}")
 
 
+@contextmanager
+def parsing(path: Path) -> Iterator[None]:
+    """Turn the errors of a malformed table of records into an InputError that names it."""
+    try:
+        yield
+    except (ValueError, OverflowError, csv.Error) as error:
+        raise InputError(f"{path}: not a table of records ({error}); {REMOVE_FOLDER}") from None
+
+
 def table_columns(block: bytes) -> list[list[bytes]]:
-    """The columns of some rows of a table of records. Raises ValueError if it is malformed."""
+    """The columns of some rows of a table of records.
+
+    Raises ValueError or csv.Error if it is malformed.
+    """
     lines = block.removesuffix(b"\n").split(b"\n")
     rows = [line.split(b"\t") for line in lines]
     if b'"' in block:

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from esm_pipeline.errors import InputError
 from esm_pipeline.files import atomic_paths, require_apart
-from esm_pipeline.flags import number_of_files
+from esm_pipeline.flags import number_of_parts
 from esm_pipeline.formats.bundles import index_path, record_table_of
 from esm_pipeline.formats.checksums import write_digests
 from esm_pipeline.locks import Outputs
@@ -47,7 +47,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         task.add_argument(
             "--ranges", required=True, type=Path, metavar="DIR", help="folder of the ranges' files"
         )
-        task.add_argument("--count", required=True, type=number_of_files, help="their number")
+        task.add_argument("--count", required=True, type=number_of_parts, help="their number")
         task.add_argument(
             "--status",
             required=True,

@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 
 from esm_pipeline.errors import InputError
 from esm_pipeline.files import atomic_path, atomic_paths, naming_errors, require_apart
-from esm_pipeline.flags import number_of_files
+from esm_pipeline.flags import number_of_parts
 from esm_pipeline.formats.bundles import FASTA, record_table_of
 from esm_pipeline.formats.checksums import LISTING, check_listed, line, sha256, write_lines
 from esm_pipeline.formats.records import (
@@ -78,7 +78,7 @@ def task_and_path(text: str) -> tuple[str, Path]:
 def add_record_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the flags of `aggregate records`."""
     parser.add_argument("--bundles", required=True, type=Path, help="folder that `shard` wrote")
-    parser.add_argument("--count", required=True, type=number_of_files, help="number of bundles")
+    parser.add_argument("--count", required=True, type=number_of_parts, help="number of bundles")
     parser.add_argument(
         "--status",
         action="append",

@@ -22,7 +22,7 @@ import numpy as np
 from esm_pipeline.arrays import Int32, Int64
 from esm_pipeline.errors import InputError
 from esm_pipeline.files import atomic_paths, naming_errors, remove_leftovers
-from esm_pipeline.flags import add_flags, add_least, number_of_files, section_from
+from esm_pipeline.flags import add_flags, add_least, number_of_parts, section_from
 from esm_pipeline.formats.bundles import (
     FASTA,
     INDEX_FILE,
@@ -50,7 +50,7 @@ BUNDLE_FILE = re.compile(rf"([0-9]{{5}})(?:{'|'.join(map(re.escape, BUNDLE_FILES
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of `shard`."""
     parser.add_argument("fasta", nargs="+", help="FASTA files, plain or gzip; - is standard input")
-    parser.add_argument("--bundles", type=number_of_files, required=True, help="number of bundles")
+    parser.add_argument("--bundles", type=number_of_parts, required=True, help="their number")
     add_least(parser)
     parser.add_argument("--out", type=Path, required=True, help="folder for the bundles")
     parser.add_argument(
@@ -193,5 +193,5 @@ def shard_summary(sequence_set: SequenceSet, bundles: int, seconds: float) -> st
     return (
         f"shard: {sequence_set.count:,} records, {ok:,} ok, {sequence_set.count - ok:,} skipped, "
         f"{ok - unique:,} duplicates; {unique:,} sequences, {residues:,} residues "
-        f"in {bundles:,} bundles; {seconds:.1f} s"
+        f"in {bundles:,} {'bundle' if bundles == 1 else 'bundles'}; {seconds:.1f} s"
     )

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from esm_pipeline.arrays import Float64, Int32, Int64, UInt8
 from esm_pipeline.errors import InputError
 from esm_pipeline.files import atomic_paths, naming_errors
-from esm_pipeline.flags import number_of_files
+from esm_pipeline.flags import number_of_parts
 from esm_pipeline.formats.bundles import REMOVE_FOLDER
 from esm_pipeline.formats.checksums import CHECKSUM_REMEDY, LISTING, check_listed
 from esm_pipeline.formats.fasta import shown
@@ -57,7 +57,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--variants", required=True, metavar="TABLE", help="table that was split")
     parser.add_argument("--split", required=True, type=Path, help="folder that `split` wrote")
     parser.add_argument("--scores", required=True, type=Path, help="folder of the jobs' scores")
-    parser.add_argument("--count", required=True, type=number_of_files, help="number of ranges")
+    parser.add_argument("--count", required=True, type=number_of_parts, help="number of ranges")
     parser.add_argument("--out", required=True, type=Path, help="table to write, TSV")
     parser.add_argument("--status", required=True, type=Path, help="status table to write")
     parser.add_argument("--provenance", required=True, type=Path, help="JSON file to write")

@@ -201,6 +201,20 @@ def test_a_missing_bundle_is_named(sample, kind, file, told):
 
 
 @pytest.mark.parametrize("kind", ["embeddings"])
+def test_a_bundle_of_an_earlier_run_is_named(sample, kind):
+    """A run with fewer bundles leaves the others: their records are not those of the sample."""
+    (sample / "bundles").mkdir()
+    for number in range(2):
+        (sample / "bundles" / f"0000{number}.fasta").touch()
+    told = r"embeddings/00002\.h5: not of the last run, which has 2 bundles; remove it"
+    for place in (sample, sample / "embeddings"):
+        with pytest.raises(InputError, match=told):
+            open_results(place)
+    (sample / "embeddings" / "00002.h5").unlink()
+    open_results(sample).close()
+
+
+@pytest.mark.parametrize("kind", ["embeddings"])
 def test_a_bundle_too_many_is_named(sample, kind):
     folder = sample / "embeddings"
     (folder / "00001.h5").rename(folder / "000001.h5")

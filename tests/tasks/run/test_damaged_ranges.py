@@ -140,6 +140,11 @@ OF_A_RANGE = "2-of-3.h5: damaged, or not the result of a range ("
             signed(replace(TABLE, "\tok\t", "\t"), TABLE),
             f"{TABLE}: not a table of records (",
         ),
+        (replace(TABLE, DIGEST, "x" + DIGEST[1:]), f"{TABLE}: not a table of records ("),
+        (replace(TABLE, DIGEST, "é" + DIGEST[1:]), f"{TABLE}: not a table of records ("),
+        (replace(TABLE, "\n4\t", "\n4.5\t"), f"{TABLE}: not a table of records ("),
+        (replace(TABLE, "\n4\t", f"\n{10**30}\t"), f"{TABLE}: not a table of records ("),
+        (replace(TABLE, "\tmiddle\t", '\t"middle\t'), f"{TABLE}: not a table of records ("),
         (
             signed(replace(TABLE, DIGEST, DIGEST[::-1]), TABLE),
             f"{TABLE}: record 7 ('last') is not in 00000.index.npz; remove the folder and run",

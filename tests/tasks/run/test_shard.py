@@ -78,6 +78,11 @@ def test_bundles_and_tables(
     assert output.err.count("\n") == 1
 
 
+def test_one_bundle_is_not_several(tmp_path: Path, fasta: Path, capsys) -> None:
+    assert shard(tmp_path, 1, fasta) == 0
+    assert "23 residues in 1 bundle; " in capsys.readouterr().err
+
+
 def test_the_index_places_and_identifies_each_sequence(tmp_path: Path, fasta: Path) -> None:
     assert shard(tmp_path, 1, "--least=7", fasta) == 0
     bundle, text = Bundle.open(tmp_path / "00000.fasta"), (tmp_path / "00000.fasta").read_bytes()
