@@ -248,7 +248,7 @@ def test_jobs_and_bundles_follow_from_the_size(tmp_path):
 
 
 @pytest.mark.parametrize("number", [1, 7, MOST_RANGES, MOST_RANGES + 1, 1001, MOST_SHARDS])
-def test_with_a_number_of_files_the_input_need_not_exist(tmp_path, number):
+def test_with_a_number_of_shards_the_input_need_not_exist(tmp_path, number):
     """Nothing follows from the size then: a job may see the input that another one has made."""
     fasta = tmp_path / "none.fasta"
     chosen = load_settings({"fasta": "a", "shards": number})

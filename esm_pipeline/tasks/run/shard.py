@@ -50,7 +50,7 @@ BUNDLE_FILE = re.compile(rf"([0-9]{{5}})(?:{'|'.join(map(re.escape, BUNDLE_FILES
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of `shard`."""
     parser.add_argument("fasta", nargs="+", help="FASTA files, plain or gzip; - is standard input")
-    parser.add_argument("--bundles", type=number_of_parts, required=True, help="their number")
+    parser.add_argument("--bundles", type=number_of_parts, required=True, help="number of bundles")
     add_least(parser)
     parser.add_argument("--out", type=Path, required=True, help="folder for the bundles")
     parser.add_argument(
