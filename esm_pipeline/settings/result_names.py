@@ -140,16 +140,19 @@ def not_of_this_run(
             yield from sorted(others)
 
 
-def _others_in(folder: Path, names: Collection[str], work: Collection[str] = ()) -> Iterator[str]:
+def _others_in(folder: Path, names: Collection[str], work: Collection[str]) -> Iterator[str]:
     """Names in a sample's folder, and in those of its bundles' results, that are not its own."""
+    parts = [PurePosixPath(name).parts for name in names]
     for found in visible_names(folder):
+        inner = {own[1] for own in parts if own[0] == found and len(own) > 1}
         if found in names or found in work:
             continue
-        inside = f"{found}/"
-        if inner := [name.removeprefix(inside) for name in names if name.startswith(inside)]:
-            yield from (f"{inside}{other}" for other in _others_in(folder / found, inner))
-        else:
+        if not inner:
             yield found
+        else:
+            yield from (
+                f"{found}/{one}" for one in visible_names(folder / found) if one not in inner
+            )
 
 
 def visible_names(folder: Path) -> list[str]:

@@ -57,8 +57,7 @@ def test_folders_of_bundles_are_taken():
 def test_what_is_not_of_a_run_of_bundles(tmp_path: Path) -> None:
     names = ["records.tsv", *of_bundles("embeddings.h5", 2), *of_bundles("structures", 2)]
     for name in (
-        *("records.tsv", "embeddings/00000.h5", "embeddings/00001.h5"),
-        *("structures/00000/structures/x", "structures/00000/0_of_one_bundle.pdb"),
+        *("records.tsv", "embeddings/00000.h5", "embeddings/00001.h5", "structures/00000/x"),
         *("bundles/00000.fasta", "counts/records.json", "embed/00000.sha256", "embed/more"),
         *("embeddings/00002.h5", "embeddings/.hidden", "classes/00000.h5", "split/status.tsv"),
     ):
@@ -66,7 +65,6 @@ def test_what_is_not_of_a_run_of_bundles(tmp_path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.touch()
     found = not_of_this_run(tmp_path, [], {"a": names}, ["embed", "fold"])
-    old = "a/structures/00000/0_of_one_bundle.pdb"
-    assert [*found] == ["a/classes", "a/embeddings/00002.h5", "a/split", old]
+    assert [*found] == ["a/classes", "a/embeddings/00002.h5", "a/split"]
     scored = {"a": [*names, "scores.tsv", "classes"]}
-    assert [*not_of_this_run(tmp_path, [], scored, ["embed"])] == ["a/embeddings/00002.h5", old]
+    assert [*not_of_this_run(tmp_path, [], scored, ["embed"])] == ["a/embeddings/00002.h5"]
