@@ -158,10 +158,11 @@ def ranges_of(task, pattern):
     )
 
 
-def by_size(key, base, per_mb=0.0, of=None):
+def by_size(key, base, per_mb=0.0, of=None, remedy="lower shard.bundle"):
     """A resource function: `base`, and `per_mb` for each MB of input; a retry asks for more.
 
-    key: the one of `limits` that applies. of: the names of the inputs that count, by default all.
+    key: the one of `limits` that applies; `base` is ample and gives way to it, what the input needs
+    does not. of: the names of the inputs that count, by default all. remedy: for a limit too low.
     """
     limit = getattr(settings.limits, key)
 
@@ -170,15 +171,19 @@ def by_size(key, base, per_mb=0.0, of=None):
             input if of is None else [file for name in of for file in listed(getattr(input, name))]
         )
         megabytes = sum(map(os.path.getsize, files)) / 1e6  # a missing file: not known yet
-        need = math.ceil(base + per_mb * megabytes)
+        need = math.ceil(per_mb * megabytes)
         if limit is not None and need > limit:
             raise WorkflowError(
-                f"{key} {need:,} for an input of {megabytes:,.0f} MB is more than limits.{key} "
-                f"({limit:,}); raise it, or lower shard.bundle"
+                f"{megabytes:,.0f} MB of input need {key} {need:,}, more than limits.{key} "
+                f"({limit:,}); raise it, or {remedy}"
             )
-        return need * attempt if limit is None else min(need * attempt, limit)
+        wanted = (base + need) * attempt
+        return wanted if limit is None else min(wanted, limit)
 
     return amount
+
+
+SMALLER_SAMPLE = "make several samples of the input"
 
 
 def listed(files):

@@ -24,8 +24,8 @@ if TABLES:
         conda:
             "../../envs/esm.yaml"
         resources:
-            mem_mb=by_size("mem_mb", 1000, 6),
-            runtime=by_size("runtime", 30, 0.1),
+            mem_mb=by_size("mem_mb", 1000, 6, remedy=SMALLER_SAMPLE),
+            runtime=by_size("runtime", 30, 0.1, remedy=SMALLER_SAMPLE),
         params:
             esm=esm,
             least=settings.shard.least,
@@ -77,7 +77,7 @@ if TABLES:
         conda:
             "../../envs/esm.yaml"
         resources:
-            mem_mb=by_size("mem_mb", 1000, 2, of=("variants", "rows")),
+            mem_mb=by_size("mem_mb", 1000, 2, of=("variants", "rows"), remedy=SMALLER_SAMPLE),
             runtime=by_size("runtime", 30, 0.1),
         params:
             esm=esm,

@@ -22,8 +22,8 @@ for sample, files in SAMPLES.items():
         conda:
             "../../envs/esm.yaml"
         resources:
-            mem_mb=by_size("mem_mb", 1000, 2),
-            runtime=by_size("runtime", 30, 0.05),
+            mem_mb=by_size("mem_mb", 1000, 2, remedy=SMALLER_SAMPLE),
+            runtime=by_size("runtime", 30, 0.05, remedy=SMALLER_SAMPLE),
         params:
             esm=esm,
             bundles=len(BUNDLES[sample]),

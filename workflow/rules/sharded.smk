@@ -144,12 +144,19 @@ def opened(changed, *files):
 
 
 @cache
+def bounds_of(name, changed, files, count):
+    """Where each range of a bundle begins, for the jobs of a rule."""
+    return opened(changed, *files).bounds(SHARD_RULES[name].work, count)
+
+
+@cache
 def request_of(name, changed, files, part, models, attempt):
     """What a job asks for: it computes the range `part` of the bundle in some files."""
     row = SHARD_RULES[name]
     try:
         bundle = opened(changed, *files)
-        span = bundle.span(row.work, Range.parse(part))
+        number, count = Range.parse(part)
+        span = slice(*bounds_of(name, changed, files, count)[number - 1 : number + 1].tolist())
         return row.request(
             [*map(Path, models)],
             getattr(settings, row.task).computing(),

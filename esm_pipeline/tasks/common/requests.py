@@ -205,7 +205,8 @@ class Need(NamedTuple):
         if limits.runtime is not None and runtime > limits.runtime:
             raise InputError(
                 f"{where}: {task} needs {runtime:,} minutes, more than limits.runtime "
-                f"({limits.runtime:,}); raise it, or set more shards"
+                f"({limits.runtime:,}); raise it, lower {task}.job_residues or set more "
+                "shards; a single long sequence needs as much in any job"
             )
         return Request(
             capped(mem_mb * attempt, limits.mem_mb), capped(runtime * attempt, limits.runtime)

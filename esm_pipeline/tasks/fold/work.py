@@ -17,7 +17,7 @@ from esm_pipeline.footprint import (
     FoldShape,
     fold_footprint,
 )
-from esm_pipeline.formats.bundles import Bundle, Work
+from esm_pipeline.formats.bundles import CLOSING, OPENING, Bundle, Work, digit_counts
 from esm_pipeline.settings.sections import FoldSettings, JobLimits
 from esm_pipeline.tasks.common.requests import (
     GIGA,
@@ -66,8 +66,7 @@ def folded_lengths(bundle: Bundle, span: slice) -> Int64:
     """(U,) residues that the model computes for the sequences `span`, with linkers of chains."""
     first, length = bundle.first[span], bundle.length[span].astype(np.int64)
     offset = bundle.offset[span.start : span.stop + 1]
-    digits = np.char.str_len(first.astype("U"))  # a record is ">%d\n%s\n"
-    breaks = np.diff(offset) - digits - 3 - length
+    breaks = np.diff(offset) - digit_counts(first) - (OPENING + CLOSING) - length
     return length + LINKER_RESIDUES * breaks
 
 

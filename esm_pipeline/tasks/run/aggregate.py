@@ -19,10 +19,11 @@ from pathlib import Path
 from esm_pipeline.errors import InputError
 from esm_pipeline.files import atomic_paths, require_apart
 from esm_pipeline.flags import number_of_parts
-from esm_pipeline.formats.bundles import index_path, record_table_of
+from esm_pipeline.formats.bundles import RANGE, index_path, record_table_of
 from esm_pipeline.formats.checksums import write_digests
 from esm_pipeline.locks import Outputs
 from esm_pipeline.tasks import commands_with, module_of
+from esm_pipeline.tasks.common.command import RANGE_ENDING
 from esm_pipeline.tasks.common.gather import BundleResults
 from esm_pipeline.tasks.common.outcomes import OF_BUNDLE, format_counts, listing_of
 from esm_pipeline.tasks.common.outputs import ending_of
@@ -89,6 +90,17 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
+def remove_other_cuts(folder: Path, count: int) -> None:
+    """Remove what jobs have left that cut the bundle into other ranges than `count`.
+
+    A run that ended before it gathered them leaves such files, if the next one makes other jobs.
+    """
+    for path in folder.iterdir():
+        match = RANGE.fullmatch(path.stem)
+        if match and path.suffix == RANGE_ENDING and int(match[2]) != count:
+            path.unlink()
+
+
 def gather_bundle(args: argparse.Namespace) -> None:
     """Write the result and the status table of the task `args.what`. Raises InputError."""
     started = time.perf_counter()
@@ -101,6 +113,7 @@ def gather_bundle(args: argparse.Namespace) -> None:
         task.aggregate(gathered, records, output)
         result = os.path.relpath(args.out, digests.parent)
         write_digests(listed, {args.status.name: status, result: output})
+    remove_other_cuts(args.ranges, args.count)
     if not args.quiet:
         seconds = time.perf_counter() - started
         ranges = "range" if args.count == 1 else "ranges"

@@ -151,8 +151,9 @@ def test_another_attempt_asks_for_as_many_times_as_much(esm2) -> None:
         ),
         (
             JobLimits(runtime=5),
-            "s/00000 1-of-2: embed needs {} minutes, more than limits.runtime (5); raise it, or "
-            "set more shards",
+            "s/00000 1-of-2: embed needs {} minutes, more than limits.runtime (5); raise it, "
+            "lower embed.job_residues or set more shards; a single long sequence needs as much in "
+            "any job",
         ),
     ],
 )

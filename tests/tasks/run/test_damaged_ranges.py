@@ -247,3 +247,16 @@ def test_any_damaged_byte_is_told_or_does_not_matter(tmp_path, esm):
             assert (result.read_bytes(), status.read_bytes()) == right, place
         path.write_bytes(whole)
     assert told > 30
+
+
+def test_files_of_another_cut_are_removed_with_nothing_else(embedded, rotary):
+    """What a run left that ended before it gathered, when the next one made other jobs."""
+    folder = embedded / "embed" / "00000"
+    embed(embedded, rotary, 2)
+    kept = [folder / name for name in ("mine.h5", "1-of-2.txt", "1-of-2")]
+    for path in kept:
+        path.touch()
+    assert len([*folder.glob("*-of-*.h5")]) == 5
+    assert run(*gather_command(embedded, 3)) == 0
+    assert sorted(folder.glob("*-of-*.h5")) == [job(embedded, number) for number in (1, 2, 3)]
+    assert all(path.exists() for path in kept)
