@@ -61,7 +61,7 @@ from pathlib import Path
 sys.path.insert(0, {root!r})
 from esm_pipeline.formats.bundles import Bundle, Range, range_names
 from esm_pipeline.settings.sections import EmbedSettings, JobLimits
-from esm_pipeline.tasks.embed.work import EMBED_WORK, embed_request
+from esm_pipeline.tasks.embed.work import EMBED_WORK, embed_need
 
 BUNDLES = [f"{{number:05d}}" for number in range({bundles})]
 NAMES = range_names({ranges})
@@ -86,14 +86,9 @@ def ask(fasta, changed, model, part, attempt):
     number, count = Range.parse(part)
     lengths, bounds = lengths_of(fasta, changed, count)
     own = lengths[bounds[number - 1] : bounds[number]]
-    return embed_request(
-        [Path(model)],
-        EmbedSettings(threads=1),
-        own,
-        attempt=attempt,
-        limits=JobLimits(),
-        where=fasta,
-    )
+    settings = EmbedSettings()
+    need = embed_need([Path(model)], settings, own, threads=1)
+    return need.request(settings, threads=1, attempt=attempt, limits=JobLimits(), where=fasta)
 
 
 def asked(wildcards, input, attempt):

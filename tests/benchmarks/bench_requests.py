@@ -22,9 +22,9 @@ import numpy as np
 from esm_pipeline.model import EsmConfig, resolve_checkpoint
 from esm_pipeline.settings.sections import EmbedSettings, JobLimits, StrategySettings
 from esm_pipeline.tasks.common.model_file import describe_model, write_model_file
-from esm_pipeline.tasks.common.requests import Request
-from esm_pipeline.tasks.embed.work import embed_request
-from esm_pipeline.tasks.score.work import saturation_request
+from esm_pipeline.tasks.common.requests import Need
+from esm_pipeline.tasks.embed.work import embed_need
+from esm_pipeline.tasks.score.work import saturation_need
 from tests.benchmarks.models import write_checkpoint
 
 SIZES = ("8M", "35M", "150M")
@@ -54,15 +54,16 @@ class Point(NamedTuple):
 
     def asked(self, model: Path) -> int:
         """Bytes that it asks for."""
-        request: Callable[..., Request]
-        request, settings = {
-            "embed": (embed_request, EmbedSettings),
-            "score": (saturation_request, StrategySettings),
+        needed: Callable[..., Need]
+        needed, section = {
+            "embed": (embed_need, EmbedSettings),
+            "score": (saturation_need, StrategySettings),
         }[self.task]
         lengths = np.full(self.count, self.residues)
-        found = request(
-            [model], settings(**self.settings), lengths, attempt=1, limits=JobLimits(), where="job"
-        )
+        settings = section(**self.settings)
+        need = needed([model], settings, lengths, settings.threads)
+        given = {"threads": settings.threads, "attempt": 1, "limits": JobLimits(), "where": "job"}
+        found = need.request(settings, **given)
         return int(found.mem_mb * MEGA_BYTES)
 
 

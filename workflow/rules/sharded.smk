@@ -5,14 +5,14 @@ from functools import cache
 
 from esm_pipeline.formats.bundles import Bundle, Range, Work
 from esm_pipeline.formats.variant_bundles import VariantBundle
-from esm_pipeline.tasks.classify.work import CLASSIFY_WORK, classify_request
-from esm_pipeline.tasks.embed.work import EMBED_WORK, embed_request
-from esm_pipeline.tasks.fold.work import FOLD_WORK, fold_request, folded_lengths
+from esm_pipeline.tasks.classify.work import CLASSIFY_WORK, classify_need
+from esm_pipeline.tasks.embed.work import EMBED_WORK, embed_need
+from esm_pipeline.tasks.fold.work import FOLD_WORK, fold_need, folded_lengths
 from esm_pipeline.tasks.score.work import (
     SATURATION_WORK,
     VARIANTS_WORK,
-    saturation_request,
-    variants_request,
+    saturation_need,
+    variants_need,
 )
 
 
@@ -20,7 +20,7 @@ class ShardRule(NamedTuple):
     """What is particular to a rule that computes ranges."""
 
     task: str  # the command, and the section of the settings
-    request: Callable  # what a job asks for: see `esm_pipeline/tasks/common/requests.py`
+    need: Callable  # what a job needs: see `esm_pipeline/tasks/common/requests.py`
     work: Work  # how its cost grows with length
     size: Callable = lambda bundle, span: {"lengths": bundle.length[span]}  # of what a job computes
     of_table: bool = False  # whether it computes rows of a variant table, and not sequences
@@ -82,14 +82,14 @@ SHARD_RULES = {
     "embed": ShardRule(
         task="embed",
         work=EMBED_WORK,
-        request=embed_request,
+        need=embed_need,
         result="embeddings.h5",
         content="embeddings",
     ),
     "classify": ShardRule(
         task="classify",
         work=CLASSIFY_WORK,
-        request=classify_request,
+        need=classify_need,
         result="residue_classes.h5" if CLASSIFIED == "residues" else "classes.h5",
         content="classes",
     ),
@@ -97,7 +97,7 @@ SHARD_RULES = {
         task="fold",
         work=FOLD_WORK,
         size=lambda bundle, span: {"lengths": folded_lengths(bundle, span)},
-        request=fold_request,
+        need=fold_need,
         result="structures.h5",
         content="structures",
         execution={
@@ -108,7 +108,7 @@ SHARD_RULES = {
     "score": ShardRule(
         task="score",
         work=SATURATION_WORK,
-        request=saturation_request,
+        need=saturation_need,
         needed=settings.score.saturation,
         result="saturation.h5",
         content="every substitution",
@@ -124,7 +124,7 @@ SHARD_RULES = {
             "passes": bundle.passes[span],
             "rows": int(bundle.rows[span].sum()),
         },
-        request=variants_request,
+        need=variants_need,
         needed=bool(TABLES),
         folder="variants",
         ensemble=True,
@@ -153,15 +153,15 @@ def bounds_of(name, changed, files, count):
 def request_of(name, changed, files, part, models, attempt):
     """What a job asks for: it computes the range `part` of the bundle in some files."""
     row = SHARD_RULES[name]
+    section, threads = getattr(settings, row.task), job_threads(getattr(settings, row.task))
     try:
         bundle = opened(changed, *files)
         number, count = Range.parse(part)
         span = slice(*bounds_of(name, changed, files, count)[number - 1 : number + 1].tolist())
-        return row.request(
-            [*map(Path, models)],
-            getattr(settings, row.task).computing(),
-            **row.size(bundle, span),
-            threads=job_threads(getattr(settings, row.task)),
+        need = row.need([*map(Path, models)], section, threads=threads, **row.size(bundle, span))
+        return need.request(
+            section,
+            threads=threads,
             attempt=attempt,
             limits=settings.limits,
             where=f"{name}, range {part} of {files[0]}",

@@ -8,45 +8,22 @@ from pathlib import Path
 from esm_pipeline.arrays import Int64
 from esm_pipeline.footprint import FLOAT32
 from esm_pipeline.formats.bundles import Work
-from esm_pipeline.settings.sections import ClassifySettings, JobLimits
-from esm_pipeline.tasks.common.requests import (
-    Need,
-    Request,
-    batch_bytes,
-    model_bytes,
-    model_size,
-    residues_computed,
-    tokens_at_once,
-)
+from esm_pipeline.settings.sections import ClassifySettings
+from esm_pipeline.tasks.common.requests import Need, forward_need, model_size, residues_computed
 from esm_pipeline.tasks.common.work import forward_cost
 
 CLASSIFY_WORK = Work(forward_cost)
 
 
-def classify_request(
-    models: Sequence[Path],
-    settings: ClassifySettings,
-    lengths: Int64,
-    *,
-    attempt: int,
-    limits: JobLimits,
-    where: str,
-    threads: int = 0,
-) -> Request:
-    """What a job asks for that classifies sequences of `lengths` (U,) residues by the only model.
+def classify_need(
+    models: Sequence[Path], settings: ClassifySettings, lengths: Int64, threads: int
+) -> Need:
+    """What a job needs that classifies sequences of `lengths` (U,) residues by the only model.
 
-    `threads`: those that the job gets; 0 for the setting. Raises FileNotFoundError if there is no
-    model file yet, InputError, which begins with `where`, if the job exceeds the `limits`.
+    `threads`: those that the job gets. Raises FileNotFoundError if there is no model file yet.
     """
-    (path,), threads = models, threads or settings.threads
+    (path,) = models
     size = model_size(path)
+    states = FLOAT32 * size.width  # what the classifier reads
     residues = residues_computed(size, settings, lengths)
-    need = Need(0, 0, 0)
-    if residues.any():
-        tokens = tokens_at_once(settings, residues, 1, threads)
-        states = FLOAT32 * size.width  # what the classifier reads
-        memory = model_bytes(size, settings) + batch_bytes(size, settings, tokens, states)
-        need = Need(memory, size.operations(residues), FLOAT32 * size.parameters)
-    return need.request(
-        "classify", settings, threads=threads, attempt=attempt, limits=limits, where=where
-    )
+    return forward_need("classify", size, settings, residues, threads, states)

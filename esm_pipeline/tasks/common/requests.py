@@ -170,17 +170,21 @@ def batch_bytes(size: ModelSize, settings: ComputeSettings, tokens: int, stored:
 
 
 class Need(NamedTuple):
-    """What a job needs, before attempts and limits."""
+    """What a job of a task needs, before attempts and limits; nothing if it computes nothing."""
 
-    memory: float
+    task: str
+    memory: float = 0
     """Bytes."""
-    operations: float
-    weights: float
+    operations: float = 0
+    weights: float = 0
     """Bytes of the weights to read."""
+
+    def with_more(self, memory: float) -> Need:
+        """The same, and so many bytes of memory more."""
+        return self._replace(memory=self.memory + memory)
 
     def request(
         self,
-        task: str,
         settings: ComputeSettings,
         *,
         threads: int,
@@ -198,19 +202,35 @@ class Need(NamedTuple):
         runtime = rounded_up(minutes, STEP_MINUTES, LEAST_MINUTES)
         if limits.mem_mb is not None and mem_mb > limits.mem_mb:
             raise InputError(
-                f"{where}: {task} needs {mem_mb:,} MB of memory, more than limits.mem_mb "
+                f"{where}: {self.task} needs {mem_mb:,} MB of memory, more than limits.mem_mb "
                 f"({limits.mem_mb:,}); raise it, skip the longest sequences, or lower "
-                f"{task}.token_budget"
+                f"{self.task}.token_budget"
             )
         if limits.runtime is not None and runtime > limits.runtime:
             raise InputError(
-                f"{where}: {task} needs {runtime:,} minutes, more than limits.runtime "
-                f"({limits.runtime:,}); raise it, lower {task}.job_residues or set more "
+                f"{where}: {self.task} needs {runtime:,} minutes, more than limits.runtime "
+                f"({limits.runtime:,}); raise it, lower {self.task}.job_residues or set more "
                 "shards; a single long sequence needs as much in any job"
             )
         return Request(
             capped(mem_mb * attempt, limits.mem_mb), capped(runtime * attempt, limits.runtime)
         )
+
+
+def forward_need(
+    task: str,
+    size: ModelSize,
+    settings: ComputeSettings,
+    residues: Int64,
+    threads: int,
+    stored: float,
+) -> Need:
+    """What a forward pass over sequences of `residues` (U,) needs, with `stored` bytes a token."""
+    if not residues.any():
+        return Need(task)
+    tokens = tokens_at_once(settings, residues, 1, threads)
+    memory = model_bytes(size, settings) + batch_bytes(size, settings, tokens, stored)
+    return Need(task, memory, size.operations(residues), FLOAT32 * size.parameters)
 
 
 def capped(value: int, limit: int | None) -> int:

@@ -10,13 +10,11 @@ import numpy as np
 from esm_pipeline.arrays import Int64
 from esm_pipeline.footprint import FLOAT32
 from esm_pipeline.formats.bundles import Work
-from esm_pipeline.settings.sections import EmbedSettings, JobLimits
+from esm_pipeline.settings.sections import EmbedSettings
 from esm_pipeline.tasks.common.requests import (
     ModelSize,
     Need,
-    Request,
-    batch_bytes,
-    model_bytes,
+    forward_need,
     model_size,
     residues_computed,
     tokens_at_once,
@@ -29,36 +27,23 @@ CONTACT_BYTES = 18
 """Bytes of a pair of residues for each attention head while contacts are computed."""
 
 
-def embed_request(
-    models: Sequence[Path],
-    settings: EmbedSettings,
-    lengths: Int64,
-    *,
-    attempt: int,
-    limits: JobLimits,
-    where: str,
-    threads: int = 0,
-) -> Request:
-    """What a job asks for that embeds sequences of `lengths` (U,) residues by the only model.
+def embed_need(
+    models: Sequence[Path], settings: EmbedSettings, lengths: Int64, threads: int
+) -> Need:
+    """What a job needs that embeds sequences of `lengths` (U,) residues by the only model.
 
-    `threads`: those that the job gets; 0 for the setting. Raises FileNotFoundError if there is no
-    model file yet, InputError, which begins with `where`, if the job exceeds the `limits`.
+    `threads`: those that the job gets. Raises FileNotFoundError if there is no model file yet.
     """
-    (path,), threads = models, threads or settings.threads
+    (path,) = models
     size = model_size(path)
     residues = residues_computed(size, settings, lengths)
-    need = Need(0, 0, 0)
-    if residues.any():
+    item = np.dtype(settings.residue_dtype).itemsize if "residue" in settings.include else 0
+    stored = len(settings.layers) * size.width * (FLOAT32 + item)
+    need = forward_need("embed", size, settings, residues, threads, stored)
+    if "contacts" in settings.include and residues.any():
         tokens = tokens_at_once(settings, residues, 1, threads)
-        item = np.dtype(settings.residue_dtype).itemsize if "residue" in settings.include else 0
-        stored = len(settings.layers) * size.width * (FLOAT32 + item)
-        memory = model_bytes(size, settings) + batch_bytes(size, settings, tokens, stored)
-        if "contacts" in settings.include:
-            memory += contact_bytes(size, residues, tokens)
-        need = Need(memory, size.operations(residues), FLOAT32 * size.parameters)
-    return need.request(
-        "embed", settings, threads=threads, attempt=attempt, limits=limits, where=where
-    )
+        need = need.with_more(contact_bytes(size, residues, tokens))
+    return need
 
 
 def contact_bytes(size: ModelSize, residues: Int64, tokens: int) -> int:

@@ -18,11 +18,10 @@ from esm_pipeline.footprint import (
     fold_footprint,
 )
 from esm_pipeline.formats.bundles import CLOSING, OPENING, Bundle, Work, digit_counts
-from esm_pipeline.settings.sections import FoldSettings, JobLimits
+from esm_pipeline.settings.sections import FoldSettings
 from esm_pipeline.tasks.common.requests import (
     GIGA,
     Need,
-    Request,
     model_bytes,
     model_size,
     on_gpu,
@@ -70,43 +69,28 @@ def folded_lengths(bundle: Bundle, span: slice) -> Int64:
     return length + LINKER_RESIDUES * breaks
 
 
-def fold_request(
-    models: Sequence[Path],
-    settings: FoldSettings,
-    lengths: Int64,
-    *,
-    attempt: int,
-    limits: JobLimits,
-    where: str,
-    threads: int = 0,
-) -> Request:
-    """What a job asks for that folds sequences of `lengths` (U,), as by `folded_lengths`.
+def fold_need(models: Sequence[Path], settings: FoldSettings, lengths: Int64, threads: int) -> Need:
+    """What a job needs that folds sequences of `lengths` (U,), as by `folded_lengths`.
 
     The memory is that of the longest with the smallest chunk that may be chosen; with more, `fold`
-    takes larger ones. `threads`: those that the job gets; 0 for the setting. Raises
-    FileNotFoundError if there is no model file yet, InputError, which begins with `where`, for a
-    model that does not fold, and if the job exceeds the `limits`.
+    takes larger ones. `threads`: those that the job gets. Raises FileNotFoundError if there is no
+    model file yet, InputError for a model that does not fold.
     """
-    (path,), threads = models, threads or settings.threads
+    (path,) = models
     size = model_size(path)
     if size.folding is None:
         raise InputError(f"{path}: not a folding model; set fold.model to one")
-    residues, need = (
-        residues_computed(size, settings, lengths, settings.max_residues),
-        Need(0, 0, 0),
-    )
-    if residues.any():
-        longest = int(residues.max())
-        batch = RESULT_BYTES * longest**2
-        batch += 0 if on_gpu(settings) else batch_memory(size.folding, settings, longest, threads)
-        passes = size.folding.blocks * (settings.num_recycles + 1)
-        trunk = PAIR_OPERATIONS * (size.folding.pair_width / PAIR_WIDTH) ** 2 * passes
-        operations = trunk * float(fold_cost(residues).sum()) + size.operations(residues)
-        weights = FLOAT32 * size.parameters
-        need = Need(model_bytes(size, settings) + batch, operations, weights)
-    return need.request(
-        "fold", settings, threads=threads, attempt=attempt, limits=limits, where=where
-    )
+    residues = residues_computed(size, settings, lengths, settings.max_residues)
+    if not residues.any():
+        return Need("fold")
+    longest = int(residues.max())
+    batch = RESULT_BYTES * longest**2
+    batch += 0 if on_gpu(settings) else batch_memory(size.folding, settings, longest, threads)
+    passes = size.folding.blocks * (settings.num_recycles + 1)
+    trunk = PAIR_OPERATIONS * (size.folding.pair_width / PAIR_WIDTH) ** 2 * passes
+    operations = trunk * float(fold_cost(residues).sum()) + size.operations(residues)
+    memory = model_bytes(size, settings) + batch
+    return Need("fold", memory, operations, FLOAT32 * size.parameters)
 
 
 def batch_memory(shape: FoldShape, settings: FoldSettings, residues: int, threads: int) -> int:

@@ -10,12 +10,11 @@ import numpy as np
 from esm_pipeline.arrays import Int64
 from esm_pipeline.footprint import FLOAT32
 from esm_pipeline.formats.bundles import Work
-from esm_pipeline.settings.sections import JobLimits, StrategySettings
+from esm_pipeline.settings.sections import StrategySettings
 from esm_pipeline.tasks.common.requests import (
     SPECIAL_TOKEN_COUNT,
     ModelSize,
     Need,
-    Request,
     batch_bytes,
     model_bytes,
     model_size,
@@ -49,61 +48,32 @@ VARIANTS_WORK = Work(forward_cost)
 """That of each forward pass of a variant bundle."""
 
 
-def saturation_request(
-    models: Sequence[Path],
-    settings: StrategySettings,
-    lengths: Int64,
-    *,
-    attempt: int,
-    limits: JobLimits,
-    where: str,
-    threads: int = 0,
-) -> Request:
-    """What a job asks for that scores all substitutions in proteins of `lengths` (U,) residues.
+def saturation_need(
+    models: Sequence[Path], settings: StrategySettings, lengths: Int64, threads: int
+) -> Need:
+    """What a job needs that scores all substitutions in proteins of `lengths` (U,) residues.
 
-    The `models` run one after the other. `threads`: those that the job gets; 0 for the setting.
-    Raises FileNotFoundError if there is no model file yet, InputError, which begins with `where`,
-    if the job exceeds the `limits`.
+    The `models` run one after the other. `threads`: those that the job gets. Raises
+    FileNotFoundError if there is no model file yet.
     """
-    need = passes_need(models, settings, lengths, None, threads)
-    return need.request(
-        "score",
-        settings,
-        threads=threads or settings.threads,
-        attempt=attempt,
-        limits=limits,
-        where=where,
-    )
+    return passes_need(models, settings, lengths, None, threads)
 
 
-def variants_request(
+def variants_need(
     models: Sequence[Path],
     settings: StrategySettings,
     lengths: Int64,
-    passes: Int64,
+    threads: int,
     *,
+    passes: Int64,
     rows: int,
-    attempt: int,
-    limits: JobLimits,
-    where: str,
-    threads: int = 0,
-) -> Request:
-    """What a job asks for that scores so many `rows` of a table.
+) -> Need:
+    """What a job needs that scores so many `rows` of a table.
 
-    It runs `passes` (U,) over proteins of `lengths` (U,) residues.
-
-    The other arguments and errors are those of `saturation_request`.
+    It runs `passes` (U,) over proteins of `lengths` (U,) residues; see also `saturation_need`.
     """
     need = passes_need(models, settings, lengths, passes, threads)
-    need = need._replace(memory=need.memory + BYTES_OF_ROW * rows)
-    return need.request(
-        "score",
-        settings,
-        threads=threads or settings.threads,
-        attempt=attempt,
-        limits=limits,
-        where=where,
-    )
+    return need.with_more(BYTES_OF_ROW * rows)
 
 
 def passes_need(
@@ -120,13 +90,13 @@ def passes_need(
         residues, counts = passes_shown(size, settings, lengths, passes)
         if not (residues * counts).any():
             continue
-        tokens = tokens_at_once(settings, residues, counts, threads or settings.threads)
+        tokens = tokens_at_once(settings, residues, counts, threads)
         held = BYTES_OF_PASS * counts.sum() if passes is not None else saturation_bytes(residues)
         batch = batch_bytes(size, settings, tokens, 0)
         memory = max(memory, model_bytes(size, settings) + batch + float(held))
         operations += size.operations(residues, counts)
         weights += FLOAT32 * size.parameters
-    return Need(memory, operations, weights)
+    return Need("score", memory, operations, weights)
 
 
 def saturation_bytes(residues: Int64) -> int:

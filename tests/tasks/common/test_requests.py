@@ -17,7 +17,6 @@ from hypothesis import HealthCheck, given
 from hypothesis import settings as examples
 from hypothesis import strategies as st
 
-from esm_pipeline.arrays import Int64
 from esm_pipeline.errors import InputError
 from esm_pipeline.footprint import LINKER_RESIDUES
 from esm_pipeline.formats.bundles import Bundle
@@ -32,12 +31,12 @@ from esm_pipeline.settings.sections import (
     JobLimits,
     StrategySettings,
 )
-from esm_pipeline.tasks.classify.work import classify_request
+from esm_pipeline.tasks.classify.work import classify_need
 from esm_pipeline.tasks.common.model_file import describe_model, write_model_file
-from esm_pipeline.tasks.common.requests import IDLE_MB, LEAST_MINUTES, Request, model_size
-from esm_pipeline.tasks.embed.work import embed_request
-from esm_pipeline.tasks.fold.work import fold_request, folded_lengths
-from esm_pipeline.tasks.score.work import saturation_request, variants_request
+from esm_pipeline.tasks.common.requests import IDLE_MB, LEAST_MINUTES, Need, Request, model_size
+from esm_pipeline.tasks.embed.work import embed_need
+from esm_pipeline.tasks.fold.work import fold_need, folded_lengths
+from esm_pipeline.tasks.score.work import saturation_need, variants_need
 
 ESM2 = {
     "8M": (6, 320, 7_500_000),
@@ -103,16 +102,20 @@ def esm2(tmp_path: Path) -> Callable[..., Path]:
 
 
 def ask(
-    request: Callable[..., Request],
+    need: Callable[..., Need],
     models: Path | list[Path],
     settings: ComputeSettings,
     lengths: list[int],
-    *more: Int64,
+    *,
+    threads: int | None = None,
     **changes: Any,
 ) -> Request:
+    """What a job asks for in the first attempt, by default with the threads of its settings."""
     paths = models if isinstance(models, list) else [models]
+    threads = settings.threads if threads is None else threads
     given = {"attempt": 1, "limits": NO_LIMITS, "where": "s/00000 1-of-2", **changes}
-    return request(paths, settings, np.array(lengths, np.int64), *more, **given)
+    found = need(paths, settings, np.array(lengths, np.int64), threads)
+    return found.request(settings, threads=threads, **given)
 
 
 @pytest.mark.parametrize(("size", "dtype", "threads", "residues", "count", "peak"), PEAKS)
@@ -120,24 +123,24 @@ def test_memory_is_enough_and_not_much_too_much(
     size, dtype, threads, residues, count, peak, esm2
 ) -> None:
     settings = EmbedSettings(dtype=dtype, threads=threads)
-    found = ask(embed_request, esm2(size), settings, [residues] * count).mem_mb
+    found = ask(embed_need, esm2(size), settings, [residues] * count).mem_mb
     assert peak <= found <= 1.5 * peak + 300
 
 
 def test_contacts_have_enough_memory(esm2) -> None:
     settings = EmbedSettings(include=["contacts"], threads=1)
-    found = ask(embed_request, esm2("35M"), settings, [1000] * 4).mem_mb
+    found = ask(embed_need, esm2("35M"), settings, [1000] * 4).mem_mb
     assert CONTACTS_PEAK <= found <= 1.5 * CONTACTS_PEAK
 
 
 def test_another_attempt_asks_for_as_many_times_as_much(esm2) -> None:
     model, settings = esm2("150M"), EmbedSettings()
     first, second = (
-        ask(embed_request, model, settings, [300] * 5000, attempt=number) for number in (1, 2)
+        ask(embed_need, model, settings, [300] * 5000, attempt=number) for number in (1, 2)
     )
     assert second == (2 * first.mem_mb, 2 * first.runtime)
     limits = JobLimits(mem_mb=first.mem_mb + 1, runtime=first.runtime + 1)
-    capped = ask(embed_request, model, settings, [300] * 5000, attempt=3, limits=limits)
+    capped = ask(embed_need, model, settings, [300] * 5000, attempt=3, limits=limits)
     assert capped == (limits.mem_mb, limits.runtime)
 
 
@@ -159,17 +162,17 @@ def test_another_attempt_asks_for_as_many_times_as_much(esm2) -> None:
 )
 def test_a_job_beyond_the_limits_is_refused_in_one_line(limits, message, esm2) -> None:
     model, settings = esm2("150M"), EmbedSettings()
-    needed = ask(embed_request, model, settings, [300] * 5000)
+    needed = ask(embed_need, model, settings, [300] * 5000)
     with pytest.raises(InputError) as raised:
-        ask(embed_request, model, settings, [300] * 5000, limits=limits, attempt=1)
+        ask(embed_need, model, settings, [300] * 5000, limits=limits, attempt=1)
     number = needed.mem_mb if limits.mem_mb else needed.runtime
     assert str(raised.value) == message.format(f"{number:,}")
 
 
-REQUESTS: dict[str, tuple[Callable[..., Request], ComputeSettings]] = {
-    "embed": (embed_request, EmbedSettings(long="skip")),
-    "classify": (classify_request, ClassifySettings(long="skip")),
-    "saturation": (saturation_request, StrategySettings(long="skip")),
+REQUESTS: dict[str, tuple[Callable[..., Need], ComputeSettings]] = {
+    "embed": (embed_need, EmbedSettings(long="skip")),
+    "classify": (classify_need, ClassifySettings(long="skip")),
+    "saturation": (saturation_need, StrategySettings(long="skip")),
 }
 
 
@@ -206,7 +209,7 @@ def test_memory_grows_with_what_it_depends_on(esm2) -> None:
     lengths = [300] * 200
 
     def memory(model: Path, lengths: list[int] = lengths, **changes: Any) -> int:
-        return ask(embed_request, model, EmbedSettings(**changes), lengths).mem_mb
+        return ask(embed_need, model, EmbedSettings(**changes), lengths).mem_mb
 
     assert memory(large) - memory(small) > (651 - 33.5) * 4
     assert memory(large, dtype="bfloat16") < memory(large)
@@ -222,7 +225,7 @@ def test_time_is_that_of_the_operations(esm2) -> None:
     model = esm2("650M")
 
     def minutes(lengths: list[int], **changes: Any) -> int:
-        return ask(embed_request, model, EmbedSettings(**changes), lengths).runtime
+        return ask(embed_need, model, EmbedSettings(**changes), lengths).runtime
 
     one = minutes([300] * 3000, threads=1)
     operations = 3000 * 302 * (2 * 651e6 + 4 * 33 * 1280 * 302)
@@ -230,19 +233,19 @@ def test_time_is_that_of_the_operations(esm2) -> None:
     assert minutes([300] * 3000, threads=4) == pytest.approx(one / 4, abs=10)
     assert minutes([300] * 3000, device="cuda") < one / 50
     assert minutes([3]) == LEAST_MINUTES
-    told = ask(embed_request, model, EmbedSettings(), [300] * 3000, threads=4)
-    assert told == ask(embed_request, model, EmbedSettings(threads=4), [300] * 3000)
+    told = ask(embed_need, model, EmbedSettings(), [300] * 3000, threads=4)
+    assert told == ask(embed_need, model, EmbedSettings(threads=4), [300] * 3000)
 
 
 def test_time_of_scores_is_that_of_all_passes(esm2) -> None:
     model, masked = esm2("150M"), StrategySettings(threads=1)
 
     def minutes(settings: StrategySettings) -> int:
-        return ask(saturation_request, model, settings, [600] * 20).runtime
+        return ask(saturation_need, model, settings, [600] * 20).runtime
 
     def of_table(passes: Any, rows: int) -> Request:
-        request = partial(variants_request, rows=rows)
-        return ask(request, model, masked, [600] * 20, passes)
+        need = partial(variants_need, passes=passes, rows=rows)
+        return ask(need, model, masked, [600] * 20)
 
     every = minutes(masked)
     passes = np.full(20, 600)
@@ -254,15 +257,15 @@ def test_time_of_scores_is_that_of_all_passes(esm2) -> None:
     assert minutes(plain) < every / 100
     windows = masked.model_copy(update={"long": "window", "window": 302})
     assert minutes(windows) == pytest.approx(every / 2, rel=0.1)
-    both = ask(saturation_request, [model, model], masked, [600] * 20)
+    both = ask(saturation_need, [model, model], masked, [600] * 20)
     assert both.runtime == pytest.approx(2 * every, abs=10)
-    assert both.mem_mb == ask(saturation_request, model, masked, [600] * 20).mem_mb
+    assert both.mem_mb == ask(saturation_need, model, masked, [600] * 20).mem_mb
 
 
 def test_a_missing_file_is_told_by_its_own_name(tmp_path: Path) -> None:
     path = tmp_path / "model.json"
     with pytest.raises(FileNotFoundError) as raised:
-        ask(embed_request, path, EmbedSettings(), [3])
+        ask(embed_need, path, EmbedSettings(), [3])
     assert raised.value.filename == str(path)
 
 
@@ -273,7 +276,7 @@ def test_a_model_file_without_the_size(missing: str, tmp_path: Path) -> None:
     del facts[missing]
     path.write_text(json.dumps(facts))
     with pytest.raises(InputError, match=r"does not tell the size .*; remove it, and run"):
-        ask(embed_request, path, EmbedSettings(), [3])
+        ask(embed_need, path, EmbedSettings(), [3])
 
 
 def test_a_changed_file_is_read_again(tmp_path: Path) -> None:
@@ -305,10 +308,10 @@ def test_folding_asks_for_the_memory_of_its_formula(tmp_path: Path) -> None:
     """Its longest sequence alone, with the smallest chunk, or the one that is set."""
     model = write_demo_size(tmp_path / "fold.json")
     config = EsmConfig.from_pretrained(demo_checkpoint().source)
-    least = ask(fold_request, model, FoldSettings(), [10]).mem_mb
+    least = ask(fold_need, model, FoldSettings(), [10]).mem_mb
 
     def more(lengths: list[int], **changes: Any) -> float:
-        return ask(fold_request, model, FoldSettings(**changes), lengths).mem_mb - least
+        return ask(fold_need, model, FoldSettings(**changes), lengths).mem_mb - least
 
     for chunk, size in (("auto", 16), (64, 64), ("none", None)):
         formula = fold_memory(config, 1, 3000, size).total / 1e6
@@ -323,7 +326,7 @@ def test_folding_asks_for_the_memory_of_its_formula(tmp_path: Path) -> None:
 
 def test_a_model_that_does_not_fold_is_refused(esm2) -> None:
     with pytest.raises(InputError, match=r"8M\.json: not a folding model; set fold\.model to one"):
-        ask(fold_request, esm2("8M"), FoldSettings(), [10])
+        ask(fold_need, esm2("8M"), FoldSettings(), [10])
 
 
 def test_a_complex_is_folded_with_its_linkers(tmp_path: Path) -> None:
