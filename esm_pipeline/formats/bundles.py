@@ -9,7 +9,7 @@ the range `k` of `n`: its bounds follow from the index alone.
     00000.records.tsv    the records with these sequences, and a share of the skipped ones
     digests.sha256       digests of all files of all bundles
 
-No torch, and NumPy only where an index is read: the workflow imports this module at every parse.
+No torch: the workflow imports this module at every parse.
 """
 
 from __future__ import annotations
@@ -17,27 +17,28 @@ from __future__ import annotations
 import io
 import re
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from hashlib import sha256
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple, Self
+from typing import Any, NamedTuple, Self
 
+import numpy as np
+from numpy.typing import NDArray
+
+from esm_pipeline.arrays import Bool, Float64, Int32, Int64
 from esm_pipeline.errors import InputError
 from esm_pipeline.formats.checksums import require_listed
-
-if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
-
-    from esm_pipeline.arrays import Bool, Float64, Int32, Int64
 
 RANGE = re.compile(r"([0-9]{1,6})-of-([0-9]{1,6})")
 """The name of a range: `03-of-40`, from `01-of-40` on."""
 
 FASTA, INDEX_FILE, RECORD_TABLE = ".fasta", ".index.npz", ".records.tsv"
 """What the names of a bundle's files end in, after its number."""
+
+BUNDLE_ARRAYS = {"first": "<i8", "length": "<i4", "offset": "<i8", "digest": "<u8"}
+"""The arrays of the index of a bundle, and their types."""
 
 OPENING, CLOSING = len(">\n"), len("\n")
 """Bytes before and after the letters of a record of the FASTA, besides the digits of its name."""
@@ -106,26 +107,8 @@ class Bundle:
 
         Raises InputError if it is not one, or has changed since the list of its folder was written.
         """
-        import numpy as np
-
-        path = index_path(fasta)
-        try:
-            content = path.read_bytes()
-            require_listed(path, digest := sha256(content).hexdigest())
-            with np.load(io.BytesIO(content), allow_pickle=False) as stored:
-                found = {name: stored[name] for name in ("first", "length", "offset", "digest")}
-                least = int(stored["least"])
-        except FileNotFoundError:
-            raise InputError(f"{path}: no such file; give a bundle of `shard`") from None
-        except OSError as error:
-            raise InputError(
-                f"{path}: cannot be read ({error.strerror or error}); {REMOVE_FOLDER}"
-            ) from None
-        except (ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as error:
-            raise InputError(
-                f"{path}: not the index of a bundle ({error}); {REMOVE_FOLDER}"
-            ) from None
-        return cls(fasta, **found, least=least, sha256=digest)
+        found = read_arrays(index_path(fasta), [*BUNDLE_ARRAYS], "a bundle", "shard")
+        return cls(fasta, **found)
 
     def __len__(self) -> int:
         return len(self.first)
@@ -138,8 +121,6 @@ class Bundle:
     @cached_property
     def is_complex(self) -> Bool:
         """(U,) whether a sequence has several chains, separated by `:`."""
-        import numpy as np
-
         letters = np.diff(self.offset) - digit_counts(self.first) - (OPENING + CLOSING)
         found: Bool = letters > self.length
         return found
@@ -164,8 +145,6 @@ def range_bounds(cost: NDArray[np.number], count: int, most: int) -> Int64:
 
     Only the first `most` ranges, at least one, are not empty.
     """
-    import numpy as np
-
     filled = min(count, max(1, most))
     cumulative: Float64 = np.cumsum(cost, dtype=np.float64)
     middle = cumulative - np.asarray(cost, np.float64) / 2
@@ -177,8 +156,6 @@ def range_bounds(cost: NDArray[np.number], count: int, most: int) -> Int64:
 
 def digit_counts(numbers: Int64) -> Int64:
     """(U,) how many digits each of some `numbers` (U,) has; they are not negative."""
-    import numpy as np
-
     return np.searchsorted(10 ** np.arange(1, 19), numbers, side="right") + 1
 
 
@@ -187,8 +164,6 @@ def record_offsets(first: Int64, sizes: Int32) -> Int64:
 
     `first` (U,) are their names, `sizes` (U,) the letters of each, chain breaks included.
     """
-    import numpy as np
-
     offset = np.zeros(len(first) + 1, np.int64)
     np.cumsum(digit_counts(first) + (OPENING + CLOSING) + sizes, out=offset[1:])
     return offset
@@ -203,18 +178,45 @@ def write_index(
     digest: NDArray[np.uint64],
     least: int,
 ) -> None:
-    """Write the index of a bundle; see `Bundle`. The same arrays give the same bytes."""
-    import numpy as np
+    """Write the index of a bundle; see `Bundle`."""
+    arrays: dict[str, NDArray[Any]] = {
+        "first": first,
+        "length": length,
+        "offset": offset,
+        "digest": digest,
+    }
+    write_arrays(path, arrays, BUNDLE_ARRAYS, least)
 
+
+def read_arrays(path: Path, names: Sequence[str], what: str, command: str) -> dict[str, Any]:
+    """The arrays `names` of an index, its `least`, and `sha256`, the digest of the file.
+
+    `what` has the index, and which `command` wrote it, is for messages. Raises InputError if the
+    file is not one, or has changed since the list of its folder was written.
+    """
+    try:
+        content = path.read_bytes()
+        require_listed(path, digest := sha256(content).hexdigest())
+        with np.load(io.BytesIO(content), allow_pickle=False) as stored:
+            found = {name: stored[name] for name in names}
+            return {**found, "least": int(stored["least"]), "sha256": digest}
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such file; give {what} of `{command}`") from None
+    except OSError as error:
+        raise InputError(
+            f"{path}: cannot be read ({error.strerror or error}); {REMOVE_FOLDER}"
+        ) from None
+    except (ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as error:
+        raise InputError(f"{path}: not the index of {what} ({error}); {REMOVE_FOLDER}") from None
+
+
+def write_arrays(
+    path: Path, arrays: Mapping[str, NDArray[Any]], types: Mapping[str, str], least: int
+) -> None:
+    """Write the index that `read_arrays` reads. The same arrays give the same bytes."""
+    stored: dict[str, Any] = {name: arrays[name].astype(kind) for name, kind in types.items()}
     with open(path, "wb") as file:  # NumPy would append its own suffix to a path
-        np.savez(
-            file,
-            first=first.astype("<i8"),
-            length=length.astype("<i4"),
-            offset=offset.astype("<i8"),
-            digest=digest.astype("<u8"),
-            least=np.int64(least),
-        )
+        np.savez(file, **stored, least=np.int64(least))
 
 
 def index_path(fasta: Path) -> Path:

@@ -11,7 +11,6 @@ the range `k` of `n`: its bounds follow from the index alone.
 from __future__ import annotations
 
 import hashlib
-import zipfile
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
@@ -23,14 +22,21 @@ from numpy.typing import NDArray
 
 from esm_pipeline.arrays import Int32, Int64
 from esm_pipeline.errors import InputError
-from esm_pipeline.formats.bundles import INDEX_FILE, REMOVE_FOLDER, Range, Work, range_bounds
-from esm_pipeline.formats.checksums import CHECKSUM_REMEDY, require_listed, sha256
+from esm_pipeline.formats.bundles import (
+    INDEX_FILE,
+    Range,
+    Work,
+    range_bounds,
+    read_arrays,
+    write_arrays,
+)
+from esm_pipeline.formats.checksums import CHECKSUM_REMEDY
 
 VARIANT_ROWS, WILD_TYPE_FASTA = "variants.tsv", "wild_types.fasta"
 VARIANT_COLUMNS = ("row", "protein", "mutant")
 """`protein` is the index of the first record with the row's wild type."""
 
-INDEX_ARRAYS = {
+VARIANT_ARRAYS = {
     **{"offset": "<i8", "rows": "<i4", "passes": "<i4", "protein": "<i4", "digest": "<u8"},
     **{"first": "<i8", "protein_length": "<i4", "fasta_offset": "<i8", "fasta_digest": "<u8"},
 }
@@ -72,24 +78,8 @@ class VariantBundle:
     @classmethod
     def open(cls, table: Path, fasta: Path) -> Self:
         """Read the index next to `table`. Raises InputError if it is missing or damaged."""
-        path = index_of_rows(table)
-        try:
-            digest = sha256(path)
-            require_listed(path, digest)
-            with np.load(path, allow_pickle=False) as stored:
-                found = {name: stored[name] for name in INDEX_ARRAYS}
-                least = int(stored["least"])
-        except FileNotFoundError:
-            raise InputError(f"{path}: no such file; give a table of `split`") from None
-        except OSError as error:
-            raise InputError(
-                f"{path}: cannot be read ({error.strerror or error}); {REMOVE_FOLDER}"
-            ) from None
-        except (ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
-            raise InputError(
-                f"{path}: not the index of a variant table ({error}); {REMOVE_FOLDER}"
-            ) from None
-        return cls(table, fasta, **found, least=least, sha256=digest)
+        found = read_arrays(index_of_rows(table), [*VARIANT_ARRAYS], "a variant table", "split")
+        return cls(table, fasta, **found)
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -165,10 +155,8 @@ def first_bits(digest: hashlib._Hash) -> int:
 
 
 def write_variant_index(path: Path, arrays: dict[str, NDArray[np.number]], least: int) -> None:
-    """Write the index of a bundle; see `VariantBundle`. The same arrays give the same bytes."""
-    stored = {name: arrays[name].astype(kind) for name, kind in INDEX_ARRAYS.items()}
-    with open(path, "wb") as file:  # NumPy would append its own suffix to a path
-        np.savez(file, **stored, least=np.int64(least))  # type: ignore[arg-type]
+    """Write the index of a bundle; see `VariantBundle`."""
+    write_arrays(path, arrays, VARIANT_ARRAYS, least)
 
 
 def index_of_rows(table: Path) -> Path:
