@@ -1,4 +1,4 @@
-"""The command line: `esm-pipeline TASK …`.
+"""The command line: `esm-pipeline COMMAND …`.
 
 Exit codes: 0 all records ok or skipped; 1 something failed; 2 bad input, settings, weights or
 paths, reported in one line; 128 + n ended by signal n: 129 terminal closed (SIGHUP), 130
@@ -10,14 +10,16 @@ from __future__ import annotations
 
 import argparse
 import errno
+import shutil
 import sys
+import textwrap
 from collections.abc import Sequence
-from typing import NoReturn
 
 from esm_pipeline.errors import EsmPipelineError
 from esm_pipeline.interruption import INTERRUPTED, obeying_signals
 from esm_pipeline.locks import claim
-from esm_pipeline.tasks import COMMANDS, module_of
+from esm_pipeline.parsers import Parser, did_you_mean, escaped, examples_text
+from esm_pipeline.tasks import COMMANDS, GROUP_TITLES, module_of
 
 OUT_OF_MEMORY_MESSAGE = "out of memory; use a machine with more, or request more for the job"
 
@@ -35,40 +37,84 @@ DISK_ERRORS = {
 }
 
 
-class Parser(argparse.ArgumentParser):
-    """An ArgumentParser that reports errors in one line."""
+MAIN_EXAMPLES = (
+    ("esm-pipeline models", "the known models: names, sizes, memory, what for"),
+    (
+        "esm-pipeline embed --model esm2_t12_35M_UR50D proteins.fasta embeddings.h5",
+        "one vector for each protein, by a model of ESM-2 that runs on a laptop",
+    ),
+    (
+        "esm-pipeline score --model esm2_t33_650M_UR50D --saturation wt.fasta all.tsv",
+        "the effect of every substitution in each protein",
+    ),
+)
+"""Examples of the help without a command."""
 
-    def error(self, message: str) -> NoReturn:
-        """Exit with 2 and one line that points to the help."""
-        if message.endswith("expected one argument"):
-            message += "; where a value begins with '-', write --flag=VALUE"
-        self.exit(2, f"{self.prog}: {escaped(message)} (see {self.prog} --help)\n")
+ABOUT = "Embeddings, variant scores, classes and structures of proteins by ESM models."
+MORE_HELP = "esm-pipeline COMMAND --help shows the flags of a command, with examples."
 
 
 def build_parser() -> Parser:
-    """The parser with all commands, without their own flags."""
+    """The parser of what stands before a command: help and version, or the command's name."""
     from esm_pipeline import __version__
 
     parser = Parser(
         prog="esm-pipeline",
-        description="Embeddings, variant scores, classes and structures of proteins by ESM models.",
+        usage="esm-pipeline COMMAND [flags] ...",
+        description="\n\n".join([ABOUT, *map(overview, GROUP_TITLES), MORE_HELP]),
+        epilog=examples_text(MAIN_EXAMPLES),
     )
     parser.add_argument("--version", action="version", version=f"esm-pipeline {__version__}")
-    commands = parser.add_subparsers(dest="task", metavar="TASK", required=True, title="tasks")
-    for name, command in COMMANDS.items():
-        commands.add_parser(name, help=command.help, add_help=False)
+    parser.add_argument("command", nargs="?", help=argparse.SUPPRESS)
     return parser
 
 
+def overview(title: str) -> str:
+    """The commands of a group, with what each does."""
+    width = max(40, min(100, shutil.get_terminal_size().columns) - 2)
+    lines = [f"{title}:"]
+    for name, command in COMMANDS.items():
+        if command.group == title:
+            lines += textwrap.wrap(
+                command.help, width, initial_indent=f"  {name:<12}", subsequent_indent=" " * 14
+            )
+    return "\n".join(lines).replace("%", "%%")
+
+
+def command_parser(name: str) -> Parser:
+    """The parser of a command, with its flags and examples."""
+    command = module_of(name)
+    parser = Parser(
+        prog=f"esm-pipeline {name}",
+        description=str(command.__doc__),
+        epilog=examples_text(command.EXAMPLES),
+    )
+    command.add_arguments(parser)
+    return parser
+
+
+def chosen_command(argv: Sequence[str]) -> str:
+    """The command that the first argument names; exits with 2 if there is none."""
+    parser = build_parser()
+    found, unknown = parser.parse_known_args(argv[:1])
+    if found.command in COMMANDS:
+        return str(found.command)
+    if found.command is not None:
+        near = did_you_mean(found.command, COMMANDS)
+        parser.error(f"no command {found.command!r}{near}")
+    if unknown:
+        parser.error(f"{unknown[0]}: a command comes first, such as esm-pipeline embed")
+    parser.print_help(sys.stderr)
+    parser.exit(2)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one task and return the exit code."""
+    """Run one command and return the exit code."""
     is_program = argv is None
     argv = list(sys.argv[1:] if argv is None else argv)
-    name, _ = build_parser().parse_known_args(argv[:1])
-    task = module_of(name.task)
-    about = str(task.__doc__).splitlines()[0]
-    parser = Parser(prog=f"esm-pipeline {name.task}", description=about, allow_abbrev=False)
-    task.add_arguments(parser)
+    name = chosen_command(argv)
+    task = module_of(name)
+    parser = command_parser(name)
     args = parser.parse_args(argv[1:])
     try:
         with obeying_signals(ends=is_program), claim(task.outputs(args)):
@@ -104,11 +150,3 @@ def fail(program: str, message: str) -> int:
     for line in message.split("\n"):
         print(f"{program}: {escaped(line)}", file=sys.stderr)
     return 2
-
-
-def escaped(text: str) -> str:
-    """`text` with control and invisible characters written as escapes."""
-    return "".join(
-        letter if letter.isprintable() else letter.encode("unicode_escape").decode()
-        for letter in text
-    )

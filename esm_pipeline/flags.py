@@ -7,29 +7,93 @@ import os
 import re
 import shlex
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar, get_args, get_origin
 
 from esm_pipeline.errors import InputError
-from esm_pipeline.settings import MOST_SHARDS
+from esm_pipeline.parsers import (
+    COMPUTED_GROUP,
+    JOB_GROUP,
+    SPEED_GROUP,
+    STRUCTURE_GROUP,
+    UNUSABLE_GROUP,
+    VARIANT_GROUP,
+    group_of,
+)
+from esm_pipeline.settings import (
+    MOST_SHARDS,
+    CleaningSettings,
+    StructureSettings,
+    VariantSettings,
+)
 from esm_pipeline.settings.messages import flag
-from esm_pipeline.settings.section import COMMAND_LINE, Section, check, texts
-from esm_pipeline.settings.sections import BundleSettings
+from esm_pipeline.settings.section import COMMAND_LINE, Section, check, is_execution, texts
+from esm_pipeline.settings.sections import BundleSettings, ComputeSettings
 
 S = TypeVar("S", bound=Section)
 
 
+GROUP_OF_SECTION: dict[type[Section], str] = {
+    CleaningSettings: UNUSABLE_GROUP,
+    ComputeSettings: SPEED_GROUP,
+    StructureSettings: STRUCTURE_GROUP,
+    VariantSettings: VARIANT_GROUP,
+}
+"""Group of the flags of a section in the help; of all other sections it is `COMPUTED_GROUP`."""
+
+KEY = re.compile("`([a-z_]+)`")
+"""A key of the configuration in a description."""
+
+LONGEST_CHOICES = 50
+"""Characters of the allowed values that stand next to a flag; more are named in its description."""
+
+
 def add_flags(parser: argparse.ArgumentParser, section: type[Section]) -> None:
-    """Add a flag for each field of `section`, with its default and description."""
-    for name, field in section.model_fields.items():
-        default = field.get_default(call_default_factory=True)
-        text = ",".join(map(str, default)) if isinstance(default, list) else default
-        description = (field.description or "").replace("%", "%%")
-        parser.add_argument(
-            flag(name),
-            dest=name,
-            metavar=name.split("_")[-1].upper(),
-            help=f"{description} (default: {text})",
+    """Add a flag for each field of `section`, with its allowed values, default and description."""
+    for name in section.model_fields:
+        group_of(parser, flag_group(section, name)).add_argument(
+            flag(name), dest=name, metavar=placeholder(section, name), help=flag_help(section, name)
         )
+
+
+def flag_group(section: type[Section], name: str) -> str:
+    """The title of the group of a flag: that of the first section which has the field."""
+    if is_execution(section, name):
+        return SPEED_GROUP
+    bases = [
+        base for base in reversed(section.__mro__) if name in vars(base).get("__annotations__", {})
+    ]
+    return GROUP_OF_SECTION.get(bases[0], COMPUTED_GROUP) if bases else COMPUTED_GROUP
+
+
+def flag_help(section: type[Section], name: str) -> str:
+    """The description of a field, with flags in place of keys, and its default if it has one."""
+    field = section.model_fields[name]
+    text = KEY.sub(
+        lambda found: flag(found[1]) if found[1] in section.model_fields else found[0],
+        field.description or "",
+    )
+    default = field.get_default(call_default_factory=True)
+    shown = ",".join(map(str, default)) if isinstance(default, list) else str(default)
+    has_default = default is not None and default is not False and shown
+    return (
+        f"{text} (default: {shown})".replace("%", "%%") if has_default else text.replace("%", "%%")
+    )
+
+
+def placeholder(section: type[Section], name: str) -> str:
+    """What stands for the value of a flag: the allowed values, or the last word of its name."""
+    annotation = section.model_fields[name].annotation
+    word = name.split("_")[-1].upper()
+    is_list = get_origin(annotation) is list
+    if annotation is bool:
+        return "{true,false}"
+    inner = get_args(annotation)[0] if is_list else annotation
+    if get_origin(inner) is not Literal:
+        return f"{word}[,...]" if is_list else word
+    shown = f"{{{','.join(map(str, get_args(inner)))}}}"
+    if len(shown) > LONGEST_CHOICES:
+        return word
+    return f"{shown}[,...]" if is_list else shown
 
 
 def section_from(section: type[S], args: argparse.Namespace) -> S:
@@ -52,7 +116,7 @@ def flags(section: Section, *, execution: bool = False) -> str:
 
 def add_common(parser: argparse.ArgumentParser) -> None:
     """Add the flags of every command that processes records."""
-    parser.add_argument(
+    group_of(parser, UNUSABLE_GROUP).add_argument(
         "--on-failure",
         choices=("error", "keep"),
         default="error",
@@ -64,7 +128,7 @@ def add_common(parser: argparse.ArgumentParser) -> None:
 
 def add_unchanged(parser: argparse.ArgumentParser) -> None:
     """Add the flag of commands that read inputs which another command has read before."""
-    parser.add_argument(
+    group_of(parser, JOB_GROUP).add_argument(
         "--unchanged",
         action="append",
         default=[],
@@ -77,7 +141,7 @@ def add_unchanged(parser: argparse.ArgumentParser) -> None:
 def add_least(parser: argparse.ArgumentParser) -> None:
     """Add the flag of commands that write bundles: the size of the smallest job."""
     least = BundleSettings.model_fields["least"]
-    parser.add_argument(
+    group_of(parser, JOB_GROUP).add_argument(
         "--least",
         type=least_residues,
         default=least.default,

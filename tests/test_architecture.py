@@ -18,7 +18,7 @@ PACKAGE = ROOT / "esm_pipeline"
 LINES = 500
 
 ERRORS = {"errors"}
-PLUMBING = ERRORS | {"arrays", "files", "footprint", "json_files", "nucleotides"}
+PLUMBING = ERRORS | {"arrays", "files", "footprint", "json_files", "known_models", "nucleotides"}
 PROCESS = {"locks", "interruption"}
 LIBRARY = PLUMBING | {"structure", "settings", "flags", "formats", "model", "data", ""}
 TASKS = ("embed", "classify", "fold", "score")
@@ -27,6 +27,7 @@ ALLOWED = {
     "errors": set(),
     "arrays": set(),
     "footprint": set(),
+    "known_models": set(),
     "nucleotides": {"arrays"},
     "data": set(),
     "files": ERRORS,
@@ -34,7 +35,7 @@ ALLOWED = {
     "locks": {"errors", "files"},
     "interruption": {"files", "locks"},
     "structure": ERRORS | {"arrays"},
-    "settings": ERRORS | {"json_files"},
+    "settings": ERRORS | {"json_files", "known_models"},
     "flags": ERRORS | {"settings"},
     "formats": PLUMBING | {"structure", "settings"},
     "model": PLUMBING | {"structure", "data"},

@@ -33,6 +33,7 @@ from esm_pipeline.model.checkpoints.hub import (
     CONFIG_FILE,
     config_of,
     locate_config,
+    other_family,
 )
 from esm_pipeline.model.checkpoints.keywords import (
     hub_options,
@@ -314,10 +315,7 @@ class EsmConfig:
         merged = {**copy.deepcopy(kept), **overrides}
         model_type = merged.pop("model_type", cls.model_type)
         if model_type != cls.model_type:
-            raise WeightsError(
-                f"config: model_type is {brief(model_type)}, not 'esm'; choose a checkpoint of the "
-                "ESM family (ESM-1b, ESM-1v, ESM-2)"
-            )
+            raise WeightsError(other_family(model_type))
         for name in merged:
             if name.startswith("__") or callable(getattr(cls, name, None)) or name == "_labels":
                 raise WeightsError(f"config: {brief(name)} cannot be a setting; leave it out")

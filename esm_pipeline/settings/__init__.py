@@ -43,6 +43,7 @@ from esm_pipeline.settings.sections import (
     FoldSection,
     JobLimits,
     LabelSettings,
+    ModelName,
     ScoreSection,
     ShardSettings,
     StructureSettings,
@@ -93,8 +94,10 @@ class Settings(Section):
     tasks: list[Literal["embed", "score", "classify", "fold"]] = Field(
         ["embed"], min_length=1, description="tasks to run: embed, score, classify, fold"
     )
-    model: Name = Field(
-        "demo", description="hub id, folder with a checkpoint, fair-esm file (.pt) or demo"
+    model: ModelName = Field(
+        "demo",
+        description="a name that `esm-pipeline models` lists, hub id, folder with a checkpoint or "
+        "fair-esm file (.pt)",
     )
     revision: Name | None = Field(None, description="commit, tag or branch of a hub model")
     shards: Literal["auto"] | Shards = Field(

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from esm_pipeline.json_files import read_object
+from esm_pipeline.known_models import OWN_NAMES, hub_name, mistyped
 
 MODEL_FILES = re.compile(
     r"config\.json|vocab\.txt|tokenizer_config\.json|special_tokens_map\.json|added_tokens\.json"
@@ -30,7 +31,7 @@ class Model(NamedTuple):
     def files(self) -> list[str]:
         """Return its files if it is on this machine; none for a hub model and the demo."""
         path = Path(os.path.expanduser(self.name))
-        if self.name in ("demo", "demo-fold") or not path.exists():
+        if self.name in OWN_NAMES or not path.exists():
             return []
         if path.is_file():
             regression = path.with_name(f"{path.stem}-contact-regression{path.suffix}")
@@ -63,6 +64,28 @@ class Model(NamedTuple):
         """Return the flags of the command line that name it."""
         revision = [f"--revision={self.revision}"] if self.revision else []
         return [f"--model={self.name}", *revision]
+
+
+def full_name(model: str) -> str:
+    """The model that a key of the configuration means: a hub id for a name of fair-esm.
+
+    Raises ValueError for a mistyped name.
+    """
+    if not os.path.lexists(os.path.expanduser(model)) and (wrong := mistyped(model)):
+        raise ValueError(wrong)
+    return hub_name(model)
+
+
+def full_names(models: dict[str, str]) -> dict[str, str]:
+    """The same for each of several models, with or without `@revision`, by their labels."""
+    found = {}
+    for label, model in models.items():
+        name, revision = split_revision(model)
+        try:
+            found[label] = "@".join([full_name(name), *([revision] if revision else [])])
+        except ValueError as error:
+            raise ValueError(f"'{label}' = {model!r}: {error}") from None
+    return found
 
 
 def split_revision(model: str) -> tuple[str, str | None]:

@@ -11,7 +11,7 @@ from typing import Annotated, Literal, Self, TypeAlias
 
 from pydantic import AfterValidator, BeforeValidator, Field, field_validator, model_validator
 
-from esm_pipeline.settings.models import Model
+from esm_pipeline.settings.models import Model, full_name, full_names
 from esm_pipeline.settings.section import (
     EXECUTION,
     Name,
@@ -52,6 +52,7 @@ def known_code(value: int) -> int:
     return value
 
 
+ModelName: TypeAlias = Annotated[Name, AfterValidator(full_name)]
 Layer: TypeAlias = Annotated[int, Field(strict=True, ge=-1), BeforeValidator(digits)]
 ChunkSize: TypeAlias = Annotated[int, Field(strict=True, gt=0), BeforeValidator(digits)]
 
@@ -307,6 +308,7 @@ class ScoreSection(JobSettings, ScoreSettings):
     )
 
     _labels = field_validator("models")(labels)
+    _full_names = field_validator("models")(full_names)
 
     @model_validator(mode="after")
     def _saturation(self) -> ScoreSection:
@@ -327,7 +329,7 @@ class ScoreSection(JobSettings, ScoreSettings):
 class OwnModel(Section):
     """The model of one task, if it differs from the model of all tasks."""
 
-    model: Name | None = Field(
+    model: ModelName | None = Field(
         None,
         description="model of this task, a hub id or a folder; by default the `model` of all tasks",
     )
@@ -382,8 +384,8 @@ class FoldSettings(ComputeSettings):
     )
     long: Literal["auto", "skip", "truncate", "full"] = Field(
         "auto",
-        description="sequences longer than max_residues or the position table: auto and skip (skip "
-        "them), truncate (never a complex) or full (requires that there is no limit)",
+        description="sequences longer than `max_residues` or the position table: auto and skip "
+        "(skip them), truncate (never a complex) or full (requires that there is no limit)",
     )
 
 

@@ -13,10 +13,13 @@ from typing import Any
 
 from esm_pipeline.errors import WeightsError, brief
 from esm_pipeline.json_files import read_object
+from esm_pipeline.known_models import DEMO, hub_name, mistyped, similar_model
 from esm_pipeline.model.checkpoints import fair_esm
 from esm_pipeline.model.checkpoints.hub_client import snapshot
 
-DEMO = "demo"
+ESM = "esm"
+"""The `model_type` of all configs of the family."""
+
 CONFIG_FILE = "config.json"
 SAFETENSORS_FILE = "model.safetensors"
 SAFETENSORS_INDEX = "model.safetensors.index.json"
@@ -116,9 +119,10 @@ def demo_model() -> Path:
 def resolve_checkpoint(name: str, *, needs_config: bool = True, **options: Any) -> Checkpoint:
     """Find the checkpoint `name`: "demo", a folder, a fair-esm file, or a hub id.
 
-    Files of a hub model that the cache lacks are downloaded. Without `needs_config`, a folder with
-    weights alone will do. `options`: revision, cache_dir, local_files_only, token. Raises
-    WeightsError, or CapacityError if the disk is full.
+    A published model may be named as in fair-esm, `esm2_t6_8M_UR50D`; the checkpoint then has the
+    hub id. Files of a hub model that the cache lacks are downloaded. Without `needs_config`, a
+    folder with weights alone will do. `options`: revision, cache_dir, local_files_only, token.
+    Raises WeightsError, or CapacityError if the disk is full.
     """
     place = locate(name, **options)
     adapter = place.adapter()
@@ -126,13 +130,15 @@ def resolve_checkpoint(name: str, *, needs_config: bool = True, **options: Any) 
         return resolve_adapter(place, adapter)
     if place.commit is None and options.get("revision"):
         raise WeightsError(
-            f"{name}: only hub models have revisions, and this is on the disk; leave it out"
+            f"{place.name}: only hub models have revisions, and this is on the disk; leave it out"
         )
     if place.file is not None:
-        return Checkpoint(name, place.folder, fair_esm.checkpoint_files(place.file))
+        return Checkpoint(place.name, place.folder, fair_esm.checkpoint_files(place.file))
     if needs_config or place.commit is not None:
-        config_of(place)
-    return Checkpoint(name, place.folder, weight_files(place), place.commit)
+        config = config_of(place)
+        if needs_config:
+            require_esm(config)
+    return Checkpoint(place.name, place.folder, weight_files(place), place.commit)
 
 
 @dataclass(frozen=True)
@@ -195,12 +201,27 @@ def locate(name: str, **options: Any) -> Location:
     """
     path = local_path(name)
     if path is None:
-        folder = snapshot(name, SETTINGS_FILES, **options)
+        name = hub_name(name)
+        folder = hub_snapshot(name, **options)
         pinned = {**options, "revision": folder.name}
         return Location(name, folder, pinned, commit=folder.name)
     if path.is_file():
         return Location(name, path.parent, options, file=path)
     return Location(name, path, options)
+
+
+def hub_snapshot(name: str, **options: Any) -> Path:
+    """The folder in the cache with the settings of a hub model.
+
+    Raises what `snapshot` does; the message ends with the known model that may have been meant.
+    """
+    try:
+        return snapshot(name, SETTINGS_FILES, **options)
+    except WeightsError as error:
+        near = similar_model(name)
+        if near is None:
+            raise
+        raise WeightsError(f"{error}; did you mean {near}?") from None
 
 
 def locate_config(name: str, **options: Any) -> Location:
@@ -277,6 +298,27 @@ def config_of(place: Location) -> Path:
     raise WeightsError(
         f"{place.name}: no {CONFIG_FILE} in it; is this an ESM checkpoint? (load a bare state, as "
         "a Trainer writes it, with config=)"
+    )
+
+
+def require_esm(path: Path) -> None:
+    """Raise WeightsError if a `config.json` is of another family; before weights are looked for.
+
+    A file that cannot be read is left to `EsmConfig`, which says why.
+    """
+    try:
+        found = read_object(path).get("model_type", ESM)
+    except (OSError, ValueError):
+        return
+    if found != ESM:
+        raise WeightsError(f"{path}: {other_family(found)}")
+
+
+def other_family(model_type: object) -> str:
+    """What is wrong with a config of another family of models."""
+    return (
+        f"config: model_type is {brief(model_type)}, not '{ESM}'; choose a checkpoint of the "
+        "ESM family (ESM-1b, ESM-1v, ESM-2)"
     )
 
 
@@ -366,6 +408,8 @@ def local_path(name: str) -> Path | None:
             f"{name}: a file; give the folder that holds {CONFIG_FILE} and weights, or an original "
             "fair-esm file (.pt)"
         )
+    if wrong := mistyped(name):
+        raise WeightsError(f"{name}: {wrong}")
     if not HUB_ID.fullmatch(name) or name.startswith(".") or path.suffix == fair_esm.SUFFIX:
         raise WeightsError(f"{name}: no such folder or file, and no hub id of the form owner/model")
     return None

@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from esm_pipeline.errors import InputError
-from esm_pipeline.model.checkpoints.hub import ADAPTER_CONFIG, DEMO, HUB_OPTIONS
+from esm_pipeline.known_models import DEMO, hub_name
+from esm_pipeline.model.checkpoints.hub import ADAPTER_CONFIG, HUB_OPTIONS
 
 WITHOUT_EFFECT = {
     *("low_cpu_mem_usage", "_fast_init", "trust_remote_code", "resume_download", "mirror"),
@@ -46,7 +47,7 @@ ARGUMENTS = ("ignore_mismatched_sizes", "output_loading_info", "torch_dtype", "a
 def normalize_kwargs(
     caller: str, name: str | os.PathLike[str] | None, options: dict[str, Any]
 ) -> tuple[str, dict[str, Any]]:
-    """Name of the checkpoint and keywords of a call, in our spelling.
+    """Name of the checkpoint, a hub id for a name of fair-esm, and keywords in our spelling.
 
     Raises InputError for a refused keyword, and for a call without a name.
     """
@@ -58,7 +59,7 @@ def normalize_kwargs(
     name = given if name is None else name
     if name is None:
         raise InputError(f"{caller}: give a folder, a hub id, or 'demo'")
-    return os.fspath(name), kept
+    return hub_name(os.fspath(name)), kept
 
 
 def refuse(caller: str, options: dict[str, Any]) -> None:

@@ -25,6 +25,7 @@ from esm_pipeline.formats.results.open import open_results
 from esm_pipeline.formats.tables.base import ROWS_AT_ONCE, Column, Writer, suffix_of
 from esm_pipeline.formats.tables.open import create_table
 from esm_pipeline.locks import Outputs
+from esm_pipeline.parsers import INPUT_OUTPUT, group_of
 from esm_pipeline.settings.sections import LabelSettings
 from esm_pipeline.tasks.common.outcomes import listing_of, with_outcomes
 
@@ -37,16 +38,29 @@ RESIDUE = [
 """Columns before those of the model's results."""
 
 
+EXAMPLES = (
+    (
+        "esm-pipeline classes --records classes.records.tsv classes.h5 classes.csv",
+        "a row for each protein, from what `classify` wrote to classes.h5",
+    ),
+    (
+        "esm-pipeline classes --threshold 0.3 classes.h5 classes.parquet",
+        "only the proteins with a result",
+    ),
+)
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the flags of `classes`."""
-    parser.add_argument(
+    files = group_of(parser, INPUT_OUTPUT)
+    files.add_argument(
         "results", type=Path, metavar="CLASSES.h5", help="HDF5 that `classify` wrote"
     )
-    parser.add_argument(
+    files.add_argument(
         "output", type=Path, metavar="OUT", help="file to write: .tsv, .csv or .parquet"
     )
-    parser.add_argument("--records", type=Path, help="records.tsv of the same input")
-    parser.add_argument(
+    files.add_argument("--records", type=Path, help="records.tsv of the same input")
+    files.add_argument(
         "--status", type=Path, help="status table of `classify`, if --records has no outcomes of it"
     )
     add_flags(parser, LabelSettings)

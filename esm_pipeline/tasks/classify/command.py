@@ -28,6 +28,20 @@ SUFFIX = ".h5"
 CLASSIFY_ENDINGS = (*HDF5, *SUFFIXES)
 MODEL_SETTINGS = ClassifySettings
 aggregate = gather_ragged
+EXAMPLES = (
+    (
+        "esm-pipeline classify --model my_classifier proteins.fasta classes.tsv",
+        "a label for each protein, by a fine-tuned model in the folder my_classifier",
+    ),
+    (
+        "esm-pipeline classify --model my_classifier --threshold 0.3 proteins.fasta classes.h5",
+        "probabilities as arrays, for `classes` to make tables of",
+    ),
+    (
+        "esm-pipeline classify --model my_residue_classifier proteins.fasta residue_classes.h5",
+        "probabilities for each residue",
+    ),
+)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

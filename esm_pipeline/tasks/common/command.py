@@ -22,6 +22,7 @@ from esm_pipeline.files import atomic_path, atomic_paths, scratch_path
 from esm_pipeline.flags import add_common, add_flags, exit_code, section_from
 from esm_pipeline.formats.bundles import Range, Work
 from esm_pipeline.formats.input_checksums import require_unchanged
+from esm_pipeline.parsers import INPUT_OUTPUT, JOB_GROUP, MODEL_GROUP, group_of
 from esm_pipeline.settings.section import Section
 from esm_pipeline.settings.sections import CleaningSettings
 from esm_pipeline.tasks.common.bundle_sequences import BundleSequences
@@ -50,10 +51,12 @@ def add_arguments(
 
     `output` and `model` are help texts; see `add_task_flags` for the others.
     """
-    parser.add_argument("fasta", metavar="IN.fasta", help="FASTA, plain or gzip; - reads stdin")
-    parser.add_argument("output", metavar=metavar, type=Path, help=output)
-    parser.add_argument("--model", required=True, help=model)
-    parser.add_argument("--revision", help="commit, tag or branch of a hub model")
+    files = group_of(parser, INPUT_OUTPUT)
+    files.add_argument("fasta", metavar="IN.fasta", help="FASTA, plain or gzip; - reads stdin")
+    files.add_argument("output", metavar=metavar, type=Path, help=output)
+    models = group_of(parser, MODEL_GROUP)
+    models.add_argument("--model", required=True, help=model)
+    models.add_argument("--revision", help="commit, tag or branch of a hub model")
     add_task_flags(parser, sections, provenance)
 
 
@@ -64,18 +67,19 @@ def add_task_flags(
 
     `provenance` names what `--provenance` writes; without it there is no such flag.
     """
-    parser.add_argument(
+    files = group_of(parser, INPUT_OUTPUT)
+    group_of(parser, JOB_GROUP).add_argument(
         "--range",
         type=range_of,
         metavar="K-of-N",
         help="compute only this range of a bundle of `shard`, such as 3-of-40, into OUT.h5, for "
         "`aggregate`; a bundle is read as it is, without cleaning",
     )
-    parser.add_argument("--allow-empty", action="store_true", help="accept a FASTA with no record")
+    files.add_argument("--allow-empty", action="store_true", help="accept a FASTA with no record")
     if provenance:
         text = f"write {provenance}, as JSON"
-        parser.add_argument("--provenance", type=Path, metavar="FILE", help=text)
-    parser.add_argument("--sha256", type=Path, metavar="FILE", help="write digests of the outputs")
+        files.add_argument("--provenance", type=Path, metavar="FILE", help=text)
+    files.add_argument("--sha256", type=Path, metavar="FILE", help="write digests of the outputs")
     for section in sections:
         add_flags(parser, section)
     add_common(parser)

@@ -23,7 +23,10 @@ if TYPE_CHECKING:
 MODEL_FORMAT = "esm-pipeline/model"
 MODEL_FORMAT_VERSION = 1
 SUFFIX = ".json"
-MODEL_HELP = "hub id, folder with a checkpoint, fair-esm file, demo, or a file of `download --out`"
+MODEL_HELP = (
+    "a name that `esm-pipeline models` lists, hub id, folder with a checkpoint, fair-esm file, or "
+    "a file of `download --out`"
+)
 OTHER_FILES = (
     *("config.json", "vocab.txt", "tokenizer_config.json", "special_tokens_map.json"),
     "added_tokens.json",

@@ -34,6 +34,22 @@ ARRAY = ".npy"
 EMBED_ENDINGS = (*HDF5, *SUFFIXES, ARRAY)
 MODEL_SETTINGS = EmbedSettings
 aggregate = gather_ragged
+EXAMPLES = (
+    (
+        "esm-pipeline embed --model esm2_t12_35M_UR50D proteins.fasta embeddings.h5",
+        "one vector for each protein, the mean over its residues",
+    ),
+    (
+        "esm-pipeline embed --model esm2_t12_35M_UR50D --include mean,residue --layers=0,-1 "
+        "proteins.fasta all.h5",
+        "vectors of proteins and of all residues, from the first and the last layer",
+    ),
+    (
+        "esm-pipeline embed --model esm2_t33_650M_UR50D --dtype bfloat16 proteins.fasta "
+        "embeddings.parquet",
+        "a table for pandas or R, computed in half precision",
+    ),
+)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -30,6 +30,23 @@ MODEL_SETTINGS = FoldSettings
 aggregate = gather_ragged
 
 
+EXAMPLES = (
+    (
+        "esm-pipeline fold --model esmfold_v1 proteins.fasta folded",
+        "a folder with the structures as PDB, and the table structures.tsv",
+    ),
+    (
+        "esm-pipeline fold --model esmfold_v1 --formats pdb,cif --num-recycles 1 --max-residues "
+        "400 proteins.fasta quick",
+        "faster and less exact; longer proteins are skipped",
+    ),
+    (
+        "esm-pipeline fold --model esmfold_v1 proteins.fasta structures.h5",
+        "all structures as arrays, for `structures` to make files of",
+    ),
+)
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the flags of `fold`."""
     command.add_arguments(
@@ -37,8 +54,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         (FoldSettings, StructureSettings, CleaningSettings),
         metavar="OUTDIR",
         output="folder for the structures, or an HDF5 file: .h5, .hdf5",
-        model="hub id, folder with a folding checkpoint, a file of `download --out`, or demo: "
-        "random weights made on the spot, whose structures are meaningless",
+        model="esmfold_v1, hub id, folder with a folding checkpoint, a file of `download --out`, or "
+        "demo: random weights made on the spot, whose structures are meaningless",
     )
 
 

@@ -15,8 +15,8 @@ from esm_pipeline.arrays import Int64
 from esm_pipeline.errors import CapacityError, WeightsError, setting
 from esm_pipeline.formats.results.structures import ARRAYS, Structures, write_structures
 from esm_pipeline.formats.results.writer import RaggedWriter
+from esm_pipeline.known_models import DEMO
 from esm_pipeline.model import EsmForProteinFolding, optimize_for_inference
-from esm_pipeline.model.checkpoints.hub import DEMO
 from esm_pipeline.model.folding.complexes import BREAK, LINKER
 from esm_pipeline.model.folding.demo import DEMO_FOLD
 from esm_pipeline.model.folding.memory import CPU, choose_chunk_size, fold_memory

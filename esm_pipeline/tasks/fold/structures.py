@@ -38,6 +38,7 @@ from esm_pipeline.formats.structure_files import (
 )
 from esm_pipeline.interruption import leave_to_parent
 from esm_pipeline.locks import Outputs
+from esm_pipeline.parsers import INPUT_OUTPUT, SPEED_GROUP, group_of
 from esm_pipeline.settings.sections import StructureSettings
 from esm_pipeline.structure.modelcif import cif_text
 from esm_pipeline.structure.pae import json_bytes, npz_bytes
@@ -56,15 +57,27 @@ NOT_PDB = "not_pdb"
 PAE_BYTES = {"json": json_bytes, "npz": npz_bytes}
 
 
+EXAMPLES = (
+    (
+        "esm-pipeline structures --records structures.records.tsv --formats cif structures.h5 "
+        "files",
+        "mmCIF files of the structures that `fold` wrote to structures.h5",
+    ),
+)
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the flags of `structures`."""
-    parser.add_argument("arrays", metavar="STRUCTURES.h5", type=Path, help="HDF5 that `fold` wrote")
-    parser.add_argument("output", metavar="OUTDIR", type=Path, help="folder for the files")
-    parser.add_argument("--records", required=True, type=Path, help="records.tsv of the input")
-    parser.add_argument(
+    files = group_of(parser, INPUT_OUTPUT)
+    files.add_argument("arrays", metavar="STRUCTURES.h5", type=Path, help="HDF5 that `fold` wrote")
+    files.add_argument("output", metavar="OUTDIR", type=Path, help="folder for the files")
+    files.add_argument("--records", required=True, type=Path, help="records.tsv of the input")
+    files.add_argument(
         "--status", type=Path, help="status table of `fold`, if --records has no outcomes of it"
     )
-    parser.add_argument("--threads", type=int, default=1, help="processes (default: 1)")
+    group_of(parser, SPEED_GROUP).add_argument(
+        "--threads", type=int, default=1, help="processes (default: 1)"
+    )
     parser.add_argument("--quiet", action="store_true", help="no progress, no summary")
     add_flags(parser, StructureSettings)
 

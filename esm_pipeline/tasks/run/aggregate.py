@@ -32,6 +32,25 @@ from esm_pipeline.tasks.run import record_table
 OF_RECORDS, OF_TABLES = "records", "tables"
 
 
+EXAMPLES = (
+    (
+        "esm-pipeline aggregate embed --bundle bundles/00000.fasta --ranges embed/00000 --count "
+        "3 --out embeddings.h5 --status embed/00000.status.tsv",
+        "one file from those of three ranges",
+    ),
+    (
+        "esm-pipeline aggregate records --bundles bundles --count 1 --status embed=embed --out "
+        "records.tsv --counts records.json",
+        "the table of all records, with the outcomes of `embed`",
+    ),
+    (
+        "esm-pipeline aggregate tables --out structures.tsv structures/00000.tsv "
+        "structures/00001.tsv",
+        "one table from those of two bundles",
+    ),
+)
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the flags of `aggregate`."""
     commands = parser.add_subparsers(dest="what", metavar="WHAT", required=True)

@@ -14,6 +14,7 @@ from esm_pipeline.flags import add_flags
 from esm_pipeline.locks import Outputs
 from esm_pipeline.tasks import commands_with, module_of
 from esm_pipeline.tasks.common.model_file import (
+    MODEL_HELP,
     SUFFIX,
     describe_model,
     find_checkpoint,
@@ -21,12 +22,25 @@ from esm_pipeline.tasks.common.model_file import (
 )
 from esm_pipeline.tasks.common.outputs import ending_of
 
+EXAMPLES = (
+    (
+        "esm-pipeline download --model esm2_t33_650M_UR50D",
+        "fetch a model, after which all commands run without network",
+    ),
+    (
+        "esm-pipeline download --model esm2_t33_650M_UR50D --out model.json",
+        "also write its commit and digest; `--model model.json` then means exactly these",
+    ),
+    (
+        "esm-pipeline download --model esmfold_v1 fold --dtype bfloat16",
+        "also check that `fold` can run it so",
+    ),
+)
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the flags of `download`."""
-    parser.add_argument(
-        "--model", required=True, help="hub id, folder with a checkpoint, fair-esm file, or demo"
-    )
+    parser.add_argument("--model", required=True, help=MODEL_HELP)
     parser.add_argument("--revision", help="commit, tag or branch of a hub model")
     parser.add_argument(
         "--out",

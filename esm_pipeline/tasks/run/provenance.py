@@ -56,6 +56,15 @@ PACKAGES = ("biotite", "h5py", "huggingface_hub", "numpy", "safetensors", "snake
 HOME = Path(esm_pipeline.__file__).resolve().parents[1]
 
 
+EXAMPLES = (
+    (
+        """esm-pipeline provenance --settings '{"fasta": "my.fasta"}' --out "
+        "results/provenance.json""",
+        "versions, models, inputs and digests of the results in the folder results",
+    ),
+)
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the flags of `provenance`."""
     add_run_flags(parser)

@@ -67,6 +67,14 @@ $body
 """)
 
 
+EXAMPLES = (
+    (
+        "esm-pipeline report --out report.html results/my_proteins",
+        "a page about the results in a folder",
+    ),
+)
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the flags of `report`."""
     parser.add_argument(

@@ -35,6 +35,7 @@ from esm_pipeline.formats.fasta import shown
 from esm_pipeline.formats.input_checksums import states, write_inputs
 from esm_pipeline.formats.records import header_line
 from esm_pipeline.locks import Outputs
+from esm_pipeline.parsers import INPUT_OUTPUT, JOB_GROUP, group_of
 from esm_pipeline.settings.result_names import bundle_names
 from esm_pipeline.settings.sections import CleaningSettings
 from esm_pipeline.tasks.common.outputs import require_folder_name
@@ -47,13 +48,24 @@ BUNDLE_FILES = (FASTA, INDEX_FILE, RECORD_TABLE)
 BUNDLE_FILE = re.compile(rf"([0-9]{{5}})(?:{'|'.join(map(re.escape, BUNDLE_FILES))})")
 
 
+EXAMPLES = (
+    (
+        "esm-pipeline shard --bundles 1 --out bundles proteins.fasta",
+        "validated and unique sequences, into the folder bundles",
+    ),
+)
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of `shard`."""
-    parser.add_argument("fasta", nargs="+", help="FASTA files, plain or gzip; - is standard input")
-    parser.add_argument("--bundles", type=number_of_parts, required=True, help="number of bundles")
+    files = group_of(parser, INPUT_OUTPUT)
+    files.add_argument("fasta", nargs="+", help="FASTA files, plain or gzip; - is standard input")
+    group_of(parser, JOB_GROUP).add_argument(
+        "--bundles", type=number_of_parts, required=True, help="number of bundles"
+    )
     add_least(parser)
-    parser.add_argument("--out", type=Path, required=True, help="folder for the bundles")
-    parser.add_argument(
+    files.add_argument("--out", type=Path, required=True, help="folder for the bundles")
+    files.add_argument(
         "--inputs", type=Path, metavar="FILE", help="write digests of the FASTA files as read"
     )
     parser.add_argument("--quiet", action="store_true", help="no summary")

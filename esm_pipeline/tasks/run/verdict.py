@@ -17,6 +17,13 @@ from esm_pipeline.locks import Outputs
 from esm_pipeline.tasks.common.tallies import TALLY_COLUMNS, Tally
 from esm_pipeline.tasks.run.tallies import add_run_flags, find_results
 
+EXAMPLES = (
+    (
+        "esm-pipeline verdict --out verdict.txt results/my_proteins/records.tsv",
+        "the number of records by outcome; exit code 1 if any failed",
+    ),
+)
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the flags of `verdict`."""

@@ -54,6 +54,14 @@ class ListedFile(NamedTuple):
     """The folders that it describes, in that of its sample, if it is a list of digests."""
 
 
+EXAMPLES = (
+    (
+        "esm-pipeline verify results",
+        "a line for each file of a finished run that has changed since",
+    ),
+)
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the flags of `verify`."""
     parser.add_argument("folder", metavar="RESULTS", type=Path, help="folder with provenance.json")

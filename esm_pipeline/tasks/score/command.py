@@ -34,6 +34,7 @@ from esm_pipeline.formats.results.saturation import Saturations
 from esm_pipeline.formats.tables.base import SUFFIXES, Table, suffix_of
 from esm_pipeline.formats.tables.open import create_table, open_table
 from esm_pipeline.locks import Outputs
+from esm_pipeline.parsers import INPUT_OUTPUT, MODEL_GROUP, group_of
 from esm_pipeline.settings.section import values
 from esm_pipeline.settings.sections import (
     AS_VALIDATED,
@@ -77,6 +78,27 @@ if TYPE_CHECKING:
 SUFFIX = ".h5"
 MODEL_SETTINGS = StrategySettings
 aggregate = gather_ragged
+EXAMPLES = (
+    (
+        "esm-pipeline score --model esm2_t33_650M_UR50D --variants variants.csv wt.fasta "
+        "scores.csv",
+        "append a score to each row of a table; its column mutant has A42G and the like",
+    ),
+    (
+        "esm-pipeline score --model esm2_t33_650M_UR50D --variants vep.tsv --position-col "
+        "Protein_position --mutant-aa-col Amino_acids wt.fasta vep_scores.tsv",
+        "the same for a table with positions and residues in columns of their own",
+    ),
+    (
+        "esm-pipeline score --model esm2_t33_650M_UR50D --saturation wt.fasta saturation.h5",
+        "every substitution of every protein",
+    ),
+    (
+        "esm-pipeline score --model esm1v_t33_650M_UR90S_1 --model esm1v_t33_650M_UR90S_2 "
+        "--variants variants.csv wt.fasta ensemble.csv",
+        "the mean of two models, and the score by each",
+    ),
+)
 
 NOT_IN_LABEL = re.compile(r"[^A-Za-z0-9._-]+")
 """Characters that the label of a model cannot have."""
@@ -112,34 +134,36 @@ class ScoreArguments(NamedTuple):
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the flags of `score`."""
-    parser.add_argument(
+    files = group_of(parser, INPUT_OUTPUT)
+    files.add_argument(
         "paths",
         nargs="+",
         metavar="WT.fasta OUT",
         help="the wild types, a FASTA or a table (not with --sequence-col), and the file to write: "
         ".tsv, .csv or .parquet; with --saturation also .h5",
     )
-    what = parser.add_mutually_exclusive_group(required=True)
+    what = files.add_mutually_exclusive_group(required=True)
     what.add_argument(
         "--variants", metavar="TABLE", help="CSV, TSV or Parquet, one variant per row"
     )
     what.add_argument("--saturation", action="store_true", help="score every substitution")
-    parser.add_argument(
+    ensemble = group_of(parser, MODEL_GROUP)
+    ensemble.add_argument(
         "--model",
         action="append",
         required=True,
         help=f"{MODEL_HELP}; several make an ensemble",
     )
-    parser.add_argument(
+    ensemble.add_argument(
         "--label", action="append", default=[], help="name in the output, one for each --model"
     )
-    parser.add_argument(
+    ensemble.add_argument(
         "--revision",
         action="append",
         default=[],
         help="commit, tag or branch, one for each --model",
     )
-    parser.add_argument(
+    files.add_argument(
         "--plots", type=Path, metavar="DIR", help="folder for heatmaps of a saturation"
     )
     command.add_task_flags(parser, (ScoreSettings, CleaningSettings), "models and versions")

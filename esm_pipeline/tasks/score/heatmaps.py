@@ -48,6 +48,15 @@ LIGHT_GREY, UNKNOWN_COLOUR = "#555555", "#cccccc"
 FONT_STYLE = {"font.size": 8, "axes.linewidth": 0.5, "font.family": "DejaVu Sans"}
 
 
+EXAMPLES = (
+    (
+        "esm-pipeline heatmaps saturation.h5 heatmaps",
+        "a picture of each protein, into the folder heatmaps",
+    ),
+    ("esm-pipeline heatmaps --id BRCA1 saturation.h5 heatmaps", "only that of the protein BRCA1"),
+)
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the flags of `heatmaps`."""
     parser.add_argument("saturation", metavar="SATURATION.h5", type=Path, help="file to draw")

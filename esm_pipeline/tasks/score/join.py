@@ -52,6 +52,15 @@ UNUSABLE_CODE = 0
 """Instead of the status of a row that no job has."""
 
 
+EXAMPLES = (
+    (
+        "esm-pipeline join --variants variants.csv --split split --scores score --count 2 --out "
+        "scores.tsv --status status.tsv --provenance scores.json --counts counts.json",
+        "the table with the scores of two ranges",
+    ),
+)
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's arguments."""
     parser.add_argument("--variants", required=True, metavar="TABLE", help="table that was split")

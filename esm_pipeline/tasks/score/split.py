@@ -43,6 +43,7 @@ from esm_pipeline.formats.variant_bundles import (
     write_variant_index,
 )
 from esm_pipeline.locks import Outputs
+from esm_pipeline.parsers import COMPUTED_GROUP, INPUT_OUTPUT, group_of
 from esm_pipeline.settings.sections import (
     CleaningSettings,
     StrategySettings,
@@ -85,16 +86,25 @@ MOST_POSITION = (1 << 32) - 1
 LINES_READ = 4096  # lines of the spool that are read together
 
 
+EXAMPLES = (
+    (
+        "esm-pipeline split --variants variants.csv --out split wt.fasta",
+        "the rows that can be scored, into the folder split",
+    ),
+)
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's arguments."""
-    parser.add_argument("fasta", nargs="*", help="FASTA files with the wild types")
-    parser.add_argument("--variants", required=True, metavar="TABLE", help="CSV, TSV or Parquet")
-    parser.add_argument("--out", type=Path, required=True, help="folder for the bundle")
-    parser.add_argument(
+    files = group_of(parser, INPUT_OUTPUT)
+    files.add_argument("fasta", nargs="*", help="FASTA files with the wild types")
+    files.add_argument("--variants", required=True, metavar="TABLE", help="CSV, TSV or Parquet")
+    files.add_argument("--out", type=Path, required=True, help="folder for the bundle")
+    files.add_argument(
         "--inputs", type=Path, metavar="FILE", help="write the digest of the table as read"
     )
     add_unchanged(parser)
-    parser.add_argument(
+    group_of(parser, COMPUTED_GROUP).add_argument(
         "--strategy",
         choices=get_args(StrategySettings.model_fields["strategy"].annotation),
         default="masked_marginal",
