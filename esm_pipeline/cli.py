@@ -19,7 +19,7 @@ from esm_pipeline.errors import EsmPipelineError
 from esm_pipeline.interruption import INTERRUPTED, obeying_signals
 from esm_pipeline.locks import claim
 from esm_pipeline.parsers import Parser, did_you_mean, escaped, examples_text
-from esm_pipeline.tasks import COMMANDS, GROUP_TITLES, module_of
+from esm_pipeline.tasks import COMMANDS, GROUP_TITLES, USER_GROUP, module_of
 
 OUT_OF_MEMORY_MESSAGE = "out of memory; use a machine with more, or request more for the job"
 
@@ -82,11 +82,15 @@ def overview(title: str) -> str:
 
 
 def command_parser(name: str) -> Parser:
-    """The parser of a command, with its flags and examples."""
+    """The parser of a command, with its flags and examples.
+
+    The help of a command for users begins with the whole docstring of its module.
+    """
     command = module_of(name)
+    about = str(command.__doc__)
     parser = Parser(
         prog=f"esm-pipeline {name}",
-        description=str(command.__doc__),
+        description=about if COMMANDS[name].group == USER_GROUP else about.splitlines()[0],
         epilog=examples_text(command.EXAMPLES),
     )
     command.add_arguments(parser)

@@ -19,13 +19,17 @@ STRUCTURE_GROUP = "files of each structure"
 SPEED_GROUP = "speed and memory"
 UNUSABLE_GROUP = "records that cannot be used as they are"
 JOB_GROUP = "for jobs of the workflow"
-GROUPS = (
+FLAG_GROUPS = (
     *(INPUT_OUTPUT, MODEL_GROUP, COMPUTED_GROUP, VARIANT_GROUP, STRUCTURE_GROUP),
     *(SPEED_GROUP, UNUSABLE_GROUP, JOB_GROUP),
 )
 """Titles of the groups of flags, in the order of the help."""
 
+USAGE = "usage: "
 LINE_WIDTH = 78
+SIMILARITY = 0.7
+"""How similar, from 0 to 1, a mistyped word is to what was meant."""
+
 NO_BREAK = "\u00a0"
 INVALID_CHOICE = re.compile(r"invalid choice: '(.*)' \(choose from (.*)\)", re.DOTALL)
 
@@ -40,8 +44,9 @@ def group_of(parser: argparse.ArgumentParser, title: str) -> argparse._ArgumentG
 
 def did_you_mean(given: str, known: Iterable[str]) -> str:
     """Return `; did you mean X?` with the most similar of `known`, or nothing."""
-    near = difflib.get_close_matches(given, [*known], n=1)
-    return f"; did you mean {near[0]}?" if near else ""
+    names = {one.lstrip("-"): one for one in known}
+    near = difflib.get_close_matches(given.lstrip("-"), names, n=1, cutoff=SIMILARITY)
+    return f"; did you mean {names[near[0]]}?" if near else ""
 
 
 def escaped(text: str) -> str:
@@ -55,11 +60,14 @@ def escaped(text: str) -> str:
 class ParagraphFormatter(argparse.HelpFormatter):
     """Wraps each paragraph of a description, but for one with indented lines, such as examples."""
 
+    def _split_lines(self, text: str, width: int) -> list[str]:
+        lines = textwrap.wrap(" ".join(text.split()), width, break_on_hyphens=False)
+        return lines or [""]
+
     def _fill_text(self, text: str, width: int, indent: str) -> str:
         paragraphs = text.strip().split("\n\n")
         return "\n\n".join(
-            one if "\n " in one else textwrap.fill(" ".join(one.split()), width)
-            for one in paragraphs
+            one if "\n " in one else "\n".join(self._split_lines(one, width)) for one in paragraphs
         )
 
 
@@ -103,11 +111,13 @@ class Parser(argparse.ArgumentParser):
 
     def format_help(self) -> str:
         """Return the help: a short usage line, then the flags by group."""
-        places = {title: place for place, title in enumerate(GROUPS)}
+        places = {title: place for place, title in enumerate(FLAG_GROUPS)}
         last = self._optionals
         self._action_groups.sort(
             key=lambda one: (one is last, places.get(str(one.title), -1), one is not last)
         )
+        if not places.keys() & {group.title for group in self._action_groups}:
+            last.title = "flags"
         self.usage = self.usage or short_usage(self)
         return super().format_help()
 
@@ -136,7 +146,8 @@ def short_usage(parser: Parser) -> str:
         each = [formatter._format_action_invocation(one) for one in group._group_actions]
         words.append(f"({' | '.join(each)})".replace(" ", NO_BREAK))
     text = " ".join([parser.prog, *words, *places]).replace("%", "%%")
-    return "\n         ".join(wrapped(text))
+    prefix = " " * len(USAGE)  # which stands before the text
+    return "\n         ".join(wrapped(prefix + text)).removeprefix(prefix)
 
 
 def wrapped(text: str) -> list[str]:

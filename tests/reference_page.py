@@ -12,10 +12,9 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 from functools import cache
 from pathlib import Path
-from typing import Any, NamedTuple
-from unittest.mock import patch
+from typing import NamedTuple
 
-from esm_pipeline.cli import main as run_command
+from esm_pipeline.cli import command_parser
 from esm_pipeline.settings import Settings
 from esm_pipeline.settings.section import Section
 from esm_pipeline.tasks import COMMANDS
@@ -24,6 +23,7 @@ ROOT = Path(__file__).resolve().parents[1]
 DOCS = ROOT / "workflow/docs"
 KEYS_PAGE = ROOT / "config/README.md"
 DEFAULT = re.compile(r" \(default: (.*)\)$")
+FLAG_IN_TEXT = re.compile(r"(?<![^\s(])--[a-z][a-z-]*[a-z]")
 SHARED_FLAGS = re.compile(r"\(#([a-z-]+-flags)\)")
 """A link to a table of flags that several commands share."""
 
@@ -83,24 +83,6 @@ def code(text: str) -> str:
 # What the program says.
 
 
-class CapturedError(Exception):
-    """Carries a parser out of the command line."""
-
-
-def parser_of(command: str) -> argparse.ArgumentParser:
-    """Return the parser that a command reads its arguments with."""
-
-    def capture(parser: argparse.ArgumentParser, *_: Any) -> None:
-        raise CapturedError(parser)
-
-    with patch.object(argparse.ArgumentParser, "parse_args", capture):
-        try:
-            run_command([command])
-        except CapturedError as captured:
-            return captured.args[0]
-    raise AssertionError(f"{command} reads no arguments")
-
-
 def argument_rows(parser: argparse.ArgumentParser) -> list[Row]:
     """Return argument, default and meaning of each argument of a parser, as `--help` shows them."""
     formatter = parser.formatter_class(parser.prog)
@@ -112,8 +94,15 @@ def argument_rows(parser: argparse.ArgumentParser) -> list[Row]:
         default = found[1] if (found := DEFAULT.search(meaning)) else ""
         default = "required" if is_required(action) else code(default.replace("None", ""))
         name = formatter._format_action_invocation(action)
-        rows.append([code(name), default, DEFAULT.sub("", meaning)])
+        rows.append([code(name), default, coded_flags(DEFAULT.sub("", meaning))])
     return rows
+
+
+def coded_flags(text: str) -> str:
+    """Return text with its flags as Markdown code, but for what is code already."""
+    parts = text.split("`")
+    parts[::2] = (FLAG_IN_TEXT.sub(r"`\g<0>`", part) for part in parts[::2])
+    return "`".join(parts)
 
 
 def is_required(action: argparse.Action) -> bool:
@@ -132,7 +121,7 @@ def commands() -> dict[str, list[Row]]:
     """Return the arguments of each command, and of `aggregate embed` and the like."""
     found: dict[str, list[Row]] = {}
     for command in COMMANDS:
-        parser = parser_of(command)
+        parser = command_parser(command)
         inner = subparsers_of(parser)
         own = argument_rows(parser)
         if own or not inner:
@@ -173,11 +162,16 @@ def expected_rows(table: Table, tables: Sequence[Table]) -> list[Row]:
     if table.kind != "argument":
         return table.rows
     if table.names:
-        shared = {row[0] for one in shared_by(table, tables) for row in one.rows}
-        return [row for row in commands()[table.names[0]] if row[0] not in shared]
+        shared = {argument_of(row) for one in shared_by(table, tables) for row in one.rows}
+        return [row for row in commands()[table.names[0]] if argument_of(row) not in shared]
     user = next(one for one in tables if table in shared_by(one, tables))
-    arguments = {row[0] for row in table.rows}
-    return [row for row in commands()[user.names[0]] if row[0] in arguments]
+    arguments = {argument_of(row) for row in table.rows}
+    return [row for row in commands()[user.names[0]] if argument_of(row) in arguments]
+
+
+def argument_of(row: Row) -> str:
+    """Return the flag of a row, or the name of its argument, without what it takes."""
+    return row[0].strip("`").split(" ")[0]
 
 
 def updated(page: str) -> str:

@@ -20,7 +20,7 @@ LINES = 500
 ERRORS = {"errors"}
 PLUMBING = ERRORS | {"arrays", "files", "footprint", "json_files", "known_models", "nucleotides"}
 PROCESS = {"locks", "interruption"}
-LIBRARY = PLUMBING | {"structure", "settings", "flags", "formats", "model", "data", ""}
+LIBRARY = PLUMBING | {"structure", "settings", "parsers", "flags", "formats", "model", "data", ""}
 TASKS = ("embed", "classify", "fold", "score")
 COMMON = LIBRARY | PROCESS | {"tasks.common"}
 ALLOWED = {
@@ -36,14 +36,15 @@ ALLOWED = {
     "interruption": {"files", "locks"},
     "structure": ERRORS | {"arrays"},
     "settings": ERRORS | {"json_files", "known_models"},
-    "flags": ERRORS | {"settings"},
+    "parsers": set(),
+    "flags": ERRORS | {"parsers", "settings"},
     "formats": PLUMBING | {"structure", "settings"},
     "model": PLUMBING | {"structure", "data"},
     "tasks": set(),
     "tasks.common": LIBRARY | PROCESS,
     **{f"tasks.{task}": COMMON for task in TASKS},
     "tasks.run": COMMON | {"tasks", *(f"tasks.{task}" for task in TASKS)},
-    "cli": ERRORS | PROCESS | {"tasks", "model", ""},
+    "cli": ERRORS | PROCESS | {"parsers", "tasks", "model", ""},
     "__main__": {"cli"},
     "": {"errors", "formats", "model"},
 }
@@ -253,7 +254,7 @@ def test_a_circle_is_seen():
 
 
 INTERFACE = {"add_arguments", "outputs", "run", "check_model", "aggregate", "main", "__all__"}
-INTERFACE |= {"SUFFIX", "MODEL_SETTINGS"}
+INTERFACE |= {"SUFFIX", "MODEL_SETTINGS", "EXAMPLES"}
 """What every module of a command may define: see `esm_pipeline.tasks`."""
 
 

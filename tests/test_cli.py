@@ -107,12 +107,12 @@ def run(*arguments):
 def test_help_names_every_task():
     told = run("--help").stdout
     for name, command in COMMANDS.items():
-        assert f"\n    {name}" in told
+        assert f"\n  {name} " in told
         assert command.help.split(",")[0] in " ".join(told.split())
 
 
 def test_unknown_task_and_flag_take_one_line():
-    for arguments, told in ((["emb"], "invalid choice"), (["verdict", "--outt"], "required")):
+    for arguments, told in ((["emb"], "did you mean embed?"), (["verdict", "--x"], "required")):
         result = run(*arguments)
         assert result.returncode == 2
         assert told in result.stderr
@@ -141,7 +141,7 @@ def test_a_bad_value_names_the_command_line():
 def test_a_value_that_begins_with_a_dash_and_a_flag_cut_short(capsys):
     for arguments, told in (
         (["--layers", "-1,0"], "where a value begins with '-', write --flag=VALUE"),
-        (["--mod", "demo"], "arguments are required: --model"),
+        (["--mod", "demo"], "unrecognized arguments: --mod; did you mean --model?"),
     ):
         with pytest.raises(SystemExit):
             cli.main(["embed", *arguments, "in.fasta", "out.h5"])

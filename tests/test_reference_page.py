@@ -135,16 +135,19 @@ def test_download_checks_a_task_by_flags_of_that_task():
         assert [row for row in rows if row not in found[task]] == []
 
 
-FLAG = "| `--layers LAYERS`"
+FLAG = "| `--layers LAYERS[,...]`"
+ROWS = [FLAG, "| `--gaps {skip,remove}`", "| [`join`](#join)", "| `RESULTS`"]
 
 
-@pytest.mark.parametrize("start", [FLAG, "| `--gaps GAPS`", "| [`join`](#join)", "| `RESULTS`"])
+@pytest.mark.parametrize(
+    "start", [FLAG, "| `--gaps {skip,remove}`", "| [`join`](#join)", "| `RESULTS`"]
+)
 def test_a_missing_flag_is_seen(start):
     assert command_differences(without_row(PAGE, start)) != []
 
 
 @pytest.mark.parametrize(
-    "new", ["| `--colour COLOUR` | `red` | colour |", "| `--layers LAYERS` | `-2` | layers |"]
+    "new", ["| `--colour COLOUR` | `red` | colour |", "| `--layers LAYERS[,...]` | `-2` | layers |"]
 )
 def test_an_invented_flag_is_seen(new):
     assert command_differences(with_row(PAGE, FLAG, new)) != []

@@ -19,7 +19,7 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
-from esm_pipeline.errors import InputError
+from esm_pipeline.errors import InputError, setting
 from esm_pipeline.formats.results.layout import Per
 from esm_pipeline.formats.results.matrix import RecordMatrix
 from esm_pipeline.formats.results.part import FoundRecord
@@ -126,7 +126,7 @@ class Embeddings(RaggedResults[Embedding]):
         if kind not in self.kinds:
             raise InputError(
                 f"{self.path}: '{kind}' is not stored, only {', '.join(self.kinds)}; add '{kind}' "
-                "to embed.include and run again"
+                f"to {setting('embed.include')} and run again"
             )
 
     def matrix(self, kind: str = "mean", layer: int = -1) -> RecordMatrix:

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from esm_pipeline.arrays import Float32, Int64
+from esm_pipeline.errors import setting
 from esm_pipeline.formats.results.layout import Array
 from esm_pipeline.formats.results.writer import RaggedWriter
 from esm_pipeline.model.base import EsmPreTrainedModel
@@ -38,7 +39,7 @@ M = TypeVar("M", bound=EsmPreTrainedModel)
 
 TOO_LARGE = (
     f"a value beyond ±{torch.finfo(torch.float16).max:.0f} does not fit into float16; set "
-    "embed.residue_dtype to float32"
+    f"{setting('embed.residue_dtype')} to float32"
 )
 
 

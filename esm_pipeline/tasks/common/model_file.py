@@ -12,7 +12,7 @@ import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from esm_pipeline.errors import InputError, WeightsError
+from esm_pipeline.errors import InputError, WeightsError, setting
 from esm_pipeline.files import atomic_path
 from esm_pipeline.formats.checksums import sha256
 from esm_pipeline.json_files import read_object
@@ -102,7 +102,7 @@ def find_checkpoint(name: str, revision: str | None) -> Checkpoint:
     if path.suffix.lower() != SUFFIX or not path.is_file():
         return checkpoint_named(name, revision=revision)
     if revision:
-        raise InputError(f"{name}: the file contains a revision; leave --revision out")
+        raise InputError(f"{name}: contains a revision; leave {setting('revision')} out")
     facts = read_model_file(path)
     pinned = {"revision": facts["revision"], "local_files_only": True}
     checkpoint = checkpoint_named(facts["name"], **pinned)

@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from esm_pipeline.errors import InputError
+from esm_pipeline.errors import InputError, setting
 from esm_pipeline.flags import section_from
 from esm_pipeline.formats.records import FAILED
 from esm_pipeline.formats.results.embedding_tables import write_array, write_embedding_table
@@ -114,7 +114,7 @@ def require_fixed(output: Path, include: Iterable[str]) -> None:
         if kind not in FIXED_SIZE:
             raise InputError(
                 f"{output}: has a row for each record, which {kind} does not fit into; leave it "
-                "out of --include, or write .h5"
+                f"out of {setting('embed.include')}, or write .h5"
             )
 
 

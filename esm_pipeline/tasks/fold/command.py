@@ -54,8 +54,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         (FoldSettings, StructureSettings, CleaningSettings),
         metavar="OUTDIR",
         output="folder for the structures, or an HDF5 file: .h5, .hdf5",
-        model="esmfold_v1, hub id, folder with a folding checkpoint, a file of `download --out`, or "
-        "demo: random weights made on the spot, whose structures are meaningless",
+        model="esmfold_v1, hub id, folder with a folding checkpoint, a file of `download --out`, "
+        "or demo: random weights made on the spot, whose structures are meaningless",
     )
 
 

@@ -22,7 +22,7 @@ from typing import IO, NamedTuple
 
 import numpy as np
 
-from esm_pipeline.errors import CapacityError, InputError
+from esm_pipeline.errors import CapacityError, InputError, setting
 from esm_pipeline.files import atomic_folder, atomic_path, naming_errors
 from esm_pipeline.flags import add_flags, require_file, section_from
 from esm_pipeline.formats.checksums import check_listed, line
@@ -210,7 +210,7 @@ def in_processes(count: int, jobs: list[WriteJob]) -> Iterator[Iterator[tuple[se
     except BrokenProcessPool:
         raise CapacityError(
             f"{jobs[0].arrays}: a process that wrote structures was killed, as happens when memory "
-            "runs out; use fewer --threads, or a machine with more"
+            f"runs out; lower {setting('fold.threads')}, or use a machine with more"
         ) from None
     except BaseException:
         threading.excepthook = report_unless_cancelled

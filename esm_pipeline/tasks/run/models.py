@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import re
+import sys
 import textwrap
 from itertools import groupby
 from pathlib import Path
@@ -37,7 +39,7 @@ TITLES = {
     FOLDING_MODEL: "Folding models: for fold",
 }
 COLUMN_NAMES = ("NAME", "PARAMETERS", "LAYERS", "WIDTH", "LONGEST", "GB", "CACHED")
-WIDTHS = (-24, 10, 6, 5, 7, 6, 6)
+TABLE_WIDTHS = (-24, 10, 6, 5, 7, 6, 6)
 """Width of each column of the table; negative: aligned to the left."""
 
 WEIGHTS_IN_CACHE = re.compile(r"model\.safetensors|pytorch_model\.bin")
@@ -59,19 +61,22 @@ def outputs(args: argparse.Namespace) -> Outputs:
 
 def run(args: argparse.Namespace) -> int:
     """Print the models; returns 0."""
-    rows = [facts_of(model) for model in KNOWN_MODELS]
+    rows = [known_facts(model) for model in KNOWN_MODELS]
     if args.json:
-        print(json.dumps(rows, indent=2))
+        text = json.dumps(rows, indent=2)
     elif args.tsv:
-        print(*rows[0], sep="\t")
-        for row in rows:
-            print(*map(tsv_cell, row.values()), sep="\t")
+        lines = [[*rows[0]], *([*map(tsv_cell, row.values())] for row in rows)]
+        text = "\n".join(map("\t".join, lines))
     else:
-        print("\n".join(table_lines()))
+        text = "\n".join(table_lines())
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:  # the reader has what it wants, such as `head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 0
 
 
-def facts_of(model: KnownModel) -> dict[str, Any]:
+def known_facts(model: KnownModel) -> dict[str, Any]:
     """The columns of a model by their names."""
     return {
         "name": model.name,
@@ -98,9 +103,9 @@ def table_lines() -> list[str]:
     """The lines of the table for reading; what models are for stands below them."""
     lines: list[str] = []
     for kind, models in groupby(KNOWN_MODELS, key=lambda model: model.kind):
-        lines += [*([""] if lines else []), TITLES[kind], aligned(COLUMN_NAMES)]
+        lines += [*([""] if lines else []), TITLES[kind], table_line(COLUMN_NAMES)]
         for purpose, alike in groupby(models, key=lambda model: model.purpose):
-            lines += [aligned(shown_cells(model)) for model in alike]
+            lines += [table_line(shown_cells(model)) for model in alike]
             lines += textwrap.wrap(
                 purpose, SHOWN_WIDTH, initial_indent=" " * 4, subsequent_indent=" " * 4
             )
@@ -123,11 +128,11 @@ def shown_cells(model: KnownModel) -> tuple[str, ...]:
     )
 
 
-def aligned(cells: tuple[str, ...]) -> str:
+def table_line(cells: tuple[str, ...]) -> str:
     """A line of the table."""
     return "  ".join(
         cell.ljust(-width) if width < 0 else cell.rjust(width)
-        for cell, width in zip(cells, WIDTHS, strict=True)
+        for cell, width in zip(cells, TABLE_WIDTHS, strict=True)
     )
 
 

@@ -58,9 +58,8 @@ HOME = Path(esm_pipeline.__file__).resolve().parents[1]
 
 EXAMPLES = (
     (
-        """esm-pipeline provenance --settings '{"fasta": "my.fasta"}' --out "
-        "results/provenance.json""",
-        "versions, models, inputs and digests of the results in the folder results",
+        """esm-pipeline provenance --settings '{"fasta": "a.fa"}' --out results/provenance.json""",
+        "versions, models, inputs and digests of what is in the folder results",
     ),
 )
 

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from esm_pipeline.arrays import Float64
-from esm_pipeline.errors import InputError
+from esm_pipeline.errors import InputError, setting
 from esm_pipeline.files import atomic_path, scratch_path
 from esm_pipeline.flags import section_from
 from esm_pipeline.formats.bundles import Range
@@ -211,7 +211,10 @@ def read_arguments(args: argparse.Namespace) -> ScoreArguments:
     if len(wild_types) > 1 or not (wild_types or args.variants):
         raise InputError(f"{' '.join(args.paths)}: give the wild types and the file to write")
     if args.plots and not args.saturation:
-        raise InputError("--plots: draws the results of --saturation only; leave it out")
+        raise InputError(
+            f"{setting('score.plots')}: draws the results of {setting('score.saturation')} only; "
+            "leave it out"
+        )
     if args.range and not wild_types:
         raise InputError(f"{output}: give the wild types of the range as well")
     suffixes = SUFFIXES if args.variants and not args.range else (SUFFIX, *SUFFIXES)

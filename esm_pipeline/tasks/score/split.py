@@ -86,6 +86,7 @@ MOST_POSITION = (1 << 32) - 1
 LINES_READ = 4096  # lines of the spool that are read together
 
 
+STRATEGIES = get_args(StrategySettings.model_fields["strategy"].annotation)
 EXAMPLES = (
     (
         "esm-pipeline split --variants variants.csv --out split wt.fasta",
@@ -106,9 +107,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_unchanged(parser)
     group_of(parser, COMPUTED_GROUP).add_argument(
         "--strategy",
-        choices=get_args(StrategySettings.model_fields["strategy"].annotation),
+        choices=STRATEGIES,
         default="masked_marginal",
-        help="how the variants will be scored (default: masked_marginal)",
+        metavar="STRATEGY",
+        help=f"how the variants will be scored: {', '.join(STRATEGIES)} (default: masked_marginal)",
     )
     parser.add_argument("--quiet", action="store_true", help="no summary")
     add_least(parser)

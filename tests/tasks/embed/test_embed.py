@@ -443,7 +443,7 @@ def tryptophan_gets(monkeypatch, value):
 @pytest.mark.parametrize(
     ("value", "reason"),
     [
-        (7e4, "beyond ±65504 does not fit into float16; set embed.residue_dtype to float32"),
+        (7e4, "beyond ±65504 does not fit into float16; set --residue-dtype to float32"),
         (float("nan"), "the model gave values that are not finite numbers"),
         (float("inf"), "the model gave values that are not finite numbers"),
     ],

@@ -191,9 +191,7 @@ def test_a_revision_beside_the_file(tmp_path: Path, rotary: Path, esm: Esm) -> N
     more = ("--model", file, "--revision=main", fasta(tmp_path), tmp_path / "o.h5")
     code, lines = esm("embed", *more)
     assert code == 2
-    assert lines == [
-        f"esm-pipeline embed: {file}: the file contains a revision; leave --revision out"
-    ]
+    assert lines == [f"esm-pipeline embed: {file}: contains a revision; leave --revision out"]
     code, lines = esm("download", "--model", rotary, "--revision=main")
     assert code == 2
     assert "only hub models have revisions" in lines[0]
