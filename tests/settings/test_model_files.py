@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from esm_pipeline.errors import InputError
-from esm_pipeline.settings import Settings, file_state
+from esm_pipeline.settings import Settings, file_state, load_settings
 
 
 def files_of(model: object) -> list[str]:
@@ -71,3 +71,40 @@ def test_state_tells_an_older_file_too(tmp_path: Path) -> None:
     states.append(file_state(str(path)))
     assert len(set(states)) == 3
     assert states[0][0] == path.name
+
+
+def test_names_of_fair_esm_are_understood(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    config = {
+        "fasta": "in.fasta",
+        "tasks": ["embed", "score", "fold"],
+        "model": "esm2_t6_8M_UR50D",
+        "fold": {"model": "esmfold_v1"},
+        "score": {"models": {"a": "esm1v_t33_650M_UR90S_1@main", "b": "esm1b_t33_650M_UR50S"}},
+    }
+    found = {file: model[:2] for file, model in load_settings(config).models().items()}
+    assert found == {
+        "model.json": ("facebook/esm2_t6_8M_UR50D", None),
+        "models/a.json": ("facebook/esm1v_t33_650M_UR90S_1", "main"),
+        "models/b.json": ("facebook/esm1b_t33_650M_UR50S", None),
+        "fold_model.json": ("facebook/esmfold_v1", None),
+    }
+    (tmp_path / "esm2_t6_8M_UR50D").mkdir()
+    assert load_settings(config).model == "esm2_t6_8M_UR50D"
+
+
+@pytest.mark.parametrize(
+    ("config", "key"),
+    [
+        ({"model": "esm2_t6_8M"}, "config: 'model' = 'esm2_t6_8M': no such folder or file"),
+        ({"fold": {"model": "esm2_t6_8M"}}, "config: 'fold.model' = 'esm2_t6_8M': no such"),
+        ({"classify": {"model": "esm2_t6_8M"}}, "config: 'classify.model' = 'esm2_t6_8M': no such"),
+        ({"score": {"models": {"a": "esm2_t6_8M@x"}}}, "'a' = 'esm2_t6_8M@x': no such folder"),
+    ],
+)
+def test_a_mistyped_name_is_told_with_its_key(config, key):
+    with pytest.raises(InputError) as caught:
+        load_settings({"fasta": "in.fasta", **config})
+    (line,) = str(caught.value).splitlines()
+    assert key in line
+    assert "; did you mean facebook/esm2_t6_8M_UR50D?" in line
