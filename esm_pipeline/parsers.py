@@ -112,9 +112,11 @@ class Parser(argparse.ArgumentParser):
     def format_help(self) -> str:
         """Return the help: a short usage line, then the flags by group."""
         places = {title: place for place, title in enumerate(FLAG_GROUPS)}
-        last = self._optionals
+        last, inner = self._optionals, self._subparsers
+        is_optional = any(not one.required for one in self._actions if choices_of(one))
+        after = [last, *([inner] if inner and is_optional else [])]
         self._action_groups.sort(
-            key=lambda one: (one is last, places.get(str(one.title), -1), one is not last)
+            key=lambda one: (one in after, places.get(str(one.title), -1), one is not last)
         )
         if not places.keys() & {group.title for group in self._action_groups}:
             last.title = "flags"
@@ -138,6 +140,7 @@ def short_usage(parser: Parser) -> str:
         name = action.metavar if isinstance(action.metavar, str) else action.dest
         shown = formatter._format_args(action, name.upper() if action.option_strings else name)
         shown = name if " " in name else shown
+        shown = f"[{shown}]" if choices_of(action) and not action.required else shown
         if not action.option_strings:
             places.append(shown)
         elif action.required and id(action) not in alternatives:

@@ -45,7 +45,7 @@ def test_a_file_of_nucleotides_stops_before_any_job_that_computes(
     assert done.code == 1
     log = (done.results / "logs" / "shard" / "in.log").read_text()
     assert log == (
-        "esm-pipeline shard: in.fasta:1: looks like DNA, as 1 of the first 1 records do; set "
+        "esm-pipeline shard: in.fasta:1: looks like DNA, as the first record does; set "
         "shard.nucleotides to 'translate' to read coding sequences, or to 'keep' to take the "
         "letters as residues\n"
     )

@@ -91,7 +91,8 @@ def run(args: argparse.Namespace) -> int:
         with atomic_path(args.sha256) as path:
             write_checksums(path, args.sha256, {picture: picture for picture in drawn})
     if not args.quiet:
-        print(f"heatmaps: {len(drawn):,} pictures in {args.folder}", file=sys.stderr)
+        count = "1 picture" if len(drawn) == 1 else f"{len(drawn):,} pictures"
+        print(f"heatmaps: {count} in {args.folder}", file=sys.stderr)
     return 0
 
 
