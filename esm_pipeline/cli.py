@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import errno
-import shutil
 import sys
 import textwrap
 from collections.abc import Sequence
@@ -18,7 +17,7 @@ from collections.abc import Sequence
 from esm_pipeline.errors import EsmPipelineError
 from esm_pipeline.interruption import INTERRUPTED, obeying_signals
 from esm_pipeline.locks import claim
-from esm_pipeline.parsers import Parser, did_you_mean, escaped, examples_text
+from esm_pipeline.parsers import Parser, did_you_mean, escaped, examples_text, help_width
 from esm_pipeline.tasks import COMMANDS, GROUP_TITLES, USER_GROUP, module_of
 
 OUT_OF_MEMORY_MESSAGE = "out of memory; use a machine with more, or request more for the job"
@@ -71,12 +70,14 @@ def build_parser() -> Parser:
 
 def overview(title: str) -> str:
     """The commands of a group, with what each does."""
-    width = max(40, min(100, shutil.get_terminal_size().columns) - 2)
     lines = [f"{title}:"]
     for name, command in COMMANDS.items():
         if command.group == title:
             lines += textwrap.wrap(
-                command.help, width, initial_indent=f"  {name:<12}", subsequent_indent=" " * 14
+                command.help,
+                help_width(),
+                initial_indent=f"  {name:<12}",
+                subsequent_indent=" " * 14,
             )
     return "\n".join(lines).replace("%", "%%")
 

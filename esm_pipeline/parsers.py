@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import difflib
 import re
+import shutil
 import sys
 import textwrap
 from collections.abc import Iterable, Sequence
@@ -57,8 +58,16 @@ def escaped(text: str) -> str:
     )
 
 
+def help_width() -> int:
+    """Columns that a help takes: those of the terminal, but at most 100."""
+    return max(40, min(100, shutil.get_terminal_size().columns) - 2)
+
+
 class ParagraphFormatter(argparse.HelpFormatter):
     """Wraps each paragraph of a description, but for one with indented lines, such as examples."""
+
+    def __init__(self, prog: str, **options: Any) -> None:
+        super().__init__(prog, **{"width": help_width(), **options})
 
     def _split_lines(self, text: str, width: int) -> list[str]:
         lines = textwrap.wrap(" ".join(text.split()), width, break_on_hyphens=False)

@@ -116,10 +116,10 @@ def proteins(batches: Iterable[list[FastaRecord]], name: str) -> Iterator[list[F
 
     def require_proteins() -> None:
         if 2 * found > seen:
-            count = f"{found:,} of the first {seen:,} records do"
-            count = "the first record does" if seen == 1 else count
+            those = f"{found:,} of the first {seen:,} records do"
+            those = "the first record does" if seen == 1 else those
             raise InputError(
-                f"{name}:{line}: looks like {kind}, as {count}; {nucleotides_remedy()}"
+                f"{name}:{line}: looks like {kind}, as {those}; {nucleotides_remedy()}"
             )
 
     for batch in batches:
