@@ -11,11 +11,12 @@ from hashlib import blake2b
 from pathlib import Path
 
 from esm_pipeline.errors import InputError, setting
-from esm_pipeline.formats.fasta import UPPER, WHITESPACE, FastaRecord
+from esm_pipeline.formats.fasta import FastaRecord
 from esm_pipeline.formats.records import OK, Record
 from esm_pipeline.formats.tables.base import Table
 from esm_pipeline.formats.tables.open import open_table
 from esm_pipeline.settings.sections import CleaningSettings, VariantSettings
+from esm_pipeline.tasks.common.cleaning import residues
 from esm_pipeline.tasks.common.sequences import SequenceSet, open_sequences, read_entries
 
 TABLES = (".csv", ".tsv", ".parquet")
@@ -303,10 +304,16 @@ def open_wild_types(
         )
     else:
         sequence_set = open_sequences(paths, cleaning, spool_dir, allow_empty=allow_empty)
-        column = settings.protein_col
-    if column is None and settings.protein is None and table.has(DEFAULT_COLUMN):
-        column = DEFAULT_COLUMN
+        column = protein_column_of(table, settings)
     return WildTypes(sequence_set, column, protein=settings.protein)
+
+
+def protein_column_of(table: Table, settings: VariantSettings) -> str | None:
+    """The column of `table` that names the protein of each row, if it has one."""
+    column = settings.protein_col
+    if column is None and settings.protein is None and table.has(DEFAULT_COLUMN):
+        return DEFAULT_COLUMN
+    return column
 
 
 def wild_types_in_column(
@@ -405,11 +412,6 @@ def is_accession(name: str, *databases: re.Pattern[str]) -> bool:
     """Whether `name` is an accession of one of the databases, by default of any."""
     bare = VERSION.sub("", name)
     return any(database.fullmatch(bare) for database in databases or ACCESSIONS)
-
-
-def residues(text: str) -> bytes:
-    """A sequence in upper case without white space."""
-    return text.encode("utf-8", "surrogateescape").translate(UPPER, WHITESPACE)
 
 
 def digest(text: str) -> bytes:
