@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, NamedTuple, TypeAlias, TypedDict, TypeVar, cast
+from typing import TYPE_CHECKING, Literal, NamedTuple, TypeAlias, TypedDict, TypeVar
 
 from esm_pipeline.errors import EsmPipelineError, InputError, brief, naming_arguments
 from esm_pipeline.formats.fasta import FastaRecord
@@ -201,7 +201,7 @@ def is_loaded(model: object) -> bool:
 def list_of_models(model: AnyModel | Iterable[AnyModel]) -> list[AnyModel]:
     """The models, of which there may be one or several."""
     if isinstance(model, str | os.PathLike) or not isinstance(model, Iterable):
-        return [cast("AnyModel", model)]
+        return [model]
     return list(model)
 
 

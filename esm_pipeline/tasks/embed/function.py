@@ -12,7 +12,12 @@ from numpy.typing import NDArray
 
 from esm_pipeline.arrays import Float32
 from esm_pipeline.errors import InputError
-from esm_pipeline.formats.results.embeddings import FIXED_SIZE, LAYERED, Embeddings
+from esm_pipeline.formats.results.embeddings import (
+    FIXED_SIZE,
+    LAYERED,
+    Embeddings,
+    ResidueArray,
+)
 from esm_pipeline.settings.sections import EmbedSettings
 from esm_pipeline.tasks.common.functions import (
     CommonOptions,
@@ -31,7 +36,6 @@ if TYPE_CHECKING:
 
 EMBED = "embed"
 Included: TypeAlias = Literal["mean", "bos", "residue", "contacts"]
-ResidueStates: TypeAlias = NDArray[np.float16] | Float32
 
 
 @dataclass(frozen=True, repr=False)
@@ -77,12 +81,12 @@ class EmbedResult:
         return found
 
     @property
-    def residue(self) -> list[ResidueStates]:
+    def residue(self) -> list[ResidueArray]:
         """(R, D) representations of the residues of each record; (0, D) where there are none.
 
         float16, or float32 with `residue_dtype="float32"`.
         """
-        found: list[ResidueStates] = self._stored("residue")
+        found: list[ResidueArray] = self._stored("residue")
         return found
 
     @property
@@ -144,7 +148,7 @@ class EmbeddedSequence:
         return one
 
     @property
-    def residue(self) -> ResidueStates:
+    def residue(self) -> ResidueArray:
         """(R, D) representation of each residue."""
         return self.result.residue[self.place]
 
@@ -240,17 +244,16 @@ def read_arrays(path: Path, count: int) -> dict[str, Any]:
     """Dataset → (N, D) with NaN for records without a row, or N arrays of different lengths."""
     arrays: dict[str, Any] = {}
     with Embeddings.open(path) as results:
-        index, row = results.index, results.row
+        index, row, part = results.index, results.row, results.one
         for kind in results.kinds:
             for layer in results.layers if kind in LAYERED else [0]:
                 name = f"{kind}/{layer}" if kind in LAYERED else kind
                 if kind in FIXED_SIZE:
-                    values = np.asarray(results.matrix(kind, layer))
+                    values = part.array(name).at(row)
                     whole = np.full((count, *values.shape[1:]), np.nan, values.dtype)
                     whole[index] = values
                     arrays[name] = whole
                     continue
-                part = results.one
                 width = part.array(name).shape[1:]
                 empty = np.empty((0, *width) if width else (0, 0), part.array(name).dtype)
                 per_record = [empty] * count
