@@ -51,8 +51,8 @@ def nearest_rows(
     places, nearness = np.empty(0, np.int64), np.empty(0, np.float32)
     vectors = np.empty((0, len(vector)), np.float32)
     done = 0
-    for index, values in matrix.indexed_blocks(rows_at_once(matrix)):
-        found = compare(values, vector.astype(np.float32), metric)
+    for index, values in matrix.indexed_blocks(vectors_at_once(matrix)):
+        found = nearness_of(values, vector.astype(np.float32), metric)
         if left_out is not None:
             found[index == left_out] = -np.inf
         best = largest_first(found, wanted)
@@ -84,12 +84,12 @@ def read_vector(query: ArrayLike, width: int) -> Float64:
     return vector
 
 
-def rows_at_once(matrix: RecordMatrix) -> int:
+def vectors_at_once(matrix: RecordMatrix) -> int:
     """Rows of a block of vectors."""
     return max(1, COMPARED_BYTES // (matrix.dtype.itemsize * math.prod(matrix.shape[1:])))
 
 
-def compare(values: Float32, vector: Float32, metric: Metric) -> Float32:
+def nearness_of(values: Float32, vector: Float32, metric: Metric) -> Float32:
     """(n,) how near each row is: larger is nearer."""
     if metric == "cosine":
         products: Float32 = values @ vector

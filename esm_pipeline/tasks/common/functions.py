@@ -45,13 +45,13 @@ if TYPE_CHECKING:
     AnyModel: TypeAlias = str | os.PathLike[str] | EsmPreTrainedModel
     """A model as `--model` takes it, or one that is loaded."""
 
-SEQUENCE_COLUMN, ID_COLUMN = "sequence", "id"
+SEQUENCE_COLUMN, NAME_COLUMN = "sequence", "id"
 """The columns of a data frame of sequences; the second one may be missing."""
 
 PATH_LIKE = re.compile(r"[/\\]|\.[a-z0-9]{1,6}(\.gz)?$")
 """Found in a text that is a path and not a sequence."""
 
-RECORDS_AT_ONCE = 4096
+SEQUENCES_AT_ONCE = 4096
 MODEL_OPTIONS = ("revision", "dtype", "device")
 """Options that say how to load a model; one that is loaded has them already."""
 
@@ -230,7 +230,7 @@ class NamedSequences(NamedTuple):
             (place, name.encode("utf-8", "surrogatepass"), residues(text))
             for place, (name, text) in enumerate(records, 1)
         )
-        while batch := list(islice(numbered, RECORDS_AT_ONCE)):
+        while batch := list(islice(numbered, SEQUENCES_AT_ONCE)):
             yield batch
 
 
@@ -299,11 +299,11 @@ def of_pandas(name: str, sequences: object) -> NamedSequences:
         near = difflib.get_close_matches(SEQUENCE_COLUMN, columns, n=1, cutoff=0.5)
         hint = f"rename '{near[0]}'" if near else f"it has {', '.join(columns[:8]) or 'no columns'}"
         raise InputError(f"{name}: the data frame has no column '{SEQUENCE_COLUMN}'; {hint}")
-    for column in (SEQUENCE_COLUMN, ID_COLUMN):
+    for column in (SEQUENCE_COLUMN, NAME_COLUMN):
         if columns.count(column) > 1:
             raise InputError(f"{name}: the data frame has two columns '{column}'; rename one")
-    named = ID_COLUMN in sequences.columns
-    ids = list(map(str, sequences[ID_COLUMN] if named else sequences.index))
+    named = NAME_COLUMN in sequences.columns
+    ids = list(map(str, sequences[NAME_COLUMN] if named else sequences.index))
     texts = text_cells(name, sequences[SEQUENCE_COLUMN], "sequence")
     return NamedSequences(ids, texts, sequences)
 

@@ -232,7 +232,7 @@ def embed(
             plan = SequencePlan(sequence_set, encoder.policy)
             write_rows(encoder, plan, folder / "embeddings.h5", quiet=call.run.quiet)
             found = ComputedRecords.of(sequence_set.records(), plan.outcomes(), given)
-        arrays = read_arrays(folder / "embeddings.h5", len(found.ids))
+        arrays = embedded_arrays(folder / "embeddings.h5", len(found.ids))
     see = "the column 'reason'" if in_frame else "`records`"
     call.require_outcomes(found.outcomes, found.ids, see)
     if in_frame:
@@ -240,7 +240,7 @@ def embed(
     return EmbedResult(found.ids, encoder.layers, found.table(given), found, arrays)
 
 
-def read_arrays(path: Path, count: int) -> dict[str, Any]:
+def embedded_arrays(path: Path, count: int) -> dict[str, Any]:
     """Dataset → (N, D) with NaN for records without a row, or N arrays of different lengths."""
     arrays: dict[str, Any] = {}
     with Embeddings.open(path) as results:
