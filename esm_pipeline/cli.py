@@ -55,7 +55,7 @@ MORE_HELP = "esm-pipeline COMMAND --help shows the flags of a command, with exam
 
 def build_parser() -> Parser:
     """The parser of what stands before a command: help and version, or the command's name."""
-    from esm_pipeline import __version__
+    from esm_pipeline.version import __version__
 
     parser = Parser(
         prog="esm-pipeline",

@@ -7,6 +7,7 @@ pLDDT are computed for each sequence and do not depend on padding; without a mas
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Literal
@@ -16,13 +17,16 @@ from torch import Tensor, nn
 
 from esm_pipeline.errors import InputError, WeightsError
 from esm_pipeline.footprint import BINS
+from esm_pipeline.known_models import DEMO
 from esm_pipeline.model.base import EsmPreTrainedModel, read_dtype
+from esm_pipeline.model.checkpoints.hub import Checkpoint
 from esm_pipeline.model.checkpoints.keys import BASE_PREFIX
 from esm_pipeline.model.config import EsmConfig
 from esm_pipeline.model.esm import EsmModel
 from esm_pipeline.model.folding import confidence, language_model
 from esm_pipeline.model.folding.complexes import CHAIN_GAP, LINKER, encode_sequences
 from esm_pipeline.model.folding.config import EsmFoldConfig, residue_tokens
+from esm_pipeline.model.folding.demo import DEMO_FOLD, RANDOM_MODEL, demo_checkpoint
 from esm_pipeline.model.folding.linear import Linear
 from esm_pipeline.model.folding.output import EsmForProteinFoldingOutput
 from esm_pipeline.model.folding.structures import RANDOM, pdb_texts
@@ -35,6 +39,9 @@ RESIDUE_TOKENS = len(residues.LETTERS) + 2
 
 MASKED = RESIDUE_TOKENS - 1
 LDDT_BINS, DISTOGRAM_BINS, ATOMS = 50, 64, 37
+
+CALLER = 4
+"""Frames from a warning about a checkpoint up to the caller of `from_pretrained`."""
 
 KEEP_CHUNK_SIZE = -1
 """Means: do not change the chunk size of the trunk."""
@@ -84,6 +91,14 @@ class EsmForProteinFolding(EsmPreTrainedModel):
         )
         self.post_init()
         self.esm.to(self.stem_dtype)
+
+    @classmethod
+    def _find_checkpoint(cls, name: str, **options: Any) -> Checkpoint:
+        """Here "demo" is the folding model for demonstrations, with a warning."""
+        if name not in (DEMO, DEMO_FOLD):
+            return super()._find_checkpoint(name, **options)
+        warnings.warn(RANDOM_MODEL, stacklevel=CALLER)
+        return demo_checkpoint(EsmForProteinFolding)
 
     def precision_of(self, name: str) -> torch.dtype | None:
         """The dtype of the language model for its parameters, if it has its own."""
