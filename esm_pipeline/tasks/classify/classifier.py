@@ -43,6 +43,7 @@ from esm_pipeline.settings.section import texts
 from esm_pipeline.settings.sections import CLASSIFIERS, ClassifySettings
 from esm_pipeline.tasks.classify.classes import CLASSIFY
 from esm_pipeline.tasks.common.compute import ArrayRunner, BatchArrays
+from esm_pipeline.tasks.common.progress import SILENT, Speaker
 from esm_pipeline.tasks.common.runner import software
 
 CLASSIFIER_REMEDY = "give a checkpoint that was trained as " + " or ".join(CLASSIFIERS)
@@ -63,8 +64,14 @@ class Classifier(ArrayRunner[WithClasses]):
     task = CLASSIFY
     settings: ClassifySettings
 
-    def __init__(self, name: str, revision: str | None, settings: ClassifySettings) -> None:
-        super().__init__(name, revision, settings)
+    def __init__(
+        self,
+        name: str,
+        revision: str | None,
+        settings: ClassifySettings,
+        say: Speaker = SILENT,
+    ) -> None:
+        super().__init__(name, revision, settings, say)
         name = class_name(self.checkpoint, self.config)
         self.model_class = CLASSIFIER_CLASSES[name]
         self.of = CLASSIFIERS[name]

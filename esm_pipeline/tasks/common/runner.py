@@ -24,28 +24,39 @@ from esm_pipeline.model.inference.batching import is_out_of_memory, release_memo
 from esm_pipeline.model.inference.device import resolve_device
 from esm_pipeline.settings.sections import ComputeSettings
 from esm_pipeline.tasks.common.model_file import find_checkpoint
+from esm_pipeline.tasks.common.progress import SILENT, Speaker, duration, size_text, waiting
 
 M = TypeVar("M", bound=EsmPreTrainedModel)
+
+WORTH_TELLING = 1.0
+"""Seconds from which on it is reported how long a model took to load."""
 
 
 class Runner(Generic[M]):
     """A checkpoint on a device; `load` it before the first batch.
 
-    `seconds` counts the time spent in the model. Raises WeightsError for an unusable checkpoint.
+    `seconds` counts the time spent in the model. `say` reports downloads, and that the weights are
+    loaded. Raises WeightsError for an unusable checkpoint.
     """
 
     model_class: type[M]
     options: ClassVar[Mapping[str, Any]] = {}
     """Further arguments of `from_pretrained`."""
 
-    def __init__(self, name: str, revision: str | None, settings: ComputeSettings) -> None:
-        self.settings = settings
+    def __init__(
+        self,
+        name: str,
+        revision: str | None,
+        settings: ComputeSettings,
+        say: Speaker = SILENT,
+    ) -> None:
+        self.settings, self.say = settings, say
         self.device = resolve_device(settings.device)
-        self.checkpoint = find_checkpoint(name, revision)
+        self.checkpoint = find_checkpoint(name, revision, say)
         self.config = EsmConfig.from_pretrained(self.checkpoint.source, **self.checkpoint.where)
         stored_tensors = open_tensors(self.checkpoint.weight_files)
         require_config(self.config, stored_tensors, self.checkpoint.name)
-        self.seconds = 0.0
+        self.seconds, self._announced = 0.0, False
         self._lock, self._inside, self._started = Lock(), 0, 0.0
 
     def check(self) -> None:
@@ -68,9 +79,12 @@ class Runner(Generic[M]):
 
     def load(self) -> None:
         """Load the weights now. Raises CapacityError if they do not fit into memory."""
+        self.announce()
+        started = time.perf_counter()
         try:
-            self.check()
-            _ = self.model
+            with waiting(f"{self.say.title}: loading {self.checkpoint.name}", quiet=self.say.quiet):
+                self.check()
+                _ = self.model
         except (MemoryError, RuntimeError) as error:
             if not is_out_of_memory(error):
                 raise
@@ -78,6 +92,17 @@ class Runner(Generic[M]):
                 f"{self.checkpoint.name}: the model does not fit into the memory of {self.device}; "
                 "choose a smaller one, dtype bfloat16, or another device"
             ) from None
+
+        seconds = time.perf_counter() - started
+        if seconds >= WORTH_TELLING:
+            self.say(f"loaded in {duration(seconds)}")
+
+    def announce(self) -> None:
+        """Report once that the model will be loaded, with the size of its files."""
+        if not self._announced:
+            size = sum(path.stat().st_size for path in self.checkpoint.weight_files)
+            self.say(f"loading {self.checkpoint.name} ({size_text(size)})")
+        self._announced = True
 
     def unload(self) -> None:
         """Free the memory of the weights."""

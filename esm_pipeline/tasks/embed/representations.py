@@ -23,6 +23,7 @@ from esm_pipeline.model.inference.batching import (
 from esm_pipeline.settings.section import texts
 from esm_pipeline.settings.sections import EmbedSettings
 from esm_pipeline.tasks.common.compute import ArrayRunner, BatchArrays
+from esm_pipeline.tasks.common.progress import SILENT, Speaker
 from esm_pipeline.tasks.common.runner import software
 
 
@@ -37,8 +38,14 @@ class Encoder(ArrayRunner[EsmModel]):
     options: ClassVar = {"add_pooling_layer": False}
     settings: EmbedSettings
 
-    def __init__(self, name: str, revision: str | None, settings: EmbedSettings) -> None:
-        super().__init__(name, revision, settings)
+    def __init__(
+        self,
+        name: str,
+        revision: str | None,
+        settings: EmbedSettings,
+        say: Speaker = SILENT,
+    ) -> None:
+        super().__init__(name, revision, settings, say)
         count = self.config.num_hidden_layers
         for layer in settings.layers:
             check_layer(layer, count)
