@@ -229,7 +229,7 @@ def finish(
     """
     if not args.quiet:
         unit = "sequences" if args.range and unit == "records" else unit
-        line = closing_line(title_of(args, task), counts, unit, details, [output_of(args), table])
+        line = closing_line(title_of(args, task), counts, unit, details, output_of(args), table)
         print(line, file=sys.stderr)
     failed = counts.statuses[FAILED] if failed is None else failed
     return exit_code(failed, args.on_failure)

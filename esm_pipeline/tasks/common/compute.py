@@ -30,7 +30,7 @@ from esm_pipeline.tasks.common.plan import (
     ResultLayout,
     SequencePlan,
 )
-from esm_pipeline.tasks.common.progress import Amounts, progress
+from esm_pipeline.tasks.common.progress import Amounts, progress, waiting
 from esm_pipeline.tasks.common.runner import Runner
 from esm_pipeline.tasks.common.work import forward_cost
 
@@ -134,9 +134,8 @@ def write_rows(
 ) -> None:
     """Compute the sequences of `plan` into a new file at `path`; notes in the plan what failed."""
     rows = plan.rows()
-    if (rows >= 0).any():
-        runner.announce()
-    layout = ResultLayout(runner.arrays, runner.attributes)
+    with waiting(f"{runner.say.title}: reading the weights", quiet=runner.say.quiet):
+        layout = ResultLayout(runner.arrays, runner.attributes)
     with layout.writer(path, plan, rows) as writer:
         compute_rows(runner, plan, np.flatnonzero(rows >= 0), writer, quiet=quiet)
     layout.complete(path, plan, rows)

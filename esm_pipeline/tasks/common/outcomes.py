@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 from esm_pipeline.errors import InputError
@@ -42,11 +42,11 @@ def count_text(number: int, unit: str) -> str:
 
 
 def closing_line(
-    title: str, tally: Tally, unit: str, details: str, files: Sequence[Path | None]
+    title: str, tally: Tally, unit: str, details: str, output: Path, table: Path | None = None
 ) -> str:
     """The line at the end of a command: outcomes, the commonest reason, and where the files are.
 
-    `unit` is what is counted; `files` are the output, and the table of records if there is one.
+    `unit` is what is counted, and `table` has the reasons, if there is one.
     """
     counts, (reason, number) = tally.statuses, tally.commonest_reason()
     total, without = counts.total(), counts[SKIPPED] + counts[FAILED]
@@ -55,13 +55,14 @@ def closing_line(
         is_only = number == without
         why = f'; reason: "{reason}"' if is_only else f'; most often: "{reason}"'
         why += "" if is_only else f" ({count_text(number, unit.split()[0])})"
-    names = [str(file) for file in files if file is not None]
+    see = f"; see {table}" if table and without else ""
     if total and without == total:
-        what = " or ".join(status for status in (SKIPPED, FAILED) if counts[status])
-        see = f"; see {names[-1]}" if len(names) > 1 else ""
-        return f"{title}: {count_text(total, unit)} {what}, none computed{why}{see}"
-    where = f"; wrote {' and '.join(names)}" if names else ""
-    return f"{title}: {format_counts(counts, unit)}; {details}{why}{where}"
+        both = f", none computed: {counts[SKIPPED]:,} skipped, {counts[FAILED]:,} failed"
+        one = f" {SKIPPED if counts[SKIPPED] else FAILED}, none computed"
+        what = both if counts[SKIPPED] and counts[FAILED] else one
+        return f"{title}: {count_text(total, unit)}{what}{why}{see}"
+    where = f"; wrote {output}" + (f" and {table}" if table and not see else "")
+    return f"{title}: {format_counts(counts, unit)}; {details}{why}{where}{see}"
 
 
 def write_status(target: Path, task: str, outcomes: Iterable[tuple[int, Outcome]]) -> Counter[str]:

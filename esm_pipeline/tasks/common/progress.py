@@ -260,15 +260,18 @@ def ignore(items: int, *, work: float | None = None, rated: int | None = None) -
 
 
 @contextmanager
-def waiting(title: str, *, quiet: bool = False) -> Iterator[None]:
-    """Lines about a step of which it is not known how much is done: for how long it has run."""
+def waiting(title: str, *, quiet: bool = False, first: float = PATIENCE_SECONDS) -> Iterator[None]:
+    """Lines about a step of which it is not known how much is done: for how long it has run.
+
+    The first after `first` seconds.
+    """
     started = time.monotonic()
 
     def line() -> str:
         seconds = time.monotonic() - started
-        return f"{title}, {duration(seconds)} so far" if seconds > LINE_SECONDS else f"{title} …"
+        return f"{title}, {duration(seconds)} so far" if seconds >= LINE_SECONDS else f"{title} …"
 
-    with contextlib.nullcontext() if quiet else repeated(line, PATIENCE_SECONDS):
+    with contextlib.nullcontext() if quiet else repeated(line, first):
         yield
 
 

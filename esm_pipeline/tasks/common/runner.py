@@ -56,7 +56,7 @@ class Runner(Generic[M]):
         self.config = EsmConfig.from_pretrained(self.checkpoint.source, **self.checkpoint.where)
         stored_tensors = open_tensors(self.checkpoint.weight_files)
         require_config(self.config, stored_tensors, self.checkpoint.name)
-        self.seconds, self._announced = 0.0, False
+        self.seconds = 0.0
         self._lock, self._inside, self._started = Lock(), 0, 0.0
 
     def check(self) -> None:
@@ -79,11 +79,12 @@ class Runner(Generic[M]):
 
     def load(self) -> None:
         """Load the weights now. Raises CapacityError if they do not fit into memory."""
-        self.announce()
         started = time.perf_counter()
         try:
-            with waiting(f"{self.say.title}: loading {self.checkpoint.name}", quiet=self.say.quiet):
-                self.check()
+            self.check()
+            size = sum(path.stat().st_size for path in self.checkpoint.weight_files)
+            self.say(f"loading {self.checkpoint.name} ({size_text(size)})")
+            with waiting(f"{self.say.title}: loading", quiet=self.say.quiet, first=LINE_SECONDS):
                 _ = self.model
         except (MemoryError, RuntimeError) as error:
             if not is_out_of_memory(error):
@@ -96,13 +97,6 @@ class Runner(Generic[M]):
         seconds = time.perf_counter() - started
         if seconds >= WORTH_TELLING:
             self.say(f"loaded in {duration(seconds)}")
-
-    def announce(self) -> None:
-        """Report once that the model will be loaded, with the size of its files."""
-        if not self._announced:
-            size = sum(path.stat().st_size for path in self.checkpoint.weight_files)
-            self.say(f"loading {self.checkpoint.name} ({size_text(size)})")
-        self._announced = True
 
     def unload(self) -> None:
         """Free the memory of the weights."""
