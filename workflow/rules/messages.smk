@@ -10,15 +10,19 @@ import time
 from snakemake.logging import logger
 from snakemake.shell import shell
 
-ERROR_LINE = "esm-pipeline"  # what each line of an error of the command line begins with
+ERROR_LINE = re.compile(r"esm-pipeline(?: [a-z]+)?: ")  # how each line of an error begins
 TAIL_BYTES = 1 << 16  # of a log that are read
 MOST_FAILURES = 5  # that are shown, each with another error
 MOST_LINES = 3  # of an error
 STILL_SHOWN = ("Nothing to be done", "Creating conda", "Downloading and installing")
-NOW_SHOWN_AT_THE_END = ("Exiting because a job", "WorkflowError:\nAt least one job did not")
+NOW_SHOWN_AT_THE_END = (
+    "Exiting because a job",
+    "WorkflowError:\nAt least one job did not",
+    "RuleException:\nCalledProcessError in",
+)
 
 RUN = workflow.is_main_process and not workflow.dryrun
-QUIET = {str(one.name).upper() for one in workflow.output_settings.quiet or ()}
+QUIET = {one.name for one in workflow.output_settings.quiet or ()}
 PLAIN = RUN and {"RULES", "PROGRESS"} <= QUIET and "ALL" not in QUIET
 BEGUN = time.time()
 
@@ -80,8 +84,8 @@ def error_of(rule_name, logs):
         return f"{text}; set on_failure to 'keep' to accept this", f"{OUT}/verdict.txt"
     for log in logs:
         lines = tail_of(log)
-        if errors := [line for line in lines if line.startswith(ERROR_LINE)]:
-            return "\n".join(errors[-MOST_LINES:]), log
+        if errors := [line for line in lines if ERROR_LINE.match(line)]:
+            return "\n".join(ERROR_LINE.sub("", line) for line in errors[-MOST_LINES:]), log
         if any(line.startswith("Traceback (") for line in lines):
             return f"{lines[-1]} (an error of this program; please report it with the log)", log
     return "ended without a message, as a job that is killed when memory or time runs out", logs[0]
@@ -143,7 +147,7 @@ class OnlyOurs(logging.Filter):
         message = record.getMessage() if record.msg else ""
         if record.levelno < logging.WARNING:
             return message.startswith(STILL_SHOWN)
-        return not (JOBS.failed and message.startswith(NOW_SHOWN_AT_THE_END))
+        return not message.startswith(NOW_SHOWN_AT_THE_END)
 
 
 if RUN:

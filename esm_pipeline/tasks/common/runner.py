@@ -24,7 +24,14 @@ from esm_pipeline.model.inference.batching import is_out_of_memory, release_memo
 from esm_pipeline.model.inference.device import resolve_device
 from esm_pipeline.settings.sections import ComputeSettings
 from esm_pipeline.tasks.common.model_file import find_checkpoint
-from esm_pipeline.tasks.common.progress import SILENT, Speaker, duration, size_text, waiting
+from esm_pipeline.tasks.common.progress import (
+    LINE_SECONDS,
+    SILENT,
+    Speaker,
+    duration,
+    size_text,
+    waiting,
+)
 
 M = TypeVar("M", bound=EsmPreTrainedModel)
 
