@@ -42,9 +42,9 @@ def show_structures(path: Path) -> None:
         rows = [row for row in csv.DictReader(handle, delimiter="\t") if row["file"]]
     if any("random_weights" in row["flags"] for row in rows):
         print(
-            f"\n{path}: {counted(len(rows), 'protein')} folded to show the files. The folding model\n"
-            "of the demo has random weights: these structures mean nothing. For real ones:\n"
-            "--config 'tasks=[fold]' model=facebook/esmfold_v1"
+            f"\n{path}: {counted(len(rows), 'protein')} folded, to show the files.\n"
+            "The folding model of the demo has random weights: its structures are meaningless.\n"
+            "For real ones: --config 'tasks=[fold]' model=facebook/esmfold_v1"
         )
         return
     print(f"\n{path}: structures of {counted(len(rows), 'protein')}\n")

@@ -219,7 +219,7 @@ def repeated(text: Callable[[], str], first: float) -> Iterator[None]:
         yield
     finally:
         ended.set()
-        thread.join()
+        thread.join(1.0)  # not forever, if nobody reads standard error
 
 
 @contextmanager

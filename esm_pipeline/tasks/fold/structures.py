@@ -173,12 +173,12 @@ def write_groups(
     unfit: set[int] = set()
     amounts = Amounts(sum(len(job.group) for job in jobs), "structures")
     with ExitStack() as stack:
-        advance = stack.enter_context(
-            progress("structures", amounts, quiet=quiet, first=PATIENCE_SECONDS)
-        )
         done: Iterator[tuple[set[int], str]] = map(write_group, jobs)
         if min(processes, len(jobs)) > 1:
             done = stack.enter_context(in_processes(min(processes, len(jobs)), jobs))
+        advance = stack.enter_context(
+            progress("structures", amounts, quiet=quiet, first=PATIENCE_SECONDS)
+        )
         for job, (found, lines) in zip(jobs, done, strict=True):
             unfit |= found
             listing.write(lines)
