@@ -30,9 +30,9 @@ COMPILE = $(VENV)/lock/bin/uv pip compile --quiet --universal --python-version 3
 help:  ## show this list
 	@grep -hE '^[a-z-]+:.*  ## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*  ## /  make \1\t/' | expand -t 18
 
-demo: $(VENV)/.workflow  ## embed and fold the packaged proteins with demo models, into results/
-	@$(RUN) snakemake --cores $(CORES) --quiet rules host reason \
-		--config "tasks=[embed, fold]" "fold={max_residues: 200, num_recycles: 0}"
+demo: $(VENV)/.workflow  ## embed the packaged proteins and fold the shortest with demo models, into results/
+	@$(RUN) snakemake --cores $(CORES) --quiet rules progress host reason \
+		--config "tasks=[embed, fold]" "fold={max_residues: 60, num_recycles: 0}"
 	@$(RUN) workflow.scripts.show_results results
 
 test: lint  ## lint, then run every test except the long ones

@@ -168,6 +168,6 @@ def test_jobs_beyond_the_least_size_are_empty_and_load_nothing(tmp_path, model):
     chosen = config(model, "shards=9", "shard={least: 300}", fasta="all.fasta")
     run = snakemake(tmp_path, *chosen)
     assert run.code == 0, run.said
-    worked = re.findall(r"embed: .*; ([1-9]\d*) residues in", run.said)
+    worked = re.findall(r"embed, range \S+: .*; ([1-9]\d*) residues? in", run.said)
     assert len(worked) == 2, run.said
     assert len(re.findall(r"embed: no sequences in range \d-of-9", run.said)) == 7

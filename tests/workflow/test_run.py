@@ -33,9 +33,14 @@ from tests.workflow.tools import (
 
 def test_the_run_succeeds_and_reports_its_jobs(whole_run):
     assert whole_run.code == 0, whole_run.said
-    assert "shard: 1 file(s) of sample my_proteins into 1 bundle(s)" in whole_run.said
-    assert "embed: range 2-of-2 of bundle 00000 of sample my_proteins" in whole_run.said
+    assert "shard: 1 file of sample my_proteins into 1 bundle\n" in whole_run.said
+    assert "embed: range 2-of-2 of sample my_proteins" in whole_run.said
     assert re.search(r"\d+ of \d+ steps \(100%\) done", whole_run.said)
+    assert [line.split()[0] for line in whole_run.said.splitlines()[-3:]] == [
+        "Results:",
+        "results/report.html",
+        "results/verdict.txt",
+    ]
 
 
 def test_every_record_has_its_row_and_every_ok_one_its_embedding(whole_run):
@@ -201,6 +206,7 @@ def test_a_killed_job_is_tried_again_with_a_smaller_budget(tmp_path, model):
     run = snakemake(tmp_path, *config(model, *more, fasta="a.fasta"), snakefile=clone / "Snakefile")
     assert run.code == 0, run.said
     assert "Trying to restart job" in run.said
+    assert "failed:" not in run.said
 
 
 def test_a_failed_record_ends_in_an_error_after_everything_is_written(tmp_path):
@@ -208,7 +214,13 @@ def test_a_failed_record_ends_in_an_error_after_everything_is_written(tmp_path):
     write_fasta(tmp_path / "a.fasta")
     run = snakemake(tmp_path, *config(model, "shards=1", fasta="a.fasta"))
     assert run.code == 1
-    assert "6 failed" in run.said
+    assert run.said.splitlines()[-4:] == [
+        "1 job failed:",
+        "  verdict: nothing failed, or on_failure is keep",
+        "    6 failed: all results are written, and these are the records without one; set "
+        "on_failure to 'keep' to accept this",
+        "    log: results/verdict.txt",
+    ]
     statuses = [
         record.outcomes["embed"].status
         for record in read_records(tmp_path / "results/a/records.tsv")

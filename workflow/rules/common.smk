@@ -186,6 +186,11 @@ def by_size(key, base, per_mb=0.0, of=None, remedy="lower shard.bundle"):
 SMALLER_SAMPLE = "make several samples of the input"
 
 
+def plural(count, word):
+    """`1 file`, `2 files`."""
+    return f"{count:,} {word}{'' if count == 1 else 's'}"
+
+
 def listed(files):
     """The files of an input, which may be one or several."""
     return [files] if isinstance(files, str) else files

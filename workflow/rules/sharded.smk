@@ -31,6 +31,7 @@ class ShardRule(NamedTuple):
     options: tuple = ()  # further words of the command line
     execution: dict = {}  # further settings that leave results as they are: resources and flags
     needed: bool = True  # whether the task needs this rule when it runs
+    priority: int = 0  # higher before lower: first what takes least
 
     @property
     def input(self):
@@ -85,6 +86,7 @@ SHARD_RULES = {
         need=embed_need,
         result="embeddings.h5",
         content="embeddings",
+        priority=3,
     ),
     "classify": ShardRule(
         task="classify",
@@ -92,6 +94,7 @@ SHARD_RULES = {
         need=classify_need,
         result="residue_classes.h5" if CLASSIFIED == "residues" else "classes.h5",
         content="classes",
+        priority=2,
     ),
     "fold": ShardRule(
         task="fold",
@@ -112,6 +115,7 @@ SHARD_RULES = {
         needed=settings.score.saturation,
         result="saturation.h5",
         content="every substitution",
+        priority=1,
         ensemble=True,
         options=("--saturation",),
     ),
@@ -127,6 +131,7 @@ SHARD_RULES = {
         need=variants_need,
         needed=bool(TABLES),
         folder="variants",
+        priority=1,
         ensemble=True,
         options=("--unchanged={input.table:q}", "--variants={input.rows:q}"),
     ),
@@ -209,6 +214,7 @@ def add_compute_rule(name, row):
             f"{OUT}/logs/{name}/{{sample}}/{row.place}.log",
         benchmark:
             f"{OUT}/benchmarks/{name}/{{sample}}/{row.place}.tsv"
+        priority: row.priority
         retries: RETRIES
         conda:
             "../../envs/esm.yaml"
@@ -228,7 +234,11 @@ def add_compute_rule(name, row):
             flags=flags(section.computing()),
         message:
             f"{name}: range {{wildcards.range}}"
-            + (" of the variants" if row.of_table else " of bundle {wildcards.bundle}")
+            + (
+                " of the variants"
+                if row.of_table
+                else " of bundle {wildcards.bundle}" if MANY else ""
+            )
             + " of sample {wildcards.sample}"
         shell:
             row.command
@@ -255,6 +265,7 @@ def add_gather_rule(name, row, layout):
             layout.of_job(f"benchmarks/gather_{name}", "tsv")
         wildcard_constraints:
             sample=one_of(layout.samples),
+        priority: row.priority
         conda:
             "../../envs/esm.yaml"
         resources:

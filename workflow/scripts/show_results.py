@@ -12,11 +12,11 @@ ROWS = 6
 NUMBERS = 5
 FILES = {
     "*/embeddings.h5": "the embeddings, one file for each sample",
-    "*/structures.tsv": "the structure of every protein: its file and its confidence",
     "*/records.tsv": "the outcome of every record, with the reason",
-    "report.html": "counts, a map of the embeddings, the confidence of structures",
+    "report.html": "counts and pictures, for a browser",
     "verdict.txt": "counts and the most common reasons",
     "provenance.json": "versions, settings, models and digests of the inputs",
+    "*/structures.tsv": "the structure of every protein: its file and its confidence",
 }
 
 
@@ -26,7 +26,8 @@ def show_embeddings(path: Path) -> None:
         layer = results.layers[-1]
         _, width = results.matrix("mean", layer).shape
         print(
-            f"\n{path}: {len(results)} proteins, {len(results.length)} different sequences, "
+            f"\n{path}: {counted(len(results), 'protein')}, "
+            f"{counted(len(results.length), 'different sequence')}, "
             f"{width} numbers for each (the mean of layer {layer} over its residues)\n"
         )
         print(f"  {'id':<26} {'residues':>8}   embedding")
@@ -36,18 +37,25 @@ def show_embeddings(path: Path) -> None:
 
 
 def show_structures(path: Path) -> None:
-    """Print the first rows of one table, and a warning if the model has random weights."""
+    """Print the first rows of one table; of a model with random weights only how many there are."""
     with open(path, encoding="utf-8", newline="") as handle:
         rows = [row for row in csv.DictReader(handle, delimiter="\t") if row["file"]]
-    print(f"\n{path}: {len(rows)} proteins have a structure\n")
+    if any("random_weights" in row["flags"] for row in rows):
+        print(
+            f"\n{path}: {counted(len(rows), 'protein')} folded, to show the files.\n"
+            "The folding model of the demo has random weights: its structures are meaningless.\n"
+            "For real ones: --config 'tasks=[fold]' model=facebook/esmfold_v1"
+        )
+        return
+    print(f"\n{path}: structures of {counted(len(rows), 'protein')}\n")
     print(f"  {'id':<26} {'pLDDT':>6} {'pTM':>6}   file")
     for row in rows[:ROWS]:
         print(f"  {row['id'][:26]:<26} {row['plddt']:>6} {row['ptm']:>6}   {row['file']}")
-    if any("random_weights" in row["flags"] for row in rows):
-        print(
-            "\n  The folding model of the demo has random weights: its structures are\n"
-            "  meaningless. For real ones: tasks='[fold]' model=facebook/esmfold_v1"
-        )
+
+
+def counted(number: int, noun: str) -> str:
+    """`1 protein`, `2 proteins`."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
 def main(folder: Path) -> None:

@@ -13,11 +13,12 @@ import hashlib
 import os
 import re
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from contextvars import ContextVar
 from logging import CRITICAL
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from esm_pipeline.errors import CapacityError, EsmPipelineError, WeightsError
 
@@ -31,6 +32,12 @@ PATIENCE = 10.0
 
 SMALL = 1 << 20
 """Bytes up to which a file is checked after every request, because it costs nothing."""
+
+WatchDownload: TypeAlias = Callable[[int, int], None]
+"""Called, from any thread, with the bytes that are written and those of all files."""
+
+WATCH: ContextVar[tuple[WatchDownload | None, bool]] = ContextVar("WATCH", default=(None, True))
+"""Who is told about downloads, and whether the library may draw its bars."""
 
 
 def snapshot(name: str, files: Sequence[str], **options: Any) -> Path:
@@ -57,7 +64,9 @@ def snapshot(name: str, files: Sequence[str], **options: Any) -> Path:
     try:
         with quiet():
             folder = Path(
-                snapshot_download(name, allow_patterns=[*files], tqdm_class=bars(), **options)
+                snapshot_download(
+                    name, allow_patterns=[*files], tqdm_class=download_bars(), **options
+                )
             )
     except client_errors() as error:
         raise explained(name, error, options, files) from None
@@ -168,13 +177,37 @@ def quiet() -> Iterator[None]:
         logging.set_verbosity(before)
 
 
-def bars() -> type:
-    """The library's progress bars, all of them hidden unless a terminal shows them."""
+@contextmanager
+def watched_downloads(watch: WatchDownload | None, *, bars: bool) -> Iterator[None]:
+    """Call `watch` while files are downloaded within; without `bars`, draw none on a terminal."""
+    token = WATCH.set((watch, bars))
+    try:
+        yield
+    finally:
+        WATCH.reset(token)
+
+
+def download_bars() -> type:
+    """The library's progress bars: hidden unless a terminal shows them, and watched."""
     from huggingface_hub.utils import tqdm  # type: ignore[attr-defined]
+
+    watch, shown = WATCH.get()
 
     class Bar(tqdm):
         def __init__(self, *args: Any, **kwargs: Any) -> None:
-            super().__init__(*args, **{"disable": None, **kwargs})  # type: ignore[no-untyped-call]
+            own = str(kwargs.get("name") or "")
+            counts = kwargs.get("unit") == "B" and not own.endswith(".transfer")
+            self._watch, self._done = watch if counts else None, 0
+            disable = kwargs.pop("disable", None)  # None: hidden unless a terminal shows them
+            disable = disable if shown else True
+            super().__init__(*args, **kwargs, disable=disable)  # type: ignore[no-untyped-call]
+
+        def update(self, n: float | None = 1) -> bool | None:
+            """Count what was written, whether or not the bar is drawn."""
+            self._done += int(n or 0)
+            if self._watch and self._done:
+                self._watch(self._done, max(self._done, int(self.total or 0)))
+            return super().update(n)  # type: ignore[no-any-return]
 
     return Bar
 

@@ -44,6 +44,7 @@ from esm_pipeline.settings.section import texts
 from esm_pipeline.settings.sections import CLASSIFIERS, ClassifySettings
 from esm_pipeline.tasks.classify.classes import CLASSIFY
 from esm_pipeline.tasks.common.compute import ArrayRunner, BatchArrays
+from esm_pipeline.tasks.common.progress import SILENT, Speaker
 from esm_pipeline.tasks.common.runner import software
 
 CLASSIFIER_REMEDY = "give a checkpoint that was trained as " + " or ".join(CLASSIFIERS)
@@ -65,9 +66,13 @@ class Classifier(ArrayRunner[WithClasses]):
     settings: ClassifySettings
 
     def __init__(
-        self, model: str | EsmPreTrainedModel, revision: str | None, settings: ClassifySettings
+        self,
+        model: str | EsmPreTrainedModel,
+        revision: str | None,
+        settings: ClassifySettings,
+        say: Speaker = SILENT,
     ) -> None:
-        super().__init__(model, revision, settings)
+        super().__init__(model, revision, settings, say)
         if self.given is None:
             name = class_name(self.checkpoint, self.config)
         else:

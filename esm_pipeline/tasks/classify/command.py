@@ -13,7 +13,7 @@ import time
 from pathlib import Path
 
 from esm_pipeline.flags import section_from
-from esm_pipeline.formats.records import FAILED, read_records
+from esm_pipeline.formats.records import read_records
 from esm_pipeline.formats.tables.base import SUFFIXES
 from esm_pipeline.locks import Outputs
 from esm_pipeline.settings.sections import ClassifySettings, CleaningSettings, LabelSettings
@@ -85,7 +85,9 @@ def run(args: argparse.Namespace) -> int:
         from esm_pipeline.tasks.classify.classifier import Classifier
 
         set_threads(settings.threads)
-        classifier = Classifier(args.model, args.revision, settings)
+        classifier = Classifier(
+            args.model, args.revision, settings, command.speaker(args, "classify")
+        )
         plan = SequencePlan(sequences, classifier.policy)
         with command.computed(args, classifier, plan, targets) as files:
             if ending not in HDF5:
@@ -94,8 +96,9 @@ def run(args: argparse.Namespace) -> int:
             for provenance in files.more[1:]:
                 facts = {**classifier.attributes, "threshold": threshold}
                 provenance.write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
-    line = command.summary(classifier, plan, files.counts, started)
-    return command.finish(args, line, files.counts[FAILED], None if args.range else targets[1])
+    details = command.run_details(classifier, plan, started)
+    table = None if args.range else targets[1]
+    return command.finish(args, "classify", files.counts, details, table)
 
 
 def check_model(args: argparse.Namespace) -> None:

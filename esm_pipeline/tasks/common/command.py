@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import sys
 import time
-from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -22,14 +21,17 @@ from esm_pipeline.files import atomic_path, atomic_paths, scratch_path
 from esm_pipeline.flags import add_common, add_flags, exit_code, section_from
 from esm_pipeline.formats.bundles import Range, Work
 from esm_pipeline.formats.input_checksums import require_unchanged
+from esm_pipeline.formats.records import FAILED
 from esm_pipeline.parsers import INPUT_OUTPUT, JOB_GROUP, MODEL_GROUP, group_of
 from esm_pipeline.settings.section import Section
 from esm_pipeline.settings.sections import CleaningSettings
 from esm_pipeline.tasks.common.bundle_sequences import BundleSequences
 from esm_pipeline.tasks.common.model_file import MODEL_HELP
-from esm_pipeline.tasks.common.outcomes import format_counts
+from esm_pipeline.tasks.common.outcomes import closing_line, count_text
 from esm_pipeline.tasks.common.outputs import HDF5, check_output, ending_of, write_checksums
+from esm_pipeline.tasks.common.progress import Speaker
 from esm_pipeline.tasks.common.sequences import SequenceSet, open_sequences
+from esm_pipeline.tasks.common.tallies import Tally
 
 RANGE_ENDING = ".h5"
 
@@ -115,7 +117,12 @@ def open_input(
         return BundleSequences(Path(args.fasta), args.range, task, work, complexes=complexes)
     cleaning = section_from(CleaningSettings, args)
     return open_sequences(
-        [args.fasta], cleaning, folder, allow_empty=args.allow_empty, complexes=complexes
+        [args.fasta],
+        cleaning,
+        folder,
+        allow_empty=args.allow_empty,
+        complexes=complexes,
+        say=speaker(args, task),
     )
 
 
@@ -163,14 +170,14 @@ def written_together(
 
 
 class ComputedFiles(NamedTuple):
-    """Temporary paths of the outputs of a run, and the number of records of each status."""
+    """Temporary paths of the outputs of a run, and what is counted of its records."""
 
     rows: Path
     """The results as HDF5: `output`, or a file that is removed in the end."""
     output: Path
     more: list[Path]
     """The table of records and extra files; none for a range."""
-    counts: Counter[str]
+    counts: Tally
 
 
 @contextmanager
@@ -198,31 +205,50 @@ def computed(
         yield ComputedFiles(rows, output, more, plan.write_outcomes(*more[:1]))
 
 
-def summary(
-    runner: ArrayRunner[Any],
-    plan: SequencePlan,
-    counts: Counter[str],
-    started: float,
-    *,
-    rate: bool = True,
+def run_details(
+    runner: ArrayRunner[Any], plan: SequencePlan, started: float, *, rate: bool = True
 ) -> str:
-    """One line about a run that `started` at that `perf_counter`, with or without residues/s."""
+    """Residues and times of a run that `started` at that `perf_counter`, perhaps residues/s."""
     seconds = time.perf_counter() - started
     residues = int(plan.lengths[plan.rows() >= 0].sum())
-    unit = "sequences of a range" if plan.sequence_set.part else "records"
     speed = f"; {residues / seconds:,.0f} residues/s" if rate else ""
-    return (
-        f"{runner.task}: {format_counts(counts, unit)}; {residues:,} residues in "
-        f"{seconds:.1f} s, {runner.seconds:.1f} s of it in the model{speed}"
-    )
+    times = f"in {seconds:.1f} s, {runner.seconds:.1f} s of it in the model{speed}"
+    return f"{count_text(residues, 'residues')} {times}"
 
 
-def finish(args: argparse.Namespace, line: str, failed: int, table: Path | None) -> int:
-    """Print the summary, and the `table` with the reasons if some `failed`; returns the exit code.
+def finish(
+    args: argparse.Namespace,
+    task: str,
+    counts: Tally,
+    details: str,
+    table: Path | None,
+    *,
+    unit: str = "records",
+    failed: int | None = None,
+) -> int:
+    """Print the summary of a run; returns the exit code.
 
-    The file of a range, which has no table, has the reasons in itself.
+    `counts` are those of a `unit`, `table` has their reasons; the file of a range, which has no
+    table, has the reasons in itself. `failed`: how many count as failed, by default of `counts`.
     """
     if not args.quiet:
-        see = f"; see {table}" if failed and table and args.on_failure == "error" else ""
-        print(line + see, file=sys.stderr)
+        unit = "sequences" if args.range and unit == "records" else unit
+        line = closing_line(title_of(args, task), counts, unit, details, output_of(args), table)
+        print(line, file=sys.stderr)
+    failed = counts.statuses[FAILED] if failed is None else failed
     return exit_code(failed, args.on_failure)
+
+
+def output_of(args: argparse.Namespace) -> Path:
+    """What the command writes, as given."""
+    return Path(args.output if "output" in args else args.paths[-1])
+
+
+def title_of(args: argparse.Namespace, task: str) -> str:
+    """What the lines of a command begin with: the task, and the range of a job."""
+    return f"{task}, range {args.range.name}" if args.range else task
+
+
+def speaker(args: argparse.Namespace, task: str) -> Speaker:
+    """Reports the progress of a command, unless it is to be quiet."""
+    return Speaker(title_of(args, task), args.quiet)

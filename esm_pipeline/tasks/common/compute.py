@@ -10,7 +10,7 @@ import math
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import ClassVar, Protocol, TypeAlias, TypeVar
+from typing import Any, ClassVar, Protocol, TypeAlias, TypeVar
 
 import numpy as np
 import torch
@@ -31,8 +31,9 @@ from esm_pipeline.tasks.common.plan import (
     ResultLayout,
     SequencePlan,
 )
-from esm_pipeline.tasks.common.progress import progress
+from esm_pipeline.tasks.common.progress import Amounts, progress, waiting
 from esm_pipeline.tasks.common.runner import Runner
+from esm_pipeline.tasks.common.work import forward_cost
 
 HostArray: TypeAlias = NDArray[np.float16] | Float32 | NDArray[np.bytes_]
 M = TypeVar("M", bound=EsmPreTrainedModel)
@@ -105,6 +106,10 @@ class ArrayRunner(Runner[M]):
     def __call__(self, sequences: Sequence[str]) -> BatchOutput:
         """Compute a batch. Raises what PyTorch raises when memory runs out."""
 
+    def cost(self, lengths: Int64) -> NDArray[np.number[Any]]:
+        """The relative cost (U,) of sequences of some `lengths` (U,), for the time left."""
+        return forward_cost(lengths)
+
     @property
     def policy(self) -> LengthPolicy:
         """How long sequences are handled. Raises InputError if model and settings disagree."""
@@ -129,7 +134,9 @@ def write_rows(
     runner: ArrayRunner[M], plan: SequencePlan, path: Path, *, quiet: bool = False
 ) -> None:
     """Compute the sequences of `plan` into a new file at `path`; notes in the plan what failed."""
-    rows, layout = plan.rows(), ResultLayout(runner.arrays, runner.attributes)
+    rows = plan.rows()
+    with waiting(f"{runner.say.title}: reading the weights", quiet=runner.say.quiet):
+        layout = ResultLayout(runner.arrays, runner.attributes)
     with layout.writer(path, plan, rows) as writer:
         compute_rows(runner, plan, np.flatnonzero(rows >= 0), writer, quiet=quiet)
     layout.complete(path, plan, rows)
@@ -142,7 +149,12 @@ def compute_rows(
     if len(unique):
         runner.load()
     lengths = plan.lengths[unique]
-    with progress(runner.task, int(lengths.sum()), "residues", quiet=quiet) as advance:
+    cost = runner.cost(plan.sizes[unique].astype(np.int64))
+    amounts = Amounts(
+        *(len(unique), "sequences", float(cost.sum())), rated=int(lengths.sum()), rate="residues"
+    )
+    title = runner.say.title or runner.task
+    with progress(title, amounts, quiet=quiet, first=runner.say.first) as advance:
         for rows, output in runner.run_batches(plan, unique):
             if output is None:
                 only = int(rows[0])
@@ -151,4 +163,4 @@ def compute_rows(
                 output.write(writer, rows)
                 for place, reason in output.problems.items():
                     plan.failures[int(unique[rows[place]])] = reason
-            advance(int(lengths[rows].sum()))
+            advance(len(rows), work=float(cost[rows].sum()), rated=int(lengths[rows].sum()))

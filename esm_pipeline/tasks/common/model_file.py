@@ -16,6 +16,7 @@ from esm_pipeline.errors import InputError, WeightsError, setting
 from esm_pipeline.files import atomic_path
 from esm_pipeline.formats.checksums import sha256
 from esm_pipeline.json_files import read_object
+from esm_pipeline.tasks.common.progress import SILENT, Speaker, downloads_shown, waiting
 
 if TYPE_CHECKING:
     from esm_pipeline.model import Checkpoint, EsmConfig
@@ -91,23 +92,26 @@ def read_model_file(path: Path) -> dict[str, Any]:
     return facts
 
 
-def find_checkpoint(name: str, revision: str | None) -> Checkpoint:
+def find_checkpoint(name: str, revision: str | None, say: Speaker = SILENT) -> Checkpoint:
     """The checkpoint `name`, or the one that the model file `name` describes, without network.
 
-    "demo-fold" is a folding model with random weights, made when it is needed. Raises WeightsError
-    if the checkpoint is not found or differs from the model file; InputError for a revision
-    together with a model file.
+    "demo-fold" is a folding model with random weights, made when it is needed. `say` reports what
+    is downloaded. Raises WeightsError if the checkpoint is not found or differs from the model
+    file; InputError for a revision together with a model file.
     """
     path = Path(name)
     if path.suffix.lower() != SUFFIX or not path.is_file():
-        return checkpoint_named(name, revision=revision)
+        with downloads_shown(say):
+            return checkpoint_named(name, revision=revision)
     if revision:
         raise InputError(f"{name}: contains a revision; leave {setting('revision')} out")
     facts = read_model_file(path)
     pinned = {"revision": facts["revision"], "local_files_only": True}
     checkpoint = checkpoint_named(facts["name"], **pinned)
     again = "remove the file, and run the workflow again"
-    if checkpoint.weights_sha256() != facts["weights_sha256"]:
+    with waiting(f"{say.title}: reading the weights of {checkpoint.name}", quiet=say.quiet):
+        digest = checkpoint.weights_sha256()
+    if digest != facts["weights_sha256"]:
         raise WeightsError(
             f"{name}: the weights of {facts['name']} have changed since it was written; {again}"
         )

@@ -21,6 +21,8 @@ from esm_pipeline.formats.records import (
     read_status,
     status_columns,
 )
+from esm_pipeline.tasks.common.progress import format_amount
+from esm_pipeline.tasks.common.tallies import Tally
 
 NO_ROW = (-1, Outcome(""))
 OF_BUNDLE = ".status.tsv"
@@ -30,7 +32,37 @@ OF_BUNDLE = ".status.tsv"
 def format_counts(counts: Counter[str], unit: str) -> str:
     """The number of each status as `3 records: 2 ok, 1 skipped, 0 failed`."""
     each = ", ".join(f"{counts[status]:,} {status}" for status in (OK, SKIPPED, FAILED))
-    return f"{counts.total():,} {unit}: {each}"
+    return f"{count_text(counts.total(), unit)}: {each}"
+
+
+def count_text(number: int, unit: str) -> str:
+    """`1,200 records of a range`, `1 record`: the first word of `unit` is a plural."""
+    word, space, rest = unit.partition(" ")
+    return f"{format_amount(number, word)}{space}{rest}"
+
+
+def closing_line(
+    title: str, tally: Tally, unit: str, details: str, output: Path, table: Path | None = None
+) -> str:
+    """The line at the end of a command: outcomes, the commonest reason, and where the files are.
+
+    `unit` is what is counted, and `table` has the reasons, if there is one.
+    """
+    counts, (reason, number) = tally.statuses, tally.commonest_reason()
+    total, without = counts.total(), counts[SKIPPED] + counts[FAILED]
+    why = ""
+    if reason:
+        is_only = number == without
+        why = f'; reason: "{reason}"' if is_only else f'; most often: "{reason}"'
+        why += "" if is_only else f" ({count_text(number, unit.split()[0])})"
+    see = f"; see {table}" if table and without else ""
+    if total and without == total:
+        both = f", none computed: {counts[SKIPPED]:,} skipped, {counts[FAILED]:,} failed"
+        one = f" {SKIPPED if counts[SKIPPED] else FAILED}, none computed"
+        what = both if counts[SKIPPED] and counts[FAILED] else one
+        return f"{title}: {count_text(total, unit)}{what}{why}{see}"
+    where = f"; wrote {output}" + (f" and {table}" if table and not see else "")
+    return f"{title}: {format_counts(counts, unit)}; {details}{why}{where}{see}"
 
 
 def write_status(target: Path, task: str, outcomes: Iterable[tuple[int, Outcome]]) -> Counter[str]:

@@ -19,6 +19,7 @@ from esm_pipeline.formats.results.layout import Array, RecordRow
 from esm_pipeline.formats.results.validation import open_hdf5
 from esm_pipeline.formats.results.writer import RaggedWriter
 from esm_pipeline.tasks.common.room import require_room
+from esm_pipeline.tasks.common.tallies import Tally
 from esm_pipeline.tasks.common.unique_sequences import BundlePart, UniqueSequences
 
 DOES_NOT_FIT = "{} residues do not fit into memory, even alone; use a machine with more"
@@ -178,16 +179,17 @@ class SequencePlan:
         unique = self.sequence_set.unique
         return int(np.count_nonzero(rows[unique[unique >= 0]] >= 0))
 
-    def write_outcomes(self, table: Path | None = None) -> Counter[str]:
-        """Write the table of records to `table`, if given; returns the number of each status."""
-        counts: Counter[str] = Counter()
+    def write_outcomes(self, table: Path | None = None) -> Tally:
+        """Write the table of records to `table`, if given; returns what is counted of it."""
+        counts = Tally(self.policy.task)
         if table is None:
-            counts.update(outcome.status for outcome in self.outcomes())
+            for outcome, number in Counter(self.outcomes()).items():
+                counts.add_many(outcome, number)
             return counts
 
         def with_outcome(record: Record) -> Record:
             outcome = self.outcome(record)
-            counts[outcome.status] += 1
+            counts.add(outcome)
             return record.with_outcome(self.policy.task, *outcome)
 
         records = map(with_outcome, self.sequence_set.records())

@@ -33,16 +33,28 @@ from esm_pipeline.model.inference.batching import (
 from esm_pipeline.model.inference.device import resolve_device
 from esm_pipeline.settings.sections import ComputeSettings
 from esm_pipeline.tasks.common.model_file import find_checkpoint
+from esm_pipeline.tasks.common.progress import (
+    LINE_SECONDS,
+    SILENT,
+    Speaker,
+    duration,
+    size_text,
+    waiting,
+)
 from esm_pipeline.version import __version__
 
 M = TypeVar("M", bound=EsmPreTrainedModel)
+
+WORTH_TELLING = 1.0
+"""Seconds from which on it is reported how long a model took to load."""
 
 
 class Runner(Generic[M]):
     """A checkpoint on a device; `load` it before the first batch. Or a model that is loaded.
 
-    `seconds` counts the time spent in the model. Raises WeightsError for an unusable checkpoint,
-    InputError for a loaded model of another class.
+    `seconds` counts the time spent in the model. `say` reports downloads, and that the weights are
+    loaded. Raises WeightsError for an unusable checkpoint, InputError for a loaded model of another
+    class.
     """
 
     model_class: type[M]
@@ -53,9 +65,13 @@ class Runner(Generic[M]):
     """The model, if it was loaded by the caller."""
 
     def __init__(
-        self, model: str | EsmPreTrainedModel, revision: str | None, settings: ComputeSettings
+        self,
+        model: str | EsmPreTrainedModel,
+        revision: str | None,
+        settings: ComputeSettings,
+        say: Speaker = SILENT,
     ) -> None:
-        self.settings = settings
+        self.settings, self.say = settings, say
         self.seconds = 0.0
         self._lock, self._inside, self._started = Lock(), 0, 0.0
         if not isinstance(model, str):
@@ -64,7 +80,7 @@ class Runner(Generic[M]):
             self.checkpoint = Checkpoint(model.name_or_path or type(model).__name__, source, ())
             return
         self.device = resolve_device(settings.device)
-        self.checkpoint = find_checkpoint(model, revision)
+        self.checkpoint = find_checkpoint(model, revision, say)
         self.config = EsmConfig.from_pretrained(self.checkpoint.source, **self.checkpoint.where)
         stored_tensors = open_tensors(self.checkpoint.weight_files)
         require_config(self.config, stored_tensors, self.checkpoint.name)
@@ -91,9 +107,13 @@ class Runner(Generic[M]):
 
     def load(self) -> None:
         """Load the weights now. Raises CapacityError if they do not fit into memory."""
+        started = time.perf_counter()
         try:
             self.check()
-            _ = self.model
+            size = sum(path.stat().st_size for path in self.checkpoint.weight_files)
+            self.say(f"loading {self.checkpoint.name} ({size_text(size)})")
+            with waiting(f"{self.say.title}: loading", quiet=self.say.quiet, first=LINE_SECONDS):
+                _ = self.model
         except (MemoryError, RuntimeError) as error:
             if not is_out_of_memory(error):
                 raise
@@ -101,6 +121,10 @@ class Runner(Generic[M]):
                 f"{self.checkpoint.name}: the model does not fit into the memory of {self.device}; "
                 "choose a smaller one, dtype bfloat16, or another device"
             ) from None
+
+        seconds = time.perf_counter() - started
+        if seconds >= WORTH_TELLING:
+            self.say(f"loaded in {duration(seconds)}")
 
     def unload(self) -> None:
         """Free the memory of the weights."""

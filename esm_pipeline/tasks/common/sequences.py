@@ -15,7 +15,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from hashlib import sha256
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, Self
+from typing import IO, Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -43,9 +43,7 @@ from esm_pipeline.tasks.common.cleaning import (
     nucleotides_remedy,
     read_sequence,
 )
-
-if TYPE_CHECKING:
-    import hashlib
+from esm_pipeline.tasks.common.progress import SILENT, Advance, Amounts, Speaker, step
 
 DIGEST_BYTES = 16
 """Bytes of a sequence's SHA-256 to find equal ones; different ones will never share 128 bits."""
@@ -74,33 +72,65 @@ def open_sequences(
     *,
     allow_empty: bool = False,
     complexes: bool = False,
+    say: Speaker = SILENT,
 ) -> SequenceSet:
     """Read FASTA files (`-` is standard input) as one input with a running index.
 
     Temporary files go to `spool_dir`, which is made if it is missing. `allow_empty` accepts a file
     without records; with `complexes`, sequences of several chains count as unique sequences too.
+    `say` reports how much is read, if that takes a while.
     Raises InputError for a file that cannot be used, OSError if the disk of `spool_dir` is full.
     """
     if list(paths).count(STANDARD_INPUT) > 1:
         raise InputError(f"{shown(STANDARD_INPUT)}: given twice, but can be read once; drop one")
-    digests = [sha256() for _ in paths]
+    digests = [CountingDigest() for _ in paths]
 
-    def read(path: str, digest: hashlib._Hash) -> Iterator[list[FastaRecord]]:
+    def read(path: str, digest: CountingDigest) -> Iterator[list[FastaRecord]]:
         batches = read_batches(
             path,
             allow_empty=allow_empty,
             aligned=cleaning.gaps == "remove",
             most_letters=most_letters(cleaning),
-            digest=digest,
+            digest=digest,  # type: ignore[arg-type]  # has what is used of it
         )
         return proteins(batches, shown(path)) if cleaning.nucleotides == "refuse" else batches
 
     batches = itertools.chain.from_iterable(map(read, paths, digests))
-    sequence_set = read_entries(batches, cleaning, spool_dir, complexes=complexes)
+    names = shown(paths[0]) if len(paths) == 1 else f"{len(paths):,} files"
+    amounts = Amounts(size_of(paths), "bytes")
+    with step(f"{say.title}: reading {names}", amounts, quiet=say.quiet) as advance:
+        for digest in digests:
+            digest.advance = advance
+        sequence_set = read_entries(batches, cleaning, spool_dir, complexes=complexes)
     sequence_set.digests = [digest.hexdigest() for digest in digests]
     for path, found in zip(paths, sequence_set.digests, strict=True):
         check_if_listed(Path(path), found)
     return sequence_set
+
+
+class CountingDigest:
+    """A SHA-256 that reports how many bytes were added."""
+
+    advance: Advance
+
+    def __init__(self) -> None:
+        self._digest = sha256()
+
+    def update(self, block: bytes) -> None:
+        """Add some bytes."""
+        self._digest.update(block)
+        self.advance(len(block))
+
+    def hexdigest(self) -> str:
+        """The digest in hexadecimal."""
+        return self._digest.hexdigest()
+
+
+def size_of(paths: Sequence[str]) -> int:
+    """Bytes of some files; 0 if one is missing or not a plain file, such as standard input."""
+    if not all(os.path.isfile(path) for path in paths):
+        return 0
+    return sum(os.path.getsize(path) for path in paths)
 
 
 def most_letters(cleaning: CleaningSettings) -> int:

@@ -63,6 +63,8 @@ class Tally:
         default_factory=lambda: {FAILED: Counter(), SKIPPED: Counter()}
     )
     duplicates: int = 0
+    examples: dict[str, str] = field(default_factory=dict, compare=False)
+    """Each reason as in `reasons` → the first such reason with its numbers."""
 
     def add(self, outcome: Outcome, *, duplicate: bool = False, new: bool = True) -> None:
         """Count a record; see `add_many`."""
@@ -77,16 +79,29 @@ class Tally:
         self.statuses[outcome.status] += number
         if new and outcome.status in self.reasons:
             reasons = self.reasons[outcome.status]
-            reasons[NUMBER.sub("#", outcome.reason)] += number
+            text = NUMBER.sub("#", outcome.reason)
+            reasons[text] += number
+            self.examples.setdefault(text, outcome.reason)
             if len(reasons) > DIFFERENT_REASONS:
                 kept = sorted(reasons.items(), key=_commonest_first)[: DIFFERENT_REASONS // 2]
                 self.reasons[outcome.status] = Counter(dict(kept))
+                known = {one for some in self.reasons.values() for one in some}
+                self.examples = {one: self.examples[one] for one in known}
 
     def common_reasons(self) -> Iterator[tuple[str, str, int]]:
         """The most common reasons of each status: status, reason, number; of equals by letters."""
         for status, reasons in self.reasons.items():
             for reason, number in sorted(reasons.items(), key=_commonest_first)[:MOST_REASONS]:
                 yield status, reason, number
+
+    def commonest_reason(self) -> tuple[str, int]:
+        """The most common of all reasons, with the numbers of its first record, and how often.
+
+        Of equals, that of failures. Empty, and 0, if there is none.
+        """
+        found = [(text, number) for _, text, number in self.common_reasons() if text]
+        text, number = max(found, key=lambda one: one[1], default=("", 0))
+        return self.examples.get(text, text), number
 
     def row(self) -> list[str]:
         """The cells of `TALLY_COLUMNS`."""

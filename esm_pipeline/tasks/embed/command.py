@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING
 
 from esm_pipeline.errors import InputError, setting
 from esm_pipeline.flags import section_from
-from esm_pipeline.formats.records import FAILED
 from esm_pipeline.formats.results.embedding_tables import write_array, write_embedding_table
 from esm_pipeline.formats.results.embeddings import FIXED_SIZE
 from esm_pipeline.formats.tables.base import SUFFIXES
@@ -95,7 +94,7 @@ def run(args: argparse.Namespace) -> int:
         from esm_pipeline.tasks.embed.representations import Encoder
 
         set_threads(settings.threads)
-        encoder = Encoder(args.model, args.revision, settings)
+        encoder = Encoder(args.model, args.revision, settings, command.speaker(args, "embed"))
         if ending == ARRAY:
             require_one_array(args.output, encoder)
         plan = SequencePlan(sequences, encoder.policy)
@@ -104,8 +103,9 @@ def run(args: argparse.Namespace) -> int:
                 write_array(files.output, files.more[1], files.rows)
             elif ending not in HDF5:
                 write_embedding_table(files.output, ending, files.rows)
-    line = command.summary(encoder, plan, files.counts, started)
-    return command.finish(args, line, files.counts[FAILED], None if args.range else targets[1])
+    details = command.run_details(encoder, plan, started)
+    table = None if args.range else targets[1]
+    return command.finish(args, "embed", files.counts, details, table)
 
 
 def require_fixed(output: Path, include: Iterable[str]) -> None:

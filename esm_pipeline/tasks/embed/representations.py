@@ -24,6 +24,7 @@ from esm_pipeline.model.inference.batching import (
 from esm_pipeline.settings.section import texts
 from esm_pipeline.settings.sections import EmbedSettings
 from esm_pipeline.tasks.common.compute import ArrayRunner, BatchArrays
+from esm_pipeline.tasks.common.progress import SILENT, Speaker
 from esm_pipeline.tasks.common.runner import software
 
 
@@ -39,9 +40,13 @@ class Encoder(ArrayRunner[EsmModel]):
     settings: EmbedSettings
 
     def __init__(
-        self, model: str | EsmPreTrainedModel, revision: str | None, settings: EmbedSettings
+        self,
+        model: str | EsmPreTrainedModel,
+        revision: str | None,
+        settings: EmbedSettings,
+        say: Speaker = SILENT,
     ) -> None:
-        super().__init__(model, revision, settings)
+        super().__init__(model, revision, settings, say)
         count = self.config.num_hidden_layers
         for layer in settings.layers:
             check_layer(layer, count)

@@ -14,7 +14,7 @@ from pathlib import Path
 from esm_pipeline.errors import InputError
 from esm_pipeline.files import require_regular
 from esm_pipeline.flags import section_from
-from esm_pipeline.formats.records import FAILED, read_records
+from esm_pipeline.formats.records import read_records
 from esm_pipeline.locks import Outputs
 from esm_pipeline.settings.sections import CleaningSettings, FoldSettings, StructureSettings
 from esm_pipeline.tasks.common import command
@@ -91,16 +91,16 @@ def run(args: argparse.Namespace) -> int:
         from esm_pipeline.tasks.fold.predictor import Predictor
 
         threads = set_threads(settings.threads)
-        predictor = Predictor(args.model, args.revision, settings)
+        predictor = Predictor(args.model, args.revision, settings, command.speaker(args, FOLD))
         plan = FoldPlan(sequences, predictor.policy, predictor.config.max_residues)
         with command.computed(args, predictor, plan, targets, stale=stale) as files:
             counts = files.counts
     if as_files:
         rows = read_records(*tables)
         write_files(arrays, args.output, rows, written, processes=threads, quiet=args.quiet)
-    line = command.summary(predictor, plan, counts, started, rate=False)
-    warning = "; random weights: the structures are meaningless" if predictor.random else ""
-    return command.finish(args, line + warning, counts[FAILED], tables[0] if tables else None)
+    details = command.run_details(predictor, plan, started, rate=False)
+    details += "; random weights: the structures are meaningless" if predictor.random else ""
+    return command.finish(args, FOLD, counts, details, tables[0] if tables else None)
 
 
 def check_model(args: argparse.Namespace) -> None:

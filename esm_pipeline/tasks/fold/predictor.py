@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from esm_pipeline.arrays import Int64
 from esm_pipeline.errors import CapacityError, WeightsError, setting
@@ -31,11 +32,12 @@ from esm_pipeline.structure.quality import QUALITY_FLAGS, examine
 from esm_pipeline.structure.structure import RANDOM, Structure
 from esm_pipeline.tasks.common.compute import ArrayRunner, BatchOutput
 from esm_pipeline.tasks.common.plan import NOT_FINITE, LengthPolicy, SequencePlan
+from esm_pipeline.tasks.common.progress import SILENT, Speaker
 from esm_pipeline.tasks.common.requests import GIGA
 from esm_pipeline.tasks.common.runner import software
 from esm_pipeline.tasks.fold.batches import CHUNKS, FoldMode, fold_batches, fold_modes
 from esm_pipeline.tasks.fold.plan import FOLD, fold_policy
-from esm_pipeline.tasks.fold.work import SHARE
+from esm_pipeline.tasks.fold.work import SHARE, fold_cost
 
 FLAG_NAMES = (*QUALITY_FLAGS, RANDOM)
 
@@ -74,9 +76,13 @@ class Predictor(ArrayRunner[EsmForProteinFolding]):
     settings: FoldSettings
 
     def __init__(
-        self, model: str | EsmPreTrainedModel, revision: str | None, settings: FoldSettings
+        self,
+        model: str | EsmPreTrainedModel,
+        revision: str | None,
+        settings: FoldSettings,
+        say: Speaker = SILENT,
     ) -> None:
-        super().__init__(DEMO_FOLD if model == DEMO else model, revision, settings)
+        super().__init__(DEMO_FOLD if model == DEMO else model, revision, settings, say)
         if not self.config.is_folding_model:
             raise WeightsError(
                 f"{self.checkpoint.name}: has no folding part; set {setting('fold.model')} to a "
@@ -114,6 +120,10 @@ class Predictor(ArrayRunner[EsmForProteinFolding]):
             device=self.device,
         )
         return found
+
+    def cost(self, lengths: Int64) -> NDArray[np.number[Any]]:
+        """The relative cost (U,) of folding sequences of some `lengths` (U,)."""
+        return fold_cost(lengths)
 
     @property
     def policy(self) -> LengthPolicy:

@@ -44,6 +44,7 @@ def structures_section(path: Path) -> ReportSection:
     facts = f"{count:,} records with a structure."
     if flags.pop(RANDOM, 0):
         facts += f" <strong>{html.escape(MEANINGLESS)}.</strong>"
+        return ReportSection(facts, [])
     pictures = []
     if count:
         pictures = [

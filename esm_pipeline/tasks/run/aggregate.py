@@ -25,8 +25,9 @@ from esm_pipeline.locks import Outputs
 from esm_pipeline.tasks import commands_with, module_of
 from esm_pipeline.tasks.common.command import RANGE_ENDING
 from esm_pipeline.tasks.common.gather import BundleResults
-from esm_pipeline.tasks.common.outcomes import OF_BUNDLE, format_counts, listing_of
+from esm_pipeline.tasks.common.outcomes import OF_BUNDLE, count_text, format_counts, listing_of
 from esm_pipeline.tasks.common.outputs import ending_of
+from esm_pipeline.tasks.common.progress import waiting
 from esm_pipeline.tasks.run import record_table
 
 OF_RECORDS, OF_TABLES = "records", "tables"
@@ -100,12 +101,14 @@ def digests_of(status: Path) -> Path:
 
 def run(args: argparse.Namespace) -> int:
     """Gather results or merge tables; returns 0: `verdict` judges failed records."""
-    if args.what == OF_RECORDS:
-        record_table.write_record_table(args)
-    elif args.what == OF_TABLES:
-        record_table.write_merged_table(args)
-    else:
-        gather_bundle(args)
+    quiet = getattr(args, "quiet", False)
+    with waiting(f"aggregate {args.what}: writing {args.out}", quiet=quiet):
+        if args.what == OF_RECORDS:
+            record_table.write_record_table(args)
+        elif args.what == OF_TABLES:
+            record_table.write_merged_table(args)
+        else:
+            gather_bundle(args)
     return 0
 
 
@@ -135,6 +138,6 @@ def gather_bundle(args: argparse.Namespace) -> None:
     remove_other_cuts(args.ranges, args.count)
     if not args.quiet:
         seconds = time.perf_counter() - started
-        ranges = "range" if args.count == 1 else "ranges"
-        found = format_counts(records.counts, f"records of {args.count} {ranges}")
-        print(f"aggregate {args.what}: {found}; {seconds:.1f} s", file=sys.stderr)
+        unit = f"records of {count_text(args.count, 'ranges')}"
+        found = format_counts(records.counts, unit)
+        print(f"aggregate {args.what}: {found}; {seconds:.1f} s; wrote {args.out}", file=sys.stderr)

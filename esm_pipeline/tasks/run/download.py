@@ -21,6 +21,7 @@ from esm_pipeline.tasks.common.model_file import (
     write_model_file,
 )
 from esm_pipeline.tasks.common.outputs import ending_of
+from esm_pipeline.tasks.common.progress import Speaker, waiting
 
 EXAMPLES = (
     (
@@ -65,10 +66,10 @@ def run(args: argparse.Namespace) -> int:
 
     if args.out:
         ending_of(args.out, (SUFFIX,))
-    checkpoint = find_checkpoint(args.model, args.revision)
-    facts = describe_model(
-        checkpoint, EsmConfig.from_pretrained(checkpoint.source, **checkpoint.where)
-    )
+    checkpoint = find_checkpoint(args.model, args.revision, Speaker("download"))
+    config = EsmConfig.from_pretrained(checkpoint.source, **checkpoint.where)
+    with waiting(f"download: reading the weights of {checkpoint.name}"):
+        facts = describe_model(checkpoint, config)
     if args.task:
         module_of(args.task).check_model(args)
     if args.out:

@@ -21,6 +21,7 @@ from esm_pipeline.locks import Outputs
 from esm_pipeline.settings.result_names import RECORDS, SCORE_FACTS, SCORES
 from esm_pipeline.tasks.classify.report import classes_section
 from esm_pipeline.tasks.common.outputs import ending_of
+from esm_pipeline.tasks.common.progress import waiting
 from esm_pipeline.tasks.common.report_parts import (
     ReportSection,
     draw_bars,
@@ -33,6 +34,7 @@ from esm_pipeline.tasks.embed.report import embeddings_section
 from esm_pipeline.tasks.fold.report import structures_section
 from esm_pipeline.tasks.fold.structures import STRUCTURES_TABLE
 from esm_pipeline.tasks.run.tallies import (
+    RunResults,
     SampleResults,
     add_run_flags,
     count_variants,
@@ -91,7 +93,15 @@ def outputs(args: argparse.Namespace) -> Outputs:
 def run(args: argparse.Namespace) -> int:
     """Write the page; returns 0."""
     ending_of(args.out, (".html", ".htm"))
-    found = find_results(args, [folder / RECORDS for folder in args.samples])
+    with waiting(f"report: drawing {args.out}"):
+        page = page_of(find_results(args, [folder / RECORDS for folder in args.samples]))
+    with atomic_path(args.out) as path:
+        path.write_text(page, encoding="utf-8")
+    return 0
+
+
+def page_of(found: RunResults) -> str:
+    """The page as HTML."""
     tallies = found.tallies()
     parts = [
         records_table(tallies),
@@ -102,12 +112,9 @@ def run(args: argparse.Namespace) -> int:
         parts.append(f"<p>Pictures of the first {PICTURES} samples of {len(found.samples):,}.</p>")
     if found.others:
         parts.append(f"<p>{html.escape(found.others[0].upper() + found.others[1:])}.</p>")
-    page = PAGE_TEMPLATE.substitute(
+    return PAGE_TEMPLATE.substitute(
         title="Results of protein language models", body="\n".join(filter(None, parts))
     )
-    with atomic_path(args.out) as path:
-        path.write_text(page, encoding="utf-8")
-    return 0
 
 
 def records_table(tallies: Sequence[Tally]) -> str:

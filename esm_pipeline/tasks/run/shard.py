@@ -38,7 +38,9 @@ from esm_pipeline.locks import Outputs
 from esm_pipeline.parsers import INPUT_OUTPUT, JOB_GROUP, group_of
 from esm_pipeline.settings.result_names import bundle_names
 from esm_pipeline.settings.sections import CleaningSettings
+from esm_pipeline.tasks.common.outcomes import count_text
 from esm_pipeline.tasks.common.outputs import require_folder_name
+from esm_pipeline.tasks.common.progress import Speaker, waiting
 from esm_pipeline.tasks.common.sequences import SequenceSet, open_sequences
 
 WRITTEN_AT_ONCE = 1 << 16
@@ -88,8 +90,10 @@ def run(args: argparse.Namespace) -> int:
         if ours and place.parent == args.out.resolve():
             raise InputError(f"{shown(path)}: a bundle would replace it; choose another --out")
     before = states(args.fasta)
-    with open_sequences(args.fasta, cleaning, args.out, complexes=True) as sequence_set:
-        write_bundles(sequence_set, args.out, args.bundles, args.least)
+    say = Speaker("shard", args.quiet)
+    with open_sequences(args.fasta, cleaning, args.out, complexes=True, say=say) as sequence_set:
+        with waiting("shard: writing the bundles", quiet=args.quiet):
+            write_bundles(sequence_set, args.out, args.bundles, args.least)
         if args.inputs:
             write_inputs(args.inputs, args.fasta, sequence_set.digests, before)
         if not args.quiet:
@@ -203,7 +207,8 @@ def shard_summary(sequence_set: SequenceSet, bundles: int, seconds: float) -> st
     ok = int((sequence_set.unique >= 0).sum())
     unique, residues = len(sequence_set.lengths), int(sequence_set.lengths.sum())
     return (
-        f"shard: {sequence_set.count:,} records, {ok:,} ok, {sequence_set.count - ok:,} skipped, "
-        f"{ok - unique:,} duplicates; {unique:,} sequences, {residues:,} residues "
-        f"in {bundles:,} {'bundle' if bundles == 1 else 'bundles'}; {seconds:.1f} s"
+        f"shard: {count_text(sequence_set.count, 'records')}, {ok:,} ok, "
+        f"{sequence_set.count - ok:,} skipped, {count_text(ok - unique, 'duplicates')}; "
+        f"{count_text(unique, 'sequences')}, {count_text(residues, 'residues')} in "
+        f"{count_text(bundles, 'bundles')}; {seconds:.1f} s"
     )

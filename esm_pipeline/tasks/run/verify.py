@@ -31,7 +31,7 @@ from esm_pipeline.settings.result_names import (
     listed_folders,
     not_of_this_run,
 )
-from esm_pipeline.tasks.common.progress import Advance, progress
+from esm_pipeline.tasks.common.progress import PATIENCE_SECONDS, Advance, Amounts, progress
 
 PROVENANCE_FORMAT = "esm-pipeline/provenance"
 MISSING, DIFFERS = "missing", "differs"
@@ -93,6 +93,10 @@ def run(args: argparse.Namespace) -> int:
     return 1 if check.different else 0
 
 
+LISTED_BYTES = 100_000
+"""The time that a file in a list takes, in bytes of a large file."""
+
+
 class FolderCheck:
     """The check of a folder: how many files were checked, and how many differ."""
 
@@ -106,6 +110,11 @@ class FolderCheck:
         place, again = (shown(str(self.folder / path)) for path in (name, source))
         remedy = "" if what == MISSING and name == source else f"remove {again} and "
         print(f"{place}: {what}; {remedy}run the workflow again", flush=True)
+
+    def cost_of(self, file: ListedFile) -> float:
+        """The time that reading a result takes, in bytes."""
+        path = self.folder / file.name
+        return LISTED_BYTES + (path.stat().st_size if path.is_file() else 0)
 
     def check_provenance(self) -> dict[str, Any] | None:
         """The contents of `provenance.json`; None if it cannot be read."""
@@ -137,8 +146,10 @@ class FolderCheck:
         """Check all results in `provenance.json`."""
         files = list(listed_files(facts))
         lists = [file for file in files if file.folders]
-        total = len(files) + sum(count_lines(self.folder / file.name) for file in lists)
-        with progress("verify", total, "files", quiet=quiet) as advance:
+        listed = sum(count_lines(self.folder / file.name) for file in lists)
+        work = LISTED_BYTES * listed + sum(self.cost_of(file) for file in files)
+        amounts = Amounts(len(files) + listed, "files", work=work)
+        with progress("verify", amounts, quiet=quiet, first=PATIENCE_SECONDS) as advance:
             problems = self.check_files(files, 1, advance)
             for file in lists:
                 if file.name not in problems:
@@ -176,7 +187,10 @@ class FolderCheck:
         rest = iter(files)
         batches = iter(lambda: list(islice(rest, together)), [])
         for done in in_threads(compare, batches, self.threads):
-            advance(len(done))
+            costs = (
+                LISTED_BYTES if file.source != file.name else self.cost_of(file) for file, _ in done
+            )
+            advance(len(done), work=sum(costs))
             self.count += len(done)
             for file, what in done:
                 if what:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import json
 import re
+import sys
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -28,8 +29,8 @@ from esm_pipeline.flags import section_from
 from esm_pipeline.formats.bundles import Range
 from esm_pipeline.formats.checksums import check_if_listed
 from esm_pipeline.formats.input_checksums import require_unchanged
-from esm_pipeline.formats.records import FAILED
-from esm_pipeline.formats.results.job_files import STATUS_CODES, StoredOutcomes
+from esm_pipeline.formats.records import FAILED, Outcome
+from esm_pipeline.formats.results.job_files import STATUS_CODES, STATUS_OF_CODE, StoredOutcomes
 from esm_pipeline.formats.results.saturation import Saturations
 from esm_pipeline.formats.tables.base import SUFFIXES, Table, suffix_of
 from esm_pipeline.formats.tables.open import create_table, open_table
@@ -46,15 +47,16 @@ from esm_pipeline.tasks.common import command
 from esm_pipeline.tasks.common.bundle_sequences import BundleSequences
 from esm_pipeline.tasks.common.gather import gather_ragged
 from esm_pipeline.tasks.common.model_file import MODEL_HELP
-from esm_pipeline.tasks.common.outcomes import format_counts
+from esm_pipeline.tasks.common.outcomes import count_text
 from esm_pipeline.tasks.common.outputs import check_output, ending_of
 from esm_pipeline.tasks.common.plan import LengthPolicy, SequencePlan
-from esm_pipeline.tasks.common.progress import progress
+from esm_pipeline.tasks.common.progress import SILENT, Amounts, Speaker, progress
 from esm_pipeline.tasks.common.sequences import (
     SequenceSet,
     open_sequences,
     read_entries,
 )
+from esm_pipeline.tasks.common.tallies import VARIANTS_STEP, Tally
 from esm_pipeline.tasks.common.unique_sequences import UniqueSequences
 from esm_pipeline.tasks.score.score_files import RangeScores, write_range_scores
 from esm_pipeline.tasks.score.variant_range import VariantPart
@@ -73,7 +75,7 @@ from esm_pipeline.tasks.score.work import SATURATION_WORK
 
 if TYPE_CHECKING:
     from esm_pipeline.model import EsmPreTrainedModel
-    from esm_pipeline.tasks.score.forward_passes import Ensemble
+    from esm_pipeline.tasks.score.forward_passes import Ensemble, PassWork
     from esm_pipeline.tasks.score.strategies import Strategy
 
 SUFFIX = ".h5"
@@ -130,7 +132,16 @@ class ScoreArguments(NamedTuple):
     plots: Path | None
     provenance: Path | None
     checksums: Path | None
-    quiet: bool
+    say: Speaker
+
+
+class ScoreSummary(NamedTuple):
+    """What a run did: `counts` of a `unit`, passes and times, how many rows and proteins failed."""
+
+    counts: Tally
+    unit: str
+    details: str
+    failed: int
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -185,13 +196,18 @@ def run(args: argparse.Namespace) -> int:
     require_unchanged(args.unchanged)
     arguments = read_arguments(args)
     if args.saturation:
-        summary, failed = saturate(arguments)
-    elif args.range:
-        summary, failed = score_range(arguments)
+        done = saturate(arguments)
     else:
-        summary, failed = score_table(arguments)
-    line = f"score: {summary}; {time.perf_counter() - started:.1f} s"
-    return command.finish(args, line, failed, None if args.range else arguments.records)
+        done = score_range(arguments) if args.range else score_table(arguments)
+    if done is None:
+        if not args.quiet:
+            print(f"{arguments.say.title}: nothing to score in it", file=sys.stderr)
+        return 0
+    details = f"{done.details}; {time.perf_counter() - started:.1f} s"
+    table = None if args.range else arguments.records
+    return command.finish(
+        args, SCORE, done.counts, details, table, unit=done.unit, failed=done.failed
+    )
 
 
 def check_model(args: argparse.Namespace) -> None:
@@ -237,7 +253,7 @@ def read_arguments(args: argparse.Namespace) -> ScoreArguments:
         plots=args.plots,
         provenance=args.provenance,
         checksums=args.sha256,
-        quiet=args.quiet,
+        say=command.speaker(args, SCORE),
     )
 
 
@@ -256,8 +272,8 @@ def name_models(names: list[str], labels: list[str], revisions: list[str]) -> li
     return [ModelChoice(*one) for one in zip(labels, names, versions, strict=True)]
 
 
-def score_table(arguments: ScoreArguments) -> tuple[str, int]:
-    """Score the rows of a table; returns the summary, and how many rows and proteins failed."""
+def score_table(arguments: ScoreArguments) -> ScoreSummary:
+    """Score the rows of a table."""
     settings, cleaning, folder = arguments.settings, arguments.cleaning, arguments.output.parent
     path = str(arguments.variants)
     check_if_listed(Path(path))
@@ -270,22 +286,24 @@ def score_table(arguments: ScoreArguments) -> tuple[str, int]:
             open_wild_types(
                 *(arguments.wild_types, table, settings, cleaning, folder),
                 allow_empty=arguments.allow_empty,
+                say=arguments.say,
             )
         )
         planned = plan_table(arguments, table, wild_types, stack)
         with writing(arguments, planned.models) as (output, records):
-            scores = planned.scores(quiet=arguments.quiet)
+            scores = planned.scores(arguments.say)
             strategy = planned.strategy
             with create_table(output, suffix, table, columns) as writer:
                 counts = write_scores(
                     writer, planned.variants, strategy.usable, strategy.outcome, scores
                 )
-            failed = strategy.plan.write_outcomes(records)[FAILED]
-    return planned.summary(counts), counts[FAILED] + failed
+            proteins = strategy.plan.write_outcomes(records)
+    failed = counts.statuses[FAILED] + proteins.statuses[FAILED]
+    return ScoreSummary(counts, "variants", count_passes(planned.models), failed)
 
 
-def score_range(arguments: ScoreArguments) -> tuple[str, int]:
-    """Score a range of a table that was split; returns the same. Takes some 130 bytes a row."""
+def score_range(arguments: ScoreArguments) -> ScoreSummary | None:
+    """Score a range of a table that was split; None without rows. Takes some 130 bytes a row."""
     columns = score_columns(arguments.settings.strategy, [one.label for one in arguments.models])
     names = [column.name for column in columns if column.kind == "number"]
     assert arguments.range_ is not None
@@ -295,7 +313,7 @@ def score_range(arguments: ScoreArguments) -> tuple[str, int]:
     with atomic_path(arguments.output) as output:
         if work.is_idle:
             write_range_scores(output, RangeScores.none(names), work.attributes)
-            return "no variants in this range", 0
+            return None
         table = work.table()
         with ExitStack() as stack:
             sequence_set = work.sequences(arguments.cleaning, arguments.output.parent)
@@ -307,7 +325,7 @@ def score_range(arguments: ScoreArguments) -> tuple[str, int]:
                     f"{table.path}: row {table.numbers[strategy.usable.argmin()]} cannot be scored "
                     "as it is here; split the table with the same strategy"
                 )
-            scores = planned.scores(quiet=arguments.quiet)
+            scores = planned.scores(arguments.say)
             number = len(table.numbers)
             outcomes = StoredOutcomes.of(
                 chain(
@@ -324,10 +342,13 @@ def score_range(arguments: ScoreArguments) -> tuple[str, int]:
                 provenance=provenance_of(arguments.settings, planned.models),
             )
             write_range_scores(output, found, work.attributes)
-    codes = np.bincount(outcomes.codes[:number], minlength=len(STATUS_CODES) + 1).tolist()
-    counts = Counter({status: codes[code] for status, code in STATUS_CODES.items()})
+    counts = Tally(VARIANTS_STEP)
+    pairs = zip(outcomes.codes[:number].tolist(), outcomes.reason[:number].tolist(), strict=True)
+    for (code, place), times in Counter(pairs).items():
+        reason = outcomes.reasons[place] if place >= 0 else ""
+        counts.add_many(Outcome(STATUS_OF_CODE[code], reason), times)
     failed = int(np.count_nonzero(outcomes.codes == STATUS_CODES[FAILED]))
-    return planned.summary(counts), failed
+    return ScoreSummary(counts, "variants", count_passes(planned.models), failed)
 
 
 class PlannedTable(NamedTuple):
@@ -337,15 +358,11 @@ class PlannedTable(NamedTuple):
     models: Ensemble
     strategy: Strategy
 
-    def scores(self, *, quiet: bool) -> list[Float64]:
+    def scores(self, say: Speaker) -> list[Float64]:
         """The columns of scores, (N,) each."""
-        work = self.strategy.work * len(self.models)
-        with progress(SCORE, work, "tokens", quiet=quiet) as advance:
+        amounts = amounts_of(self.strategy.work, self.models)
+        with progress(say.title, amounts, quiet=say.quiet, first=say.first) as advance:
             return self.strategy.score(self.models, advance)
-
-    def summary(self, counts: Counter[str]) -> str:
-        """The rows by status, and the passes."""
-        return f"{format_counts(counts, 'variants')}; {count_passes(self.models)}"
 
 
 def plan_table(
@@ -369,41 +386,40 @@ def plan_table(
 
     from esm_pipeline.tasks.score.strategies import Likelihoods, Marginals  # with PyTorch
 
-    models = find_models(arguments.models, settings)
+    models = find_models(arguments.models, settings, arguments.say)
     plan = plan_sequences(wild_types.sequence_set, models, settings)
     if by_likelihood:
         return PlannedTable(variants, models, Likelihoods(settings, rows, plan, sequences))
     return PlannedTable(variants, models, Marginals(settings, rows, plan))
 
 
-def saturate(arguments: ScoreArguments) -> tuple[str, int]:
-    """Score every substitution; returns the summary, and how many records failed."""
-    output, quiet = arguments.output, arguments.quiet
+def saturate(arguments: ScoreArguments) -> ScoreSummary | None:
+    """Score every substitution; None for a range without sequences."""
+    output, say = arguments.output, arguments.say
     with open_saturated(arguments) as sequence_set:
         if command.wrote_idle(sequence_set, output, quiet=True):
-            return "no sequences in this range", 0
+            return None
         from esm_pipeline.tasks.score.heatmaps import draw_all
         from esm_pipeline.tasks.score.saturation import SaturationScorer, write_long_table
 
-        models = find_models(arguments.models, arguments.settings)
+        models = find_models(arguments.models, arguments.settings, say)
         plan = plan_sequences(sequence_set, models, arguments.settings)
         scorer = SaturationScorer(arguments.settings, plan)
-        work = scorer.work * len(models)
+        amounts = amounts_of(scorer.work, models)
         with writing(arguments, models) as (path, *records), ExitStack() as stack:
             as_table = output.suffix.lower() != SUFFIX
             hdf5 = stack.enter_context(scratch_path(output)) if as_table else path
-            with progress(SCORE, work, "tokens", quiet=quiet) as advance:
+            with progress(say.title, amounts, quiet=say.quiet) as advance:
                 scorer.run(models, hdf5, advance)
             if arguments.plots:
                 with Saturations.open(hdf5) as results:
-                    draw_all(results, results, arguments.plots, quiet=quiet)
+                    draw_all(results, results, arguments.plots, quiet=say.quiet)
             if as_table:
                 write_long_table(hdf5, path, suffix_of(output))
             counts = plan.write_outcomes(*records)
     residues = int(plan.lengths[plan.rows() >= 0].sum())
-    unit = "sequences of a range" if arguments.range_ else "records"
-    summary = f"{format_counts(counts, unit)}; {residues:,} residues, {count_passes(models)}"
-    return summary, counts[FAILED]
+    details = f"{count_text(residues, 'residues')}, {count_passes(models)}"
+    return ScoreSummary(counts, "records", details, counts.statuses[FAILED])
 
 
 def open_saturated(arguments: ScoreArguments) -> SequenceSet | BundleSequences:
@@ -411,7 +427,13 @@ def open_saturated(arguments: ScoreArguments) -> SequenceSet | BundleSequences:
     wild_types, folder = arguments.wild_types, arguments.output.parent
     if arguments.range_:
         return BundleSequences(Path(*wild_types), arguments.range_, SCORE, SATURATION_WORK)
-    return open_sequences(wild_types, arguments.cleaning, folder, allow_empty=arguments.allow_empty)
+    return open_sequences(
+        wild_types,
+        arguments.cleaning,
+        folder,
+        allow_empty=arguments.allow_empty,
+        say=arguments.say,
+    )
 
 
 @contextmanager
@@ -442,13 +464,23 @@ def provenance_of(settings: ScoreSettings, models: Ensemble) -> dict[str, Any]:
     }
 
 
-def find_models(choices: list[ModelChoice], settings: ScoreSettings) -> Ensemble:
-    """The models by their labels, not loaded yet."""
+def amounts_of(work: PassWork, models: Ensemble) -> Amounts:
+    """What there is to do, from the `work` of one model."""
+    count = len(models)
+    return Amounts(work.passes * count, "forward passes", work=work.cost * count)
+
+
+def find_models(
+    choices: list[ModelChoice], settings: ScoreSettings, say: Speaker = SILENT
+) -> Ensemble:
+    """The models by their labels, not loaded yet; `say` reports downloads and loading."""
     from esm_pipeline.model.inference.device import set_threads
     from esm_pipeline.tasks.score.forward_passes import LanguageModel
 
     set_threads(settings.threads)
-    return {label: LanguageModel(model, revision, settings) for label, model, revision in choices}
+    return {
+        label: LanguageModel(model, revision, settings, say) for label, model, revision in choices
+    }
 
 
 def plan_sequences(
@@ -464,4 +496,4 @@ def count_passes(models: Ensemble) -> str:
     """How many forward passes were run, and for how long, for the summary."""
     count = sum(model.passes for model in models.values())
     seconds = sum(model.seconds for model in models.values())
-    return f"{count:,} passes, {seconds:.1f} s in the model"
+    return f"{count_text(count, 'passes')}, {seconds:.1f} s in the model"

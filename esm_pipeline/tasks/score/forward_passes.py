@@ -22,7 +22,9 @@ from esm_pipeline.model import EsmForMaskedLM, PackedLayout
 from esm_pipeline.model.base import EsmPreTrainedModel
 from esm_pipeline.model.inference.batching import SPECIAL_TOKEN_COUNT, compute_batches
 from esm_pipeline.settings.sections import ComputeSettings
+from esm_pipeline.tasks.common.progress import SILENT, Speaker
 from esm_pipeline.tasks.common.runner import Runner
+from esm_pipeline.tasks.common.work import forward_cost
 from esm_pipeline.tasks.score import windows
 
 CLEANED_LETTERS = AMINO_ACIDS + "BUZOX"
@@ -70,7 +72,8 @@ class MaskedLogProbs(NamedTuple):
     """Log-probabilities at M positions: their sequences, slots and weights, (M,) each.
 
     `wild_type` (M,) are the tokens there, `log_p` (M, V) natural logarithms over the whole
-    vocabulary; NaN where not even one pass fits into memory (`fits`). `tokens` is the number shown.
+    vocabulary; NaN where not even one pass fits into memory (`fits`). `passes` were run, of this
+    `cost`, as by `PassWork`.
     """
 
     sequence: Int64
@@ -78,8 +81,21 @@ class MaskedLogProbs(NamedTuple):
     weight: Float64
     wild_type: Int64
     log_p: Float32
-    tokens: int
+    passes: int
+    cost: float
     fits: bool = True
+
+
+class PassWork(NamedTuple):
+    """The number of some passes, and what they cost together, as by `forward_cost`."""
+
+    passes: int
+    cost: float
+
+    @classmethod
+    def of(cls, tokens: Int64) -> PassWork:
+        """That of a pass for each of `tokens` (P,), the number that it shows."""
+        return cls(len(tokens), float(forward_cost(tokens).sum()))
 
 
 class LanguageModel(Runner[EsmForMaskedLM]):
@@ -89,9 +105,13 @@ class LanguageModel(Runner[EsmForMaskedLM]):
     passes = 0
 
     def __init__(
-        self, model: str | EsmPreTrainedModel, revision: str | None, settings: ComputeSettings
+        self,
+        model: str | EsmPreTrainedModel,
+        revision: str | None,
+        settings: ComputeSettings,
+        say: Speaker = SILENT,
     ) -> None:
-        super().__init__(model, revision, settings)
+        super().__init__(model, revision, settings, say)
         vocabulary = self.tokenizer.get_vocab()
         missing = [letter for letter in sorted(CLEANED_LETTERS) if letter not in vocabulary]
         if missing:
@@ -152,7 +172,8 @@ class LanguageModel(Runner[EsmForMaskedLM]):
             log_p = logits.float().log_softmax(-1).cpu().numpy()  # (M, V)
         sequence = np.repeat(passes.sequence[part], counts)
         slot, weight = passes.slot[read_at], passes.weight[read_at]
-        return MaskedLogProbs(sequence, slot, weight, wild_type, log_p, len(tokens))
+        work = PassWork.of(lengths)
+        return MaskedLogProbs(sequence, slot, weight, wild_type, log_p, *work)
 
     def _no_memory(self, passes: ForwardPasses, part: Int64) -> MaskedLogProbs:
         """In place of log-probabilities that memory had no room for."""
@@ -160,9 +181,9 @@ class LanguageModel(Runner[EsmForMaskedLM]):
         sequence = np.repeat(passes.sequence[part], counts)
         slot, weight = passes.slot[read_at], passes.weight[read_at]
         log_p = np.full((len(slot), len(self.tokenizer)), np.nan, np.float32)
-        shown = int(passes.tokens[part[0]])
+        work = PassWork.of(passes.tokens[part])
         unknown = np.zeros(len(slot), np.int64)
-        return MaskedLogProbs(sequence, slot, weight, unknown, log_p, shown, fits=False)
+        return MaskedLogProbs(sequence, slot, weight, unknown, log_p, *work, fits=False)
 
 
 Ensemble: TypeAlias = Mapping[str, LanguageModel]

@@ -30,11 +30,12 @@ from esm_pipeline.tasks.common.functions import (
     read_sequences,
     text_cells,
 )
-from esm_pipeline.tasks.common.progress import progress
+from esm_pipeline.tasks.common.progress import LINE_SECONDS, SILENT, Speaker, progress
 from esm_pipeline.tasks.common.sequences import read_entries
 from esm_pipeline.tasks.score.command import (
     ModelChoice,
     ScoreArguments,
+    amounts_of,
     find_models,
     name_models,
     plan_sequences,
@@ -170,7 +171,7 @@ def score(
         wild_types = stack.enter_context(where)
         arguments = arguments_of(settings, call.cleaning, choices, folder)
         planned = plan_table(arguments, table, wild_types, stack)
-        scores = planned.scores(quiet=call.run.quiet)
+        scores = planned.scores(Speaker(SCORE, call.run.quiet, LINE_SECONDS))
         writer, chosen = MemoryWriter(columns), planned.strategy
         write_scores(writer, planned.variants, chosen.usable, chosen.outcome, scores)
     added = writer.values
@@ -246,7 +247,7 @@ def arguments_of(
         plots=None,
         provenance=None,
         checksums=None,
-        quiet=True,
+        say=SILENT,
     )
 
 
@@ -379,8 +380,9 @@ def saturation(
             models = find_models(choices, with_threads(settings))
             plan = plan_sequences(sequence_set, models, settings)
             scorer = SaturationScorer(settings, plan)
-            work = scorer.work * len(models)
-            with progress(SCORE, work, "tokens", quiet=call.run.quiet) as advance:
+            amounts = amounts_of(scorer.work, models)
+            quiet = call.run.quiet
+            with progress(SCORE, amounts, quiet=quiet, first=LINE_SECONDS) as advance:
                 scorer.run(models, path, advance)
             found = ComputedRecords.of(sequence_set.records(), plan.outcomes(), given)
         with Saturations.open(path) as results:

@@ -27,7 +27,7 @@ from esm_pipeline.formats.checksums import check_listed
 from esm_pipeline.formats.results.saturation import SaturatedProtein, Saturations
 from esm_pipeline.locks import Outputs
 from esm_pipeline.tasks.common.outputs import require_folder_name, write_checksums
-from esm_pipeline.tasks.common.progress import progress
+from esm_pipeline.tasks.common.progress import PATIENCE_SECONDS, Amounts, progress
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -103,14 +103,14 @@ def draw_all(
     wanted = list(wanted)
     folder.mkdir(parents=True, exist_ok=True)
     remove_leftovers(folder)
-    drawn = []
-    with progress("heatmaps", len(wanted), "records", quiet=quiet) as advance:
+    drawn, amounts = [], Amounts(len(wanted), "proteins", work=sum(item.length for item in wanted))
+    with progress("heatmaps", amounts, quiet=quiet, first=PATIENCE_SECONDS) as advance:
         for item in wanted:
             for page, figure in enumerate(figures(item, results.alphabet, results.strategy), 1):
                 drawn.append(folder / file_name(item, page))
                 with atomic_path(drawn[-1], sweep=False) as path:
                     figure.canvas.print_png(path, metadata={"Software": None})
-            advance(1)
+            advance(1, work=item.length)
     return drawn
 
 

@@ -37,6 +37,7 @@ from esm_pipeline.formats.variant_bundles import VARIANT_ROWS, WILD_TYPE_FASTA, 
 from esm_pipeline.locks import Outputs
 from esm_pipeline.tasks.common.outcomes import format_counts, write_status
 from esm_pipeline.tasks.common.outputs import write_checksums
+from esm_pipeline.tasks.common.progress import waiting
 from esm_pipeline.tasks.common.tallies import (
     VARIANTS_STEP,
     Counts,
@@ -92,6 +93,7 @@ def run(args: argparse.Namespace) -> int:
     targets = [args.out, args.provenance, args.status, args.counts]
     digests = args.status.with_name(LISTING)
     with naming_errors(args.out), ExitStack() as stack:
+        stack.enter_context(waiting(f"join: writing {args.out}", quiet=args.quiet))
         args.out.parent.mkdir(parents=True, exist_ok=True)
         scratch = stack.enter_context(tempfile.TemporaryFile(dir=args.out.parent))
         paths = stack.enter_context(atomic_paths(*targets, digests))
@@ -109,7 +111,7 @@ def run(args: argparse.Namespace) -> int:
     if not args.quiet:
         seconds = time.perf_counter() - started
         line = format_counts(counts.tallies[0].statuses, "variants")
-        print(f"join: {line}; {seconds:.1f} s", file=sys.stderr)
+        print(f"join: {line}; {seconds:.1f} s; wrote {args.out}", file=sys.stderr)
     return 0
 
 

@@ -30,14 +30,17 @@ from esm_pipeline.tasks.score.strategies import (
     every_residue,
     longest_first,
     note_failures,
+    unmasked_work,
 )
 from esm_pipeline.tasks.score.variant_table import LIKELIHOOD
+
+WT_MARGINAL = "wt_marginal"
 
 
 class SaturationScorer:
     """Scores all substitutions in the sequences of `plan`. Raises InputError for likelihoods.
 
-    `work` is the tokens of all passes for one model.
+    `work` is that of all passes for one model.
     """
 
     def __init__(self, settings: ScoreSettings, plan: SequencePlan) -> None:
@@ -48,6 +51,8 @@ class SaturationScorer:
             )
         self.settings, self.plan = settings, plan
         self.numbers, self.work = longest_first(np.flatnonzero(plan.rows() >= 0), plan)
+        if settings.strategy == WT_MARGINAL:
+            self.work = unmasked_work(self.numbers, plan)
 
     def run(self, models: Ensemble, path: Path, advance: Advance) -> None:
         """Write a new file at `path`; what fails is noted in the plan and left out."""
@@ -70,7 +75,7 @@ class SaturationScorer:
         """(residues of the sequences `numbers`, 20)."""
         columns = model.amino_acids()
         sequence, token, tokens = every_residue(numbers, self.plan)
-        mask = unmasked if self.settings.strategy == "wt_marginal" else one_masked
+        mask = unmasked if self.settings.strategy == WT_MARGINAL else one_masked
         window, slot = self.plan.policy.window, np.arange(len(token))
         passes = mask(sequence, token, slot, tokens, window)
         odds = np.zeros((len(token), len(AMINO_ACIDS)))
@@ -79,7 +84,7 @@ class SaturationScorer:
             wild_type = found.log_p[np.arange(len(found.slot)), found.wild_type]
             differences = found.log_p[:, columns] - wild_type[:, None]  # (M, 20)
             np.add.at(odds, found.slot, found.weight[:, None] * differences)
-            advance(found.tokens)
+            advance(found.passes, work=found.cost)
         return odds
 
     def layout(self, models: Ensemble) -> ResultLayout:

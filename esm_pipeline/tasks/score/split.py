@@ -49,7 +49,9 @@ from esm_pipeline.settings.sections import (
     StrategySettings,
     VariantSettings,
 )
+from esm_pipeline.tasks.common.outcomes import count_text
 from esm_pipeline.tasks.common.plan import LengthPolicy, SequencePlan
+from esm_pipeline.tasks.common.progress import waiting
 from esm_pipeline.tasks.common.sequences import SequenceSet
 from esm_pipeline.tasks.score.variant_table import (
     JOINT,
@@ -132,6 +134,7 @@ def run(args: argparse.Namespace) -> int:
     refuse_own_file(Path(args.variants), args.out)
     before, digest = states([args.variants]), sha256(Path(table.path))
     with (
+        waiting(f"split: sorting the rows of {args.variants}", quiet=args.quiet),
         open_wild_types(args.fasta, table, settings, cleaning, args.out) as wild_types,
         naming_errors(args.out),
         tempfile.TemporaryFile(dir=args.out) as spool,
@@ -150,7 +153,7 @@ def run(args: argparse.Namespace) -> int:
         write_inputs(args.inputs, [args.variants], [digest], before)
     if not args.quiet:
         print(
-            f"split: {len(rows):,} variants, {len(rows) - usable:,} unusable; "
+            f"split: {count_text(len(rows), 'variants')}, {len(rows) - usable:,} unusable; "
             f"{time.monotonic() - began:.1f} s",
             file=sys.stderr,
         )

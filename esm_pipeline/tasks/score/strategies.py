@@ -24,11 +24,14 @@ from esm_pipeline.settings.sections import ScoreSettings
 from esm_pipeline.tasks.common.plan import DOES_NOT_FIT, NOT_FINITE, SequencePlan
 from esm_pipeline.tasks.common.progress import Advance
 from esm_pipeline.tasks.common.sequences import SequenceSet
+from esm_pipeline.tasks.common.work import forward_cost
+from esm_pipeline.tasks.score import windows
 from esm_pipeline.tasks.score.forward_passes import (
     Ensemble,
     ForwardPasses,
     LanguageModel,
     MaskedLogProbs,
+    PassWork,
     one_masked,
     ranges,
     set_windows,
@@ -58,12 +61,12 @@ class RowState(IntEnum):
 class Strategy(ABC):
     """Scores the N rows of a table.
 
-    `states` (N,) are those of the rows, `work` the tokens of all passes for one model. Once the
+    `states` (N,) are those of the rows, `work` that of all passes for one model. Once the
     rows are scored, `failed` (N,) shows those that were ready, but have no score.
     """
 
     states: NDArray[np.int8]
-    work: int
+    work: PassWork
     failed: Bool
 
     def __init__(self, rows: VariantArrays, plan: SequencePlan) -> None:
@@ -88,11 +91,11 @@ class Strategy(ABC):
         """The columns of scores, (N,) each; NaN for rows that are not ready, or failed.
 
         First the means over the models, then of several models the scores by each. One model at a
-        time is in memory. `advance` is called with the tokens of each batch.
+        time is in memory. `advance` is called with the passes of each batch.
         """
         by_model = []
         for model in models.values():
-            if self.work:
+            if self.work.passes:
                 model.load()
             by_model.append(self.score_with(model, advance))
             model.unload()
@@ -145,7 +148,7 @@ class Marginals(Strategy):
             self.passes, slot = self._plan_single(rows.position[chosen], settings.strategy)
         self.order = np.argsort(slot, kind="stable")
         self.first = np.searchsorted(slot[self.order], np.arange(int(slot.max(initial=-1)) + 2))
-        self.work = int(self.passes.tokens.sum())
+        self.work = PassWork.of(self.passes.tokens)
 
     def _tokens(self, sequence: NDArray[np.signedinteger[Any]]) -> Int64:
         return np.asarray(self.plan.lengths[sequence], np.int64) + SPECIAL_TOKEN_COUNT
@@ -200,7 +203,7 @@ class Marginals(Strategy):
             mutant, wild_type = letters[self.letter[chosen]], found.wild_type[at]
             log_odds = found.log_p[at, mutant] - found.log_p[at, wild_type]
             np.add.at(sums, self.row[chosen], found.weight[at] * log_odds)
-            advance(found.tokens)
+            advance(found.passes, work=found.cost)
         return [sums]
 
     def outcome(self, row: int) -> Outcome:
@@ -265,7 +268,7 @@ class Likelihoods(Strategy):
                 note_failures(self.mutants, found)
                 own = found.log_p[np.arange(len(found.slot)), found.wild_type]
                 np.add.at(sums, found.slot, found.weight * own)
-                advance(found.tokens)
+                advance(found.passes, work=found.cost)
         for protein, number in self.wild_type_of.items():
             if number in self.mutants.failures:
                 self.plan.failures[protein] = self.mutants.failures[number]
@@ -302,13 +305,30 @@ class Likelihoods(Strategy):
         raise AssertionError("a row that failed has a reason")
 
 
-def longest_first(numbers: Int64, plan: SequencePlan) -> tuple[Int64, int]:
-    """Sequences in the order to compute them, and the tokens of one pass for each residue."""
+def longest_first(numbers: Int64, plan: SequencePlan) -> tuple[Int64, PassWork]:
+    """Sequences in the order to compute them, and the work of one pass for each residue."""
     lengths = plan.lengths[numbers].astype(np.int64)
     shown = lengths + SPECIAL_TOKEN_COUNT
     if plan.policy.window:
         shown = np.minimum(shown, plan.policy.window)
-    return numbers[np.argsort(-lengths, kind="stable")], int((lengths * shown).sum())
+    work = PassWork(int(lengths.sum()), float((lengths * forward_cost(shown)).sum()))
+    return numbers[np.argsort(-lengths, kind="stable")], work
+
+
+def unmasked_work(numbers: Int64, plan: SequencePlan) -> PassWork:
+    """The work of passes over whole sequences, or over all windows of those that are longer."""
+    tokens, window = (
+        plan.lengths[numbers].astype(np.int64) + SPECIAL_TOKEN_COUNT,
+        plan.policy.window,
+    )
+    if not window:
+        return PassWork.of(tokens)
+    shown = [
+        stop - start
+        for count in tokens[tokens > window].tolist()
+        for start, stop in windows.overlapping(count, window)
+    ]
+    return PassWork.of(np.concatenate([tokens[tokens <= window], np.array(shown, np.int64)]))
 
 
 def blocks_of(numbers: Int64, lengths: Int32) -> Iterator[Int64]:

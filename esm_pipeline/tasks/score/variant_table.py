@@ -36,6 +36,7 @@ from esm_pipeline.formats.records import SKIPPED, Outcome
 from esm_pipeline.formats.tables.base import ROWS_AT_ONCE, Block, Column, Table, Writer
 from esm_pipeline.settings.sections import CleaningSettings, VariantSettings
 from esm_pipeline.tasks.common.cleaning import read_sequence, residues
+from esm_pipeline.tasks.common.tallies import VARIANTS_STEP, Tally
 from esm_pipeline.tasks.score.suggestions import (
     ExpectedResidues,
     check_columns,
@@ -321,19 +322,20 @@ def write_scores(
     usable: Bool,
     outcome: Callable[[int], Outcome],
     values: Sequence[Float64],
-) -> Counter[str]:
-    """Write every row with its outcome and `values`; returns how many rows have each status.
+) -> Tally:
+    """Write every row with its outcome and `values`; returns what is counted of the rows.
 
     usable: (N,) whether the row could be scored; `outcome` gives that of such a row by its number.
     values: (N,) for each column of numbers.
     """
-    counts: Counter[str] = Counter()
+    counts = Tally(VARIANTS_STEP)
     for first, block, reasons in variants.blocks_with_reasons(usable):
         outcomes = [
             outcome(row) if reason is None else Outcome(SKIPPED, reason)
             for row, reason in enumerate(reasons, first)
         ]
-        counts.update(status for status, _ in outcomes)
+        for one, number in Counter(outcomes).items():
+            counts.add_many(one, number)
         part = slice(first, first + len(outcomes))
         columns: list[Any] = [*zip(*outcomes, strict=True), *(value[part] for value in values)]
         writer.write(block, columns)

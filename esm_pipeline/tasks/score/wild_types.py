@@ -26,6 +26,7 @@ from esm_pipeline.formats.tables.base import Table
 from esm_pipeline.formats.tables.open import open_table
 from esm_pipeline.settings.sections import CleaningSettings, VariantSettings
 from esm_pipeline.tasks.common.cleaning import residues
+from esm_pipeline.tasks.common.progress import SILENT, Speaker
 from esm_pipeline.tasks.common.sequences import SequenceSet, open_sequences, read_entries
 
 TABLES = (".csv", ".tsv", ".parquet")
@@ -270,6 +271,7 @@ def open_wild_types(
     spool_dir: Path,
     *,
     allow_empty: bool = False,
+    say: Speaker = SILENT,
 ) -> WildTypes:
     """The wild types of the rows of `table`: from FASTA files, another table or its own column.
 
@@ -289,7 +291,7 @@ def open_wild_types(
             "leave out one"
         )
     else:
-        sequence_set = open_sequences(paths, cleaning, spool_dir, allow_empty=allow_empty)
+        sequence_set = open_sequences(paths, cleaning, spool_dir, allow_empty=allow_empty, say=say)
         column = protein_column_of(table, settings)
     return WildTypes(sequence_set, column, protein=settings.protein)
 

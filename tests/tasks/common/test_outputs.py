@@ -168,7 +168,7 @@ def test_a_failure_leaves_the_earlier_files(
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(embedding_tables, "record_cells", full)
-    code, lines = esm("embed", "--model", rotary, fasta, fasta.parent / name)
+    code, lines = esm("embed", "--quiet", "--model", rotary, fasta, fasta.parent / name)
     assert code == 2
     assert len(lines) == 1
     assert {path.name: path.read_bytes() for path in fasta.parent.iterdir()} == before

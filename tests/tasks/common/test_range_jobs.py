@@ -160,7 +160,7 @@ def test_a_failure_is_an_outcome(bundle, rotary, tmp_path, esm, monkeypatch, kee
     out = tmp_path / "x.h5"
     found, lines = esm(*command("embed", rotary, "1-of-1", bundle, out, "--on-failure", keep))
     assert found == code
-    assert "embed: 4 sequences of a range: 2 ok, 1 skipped, 1 failed; " in lines[-1]
+    assert "embed, range 1-of-1: 4 sequences: 2 ok, 1 skipped, 1 failed; " in lines[-1]
     stored, _ = outcomes(out)
     assert [outcome.status for outcome in stored] == ["ok", "failed", "skipped", "ok"]
     assert "do not fit into memory" in stored[1].reason

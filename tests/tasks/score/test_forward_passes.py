@@ -81,7 +81,8 @@ def test_what_a_model_is_shown(model, monkeypatch):
     assert found.slot.tolist() == [8, 9, 7]
     assert found.sequence.tolist() == [0, 0, 1]
     assert found.wild_type.tolist() == [long[1], long[10], short[2]]
-    assert (found.tokens, model.passes) == (29, 3)
+    assert (found.passes, model.passes) == (3, 3)
+    assert found.cost == sum(tokens * (7680 + tokens) for tokens in (12, 12, 5))
     assert [len(one.slot) for one in model.run_passes(passes, read, 28)] == [2, 1]
 
 
