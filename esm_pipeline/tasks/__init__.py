@@ -54,6 +54,9 @@ COMMANDS = {
     "report": Command(
         "run.report", "write a page of record counts, reasons and pictures of the results"
     ),
+    "export": Command(
+        "run.export", "write results as Parquet, NumPy array, AnnData or UniProt's HDF5"
+    ),
     "verify": Command("run.verify", "compare results with the digests recorded for them"),
     "verdict": Command("run.verdict", "count the outcomes of all records; fail if any failed"),
 }
