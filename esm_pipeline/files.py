@@ -229,6 +229,7 @@ def is_same(path: Path, other: Path) -> bool:
 
 def require_apart(outputs: Sequence[Path], inputs: Iterable[Path]) -> None:
     """Raise InputError if an output would replace an input, or another output."""
+    inputs = list(inputs)
     for place, output in enumerate(outputs):
         for other in (*inputs, *outputs[:place]):
             if is_same(output, other):

@@ -252,7 +252,7 @@ def test_a_circle_is_seen():
 
 
 INTERFACE = {"add_arguments", "outputs", "run", "check_model", "aggregate", "main", "__all__"}
-INTERFACE |= {"SUFFIX", "MODEL_SETTINGS"}
+INTERFACE |= {"SUFFIX", "MODEL_SETTINGS", "EXAMPLES"}
 """What every module of a command may define: see `esm_pipeline.tasks`."""
 
 

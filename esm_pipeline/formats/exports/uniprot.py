@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -60,7 +61,7 @@ def write_named(
             for name, value in zip(block.ids, values_of(block, dataset), strict=True):
                 own, reason = name_in(file, name)
                 if own:
-                    put(file, own, value, dtype, records.results.path)
+                    write_dataset(file, own, value, dtype, records.results.path)
                 rows.append((own, reason))
                 reasons[reason] += 1
             disk.check()
@@ -84,17 +85,28 @@ def name_in(file: h5py.File, identifier: str) -> tuple[str, str]:
     name = usual.replace("/", "_").replace("\0", "_")
     if not name.strip("."):
         name = "_" * max(1, len(name))
-    if name in file:
+    if name.encode() in file.id:
         return "", TAKEN
     return name, "" if name == usual else RENAMED
 
 
-def put(file: h5py.File, name: str, value: NDArray[Any], dtype: str, source: str) -> None:
-    """Create one dataset. Raises InputError if float16 cannot hold its numbers."""
+def write_dataset(file: h5py.File, name: str, value: NDArray[Any], dtype: str, source: str) -> None:
+    """Write one dataset. Raises InputError if float16 cannot hold its numbers."""
     with np.errstate(over="ignore"):
-        stored = value.astype(dtype)
+        stored = np.ascontiguousarray(value, dtype)
     if not np.array_equal(np.isinf(stored), np.isinf(value)):
         raise InputError(
             f"{source}: a number of {brief(name)} is too large for float16; set --dtype to float32"
         )
-    file.create_dataset(name, data=stored, track_times=False)
+    kind = h5py.h5t.py_create(stored.dtype)  # less work than `create_dataset`: half the time
+    space = h5py.h5s.create_simple(stored.shape)
+    made = h5py.h5d.create(file.id, name.encode(), kind, space, without_times())
+    made.write(h5py.h5s.ALL, h5py.h5s.ALL, stored)
+
+
+@cache
+def without_times() -> h5py.h5p.PropDCID:
+    """Properties of datasets that have no time in them: the same input gives the same bytes."""
+    properties = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+    properties.set_obj_track_times(False)
+    return properties

@@ -1,7 +1,7 @@
 """Write results in the formats of other programs: Parquet, NumPy, AnnData, UniProt's HDF5.
 
 RESULTS is what a command or the workflow has written. The name of OUT, or --format, says what it
-becomes. Every record of RESULTS is in OUT, except those that OUT.ids.tsv names with a reason.
+becomes. Every record of RESULTS is in OUT, except those that OUT.names.tsv lists with a reason.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from esm_pipeline.formats.results.classes import THRESHOLD, Classes
 from esm_pipeline.formats.results.embedding_tables import write_npy, write_wide
 from esm_pipeline.formats.results.embeddings import FIXED_SIZE, Embeddings
 from esm_pipeline.formats.results.open import Results, open_results
+from esm_pipeline.formats.results.result_files import alternatives
 from esm_pipeline.formats.results.saturation import Saturations
 from esm_pipeline.formats.results.structures import Structures
 from esm_pipeline.formats.tables.base import PARQUET, SUFFIXES
@@ -39,11 +40,11 @@ EXAMPLES = (
 )
 """Command lines for the help, and what they do."""
 
-PER_PROTEIN, PER_RESIDUE = "per-protein", "per-residue"
-TABLES = tuple(suffix[1:] for suffix in SUFFIXES)
-EXPORT_FORMATS = (*TABLES, "npy", "h5ad", PER_PROTEIN, PER_RESIDUE)
-WITH_NAMES = ("npy", PER_PROTEIN, PER_RESIDUE)
-"""Formats whose ids are in a table next to the file."""
+PROTEIN_FORMAT, RESIDUE_FORMAT = "per-protein", "per-residue"
+TABLE_FORMATS = tuple(suffix[1:] for suffix in SUFFIXES)
+EXPORT_FORMATS = (*TABLE_FORMATS, "npy", "h5ad", PROTEIN_FORMAT, RESIDUE_FORMAT)
+TABLE_BESIDE = {"npy": "ids", PROTEIN_FORMAT: "names", RESIDUE_FORMAT: "names"}
+"""Formats with a table of the records next to the file, and what it is named after."""
 
 EXPORT_DTYPES = ("float16", "float32")
 USUAL_RECORDS = "records.tsv"
@@ -120,8 +121,8 @@ def checked_export(args: argparse.Namespace) -> Export:
     """The format and the files of an export. Raises InputError."""
     name = args.format or format_in_name(args.output)
     targets = [args.output]
-    if name in WITH_NAMES:
-        targets.append(args.output.with_name(f"{args.output.stem}.ids.tsv"))
+    if name in TABLE_BESIDE:
+        targets.append(args.output.with_name(f"{args.output.stem}.{TABLE_BESIDE[name]}.tsv"))
     require_apart(targets, filter(None, [args.results, args.ids, args.records]))
     if args.results.is_dir():
         with opened(args.results, name) as results:
@@ -134,33 +135,33 @@ def opened(results: Path, name: str) -> Results:
 
     Raises InputError for others.
     """
-    if name in TABLES or results.is_dir():
-        return open_results(results) if name in TABLES else Embeddings.open(results)
+    if name in TABLE_FORMATS or results.is_dir():
+        return open_results(results) if name in TABLE_FORMATS else Embeddings.open(results)
     found = open_results(results)
     if not isinstance(found, Embeddings):
         found.close()
         raise InputError(
-            f"{results}: {type(found).file_name} can be exported to .{', .'.join(TABLES)} only; "
-            "let the name of OUT end in one of them"
+            f"{results}: what a {type(found).file_name} has can be exported to "
+            f"{alternatives(SUFFIXES)} only; let the name of OUT end in one of them"
         )
     return found
 
 
 def format_in_name(output: Path) -> str:
     """The format that the name of a file says. Raises InputError if it says none."""
-    for name in (PER_PROTEIN, PER_RESIDUE):
+    for name in (PROTEIN_FORMAT, RESIDUE_FORMAT):
         if output.name.lower().endswith(f"{name}.h5"):
             return name
     suffix = output.suffix.lower()
     if suffix in (".h5", ".hdf5"):
         raise InputError(
-            f"{output}: say what it becomes: --format {PER_PROTEIN} or --format {PER_RESIDUE}"
+            f"{output}: say what it becomes: --format {PROTEIN_FORMAT} or --format {RESIDUE_FORMAT}"
         )
     if suffix[1:] not in EXPORT_FORMATS:
         endings = ", ".join(f".{name}" for name in EXPORT_FORMATS if "-" not in name)
         raise InputError(
-            f"{output}: cannot be written; let its name end in {endings}, {PER_PROTEIN}.h5 or "
-            f"{PER_RESIDUE}.h5, or set --format"
+            f"{output}: cannot be written; let its name end in {endings}, {PROTEIN_FORMAT}.h5 or "
+            f"{RESIDUE_FORMAT}.h5, or set --format"
         )
     return suffix[1:]
 
@@ -237,7 +238,7 @@ def write_embeddings(
     facts = {**attributes_of(results), "array": dataset}
     if name == PARQUET[1:]:
         write_lists(paths[0], records, dataset, facts)
-    elif name in TABLES:
+    elif name in TABLE_FORMATS:
         write_wide(paths[0], f".{name}", records, [dataset])
     elif name == "npy":
         write_npy(paths[0], paths[1], records, dataset)
@@ -255,15 +256,15 @@ def write_embeddings(
 
 def chosen_dataset(args: argparse.Namespace, name: str, results: Embeddings) -> str:
     """The array to export, such as mean/33. Raises InputError for flags that do not fit it."""
-    if args.dtype and name not in (PER_PROTEIN, PER_RESIDUE):
+    if args.dtype and name not in (PROTEIN_FORMAT, RESIDUE_FORMAT):
         raise InputError(f"--dtype: not for {args.output}, which has float32; leave it out")
     if args.records and name != "h5ad":
         raise InputError(f"--records: only for .h5ad, not for {args.output}; leave it out")
-    if name == PER_RESIDUE and args.what:
+    if name == RESIDUE_FORMAT and args.what:
         raise InputError(
-            f"--what: {args.output} has all residues; leave it out, or write {PER_PROTEIN}.h5"
+            f"--what: {args.output} has all residues; leave it out, or write {PROTEIN_FORMAT}.h5"
         )
-    kind = "residue" if name == PER_RESIDUE else args.what or FIXED_SIZE[0]
+    kind = "residue" if name == RESIDUE_FORMAT else args.what or FIXED_SIZE[0]
     return dataset_of(results, kind, -1 if args.layer is None else args.layer)
 
 
