@@ -16,6 +16,7 @@ import torch
 
 from esm_pipeline import __version__
 from esm_pipeline.errors import CapacityError, WeightsError
+from esm_pipeline.files import shared_path
 from esm_pipeline.model import EsmConfig, EsmTokenizer, optimize_for_inference
 from esm_pipeline.model.base import EsmPreTrainedModel
 from esm_pipeline.model.checkpoints.config_check import require_config
@@ -118,7 +119,7 @@ class Runner(Generic[M]):
     def origin(self) -> dict[str, str]:
         """Model, revision, digest of the weights and precision, as attributes of a result."""
         return {
-            "model": self.checkpoint.name,
+            "model": shared_path(self.checkpoint.name),
             "revision": self.checkpoint.revision or "",
             "weights_sha256": self.checkpoint.weights_sha256(),
             "dtype": self.settings.dtype,
