@@ -227,8 +227,22 @@ def is_same(path: Path, other: Path) -> bool:
     return os.path.realpath(path) == os.path.realpath(other)
 
 
+def shared_path(path: str) -> str:
+    """How a path is written into results, which others may read.
+
+    An absolute path in the working folder becomes relative to it; of any other absolute path only
+    the last name stays, since the rest names folders and users of this machine.
+    """
+    if not os.path.isabs(path):
+        return path
+    inside = os.path.relpath(path)
+    is_outside = inside.split(os.sep)[0] == os.pardir
+    return os.path.basename(os.path.normpath(path)) if is_outside else inside
+
+
 def require_apart(outputs: Sequence[Path], inputs: Iterable[Path]) -> None:
     """Raise InputError if an output would replace an input, or another output."""
+    inputs = list(inputs)
     for place, output in enumerate(outputs):
         for other in (*inputs, *outputs[:place]):
             if is_same(output, other):

@@ -64,12 +64,23 @@ def table(sample: Sample, out: Path) -> Command:
     return ("aggregate", "records", *where, *status, *files)
 
 
+def uniprot(sample: Sample, out: Path) -> Command:
+    source = sample.folder / "embed" / "00000.h5"
+    return ("export", "--quiet", source, out / "per-protein.h5")
+
+
+def h5ad(sample: Sample, out: Path) -> Command:
+    return ("export", "--quiet", sample.folder / "embed" / "00000.h5", out / "out.h5ad")
+
+
 COMMANDS: dict[Callable[..., Command], tuple[str, ...]] = {
     shard: ("digests.sha256",),
     embed: ("out.records.tsv", "out.sha256"),
     job: (),
     gather: ("00000.status.tsv", "00000.sha256"),
     table: ("digests.sha256",),
+    uniprot: (),
+    h5ad: (),
 }
 """Each command, and its files that have the checksums of all others, or of all before them."""
 

@@ -78,6 +78,8 @@ def make(folder: Path) -> None:
     run("embed", "--model", MODEL, "--include=mean,bos", FASTA, folder / "embeddings.tsv")
     (folder / "array").mkdir()
     run("embed", "--model", MODEL, FASTA, folder / "array/OUT.npy")
+    run("export", "--format=per-protein", RESULTS / SAMPLE / "embeddings.h5", folder / "OUT.h5")
+    (folder / "OUT.names.tsv").rename(folder / "array/OUT.names.tsv")
     records, arrays = RESULTS / SAMPLE / "records.tsv", RESULTS / SAMPLE / "structures.h5"
     for name, archive in (("a", "false"), ("b", "true")):
         flags = ["--formats=pdb,cif", "--pae=json,npz", f"--archive={archive}"]

@@ -27,12 +27,14 @@ ROOT = Path(__file__).resolve().parents[1]
 CHANGES = ("open", "pwrite", "posix_fallocate", "fsync", "chmod", "unlink", "replace", "mkdir")
 """Functions of `os` that change something on the disk, or are about to."""
 MODULES = (
+    "anndata",
+    "anndata.io",
     "encodings.cp437",  # of names in a zip file
     "h5py",
     "matplotlib.backends.backend_svg",
     "matplotlib.figure",
     *(f"esm_pipeline.tasks.run.{name}" for name in ("shard", "aggregate", "verdict")),
-    *(f"esm_pipeline.tasks.run.{name}" for name in ("report", "provenance")),
+    *(f"esm_pipeline.tasks.run.{name}" for name in ("report", "provenance", "export")),
     *(f"esm_pipeline.tasks.embed.{name}" for name in ("command", "representations")),
     *(f"esm_pipeline.model.inference.{name}" for name in ("device", "batching")),
 )

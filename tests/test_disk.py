@@ -25,10 +25,12 @@ from tests.commands import (
     contents,
     embed,
     gather,
+    h5ad,
     job,
     make_sample,
     shard,
     table,
+    uniprot,
 )
 from tests.disks import PAGE, WITHIN, Disk, can_mount, needs_a_disk
 from tests.forked import Ended, Forked
@@ -104,6 +106,8 @@ NAMED = {
     job: {".", "1-of-2.h5"},
     gather: {"00000.h5", "00000.status.tsv", "00000.sha256"},
     table: {"records.tsv", "records.json", "digests.sha256"},
+    uniprot: {"per-protein.h5", "per-protein.names.tsv"},
+    h5ad: {"out.h5ad"},
 }
 """Where a disk fills up that was empty, by name; `.` stands for the spool."""
 

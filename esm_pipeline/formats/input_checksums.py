@@ -43,16 +43,22 @@ def last_change(file: str) -> int:
 def write_inputs(
     target: Path, files: Sequence[str], digests: Sequence[str], before: Sequence[FileState]
 ) -> None:
-    """Write the digests of input `files`, by their paths as given.
+    """Write the digests of input `files`, by their paths from the working folder.
 
     Raises InputError if a file was changed while it was read: its state differs from `before`.
     """
     with atomic_path(target) as path:
         with open(path, "wb") as handle:
-            handle.writelines(os.fsencode(line(*pair)) for pair in zip(digests, files, strict=True))
+            names = map(listed_name, files)
+            handle.writelines(os.fsencode(line(*pair)) for pair in zip(digests, names, strict=True))
         if states(files) != [*before]:
-            names = ", ".join(map(shown, files[:3])) + (", …" if len(files) > 3 else "")
-            raise InputError(f"{names}: was changed while it was read; run again")
+            some = ", ".join(map(shown, files[:3])) + (", …" if len(files) > 3 else "")
+            raise InputError(f"{some}: was changed while it was read; run again")
+
+
+def listed_name(file: str) -> str:
+    """The name of an input in a list: a path from the working folder, never an absolute one."""
+    return os.path.relpath(file) if os.path.isabs(file) else file
 
 
 def require_unchanged(listings: Iterable[Path]) -> None:

@@ -63,6 +63,9 @@ COMMANDS = {
         USER_GROUP,
         "fetch and check a model, and print its path, revision and digest",
     ),
+    "export": Command(
+        "run.export", USER_GROUP, "write results as Parquet, NumPy array, AnnData or UniProt's HDF5"
+    ),
     "verify": Command(
         "run.verify", USER_GROUP, "compare results with the digests recorded for them"
     ),

@@ -67,16 +67,18 @@ class ForgivingFile(io.FileIO):
 
 
 @contextmanager
-def create_hdf5(path: str | os.PathLike[str]) -> Iterator[tuple[h5py.File, ForgivingFile]]:
+def create_hdf5(
+    path: str | os.PathLike[str], *, paged: bool = True
+) -> Iterator[tuple[h5py.File, ForgivingFile]]:
     """A new HDF5 file and its `ForgivingFile`, to be checked between long writes.
 
-    Raises OSError, at the end at the latest.
+    Without `paged`, datasets begin anywhere: for a file of many small ones. Raises OSError, at the
+    end at the latest.
     """
+    places = {"alignment_threshold": PAGE_BYTES, "alignment_interval": PAGE_BYTES}
     with ForgivingFile(path) as disk:
         try:
-            with h5py.File(
-                disk, "w", alignment_threshold=PAGE_BYTES, alignment_interval=PAGE_BYTES
-            ) as file:
+            with h5py.File(disk, "w", **(places if paged else {})) as file:
                 yield file, disk
         finally:
             disk.check()

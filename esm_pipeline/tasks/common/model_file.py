@@ -1,19 +1,21 @@
 """`model.json`: the model of a run, found once: name, commit, digest and shape.
 
 `--model` accepts it wherever it accepts a model; then the revision and the weights are fixed, and
-no network is used. It contains no path and no time, so it is the same on every machine. The memory
-and the run time of a job follow from its shape.
+no network is used. It contains no time and no absolute path: of a local model that was given by
+one, it has the last name, and the `path` from the folder of this file. The memory and the run time
+of a job follow from its shape.
 """
 
 from __future__ import annotations
 
 import json
 import math
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from esm_pipeline.errors import InputError, WeightsError, setting
-from esm_pipeline.files import atomic_path
+from esm_pipeline.files import atomic_path, shared_path
 from esm_pipeline.formats.checksums import sha256
 from esm_pipeline.json_files import read_object
 from esm_pipeline.tasks.common.progress import SILENT, Speaker, downloads_shown, waiting
@@ -69,7 +71,10 @@ def other_files(checkpoint: Checkpoint) -> dict[str, str]:
 
 
 def write_model_file(target: Path, facts: dict[str, Any]) -> None:
-    """Write a model file."""
+    """Write a model file, with the path of the model from its folder if the name is absolute."""
+    if os.path.isabs(facts["name"]):
+        place = os.path.relpath(facts["name"], os.path.realpath(target.parent))
+        facts = {**facts, "name": shared_path(facts["name"]), "path": place}
     with atomic_path(target) as path:
         path.write_text(json.dumps(facts, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
@@ -80,7 +85,10 @@ def read_model_file(path: Path) -> dict[str, Any]:
         facts = read_object(path)
     except (OSError, ValueError) as error:
         raise InputError(f"{path}: not a readable model file ({error})") from None
-    wanted = {"name": str, "revision": str | None, "weights_sha256": str}
+    wanted = {
+        **{"name": str, "revision": str | None, "weights_sha256": str},
+        "path": str | None,
+    }
     if (
         facts.get("format") != MODEL_FORMAT
         or not all(isinstance(facts.get(name), kind) for name, kind in wanted.items())
@@ -107,7 +115,10 @@ def find_checkpoint(name: str, revision: str | None, say: Speaker = SILENT) -> C
         raise InputError(f"{name}: contains a revision; leave {setting('revision')} out")
     facts = read_model_file(path)
     pinned = {"revision": facts["revision"], "local_files_only": True}
-    checkpoint = checkpoint_named(facts["name"], **pinned)
+    place = facts["name"]
+    if "path" in facts:
+        place = os.path.normpath(os.path.join(os.path.realpath(path.parent), facts["path"]))
+    checkpoint = checkpoint_named(place, **pinned)
     again = "remove the file, and run the workflow again"
     with waiting(f"{say.title}: reading the weights of {checkpoint.name}", quiet=say.quiet):
         digest = checkpoint.weights_sha256()

@@ -16,6 +16,7 @@ from typing import Any, ClassVar, Generic, TypeVar
 import torch
 
 from esm_pipeline.errors import CapacityError, InputError, WeightsError
+from esm_pipeline.files import shared_path
 from esm_pipeline.model import (
     Checkpoint,
     EsmConfig,
@@ -182,7 +183,7 @@ class Runner(Generic[M]):
     def origin(self) -> dict[str, str]:
         """Model, revision, digest of the weights and precision, as attributes of a result."""
         return {
-            "model": self.checkpoint.name,
+            "model": shared_path(self.checkpoint.name),
             "revision": self.checkpoint.revision or "",
             "weights_sha256": "" if self.given is not None else self.checkpoint.weights_sha256(),
             "dtype": self.settings.dtype,

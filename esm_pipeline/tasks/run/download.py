@@ -8,8 +8,11 @@ it also checks that the model is suitable for the task, without loading it.
 from __future__ import annotations
 
 import argparse
+import os
 from pathlib import Path
 
+from esm_pipeline.errors import IN_WORKFLOW
+from esm_pipeline.files import shared_path
 from esm_pipeline.flags import add_flags
 from esm_pipeline.locks import Outputs
 from esm_pipeline.tasks import commands_with, module_of
@@ -74,7 +77,9 @@ def run(args: argparse.Namespace) -> int:
         module_of(args.task).check_model(args)
     if args.out:
         write_model_file(args.out, facts)
-    print("path", checkpoint.source, sep="\t")
+    place = os.fspath(checkpoint.source)
+    in_log = os.environ.get(IN_WORKFLOW)  # the workflow keeps what is printed, in `logs`
+    print("path", shared_path(place) if in_log else place, sep="\t")
     print("revision", checkpoint.revision or "", sep="\t")
     print("weights_sha256", facts["weights_sha256"], sep="\t")
     return 0

@@ -21,9 +21,9 @@ from typing import Any
 
 import esm_pipeline
 from esm_pipeline.errors import DamagedError, InputError
-from esm_pipeline.files import atomic_paths
+from esm_pipeline.files import atomic_paths, shared_path
 from esm_pipeline.formats.checksums import CHECKSUM_REMEDY, read_list, sha256, write_digests
-from esm_pipeline.formats.input_checksums import MARGIN, changed, gone, last_change
+from esm_pipeline.formats.input_checksums import MARGIN, changed, gone, last_change, listed_name
 from esm_pipeline.formats.results.attributes import read_attributes
 from esm_pipeline.formats.results.validation import open_hdf5, reading
 from esm_pipeline.locks import Outputs
@@ -93,7 +93,7 @@ def provenance(settings: Settings, folder: Path) -> dict[str, Any]:
         "written": datetime.now(UTC).isoformat(timespec="seconds"),
         "software": versions(),
         "source": source(HOME),
-        "settings": settings.model_dump(),
+        "settings": shareable(settings.model_dump()),
         "models": {
             name.removesuffix(".json"): {**model_facts(folder / name), "tasks": model.tasks}
             for name, model in models.items()
@@ -116,7 +116,16 @@ def provenance(settings: Settings, folder: Path) -> dict[str, Any]:
 def model_facts(path: Path) -> dict[str, Any]:
     """The facts in a model file: name, commit, digest of the weights, and shape."""
     facts = read_model_file(path)
-    return {name: facts[name] for name in facts if name not in ("format", "format_version")}
+    return {name: facts[name] for name in facts if name not in ("format", "format_version", "path")}
+
+
+def shareable(settings: Any) -> Any:
+    """Settings without absolute paths; see `shared_path`."""
+    if isinstance(settings, dict):
+        return {name: shareable(value) for name, value in settings.items()}
+    if isinstance(settings, list):
+        return [shareable(value) for value in settings]
+    return shared_path(settings) if isinstance(settings, str) else settings
 
 
 def versions() -> dict[str, str]:
@@ -172,16 +181,17 @@ def inputs(files: list[str], listing: Path) -> list[dict[str, Any]]:
     """
     try:
         sizes = [os.path.getsize(file) for file in files]
-        listed = {name: digest for digest, name in read_list(listing)}
+        listed = {listed_name(name): digest for digest, name in read_list(listing)}
         before = listing.stat().st_mtime_ns - MARGIN
         for file in files:
-            known = last_change(file) < before and file in listed
-            if not known and sha256(Path(file)) != listed.get(file):
+            name = listed_name(file)
+            known = last_change(file) < before and name in listed
+            if not known and sha256(Path(file)) != listed.get(name):
                 raise changed(file, listing)
     except OSError as error:
         raise gone(os.fsdecode(error.filename), error) from None
     return [
-        {"path": file, "bytes": size, "sha256": listed[file]}
+        {"path": shared_path(file), "bytes": size, "sha256": listed[listed_name(file)]}
         for file, size in zip(files, sizes, strict=True)
     ]
 
