@@ -50,7 +50,7 @@ lint: $(VENV)/.test  ## run ruff, mypy, snakefmt, snakemake --lint, mkdocs
 	@$(RUN) mypy
 	@$(RUN) snakefmt --check Snakefile workflow
 	@$(RUN) snakemake --lint
-	@$(RUN) mkdocs build --quiet --strict --config-file workflow/docs/mkdocs.yml
+	@$(RUN) mkdocs build --strict --config-file workflow/docs/mkdocs.yml
 
 lock: requirements-torch.txt  ## resolve the dependencies again: locks and conda environment
 	@rm -rf $(VENV)/lock && $(PYTHON) -m venv $(VENV)/lock && $(VENV)/lock/bin/python -m pip install -q $(UV)

@@ -33,11 +33,11 @@ from tests.oracles.hub_server import serve
 CLONED = re.compile(r"git clone (\S+)")
 """Where a page says that the repository is."""
 
-IGNORED = shutil.ignore_patterns(
-    *(".git", ".venv", ".snakemake", ".hypothesis", ".*_cache", "__pycache__"),
-    *("results", "logs", "build", "*.egg-info", "golden"),
+KEPT = (
+    *("esm_pipeline", "workflow", "config", "envs", "tests"),
+    *("Makefile", "Snakefile", "pyproject.toml", "LICENSE", "requirements*", "*.md", "*.cff"),
 )
-"""What is not part of a clone, and the test data that no page needs."""
+"""What a clone has that a page may need."""
 
 ROTARY = {"position_embedding_type": "rotary", "token_dropout": True}
 LEARNED = {"position_embedding_type": "absolute", "max_position_embeddings": 1026}
@@ -140,7 +140,12 @@ def write_environment(folder: Path) -> Path:
 
 def copy_clone(folder: Path) -> Path:
     """Copy this working tree as a clone, with the files of a user in it."""
-    shutil.copytree(ROOT, folder, ignore=IGNORED)
+    folder.mkdir()
+    for path in (path for pattern in KEPT for path in ROOT.glob(pattern)):
+        if path.is_dir():
+            shutil.copytree(path, folder / path.name, ignore=shutil.ignore_patterns("__pycache__"))
+        else:
+            shutil.copy2(path, folder)
     for name, text in FILES.items():
         (folder / name).write_text(text)
     return folder
@@ -149,7 +154,7 @@ def copy_clone(folder: Path) -> Path:
 def git_repository(clone: Path, folder: Path) -> Path:
     """Make a repository of the clone, to clone again."""
     git = ["git", "-C", str(folder), "-c", "user.name=a", "-c", "user.email=a@b"]
-    shutil.copytree(clone, folder, ignore=IGNORED)
+    shutil.copytree(clone, folder)
     for command in (["init", "-q"], ["add", "."], ["commit", "-qm", "a"]):
         subprocess.run([*git, *command], check=True)
     return folder
