@@ -25,7 +25,7 @@ PAGES = sorted(
 )
 """The pages, relative to the clone."""
 
-RUN = ("sh", "python")
+RUN = ("bash", "python")
 READ = ("yaml", "text", "")
 """Languages of blocks that are run, and of those that are not; there are no others."""
 

@@ -31,7 +31,6 @@ from tests.docs.blocks import (
 )
 from tests.docs.clone import (
     CLASSIFIERS,
-    CLONED,
     copy_clone,
     environment,
     git_repository,
@@ -91,8 +90,7 @@ def terminal(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Terminal]:
     for name in CLASSIFIERS:
         if "/" not in name:
             shutil.copytree(hub / name, clone / name)
-    addresses = {found for block in BLOCKS for found in CLONED.findall(block.text)}
-    with environment(folder, hub, addresses) as variables:
+    with environment(folder, hub) as variables:
         demo = subprocess.run(
             ["make", "demo"],
             cwd=clone,
@@ -124,12 +122,12 @@ def test_every_block_of_a_page(page: str, terminal: Terminal, tmp_path: Path) ->
 @pytest.mark.parametrize(
     "text",
     [
-        "```sh\nesm-pipeline embed --model demo my.fasta out.h5\n```",  # the environment is missing
-        "```sh\nsource .venv/bin/activate\nesm-pipeline embed --modle demo my.fasta out.h5\n```",
-        "```sh\nfalse\ntrue\n```",
+        "```bash\nesm-pipeline embed --model demo my.fasta out.h5\n```",  # no environment
+        "```bash\nsource .venv/bin/activate\nesm-pipeline embed --modle demo my.fasta out.h5\n```",
+        "```bash\nfalse\ntrue\n```",
         "```python\nfrom esm_pipeline import no_such_name\n```",
         "```python\nx = 1\n```\n\n```python\nassert x == 2\n```",
-        "```sh\nsource .venv/bin/activate\nsnakemake --cores 1 --config modle=demo\n```",
+        "```bash\nsource .venv/bin/activate\nsnakemake --cores 1 --config modle=demo\n```",
     ],
 )
 def test_a_block_that_fails_is_seen(text: str, terminal: Terminal, tmp_path: Path) -> None:
@@ -142,7 +140,7 @@ def test_blocks_of_a_page_share_folder_variables_and_session(
     terminal: Terminal, tmp_path: Path
 ) -> None:
     text = """
-```sh
+```bash
 mkdir inner && cd inner && export WORD=found
 ```
 
@@ -151,7 +149,7 @@ from pathlib import Path
 word = Path.cwd().name
 ```
 
-```sh
+```bash
 echo "$WORD in $(basename "$PWD")"
 ```
 
@@ -186,9 +184,9 @@ def test_no_command_hides_in_a_block_that_is_not_run() -> None:
 
 
 def test_a_mark_leaves_out_the_next_block_alone() -> None:
-    text = "<!-- not run: needs a cluster -->\n\n```sh\na\n```\n\n```sh\nb\n```\n"
+    text = "<!-- not run: needs a cluster -->\n\n```bash\na\n```\n\n```bash\nb\n```\n"
     assert [block.reason for block in blocks_of(text)] == ["needs a cluster", ""]
-    text = "<!-- not run: needs a cluster -->\n\nSome words.\n\n```sh\na\n```\n"
+    text = "<!-- not run: needs a cluster -->\n\nSome words.\n\n```bash\na\n```\n"
     assert [block.reason for block in blocks_of(text)] == [""]
 
 

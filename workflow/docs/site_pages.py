@@ -12,7 +12,7 @@ from mkdocs.structure.files import File, Files
 ROOT = Path(__file__).resolve().parents[2]
 PLACES = ("*", "config/*", "workflow/*/*", "workflow/*/*/*", "esm_pipeline/**/*", "tests/**/*")
 SHOWN = {".md", ".png", ".svg"}
-LINKED = {".yaml", ".tsv", ".fasta", ""}
+LINKED = {".yaml", ".tsv", ".fasta", ".ipynb", ""}
 """Files that pages link to, without tests."""
 
 
