@@ -40,8 +40,8 @@ from tests.docs.clone import (
 BLOCKS = [block for page in PAGES for block in read_blocks(page)]
 PAGES_WITH_CODE = [page for page in PAGES if any(b.is_run for b in BLOCKS if b.page == page)]
 
-DRY = ("config/README.md",)
-"""Pages whose workflows are only planned, because others like them are run elsewhere."""
+DRY = ("config/README.md", "workflow/docs/running.md")
+"""Pages whose workflows are only planned: README.md runs one, and tests/workflow many like them."""
 
 PLAN = 'snakemake() { command snakemake --dry-run --quiet all "$@"; }; export -f snakemake'
 
