@@ -44,12 +44,13 @@ test-long: $(VENV)/.test  ## run the long tests
 bench: $(BENCH)/.peers  ## compare the speed with other implementations: a table, and build/benchmarks.json
 	@$(BENCH)/bin/python -m tests.benchmarks $(BENCH_FLAGS)
 
-lint: $(VENV)/.test  ## run ruff, mypy, snakefmt, snakemake --lint
+lint: $(VENV)/.test  ## run ruff, mypy, snakefmt, snakemake --lint, mkdocs
 	@$(RUN) ruff check .
 	@$(RUN) ruff format --check .
 	@$(RUN) mypy
 	@$(RUN) snakefmt --check Snakefile workflow
 	@$(RUN) snakemake --lint
+	@$(RUN) mkdocs build --strict --config-file workflow/docs/mkdocs.yml
 
 lock: requirements-torch.txt  ## resolve the dependencies again: locks and conda environment
 	@rm -rf $(VENV)/lock && $(PYTHON) -m venv $(VENV)/lock && $(VENV)/lock/bin/python -m pip install -q $(UV)
