@@ -19,6 +19,7 @@ from esm_pipeline.errors import (
 )
 
 if TYPE_CHECKING:  # for editors and type checkers
+    from esm_pipeline.data import demo_sequences
     from esm_pipeline.formats.results.open import open_results
     from esm_pipeline.model import (
         AutoConfig,
@@ -41,7 +42,7 @@ if TYPE_CHECKING:  # for editors and type checkers
     )
     from esm_pipeline.model.inference.batching import iter_packed
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 __all__ = [
     "AmbiguousIdError",
@@ -66,12 +67,14 @@ __all__ = [
     "PackedLayout",
     "WeightsError",
     "demo_model",
+    "demo_sequences",
     "iter_packed",
     "open_results",
     "optimize_for_inference",
 ]
 
 _LAZY = {
+    "demo_sequences": "esm_pipeline.data",
     "iter_packed": "esm_pipeline.model.inference.batching",
     "open_results": "esm_pipeline.formats.results.open",
 }

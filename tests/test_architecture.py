@@ -44,7 +44,7 @@ ALLOWED = {
     "tasks.run": COMMON | {"tasks", *(f"tasks.{task}" for task in TASKS)},
     "cli": ERRORS | PROCESS | {"tasks", "model", ""},
     "__main__": {"cli"},
-    "": {"errors", "formats", "model"},
+    "": {"errors", "formats", "model", "data"},
 }
 """Rooms of the package (its `__init__` is '') and those that each may import from, besides itself.
 
