@@ -20,6 +20,7 @@ from esm_pipeline.errors import (
 from esm_pipeline.version import __version__ as __version__
 
 if TYPE_CHECKING:  # for editors and type checkers
+    from esm_pipeline.data import demo_sequences
     from esm_pipeline.formats.results.open import open_results
     from esm_pipeline.model import (
         AutoConfig,
@@ -70,6 +71,7 @@ __all__ = [
     "WeightsError",
     "classify",
     "demo_model",
+    "demo_sequences",
     "embed",
     "fold",
     "iter_packed",
@@ -80,6 +82,7 @@ __all__ = [
 ]
 
 _LAZY = {
+    "demo_sequences": "esm_pipeline.data",
     "classify": "esm_pipeline.tasks.classify.function",
     "embed": "esm_pipeline.tasks.embed.function",
     "fold": "esm_pipeline.tasks.fold.function",

@@ -55,7 +55,7 @@ ALLOWED = {
     "tasks.run": COMMON | {"", "tasks", *(f"tasks.{task}" for task in TASKS)},
     "cli": ERRORS | PROCESS | {"parsers", "tasks", "model", "version"},
     "__main__": {"cli"},
-    "": {"errors", "version", "formats", "model", *(f"tasks.{task}" for task in TASKS)},
+    "": {"errors", "version", "formats", "model", "data", *(f"tasks.{task}" for task in TASKS)},
 }
 """Rooms of the package (its `__init__` is '') and those that each may import from, besides itself.
 

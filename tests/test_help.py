@@ -16,7 +16,7 @@ import torch
 
 from esm_pipeline import cli
 from esm_pipeline.formats.checksums import write_digests
-from esm_pipeline.model import demo_model
+from esm_pipeline.model import EsmForProteinFolding, demo_model
 from esm_pipeline.model.folding.demo import write_demo
 from esm_pipeline.parsers import FLAG_GROUPS, Parser
 from esm_pipeline.settings import CleaningSettings, LabelSettings, StructureSettings
@@ -230,7 +230,7 @@ def examples(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (folder / name).symlink_to(demo_model())
     for seed in (1, 2):
         (folder / f"esm1v_t33_650M_UR90S_{seed}").symlink_to(demo_model())
-    write_demo(folder / "esmfold_v1")
+    write_demo(folder / "esmfold_v1", EsmForProteinFolding)
     save(folder / "my_classifier", SEQUENCE)
     save(folder / "my_residue_classifier", RESIDUE)
     sequence = "MKTAYIAKQRQISFVKSHFSRQ"

@@ -21,6 +21,7 @@ import torch
 from esm_pipeline import (
     EsmConfig,
     EsmForMaskedLM,
+    EsmForProteinFolding,
     EsmForSequenceClassification,
     EsmForTokenClassification,
     EsmTokenizer,
@@ -100,7 +101,7 @@ def write_hub(folder: Path) -> Path:
         for name, (kind, labels) in CLASSIFIERS.items():
             config = EsmConfig(**NARROW, **ROTARY, num_hidden_layers=2, id2label=labels)
             save(kind(config), folder / name)
-    write_demo(folder / FOLDING, random_weights=False)
+    write_demo(folder / FOLDING, EsmForProteinFolding, random_weights=False)
     return folder
 
 

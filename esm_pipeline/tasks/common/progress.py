@@ -234,7 +234,7 @@ def progress(
     that is a terminal, else as lines, the first at once, or after `first` seconds.
     """
     if quiet or not amounts.items:
-        yield ignore
+        yield not_shown
     elif sys.stderr.isatty():
         with shown_as_bar(title, amounts) as advance:
             yield advance
@@ -254,10 +254,10 @@ def step(title: str, amounts: Amounts, *, quiet: bool = False) -> Iterator[Advan
             yield advance
     else:
         with waiting(title, quiet=quiet):
-            yield ignore
+            yield not_shown
 
 
-def ignore(items: int, *, work: float | None = None, rated: int | None = None) -> None:
+def not_shown(items: int, *, work: float | None = None, rated: int | None = None) -> None:
     """Show nothing of what is done."""
 
 
