@@ -82,8 +82,8 @@ __all__ = [
 ]
 
 _LAZY = {
-    "demo_sequences": "esm_pipeline.data",
     "classify": "esm_pipeline.tasks.classify.function",
+    "demo_sequences": "esm_pipeline.data",
     "embed": "esm_pipeline.tasks.embed.function",
     "fold": "esm_pipeline.tasks.fold.function",
     "iter_packed": "esm_pipeline.model.inference.batching",
