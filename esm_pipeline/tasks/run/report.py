@@ -69,7 +69,7 @@ $body
 
 EXAMPLES = (
     (
-        "esm-pipeline report --out report.html results/my_proteins",
+        "esm-pipeline report --out report.html results/my_sample",
         "a page about the results in a folder",
     ),
 )
