@@ -245,6 +245,7 @@ def examples(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def make_results(folder: Path) -> None:
     """The golden results, without the report, which is not kept there."""
     shutil.copytree(GOLDEN / "results", folder)
+    (folder / "my_sample").symlink_to("my_proteins")
     provenance = folder / "provenance.json"
     facts = json.loads(provenance.read_text())
     del facts["results"]["report.html"]

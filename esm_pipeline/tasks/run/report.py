@@ -71,7 +71,7 @@ $body
 
 EXAMPLES = (
     (
-        "esm-pipeline report --out report.html results/my_proteins",
+        "esm-pipeline report --out report.html results/my_sample",
         "a page about the results in a folder",
     ),
 )

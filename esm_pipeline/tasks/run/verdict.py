@@ -19,7 +19,7 @@ from esm_pipeline.tasks.run.tallies import add_run_flags, find_results
 
 EXAMPLES = (
     (
-        "esm-pipeline verdict --out verdict.txt results/my_proteins/records.tsv",
+        "esm-pipeline verdict --out verdict.txt results/my_sample/records.tsv",
         "the number of records by outcome; exit code 1 if any failed",
     ),
 )
