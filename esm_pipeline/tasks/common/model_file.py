@@ -98,7 +98,7 @@ def find_checkpoint(name: str, revision: str | None, say: Speaker = SILENT) -> C
     """
     path = Path(name)
     if path.suffix.lower() != SUFFIX or not path.is_file():
-        with downloads_shown(say):
+        with downloads_shown(say, name):
             return checkpoint_named(name, revision=revision)
     if revision:
         raise InputError(f"{name}: the file contains a revision; leave --revision out")

@@ -332,8 +332,8 @@ def shown_as_bar(title: str, amounts: Amounts) -> Iterator[Advance]:
 
 
 @contextmanager
-def downloads_shown(say: Speaker) -> Iterator[None]:
-    """Report what is downloaded from the hub within, in lines, unless `say` is quiet.
+def downloads_shown(say: Speaker, name: str) -> Iterator[None]:
+    """Report in lines what is downloaded of the hub model `name` within, unless `say` is quiet.
 
     On a terminal the hub's library draws its own bars.
     """
@@ -344,7 +344,7 @@ def downloads_shown(say: Speaker) -> Iterator[None]:
             yield
         return
     lock = threading.Lock()
-    title = f"{say.title}: downloading"
+    title = f"{say.title}: downloading {name}"
     state = ProgressState(title, Amounts(0, "bytes"), time.monotonic())
 
     def report(done: int, total: int) -> None:
