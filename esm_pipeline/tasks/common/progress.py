@@ -232,7 +232,7 @@ def progress(
     that is a terminal, else as lines, the first at once, or after `first` seconds.
     """
     if quiet or not amounts.items:
-        yield ignore
+        yield report_nothing
     elif sys.stderr.isatty():
         with shown_as_bar(title, amounts) as advance:
             yield advance
@@ -252,10 +252,10 @@ def step(title: str, amounts: Amounts, *, quiet: bool = False) -> Iterator[Advan
             yield advance
     else:
         with waiting(title, quiet=quiet):
-            yield ignore
+            yield report_nothing
 
 
-def ignore(items: int, *, work: float | None = None, rated: int | None = None) -> None:
+def report_nothing(items: int, *, work: float | None = None, rated: int | None = None) -> None:
     """Show nothing of what is done."""
 
 
