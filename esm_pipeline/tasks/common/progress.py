@@ -31,6 +31,9 @@ PATIENCE_SECONDS = 2.0
 SPEED_SECONDS = 300.0
 """Seconds of the past by which the time left is estimated, if the last batches were not longer."""
 
+SAMPLE_SECONDS = 0.25
+"""Seconds between two times that are kept for the speed."""
+
 LEAST_BATCHES = 3
 """Batches by which the time left is estimated, if there were as many."""
 
@@ -80,6 +83,8 @@ class ProgressState:
         self.items += items
         self.work += items if work is None else work
         self.rated += items if rated is None else rated
+        if len(self._samples) > 1 and now - self._samples[-2][0] < SAMPLE_SECONDS:
+            self._samples.pop()  # a later one stands for both
         self._samples.append((now, self.work, self.rated))
         while len(self._samples) > LEAST_BATCHES + 1 and self._samples[1][0] <= now - SPEED_SECONDS:
             self._samples.popleft()

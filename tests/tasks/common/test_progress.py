@@ -5,6 +5,7 @@ import re
 import sys
 import threading
 import time
+import tracemalloc
 
 import pytest
 
@@ -158,6 +159,18 @@ def test_a_slower_machine_is_noticed():
         now += 10.0
         state.advance(now, 1, None, None)
     assert state.seconds_left(now) == pytest.approx(10.0 * (10_000 - 1100), rel=0.02)
+
+
+def test_many_short_batches_take_no_memory():
+    state = ProgressState("verify", Amounts(10**6, "files"), 0.0)
+    tracemalloc.start()
+    try:
+        for number in range(100_000):
+            state.advance(number / 1000, 1, None, None)
+        assert tracemalloc.get_traced_memory()[1] < 200_000
+    finally:
+        tracemalloc.stop()
+    assert state.seconds_left(100.0) == pytest.approx(900, rel=0.01)
 
 
 def test_the_batch_that_runs_counts_as_long_as_batches_take():
