@@ -25,7 +25,7 @@ from typing import NamedTuple, Protocol
 LINE_SECONDS = 30.0
 """Seconds between two lines about the same work."""
 
-PATIENCE_SECONDS = 2.0
+PATIENCE_SECONDS = 10.0
 """Seconds after which a step that is usually short says that it runs."""
 
 SPEED_SECONDS = 300.0
@@ -229,12 +229,13 @@ def repeated(text: Callable[[], str], first: float) -> Iterator[None]:
 
 @contextmanager
 def progress(
-    title: str, amounts: Amounts, *, quiet: bool = False, first: float = 0.0
+    title: str, amounts: Amounts, *, quiet: bool = False, short: bool = False
 ) -> Iterator[Advance]:
     """Yield a function to call with what was just done.
 
     Shows what is done, the rate and the time left on standard error, unless `quiet`: as a bar if
-    that is a terminal, else as lines, the first at once, or after `first` seconds.
+    that is a terminal, else as lines, the first at once. If the work is usually `short`, the first
+    comes after some seconds.
     """
     if quiet or not amounts.items:
         yield report_nothing
@@ -242,7 +243,7 @@ def progress(
         with shown_as_bar(title, amounts) as advance:
             yield advance
     else:
-        with shown_as_lines(title, amounts, first) as advance:
+        with shown_as_lines(title, amounts, PATIENCE_SECONDS if short else 0.0) as advance:
             yield advance
 
 
@@ -265,11 +266,12 @@ def report_nothing(items: int, *, work: float | None = None, rated: int | None =
 
 
 @contextmanager
-def waiting(title: str, *, quiet: bool = False, first: float = PATIENCE_SECONDS) -> Iterator[None]:
+def waiting(title: str, *, quiet: bool = False, first: float | None = None) -> Iterator[None]:
     """Lines about a step of which it is not known how much is done: for how long it has run.
 
-    The first after `first` seconds.
+    The first comes after `first` seconds, by default `PATIENCE_SECONDS`.
     """
+    first = PATIENCE_SECONDS if first is None else first
     started = time.monotonic()
 
     def line() -> str:
