@@ -8,6 +8,7 @@ import torch
 
 from esm_pipeline.cli import main
 from esm_pipeline.model import EsmConfig, EsmForMaskedLM, EsmTokenizer
+from esm_pipeline.tasks.common import progress
 
 SHAPE = {
     "vocab_size": 33,
@@ -48,6 +49,12 @@ def absolute(tmp_path_factory):
     """A checkpoint as ESM-1b: a table with positions for `TABLE` residues."""
     folder = tmp_path_factory.mktemp("absolute")
     return save_model(folder, position_embedding_type="absolute", max_position_embeddings=TABLE + 4)
+
+
+@pytest.fixture(autouse=True)
+def no_step_is_long(monkeypatch):
+    """Steps that take some seconds on a busy machine say nothing."""
+    monkeypatch.setattr(progress, "PATIENCE_SECONDS", 3600.0)
 
 
 @pytest.fixture(autouse=True, scope="module")

@@ -34,7 +34,10 @@ def test_a_failed_job_ends_in_its_own_error(tmp_path, model):
     profile = ("--workflow-profile", str(ROOT / "workflow/profiles/local"))
     for quiet in (QUIET, profile):
         run = snakemake(tmp_path, *quiet, *wrong)
-        job, *end = run.said.splitlines()
+        lines = run.said.splitlines()
+        if quiet == profile:
+            assert lines.pop(0).startswith("Using workflow specific profile ")
+        job, *end = lines
         assert (run.code, end) == (1, ["", *FAILED])
         assert re.fullmatch(r"\[1 of \d+\] check_embed: whether embed can .*", job)
 

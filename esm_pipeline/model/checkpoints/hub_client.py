@@ -36,8 +36,8 @@ SMALL = 1 << 20
 WatchDownload: TypeAlias = Callable[[int, int], None]
 """Called, from any thread, with the bytes that are written and those of all files."""
 
-DOWNLOAD_WATCH: ContextVar[tuple[WatchDownload | None, bool]] = ContextVar(
-    "DOWNLOAD_WATCH", default=(None, True)
+DOWNLOAD_WATCHER: ContextVar[tuple[WatchDownload | None, bool]] = ContextVar(
+    "DOWNLOAD_WATCHER", default=(None, True)
 )
 """Who is told about downloads, and whether the library may draw its bars."""
 
@@ -182,18 +182,18 @@ def quiet() -> Iterator[None]:
 @contextmanager
 def watched_downloads(watch: WatchDownload | None, *, bars: bool) -> Iterator[None]:
     """Call `watch` while files are downloaded within; without `bars`, draw none on a terminal."""
-    token = DOWNLOAD_WATCH.set((watch, bars))
+    token = DOWNLOAD_WATCHER.set((watch, bars))
     try:
         yield
     finally:
-        DOWNLOAD_WATCH.reset(token)
+        DOWNLOAD_WATCHER.reset(token)
 
 
 def download_bars() -> type:
     """The library's progress bars: hidden unless a terminal shows them, and watched."""
     from huggingface_hub.utils import tqdm  # type: ignore[attr-defined]
 
-    watch, shown = DOWNLOAD_WATCH.get()
+    watch, shown = DOWNLOAD_WATCHER.get()
 
     class Bar(tqdm):
         def __init__(self, *args: Any, **kwargs: Any) -> None:

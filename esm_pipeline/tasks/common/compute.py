@@ -154,7 +154,7 @@ def compute_rows(
         *(len(unique), "sequences", float(cost.sum())), rated=int(lengths.sum()), rate="residues"
     )
     title = runner.say.title or runner.task
-    with progress(title, amounts, quiet=quiet, first=runner.say.first) as advance:
+    with progress(title, amounts, quiet=quiet, short=runner.say.short) as advance:
         for rows, output in runner.run_batches(plan, unique):
             if output is None:
                 only = int(rows[0])

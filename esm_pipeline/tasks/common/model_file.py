@@ -109,7 +109,7 @@ def find_checkpoint(name: str, revision: str | None, say: Speaker = SILENT) -> C
     """
     path = Path(name)
     if path.suffix.lower() != SUFFIX or not path.is_file():
-        with downloads_shown(say):
+        with downloads_shown(say, name):
             return checkpoint_named(name, revision=revision)
     if revision:
         raise InputError(f"{name}: contains a revision; leave {setting('revision')} out")

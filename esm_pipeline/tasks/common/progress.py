@@ -25,11 +25,14 @@ from typing import NamedTuple, Protocol
 LINE_SECONDS = 30.0
 """Seconds between two lines about the same work."""
 
-PATIENCE_SECONDS = 2.0
+PATIENCE_SECONDS = 10.0
 """Seconds after which a step that is usually short says that it runs."""
 
 SPEED_SECONDS = 300.0
 """Seconds of the past by which the time left is estimated, if the last batches were not longer."""
+
+SAMPLE_SECONDS = 0.25
+"""Seconds between two times that are kept for the speed."""
 
 LEAST_BATCHES = 3
 """Batches by which the time left is estimated, if there were as many."""
@@ -80,6 +83,8 @@ class ProgressState:
         self.items += items
         self.work += items if work is None else work
         self.rated += items if rated is None else rated
+        if len(self._samples) > 1 and now - self._samples[-2][0] < SAMPLE_SECONDS:
+            self._samples.pop()  # a later one stands for both
         self._samples.append((now, self.work, self.rated))
         while len(self._samples) > LEAST_BATCHES + 1 and self._samples[1][0] <= now - SPEED_SECONDS:
             self._samples.popleft()
@@ -179,8 +184,8 @@ class Speaker(NamedTuple):
 
     title: str
     quiet: bool = False
-    first: float = 0.0
-    """Seconds until the first line of progress, where standard error is no terminal."""
+    short: bool = False
+    """Whether its work is usually short: see `progress`."""
 
     def __call__(self, text: str) -> None:
         """Print a line."""
@@ -188,8 +193,8 @@ class Speaker(NamedTuple):
             write_line(f"{self.title}: {text}")
 
 
-SILENT = Speaker("", quiet=True, first=LINE_SECONDS)
-"""Prints nothing: for functions in Python, of which only long ones report their progress."""
+SILENT = Speaker("", quiet=True, short=True)
+"""Prints nothing: for functions in Python, of which only long calls report their progress."""
 
 
 def write_line(text: str) -> None:
@@ -226,20 +231,21 @@ def repeated(text: Callable[[], str], first: float) -> Iterator[None]:
 
 @contextmanager
 def progress(
-    title: str, amounts: Amounts, *, quiet: bool = False, first: float = 0.0
+    title: str, amounts: Amounts, *, quiet: bool = False, short: bool = False
 ) -> Iterator[Advance]:
     """Yield a function to call with what was just done.
 
     Shows what is done, the rate and the time left on standard error, unless `quiet`: as a bar if
-    that is a terminal, else as lines, the first at once, or after `first` seconds.
+    that is a terminal, else as lines, the first at once. If the work is usually `short`, the first
+    comes after some seconds.
     """
     if quiet or not amounts.items:
-        yield not_shown
+        yield report_nothing
     elif sys.stderr.isatty():
         with shown_as_bar(title, amounts) as advance:
             yield advance
     else:
-        with shown_as_lines(title, amounts, first) as advance:
+        with shown_as_lines(title, amounts, PATIENCE_SECONDS if short else 0.0) as advance:
             yield advance
 
 
@@ -254,19 +260,20 @@ def step(title: str, amounts: Amounts, *, quiet: bool = False) -> Iterator[Advan
             yield advance
     else:
         with waiting(title, quiet=quiet):
-            yield not_shown
+            yield report_nothing
 
 
-def not_shown(items: int, *, work: float | None = None, rated: int | None = None) -> None:
+def report_nothing(items: int, *, work: float | None = None, rated: int | None = None) -> None:
     """Show nothing of what is done."""
 
 
 @contextmanager
-def waiting(title: str, *, quiet: bool = False, first: float = PATIENCE_SECONDS) -> Iterator[None]:
+def waiting(title: str, *, quiet: bool = False, first: float | None = None) -> Iterator[None]:
     """Lines about a step of which it is not known how much is done: for how long it has run.
 
-    The first after `first` seconds.
+    The first comes after `first` seconds, by default `PATIENCE_SECONDS`.
     """
+    first = PATIENCE_SECONDS if first is None else first
     started = time.monotonic()
 
     def line() -> str:
@@ -334,8 +341,8 @@ def shown_as_bar(title: str, amounts: Amounts) -> Iterator[Advance]:
 
 
 @contextmanager
-def downloads_shown(say: Speaker) -> Iterator[None]:
-    """Report what is downloaded from the hub within, in lines, unless `say` is quiet.
+def downloads_shown(say: Speaker, name: str) -> Iterator[None]:
+    """Report in lines what is downloaded of the hub model `name` within, unless `say` is quiet.
 
     On a terminal the hub's library draws its own bars.
     """
@@ -346,7 +353,7 @@ def downloads_shown(say: Speaker) -> Iterator[None]:
             yield
         return
     lock = threading.Lock()
-    title = f"{say.title}: downloading"
+    title = f"{say.title}: downloading {name}"
     state = ProgressState(title, Amounts(0, "bytes"), time.monotonic())
 
     def report(done: int, total: int) -> None:

@@ -46,7 +46,7 @@ from esm_pipeline.structure.pdb import pdb_problem, pdb_text
 from esm_pipeline.structure.structure import MEANINGLESS, RANDOM, Structure
 from esm_pipeline.tasks.common.outcomes import listing_of, with_outcomes
 from esm_pipeline.tasks.common.outputs import require_folder_name
-from esm_pipeline.tasks.common.progress import PATIENCE_SECONDS, Amounts, progress
+from esm_pipeline.tasks.common.progress import Amounts, progress
 from esm_pipeline.tasks.fold.plan import FOLD
 
 STRUCTURES_TABLE, STRUCTURES_FOLDER, PAE = "structures.tsv", "structures", "pae"
@@ -189,9 +189,7 @@ def write_groups(
         done: Iterator[tuple[set[int], str]] = map(write_group, jobs)
         if min(processes, len(jobs)) > 1:
             done = stack.enter_context(in_processes(min(processes, len(jobs)), jobs))
-        advance = stack.enter_context(
-            progress("structures", amounts, quiet=quiet, first=PATIENCE_SECONDS)
-        )
+        advance = stack.enter_context(progress("structures", amounts, quiet=quiet, short=True))
         for job, (found, lines) in zip(jobs, done, strict=True):
             unfit |= found
             listing.write(lines)

@@ -31,7 +31,7 @@ from esm_pipeline.formats.results.saturation import Saturations
 from esm_pipeline.formats.results.structures import Structures
 from esm_pipeline.formats.tables.base import PARQUET, SUFFIXES
 from esm_pipeline.locks import Outputs
-from esm_pipeline.tasks.common.progress import PATIENCE_SECONDS, Amounts, progress
+from esm_pipeline.tasks.common.progress import Amounts, progress
 
 EXAMPLES = (
     ("esm-pipeline export embeddings.h5 embeddings.parquet", "a table, its numbers in one column"),
@@ -194,7 +194,7 @@ def export_embeddings(
         return write_embeddings(args, export.format, records, dataset, paths)
 
     amounts = Amounts(records.count, "records")
-    with progress("export", amounts, quiet=args.quiet, first=PATIENCE_SECONDS) as advance:
+    with progress("export", amounts, quiet=args.quiet, short=True) as advance:
         reasons = in_thread(write, records, advance)
     written = records.count - reasons[TAKEN]
     notes = [f"{count:,} {reason}" for reason, count in sorted(reasons.items()) if reason]

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from esm_pipeline.files import atomic_path, require_apart
 from esm_pipeline.flags import exit_code
-from esm_pipeline.formats.records import FAILED
+from esm_pipeline.formats.records import FAILED, OK
 from esm_pipeline.locks import Outputs
 from esm_pipeline.tasks.common.tallies import TALLY_COLUMNS, Tally
 from esm_pipeline.tasks.run.tallies import add_run_flags, find_results
@@ -64,6 +64,8 @@ def run(args: argparse.Namespace) -> int:
 def verdict(tallies: Sequence[Tally], others: str) -> str:
     """The verdict as text: a table, the most common reasons, and a note on files of other runs.
 
+    A step that computed nothing at all is said to be one.
+
     The last line says how many failed in total.
     """
     lines = aligned([TALLY_COLUMNS, *(tally.row() for tally in tallies)])
@@ -71,6 +73,11 @@ def verdict(tallies: Sequence[Tally], others: str) -> str:
         f"{tally.sample}, {tally.step}: {number:,} {status}: {reason}"
         for tally in tallies
         for status, reason, number in tally.common_reasons()
+    ]
+    lines += [
+        f"{tally.sample}, {tally.step}: none of {tally.statuses.total():,} computed"
+        for tally in tallies
+        if tally.statuses.total() and not tally.statuses[OK]
     ]
     lines += [others] if others else []
     failed = sum(tally.statuses[FAILED] for tally in tallies)

@@ -31,7 +31,7 @@ from esm_pipeline.settings.result_names import (
     listed_folders,
     not_of_this_run,
 )
-from esm_pipeline.tasks.common.progress import PATIENCE_SECONDS, Advance, Amounts, progress
+from esm_pipeline.tasks.common.progress import Advance, Amounts, progress
 
 PROVENANCE_FORMAT = "esm-pipeline/provenance"
 MISSING, DIFFERS = "missing", "differs"
@@ -149,7 +149,7 @@ class FolderCheck:
         listed = sum(count_lines(self.folder / file.name) for file in lists)
         work = LISTED_BYTES * listed + sum(self.cost_of(file) for file in files)
         amounts = Amounts(len(files) + listed, "files", work=work)
-        with progress("verify", amounts, quiet=quiet, first=PATIENCE_SECONDS) as advance:
+        with progress("verify", amounts, quiet=quiet, short=True) as advance:
             problems = self.check_files(files, 1, advance)
             for file in lists:
                 if file.name not in problems:

@@ -361,7 +361,7 @@ class PlannedTable(NamedTuple):
     def scores(self, say: Speaker) -> list[Float64]:
         """The columns of scores, (N,) each."""
         amounts = amounts_of(self.strategy.work, self.models)
-        with progress(say.title, amounts, quiet=say.quiet, first=say.first) as advance:
+        with progress(say.title, amounts, quiet=say.quiet, short=say.short) as advance:
             return self.strategy.score(self.models, advance)
 
 

@@ -30,7 +30,7 @@ from esm_pipeline.tasks.common.functions import (
     read_sequences,
     text_cells,
 )
-from esm_pipeline.tasks.common.progress import LINE_SECONDS, SILENT, Speaker, progress
+from esm_pipeline.tasks.common.progress import SILENT, Speaker, progress
 from esm_pipeline.tasks.common.sequences import read_entries
 from esm_pipeline.tasks.score.command import (
     ModelChoice,
@@ -171,7 +171,7 @@ def score(
         wild_types = stack.enter_context(where)
         arguments = arguments_of(settings, call.cleaning, choices, folder)
         planned = plan_table(arguments, table, wild_types, stack)
-        scores = planned.scores(Speaker(SCORE, call.run.quiet, LINE_SECONDS))
+        scores = planned.scores(Speaker(SCORE, call.run.quiet, short=True))
         writer, chosen = MemoryWriter(columns), planned.strategy
         write_scores(writer, planned.variants, chosen.usable, chosen.outcome, scores)
     added = writer.values
@@ -382,7 +382,7 @@ def saturation(
             scorer = SaturationScorer(settings, plan)
             amounts = amounts_of(scorer.work, models)
             quiet = call.run.quiet
-            with progress(SCORE, amounts, quiet=quiet, first=LINE_SECONDS) as advance:
+            with progress(SCORE, amounts, quiet=quiet, short=True) as advance:
                 scorer.run(models, path, advance)
             found = ComputedRecords.of(sequence_set.records(), plan.outcomes(), given)
         with Saturations.open(path) as results:

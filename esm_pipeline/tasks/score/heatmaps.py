@@ -27,7 +27,7 @@ from esm_pipeline.formats.checksums import check_listed
 from esm_pipeline.formats.results.saturation import SaturatedProtein, Saturations
 from esm_pipeline.locks import Outputs
 from esm_pipeline.tasks.common.outputs import require_folder_name, write_checksums
-from esm_pipeline.tasks.common.progress import PATIENCE_SECONDS, Amounts, progress
+from esm_pipeline.tasks.common.progress import Amounts, progress
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -104,7 +104,7 @@ def draw_all(
     folder.mkdir(parents=True, exist_ok=True)
     remove_leftovers(folder)
     drawn, amounts = [], Amounts(len(wanted), "proteins", work=sum(item.length for item in wanted))
-    with progress("heatmaps", amounts, quiet=quiet, first=PATIENCE_SECONDS) as advance:
+    with progress("heatmaps", amounts, quiet=quiet, short=True) as advance:
         for item in wanted:
             for page, figure in enumerate(figures(item, results.alphabet, results.strategy), 1):
                 drawn.append(folder / file_name(item, page))

@@ -5,14 +5,18 @@ import re
 import sys
 import threading
 import time
+import tracemalloc
 
 import pytest
 
+from esm_pipeline.model.checkpoints.hub_client import download_bars
 from esm_pipeline.tasks.common import progress as module
 from esm_pipeline.tasks.common.progress import (
+    SILENT,
     Amounts,
     ProgressState,
     Speaker,
+    downloads_shown,
     duration,
     format_amount,
     progress,
@@ -157,6 +161,18 @@ def test_a_slower_machine_is_noticed():
     assert state.seconds_left(now) == pytest.approx(10.0 * (10_000 - 1100), rel=0.02)
 
 
+def test_many_short_batches_take_no_memory():
+    state = ProgressState("verify", Amounts(10**6, "files"), 0.0)
+    tracemalloc.start()
+    try:
+        for number in range(100_000):
+            state.advance(number / 1000, 1, None, None)
+        assert tracemalloc.get_traced_memory()[1] < 200_000
+    finally:
+        tracemalloc.stop()
+    assert state.seconds_left(100.0) == pytest.approx(900, rel=0.01)
+
+
 def test_the_batch_that_runs_counts_as_long_as_batches_take():
     state = ProgressState("fold", Amounts(4, "sequences"), 0.0)
     state.advance(100.0, 1, None, None)
@@ -204,16 +220,51 @@ def test_a_short_step_says_nothing(monkeypatch):
 
 
 def test_a_long_step_says_how_much_is_read(monkeypatch):
-    monkeypatch.setattr(module, "PATIENCE_SECONDS", 0.01)
+    monkeypatch.setattr(module, "PATIENCE_SECONDS", 0.2)
     monkeypatch.setattr(sys, "stderr", log := io.StringIO())
     with step("shard: reading a.fasta", Amounts(4_000_000, "bytes")) as advance:
         advance(1_000_000)
-        wait_for(log.getvalue)
-    pattern = r"shard: reading a.fasta: 1.0 MB of 4.0 MB \(25 %\), \S+ \S+/s, \S+ \S+ left\n"
-    assert re.fullmatch(pattern, log.getvalue())
-    with waiting("report: drawing"):
+        pattern = r"shard: reading a.fasta: 1.0 MB of 4.0 MB \(25 %\), \S+ \S+/s, \S+ \S+ left"
+        wait_for(lambda: re.match(pattern, log.getvalue()))
+    with waiting("report: drawing", first=0.01):
         wait_for(lambda: log.getvalue().endswith("report: drawing …\n"))
     said = log.getvalue()
-    with waiting("report: drawing", quiet=True):
+    with waiting("report: drawing", quiet=True, first=0.0):
         time.sleep(0.05)
     assert log.getvalue() == said
+
+
+BAR = "huggingface_hub.snapshot_download"
+"""What the library calls the bar of the bytes that are written."""
+
+
+def test_downloads_are_reported_in_lines(monkeypatch):
+    monkeypatch.setattr(module, "LINE_SECONDS", 0.01)
+    monkeypatch.setattr(sys, "stderr", log := io.StringIO())
+    with downloads_shown(Speaker("embed"), "lab/model"):
+        kind = download_bars()
+        received = kind(total=0, unit="B", name=f"{BAR}.transfer")
+        files, written = kind(total=3, name=BAR), kind(total=0, unit="B", name=BAR)
+        files.update(1)
+        received.update(99)
+        written.total = 26_000_000
+        written.update(13_000_000)
+        wait_for(lambda: log.getvalue().count("\n") >= 2)
+        assert log.getvalue().startswith("embed: downloading lab/model: 26.0 MB\n")
+        half = "embed: downloading lab/model: 13.0 MB of 26.0 MB (50 %), "
+        assert log.getvalue().splitlines()[1].startswith(half)
+        written.update(13_000_000)
+        time.sleep(0.05)
+        said = log.getvalue()
+        time.sleep(0.05)
+    assert log.getvalue() == said, "nothing more once all is there"
+
+
+def test_small_downloads_and_quiet_ones_are_not(monkeypatch):
+    monkeypatch.setattr(sys, "stderr", log := io.StringIO())
+    for say, total in ((Speaker("embed"), 1000), (SILENT, 26_000_000)):
+        with downloads_shown(say, "lab/model"):
+            bar = download_bars()(total=total, unit="B", name=BAR)
+            bar.update(total)
+    assert log.getvalue() == ""
+    assert download_bars()(total=1, unit="B", name=BAR).update(1) is None, "nobody is told"

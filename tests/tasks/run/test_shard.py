@@ -73,7 +73,7 @@ def test_bundles_and_tables(
     output = capsys.readouterr()
     assert output.out == ""
     assert output.err.startswith(
-        "shard: 7 records, 6 ok, 1 skipped, 1 duplicates; 5 sequences, 23 residues in 2 bundles; "
+        "shard: 7 records, 6 ok, 1 skipped, 1 duplicate; 5 sequences, 23 residues in 2 bundles; "
     )
     assert output.err.count("\n") == 1
 

@@ -55,7 +55,8 @@ def test_a_digit_that_stood_in_a_sequence_is_reported(esm, tmp_path):
     reason = "character '1' at residue 33 is no amino acid"
     write_records(tmp_path / "records.tsv", [Record(0, "x", "x", None, "", SKIPPED, reason)])
     _, lines = esm("verdict", "--out", tmp_path / "verdict.txt", tmp_path / "records.tsv")
-    assert "1 skipped: character '1' at residue # is no amino acid" in lines[-2]
+    assert "1 skipped: character '1' at residue # is no amino acid" in lines[-3]
+    assert lines[-2].endswith(", validation: none of 1 computed")
 
 
 def test_skipped_is_not_failed(esm, tables, tmp_path):

@@ -27,7 +27,7 @@ def run(esm, model, fasta, table, out, *arguments):
 
 
 def passes(message: str) -> int:
-    return int(re.search(r"([\d,]+) passes", message)[1].replace(",", ""))
+    return int(re.search(r"([\d,]+) pass(?:es)?,", message)[1].replace(",", ""))
 
 
 def shifted(offset: int) -> list[str]:
