@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from esm_pipeline.errors import InputError
 from esm_pipeline.footprint import LINKER_RESIDUES
 from esm_pipeline.formats.bundles import Bundle
-from esm_pipeline.model import EsmConfig, resolve_checkpoint
+from esm_pipeline.model import EsmConfig, EsmForProteinFolding, resolve_checkpoint
 from esm_pipeline.model.folding.demo import demo_checkpoint
 from esm_pipeline.model.folding.memory import fold_memory
 from esm_pipeline.settings.sections import (
