@@ -152,9 +152,9 @@ def test_memory_does_not_grow_with_the_file(tmp_path, monkeypatch):
 
 
 def test_of_a_result_in_memory(made):
-    result = embed(
-        {"sp|P84927|DMS7_PHYTS": "MKTAYIAK", "gap": "M-", "b": "MKTAYLAK", "c": "GWGW"}, "demo"
-    )
+    sequences = {"sp|P84927|DMS7_PHYTS": "MKTAYIAK", "gap": "M-", "b": "MKTAYLAK", "c": "GWGW"}
+    with pytest.warns(UserWarning, match="1 of 4 skipped"):
+        result = embed(sequences, "demo")
     found = result.nearest("P84927", 5)
     assert [(one.id, one.index) for one in found] == [("b", 2), ("c", 3)]
     values = result.mean[[0, 2, 3]]
