@@ -10,7 +10,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -119,6 +119,22 @@ class EsmForProteinFolding(EsmPreTrainedModel):
         """(22,) token ids of padding and of each residue, in the order of `residues.LETTERS`."""
         assert self.config.vocab_list is not None, "a folding model's config has one"
         return torch.tensor([self.config.pad_token_id, *residue_tokens(self.config.vocab_list)])
+
+    if TYPE_CHECKING:  # the type of `forward`, which `nn.Module` does not keep
+
+        def __call__(
+            self,
+            input_ids: Tensor,
+            attention_mask: Tensor | None = None,
+            position_ids: Tensor | None = None,
+            masking_pattern: Tensor | None = None,
+            num_recycles: int | None = None,
+            *,
+            chain_index: Tensor | None = None,
+            own: Tensor | None = None,
+            compact: bool = False,
+        ) -> EsmForProteinFoldingOutput:
+            """As `forward`."""
 
     def forward(
         self,
