@@ -38,10 +38,18 @@ def released(tmp_path_factory: pytest.TempPathFactory) -> Path:
         shutil.copytree(ROOT / name, sources / name, ignore=ignored)
     for name in SOURCES:
         shutil.copy(ROOT / name, sources)
-    command = [sys.executable, "-m", "build", "--no-isolation", "--outdir", folder, sources]
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout + done.stderr
+    pack = "import sys, setuptools.build_meta as backend; backend.build_sdist(sys.argv[1])"
+    run([sys.executable, "-c", pack, folder], cwd=sources)
+    (archive,) = folder.glob("*.tar.gz")
+    command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-index"]
+    run([*command, "--no-build-isolation", "--wheel-dir", folder, archive], cwd=folder)
     return folder
+
+
+def run(command: list[object], cwd: Path) -> None:
+    """Run a program, which has to succeed."""
+    done = subprocess.run([*map(str, command)], cwd=cwd, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
 
 
 @pytest.fixture(scope="module")
