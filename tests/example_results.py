@@ -65,6 +65,8 @@ def make(folder: Path) -> None:
         run("classify", "--model", model, "--provenance", provenance, FASTA, arrays)
         run("classes", "--records", arrays.with_suffix(".records.tsv"), arrays, table)
     model = save_classifier(folder / "residues", EsmForTokenClassification, *CLASSIFIERS["single"])
+    elsewhere = folder / "elsewhere" / "model.json"
+    assert main(["download", "--model", str(MODEL), "--out", str(elsewhere)]) == 0
     ensemble = ["--model", MODEL, "--model", MODEL, "--label", "a", "--label", "b"]
     for suffix in ("h5", "tsv"):
         run("classify", "--model", model, FASTA, folder / f"residue_classes.{suffix}")

@@ -12,7 +12,14 @@ from pathlib import Path
 import pytest
 
 from esm_pipeline.errors import InputError
-from esm_pipeline.files import atomic_path, atomic_paths, naming_errors, remove_leftovers
+from esm_pipeline.files import (
+    atomic_path,
+    atomic_paths,
+    naming_errors,
+    remove_leftovers,
+    require_apart,
+    shared_path,
+)
 
 KILLED = """
 import os, signal, sys
@@ -172,3 +179,30 @@ def test_others_and_living_processes_keep_theirs(tmp_path):
     remove_leftovers(tmp_path)
     gone = [kept[3], kept[4]]
     assert names(tmp_path) == sorted({*kept, "a"} - {*gone})
+
+
+@pytest.mark.parametrize(
+    ("path", "shown"),
+    [
+        ("a/b.fasta", "a/b.fasta"),
+        ("../a", "../a"),
+        ("facebook/esm2_t6_8M_UR50D", "facebook/esm2_t6_8M_UR50D"),
+        ("~/model", "~/model"),
+        ("{here}/a/b.fasta", "a/b.fasta"),
+        ("{here}/a/../b", "b"),
+        ("{here}", "."),
+        ("{here}..more/b", "b"),
+        ("{here}/..more/b", "..more/b"),
+        ("/data/anna/models/esm2/", "esm2"),
+    ],
+)
+def test_a_path_in_results_names_no_folder_of_the_machine(tmp_path, monkeypatch, path, shown):
+    monkeypatch.chdir(tmp_path)
+    assert shared_path(path.format(here=tmp_path)) == shown
+
+
+def test_every_output_is_compared_with_every_input(tmp_path):
+    first, second = tmp_path / "a", tmp_path / "b"
+    with pytest.raises(InputError, match="b: is given for two files"):
+        require_apart([first, second], iter([second]))
+    require_apart([first, second], iter([tmp_path / "c"]))

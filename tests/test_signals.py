@@ -10,10 +10,12 @@ import time
 import tomllib
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from esm_pipeline.formats.records import Record, write_records
-from esm_pipeline.formats.results.layout import RecordRow
+from esm_pipeline.formats.results.layout import Array, RecordRow
+from esm_pipeline.formats.results.writer import RaggedWriter
 from tests.folded import made_up, write_arrays
 
 SIGNALS = ["SIGTERM", "SIGINT", "SIGHUP"]
@@ -137,6 +139,37 @@ def test_a_killed_process_of_structures_is_one_line(arrays, tmp_path):
         in said
     )
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("name", SIGNALS)
+@pytest.mark.parametrize("output", ["per-protein.h5", "a.tsv"])
+def test_export_obeys_soon_and_leaves_nothing(tmp_path, name, output):
+    """Its numbers are written in a thread, which stops after a block."""
+    count, width, source = 60_000, 64, tmp_path / "a.h5"
+    entries = [RecordRow(f"r{place}", place, place) for place in range(count)]
+    told = {"format": "esm-pipeline/embeddings", "model": "m", "software": "{}"}
+    array = Array("mean/1", "sequence", (width,), "<f4")
+    with RaggedWriter(source, [array], np.ones(count, int), count, entries, told) as writer:
+        writer.write(array.name, np.arange(count), np.ones((count, width), "f4"))
+    process = subprocess.Popen(
+        [sys.executable, "-m", "esm_pipeline", "export", "--quiet", source, tmp_path / output],
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=as_in_a_terminal,
+    )
+
+    def is_writing() -> bool:
+        made = [*tmp_path.glob(f".{output}.*-*")]
+        return process.poll() is not None or (bool(made) and made[0].stat().st_size > 100_000)
+
+    wait_until(is_writing)
+    began = time.monotonic()
+    process.send_signal(getattr(signal, name))
+    said = process.communicate(timeout=60)[1]
+    assert process.returncode == 128 + getattr(signal, name)
+    assert time.monotonic() - began < SOON
+    assert said.count("\n") <= 1
+    assert [path.name for path in tmp_path.iterdir()] == ["a.h5"]
 
 
 @pytest.mark.parametrize("name", SIGNALS)

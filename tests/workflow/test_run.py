@@ -94,7 +94,7 @@ def test_only_results_remain(whole_run):
 def test_provenance_names_the_origin_of_results(whole_run, model):
     facts = json.loads((whole_run.results / "provenance.json").read_text())
     assert facts["software"]["esm_pipeline"] == esm_pipeline.__version__
-    assert facts["settings"]["model"] == str(model)
+    assert facts["settings"]["model"] == model.name
     assert facts["settings"]["embed"]["token_budget"] == 16384
     sample = facts["samples"][SAMPLE]
     results = whole_run.results / SAMPLE
@@ -109,7 +109,7 @@ def test_provenance_names_the_origin_of_results(whole_run, model):
     assert sample["records"]["embed"] == {"records": 10, "ok": 6, "skipped": 4, "duplicates": 1}
     digest = sha256(model / "model.safetensors")
     assert sample["results"]["embeddings.h5"]["weights_sha256"] == digest
-    assert facts["models"]["model"]["name"] == str(model)
+    assert facts["models"]["model"]["name"] == model.name
     assert facts["models"]["model"]["weights_sha256"] == digest
     assert facts["models"]["model"]["config"]["num_hidden_layers"] == 2
 

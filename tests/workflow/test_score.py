@@ -131,7 +131,7 @@ def test_provenance_describes_the_scores(scored, model):
     assert sample["records"]["variants"] == {"records": 6, "ok": 4, "skipped": 2, "duplicates": 0}
     for name in ("scores.tsv", "saturation.h5"):
         models = sample["results"][name]["models"]
-        assert [one["model"] for one in models.values()] == [str(model), "demo"]
+        assert [one["model"] for one in models.values()] == [model.name, "demo"]
     assert "variants" not in facts["samples"]["B"]
     assert {name: one["tasks"] for name, one in facts["models"].items()} == {
         "models/one": ["score"],

@@ -124,13 +124,13 @@ def find_checkpoint(name: str, revision: str | None, say: Speaker = SILENT) -> C
         digest = checkpoint.weights_sha256()
     if digest != facts["weights_sha256"]:
         raise WeightsError(
-            f"{name}: the weights of {facts['name']} have changed since it was written; {again}"
+            f"{name}: the weights of {checkpoint.name} have changed since it was written; {again}"
         )
     found = other_files(checkpoint)
     for file, digest in facts.get("files_sha256", {}).items():
         if found.get(file) != digest:
             raise WeightsError(
-                f"{name}: {file} of {facts['name']} has changed since it was written; {again}"
+                f"{name}: {file} of {checkpoint.name} has changed since it was written; {again}"
             )
     return checkpoint
 

@@ -89,7 +89,7 @@ def test_an_input_that_changed_meanwhile_is_one_line(tmp_path, capsys):
     shard = ["shard", "--quiet", "--bundles", "1", "--out", str(folder), "--inputs", str(listing)]
     assert main([*shard, str(fasta)]) == 0
     found = provenance.inputs([str(fasta)], listing)
-    assert found == [{"path": str(fasta), "bytes": 7, "sha256": sha256(fasta)}]
+    assert found == [{"path": "in.fasta", "bytes": 7, "sha256": sha256(fasta)}]
     out, settings = tmp_path / "p.json", json.dumps({"fasta": str(fasta), "shards": 1})
     fasta.write_text(">a\nMKI\n")
     assert main(["provenance", "--out", str(out), "--settings", settings]) == 2
