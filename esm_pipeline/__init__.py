@@ -17,6 +17,7 @@ from esm_pipeline.errors import (
     InputError,
     WeightsError,
 )
+from esm_pipeline.version import __version__ as __version__
 
 if TYPE_CHECKING:  # for editors and type checkers
     from esm_pipeline.formats.results.open import open_results
@@ -40,8 +41,10 @@ if TYPE_CHECKING:  # for editors and type checkers
         optimize_for_inference,
     )
     from esm_pipeline.model.inference.batching import iter_packed
-
-__version__ = "0.1.0"
+    from esm_pipeline.tasks.classify.function import classify
+    from esm_pipeline.tasks.embed.function import embed
+    from esm_pipeline.tasks.fold.function import fold
+    from esm_pipeline.tasks.score.functions import saturation, score
 
 __all__ = [
     "AmbiguousIdError",
@@ -65,15 +68,25 @@ __all__ = [
     "InputError",
     "PackedLayout",
     "WeightsError",
+    "classify",
     "demo_model",
+    "embed",
+    "fold",
     "iter_packed",
     "open_results",
     "optimize_for_inference",
+    "saturation",
+    "score",
 ]
 
 _LAZY = {
+    "classify": "esm_pipeline.tasks.classify.function",
+    "embed": "esm_pipeline.tasks.embed.function",
+    "fold": "esm_pipeline.tasks.fold.function",
     "iter_packed": "esm_pipeline.model.inference.batching",
     "open_results": "esm_pipeline.formats.results.open",
+    "saturation": "esm_pipeline.tasks.score.functions",
+    "score": "esm_pipeline.tasks.score.functions",
 }
 """Modules of the names that are imported on first use, except those of `esm_pipeline.model`."""
 

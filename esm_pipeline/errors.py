@@ -2,12 +2,15 @@
 
 The command line prints one line for each and exits with 2; anything else is a bug and keeps its
 traceback. A message gives the place, what is wrong there, and the remedy. It names settings as the
-user writes them: flags on the command line, keys in the workflow.
+user writes them: flags on the command line, keys in the workflow, arguments of a function.
 """
 
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from reprlib import Repr
 
 SHORT = Repr()
@@ -18,11 +21,29 @@ IN_WORKFLOW = "ESM_PIPELINE_WORKFLOW"
 """Environment variable that the workflow sets for its jobs."""
 
 
+IN_FUNCTION = ContextVar("IN_FUNCTION", default=False)
+"""Whether a function such as `embed` is called, whose arguments have the names of settings."""
+
+
 def setting(key: str) -> str:
-    """How a message names the setting `key`: `score.offset` in the workflow, else `--offset`."""
-    if os.environ.get(IN_WORKFLOW):
-        return key
-    return "--" + key.rpartition(".")[2].replace("_", "-")
+    """How a message names the setting `key`.
+
+    `score.offset` in the workflow, `offset` where a function was called, else `--offset`.
+    """
+    name = key.rpartition(".")[2]
+    if IN_FUNCTION.get():
+        return name
+    return key if os.environ.get(IN_WORKFLOW) else "--" + name.replace("_", "-")
+
+
+@contextmanager
+def naming_arguments() -> Iterator[None]:
+    """Within, messages name settings as arguments of a function."""
+    token = IN_FUNCTION.set(True)
+    try:
+        yield
+    finally:
+        IN_FUNCTION.reset(token)
 
 
 class EsmPipelineError(Exception):

@@ -100,10 +100,7 @@ def read_all(path: Path) -> None:
 
 def read_field(item: object, name: str) -> None:
     """Read one property of a record; what its file does not hold is left out."""
-    kind = type(item).__name__
-    if kind == "ClassifiedProtein" and name == "value":
-        return
-    if kind == "ClassifiedProtein" and name == "sequence" and "residue" not in item._results.format:
+    if type(item).__name__ in ("ClassifiedProtein", "ClassifiedResidues") and name == "value":
         return
     getattr(item, name)
 

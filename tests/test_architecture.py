@@ -18,9 +18,9 @@ PACKAGE = ROOT / "esm_pipeline"
 LINES = 500
 
 ERRORS = {"errors"}
-PLUMBING = ERRORS | {"arrays", "files", "footprint", "json_files", "nucleotides"}
+PLUMBING = ERRORS | {"arrays", "files", "footprint", "json_files", "nucleotides", "version"}
 PROCESS = {"locks", "interruption"}
-LIBRARY = PLUMBING | {"structure", "settings", "flags", "formats", "model", "data", ""}
+LIBRARY = PLUMBING | {"structure", "settings", "flags", "formats", "model", "data"}
 TASKS = ("embed", "classify", "fold", "score")
 COMMON = LIBRARY | PROCESS | {"tasks.common"}
 ALLOWED = {
@@ -29,6 +29,7 @@ ALLOWED = {
     "footprint": set(),
     "nucleotides": {"arrays"},
     "data": set(),
+    "version": set(),
     "files": ERRORS,
     "json_files": ERRORS,
     "locks": {"errors", "files"},
@@ -41,14 +42,15 @@ ALLOWED = {
     "tasks": set(),
     "tasks.common": LIBRARY | PROCESS,
     **{f"tasks.{task}": COMMON for task in TASKS},
-    "tasks.run": COMMON | {"tasks", *(f"tasks.{task}" for task in TASKS)},
+    "tasks.run": COMMON | {"", "tasks", *(f"tasks.{task}" for task in TASKS)},
     "cli": ERRORS | PROCESS | {"tasks", "model", ""},
     "__main__": {"cli"},
-    "": {"errors", "formats", "model"},
+    "": {"errors", "version", "formats", "model", *(f"tasks.{task}" for task in TASKS)},
 }
 """Rooms of the package (its `__init__` is '') and those that each may import from, besides itself.
 
-`tasks` is the registry of commands, which names their modules and imports none by itself.
+The package itself has the names that users import, functions of tasks among them: of its own
+modules, only the command line and the reports of runs import it. `tasks` is the registry of commands, which names their modules and imports none by itself.
 """
 
 
@@ -120,6 +122,7 @@ def test_imports_point_one_way(path):
         ("esm_pipeline.tasks.embed.command", "from esm_pipeline.tasks.score import split"),
         ("esm_pipeline.settings", "from esm_pipeline.tasks import COMMANDS"),
         ("esm_pipeline.tasks.embed.command", "from esm_pipeline.cli import main"),
+        ("esm_pipeline.tasks.embed.function", "from esm_pipeline import open_results"),
     ],
 )
 def test_a_wrong_import_is_seen(module, line):
@@ -260,7 +263,8 @@ def definitions(source: str) -> Iterator[tuple[str, str]]:
     """(name, value) of each top-level name; a function or class has itself as its value."""
     for node in ast.parse(source).body:
         if isinstance(node, ast.FunctionDef | ast.ClassDef):
-            yield node.name, ast.unparse(node)
+            if "overload" not in map(ast.unparse, node.decorator_list):
+                yield node.name, ast.unparse(node)
         elif isinstance(node, ast.Assign | ast.AnnAssign) and node.value is not None:
             targets = node.targets if isinstance(node, ast.Assign) else [node.target]
             parts = [part for target in targets for part in getattr(target, "elts", [target])]
@@ -287,6 +291,8 @@ def test_a_name_means_one_thing_in_the_whole_package():
 def test_a_second_meaning_is_seen():
     assert ambiguous(["def told(a): ...", "told = 1", "M = 1", "run = 2"]) == ["told"]
     assert ambiguous(["M = 1", "M = 2", "SIZE = 3", "SIZE = 3"]) == []
+    assert ambiguous(["@overload\ndef told(a): ...\ndef told(b): ...", "told = 1"]) == ["told"]
+    assert ambiguous(["@overload\ndef told(a): ...\ndef told(b): ..."]) == []
 
 
 HEAVY = ("torch", "transformers", "matplotlib", "pandas", "snakemake")

@@ -7,10 +7,11 @@ They load `esm` checkpoints only; the config of any other family is refused. Pee
 from __future__ import annotations
 
 import os
-from typing import Any, ClassVar
+from typing import Any, Generic, Literal, TypeVar, overload
 
 from esm_pipeline.errors import InputError
 from esm_pipeline.model.base import EsmPreTrainedModel
+from esm_pipeline.model.checkpoints.loading import LoadingInfo
 from esm_pipeline.model.config import EsmConfig
 from esm_pipeline.model.esm import EsmModel
 from esm_pipeline.model.heads import (
@@ -19,6 +20,8 @@ from esm_pipeline.model.heads import (
     EsmForTokenClassification,
 )
 from esm_pipeline.model.tokenizer import EsmTokenizer
+
+M = TypeVar("M", bound=EsmPreTrainedModel)
 
 
 class Auto:
@@ -42,9 +45,10 @@ class AutoConfig(Auto):
     @classmethod
     def from_pretrained(
         cls, path_or_hub_id: str | os.PathLike[str] | None = None, **options: Any
-    ) -> Any:
+    ) -> EsmConfig:
         """As `EsmConfig.from_pretrained`."""
-        return EsmConfig.from_pretrained(path_or_hub_id, **options)
+        found: EsmConfig = EsmConfig.from_pretrained(path_or_hub_id, **options)
+        return found
 
 
 class AutoTokenizer(Auto):
@@ -59,20 +63,41 @@ class AutoTokenizer(Auto):
         return EsmTokenizer.from_pretrained(path_or_hub_id, **kept)
 
 
-class AutoModel(Auto):
-    """`EsmModel`."""
+class AutoOfClass(Auto, Generic[M]):
+    """What the classes for models share; each has its `model_class`."""
 
-    model_class: ClassVar[type[EsmPreTrainedModel]] = EsmModel
+    model_class: type[M]
 
+    @overload
+    @classmethod
+    def from_pretrained(
+        cls,
+        path_or_hub_id: str | os.PathLike[str] | None = None,
+        *model_args: object,
+        output_loading_info: Literal[False] = False,
+        **options: object,
+    ) -> M: ...
+    @overload
+    @classmethod
+    def from_pretrained(
+        cls,
+        path_or_hub_id: str | os.PathLike[str] | None = None,
+        *model_args: object,
+        output_loading_info: Literal[True],
+        **options: object,
+    ) -> tuple[M, LoadingInfo]: ...
     @classmethod
     def from_pretrained(
         cls, path_or_hub_id: str | os.PathLike[str] | None = None, *model_args: Any, **options: Any
-    ) -> Any:
+    ) -> M | tuple[M, LoadingInfo]:
         """As `from_pretrained` of the class."""
-        return cls.model_class.from_pretrained(path_or_hub_id, *model_args, **options)
+        found: M | tuple[M, LoadingInfo] = cls.model_class.from_pretrained(
+            path_or_hub_id, *model_args, **options
+        )
+        return found
 
     @classmethod
-    def from_config(cls, config: EsmConfig, **options: Any) -> Any:
+    def from_config(cls, config: EsmConfig, **options: Any) -> M:
         """A model with random weights; `dtype`, also spelt `torch_dtype`, is their precision.
 
         Raises InputError for a config of another family.
@@ -82,19 +107,25 @@ class AutoModel(Auto):
         return cls.model_class._from_config(config, **options)
 
 
-class AutoModelForMaskedLM(AutoModel):
+class AutoModel(AutoOfClass[EsmModel]):
+    """`EsmModel`."""
+
+    model_class = EsmModel
+
+
+class AutoModelForMaskedLM(AutoOfClass[EsmForMaskedLM]):
     """`EsmForMaskedLM`."""
 
     model_class = EsmForMaskedLM
 
 
-class AutoModelForSequenceClassification(AutoModel):
+class AutoModelForSequenceClassification(AutoOfClass[EsmForSequenceClassification]):
     """`EsmForSequenceClassification`."""
 
     model_class = EsmForSequenceClassification
 
 
-class AutoModelForTokenClassification(AutoModel):
+class AutoModelForTokenClassification(AutoOfClass[EsmForTokenClassification]):
     """`EsmForTokenClassification`."""
 
     model_class = EsmForTokenClassification

@@ -10,7 +10,7 @@ import os
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, Self, TypeVar, overload
 
 import torch
 from torch import Tensor, nn
@@ -28,7 +28,12 @@ from esm_pipeline.model.checkpoints.keywords import (
     normalize_kwargs,
     refuse,
 )
-from esm_pipeline.model.checkpoints.loading import gc_paused, initialise, load_weights
+from esm_pipeline.model.checkpoints.loading import (
+    LoadingInfo,
+    gc_paused,
+    initialise,
+    load_weights,
+)
 from esm_pipeline.model.checkpoints.saving import save_checkpoint
 from esm_pipeline.model.checkpoints.weight_files import open_tensors, tensors_of_state
 from esm_pipeline.model.checkpoints.weights import accept_reference_state, complete_state
@@ -211,10 +216,40 @@ class EsmPreTrainedModel(ModuleUtils):
 
     is_activation_checkpointing = is_gradient_checkpointing
 
+    @overload
+    @classmethod
+    def from_pretrained(
+        cls,
+        path_or_hub_id: str | os.PathLike[str] | None = None,
+        *model_args: object,
+        config: EsmConfig | str | os.PathLike[str] | None = None,
+        state_dict: Mapping[str, Tensor] | None = None,
+        ignore_mismatched_sizes: bool = False,
+        dtype: torch.dtype | str | None = None,
+        torch_dtype: torch.dtype | str | None = None,
+        device: torch.device | str = "cpu",
+        output_loading_info: Literal[False] = False,
+        **options: object,
+    ) -> Self: ...
+    @overload
+    @classmethod
+    def from_pretrained(
+        cls,
+        path_or_hub_id: str | os.PathLike[str] | None = None,
+        *model_args: object,
+        config: EsmConfig | str | os.PathLike[str] | None = None,
+        state_dict: Mapping[str, Tensor] | None = None,
+        ignore_mismatched_sizes: bool = False,
+        dtype: torch.dtype | str | None = None,
+        torch_dtype: torch.dtype | str | None = None,
+        device: torch.device | str = "cpu",
+        output_loading_info: Literal[True],
+        **options: object,
+    ) -> tuple[Self, LoadingInfo]: ...
     @classmethod
     @gc_paused()
     def from_pretrained(
-        cls: type[M],
+        cls,
         path_or_hub_id: str | os.PathLike[str] | None = None,
         *model_args: Any,
         config: EsmConfig | str | os.PathLike[str] | None = None,
@@ -225,7 +260,7 @@ class EsmPreTrainedModel(ModuleUtils):
         device: torch.device | str = "cpu",
         output_loading_info: bool = False,
         **options: Any,
-    ) -> Any:
+    ) -> Self | tuple[Self, LoadingInfo]:
         """Load a folder, a fair-esm file, a hub id or "demo"; the model is in evaluation mode.
 
         `revision`, `cache_dir`, `local_files_only` and `token` say how to find it. `dtype` (or
@@ -248,7 +283,7 @@ class EsmPreTrainedModel(ModuleUtils):
         arguments = {key: options.pop(key) for key in known if key in options}
         checkpoint = Checkpoint(name, Path(name), ())
         if state_dict is None:
-            checkpoint = resolve_checkpoint(name, needs_config=config is None, **where)
+            checkpoint = cls._find_checkpoint(name, needs_config=config is None, **where)
         settings = cls._config_for(checkpoint, config, where, options)
         files, adapter = checkpoint.weight_files, Adapter.of(checkpoint)
         stored_tensors = open_tensors(files) if state_dict is None else tensors_of_state(state_dict)
@@ -274,6 +309,11 @@ class EsmPreTrainedModel(ModuleUtils):
         model.source = checkpoint.source
         model.eval()
         return (model, info) if output_loading_info else model
+
+    @classmethod
+    def _find_checkpoint(cls, name: str, **options: Any) -> Checkpoint:
+        """The checkpoint that `name` means for this class; see `resolve_checkpoint`."""
+        return resolve_checkpoint(name, **options)
 
     @classmethod
     def _config_for(

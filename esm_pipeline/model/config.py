@@ -9,7 +9,7 @@ import os
 from math import inf
 from pathlib import Path
 from types import NoneType
-from typing import Any
+from typing import Any, Literal, Self, overload
 
 import torch
 
@@ -297,7 +297,7 @@ class EsmConfig:
         return values
 
     @classmethod
-    def from_dict(cls, values: dict[str, Any], **overrides: Any) -> EsmConfig:
+    def from_dict(cls, values: dict[str, Any], **overrides: Any) -> Self:
         """The config of a parsed `config.json`, some settings replaced by `overrides`.
 
         Another `num_labels` resets the names of the labels. Raises WeightsError for another family
@@ -326,6 +326,32 @@ class EsmConfig:
         except (TypeError, AttributeError) as error:
             raise WeightsError(f"config: an invalid key ({error})") from None
 
+    @overload
+    @classmethod
+    def from_pretrained(  # type: ignore[overload-overlap]
+        cls,
+        path_or_hub_id: str | os.PathLike[str] | None = None,
+        cache_dir: str | os.PathLike[str] | None = None,
+        force_download: bool = False,
+        local_files_only: bool = False,
+        token: str | bool | None = None,
+        revision: str | None = None,
+        *,
+        return_unused_kwargs: Literal[True],
+        **options: object,
+    ) -> tuple[Self, dict[str, object]]: ...
+    @overload
+    @classmethod
+    def from_pretrained(
+        cls,
+        path_or_hub_id: str | os.PathLike[str] | None = None,
+        cache_dir: str | os.PathLike[str] | None = None,
+        force_download: bool = False,
+        local_files_only: bool = False,
+        token: str | bool | None = None,
+        revision: str | None = None,
+        **options: object,
+    ) -> Self: ...
     @classmethod
     def from_pretrained(
         cls,
@@ -336,7 +362,7 @@ class EsmConfig:
         token: str | bool | None = None,
         revision: str | None = None,
         **options: Any,
-    ) -> Any:
+    ) -> Self | tuple[Self, dict[str, object]]:
         """Read the settings of a folder, a config or fair-esm file, a hub id or "demo".
 
         `revision`, `cache_dir`, `local_files_only` and `token` say how to find it; other keywords
@@ -362,7 +388,7 @@ class EsmConfig:
         return (config, unused) if with_unused else config
 
     @classmethod
-    def from_file(cls, path: Path, **overrides: Any) -> EsmConfig:
+    def from_file(cls, path: Path, **overrides: Any) -> Self:
         """Read one `config.json`, or the settings in a fair-esm file.
 
         Raises WeightsError, naming the file, and InputError for an override that is not a setting.
@@ -392,7 +418,7 @@ class EsmConfig:
             raise WeightsError(f"{path}: not a readable config ({error})") from None
 
     @classmethod
-    def from_values(cls, path: Path, values: dict[str, Any], **overrides: Any) -> EsmConfig:
+    def from_values(cls, path: Path, values: dict[str, Any], **overrides: Any) -> Self:
         """The config of `values`, read from `path`; errors name the path."""
         try:
             plain = cls.from_dict(values)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal, overload
 
 import torch
 from torch import Tensor, nn
@@ -34,7 +34,7 @@ from esm_pipeline.model.decoder_inputs import (
 from esm_pipeline.model.encoder import EncoderInputs, EsmEmbeddings, EsmEncoder, Step
 from esm_pipeline.model.explicit_attention import unpack_maps, unpack_rows
 from esm_pipeline.model.layout import PackedLayout
-from esm_pipeline.model.outputs import EncoderOutput
+from esm_pipeline.model.outputs import EncoderOutput, ModelInput
 from esm_pipeline.model.pruning import prune_layer
 
 
@@ -98,6 +98,22 @@ class EsmModel(EsmPreTrainedModel):
         self.post_init()
         for number, heads in config.pruned_heads.items():
             prune_layer(self.encoder.layers[number], heads)
+
+    if TYPE_CHECKING:  # the types of `forward`, which `nn.Module` does not keep
+
+        @overload
+        def __call__(  # type: ignore[overload-overlap]
+            self, *args: Tensor | None, return_dict: Literal[False], **inputs: ModelInput
+        ) -> tuple[Tensor, ...]: ...
+        @overload
+        def __call__(
+            self,
+            input_ids: Tensor | None = None,
+            attention_mask: Tensor | None = None,
+            **inputs: ModelInput,
+        ) -> EncoderOutput: ...
+        def __call__(self, *args: ModelInput, **inputs: ModelInput) -> Any:
+            """As `forward`."""
 
     @property
     def max_residues(self) -> int | None:

@@ -7,7 +7,7 @@ would give it: padded states (B, L, D).
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal, overload
 
 import torch
 import torch.nn.functional as F
@@ -23,6 +23,7 @@ from esm_pipeline.model.linears import weight_and_bias
 from esm_pipeline.model.losses import sequence_loss, token_loss
 from esm_pipeline.model.outputs import (
     MaskedLMOutput,
+    ModelInput,
     SequenceClassifierOutput,
     TokenClassifierOutput,
 )
@@ -105,6 +106,22 @@ class EsmForMaskedLM(EsmPreTrainedModel):
         self.lm_head = EsmLMHead(config)
         self.post_init()
         self.tie_weights()
+
+    if TYPE_CHECKING:  # the types of `forward`, which `nn.Module` does not keep
+
+        @overload
+        def __call__(  # type: ignore[overload-overlap]
+            self, *args: Tensor | None, return_dict: Literal[False], **inputs: ModelInput
+        ) -> tuple[Tensor, ...]: ...
+        @overload
+        def __call__(
+            self,
+            input_ids: Tensor | None = None,
+            attention_mask: Tensor | None = None,
+            **inputs: ModelInput,
+        ) -> MaskedLMOutput: ...
+        def __call__(self, *args: ModelInput, **inputs: ModelInput) -> Any:
+            """As `forward`."""
 
     def forward(
         self,
@@ -230,6 +247,22 @@ class EsmForSequenceClassification(EsmPreTrainedModel):
         self.classifier = EsmClassificationHead(config)
         self.post_init()
 
+    if TYPE_CHECKING:  # the types of `forward`, which `nn.Module` does not keep
+
+        @overload
+        def __call__(  # type: ignore[overload-overlap]
+            self, *args: Tensor | None, return_dict: Literal[False], **inputs: ModelInput
+        ) -> tuple[Tensor, ...]: ...
+        @overload
+        def __call__(
+            self,
+            input_ids: Tensor | None = None,
+            attention_mask: Tensor | None = None,
+            **inputs: ModelInput,
+        ) -> SequenceClassifierOutput: ...
+        def __call__(self, *args: ModelInput, **inputs: ModelInput) -> Any:
+            """As `forward`."""
+
     def forward(
         self,
         input_ids: Tensor | None = None,
@@ -292,6 +325,22 @@ class EsmForTokenClassification(EsmPreTrainedModel):
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
         self.classifier = nn.Linear(config.hidden_size, config.num_labels)
         self.post_init()
+
+    if TYPE_CHECKING:  # the types of `forward`, which `nn.Module` does not keep
+
+        @overload
+        def __call__(  # type: ignore[overload-overlap]
+            self, *args: Tensor | None, return_dict: Literal[False], **inputs: ModelInput
+        ) -> tuple[Tensor, ...]: ...
+        @overload
+        def __call__(
+            self,
+            input_ids: Tensor | None = None,
+            attention_mask: Tensor | None = None,
+            **inputs: ModelInput,
+        ) -> TokenClassifierOutput: ...
+        def __call__(self, *args: ModelInput, **inputs: ModelInput) -> Any:
+            """As `forward`."""
 
     def forward(
         self,

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch.utils._pytree as pytree
 from torch import Tensor
+
+ModelInput: TypeAlias = Tensor | bool | Sequence[Sequence[Tensor]] | None
+"""What `forward` of a model takes."""
 
 
 class ModelOutput(OrderedDict[str, Any]):
@@ -80,7 +83,7 @@ class EncoderOutput(ModelOutput):
     (B, H, S, K) if any; attentions: (B, H, L, P + L); cross_attentions: n of (B, H, L, S).
     """
 
-    last_hidden_state: Tensor | None = None
+    last_hidden_state: Tensor = None  # type: ignore[assignment]  # there is always one
     pooler_output: Tensor | None = None
     hidden_states: tuple[Tensor, ...] | None = None
     past_key_values: tuple[tuple[Tensor, ...], ...] | None = None
@@ -93,7 +96,7 @@ class MaskedLMOutput(ModelOutput):
     """Output of `EsmForMaskedLM`. loss: (), mean over labels but −100; logits: (B, L, V)."""
 
     loss: Tensor | None = None
-    logits: Tensor | None = None
+    logits: Tensor = None  # type: ignore[assignment]  # there always are some
     hidden_states: tuple[Tensor, ...] | None = None
     attentions: tuple[Tensor, ...] | None = None
 
@@ -103,7 +106,7 @@ class SequenceClassifierOutput(ModelOutput):
     """Output of `EsmForSequenceClassification`. loss: (); logits: (B, num_labels)."""
 
     loss: Tensor | None = None
-    logits: Tensor | None = None
+    logits: Tensor = None  # type: ignore[assignment]  # there always are some
     hidden_states: tuple[Tensor, ...] | None = None
     attentions: tuple[Tensor, ...] | None = None
 
@@ -116,6 +119,6 @@ class TokenClassifierOutput(ModelOutput):
     """
 
     loss: Tensor | None = None
-    logits: Tensor | None = None
+    logits: Tensor = None  # type: ignore[assignment]  # there always are some
     hidden_states: tuple[Tensor, ...] | None = None
     attentions: tuple[Tensor, ...] | None = None

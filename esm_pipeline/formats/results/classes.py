@@ -26,7 +26,12 @@ from esm_pipeline.formats.results.attributes import json_attribute, text_attribu
 from esm_pipeline.formats.results.layout import Per
 from esm_pipeline.formats.results.matrix import RecordMatrix
 from esm_pipeline.formats.results.part import FoundRecord
-from esm_pipeline.formats.results.reader import RaggedResults, StoredRecord, joined_arrays
+from esm_pipeline.formats.results.reader import (
+    Item,
+    RaggedResults,
+    StoredRecord,
+    joined_arrays,
+)
 from esm_pipeline.formats.results.validation import DatasetRule, letters_of, require
 from esm_pipeline.formats.tables.base import Column
 
@@ -71,7 +76,7 @@ def assigned_labels(p: Float32, problem: str, labels: Sequence[str], threshold: 
     return [labels[place] for place in p.argmax(-1).tolist()]
 
 
-class ClassifiedProtein(StoredRecord["Classes | ResidueClasses"]):
+class ClassifiedRecord(StoredRecord["Classes | ResidueClasses"]):
     """The predictions for one record; `length` counts the residues that the model was given."""
 
     @property
@@ -85,18 +90,6 @@ class ClassifiedProtein(StoredRecord["Classes | ResidueClasses"]):
         return self._read(VALUE)
 
     @property
-    def label(self) -> str | list[str]:
-        """The label of the sequence, several joined by ';', or a list of those of residues."""
-        labels = self._results.assigned(np.atleast_2d(self.p))
-        return labels if isinstance(self._results, ResidueClasses) else labels[0]
-
-    @property
-    def sequence(self) -> str:
-        """The classified residues; stored in `residue_classes.h5` only."""
-        with self._part.reading():
-            return letters_of(self._read(SEQUENCE), SEQUENCE)
-
-    @property
     def predicted(self) -> Float32:
         """`p` or `value`, whichever is stored."""
         return self._read(array_name(self._results.problem))
@@ -104,17 +97,37 @@ class ClassifiedProtein(StoredRecord["Classes | ResidueClasses"]):
     def _read(self, name: str) -> NDArray[Any]:
         self._results.require_stored(name)
         found = self._part.values(name, self._results.per, self._row)
-        return found if isinstance(self._results, ResidueClasses) else found[0]
+        return found if self._results.per == "residue" else found[0]
 
 
-class Classes(RaggedResults[ClassifiedProtein]):
-    """The records of a `classes.h5` or the folder `classes`: predictions for each sequence."""
+class ClassifiedProtein(ClassifiedRecord):
+    """The predictions for one sequence."""
 
-    format = "esm-pipeline/classes"
-    file_name = "classes.h5"
-    rules: ClassVar[Sequence[DatasetRule]] = (prediction_rule("sequence"),)
+    @property
+    def label(self) -> str:
+        """Its label, several joined by ';'."""
+        return self._results.assigned(np.atleast_2d(self.p))[0]
 
-    per: ClassVar[Per] = "sequence"
+
+class ClassifiedResidues(ClassifiedRecord):
+    """The predictions for the residues of one sequence."""
+
+    @property
+    def label(self) -> list[str]:
+        """(R,) the label of each residue, several joined by ';'."""
+        return self._results.assigned(self.p)
+
+    @property
+    def sequence(self) -> str:
+        """The classified residues."""
+        with self._part.reading():
+            return letters_of(self._read(SEQUENCE), SEQUENCE)
+
+
+class ClassResults(RaggedResults[Item]):
+    """What results of a classifier have in common."""
+
+    per: ClassVar[Per]
     """The unit of the predictions."""
 
     @classmethod
@@ -128,10 +141,6 @@ class Classes(RaggedResults[ClassifiedProtein]):
         require(isinstance(file.get(name), h5py.Dataset), name)
         if not labels or len(labels) != sizes["K"]:
             raise ValueError("attribute 'labels' does not have one for each column")
-
-    def record(self, found: FoundRecord) -> ClassifiedProtein:
-        """The record with its predictions."""
-        return ClassifiedProtein(self, found)
 
     @cached_property
     def labels(self) -> list[str]:
@@ -191,7 +200,20 @@ class Classes(RaggedResults[ClassifiedProtein]):
         return pd.DataFrame({**table, **dict(zip(names, cells, strict=True))})
 
 
-class ResidueClasses(Classes):
+class Classes(ClassResults[ClassifiedProtein]):
+    """The records of a `classes.h5` or the folder `classes`: predictions for each sequence."""
+
+    format = "esm-pipeline/classes"
+    file_name = "classes.h5"
+    rules: ClassVar[Sequence[DatasetRule]] = (prediction_rule("sequence"),)
+    per = "sequence"
+
+    def record(self, found: FoundRecord) -> ClassifiedProtein:
+        """The record with its predictions."""
+        return ClassifiedProtein(self, found)
+
+
+class ResidueClasses(ClassResults[ClassifiedResidues]):
     """The records of a `residue_classes.h5` or the folder `residue_classes`: of each residue."""
 
     format = "esm-pipeline/residue_classes"
@@ -199,6 +221,10 @@ class ResidueClasses(Classes):
     rules = (prediction_rule("residue"), DatasetRule(SEQUENCE, "residue", (), ("|S1",)))
 
     per = "residue"
+
+    def record(self, found: FoundRecord) -> ClassifiedResidues:
+        """The record with its predictions."""
+        return ClassifiedResidues(self, found)
 
     @classmethod
     def check_more(cls, file: h5py.File, sizes: Mapping[str, int]) -> None:

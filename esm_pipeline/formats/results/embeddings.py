@@ -13,15 +13,17 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import h5py
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
+from esm_pipeline.arrays import Float32
 from esm_pipeline.errors import InputError
 from esm_pipeline.formats.results.layout import Per
 from esm_pipeline.formats.results.matrix import RecordMatrix
+from esm_pipeline.formats.results.nearest import Metric, Neighbour, nearest_rows
 from esm_pipeline.formats.results.part import FoundRecord
 from esm_pipeline.formats.results.reader import RaggedResults, StoredRecord
 from esm_pipeline.formats.results.validation import DatasetRule, require
@@ -29,10 +31,13 @@ from esm_pipeline.formats.results.validation import DatasetRule, require
 if TYPE_CHECKING:
     import pandas as pd
 
+ResidueArray: TypeAlias = NDArray[np.float16] | Float32
+
 ARRAY_KINDS = ("mean", "bos", "residue", "contacts")
 """Names of what may be stored of a sequence."""
 
-FIXED_SIZE = ("mean", "bos")
+FixedKind: TypeAlias = Literal["mean", "bos"]
+FIXED_SIZE: tuple[FixedKind, ...] = ("mean", "bos")
 """Those with one vector for each sequence, whatever its length."""
 
 LAYERED = (*FIXED_SIZE, "residue")
@@ -43,25 +48,26 @@ class Embedding(StoredRecord["Embeddings"]):
     """The representations of one record; `length` counts the residues that were embedded."""
 
     @property
-    def mean(self) -> dict[int, NDArray[Any]]:
+    def mean(self) -> dict[int, Float32]:
         """Layer → (D,) float32, mean over the residues."""
         return self._read("mean", "sequence")
 
     @property
-    def bos(self) -> dict[int, NDArray[Any]]:
+    def bos(self) -> dict[int, Float32]:
         """Layer → (D,) float32, representation of the token before the first residue."""
         return self._read("bos", "sequence")
 
     @property
-    def residue(self) -> dict[int, NDArray[Any]]:
+    def residue(self) -> dict[int, ResidueArray]:
         """Layer → (R, D) float16 or float32, representation of each residue."""
         return self._read("residue", "residue")
 
     @property
-    def contacts(self) -> NDArray[Any]:
+    def contacts(self) -> NDArray[np.float16]:
         """(R, R) float16, probability that two residues are in contact, 0 to 1."""
         self._results.require_stored("contacts")
-        return self._part.values("contacts", "pair", self._row).reshape(self.length, self.length)
+        flat = self._part.values("contacts", "pair", self._row)
+        return flat.reshape(self.length, self.length)
 
     def _read(self, kind: str, per: Per) -> dict[int, NDArray[Any]]:
         self._results.require_stored(kind)
@@ -97,6 +103,11 @@ class Embeddings(RaggedResults[Embedding]):
         contacts = file.get("contacts")
         require(contacts is None or isinstance(contacts, h5py.Dataset), "contacts")
 
+    def facts(self) -> list[str]:
+        """What is stored, of which layers, and the model."""
+        layers = [f"layers {', '.join(map(str, self.layers))}"] if self.layers else []
+        return [", ".join(self.kinds), *layers, *super().facts()]
+
     def record(self, found: FoundRecord) -> Embedding:
         """The record with its representations."""
         return Embedding(self, found)
@@ -129,7 +140,7 @@ class Embeddings(RaggedResults[Embedding]):
                 "to embed.include and run again"
             )
 
-    def matrix(self, kind: str = "mean", layer: int = -1) -> RecordMatrix:
+    def matrix(self, kind: FixedKind = "mean", layer: int = -1) -> RecordMatrix:
         """(N, D) one representation of each record, in input order, read as it is asked for.
 
         `kind` is mean or bos; `layer` is a stored layer, or -1 for the last one. Raises InputError
@@ -144,7 +155,34 @@ class Embeddings(RaggedResults[Embedding]):
             raise InputError(f"{self.path}: layer {layer} is not stored, only {stored}")
         return RecordMatrix(self, f"{kind}/{layer}")
 
-    def to_pandas(self, kind: str = "mean", layer: int = -1) -> pd.DataFrame:
+    def nearest(
+        self,
+        query: str | int | ArrayLike,
+        k: int = 10,
+        *,
+        metric: Metric = "cosine",
+        kind: FixedKind = "mean",
+        layer: int = -1,
+    ) -> list[Neighbour]:
+        """The `k` records whose vectors are nearest to that of `query`, the nearest first.
+
+        `query`: the id or index of a record, which is not among them, or a vector (D,). `metric`:
+        cosine, for the largest similarity, or euclidean, for the smallest distance; see `matrix`
+        for `kind` and `layer`. Every vector is compared, block by block: memory is some 200 MiB,
+        whatever the number of records. Raises InputError for a query that cannot be used.
+        """
+        matrix = self.matrix(kind, layer)
+        own = self[query] if isinstance(query, str | int | np.integer) else None
+        stored = self.layers[-1] if layer == -1 else layer
+        vector = query if own is None else getattr(own, kind)[stored]
+        found = nearest_rows(matrix, vector, k, metric, own.index if own else None)
+        neighbours = []
+        for place, similarity, distance in found:
+            one = self.item(place)
+            neighbours.append(Neighbour(one.id, one.index, similarity, distance))
+        return neighbours
+
+    def to_pandas(self, kind: FixedKind = "mean", layer: int = -1) -> pd.DataFrame:
         """A table with one row for each record: id, index, length, `{kind}_0` to `{kind}_{D-1}`.
 
         It is held in memory; see `matrix` for `kind` and `layer`, and for less than all of it.

@@ -10,6 +10,7 @@ from typing import Any, SupportsIndex
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
+from esm_pipeline.arrays import Float32, Int64
 from esm_pipeline.formats.results.reader import RaggedResults
 
 MATRIX_ROWS = 1 << 16
@@ -46,10 +47,10 @@ class RecordMatrix:
     def __len__(self) -> int:
         return self.shape[0]
 
-    def __iter__(self) -> Iterator[Any]:
+    def __iter__(self) -> Iterator[Float32]:
         return (row for block in self.blocks() for row in block)
 
-    def __getitem__(self, key: SupportsIndex | slice | list[int] | NDArray[Any]) -> NDArray[Any]:
+    def __getitem__(self, key: SupportsIndex | slice | list[int] | NDArray[Any]) -> Float32:
         if isinstance(key, slice):
             first, stop, step = key.indices(len(self))
             if step == 1:
@@ -60,15 +61,20 @@ class RecordMatrix:
         place = operator.index(key)
         if not -len(self) <= place < len(self):
             raise IndexError(f"row {place} of {len(self)}")
-        found: NDArray[Any] = self._rows(place % len(self), place % len(self) + 1)[0]
+        found: Float32 = self._rows(place % len(self), place % len(self) + 1)[0]
         return found
 
-    def blocks(self, rows: int = MATRIX_ROWS) -> Iterator[NDArray[Any]]:
+    def blocks(self, rows: int = MATRIX_ROWS) -> Iterator[Float32]:
         """All rows, `rows` at a time; memory is that of one block, or 64 MiB."""
+        return (values for _, values in self.indexed_blocks(rows))
+
+    def indexed_blocks(self, rows: int) -> Iterator[tuple[Int64, Float32]]:
+        """The same, each with the indices of its records."""
         for block in self._results.blocks(rows * self._read_at_once(rows)):
             values = block.values(self._name)
             for first in range(0, len(values), rows):
-                yield values[first : first + rows]
+                part = slice(first, first + rows)
+                yield block.index[part], values[part]
 
     def _read_at_once(self, rows: int) -> int:
         """How many blocks of `rows` are read at a time."""
@@ -80,7 +86,7 @@ class RecordMatrix:
             raise ValueError("the values are in files: an array of them is a copy")
         return self._rows(0, len(self)).astype(dtype or self.dtype, copy=False)
 
-    def _rows(self, first: int, stop: int) -> NDArray[Any]:
+    def _rows(self, first: int, stop: int) -> Float32:
         values = np.empty((stop - first, *self.shape[1:]), self.dtype)
         done = 0
         for block in self._results.blocks(self._read_at_once(1), first, stop):
@@ -88,7 +94,7 @@ class RecordMatrix:
             done += len(block)
         return values
 
-    def _scattered(self, places: NDArray[np.int64]) -> NDArray[Any]:
+    def _scattered(self, places: Int64) -> Float32:
         order = np.argsort(places, kind="stable")
         ascending = places[order]
         values = np.empty((len(places), *self.shape[1:]), self.dtype)

@@ -9,8 +9,9 @@ with open_results("embeddings.h5") as results:
 from __future__ import annotations
 
 import os
-from typing import TypeAlias
+from typing import Literal, TypeAlias, overload
 
+from esm_pipeline.errors import InputError
 from esm_pipeline.formats.results.classes import Classes, ResidueClasses
 from esm_pipeline.formats.results.embeddings import Embeddings
 from esm_pipeline.formats.results.reader import open_kind
@@ -26,13 +27,37 @@ RESULT_CLASSES: tuple[type[Results], ...] = (
     ResidueClasses,
     Structures,
 )
-"""Every kind of result; a new one is added here."""
+"""Every kind of result; a new one is added here, and to the overloads below."""
+
+KINDS = {kind.file_name.removesuffix(".h5"): kind for kind in RESULT_CLASSES}
+"""Name of a kind, that of its file, and its class."""
+
+AnyPath: TypeAlias = str | os.PathLike[str]
 
 
-def open_results(path: str | os.PathLike[str]) -> Results:
+@overload
+def open_results(path: AnyPath, kind: None = None) -> Results: ...
+@overload
+def open_results(path: AnyPath, kind: Literal["embeddings"]) -> Embeddings: ...
+@overload
+def open_results(path: AnyPath, kind: Literal["saturation"]) -> Saturations: ...
+@overload
+def open_results(path: AnyPath, kind: Literal["classes"]) -> Classes: ...
+@overload
+def open_results(path: AnyPath, kind: Literal["residue_classes"]) -> ResidueClasses: ...
+@overload
+def open_results(path: AnyPath, kind: Literal["structures"]) -> Structures: ...
+def open_results(path: AnyPath, kind: str | None = None) -> Results:
     """Open a result for reading: an `embeddings.h5` or any other of `RESULT_CLASSES`.
 
-    A context manager; `len` is the number of records. Raises InputError if the file is missing,
-    unreadable, not HDF5, of another format or of a later version.
+    `path` is a file, or the folder of a sample. `kind` is what it should be: embeddings,
+    saturation, classes, residue_classes or structures; then type checkers know what a record has,
+    and a sample may have results of several kinds. A context manager; `len` is the number of
+    records. Raises InputError if the file is missing, unreadable, not HDF5, of another format or of
+    a later version.
     """
-    return open_kind(path, RESULT_CLASSES)
+    if kind is None:
+        return open_kind(path, RESULT_CLASSES)
+    if kind not in KINDS:
+        raise InputError(f"open_results: no kind {kind!r}; use one of {', '.join(KINDS)}")
+    return open_kind(path, [KINDS[kind]])

@@ -7,6 +7,7 @@ read: opening a file takes milliseconds, and so does one record, whatever the nu
 from __future__ import annotations
 
 import os
+from array import array
 from bisect import bisect_left
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -20,6 +21,7 @@ from numpy.typing import NDArray
 
 from esm_pipeline.arrays import Int32, Int64
 from esm_pipeline.errors import InputError
+from esm_pipeline.formats.protein_names import names_of
 from esm_pipeline.formats.results.attributes import read_attributes
 from esm_pipeline.formats.results.layout import BY_ID, BY_SEQUENCE, Per
 from esm_pipeline.formats.results.lookup import Lookup, hashes_of, id_hash, sorted_keys
@@ -88,6 +90,11 @@ class ResultPart:
     def close(self) -> None:
         """Close the file; arrays that were read stay usable."""
         self._file.close()
+
+    @property
+    def is_open(self) -> bool:
+        """Whether the file is open."""
+        return bool(self._file)
 
     @property
     def file(self) -> h5py.File:
@@ -199,15 +206,25 @@ class ResultPart:
 
     def find_id(self, name: str) -> FoundId | None:
         """The records with an id, or None."""
+        return self._find(name, self._ids, lambda text: text == name)
+
+    def find_name(self, name: str) -> FoundId | None:
+        """The records with an accession or another name in their ids, or None.
+
+        The first call reads all ids; some 12 bytes a name stay in memory.
+        """
+        return self._find(name, self._names, lambda text: name in names_of(text)[1:])
+
+    def _find(self, name: str, lookup: Lookup, fits: Callable[[str], bool]) -> FoundId | None:
         key, found, row = id_hash(name), None, -1
-        positions = self._records_of(self._ids, key)
+        positions = self._records_of(lookup, key)
         rows = self._checked(self.array("row").at(positions))
         for position, own in zip(positions.tolist(), rows.tolist(), strict=True):
             if found is not None and own == row:
                 continue
             (text,) = self.ids(position, position + 1)
-            self.require(id_hash(text) == key, BY_ID[0])
-            if text != name:
+            if not fits(text):
+                self.require(lookup is not self._ids or id_hash(text) == key, BY_ID[0])
                 continue
             if found is not None:
                 return FoundId(found, is_ambiguous=True)
@@ -232,6 +249,18 @@ class ResultPart:
         inside = (positions >= 0) & (positions < self.record_count)
         self.require(inside.all(), "lookup")
         return positions
+
+    @cached_property
+    def _names(self) -> Lookup:
+        hashes, positions = [np.empty(0, np.uint64)], array("i")
+        for first in range(0, self.record_count, HASHED_AT_ONCE):
+            stop = min(first + HASHED_AT_ONCE, self.record_count)
+            names = [names_of(text)[1:] if "|" in text else [] for text in self.ids(first, stop)]
+            hashes.append(hashes_of(name for some in names for name in some))
+            for position, some in enumerate(names, first):
+                positions.extend([position] * len(some))
+        keys, order = sorted_keys(np.concatenate(hashes))
+        return Lookup(keys, np.frombuffer(positions, np.intc)[order])
 
     @cached_property
     def _ids(self) -> Lookup:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import operator
 import os
 from abc import ABC, abstractmethod
@@ -20,6 +21,7 @@ from numpy.typing import NDArray
 
 from esm_pipeline.arrays import Int32, Int64
 from esm_pipeline.errors import AmbiguousIdError, InputError, brief
+from esm_pipeline.formats.protein_names import names_of
 from esm_pipeline.formats.results.attributes import (
     read_attributes,
     require_version,
@@ -27,7 +29,7 @@ from esm_pipeline.formats.results.attributes import (
 )
 from esm_pipeline.formats.results.layout import unit_starts
 from esm_pipeline.formats.results.lookup import sequence_digest
-from esm_pipeline.formats.results.part import FoundRecord, ResultPart
+from esm_pipeline.formats.results.part import FoundId, FoundRecord, ResultPart
 from esm_pipeline.formats.results.record_order import RecordBlock, in_input_order
 from esm_pipeline.formats.results.result_files import alternatives, files_of_result
 from esm_pipeline.formats.results.validation import DatasetRule, open_hdf5, reading
@@ -37,6 +39,9 @@ FORMAT_PREFIX = "esm-pipeline/"
 
 RECORDS_READ = 1 << 16
 """Records that are read at a time when all of them are."""
+
+MOST_COMPARED = 2_000
+"""Records among whose ids a similar one is searched for; more would take too long."""
 
 READ_FIRST = 256
 """Those of the first block: who looks at some records does not wait for many."""
@@ -65,8 +70,9 @@ class RaggedResults(ABC, Generic[Item]):
 
     `results[id]` and `results[index]` return a record, `in` tests whether there is one, and
     iteration yields all in input order. None of them reads more than it needs: finding a record
-    takes milliseconds and no memory to speak of. After closing, access to the file raises
-    InputError.
+    takes milliseconds and no memory to speak of. What is no id may be a name in one, such as the
+    accession in `sp|P62593|BLAT_ECOLX`: the first such name makes all ids be read, once. After
+    closing, access to the file raises InputError.
 
     A subclass defines the `format` it reads, the usual `file_name` and the `rules` for its
     datasets, whose headers are checked when the file is opened. Lengths, offsets and rows are
@@ -132,6 +138,24 @@ class RaggedResults(ABC, Generic[Item]):
         """Turn errors of h5py and `require` into an InputError that names the first file."""
         return self.parts[0].reading()
 
+    def __repr__(self) -> str:
+        name = type(self).__name__
+        if not self.parts[0].is_open:
+            return f"<{name}: {self.path}, closed>"
+        facts = [f"{len(self):,} records", f"{self._row_starts[-1]:,} different sequences"]
+        if len(self.parts) > 1:
+            facts.append(f"{len(self.parts):,} files")
+        return f"<{name}: {', '.join([*facts, *self.facts()])}>"
+
+    def facts(self) -> list[str]:
+        """What else is worth to know at a glance, such as the model."""
+        model = self.attributes.get("model")
+        return [f"model {model}"] if model else []
+
+    def keys(self) -> list[str]:
+        """The ids of all records, in input order: the same as `ids`."""
+        return self.ids
+
     def __len__(self) -> int:
         _ = self.parts[0].file
         return sum(part.record_count for part in self.parts)
@@ -168,10 +192,10 @@ class RaggedResults(ABC, Generic[Item]):
         return self.record(self._with_index(operator.index(key)))
 
     def __contains__(self, key: object) -> bool:
-        """Whether a record has `key` as its id or index; an ambiguous id is contained."""
+        """Whether a record has `key` as its id, a name in it, or its index; also if several do."""
         _ = self.parts[0].file
         if isinstance(key, str):
-            return any(part.find_id(key) for part in self.parts)
+            return bool(self._parts_with(key))
         try:
             index = operator.index(key)  # type: ignore[arg-type]
         except TypeError:
@@ -258,19 +282,32 @@ class RaggedResults(ABC, Generic[Item]):
         number = bisect_right(self._row_starts, row) - 1
         return self.parts[number], row - self._row_starts[number]
 
-    def _with_id(self, name: str) -> FoundRecord:
+    def _parts_with(self, name: str) -> list[tuple[ResultPart, FoundId]]:
+        """The files that have an id or, if none has, a name in an id."""
         found = [(part, one) for part in self.parts if (one := part.find_id(name))]
+        return found or [(part, one) for part in self.parts if (one := part.find_name(name))]
+
+    def _with_id(self, name: str) -> FoundRecord:
+        found = self._parts_with(name)
         records = [part.record(one.position) for part, one in found]
         if not records:
-            raise InputError(
-                f"{self.path}: no record with id '{name}'; records.tsv has its outcome"
-            )
+            near = self._near(name)
+            remedy = "records.tsv has its outcome" if near is None else f"did you mean {near!a}?"
+            raise InputError(f"{self.path}: no record with id '{name}'; {remedy}")
         if len(found) > 1 or found[0][1].is_ambiguous:
             raise AmbiguousIdError(
                 f"{self.path}: id '{name}' names records with different sequences; use the index "
                 f"of the one you mean, such as {min(record.index for record in records)}"
             )
         return records[0]
+
+    def _near(self, name: str) -> str | None:
+        """The id, or the name in an id, that is most similar to an unknown one, if any is."""
+        if len(self) > MOST_COMPARED:
+            return None
+        names = {one.lower(): one for text in self.ids for one in names_of(text)}
+        near = difflib.get_close_matches(name.lower(), names, n=1, cutoff=0.75)
+        return names[near[0]] if near else None
 
     def _with_index(self, index: int) -> FoundRecord:
         for part in self.parts:

@@ -10,7 +10,7 @@ import warnings
 from collections.abc import Iterable, Iterator, Mapping, Set
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TypedDict
 
 import torch
 from torch import Tensor, nn
@@ -35,6 +35,20 @@ Mismatch = tuple[str, tuple[int, ...], tuple[int, ...]]
 
 MOST_CLASS_NAME = 500
 """Characters of a class name that an error quotes from a config."""
+
+
+class LoadingInfo(TypedDict):
+    """What `from_pretrained` returns with `output_loading_info`."""
+
+    missing_keys: list[str]
+    """Weights that were initialised at random."""
+    unexpected_keys: list[str]
+    """Keys of heads that the class lacks."""
+    mismatched_keys: list[Mismatch]
+    """Weights of another shape, initialised at random."""
+    error_msgs: list[str]
+    """Empty: what cannot be loaded is an error."""
+
 
 FRESH = ("pooler.", "classifier.")
 """Heads that may be missing from a checkpoint: they are initialised, with a warning."""
@@ -70,14 +84,14 @@ class LoadPlan:
     unexpected: list[str] = field(default_factory=list)
 
     @property
-    def info(self) -> dict[str, list[Any]]:
+    def info(self) -> LoadingInfo:
         """What `output_loading_info` returns."""
-        return {
-            "missing_keys": self.missing,
-            "unexpected_keys": self.unexpected,
-            "mismatched_keys": self.mismatched,
-            "error_msgs": [],
-        }
+        return LoadingInfo(
+            missing_keys=self.missing,
+            unexpected_keys=self.unexpected,
+            mismatched_keys=self.mismatched,
+            error_msgs=[],
+        )
 
     @property
     def causes(self) -> list[str]:
@@ -96,7 +110,7 @@ def load_weights(
     device: torch.device | str,
     *,
     ignore_mismatched_sizes: bool = False,
-) -> dict[str, list[Any]]:
+) -> LoadingInfo:
     """Fill `model`, built on the meta device, with the `stored_tensors` of `checkpoint`.
 
     Returns `missing_keys` and `mismatched_keys` (both initialised at random; the latter with the

@@ -6,6 +6,7 @@ does every file made with it: the structures are meaningless.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -13,13 +14,22 @@ from typing import Any
 import torch
 
 from esm_pipeline.files import scratch_folder
+from esm_pipeline.model.base import EsmPreTrainedModel
 from esm_pipeline.model.checkpoints.hub import Checkpoint, resolve_checkpoint
 from esm_pipeline.model.config import EsmConfig
-from esm_pipeline.model.folding.esmfold import EsmForProteinFolding
 from esm_pipeline.model.tokenizer.tokenizer import EsmTokenizer
 
 DEMO_FOLD = "demo-fold"
-"""Its name; in `fold`, "demo" means this model too."""
+"""Its name; where a model folds, "demo" means this model too."""
+
+RANDOM_MODEL = (
+    "the demo model for folding has random weights: its structures are meaningless; for real ones, "
+    "load facebook/esmfold_v1"
+)
+"""The warning that comes with it."""
+
+FoldingClass = Callable[[EsmConfig], EsmPreTrainedModel]
+"""`EsmForProteinFolding`, which loads this model and therefore cannot be imported here."""
 
 SEED = 0
 LANGUAGE_MODEL = {
@@ -52,14 +62,14 @@ TRUNK = {
 }
 
 
-def write_demo(folder: Path, **changes: Any) -> Path:
+def write_demo(folder: Path, folding_class: FoldingClass, **changes: Any) -> Path:
     """Write the checkpoint, always the same, into `folder`; `changes` are config settings."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(SEED)
         folding = {"lddt_head_hid_dim": 16, "trunk": TRUNK}
         settings = {**LANGUAGE_MODEL, "random_weights": True, **changes}
         config = EsmConfig(is_folding_model=True, esmfold_config=folding, **settings)
-        model = EsmForProteinFolding(config)
+        model = folding_class(config)
         with torch.no_grad():
             for parameter in model.parameters():
                 if parameter.dim() > 1:  # also those that start as zeros, so that something moves
@@ -70,8 +80,8 @@ def write_demo(folder: Path, **changes: Any) -> Path:
 
 
 @cache
-def demo_checkpoint() -> Checkpoint:
+def demo_checkpoint(folding_class: FoldingClass) -> Checkpoint:
     """The model, written to a temporary folder of this process."""
     folder = scratch_folder()
-    found = resolve_checkpoint(str(write_demo(folder)))
+    found = resolve_checkpoint(str(write_demo(folder, folding_class)))
     return Checkpoint(DEMO_FOLD, found.folder, found.weight_files)

@@ -7,9 +7,10 @@ pLDDT are computed for each sequence and do not depend on padding; without a mas
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -17,12 +18,14 @@ from torch import Tensor, nn
 from esm_pipeline.errors import InputError, WeightsError
 from esm_pipeline.footprint import BINS
 from esm_pipeline.model.base import EsmPreTrainedModel, read_dtype
+from esm_pipeline.model.checkpoints.hub import DEMO, Checkpoint
 from esm_pipeline.model.checkpoints.keys import BASE_PREFIX
 from esm_pipeline.model.config import EsmConfig
 from esm_pipeline.model.esm import EsmModel
 from esm_pipeline.model.folding import confidence, language_model
 from esm_pipeline.model.folding.complexes import CHAIN_GAP, LINKER, encode_sequences
 from esm_pipeline.model.folding.config import EsmFoldConfig, residue_tokens
+from esm_pipeline.model.folding.demo import DEMO_FOLD, RANDOM_MODEL, demo_checkpoint
 from esm_pipeline.model.folding.linear import Linear
 from esm_pipeline.model.folding.output import EsmForProteinFoldingOutput
 from esm_pipeline.model.folding.structures import RANDOM, pdb_texts
@@ -35,6 +38,9 @@ RESIDUE_TOKENS = len(residues.LETTERS) + 2
 
 MASKED = RESIDUE_TOKENS - 1
 LDDT_BINS, DISTOGRAM_BINS, ATOMS = 50, 64, 37
+
+CALLER = 4
+"""Frames from a warning about a checkpoint up to the caller of `from_pretrained`."""
 
 KEEP_CHUNK_SIZE = -1
 """Means: do not change the chunk size of the trunk."""
@@ -85,6 +91,14 @@ class EsmForProteinFolding(EsmPreTrainedModel):
         self.post_init()
         self.esm.to(self.stem_dtype)
 
+    @classmethod
+    def _find_checkpoint(cls, name: str, **options: Any) -> Checkpoint:
+        """Here "demo" is the folding model for demonstrations, with a warning."""
+        if name not in (DEMO, DEMO_FOLD):
+            return super()._find_checkpoint(name, **options)
+        warnings.warn(RANDOM_MODEL, stacklevel=CALLER)
+        return demo_checkpoint(EsmForProteinFolding)
+
     def precision_of(self, name: str) -> torch.dtype | None:
         """The dtype of the language model for its parameters, if it has its own."""
         return self.stem_dtype if name.startswith(BASE_PREFIX) else None
@@ -104,6 +118,22 @@ class EsmForProteinFolding(EsmPreTrainedModel):
         """(22,) token ids of padding and of each residue, in the order of `residues.LETTERS`."""
         assert self.config.vocab_list is not None, "a folding model's config has one"
         return torch.tensor([self.config.pad_token_id, *residue_tokens(self.config.vocab_list)])
+
+    if TYPE_CHECKING:  # the type of `forward`, which `nn.Module` does not keep
+
+        def __call__(
+            self,
+            input_ids: Tensor,
+            attention_mask: Tensor | None = None,
+            position_ids: Tensor | None = None,
+            masking_pattern: Tensor | None = None,
+            num_recycles: int | None = None,
+            *,
+            chain_index: Tensor | None = None,
+            own: Tensor | None = None,
+            compact: bool = False,
+        ) -> EsmForProteinFoldingOutput:
+            """As `forward`."""
 
     def forward(
         self,

@@ -38,38 +38,40 @@ class EsmForProteinFoldingOutput(ModelOutput):
     to 100. ptm_logits (B, R, R, 64), ptm (B,), aligned_confidence_probs (B, R, R, 64),
     predicted_aligned_error (B, R, R) in Å, max_predicted_aligned_error ().
 
+    Those that may be None are left out by `compact`.
+
     Not in the reference: mean_plddt (B,) of alpha carbons; iptm (B,) and interchain_error (B,) in
     Å, nan for single chains; chain_index (B, R), from 0; attention_mask (B, R), 1 for residues.
     """
 
-    frames: Tensor | None = None
+    frames: Tensor = None  # type: ignore[assignment]
     sidechain_frames: Tensor | None = None
     unnormalized_angles: Tensor | None = None
-    angles: Tensor | None = None
-    positions: Tensor | None = None
+    angles: Tensor = None  # type: ignore[assignment]
+    positions: Tensor = None  # type: ignore[assignment]
     states: Tensor | None = None
     s_s: Tensor | None = None
     s_z: Tensor | None = None
     distogram_logits: Tensor | None = None
     lm_logits: Tensor | None = None
-    aatype: Tensor | None = None
-    atom14_atom_exists: Tensor | None = None
-    residx_atom14_to_atom37: Tensor | None = None
-    residx_atom37_to_atom14: Tensor | None = None
-    atom37_atom_exists: Tensor | None = None
-    residue_index: Tensor | None = None
+    aatype: Tensor = None  # type: ignore[assignment]
+    atom14_atom_exists: Tensor = None  # type: ignore[assignment]
+    residx_atom14_to_atom37: Tensor = None  # type: ignore[assignment]
+    residx_atom37_to_atom14: Tensor = None  # type: ignore[assignment]
+    atom37_atom_exists: Tensor = None  # type: ignore[assignment]
+    residue_index: Tensor = None  # type: ignore[assignment]
     lddt_head: Tensor | None = None
-    plddt: Tensor | None = None
+    plddt: Tensor = None  # type: ignore[assignment]
     ptm_logits: Tensor | None = None
-    ptm: Tensor | None = None
+    ptm: Tensor = None  # type: ignore[assignment]
     aligned_confidence_probs: Tensor | None = None
-    predicted_aligned_error: Tensor | None = None
-    max_predicted_aligned_error: Tensor | None = None
-    mean_plddt: Tensor | None = None
-    iptm: Tensor | None = None
-    interchain_error: Tensor | None = None
-    chain_index: Tensor | None = None
-    attention_mask: Tensor | None = None
+    predicted_aligned_error: Tensor = None  # type: ignore[assignment]
+    max_predicted_aligned_error: Tensor = None  # type: ignore[assignment]
+    mean_plddt: Tensor = None  # type: ignore[assignment]
+    iptm: Tensor = None  # type: ignore[assignment]
+    interchain_error: Tensor = None  # type: ignore[assignment]
+    chain_index: Tensor = None  # type: ignore[assignment]
+    attention_mask: Tensor = None  # type: ignore[assignment]
 
     def select(self, kept: Tensor, present: Tensor) -> EsmForProteinFoldingOutput:
         """Only the residues `kept` (B, R'), with zeros where `present` (B, R') is false."""

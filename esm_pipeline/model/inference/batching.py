@@ -23,6 +23,7 @@ from torch import Tensor
 
 from esm_pipeline.arrays import Int64
 from esm_pipeline.errors import CapacityError, InputError
+from esm_pipeline.model.base import EsmPreTrainedModel
 from esm_pipeline.model.esm import EsmModel
 from esm_pipeline.model.heads import (
     EsmForMaskedLM,
@@ -371,7 +372,7 @@ def check_layer(layer: int, count: int) -> None:
         raise InputError(f"layer {layer} does not exist; the model has layers 0 to {count}")
 
 
-def default_tokenizer(model: EsmModel | WithLogits) -> EsmTokenizer:
+def default_tokenizer(model: EsmPreTrainedModel) -> EsmTokenizer:
     """The tokenizer of the checkpoint that `model` was loaded from, else the standard one."""
     if model.source:
         return EsmTokenizer.from_pretrained(model.source)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from collections import UserDict
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Self, TypeVar, overload
 
 import numpy as np
 import torch
@@ -14,8 +14,10 @@ from torch import Tensor
 from esm_pipeline.errors import InputError
 from esm_pipeline.model.tokenizer.options import TENSOR_KINDS
 
+V = TypeVar("V")
 
-class BatchEncoding(UserDict[str, Any]):
+
+class BatchEncoding(UserDict[str, V]):
     """`input_ids`, `attention_mask` and other requested values, by key or as attributes.
 
     It is a mapping, so that `model(**encoding)` works; a slice gives those rows of each value.
@@ -34,36 +36,43 @@ class BatchEncoding(UserDict[str, Any]):
         super().__init__(data or {})
         self.convert_to_tensors(tensor_type, prepend_batch_axis)
 
+    @overload
+    def __getitem__(self, key: str) -> V: ...
+    @overload
+    def __getitem__(self, key: slice) -> dict[str, V]: ...
     def __getitem__(self, key: Any) -> Any:
         if isinstance(key, slice):
-            return {name: value[key] for name, value in self.data.items()}
+            data: dict[str, Any] = self.data
+            return {name: value[key] for name, value in data.items()}
         if not isinstance(key, str):
             raise KeyError(f"{key!r} is no key; use one of {', '.join(self.data)}, or a slice")
         return self.data[key]
 
-    def __getattr__(self, name: str) -> Any:
+    def __getattr__(self, name: str) -> V:
         if name != "data" and name in self.data:  # no data yet while it is being unpickled
             return self.data[name]
         raise AttributeError(f"the encoding has no '{name}'")
 
     def convert_to_tensors(
         self, tensor_type: str | None = None, prepend_batch_axis: bool = False
-    ) -> BatchEncoding:
+    ) -> Self:
         """Make each value a tensor ("pt") or array ("np"), in place. Raises InputError."""
+        data: dict[str, Any] = self.data
         if tensor_type is not None:
-            for name, value in self.data.items():
+            for name, value in data.items():
                 value = [value] if prepend_batch_axis else value
-                self.data[name] = as_tensor(name, value, tensor_type)
+                data[name] = as_tensor(name, value, tensor_type)
         return self
 
-    def to(self, device: torch.device | str | int, *, non_blocking: bool = False) -> BatchEncoding:
+    def to(self, device: torch.device | str | int, *, non_blocking: bool = False) -> Self:
         """Move the tensors to `device`, in place; returns itself. A dtype changes nothing."""
         if isinstance(device, torch.dtype):
             warnings.warn(f"an encoding holds ids and masks, none as {device}", stacklevel=2)
             return self
-        for name, value in self.data.items():
+        data: dict[str, Any] = self.data
+        for name, value in data.items():
             if isinstance(value, Tensor):
-                self.data[name] = value.to(device, non_blocking=non_blocking)
+                data[name] = value.to(device, non_blocking=non_blocking)
         return self
 
 

@@ -83,7 +83,9 @@ class RowBuilder:
             raise InputError(f"{unknown[0]!r} is no token, and the vocabulary has no unk_token")
         return ids
 
-    def encode(self, first: Ids, second: Ids | None, *, prepend_batch_axis: bool) -> BatchEncoding:
+    def encode(
+        self, first: Ids, second: Ids | None, *, prepend_batch_axis: bool
+    ) -> BatchEncoding[Any]:
         """The encoding of one text or pair, given as ids."""
         found: dict[str, Any] = self.padded_row(self.row(first, second))
         if self.options.return_length:
@@ -91,7 +93,7 @@ class RowBuilder:
         kind = self.options.return_tensors
         return BatchEncoding(found, tensor_type=kind, prepend_batch_axis=prepend_batch_axis)
 
-    def encode_batch(self, texts: Sequence[Any]) -> BatchEncoding:
+    def encode_batch(self, texts: Sequence[Any]) -> BatchEncoding[Any]:
         """The encoding of several texts or pairs. Raises InputError."""
         rows = [self.row(*self.pair_of(text, place)) for place, text in enumerate(texts)]
         if not rows:

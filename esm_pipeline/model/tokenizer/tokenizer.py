@@ -38,8 +38,9 @@ from esm_pipeline.model.tokenizer.files import (
     write_vocabulary,
 )
 from esm_pipeline.model.tokenizer.options import SIDES, CallOptions
-from esm_pipeline.model.tokenizer.rows import RowBuilder, encoding_columns, is_text, truncate
+from esm_pipeline.model.tokenizer.rows import RowBuilder, encoding_columns, truncate
 from esm_pipeline.model.tokenizer.splitter import Splitter
+from esm_pipeline.model.tokenizer.text_encoder import TextEncoder
 from esm_pipeline.model.tokenizer.vocabulary import ADDITIONAL, Ids, Vocabulary
 
 ANY_LENGTH = int(1e30)
@@ -52,7 +53,7 @@ SETTINGS = {"padding_side", "truncation_side"}
 SETTINGS |= {"clean_up_tokenization_spaces", "split_special_tokens"}
 
 
-class EsmTokenizer:
+class EsmTokenizer(TextEncoder):
     """Text to token ids and back. `vocab_file` has one token a line; a list of tokens works too.
 
     Special tokens that the vocabulary lacks get the ids after its last. Other keywords are
@@ -357,64 +358,17 @@ class EsmTokenizer:
         return BoundaryTokens(cls, [] if self.eos_token is None else [self.eos_token_id])
 
     # calls
-    def __call__(
-        self,
-        text: Any = None,
-        text_pair: Any = None,
-        text_target: Any = None,
-        text_pair_target: Any = None,
-        **options: Any,
-    ) -> BatchEncoding:
-        """Encode a text, a pair of texts, or a list of texts or pairs.
-
-        `text` is a str or a list of them; with `is_split_into_words`, a list of parts or a list of
-        such lists. `text_pair` has the second text of each pair; a list of (text, pair) works too.
-        `text_target` is encoded as `labels`. Returns `input_ids` and `attention_mask`: lists of
-        ints for one text; for several, lists of lists, or with `return_tensors` (B, L).
-
-        `padding`: False, True or "longest", "max_length"; to a multiple of `pad_to_multiple_of`, on
-        `padding_side`. `truncation`: False, True or "longest_first", "only_first", "only_second",
-        to `max_length` tokens including the special ones. `return_tensors`: "pt", "np" or None.
-        `add_special_tokens=False` leaves them out. `return_special_tokens_mask`, `return_length`,
-        `return_token_type_ids`, `return_attention_mask` and `return_overflowing_tokens` (together
-        with the last `stride` tokens kept) add or drop values. Raises InputError, and TypeError for
-        an unknown option.
-        """
-        if text is None and text_target is None:
-            raise InputError("nothing to encode; give text or text_target")
-        if text is None:
-            return self._encode(text_target, text_pair_target, options)
-        found = self._encode(text, text_pair, options)
-        if text_target is not None:
-            target = self._encode(text_target, text_pair_target, options)
-            found["labels"] = target["input_ids"]
-        return found
-
-    def _encode(self, text: Any, pair: Any, options: Mapping[str, Any]) -> BatchEncoding:
-        """Encode the text or texts of a call by `encode_plus` or `batch_encode_plus`."""
-        if not is_text(text) or not (pair is None or is_text(pair)):
-            raise InputError("a text is a str, a list of str or a list of lists of str")
-        split = options.get("is_split_into_words", False)
-        if isinstance(text, str) or (split and not (text and isinstance(text[0], (list, tuple)))):
-            return self.encode_plus(text, pair, **options)
-        if pair is None:
-            return self.batch_encode_plus(text, **options)
-        if isinstance(pair, str) or len(pair) != len(text):
-            count = "one str" if isinstance(pair, str) else f"{len(pair)} of them"
-            raise InputError(f"text_pair is {count}, but there are {len(text)} texts; give as many")
-        return self.batch_encode_plus(list(zip(text, pair, strict=True)), **options)
-
     def encode(self, text: Any, text_pair: Any = None, **options: Any) -> Any:
         """Ids of one text or pair, with special tokens; options as in a call."""
         return self.encode_plus(text, text_pair, **options)["input_ids"]
 
-    def encode_plus(self, text: Any, text_pair: Any = None, **options: Any) -> BatchEncoding:
+    def encode_plus(self, text: Any, text_pair: Any = None, **options: Any) -> BatchEncoding[Any]:
         """Encode one text or pair, each a str, a list of tokens or a list of ids."""
         rows = self._rows(options)
         second = None if text_pair is None else rows.ids_of(text_pair)
         return rows.encode(rows.ids_of(text), second, prepend_batch_axis=True)
 
-    def batch_encode_plus(self, texts: Sequence[Any], **options: Any) -> BatchEncoding:
+    def batch_encode_plus(self, texts: Sequence[Any], **options: Any) -> BatchEncoding[Any]:
         """Encode several texts or pairs, each as in `encode_plus`."""
         return self._rows(options).encode_batch(texts)
 
@@ -425,7 +379,7 @@ class EsmTokenizer:
         *,
         prepend_batch_axis: bool = False,
         **options: Any,
-    ) -> BatchEncoding:
+    ) -> BatchEncoding[Any]:
         """Cut ids to length, put special tokens around them and pad; options as in a call."""
         return self._rows(options).encode(ids, pair_ids, prepend_batch_axis=prepend_batch_axis)
 
@@ -456,7 +410,7 @@ class EsmTokenizer:
         verbose: bool = True,
         *,
         padding_side: str | None = None,
-    ) -> BatchEncoding:
+    ) -> BatchEncoding[Any]:
         """Pad encodings: one or a list of them, or a mapping of columns. For data collators.
 
         Tensors and arrays are returned as such. Values that are not rows of tokens (`labels`) stay

@@ -83,7 +83,7 @@ def write_class_table(
     the results, or the results are of another task.
     """
     with open_results(source) as results:
-        if not isinstance(results, Classes):
+        if not isinstance(results, Classes | ResidueClasses):
             raise InputError(f"{source}: not what `classify` writes; give a classes.h5")
         before = RESIDUE if isinstance(results, ResidueClasses) else RECORD
         with create_table(target, suffix, None, [*before, *results.columns()]) as writer:
@@ -94,7 +94,7 @@ def write_class_table(
 
 
 def rows_of(
-    results: Classes, records: Iterable[Record] | None
+    results: Classes | ResidueClasses, records: Iterable[Record] | None
 ) -> Iterator[tuple[int, str, Outcome]]:
     """Index, id and outcome of all `records`, or else of those that have results."""
     if records is None:
@@ -112,7 +112,7 @@ def rows_of(
 
 def write_sequences(
     writer: Writer,
-    results: Classes,
+    results: Classes | ResidueClasses,
     rows: Iterator[tuple[int, str, Outcome]],
     threshold: float,
 ) -> None:
@@ -133,7 +133,7 @@ def write_sequences(
         raise mismatch(results)
 
 
-def mismatch(results: Classes) -> InputError:
+def mismatch(results: Classes | ResidueClasses) -> InputError:
     """The error for results and records that do not belong together."""
     return InputError(
         f"{results.path}: its records are not those of --records that are ok; give the table of "

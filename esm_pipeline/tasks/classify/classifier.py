@@ -34,6 +34,7 @@ from esm_pipeline.model import (
     EsmForSequenceClassification,
     EsmForTokenClassification,
 )
+from esm_pipeline.model.base import EsmPreTrainedModel
 from esm_pipeline.model.checkpoints.adapters import Adapter
 from esm_pipeline.model.checkpoints.keys import class_of
 from esm_pipeline.model.checkpoints.weight_files import open_tensors
@@ -63,9 +64,14 @@ class Classifier(ArrayRunner[WithClasses]):
     task = CLASSIFY
     settings: ClassifySettings
 
-    def __init__(self, name: str, revision: str | None, settings: ClassifySettings) -> None:
-        super().__init__(name, revision, settings)
-        name = class_name(self.checkpoint, self.config)
+    def __init__(
+        self, model: str | EsmPreTrainedModel, revision: str | None, settings: ClassifySettings
+    ) -> None:
+        super().__init__(model, revision, settings)
+        if self.given is None:
+            name = class_name(self.checkpoint, self.config)
+        else:
+            name = class_of_model(self.given)
         self.model_class = CLASSIFIER_CLASSES[name]
         self.of = CLASSIFIERS[name]
         if settings.of not in ("auto", self.of):
@@ -123,6 +129,17 @@ class Classifier(ArrayRunner[WithClasses]):
             results.values[SEQUENCE] = np.frombuffer(letters, "S1")
         results.add(array_name(self.problem), activated(logits, self.problem), units)
         return results
+
+
+def class_of_model(model: EsmPreTrainedModel) -> str:
+    """The class of a loaded classifier. Raises InputError if it is not one."""
+    for name, kind in CLASSIFIER_CLASSES.items():
+        if isinstance(model, kind):
+            return name
+    raise InputError(
+        f"model: has no classifier, it is an {type(model).__name__}; load one with "
+        f"{' or '.join(CLASSIFIER_CLASSES)}"
+    )
 
 
 def activated(logits: Tensor, problem: str) -> Tensor:

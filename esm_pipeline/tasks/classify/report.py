@@ -39,7 +39,7 @@ MOST_BLOCKS = 160  # of so many predictions that are counted
 LONGEST = 24  # most letters of a label
 
 
-def classes_section(paths: Sequence[Path], kind: type[Classes]) -> ReportSection:
+def classes_section(paths: Sequence[Path], kind: type[Classes | ResidueClasses]) -> ReportSection:
     """The classes in the files of a sample, and how many sequences or residues have each.
 
     One block of predictions is in memory at a time. If there are very many, evenly spaced blocks
@@ -61,7 +61,9 @@ def classes_section(paths: Sequence[Path], kind: type[Classes]) -> ReportSection
 class CountedPredictions:
     """The predictions in several files, or evenly spaced blocks of them."""
 
-    def __init__(self, paths: Sequence[Path], kind: type[Classes], sizes: Sequence[int]) -> None:
+    def __init__(
+        self, paths: Sequence[Path], kind: type[Classes | ResidueClasses], sizes: Sequence[int]
+    ) -> None:
         self.kind = kind
         blocks = [
             (path, start, min(size, start + PREDICTIONS_AT_ONCE))
@@ -78,7 +80,7 @@ class CountedPredictions:
                 yield np.asarray(results.predictions()[start:stop])
 
 
-def describe(results: Classes, records: int, predictions: int) -> str:
+def describe(results: Classes | ResidueClasses, records: int, predictions: int) -> str:
     """Two sentences: how many were classified, by which model."""
     origin = {name: html.escape(str(value)) for name, value in results.attributes.items()}
     return (
@@ -88,13 +90,13 @@ def describe(results: Classes, records: int, predictions: int) -> str:
     )
 
 
-def unit(results: Classes) -> str:
+def unit(results: Classes | ResidueClasses) -> str:
     """What is counted: equal sequences count once."""
     what = "residues" if isinstance(results, ResidueClasses) else "sequences"
     return f"different {what}" if what == "sequences" else f"{what} of different sequences"
 
 
-def pictures(results: Classes, predictions: CountedPredictions) -> list[str]:
+def pictures(results: Classes | ResidueClasses, predictions: CountedPredictions) -> list[str]:
     """A bar for each label, or a histogram for each value, as SVG."""
     if results.problem != REGRESSION:
         counts = counts_of(results, predictions)
@@ -110,7 +112,7 @@ def pictures(results: Classes, predictions: CountedPredictions) -> list[str]:
     ]
 
 
-def counts_of(results: Classes, predictions: CountedPredictions) -> Int64:
+def counts_of(results: Classes | ResidueClasses, predictions: CountedPredictions) -> Int64:
     """(K,) how many have each label."""
     counts = np.zeros(len(results.labels), np.int64)
     for block in predictions:
@@ -121,7 +123,7 @@ def counts_of(results: Classes, predictions: CountedPredictions) -> Int64:
     return counts
 
 
-def draw_labels(axes: Axes, results: Classes, counts: Int64) -> None:
+def draw_labels(axes: Axes, results: Classes | ResidueClasses, counts: Int64) -> None:
     """Draw the most common labels, from the top."""
     order = np.argsort(-counts, kind="stable")[:LABELS_DRAWN]
     drawn = axes.barh(range(len(order)), counts[order], height=0.6, color=BLUE)

@@ -9,6 +9,7 @@ import re
 from typing import NamedTuple
 
 from esm_pipeline.errors import setting
+from esm_pipeline.formats.fasta import UPPER, WHITESPACE
 from esm_pipeline.nucleotides import nucleotides_among, nucleotides_in, only_nucleotides, translate
 from esm_pipeline.settings.sections import CleaningSettings
 
@@ -25,6 +26,11 @@ LETTER_HINTS = {
 """Letters that point to a certain mistake."""
 
 REPLACEMENTS = str.maketrans("J*", "XX", "-.")
+
+
+def residues(text: str) -> bytes:
+    """A sequence in upper case without white space."""
+    return text.encode("utf-8", "surrogateescape").translate(UPPER, WHITESPACE)
 
 
 class LetterPolicy(NamedTuple):

@@ -119,7 +119,9 @@ def find_checkpoint(name: str, revision: str | None) -> Checkpoint:
 
 def checkpoint_named(name: str, **options: Any) -> Checkpoint:
     """The checkpoint with this name; "demo-fold" is the folding model for demonstrations."""
-    from esm_pipeline.model import resolve_checkpoint
+    from esm_pipeline.model import EsmForProteinFolding, resolve_checkpoint
     from esm_pipeline.model.folding.demo import DEMO_FOLD, demo_checkpoint
 
-    return demo_checkpoint() if name == DEMO_FOLD else resolve_checkpoint(name, **options)
+    if name == DEMO_FOLD:
+        return demo_checkpoint(EsmForProteinFolding)
+    return resolve_checkpoint(name, **options)

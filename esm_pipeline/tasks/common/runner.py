@@ -9,48 +9,71 @@ from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cached_property
 from importlib.metadata import version
+from pathlib import Path
 from threading import Lock
 from typing import Any, ClassVar, Generic, TypeVar
 
 import torch
 
-from esm_pipeline import __version__
-from esm_pipeline.errors import CapacityError, WeightsError
-from esm_pipeline.model import EsmConfig, EsmTokenizer, optimize_for_inference
+from esm_pipeline.errors import CapacityError, InputError, WeightsError
+from esm_pipeline.model import (
+    Checkpoint,
+    EsmConfig,
+    EsmTokenizer,
+    optimize_for_inference,
+)
 from esm_pipeline.model.base import EsmPreTrainedModel
 from esm_pipeline.model.checkpoints.config_check import require_config
 from esm_pipeline.model.checkpoints.weight_files import open_tensors
-from esm_pipeline.model.inference.batching import is_out_of_memory, release_memory
+from esm_pipeline.model.inference.batching import (
+    default_tokenizer,
+    is_out_of_memory,
+    release_memory,
+)
 from esm_pipeline.model.inference.device import resolve_device
 from esm_pipeline.settings.sections import ComputeSettings
 from esm_pipeline.tasks.common.model_file import find_checkpoint
+from esm_pipeline.version import __version__
 
 M = TypeVar("M", bound=EsmPreTrainedModel)
 
 
 class Runner(Generic[M]):
-    """A checkpoint on a device; `load` it before the first batch.
+    """A checkpoint on a device; `load` it before the first batch. Or a model that is loaded.
 
-    `seconds` counts the time spent in the model. Raises WeightsError for an unusable checkpoint.
+    `seconds` counts the time spent in the model. Raises WeightsError for an unusable checkpoint,
+    InputError for a loaded model of another class.
     """
 
     model_class: type[M]
     options: ClassVar[Mapping[str, Any]] = {}
     """Further arguments of `from_pretrained`."""
 
-    def __init__(self, name: str, revision: str | None, settings: ComputeSettings) -> None:
+    given: EsmPreTrainedModel | None = None
+    """The model, if it was loaded by the caller."""
+
+    def __init__(
+        self, model: str | EsmPreTrainedModel, revision: str | None, settings: ComputeSettings
+    ) -> None:
         self.settings = settings
+        self.seconds = 0.0
+        self._lock, self._inside, self._started = Lock(), 0, 0.0
+        if not isinstance(model, str):
+            self.given, self.device, self.config = model, model.device, model.config
+            source = model.source or Path()
+            self.checkpoint = Checkpoint(model.name_or_path or type(model).__name__, source, ())
+            return
         self.device = resolve_device(settings.device)
-        self.checkpoint = find_checkpoint(name, revision)
+        self.checkpoint = find_checkpoint(model, revision)
         self.config = EsmConfig.from_pretrained(self.checkpoint.source, **self.checkpoint.where)
         stored_tensors = open_tensors(self.checkpoint.weight_files)
         require_config(self.config, stored_tensors, self.checkpoint.name)
-        self.seconds = 0.0
-        self._lock, self._inside, self._started = Lock(), 0, 0.0
 
     def check(self) -> None:
         """Check tokenizer and weights, the latter by their files' headers. Raises WeightsError."""
         _ = self.tokenizer
+        if self.given is not None:
+            return
         _, info = self.model_class.from_pretrained(
             self.checkpoint.source,
             **self.checkpoint.where,
@@ -87,11 +110,15 @@ class Runner(Generic[M]):
     @cached_property
     def model(self) -> M:
         """The model, ready for inference. Raises WeightsError for weights that are not finite."""
+        if self.given is not None and self.given.optimized:
+            return self.loaded()
         # no variable holds the loaded model: each weight is freed when it is packed
         return optimize_for_inference(self.loaded(), getattr(torch, self.settings.dtype))
 
     def loaded(self) -> M:
         """The model as in the checkpoint, in the precision from which it is optimized."""
+        if self.given is not None:
+            return self.part_of(self.given)
         dtype = getattr(torch, self.settings.dtype)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about missing weights: `check` has reported them
@@ -104,10 +131,23 @@ class Runner(Generic[M]):
             )
         return found
 
+    def part_of(self, given: EsmPreTrainedModel) -> M:
+        """The model that this task runs, in a model that was loaded. Raises InputError."""
+        for one in (given, given.base_model):
+            if isinstance(one, self.model_class):
+                return one
+        raise InputError(
+            f"model: an {type(given).__name__}, but this needs an {self.model_class.__name__}; "
+            f"load it with {self.model_class.__name__}.from_pretrained"
+        )
+
     @cached_property
     def tokenizer(self) -> EsmTokenizer:
         """The checkpoint's tokenizer."""
-        found = EsmTokenizer.from_pretrained(self.checkpoint.source, **self.checkpoint.where)
+        if self.given is not None:
+            found = default_tokenizer(self.given)
+        else:
+            found = EsmTokenizer.from_pretrained(self.checkpoint.source, **self.checkpoint.where)
         try:
             found.require_fit(self.config.vocab_size)
         except WeightsError as error:
@@ -120,7 +160,7 @@ class Runner(Generic[M]):
         return {
             "model": self.checkpoint.name,
             "revision": self.checkpoint.revision or "",
-            "weights_sha256": self.checkpoint.weights_sha256(),
+            "weights_sha256": "" if self.given is not None else self.checkpoint.weights_sha256(),
             "dtype": self.settings.dtype,
         }
 

@@ -14,6 +14,7 @@ from esm_pipeline.errors import WeightsError
 from esm_pipeline.formats.results.embeddings import Embeddings
 from esm_pipeline.formats.results.layout import Array
 from esm_pipeline.model import EsmModel, PackedLayout
+from esm_pipeline.model.base import EsmPreTrainedModel
 from esm_pipeline.model.inference.batching import (
     SPECIAL_TOKEN_COUNT,
     check_layer,
@@ -37,8 +38,10 @@ class Encoder(ArrayRunner[EsmModel]):
     options: ClassVar = {"add_pooling_layer": False}
     settings: EmbedSettings
 
-    def __init__(self, name: str, revision: str | None, settings: EmbedSettings) -> None:
-        super().__init__(name, revision, settings)
+    def __init__(
+        self, model: str | EsmPreTrainedModel, revision: str | None, settings: EmbedSettings
+    ) -> None:
+        super().__init__(model, revision, settings)
         count = self.config.num_hidden_layers
         for layer in settings.layers:
             check_layer(layer, count)

@@ -16,6 +16,7 @@ from esm_pipeline.errors import CapacityError, WeightsError, setting
 from esm_pipeline.formats.results.structures import ARRAYS, Structures, write_structures
 from esm_pipeline.formats.results.writer import RaggedWriter
 from esm_pipeline.model import EsmForProteinFolding, optimize_for_inference
+from esm_pipeline.model.base import EsmPreTrainedModel
 from esm_pipeline.model.checkpoints.hub import DEMO
 from esm_pipeline.model.folding.complexes import BREAK, LINKER
 from esm_pipeline.model.folding.demo import DEMO_FOLD
@@ -72,8 +73,10 @@ class Predictor(ArrayRunner[EsmForProteinFolding]):
     arrays: ClassVar = ARRAYS
     settings: FoldSettings
 
-    def __init__(self, name: str, revision: str | None, settings: FoldSettings) -> None:
-        super().__init__(DEMO_FOLD if name == DEMO else name, revision, settings)
+    def __init__(
+        self, model: str | EsmPreTrainedModel, revision: str | None, settings: FoldSettings
+    ) -> None:
+        super().__init__(DEMO_FOLD if model == DEMO else model, revision, settings)
         if not self.config.is_folding_model:
             raise WeightsError(
                 f"{self.checkpoint.name}: has no folding part; set {setting('fold.model')} to a "
@@ -83,6 +86,8 @@ class Predictor(ArrayRunner[EsmForProteinFolding]):
 
     def check(self) -> None:
         """Check the weights by their files' headers. Raises WeightsError."""
+        if self.given is not None:
+            return
         self.model_class.from_pretrained(
             self.checkpoint.source, **self.checkpoint.where, device="meta"
         )
@@ -90,6 +95,8 @@ class Predictor(ArrayRunner[EsmForProteinFolding]):
     @cached_property
     def model(self) -> EsmForProteinFolding:
         """The model, ready to fold. Raises WeightsError for weights that are not finite."""
+        if self.given is not None and self.given.optimized:
+            return self.loaded()
         if self.device.type == "cpu":
             return optimize_for_inference(self.loaded(), self.stem_dtype)
         found = self.loaded()
@@ -98,6 +105,8 @@ class Predictor(ArrayRunner[EsmForProteinFolding]):
 
     def loaded(self) -> EsmForProteinFolding:
         """The model as in the checkpoint, its language model in the precision of the settings."""
+        if self.given is not None:
+            return self.part_of(self.given)
         found: EsmForProteinFolding = self.model_class.from_pretrained(
             self.checkpoint.source,
             **self.checkpoint.where,

@@ -71,6 +71,7 @@ from esm_pipeline.tasks.score.wild_types import DEFAULT_COLUMN, WildTypes, open_
 from esm_pipeline.tasks.score.work import SATURATION_WORK
 
 if TYPE_CHECKING:
+    from esm_pipeline.model import EsmPreTrainedModel
     from esm_pipeline.tasks.score.forward_passes import Ensemble
     from esm_pipeline.tasks.score.strategies import Strategy
 
@@ -83,10 +84,10 @@ NOT_IN_LABEL = re.compile(r"[^A-Za-z0-9._-]+")
 
 
 class ModelChoice(NamedTuple):
-    """A model of the ensemble, not opened yet."""
+    """A model of the ensemble, not opened yet, or one that is loaded."""
 
     label: str
-    name: str
+    model: str | EsmPreTrainedModel
     revision: str | None
 
 
@@ -420,7 +421,7 @@ def find_models(choices: list[ModelChoice], settings: ScoreSettings) -> Ensemble
     from esm_pipeline.tasks.score.forward_passes import LanguageModel
 
     set_threads(settings.threads)
-    return {label: LanguageModel(name, revision, settings) for label, name, revision in choices}
+    return {label: LanguageModel(model, revision, settings) for label, model, revision in choices}
 
 
 def plan_sequences(

@@ -19,6 +19,7 @@ from esm_pipeline.arrays import Float32, Float64, Int64
 from esm_pipeline.errors import WeightsError
 from esm_pipeline.formats.mutations import AMINO_ACIDS
 from esm_pipeline.model import EsmForMaskedLM, PackedLayout
+from esm_pipeline.model.base import EsmPreTrainedModel
 from esm_pipeline.model.inference.batching import SPECIAL_TOKEN_COUNT, compute_batches
 from esm_pipeline.settings.sections import ComputeSettings
 from esm_pipeline.tasks.common.runner import Runner
@@ -87,8 +88,10 @@ class LanguageModel(Runner[EsmForMaskedLM]):
     model_class = EsmForMaskedLM
     passes = 0
 
-    def __init__(self, name: str, revision: str | None, settings: ComputeSettings) -> None:
-        super().__init__(name, revision, settings)
+    def __init__(
+        self, model: str | EsmPreTrainedModel, revision: str | None, settings: ComputeSettings
+    ) -> None:
+        super().__init__(model, revision, settings)
         vocabulary = self.tokenizer.get_vocab()
         missing = [letter for letter in sorted(CLEANED_LETTERS) if letter not in vocabulary]
         if missing:

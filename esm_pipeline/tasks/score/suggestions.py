@@ -17,15 +17,10 @@ from esm_pipeline.errors import InputError, setting
 from esm_pipeline.formats.fasta import shown
 from esm_pipeline.formats.mutation_columns import POSITION, RESIDUE_PAIR
 from esm_pipeline.formats.mutations import THREE_LETTERS, is_mutation
+from esm_pipeline.formats.protein_names import UNIPROT, is_accession, names_in
 from esm_pipeline.formats.tables.base import Table
 from esm_pipeline.formats.unsupported_notations import is_missing, looks_like_a_sequence
-from esm_pipeline.tasks.score.wild_types import (
-    DEFAULT_COLUMN,
-    UNIPROT,
-    WildTypes,
-    is_accession,
-    names_in,
-)
+from esm_pipeline.tasks.score.wild_types import DEFAULT_COLUMN, WildTypes
 
 GENE_COLUMNS = re.compile(r"(hgnc_)?symbol|gene(_?(names?|symbol))?")
 PROTEIN_COLUMNS = re.compile(

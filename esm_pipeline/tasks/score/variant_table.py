@@ -35,14 +35,14 @@ from esm_pipeline.formats.mutations import (
 from esm_pipeline.formats.records import SKIPPED, Outcome
 from esm_pipeline.formats.tables.base import ROWS_AT_ONCE, Block, Column, Table, Writer
 from esm_pipeline.settings.sections import CleaningSettings, VariantSettings
-from esm_pipeline.tasks.common.cleaning import read_sequence
+from esm_pipeline.tasks.common.cleaning import read_sequence, residues
 from esm_pipeline.tasks.score.suggestions import (
     ExpectedResidues,
     check_columns,
     require_match,
     suggest_offset,
 )
-from esm_pipeline.tasks.score.wild_types import WildTypes, residues
+from esm_pipeline.tasks.score.wild_types import WildTypes
 
 SCORE = "score"
 LIKELIHOOD = "pseudo_log_likelihood"

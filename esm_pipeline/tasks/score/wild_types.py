@@ -11,11 +11,21 @@ from hashlib import blake2b
 from pathlib import Path
 
 from esm_pipeline.errors import InputError, setting
-from esm_pipeline.formats.fasta import UPPER, WHITESPACE, FastaRecord
+from esm_pipeline.formats.fasta import FastaRecord
+from esm_pipeline.formats.protein_names import (
+    ACCESSIONS,
+    ENTRY_NAME,
+    base_name,
+    gene_in,
+    is_accession,
+    names_in,
+    names_of,
+)
 from esm_pipeline.formats.records import OK, Record
 from esm_pipeline.formats.tables.base import Table
 from esm_pipeline.formats.tables.open import open_table
 from esm_pipeline.settings.sections import CleaningSettings, VariantSettings
+from esm_pipeline.tasks.common.cleaning import residues
 from esm_pipeline.tasks.common.sequences import SequenceSet, open_sequences, read_entries
 
 TABLES = (".csv", ".tsv", ".parquet")
@@ -29,29 +39,6 @@ MOST_NAMES_COMPARED = 100
 
 DEFAULT_COLUMN = "protein"
 """The column that names the protein of each row, unless another is set."""
-
-DATABASES = frozenset(
-    ("sp", "tr", "ref", "gi", "gb", "emb", "dbj", "pir", "prf", "lcl", "gnl", "tpg", "tpe", "tpd")
-)
-"""Tags of databases in ids of UniProt and NCBI, `sp|P62593|BLAT_ECOLX`, `ref|NP_000509.1|`."""
-
-ISOFORM = re.compile(r"-\d+$")
-VERSION = re.compile(r"(-\d+|\.\d+)$")
-ACCESSIONS = (
-    re.compile(r"[OPQ]\d[A-Z\d]{3}\d|[A-NR-Z]\d([A-Z][A-Z\d]{2}\d){1,2}", re.I),
-    re.compile(r"[NXYWA]P_\d+", re.I),
-    re.compile(r"[NX]M_\d+", re.I),
-    re.compile(r"ENS[A-Z]*P\d+", re.I),
-    re.compile(r"ENS[A-Z]*T\d+", re.I),
-)
-"""Accessions of UniProt, and of proteins and transcripts in RefSeq and Ensembl.
-
-Without version and isoform.
-"""
-
-UNIPROT = ACCESSIONS[0]
-ENTRY_NAME = re.compile(r"[A-Z\d]{1,10}_[A-Z9][A-Z\d]{2,4}")
-"""UniProt's `HBB_HUMAN`: a protein and a species."""
 
 GENE = re.compile(r"\sGN=(.+?)(?=\s[A-Z]{2}=|\s*$)")
 """The gene in a UniProt header."""
@@ -303,10 +290,16 @@ def open_wild_types(
         )
     else:
         sequence_set = open_sequences(paths, cleaning, spool_dir, allow_empty=allow_empty)
-        column = settings.protein_col
-    if column is None and settings.protein is None and table.has(DEFAULT_COLUMN):
-        column = DEFAULT_COLUMN
+        column = protein_column_of(table, settings)
     return WildTypes(sequence_set, column, protein=settings.protein)
+
+
+def protein_column_of(table: Table, settings: VariantSettings) -> str | None:
+    """The column of `table` that names the protein of each row, if it has one."""
+    column = settings.protein_col
+    if column is None and settings.protein is None and table.has(DEFAULT_COLUMN):
+        return DEFAULT_COLUMN
+    return column
 
 
 def wild_types_in_column(
@@ -351,40 +344,6 @@ def entries_of_table(path: str, settings: VariantSettings) -> Iterator[list[Fast
         ]
 
 
-def names_of(identifier: str) -> list[str]:
-    """The names of a record: its id, and the parts of it between `|`, without tags of databases.
-
-    The entry name of an isoform, `sp|P62593-2|BLAT_ECOLX`, is left out: it is that of the canonical
-    protein.
-    """
-    parts = [part for part in identifier.split("|") if part and part.lower() not in DATABASES]
-    if identifier.lower().startswith("pdb|"):  # pdb|4HHB|A: entry and chain alone are no names
-        parts = []
-    if len(parts) > 1 and ISOFORM.search(parts[0]) and is_accession(parts[0]):
-        parts = parts[:1]
-    return list(dict.fromkeys([identifier, *parts]))
-
-
-def names_in(text: str) -> set[str]:
-    """The names of a protein in one text: `sp|P62593|BLAT_ECOLX`, `NM_000518.5(HBB)`."""
-    if "|" in text:
-        return set(names_of(text))
-    gene = gene_in(text)
-    return {text} if gene is None else {text.partition("(")[0], gene} - {""}
-
-
-def gene_in(text: str) -> str | None:
-    """The gene in brackets after a name, `NM_000518.5(HBB)`."""
-    gene = text.partition("(")[2]
-    return gene.removesuffix(")") if gene.endswith(")") else None
-
-
-def base_name(name: str) -> str:
-    """A name, or the accession in it, in lower case, without isoform and version."""
-    parts = [part for part in name.split("|") if part.lower() not in DATABASES]
-    return VERSION.sub("", next(filter(None, parts), name).lower())
-
-
 def conflicts(reference: str, names: set[str]) -> bool:
     """Whether `reference` and `names` have different accessions in the same database.
 
@@ -399,17 +358,6 @@ def conflicts(reference: str, names: set[str]) -> bool:
         if ours and theirs:
             return not ours & theirs
     return False
-
-
-def is_accession(name: str, *databases: re.Pattern[str]) -> bool:
-    """Whether `name` is an accession of one of the databases, by default of any."""
-    bare = VERSION.sub("", name)
-    return any(database.fullmatch(bare) for database in databases or ACCESSIONS)
-
-
-def residues(text: str) -> bytes:
-    """A sequence in upper case without white space."""
-    return text.encode("utf-8", "surrogateescape").translate(UPPER, WHITESPACE)
 
 
 def digest(text: str) -> bytes:

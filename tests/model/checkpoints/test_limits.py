@@ -211,7 +211,7 @@ FOLDING: dict[str, tuple[tuple[str, ...], Any, str]] = {
 
 @pytest.fixture(scope="module")
 def folding_outcomes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Outcome]:
-    own = write_demo(tmp_path_factory.mktemp("demo"))
+    own = write_demo(tmp_path_factory.mktemp("demo"), EsmForProteinFolding)
     folder = tmp_path_factory.mktemp("checkpoints")
     for case, (keys, value, _) in FOLDING.items():
         shutil.copytree(own, folder / case)

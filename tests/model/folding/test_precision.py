@@ -14,7 +14,7 @@ from esm_pipeline.model.folding.demo import LANGUAGE_MODEL, TRUNK, write_demo
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_demo(tmp_path_factory.mktemp("demo"))
+    return write_demo(tmp_path_factory.mktemp("demo"), EsmForProteinFolding)
 
 
 def dtypes(model: EsmForProteinFolding) -> tuple[set[torch.dtype], set[torch.dtype]]:

@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from esm_pipeline.errors import InputError
 from esm_pipeline.footprint import LINKER_RESIDUES
 from esm_pipeline.formats.bundles import Bundle
-from esm_pipeline.model import EsmConfig, resolve_checkpoint
+from esm_pipeline.model import EsmConfig, EsmForProteinFolding, resolve_checkpoint
 from esm_pipeline.model.folding.demo import demo_checkpoint
 from esm_pipeline.model.folding.memory import fold_memory
 from esm_pipeline.settings.sections import (
@@ -299,7 +299,7 @@ def test_the_model_file_has_the_size_of_the_model(tmp_path: Path, rotary: Path) 
 
 
 def write_demo_size(path: Path) -> Path:
-    checkpoint = demo_checkpoint()
+    checkpoint = demo_checkpoint(EsmForProteinFolding)
     write_model_file(path, describe_model(checkpoint, EsmConfig.from_pretrained(checkpoint.source)))
     return path
 
@@ -307,7 +307,7 @@ def write_demo_size(path: Path) -> Path:
 def test_folding_asks_for_the_memory_of_its_formula(tmp_path: Path) -> None:
     """Its longest sequence alone, with the smallest chunk, or the one that is set."""
     model = write_demo_size(tmp_path / "fold.json")
-    config = EsmConfig.from_pretrained(demo_checkpoint().source)
+    config = EsmConfig.from_pretrained(demo_checkpoint(EsmForProteinFolding).source)
     least = ask(fold_need, model, FoldSettings(), [10]).mem_mb
 
     def more(lengths: list[int], **changes: Any) -> float:

@@ -52,7 +52,7 @@ FAST = ("--num-recycles", "1")
 @pytest.fixture(scope="session")
 def checkpoint():
     """The demo model, in a folder."""
-    return demo_checkpoint().folder
+    return demo_checkpoint(EsmForProteinFolding).folder
 
 
 @pytest.fixture
@@ -396,7 +396,7 @@ def test_a_model_that_does_not_fold(fold, rotary):
 
 def test_positions_for_so_many_residues(fold, tmp_path):
     changes = {"position_embedding_type": "absolute", "max_position_embeddings": 14}
-    model = write_demo(tmp_path / "model", **changes)
+    model = write_demo(tmp_path / "model", EsmForProteinFolding, **changes)
     out, _ = fold(model=model)
     found = outcomes(out.with_name("out.records.tsv"))
     assert found["b"].status == "ok"
@@ -406,7 +406,7 @@ def test_positions_for_so_many_residues(fold, tmp_path):
 
 def test_the_demo_model_is_the_same_each_time(tmp_path):
     before = torch.random.get_rng_state()
-    one, other = (write_demo(tmp_path / name) for name in ("one", "other"))
+    one, other = (write_demo(tmp_path / name, EsmForProteinFolding) for name in ("one", "other"))
     assert torch.equal(before, torch.random.get_rng_state())
     assert digest(one / "model.safetensors") == digest(other / "model.safetensors")
     assert json.loads((one / "config.json").read_text())["random_weights"] is True
@@ -414,7 +414,7 @@ def test_the_demo_model_is_the_same_each_time(tmp_path):
 
 
 def test_weights_that_are_not_random_are_not_called_so(fold, tmp_path):
-    model = write_demo(tmp_path / "model", random_weights=False)
+    model = write_demo(tmp_path / "model", EsmForProteinFolding, random_weights=False)
     out, said = fold(model=model)
     assert "random" not in said[-1]
     assert not any("random" in row["flags"] for row in table(out / "structures.tsv").values())
