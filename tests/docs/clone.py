@@ -1,7 +1,7 @@
-"""A clone after `make demo`, and what the pages take for granted: models, a hub, files of a user.
+"""What the pages take for granted: a repository, a hub with models, files of a user.
 
-Nothing is installed: the clone's `.venv` leads to the packages of the Python that runs the tests,
-and a `make` of our own makes it, so that the commands of a page are run as they stand.
+Nothing is installed: the `.venv` of a clone leads to the packages of the Python that runs the
+tests, and a `make` of our own makes it, so that the commands of a page are run as they stand.
 """
 
 from __future__ import annotations
@@ -137,38 +137,42 @@ def write_environment(folder: Path) -> Path:
     return folder
 
 
-def copy_clone(folder: Path) -> Path:
-    """Copy this working tree as a clone, with the files of a user in it."""
+def copy_tree(folder: Path) -> Path:
+    """Copy what is in the repository, as it is in this working tree."""
     folder.mkdir()
     for path in (path for pattern in KEPT for path in ROOT.glob(pattern)):
         if path.is_dir():
             shutil.copytree(path, folder / path.name, ignore=shutil.ignore_patterns("__pycache__"))
         else:
             shutil.copy2(path, folder)
-    for name, text in FILES.items():
-        (folder / name).write_text(text)
     return folder
 
 
-def git_repository(clone: Path, folder: Path) -> Path:
-    """Make a repository of the clone, to clone again."""
+def make_repository(folder: Path, hub: Path) -> Path:
+    """Make a repository of this working tree, with the files and models of a user in it."""
+    copy_tree(folder)
+    for name, text in FILES.items():
+        (folder / name).write_text(text)
+    for name in CLASSIFIERS:
+        if "/" not in name:
+            shutil.copytree(hub / name, folder / name)
     git = ["git", "-C", str(folder), "-c", "user.name=a", "-c", "user.email=a@b"]
-    shutil.copytree(clone, folder)
     for command in (["init", "-q"], ["add", "."], ["commit", "-qm", "a"]):
         subprocess.run([*git, *command], check=True)
     return folder
 
 
 @contextmanager
-def environment(folder: Path, hub: Path) -> Iterator[dict[str, str]]:
+def environment(folder: Path, repository: Path) -> Iterator[dict[str, str]]:
     """The variables of a terminal in which the pages are tried: bare, with a hub of our own.
 
-    PATH has no package of this project: a page has to say where they are. URL is the address of the
-    repository, which is a folder here.
+    PATH has no package of this project: a page has to say where they are. The hub is the folder
+    `hub`. URL is the address of the repository, and Python takes this package from there, as if it
+    had been installed into the environment.
     """
     commands = write_commands(folder / "commands")
     conda = ROOT / "tests/workflow/fake_conda/bin"
-    with serve(hub) as served:
+    with serve(folder / "hub") as served:
         kept = ("LANG", "LC_ALL", "TMPDIR", "OMP_NUM_THREADS", "MKL_NUM_THREADS")
         yield {
             **{name: os.environ[name] for name in kept if name in os.environ},
@@ -177,5 +181,7 @@ def environment(folder: Path, hub: Path) -> Iterator[dict[str, str]]:
             "MPLBACKEND": "Agg",
             "HF_HOME": str(folder / "hf"),
             "HF_ENDPOINT": served.address,
-            "URL": str(folder / "repository"),
+            "URL": str(repository),
+            "PYTHONPATH": str(repository),
+            "ENVIRONMENT": str(commands / "environment"),
         }

@@ -29,16 +29,12 @@ from tests.docs.blocks import (
     blocks_of,
     read_blocks,
 )
-from tests.docs.clone import (
-    CLASSIFIERS,
-    copy_clone,
-    environment,
-    git_repository,
-    write_hub,
-)
+from tests.docs.clone import copy_tree, environment, make_repository, write_hub
 
 BLOCKS = [block for page in PAGES for block in read_blocks(page)]
-PAGES_WITH_CODE = [page for page in PAGES if any(b.is_run for b in BLOCKS if b.page == page)]
+PAGES_WITH_CODE = [
+    page for page in PAGES if any(block.is_run for block in BLOCKS if block.page == page)
+]
 
 DRY = ("config/README.md", "workflow/docs/running.md")
 """Pages whose workflows are only planned: README.md runs one, and tests/workflow many like them."""
@@ -51,25 +47,24 @@ NUMBER = re.compile(r"-?\d+(?:\.\d+)?")
 
 @dataclass(frozen=True)
 class Terminal:
-    """A clone after `make demo`, and the variables of a terminal."""
+    """Where blocks are run, and with which variables."""
 
-    clone: Path
+    folder: Path
     variables: dict[str, str]
 
-    def run(self, blocks: list[Block], folder: Path, before: str = "") -> list[str]:
-        """Run blocks in a copy of the clone; return what each printed, or fail as one does."""
-        shutil.copytree(self.clone, folder, symlinks=True)
+    def run(self, blocks: list[Block], before: str = "") -> list[str]:
+        """Run blocks; return what each printed, or fail as one does."""
         task = {
             "before": before,
             "blocks": [vars(block) | {"place": block.place} for block in blocks],
         }
-        work = folder.with_suffix(".json")
+        work, outputs = (self.folder.with_suffix(end) for end in (".json", ".outputs.json"))
         work.write_text(json.dumps(task))
-        outputs = folder.with_suffix(".outputs.json")
+        python = Path(self.variables["ENVIRONMENT"], "bin/python")
         result = subprocess.run(
-            [folder / ".venv/bin/python", ROOT / "tests/docs/run_page.py", work, outputs],
-            cwd=folder,
-            env=self.variables | {"PYTHONPATH": str(folder)},
+            [python, ROOT / "tests/docs/run_page.py", work, outputs],
+            cwd=self.folder,
+            env=self.variables,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -80,42 +75,48 @@ class Terminal:
         said: list[str] = json.loads(outputs.read_text())
         return said
 
+    def copy(self, folder: Path) -> Terminal:
+        """Return a terminal in a copy of the folder."""
+        shutil.copytree(self.folder, folder, symlinks=True)
+        return Terminal(folder, self.variables)
+
 
 @pytest.fixture(scope="module")
 def terminal(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Terminal]:
+    """The clone that the commands of README.md make, `make demo` among them."""
     folder = tmp_path_factory.mktemp("docs")
-    clone = copy_clone(folder / "clone")
-    git_repository(clone, folder / "repository")
-    hub = write_hub(folder / "hub")
-    for name in CLASSIFIERS:
-        if "/" not in name:
-            shutil.copytree(hub / name, clone / name)
-    with environment(folder, hub) as variables:
-        demo = subprocess.run(
-            ["make", "demo"],
-            cwd=clone,
-            env=variables | {"PYTHONPATH": str(clone)},
-            capture_output=True,
-            text=True,
-        )
-        assert demo.returncode == 0, demo.stderr
-        yield Terminal(clone, variables)
+    repository = make_repository(folder / "repository", write_hub(folder / "hub"))
+    (folder / "empty").mkdir()
+    with environment(folder, repository) as variables:
+        Terminal(folder / "empty", variables).run(runnable("README.md"))
+        yield Terminal(folder / "empty/esm_pipeline", variables)
+
+
+def runnable(page: str) -> list[Block]:
+    """The blocks of a page that are run."""
+    return [block for block in BLOCKS if block.page == page and block.is_run]
 
 
 # Every block.
 
 
-@pytest.mark.parametrize("page", PAGES_WITH_CODE)
+def test_every_block_of_the_readme(terminal: Terminal) -> None:
+    """They were run to make the clone for the other pages."""
+    for place in ("results/demo/embeddings.h5", "results/my/embeddings.h5", "my.h5", "scores.csv"):
+        assert (terminal.folder / place).exists(), place
+    assert len(runnable("README.md")) > 5
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES_WITH_CODE if page != "README.md"])
 def test_every_block_of_a_page(page: str, terminal: Terminal, tmp_path: Path) -> None:
-    blocks = [block for block in BLOCKS if block.page == page]
-    wanted = [block for block in blocks if block.is_run]
-    folder = tmp_path / "clone"
-    said = terminal.run(wanted, folder, PLAN if page in DRY else "")
+    wanted = runnable(page)
+    own = terminal.copy(tmp_path / "clone")
+    said = own.run(wanted, PLAN if page in DRY else "")
     printed = dict(zip(wanted, said, strict=True))
-    for block, shown in pairwise(blocks):
-        if shown.language == "text" and block in printed:
+    for block, shown in pairwise(block for block in BLOCKS if block.page == page):
+        if shown.language == "text":
             assert same_text(printed[block], shown.text), f"{shown.place}\n{printed[block]}"
-    for picture in sorted((folder / "workflow/docs/pictures").glob("*.png")):
+    for picture in sorted((own.folder / "workflow/docs/pictures").glob("*.png")):
         assert same_picture(picture, PICTURES / picture.name), picture.name
 
 
@@ -133,7 +134,7 @@ def test_every_block_of_a_page(page: str, terminal: Terminal, tmp_path: Path) ->
 def test_a_block_that_fails_is_seen(text: str, terminal: Terminal, tmp_path: Path) -> None:
     blocks = blocks_of(text, "page")
     with pytest.raises(AssertionError, match=f"page:{blocks[-1].line}: this block fails"):
-        terminal.run(blocks, tmp_path / "clone")
+        terminal.copy(tmp_path / "clone").run(blocks)
 
 
 def test_blocks_of_a_page_share_folder_variables_and_session(
@@ -157,7 +158,7 @@ echo "$WORD in $(basename "$PWD")"
 print(word)
 ```
 """
-    said = terminal.run(blocks_of(text, "page"), tmp_path / "clone")
+    said = terminal.copy(tmp_path / "clone").run(blocks_of(text, "page"))
     assert said == ["", "", "found in inner\n", "inner\n"]
 
 
@@ -251,7 +252,7 @@ def test_every_picture_is_made_by_a_block_and_shown() -> None:
 
 
 def test_the_site_is_built_and_a_wrong_link_is_an_error(tmp_path: Path) -> None:
-    clone = copy_clone(tmp_path / "clone")
+    clone = copy_tree(tmp_path / "clone")
     page = clone / "workflow/docs/index.md"
     text = page.read_text()
     for wrong in ("", "[a](no_such_page.md)", "[a](reference.md#no-such-heading)"):
