@@ -236,8 +236,7 @@ def embed(
 
     Returns an `EmbedResult`, all of it in memory; for millions of sequences, run the command and
     read its file with `open_results`. For a data frame, returns a data frame with the same index
-    and the columns status, reason and `{kind}_{layer}_{place}`, such as mean_33_0: join it to
-    yours.
+    and the columns status, reason and `{kind}_{layer}_{place}`, such as mean_33_0, to join to it.
     Raises InputError, WeightsError, CapacityError; EsmPipelineError for failed records.
     """
     own = {
