@@ -50,7 +50,8 @@ ALLOWED = {
 """Rooms of the package (its `__init__` is '') and those that each may import from, besides itself.
 
 The package itself has the names that users import, functions of tasks among them: of its own
-modules, only the command line and the reports of runs import it. `tasks` is the registry of commands, which names their modules and imports none by itself.
+modules, only the command line and the reports of runs import it. `tasks` is the registry of
+commands, which names their modules and imports none by itself.
 """
 
 

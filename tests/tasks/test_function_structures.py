@@ -130,6 +130,7 @@ def test_classify_gives_the_table_of_the_command(esm, fasta, tmp_path, problem):
     of_frame = classify(as_frame(), model, threshold=0.4)
     assert of_frame.index.equals(as_frame().index)
     assert of_frame.reset_index(drop=True).equals(ours.drop(columns=["index", "id"]))
+    assert not classify(SEQUENCES, tmp_path / "m", threshold=0.4, dtype="bfloat16").equals(ours)
     if problem == MULTI:
         assert not classify(SEQUENCES, tmp_path / "m", threshold=0.9).equals(ours)
 

@@ -182,6 +182,13 @@ def test_a_loaded_model_gives_the_same_and_is_not_loaded_again(rotary, monkeypat
     assert not np.isnan(score(["M1A"], fast, sequence=WILD_TYPE)).any()
 
 
+def test_a_loaded_model_keeps_its_precision(rotary):
+    expected = embed(SEQUENCES, rotary, dtype="bfloat16").mean
+    model = EsmModel.from_pretrained(rotary, dtype="bfloat16")
+    assert np.array_equal(embed(SEQUENCES, model).mean, expected, equal_nan=True)
+    assert not np.array_equal(embed(SEQUENCES, rotary).mean, expected, equal_nan=True)
+
+
 def test_a_model_that_was_trained_is_used_as_it_is(rotary):
     model = EsmModel.from_pretrained(rotary)
     before = embed(SEQUENCES, model).mean

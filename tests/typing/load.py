@@ -19,6 +19,7 @@ assert_type(output.logits, torch.Tensor)
 print(output.logits.softmax(-1).shape)
 if output.hidden_states is not None:
     print(len(output.hidden_states), output.hidden_states[-1].shape)
+assert_type(tokenizer.encode("MKT"), list[int])
 print(tokenizer.decode(output.logits[0].argmax(-1).tolist()))
 print(model.predict_contacts(batch["input_ids"], batch["attention_mask"]).shape)
 

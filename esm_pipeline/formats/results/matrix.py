@@ -75,6 +75,7 @@ class RecordMatrix:
             for first in range(0, len(values), rows):
                 part = slice(first, first + rows)
                 yield block.index[part], values[part]
+            del values  # before the next ones are read
 
     def _read_at_once(self, rows: int) -> int:
         """How many blocks of `rows` are read at a time."""

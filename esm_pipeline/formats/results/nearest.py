@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import math
-from typing import Literal, NamedTuple, TypeAlias
+from collections.abc import Iterator
+from typing import Literal, NamedTuple, Protocol, TypeAlias
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from esm_pipeline.arrays import Float32, Float64, Int64
 from esm_pipeline.errors import InputError, brief
-from esm_pipeline.formats.results.matrix import RecordMatrix
+from esm_pipeline.footprint import FLOAT32
 
 Metric: TypeAlias = Literal["cosine", "euclidean"]
 METRICS = ("cosine", "euclidean")
@@ -34,13 +34,24 @@ class Neighbour(NamedTuple):
     """Euclidean distance."""
 
 
+class Vectors(Protocol):
+    """(N, D) vectors, which are read in blocks."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """N and D."""
+
+    def indexed_blocks(self, rows: int) -> Iterator[tuple[Int64, Float32]]:
+        """The vectors, `rows` at a time, with the indices of their records."""
+
+
 def nearest_rows(
-    matrix: RecordMatrix, query: ArrayLike, k: int, metric: Metric, left_out: int | None
+    matrix: Vectors, query: ArrayLike, k: int, metric: Metric, left_out: int | None
 ) -> list[tuple[int, float, float]]:
     """Place, cosine similarity and distance of the `k` nearest rows; equals in their order.
 
-    `left_out` is the index of a record that does not count. Raises InputError for a metric, a
-    number or a vector that cannot be used.
+    `left_out` is the index of a record that does not count; nor do vectors with NaN. Raises
+    InputError for a metric, a number or a vector that cannot be used.
     """
     if metric not in METRICS:
         raise InputError(f"metric {metric!r} is not known; use {' or '.join(METRICS)}")
@@ -51,8 +62,9 @@ def nearest_rows(
     places, nearness = np.empty(0, np.int64), np.empty(0, np.float32)
     vectors = np.empty((0, len(vector)), np.float32)
     done = 0
-    for index, values in matrix.indexed_blocks(vectors_at_once(matrix)):
+    for index, values in matrix.indexed_blocks(vectors_at_once(len(vector))):
         found = nearness_of(values, vector.astype(np.float32), metric)
+        found[np.isnan(found)] = -np.inf
         if left_out is not None:
             found[index == left_out] = -np.inf
         best = largest_first(found, wanted)
@@ -62,6 +74,7 @@ def nearest_rows(
         kept = largest_first(nearness, wanted)
         places, nearness, vectors = places[kept], nearness[kept], vectors[kept]
         done += len(values)
+        del index, values  # before the next ones are read
     real = nearness > -np.inf
     places, exact = places[real], vectors[real].astype(np.float64)
     similarity, distance = cosines(exact, vector), np.linalg.norm(exact - vector, axis=1)
@@ -84,9 +97,9 @@ def read_vector(query: ArrayLike, width: int) -> Float64:
     return vector
 
 
-def vectors_at_once(matrix: RecordMatrix) -> int:
-    """Rows of a block of vectors."""
-    return max(1, COMPARED_BYTES // (matrix.dtype.itemsize * math.prod(matrix.shape[1:])))
+def vectors_at_once(width: int) -> int:
+    """Rows of a block of vectors of `width` numbers."""
+    return max(1, COMPARED_BYTES // (FLOAT32 * width))
 
 
 def nearness_of(values: Float32, vector: Float32, metric: Metric) -> Float32:

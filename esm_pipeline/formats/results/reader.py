@@ -223,7 +223,7 @@ class RaggedResults(ABC, Generic[Item]):
         return [self.record(one) for one in sorted(found, key=attrgetter("index"))]
 
     @property
-    def attributes(self) -> dict[str, Any]:
+    def attributes(self) -> dict[str, object]:
         """How the file was made: model, revision, weights_sha256, dtype, software, …"""
         part = self.parts[0]
         file = part.file

@@ -118,3 +118,34 @@ class TextEncoder:
             count = "one str" if isinstance(pair, str) else f"{len(pair)} of them"
             raise InputError(f"text_pair is {count}, but there are {len(text)} texts; give as many")
         return self.batch_encode_plus(list(zip(text, pair, strict=True)), **options)
+
+    @overload
+    def encode(
+        self,
+        text: str | Sequence[str] | Sequence[int],
+        text_pair: str | Sequence[str] | Sequence[int] | None = None,
+        *,
+        return_tensors: None = None,
+        **options: object,
+    ) -> list[int]: ...
+    @overload
+    def encode(
+        self,
+        text: str | Sequence[str] | Sequence[int],
+        text_pair: str | Sequence[str] | Sequence[int] | None = None,
+        *,
+        return_tensors: Literal["pt"],
+        **options: object,
+    ) -> Tensor: ...
+    @overload
+    def encode(
+        self,
+        text: str | Sequence[str] | Sequence[int],
+        text_pair: str | Sequence[str] | Sequence[int] | None = None,
+        *,
+        return_tensors: Literal["np"],
+        **options: object,
+    ) -> NDArray[np.int64]: ...
+    def encode(self, text: Any, text_pair: Any = None, **options: Any) -> Any:
+        """Ids of one text or pair, with special tokens; options as in a call."""
+        return self.encode_plus(text, text_pair, **options)["input_ids"]

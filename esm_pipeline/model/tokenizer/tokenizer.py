@@ -358,10 +358,6 @@ class EsmTokenizer(TextEncoder):
         return BoundaryTokens(cls, [] if self.eos_token is None else [self.eos_token_id])
 
     # calls
-    def encode(self, text: Any, text_pair: Any = None, **options: Any) -> Any:
-        """Ids of one text or pair, with special tokens; options as in a call."""
-        return self.encode_plus(text, text_pair, **options)["input_ids"]
-
     def encode_plus(self, text: Any, text_pair: Any = None, **options: Any) -> BatchEncoding[Any]:
         """Encode one text or pair, each a str, a list of tokens or a list of ids."""
         rows = self._rows(options)

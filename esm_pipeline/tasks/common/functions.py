@@ -20,8 +20,15 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, NamedTuple, TypeAlias, TypedDict, TypeVar
 
-from esm_pipeline.errors import EsmPipelineError, InputError, brief, naming_arguments
+from esm_pipeline.errors import (
+    AmbiguousIdError,
+    EsmPipelineError,
+    InputError,
+    brief,
+    naming_arguments,
+)
 from esm_pipeline.formats.fasta import FastaRecord
+from esm_pipeline.formats.protein_names import names_of
 from esm_pipeline.formats.records import FAILED, OK, SKIPPED, Outcome, Record
 from esm_pipeline.settings.section import Section, check
 from esm_pipeline.settings.sections import CleaningSettings, ComputeSettings
@@ -363,18 +370,12 @@ class ComputedRecords(NamedTuple):
         return with_index(table, given)
 
     def place(self, name: str, key: int | str) -> int:
-        """The position of a record by its id or position. Raises InputError.
+        """The position of a record by its id, a name in it or its position. Raises InputError.
 
         `name` is that of the function; the record must have been computed.
         """
         if isinstance(key, str):
-            if key not in self.ids:
-                near = difflib.get_close_matches(key, self.ids, n=1)
-                hint = f"did you mean '{near[0]}'?" if near else "see the ids"
-                raise InputError(f"{name}: no record with id {key!r}; {hint}")
-            if self.ids.count(key) > 1:
-                raise InputError(f"{name}: several records have the id {key!r}; use a position")
-            key = self.ids.index(key)
+            key = self._place_of(name, key)
         if not -len(self.ids) <= key < len(self.ids):
             raise IndexError(f"{name}: no record {key}, there are {len(self.ids)}")
         place = key % len(self.ids)
@@ -382,6 +383,22 @@ class ComputedRecords(NamedTuple):
             status, reason = self.outcomes[place]
             raise InputError(f"{name}: record {self.ids[place]!r} was {status}: {reason}")
         return place
+
+    def _place_of(self, name: str, key: str) -> int:
+        """The first record with an id or, if none has it, with that name in its id."""
+        places = [place for place, one in enumerate(self.ids) if one == key]
+        places = places or [place for place, one in enumerate(self.ids) if key in names_of(one)]
+        if not places:
+            names = [one for text in self.ids for one in names_of(text)]
+            near = difflib.get_close_matches(key, names, n=1)
+            hint = f"did you mean '{near[0]}'?" if near else "see the ids"
+            raise InputError(f"{name}: no record with id {key!r}; {hint}")
+        if len({self.records[place].sha256 for place in places}) > 1:
+            raise AmbiguousIdError(
+                f"{name}: {key!r} names records with different sequences; use a position, such as "
+                f"{places[0]}"
+            )
+        return places[0]
 
 
 def with_index(table: pd.DataFrame, given: NamedSequences | None) -> pd.DataFrame:

@@ -60,6 +60,9 @@ class Runner(Generic[M]):
         self._lock, self._inside, self._started = Lock(), 0, 0.0
         if not isinstance(model, str):
             self.given, self.device, self.config = model, model.device, model.config
+            half = model.base_model.dtype == torch.bfloat16
+            kept = {"dtype": "bfloat16" if half else "float32"}
+            self.settings = settings.model_copy(update=kept)
             source = model.source or Path()
             self.checkpoint = Checkpoint(model.name_or_path or type(model).__name__, source, ())
             return

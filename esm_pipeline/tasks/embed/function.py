@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, Unpack, overload
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
-from esm_pipeline.arrays import Float32
+from esm_pipeline.arrays import Float32, Int64
 from esm_pipeline.errors import InputError
 from esm_pipeline.formats.results.embeddings import (
     FIXED_SIZE,
@@ -18,6 +18,7 @@ from esm_pipeline.formats.results.embeddings import (
     Embeddings,
     ResidueArray,
 )
+from esm_pipeline.formats.results.nearest import Metric, Neighbour, nearest_rows
 from esm_pipeline.settings.sections import EmbedSettings
 from esm_pipeline.tasks.common.functions import (
     CommonOptions,
@@ -108,6 +109,18 @@ class EmbedResult:
         }
         return EmbedResult(self.ids, [layer], self.records, self._found, kept)
 
+    def nearest(
+        self, query: int | str | ArrayLike, k: int = 10, *, metric: Metric = "cosine"
+    ) -> list[Neighbour]:
+        """The `k` records whose means are nearest to that of a record, or to a vector (D,).
+
+        As `nearest` of `open_results`, which does the same in a file of any size.
+        """
+        own = self._found.place(EMBED, query) if isinstance(query, int | str) else None
+        vector = query if own is None else self.mean[own]
+        found = nearest_rows(ComputedMeans(self.mean), vector, k, metric, own)
+        return [Neighbour(self.ids[place], place, *rest) for place, *rest in found]
+
     def __getitem__(self, key: int | str) -> EmbeddedSequence:
         """The embeddings of one record, by position or id. Raises InputError."""
         return EmbeddedSequence(self, self._found.place(EMBED, key))
@@ -118,6 +131,24 @@ class EmbedResult:
             stored = ", ".join(self.kinds)
             raise InputError(f"embed: '{kind}' was not asked for, only {stored}; set include")
         return self._arrays[name]
+
+
+@dataclass(frozen=True)
+class ComputedMeans:
+    """Means (N, D) in memory, without those of records that were not computed."""
+
+    values: Float32
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """N and D."""
+        return self.values.shape
+
+    def indexed_blocks(self, rows: int) -> Iterator[tuple[Int64, Float32]]:
+        """All rows, with their places."""
+        for first in range(0, len(self.values), rows):
+            part = self.values[first : first + rows]
+            yield np.arange(first, first + len(part)), part
 
 
 @dataclass(frozen=True)
@@ -203,8 +234,9 @@ def embed(
     internal_stops, gaps, nucleotides, genetic_code, max_letters. A record that cannot be computed
     is a warning, or an error with `on_skipped="error"`; its numbers are NaN.
 
-    Returns an `EmbedResult`. For a data frame, returns a data frame with the same index and the
-    columns status, reason and `{kind}_{layer}_{place}`, such as mean_33_0: join it to yours.
+    Returns an `EmbedResult`, all of it in memory; for millions of sequences, run the command and
+    read its file with `open_results`. For a data frame, returns a data frame with the same index
+    and the columns status, reason and `{kind}_{layer}_{place}`, such as mean_33_0, to join to it.
     Raises InputError, WeightsError, CapacityError; EsmPipelineError for failed records.
     """
     own = {

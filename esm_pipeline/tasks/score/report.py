@@ -37,7 +37,7 @@ def saturation_section(paths: Sequence[Path]) -> ReportSection:
         with Saturations.open(path) as results:
             for row in rows.tolist():
                 values.add(substitution_scores(results, row))
-            strategy, models = results.strategy, json.loads(results.attributes["models"])
+            strategy, models = results.strategy, json.loads(str(results.attributes["models"]))
     facts = (
         f"Every substitution of {records:,} records with {residues:,} different residues, "
         f"by {strategy}. {describe_models(models)}"
