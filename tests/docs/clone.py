@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import matplotlib
 import torch
 
 from esm_pipeline import (
@@ -179,6 +180,7 @@ def environment(folder: Path, repository: Path) -> Iterator[dict[str, str]]:
             "HOME": str(folder),
             "PATH": f"{commands}:{conda}:/usr/local/bin:/usr/bin:/bin",
             "MPLBACKEND": "Agg",
+            "MPLCONFIGDIR": matplotlib.get_cachedir(),  # its list of fonts takes a while to make
             "HF_HOME": str(folder / "hf"),
             "HF_ENDPOINT": served.address,
             "URL": str(repository),
