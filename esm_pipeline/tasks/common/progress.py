@@ -334,7 +334,7 @@ def shown_as_bar(title: str, amounts: Amounts) -> Iterator[Advance]:
             state.advance(time.monotonic(), items, work, rated)
         bar.update(task, completed=state.work)
 
-    columns = (TextColumn("{task.description}"), BarColumn(), Done())
+    columns = (TextColumn("{task.description}"), BarColumn(14), Done())
     with Progress(*columns, console=Console(stderr=True)) as bar:
         task = bar.add_task(title, total=amounts.goal)
         yield advance
