@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import re
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import h5py
 import numpy as np
@@ -20,6 +22,7 @@ from esm_pipeline import (
     EsmTokenizer,
 )
 from esm_pipeline.cli import main
+from esm_pipeline.errors import IN_WORKFLOW
 from esm_pipeline.settings.result_names import IN_SAMPLE, MODELS, TOP
 from tests.workflow.tools import GOLDEN, SAMPLE, TINY
 
@@ -66,7 +69,8 @@ def make(folder: Path) -> None:
         run("classes", "--records", arrays.with_suffix(".records.tsv"), arrays, table)
     model = save_classifier(folder / "residues", EsmForTokenClassification, *CLASSIFIERS["single"])
     elsewhere = folder / "elsewhere" / "model.json"
-    assert main(["download", "--model", str(MODEL), "--out", str(elsewhere)]) == 0
+    with patch.dict(os.environ, {IN_WORKFLOW: "1"}):
+        assert main(["download", "--model", str(MODEL), "--out", str(elsewhere)]) == 0
     ensemble = ["--model", MODEL, "--model", MODEL, "--label", "a", "--label", "b"]
     for suffix in ("h5", "tsv"):
         run("classify", "--model", model, FASTA, folder / f"residue_classes.{suffix}")

@@ -217,7 +217,7 @@ def test_an_upward_import_is_seen(module, line):
 SNAKEFILES = ("Snakefile", "workflow/Snakefile")
 
 
-WORKFLOW = {"errors", "flags", "settings", "settings.result_names"}
+WORKFLOW = {"errors", "flags", "settings", "settings.models", "settings.result_names"}
 WORKFLOW |= {"formats.bundles", "formats.variant_bundles"}
 WORKFLOW |= {f"tasks.{task}.work" for task in TASKS}
 """What the rules import: settings, and what a job asks for. Each job reads them: no torch."""

@@ -5,8 +5,10 @@ No torch: the workflow imports this through the settings at every parse.
 
 from __future__ import annotations
 
+import json
 import os
 import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -19,6 +21,10 @@ MODEL_FILES = re.compile(
     r"|adapter_config\.json"
 )
 """The names of the files of a checkpoint folder that belong to the model."""
+
+
+LOCAL_MODELS = "ESM_PIPELINE_MODELS"
+"""Environment variable that the workflow sets for its jobs: the absolute paths of its models."""
 
 
 class Model(NamedTuple):
@@ -64,6 +70,14 @@ class Model(NamedTuple):
         """Return the flags of the command line that name it."""
         revision = [f"--revision={self.revision}"] if self.revision else []
         return [f"--model={self.name}", *revision]
+
+
+def local_models(models: Iterable[Model]) -> str:
+    """Return the value of `LOCAL_MODELS`: as JSON, the models that are named by absolute paths.
+
+    Results have none of these paths, and their folder may be moved.
+    """
+    return json.dumps([model.name for model in models if os.path.isabs(model.name)])
 
 
 def full_name(model: str) -> str:

@@ -23,6 +23,7 @@ from esm_pipeline.errors import IN_WORKFLOW, InputError
 from esm_pipeline.flags import flags
 from esm_pipeline.formats.bundles import range_names
 from esm_pipeline.settings import CleaningSettings, load_settings
+from esm_pipeline.settings.models import LOCAL_MODELS, local_models
 from esm_pipeline.settings.result_names import BY_BUNDLE, bundle_names
 
 
@@ -48,6 +49,7 @@ try:
     MODELS = settings.models()  # by the file that identifies each
     CLASSIFIED = settings.classified() if "classify" in settings.tasks else ""
     NAMES = settings.results()  # the names of each sample's results
+    os.environ[LOCAL_MODELS] = local_models(MODELS.values())  # for jobs: results have no such path
 except InputError as error:
     raise WorkflowError(str(error)) from None
 

@@ -1,9 +1,9 @@
 """`model.json`: the model of a run, found once: name, commit, digest and shape.
 
 `--model` accepts it wherever it accepts a model; then the revision and the weights are fixed, and
-no network is used. It contains no time and no absolute path: of a local model that was given by
-one, it has the last name, and the `path` from the folder of this file. The memory and the run time
-of a job follow from its shape.
+no network is used. It contains no time. That of a run contains no absolute path: of a local model
+that the configuration names by one, it has the last name, and the `path` from the folder of this
+file. The memory and the run time of a job follow from its shape.
 """
 
 from __future__ import annotations
@@ -14,10 +14,11 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from esm_pipeline.errors import InputError, WeightsError, setting
+from esm_pipeline.errors import IN_WORKFLOW, InputError, WeightsError, setting
 from esm_pipeline.files import atomic_path, shared_path
 from esm_pipeline.formats.checksums import sha256
 from esm_pipeline.json_files import read_object
+from esm_pipeline.settings.models import LOCAL_MODELS
 from esm_pipeline.tasks.common.progress import SILENT, Speaker, downloads_shown, waiting
 
 if TYPE_CHECKING:
@@ -71,8 +72,8 @@ def other_files(checkpoint: Checkpoint) -> dict[str, str]:
 
 
 def write_model_file(target: Path, facts: dict[str, Any]) -> None:
-    """Write a model file, with the path of the model from its folder if the name is absolute."""
-    if os.path.isabs(facts["name"]):
+    """Write a model file; in the workflow an absolute path in it is made relative to its folder."""
+    if os.environ.get(IN_WORKFLOW) and os.path.isabs(facts["name"]):
         place = os.path.relpath(facts["name"], os.path.realpath(target.parent))
         facts = {**facts, "name": shared_path(facts["name"]), "path": place}
     with atomic_path(target) as path:
@@ -115,10 +116,7 @@ def find_checkpoint(name: str, revision: str | None, say: Speaker = SILENT) -> C
         raise InputError(f"{name}: contains a revision; leave {setting('revision')} out")
     facts = read_model_file(path)
     pinned = {"revision": facts["revision"], "local_files_only": True}
-    place = facts["name"]
-    if "path" in facts:
-        place = os.path.normpath(os.path.join(os.path.realpath(path.parent), facts["path"]))
-    checkpoint = checkpoint_named(place, **pinned)
+    checkpoint = checkpoint_named(model_in(path, facts), **pinned)
     again = "remove the file, and run the workflow again"
     with waiting(f"{say.title}: reading the weights of {checkpoint.name}", quiet=say.quiet):
         digest = checkpoint.weights_sha256()
@@ -133,6 +131,17 @@ def find_checkpoint(name: str, revision: str | None, say: Speaker = SILENT) -> C
                 f"{name}: {file} of {checkpoint.name} has changed since it was written; {again}"
             )
     return checkpoint
+
+
+def model_in(path: Path, facts: dict[str, Any]) -> str:
+    """The model that the file at `path` names: where the configuration has it, or its `path`."""
+    name = str(facts["name"])
+    if facts.get("path") is None:
+        return name
+    place = os.path.normpath(os.path.join(os.path.realpath(path.parent), facts["path"]))
+    known = json.loads(os.environ.get(LOCAL_MODELS, "[]"))
+    named = [one for one in known if shared_path(one) == name]
+    return next(iter([] if place in named else named), place)
 
 
 def checkpoint_named(name: str, **options: Any) -> Checkpoint:

@@ -153,7 +153,7 @@ def test_the_file_says_how_it_was_made(esm, rotary, fasta, tmp_path):
     assert attributes == {
         "format": "esm-pipeline/embeddings",
         "format_version": 1,
-        "model": str(rotary),
+        "model": rotary.name,
         "revision": "",
         "weights_sha256": digest(rotary / "model.safetensors"),
         "dtype": "float32",

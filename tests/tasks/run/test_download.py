@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import resource
+import shutil
 import subprocess
 import sys
 import warnings
@@ -18,8 +19,10 @@ import torch
 from safetensors.torch import load_file
 
 from esm_pipeline import open_results
+from esm_pipeline.errors import IN_WORKFLOW
 from esm_pipeline.formats.checksums import sha256
 from esm_pipeline.model import EsmForMaskedLM, EsmTokenizer, demo_model
+from esm_pipeline.settings.models import LOCAL_MODELS
 from esm_pipeline.tasks.common.model_file import read_model_file
 from tests.model.checkpoints.test_fair_esm import NAMES, write
 from tests.oracles.hub_server import COMMIT, Hub, Trouble, serve
@@ -88,18 +91,16 @@ def test_a_hub_model_from_nothing_to_embeddings_without_network(tmp_path: Path, 
 
 
 def test_the_file(tmp_path: Path, rotary: Path, esm: Esm) -> None:
-    """It has no time and no absolute path, and finds the model from wherever it is."""
+    """It does not depend on place and time: no path but the name, no time."""
     outputs = [tmp_path / "one" / "model.json", tmp_path / "two.json"]
     for output in outputs:
         assert esm("download", "--model", rotary, "--out", output) == (0, [])
-    facts, other = (json.loads(output.read_text()) for output in outputs)
-    assert other.pop("path") == os.path.relpath(rotary, tmp_path)
-    assert facts.pop("path") == os.path.relpath(rotary, tmp_path / "one")
-    assert facts == other
+    assert outputs[0].read_bytes() == outputs[1].read_bytes()
+    facts = json.loads(outputs[0].read_text())
     assert facts == {
         "format": "esm-pipeline/model",
         "format_version": 1,
-        "name": rotary.name,
+        "name": str(rotary),
         "revision": None,
         "weights_sha256": sha256(rotary / "model.safetensors"),
         "files_sha256": {
@@ -122,6 +123,32 @@ def test_the_file(tmp_path: Path, rotary: Path, esm: Esm) -> None:
         },
         "parameters": sum(one.numel() for one in load_file(rotary / "model.safetensors").values()),
     }
+
+
+def test_the_file_of_a_run_has_no_absolute_path(
+    tmp_path: Path, esm: Esm, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It leads to the model from its folder; when that was moved, the configuration does."""
+    monkeypatch.setenv(IN_WORKFLOW, "1")
+    models = [tmp_path / name / "m" for name in ("a", "b")]
+    for seed, model in enumerate(models):
+        save_model(model, seed=seed, position_embedding_type="rotary")
+    file, moved = tmp_path / "run" / "model.json", tmp_path / "deep" / "er" / "run" / "model.json"
+    esm("download", "--model", models[1], "--out", file)
+    facts = json.loads(file.read_text())
+    assert (facts["name"], facts["path"]) == ("m", "../b/m")
+    moved.parent.mkdir(parents=True)
+    shutil.copy(file, moved)
+
+    def embed(model: Path) -> int:
+        return esm("embed", "--model", model, fasta(tmp_path), tmp_path / "o.h5")[0]
+
+    assert (embed(file), embed(moved)) == (0, 2)
+    with open_results(tmp_path / "o.h5") as results:
+        assert results.attributes["model"] == "m"
+    for known, codes in ((models[1:], (0, 0)), (models[:1], (2, 2)), (models, (0, 2))):
+        monkeypatch.setenv(LOCAL_MODELS, json.dumps([*map(str, known)]))
+        assert (embed(file), embed(moved)) == codes
 
 
 def test_lines_for_what_is_not_of_the_hub(capsys: pytest.CaptureFixture[str], esm: Esm) -> None:

@@ -68,7 +68,7 @@ def test_the_file(esm, rotary, fasta, tmp_path):
     models = json.loads(attributes.pop("models"))
     assert list(models) == [re.sub(r"[^A-Za-z0-9._-]", "_", rotary.name)]
     assert next(iter(models.values())) == {
-        "model": str(rotary),
+        "model": rotary.name,
         "revision": "",
         "weights_sha256": digest(rotary / "model.safetensors"),
         "dtype": "float32",
