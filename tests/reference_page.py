@@ -175,10 +175,12 @@ def argument_of(row: Row) -> str:
 
 
 def updated(page: str) -> str:
-    """Return the page with the rows that its tables should have."""
+    """Return the page with the rows that its tables should have; right tables stay as they are."""
     lines, tables = page.splitlines(), read_tables(page)
     for table in reversed(tables):
-        lines[table.lines] = map(line_of, expected_rows(table, tables))
+        rows = expected_rows(table, tables)
+        if rows != table.rows:
+            lines[table.lines] = map(line_of, rows)
     return "\n".join(lines) + "\n"
 
 

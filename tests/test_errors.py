@@ -27,7 +27,12 @@ TASKS = ("embed", "fold", "score", "classify")
 ONLY_IN_THE_WORKFLOW = {"settings/__init__.py", "tasks/common/requests.py", "tasks/fold/work.py"}
 """Modules whose messages only the workflow shows, when it reads its config or plans its jobs."""
 
-OF_THE_COMMAND_LINE = {"known_models.py": {"model"}, "tasks/run/models.py": {"model"}}
+OF_THE_COMMAND_LINE = {
+    "formats/exports/uniprot.py": {"dtype"},
+    "known_models.py": {"model"},
+    "tasks/run/export.py": {"dtype"},
+    "tasks/run/models.py": {"model"},
+}
 """Flags in what only the command line shows."""
 
 
