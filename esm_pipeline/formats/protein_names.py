@@ -28,6 +28,10 @@ ENTRY_NAME = re.compile(r"[A-Z\d]{1,10}_[A-Z9][A-Z\d]{2,4}")
 """UniProt's `HBB_HUMAN`: a protein and a species."""
 
 
+UNIPROT_ID = re.compile(r"(?:sp|tr)\|([A-Za-z0-9]+(?:-[0-9]+)?)(?:\||$)")
+"""An id as in FASTA files of UniProt, `sp|P69905|HBA_HUMAN`, with its accession."""
+
+
 def names_of(identifier: str) -> list[str]:
     """The names of a record: its id, and the parts of it between `|`, without tags of databases.
 
@@ -66,3 +70,9 @@ def is_accession(name: str, *databases: re.Pattern[str]) -> bool:
     """Whether `name` is an accession of one of the databases, by default of any."""
     bare = VERSION.sub("", name)
     return any(database.fullmatch(bare) for database in databases or ACCESSIONS)
+
+
+def uniprot_accession(identifier: str) -> str:
+    """The accession in an id of UniProt; any other id as it is."""
+    found = UNIPROT_ID.match(identifier)
+    return found[1] if found else identifier

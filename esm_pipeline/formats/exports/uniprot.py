@@ -21,7 +21,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from esm_pipeline.errors import InputError, brief
-from esm_pipeline.formats.results.chosen import ChosenBlock, ChosenRecords, uniprot_accession
+from esm_pipeline.formats.protein_names import uniprot_accession
+from esm_pipeline.formats.results.chosen import ChosenBlock, ChosenRecords
 from esm_pipeline.formats.results.embedding_tables import TABLE_COLUMNS, record_cells
 from esm_pipeline.formats.results.hdf5_file import create_hdf5
 from esm_pipeline.formats.tables.base import Column

@@ -5,7 +5,6 @@ Memory is that of a block, and of the ids that were asked for.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -16,19 +15,11 @@ from numpy.typing import NDArray
 
 from esm_pipeline.arrays import Int32, Int64
 from esm_pipeline.errors import InputError, brief
+from esm_pipeline.formats.protein_names import names_of
 from esm_pipeline.formats.results.embeddings import Embeddings
 from esm_pipeline.formats.results.part import FoundRecord
 from esm_pipeline.formats.results.reader import RECORDS_READ
 from esm_pipeline.formats.results.record_order import RecordBlock
-
-UNIPROT_ID = re.compile(r"(?:sp|tr)\|([A-Za-z0-9]+(?:-[0-9]+)?)(?:\||$)")
-"""An id as in FASTA files of UniProt, `sp|P69905|HBA_HUMAN`, with its accession."""
-
-
-def uniprot_accession(identifier: str) -> str:
-    """The accession in an id of UniProt; any other id as it is."""
-    found = UNIPROT_ID.match(identifier)
-    return found[1] if found else identifier
 
 
 @dataclass(frozen=True)
@@ -68,7 +59,7 @@ class ChosenBlock:
 
 
 class ChosenRecords:
-    """The records of `results` whose id, or accession of UniProt, is in `wanted`; None is all.
+    """The records of `results` with a name, such as id or accession, in `wanted`; None is all.
 
     `advance` is called with the number of records after each block. Raises InputError for an id
     that no record has.
@@ -85,7 +76,7 @@ class ChosenRecords:
         count = 0
         for block in self.results.blocks(RECORDS_READ):
             for name in block.ids():
-                hits = wanted & {name, uniprot_accession(name)}
+                hits = wanted.intersection(names_of(name))
                 found |= hits
                 count += bool(hits)
         missing = sorted(wanted - found)
@@ -104,7 +95,7 @@ class ChosenRecords:
                 places = np.arange(len(block))
             else:
                 names = block.ids()
-                chosen = [bool(self._wanted & {one, uniprot_accession(one)}) for one in names]
+                chosen = [not self._wanted.isdisjoint(names_of(one)) for one in names]
                 places = np.flatnonzero(chosen)
             if len(places):
                 yield ChosenBlock(block, places)

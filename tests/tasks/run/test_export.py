@@ -17,8 +17,8 @@ import pytest
 from esm_pipeline import open_results
 from esm_pipeline.formats.exports import anndata_file, parquet, uniprot
 from esm_pipeline.formats.exports.anndata_file import unique_names
+from esm_pipeline.formats.protein_names import uniprot_accession
 from esm_pipeline.formats.results import chosen, embedding_tables
-from esm_pipeline.formats.results.chosen import uniprot_accession
 from esm_pipeline.formats.results.layout import Array, RecordRow, unit_starts
 from esm_pipeline.formats.results.writer import RaggedWriter
 from tests.naive_reader import deal
