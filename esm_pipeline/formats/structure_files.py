@@ -35,6 +35,12 @@ STRUCTURE_COLUMNS = (
 )
 """Columns of `structures.tsv`."""
 
+FLAG_COLUMNS = ("index", "id", "flag", "residues", "value")
+"""Columns of `flags.tsv`: a row for each flag of each record."""
+
+PAIR_COLUMNS = ("index", "id", "chain_1", "chain_2", "iptm", "mean_pae", "min_pae")
+"""Columns of `chain_pairs.tsv`: a row for each two chains of each complex."""
+
 OURS = re.compile(r"\d{5,}(\.zip)?|\.snakemake_timestamp")
 """Names that may lie in the output folder of structures."""
 
