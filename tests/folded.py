@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import csv
+import gzip
 import json
-import zipfile
+import tarfile
 from pathlib import Path
 
 import numpy as np
@@ -22,17 +23,27 @@ FACTS = {"software": "esm_pipeline 0.1", "model": "some/model", "num_recycles": 
 def made_up(*chains: str, seed: int = 0, spread: float = 30.0) -> Structure:
     """A structure of `chains`, sequences of letters."""
     random = np.random.default_rng(seed)
-    size = sum(map(len, chains))
+    size, count = sum(map(len, chains)), len(chains)
+    pairs = np.triu(np.random.default_rng(seed).uniform(size=(count, count)), 1)
     return Structure(
-        aatype=residues.encode("".join(chains)),
+        aatype=residues.encode(residues.folded_sequence("".join(chains))),
         chains=np.repeat(np.arange(len(chains)), [*map(len, chains)]),
         positions=(random.normal(size=(size, 14, 3)) * spread).astype(np.float32),
         plddt=random.uniform(0, 100, size=(size, 14)).astype(np.float32),
         pae=random.integers(2, 255, size=(size, size), dtype=np.uint8),
         mean_plddt=float(random.uniform(0, 100)),
         ptm=float(random.uniform()),
-        iptm=float(random.uniform()) if len(chains) > 1 else None,
+        iptm=float(random.uniform()) if count > 1 else None,
+        letters="".join(chains),
+        chain_iptm=with_diagonal(pairs + pairs.T) if count > 1 else None,
     )
+
+
+def with_diagonal(matrix: np.ndarray) -> np.ndarray:
+    """The matrix in float32 with nan on its diagonal."""
+    found = matrix.astype(np.float32)
+    np.fill_diagonal(found, np.nan)
+    return found
 
 
 def write_arrays(
@@ -74,9 +85,12 @@ def read_pae(path: Path) -> np.ndarray:
 
 def read_member(place: Path) -> bytes:
     """A file that `structures.tsv` names, in a folder or an archive."""
-    if place.parent.suffix == ".zip":
-        with zipfile.ZipFile(place.parent) as archive:
-            return archive.read(place.name)
+    for archive in place.parents:
+        if archive.suffix == ".tar":
+            with tarfile.open(archive) as file:
+                member = file.extractfile(str(place.relative_to(archive)))
+                assert member
+                return gzip.decompress(member.read())
     return place.read_bytes()
 
 

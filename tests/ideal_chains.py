@@ -26,9 +26,7 @@ def next_atom(before: np.ndarray, length: float, angle: float, torsion: float) -
     z = np.cross(b - a, x)
     z /= np.linalg.norm(z)
     y = np.cross(z, x)
-    along = np.array(
-        [np.cos(bend), np.sin(bend) * np.cos(turn), np.sin(bend) * np.sin(turn)]
-    )
+    along = np.array([np.cos(bend), np.sin(bend) * np.cos(turn), np.sin(bend) * np.sin(turn)])
     return c + length * (along @ np.stack([x, y, z]))
 
 
@@ -60,9 +58,7 @@ def residue_atoms(number: int, own: np.ndarray, psi: float, chis: np.ndarray) ->
     for chi in range(residue.chi_angles):
         parent = frames[0] if chi == 0 else frames[3 + chi]
         frames[4 + chi] = parent @ defaults[4 + chi] @ turned(chis[chi])
-    for place, (group, position) in enumerate(
-        zip(residue.groups, residue.positions, strict=True)
-    ):
+    for place, (group, position) in enumerate(zip(residue.groups, residue.positions, strict=True)):
         found[place] = (frames[group] @ [*position, 1.0])[:3]
     found[:3] = own
     return found

@@ -14,7 +14,8 @@ import struct
 from collections.abc import Iterable, Iterator
 from functools import cached_property
 from pathlib import Path
-from typing import NamedTuple
+from types import TracebackType
+from typing import IO, NamedTuple, Self
 
 import numpy as np
 
@@ -39,6 +40,39 @@ class DatabaseEntry(NamedTuple):
     name: str
     offset: int
     size: int
+
+
+class EntriesFile:
+    """A context manager: entries in a file of their own, which is there from the first one on."""
+
+    def __init__(self, parent: Path, name: str) -> None:
+        self.path = parent / f".{name}.entries"
+        self._file: IO[bytes] | None = None
+
+    @property
+    def written(self) -> bool:
+        """Whether there is any entry."""
+        return self._file is not None
+
+    def add(self, data: bytes) -> int:
+        """Add an entry; returns its size. No data are no entry, of size 0."""
+        if not data:
+            return 0
+        if self._file is None:
+            self._file = open(self.path, "wb")  # noqa: SIM115 - closed by __exit__
+        return self._file.write(data + END)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self._file is not None:
+            self._file.close()
 
 
 class FoldcompWriter:
@@ -102,11 +136,16 @@ class FoldcompDatabase:
     def _rows(self) -> Int64:
         """(N, 3) key, offset and size of each entry, by key."""
         path = self._beside(INDEX)
-        found = np.fromfile(path, np.int64, sep=" ")
-        with open(path, "rb") as file:
-            lines = sum(block.count(b"\n") for block in iter(lambda: file.read(COPIED), b""))
-        if len(found) != 3 * lines:
-            raise InputError(f"{path}: not the index of a Foldcomp database; check the path")
+        try:
+            found = np.fromfile(path, np.int64, sep=" ")
+            with open(path, "rb") as file:
+                lines = sum(block.count(b"\n") for block in iter(lambda: file.read(COPIED), b""))
+            if len(found) != 3 * lines:
+                raise ValueError("not three columns of numbers")
+        except (OSError, ValueError, DeprecationWarning) as error:
+            raise InputError(
+                f"{path}: not the index of a Foldcomp database ({error}); check the path"
+            ) from None
         rows = found.reshape(-1, 3)
         return rows[np.argsort(rows[:, 0], kind="stable")]
 

@@ -49,6 +49,11 @@ def gzipped(data: bytes) -> bytes:
     return packer.compress(data) + packer.flush()
 
 
+def archive_name(index: int, records: int) -> str:
+    """The archive of a record, one of so many records each."""
+    return f"{index // records:05d}{TAR}"
+
+
 def member_name(name: str) -> str:
     """The name of a file as a member."""
     return name if name.endswith(COMPRESSED_ALREADY) else f"{name}{GZIP}"
@@ -84,7 +89,7 @@ class ArchiveWriter:
 
         `members` are index and id of a record, and its member, in the order of the part.
         """
-        name = f"{members[0][0] // self.records:05d}{TAR}"
+        name = archive_name(members[0][0], self.records)
         if name != self._name:
             self._end_archive()
             self._name, self._digest = name, hashlib.sha256()

@@ -1,8 +1,9 @@
 """Files of many structures: safe names, folders of bounded size or archives, and their table.
 
 A folder holds the files of 1,000 records of the input; an archive holds many such folders.
-`structures.tsv` has the path of each record's file, in an archive
-`structures/00000.tar/00012/12345_P12345.pdb.gz`, in a Foldcomp database `structures/foldcomp/12345`.
+`structures.tsv` has the path of each record's file, such as `structures/00012/12345_P1.pdb`; in an
+archive it is `structures/00000.tar/00012/12345_P1.pdb.gz`, in a Foldcomp database
+`structures/foldcomp/12345`.
 """
 
 from __future__ import annotations
@@ -30,6 +31,12 @@ STRUCTURE_COLUMNS = (
     *("num_recycles", "chunk_size", "file", "flags", "num_conf", "crc64"),
 )
 """Columns of `structures.tsv`."""
+
+FLAG_COLUMNS = ("index", "id", "flag", "residues", "value")
+"""Columns of `flags.tsv`: a row for each flag of each record."""
+
+PAIR_COLUMNS = ("index", "id", "chain_1", "chain_2", "iptm", "mean_pae", "min_pae")
+"""Columns of `chain_pairs.tsv`: a row for each two chains of each complex."""
 
 DATABASE = "foldcomp"
 """Name of a Foldcomp database among the files of structures."""
@@ -70,19 +77,23 @@ class FileBundle:
     """A context manager: a folder, or a part of an archive, that files are added to.
 
     It is created with the first file. `digests` has the digest of each file in a folder by its path
-    within `parent`; `members` are those of an archive, whose part is the file `part`.
+    within `parent`. `members` are those of an archive, with index and id of the record of each; the
+    part of the archive is the file `part`.
     """
 
     def __init__(self, parent: Path, name: str, *, archive: bool) -> None:
         self.name = name
         self.digests: dict[str, str] = {}
-        self.members: list[ArchiveMember] = []
+        self.members: list[tuple[int, str, ArchiveMember]] = []
         self.part = parent / f".{name}{TAR}"
         self._folder, self._archive = parent / name, archive
         self._file: IO[bytes] | None = None
 
-    def add(self, name: str, data: bytes) -> None:
-        """Add one file. Raises OSError, for example on a full disk."""
+    def add(self, name: str, data: bytes, index: int = 0, own: str = "") -> None:
+        """Add one file, of the record with an `index` and its `own` id.
+
+        Raises OSError, for example on a full disk.
+        """
         if not self._archive:
             self._folder.mkdir(exist_ok=True)
             (self._folder / name).write_bytes(data)
@@ -90,7 +101,8 @@ class FileBundle:
             return
         if self._file is None:
             self._file = open(self.part, "wb")  # noqa: SIM115 - closed by __exit__
-        self.members.append(write_member(self._file, f"{self.name}/{name}", data))
+        member = write_member(self._file, f"{self.name}/{name}", data)
+        self.members.append((index, own, member))
 
     def __enter__(self) -> Self:
         return self

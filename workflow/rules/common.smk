@@ -230,7 +230,7 @@ def status_flags(wildcards):
     return shlex.join(f"--status={task}={place}" for task, place in places.items())
 
 
-def add_merge_rule(table, part):
+def add_merge_rule(table, part, options=""):
     """Add the rule that merges the tables of all bundles, whose pattern is `part`, into `table`."""
 
     rule:
@@ -256,4 +256,5 @@ def add_merge_rule(table, part):
         message:
             f"merge: {table} of all bundles of sample {{wildcards.sample}}"
         shell:
-            "{params.esm} aggregate tables --out={output:q} -- {input:q} 2>&1 | tee -- {log:q}"
+            f"{{params.esm}} aggregate tables {options} --out={{output:q}} -- {{input:q}}"
+            " 2>&1 | tee -- {log:q}"

@@ -2,12 +2,13 @@
 # change to these files folds nothing again.
 from esm_pipeline.settings import StructureSettings
 
-STRUCTURES_OF_BUNDLE = "structures/{bundle}/structures.tsv"
+STRUCTURE_TABLES = ("structures.tsv", "flags.tsv", "chain_pairs.tsv")
+OF_BUNDLE = "structures/{bundle}"
 
 
 def add_structures_rule(layout):
     """Add the rule that writes the structures of a bundle."""
-    table = layout.of_bundle("structures.tsv", STRUCTURES_OF_BUNDLE)
+    tables = [layout.of_bundle(name, f"{OF_BUNDLE}/{name}") for name in STRUCTURE_TABLES]
 
     rule:
         name:
@@ -21,7 +22,7 @@ def add_structures_rule(layout):
                 layout.work("fold/{bundle}.sha256"),
             ],
         output:
-            table=table if layout.samples is ONE else temp(table),
+            tables=tables if layout.samples is ONE else temp(tables),
             digests=layout.result("structures.sha256"),
             folders=[
                 directory(layout.result(name))
@@ -42,7 +43,7 @@ def add_structures_rule(layout):
         params:
             esm=esm,
             flags=flags(settings.fold.part(StructureSettings)),
-            folder=lambda wildcards, output: Path(output.table).parent,
+            folder=lambda wildcards, output: Path(output.tables[0]).parent,
         message:
             "structures: the files of the structures in {input.h5}"
         shell:
@@ -54,4 +55,6 @@ def add_structures_rule(layout):
 for layout in LAYOUTS:
     add_structures_rule(layout)
 if MANY:
-    add_merge_rule("structures.tsv", STRUCTURES_OF_BUNDLE)
+    add_merge_rule("structures.tsv", f"{OF_BUNDLE}/structures.tsv")
+    for name in STRUCTURE_TABLES[1:]:
+        add_merge_rule(name, f"{OF_BUNDLE}/{name}", "--any-rows")

@@ -39,7 +39,8 @@ class EsmForProteinFoldingOutput(ModelOutput):
     predicted_aligned_error (B, R, R) in Å, max_predicted_aligned_error ().
 
     Not in the reference: mean_plddt (B,) of alpha carbons; iptm (B,) and interchain_error (B,) in
-    Å, nan for single chains; chain_index (B, R), from 0; attention_mask (B, R), 1 for residues.
+    Å, nan for single chains; chain_iptm (B, C, C), ipTM of each two of up to C chains, else nan;
+    chain_index (B, R), from 0; attention_mask (B, R), 1 for residues.
     """
 
     frames: Tensor | None = None
@@ -67,6 +68,7 @@ class EsmForProteinFoldingOutput(ModelOutput):
     max_predicted_aligned_error: Tensor | None = None
     mean_plddt: Tensor | None = None
     iptm: Tensor | None = None
+    chain_iptm: Tensor | None = None
     interchain_error: Tensor | None = None
     chain_index: Tensor | None = None
     attention_mask: Tensor | None = None

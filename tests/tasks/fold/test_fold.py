@@ -20,7 +20,7 @@ from esm_pipeline.model import EsmForProteinFolding
 from esm_pipeline.model.folding.demo import demo_checkpoint, write_demo
 from esm_pipeline.settings.sections import FoldSettings
 from esm_pipeline.structure import residues
-from esm_pipeline.structure.quality import QUALITY_FLAGS
+from esm_pipeline.structure.quality import STORED_FLAGS
 from esm_pipeline.tasks.fold import predictor
 from esm_pipeline.tasks.fold.batches import FoldMode
 from tests.allocator import Allocator
@@ -167,7 +167,8 @@ def test_every_record_is_reported(fold):
     assert rows["c"]["file"] == rows["a"]["file"] == "structures/00000/0_a.pdb"
     assert all("random_weights" in row["flags"] for row in rows.values() if row["file"])
     assert sorted(os.listdir(out)) == [
-        *("pae", "structures", "structures.h5", "structures.sha256", "structures.tsv"),
+        *("chain_pairs.tsv", "flags.tsv", "pae", "structures", "structures.h5"),
+        *("structures.sha256", "structures.tsv"),
     ]
 
 
@@ -211,7 +212,7 @@ def test_the_file_says_how_it_was_made(fold, checkpoint):
         "1",
         "true",
     )
-    assert json.loads(attributes["flags"]) == [*QUALITY_FLAGS, "random_weights"]
+    assert json.loads(attributes["flags"]) == [*STORED_FLAGS]
     assert {"esm_pipeline", "torch"} <= json.loads(attributes["software"]).keys()
 
 

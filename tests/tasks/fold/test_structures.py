@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import csv
+import gzip
 import io
 import json
 import os
 import socket
 import subprocess
+import tarfile
 import threading
 import time
-import zipfile
 from concurrent.futures import InvalidStateError
 from contextlib import contextmanager
 from pathlib import Path
@@ -27,6 +28,8 @@ from esm_pipeline.formats.structure_files import STRUCTURE_COLUMNS
 from esm_pipeline.structure.pae import to_angstrom
 from esm_pipeline.structure.structure import MEANINGLESS
 from esm_pipeline.tasks.fold import structures
+from esm_pipeline.tasks.fold.collected import Collector, WrittenGroup
+from esm_pipeline.tasks.fold.tables import TABLES
 from tests.folded import made_up, read_pae, read_structure, write_arrays
 
 STRUCTURES = [made_up("MKV", seed=1), made_up("GXA", "W", seed=2), made_up("AC" * 30, seed=3)]
@@ -110,6 +113,8 @@ def test_the_table_has_every_record(write):
         "chunk_size": "",
         "file": "structures/00000/0_sp_P1_A.pdb",
         "flags": "clashes",
+        "num_conf": str((STRUCTURES[0].plddt[:, 1] > 70).sum()),
+        "crc64": "72C336F000000000",
     }
     assert twin == one | {"index": "4", "id": "twin"}
     assert (other["chains"], other["iptm"]) == ("2", f"{STRUCTURES[1].iptm:.4f}")
@@ -122,11 +127,12 @@ def test_every_file_is_where_the_table_says_and_no_other(write):
     stems = {"00000/0_sp_P1_A": 0, "00000/2_a_b": 1, "00001/1003_far": 2}
     wanted = {f"structures/{stem}.{kind}" for stem in stems for kind in ("pdb", "cif")}
     wanted |= {f"pae/{stem}.{kind}" for stem in stems for kind in ("json", "npz")}
-    assert set(files(out)) == wanted | {"structures.tsv", "structures.sha256"}
+    assert set(files(out)) == wanted | {*TABLES, "structures.sha256"}
     for stem, row in stems.items():
         read = gemmi.read_structure(str(out / f"structures/{stem}.pdb"))
         assert len(read[0]) == len(STRUCTURES[row].ends)
-        expected = to_angstrom(STRUCTURES[row].pae)
+        there = STRUCTURES[row].present
+        expected = to_angstrom(STRUCTURES[row].pae[there][:, there])
         np.testing.assert_array_equal(read_pae(out / f"pae/{stem}.npz"), expected)
         assert np.abs(read_pae(out / f"pae/{stem}.json") - expected).max() < 0.051
 
@@ -140,7 +146,7 @@ def test_digests_are_those_of_all_files(write):
         listed = [
             one.split("  ")[1] for one in (out / "structures.sha256").read_text().splitlines()
         ]
-        assert sorted([*listed, "structures.sha256", "structures.tsv"]) == files(out)
+        assert sorted([*listed, "structures.sha256", *TABLES]) == files(out)
 
 
 def test_processes_give_the_same_digests(write):
@@ -170,19 +176,22 @@ def test_the_first_format_is_the_one_in_the_table(write):
 def test_archives_hold_the_same_files(write):
     loose = write("--formats=pdb,cif")
     wanted = {name: (loose / name).read_bytes() for name in files(loose)}
-    tables = ["structures.sha256", "structures.tsv"]
+    tables = sorted([*TABLES, "structures.sha256"])
     for name in tables:
         del wanted[name]
     out = write("--formats=pdb,cif", "--archive=true")
-    assert [name for name in files(out) if not name.endswith(".zip")] == tables
+    places = [
+        f"{top}/{name}" for top in ("pae", "structures") for name in ("00000.tar", "index.tsv")
+    ]
+    assert files(out) == sorted([*tables, *places])
     found = {}
-    for path in out.rglob("*.zip"):
-        with zipfile.ZipFile(path) as archive:
-            for name in archive.namelist():
-                place = path.relative_to(out).with_suffix("") / name
-                found[str(place)] = archive.read(name)
+    for path in out.rglob("*.tar"):
+        with tarfile.open(path) as archive:
+            for name in archive.getnames():
+                data = gzip.decompress(archive.extractfile(name).read())
+                found[f"{path.parent.name}/{name.removesuffix('.gz')}"] = data
     assert found == wanted
-    assert table(out)[0]["file"] == "structures/00000.zip/0_sp_P1_A.pdb"
+    assert table(out)[0]["file"] == "structures/00000.tar/00000/0_sp_P1_A.pdb.gz"
     for key in ("twin", 4, 0, "sp|P1|A"):
         text = read_structure(out / "structures.tsv", key)
         assert text == wanted["structures/00000/0_sp_P1_A.pdb"]
@@ -246,7 +255,7 @@ def test_an_error_leaves_all_as_it_was(write, inputs, monkeypatch):
 
 @pytest.mark.parametrize("kind", ["pdb", "cif"])
 def test_what_biotite_cannot_write_is_one_line(inputs, esm, monkeypatch, kind):
-    def fail(*arguments: object) -> None:
+    def fail(*arguments: object, **named: object) -> None:
         raise BadStructureError("3 pre-decimal columns\nfor B-factor")
 
     monkeypatch.setattr(structures, f"{kind}_text", fail)
@@ -346,11 +355,11 @@ def test_nothing_to_write(inputs, esm):
     assert (inputs / "out" / "structures").is_dir()
 
 
-def mark(job: structures.WriteJob) -> tuple[set[int], str]:
+def mark(job: structures.WriteJob) -> WrittenGroup:
     """Stands for `write_group`: slow, and leaves a mark."""
     time.sleep(0.2)
     (job.structures / str(job.group[0].first)).touch()
-    return set(), ""
+    return WrittenGroup("", "", {}, None)
 
 
 def test_an_error_cancels_the_folders_that_wait(tmp_path, monkeypatch):
@@ -367,8 +376,9 @@ def test_an_error_cancels_the_folders_that_wait(tmp_path, monkeypatch):
     monkeypatch.setattr(structures, "progress", interrupted)
     places = [[structures.StoredStructure(row, row, "")] for row in range(40)]
     jobs = [structures.WriteJob(tmp_path, one, tmp_path, tmp_path, None) for one in places]
+    collector = Collector({}, None, 1_000)
     with pytest.raises(KeyboardInterrupt):
-        structures.write_groups(jobs, 2, io.StringIO(), quiet=True)
+        structures.write_groups(jobs, 2, io.StringIO(), io.StringIO(), collector, quiet=True)
     assert 0 < len(list(tmp_path.iterdir())) < 20
 
 
