@@ -26,7 +26,7 @@ INPUTS, VARIANTS = "inputs.sha256", "variants.sha256"
 """Digests of a sample's FASTA files, and of its variant table, when they were read."""
 
 STRUCTURES = (
-    *("structures.h5", "structures.tsv", "flags.tsv", "chain_pairs.tsv"),
+    *("structures.h5", "structures.tsv", "structures.parquet", "flags.tsv", "chain_pairs.tsv"),
     *("structures.sha256", "structures", "pae"),
 )
 HEATMAPS = ("heatmaps", "heatmaps.sha256")

@@ -3,12 +3,14 @@
 from esm_pipeline.settings import StructureSettings
 
 STRUCTURE_TABLES = ("structures.tsv", "flags.tsv", "chain_pairs.tsv")
+ATLAS_TABLE = "structures.parquet"
 OF_BUNDLE = "structures/{bundle}"
 
 
 def add_structures_rule(layout):
     """Add the rule that writes the structures of a bundle."""
-    tables = [layout.of_bundle(name, f"{OF_BUNDLE}/{name}") for name in STRUCTURE_TABLES]
+    names = (*STRUCTURE_TABLES, ATLAS_TABLE)
+    tables = [layout.of_bundle(name, f"{OF_BUNDLE}/{name}") for name in names]
 
     rule:
         name:
@@ -58,3 +60,26 @@ if MANY:
     add_merge_rule("structures.tsv", f"{OF_BUNDLE}/structures.tsv")
     for name in STRUCTURE_TABLES[1:]:
         add_merge_rule(name, f"{OF_BUNDLE}/{name}", "--any-rows")
+
+    rule atlas:
+        input:
+            f"{OUT}/{{sample}}/structures.tsv",
+        output:
+            f"{OUT}/{{sample}}/{ATLAS_TABLE}",
+        log:
+            f"{OUT}/logs/atlas/{{sample}}.log",
+        benchmark:
+            f"{OUT}/benchmarks/atlas/{{sample}}.tsv"
+        wildcard_constraints:
+            sample=one_of(MANY),
+        conda:
+            "../../envs/esm.yaml"
+        resources:
+            mem_mb=by_size("mem_mb", 1000),
+            runtime=by_size("runtime", 30, 0.02),
+        params:
+            esm=esm,
+        message:
+            "atlas: the table of structures of sample {wildcards.sample} as Parquet"
+        shell:
+            "{params.esm} aggregate atlas --out={output:q} -- {input:q} 2>&1 | tee -- {log:q}"

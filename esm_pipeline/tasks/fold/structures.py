@@ -1,9 +1,10 @@
 """Write the structures that `fold` computed as files: PDB, mmCIF, aligned errors, and their tables.
 
 Needs no model and no PyTorch. OUTDIR gets `structures.tsv`, with a row for every record of the
-input, `flags.tsv`, with the residues behind each flag, `chain_pairs.tsv`, with the confidence of
-each two chains of a complex, `structures/`, `pae/`, and `structures.sha256` with the digests of the
-files in both. Files of previous runs are replaced.
+input, `structures.parquet`, the same with the columns of the ESM Metagenomic Atlas, `flags.tsv`,
+with the residues behind each flag, `chain_pairs.tsv`, with the confidence of each two chains of a
+complex, `structures/`, `pae/`, and `structures.sha256` with the digests of the files in both. Files
+of previous runs are replaced.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ import numpy as np
 from esm_pipeline.errors import CapacityError, InputError
 from esm_pipeline.files import atomic_folder, atomic_path, naming_errors
 from esm_pipeline.flags import add_flags, require_file, section_from
+from esm_pipeline.formats.atlas_table import write_atlas_table
 from esm_pipeline.formats.checksums import check_listed, line
 from esm_pipeline.formats.foldcomp_database import EntriesFile
 from esm_pipeline.formats.records import Record, read_records
@@ -54,6 +56,7 @@ from esm_pipeline.tasks.common.progress import progress
 from esm_pipeline.tasks.fold.collected import Collector, WrittenArchive, WrittenGroup
 from esm_pipeline.tasks.fold.plan import FOLD
 from esm_pipeline.tasks.fold.tables import (
+    ATLAS_TABLE,
     PAE,
     STRUCTURES_FOLDER,
     TABLES,
@@ -95,7 +98,8 @@ def written_to(folder: Path) -> Outputs:
     folders = [folder / STRUCTURES_FOLDER, folder / PAE]
     for one in folders:
         require_ours(one)
-    return Outputs([*(folder / name for name in TABLES), folder / DIGESTS], folders)
+    names = (*TABLES, ATLAS_TABLE, DIGESTS)
+    return Outputs([folder / name for name in names], folders)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -138,6 +142,7 @@ def write_files(
     output.mkdir(parents=True, exist_ok=True)
     with ExitStack() as stack:
         tables = [stack.enter_context(atomic_path(output / name)) for name in TABLES]
+        atlas = stack.enter_context(atomic_path(output / ATLAS_TABLE))
         digests = stack.enter_context(atomic_path(output / DIGESTS))
         files, errors = (stack.enter_context(atomic_folder(folder)) for folder in folders)
         jobs = [WriteJob(arrays, group, files, errors, settings) for group in groups(arrays)]
@@ -150,7 +155,8 @@ def write_files(
             facts.seek(0)
             entries = write_tables(tables, arrays, records, settings, facts)
             listing.writelines(collector.finish(STRUCTURES_FOLDER, entries))
-        for old in (*TABLES, DIGESTS):
+        write_atlas_table(tables[0], atlas)
+        for old in (*TABLES, ATLAS_TABLE, DIGESTS):
             (output / old).unlink(missing_ok=True)  # they describe the previous folders
     if not settings.pae:
         (output / PAE).resolve().rmdir()

@@ -49,6 +49,7 @@ STRUCTURES_TABLE, FLAGS_TABLE, PAIRS_TABLE = TABLES = (
     "flags.tsv",
     "chain_pairs.tsv",
 )
+ATLAS_TABLE = "structures.parquet"
 HEADERS = (STRUCTURE_COLUMNS, FLAG_COLUMNS, PAIR_COLUMNS)
 
 
