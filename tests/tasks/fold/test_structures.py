@@ -27,6 +27,7 @@ from esm_pipeline.formats.structure_files import STRUCTURE_COLUMNS
 from esm_pipeline.structure.pae import to_angstrom
 from esm_pipeline.structure.structure import MEANINGLESS
 from esm_pipeline.tasks.fold import structures
+from esm_pipeline.tasks.fold.tables import TABLES
 from tests.folded import made_up, read_pae, read_structure, write_arrays
 
 STRUCTURES = [made_up("MKV", seed=1), made_up("GXA", "W", seed=2), made_up("AC" * 30, seed=3)]
@@ -122,11 +123,12 @@ def test_every_file_is_where_the_table_says_and_no_other(write):
     stems = {"00000/0_sp_P1_A": 0, "00000/2_a_b": 1, "00001/1003_far": 2}
     wanted = {f"structures/{stem}.{kind}" for stem in stems for kind in ("pdb", "cif")}
     wanted |= {f"pae/{stem}.{kind}" for stem in stems for kind in ("json", "npz")}
-    assert set(files(out)) == wanted | {"structures.tsv", "structures.sha256"}
+    assert set(files(out)) == wanted | {*TABLES, "structures.sha256"}
     for stem, row in stems.items():
         read = gemmi.read_structure(str(out / f"structures/{stem}.pdb"))
         assert len(read[0]) == len(STRUCTURES[row].ends)
-        expected = to_angstrom(STRUCTURES[row].pae)
+        there = STRUCTURES[row].present
+        expected = to_angstrom(STRUCTURES[row].pae[there][:, there])
         np.testing.assert_array_equal(read_pae(out / f"pae/{stem}.npz"), expected)
         assert np.abs(read_pae(out / f"pae/{stem}.json") - expected).max() < 0.051
 
@@ -140,7 +142,7 @@ def test_digests_are_those_of_all_files(write):
         listed = [
             one.split("  ")[1] for one in (out / "structures.sha256").read_text().splitlines()
         ]
-        assert sorted([*listed, "structures.sha256", "structures.tsv"]) == files(out)
+        assert sorted([*listed, "structures.sha256", *TABLES]) == files(out)
 
 
 def test_processes_give_the_same_digests(write):
@@ -170,7 +172,7 @@ def test_the_first_format_is_the_one_in_the_table(write):
 def test_archives_hold_the_same_files(write):
     loose = write("--formats=pdb,cif")
     wanted = {name: (loose / name).read_bytes() for name in files(loose)}
-    tables = ["structures.sha256", "structures.tsv"]
+    tables = ["chain_pairs.tsv", "flags.tsv", "structures.sha256", "structures.tsv"]
     for name in tables:
         del wanted[name]
     out = write("--formats=pdb,cif", "--archive=true")
@@ -246,7 +248,7 @@ def test_an_error_leaves_all_as_it_was(write, inputs, monkeypatch):
 
 @pytest.mark.parametrize("kind", ["pdb", "cif"])
 def test_what_biotite_cannot_write_is_one_line(inputs, esm, monkeypatch, kind):
-    def fail(*arguments: object) -> None:
+    def fail(*arguments: object, **named: object) -> None:
         raise BadStructureError("3 pre-decimal columns\nfor B-factor")
 
     monkeypatch.setattr(structures, f"{kind}_text", fail)
@@ -346,11 +348,11 @@ def test_nothing_to_write(inputs, esm):
     assert (inputs / "out" / "structures").is_dir()
 
 
-def mark(job: structures.WriteJob) -> tuple[set[int], str]:
+def mark(job: structures.WriteJob) -> tuple[str, str]:
     """Stands for `write_group`: slow, and leaves a mark."""
     time.sleep(0.2)
     (job.structures / str(job.group[0].first)).touch()
-    return set(), ""
+    return "", ""
 
 
 def test_an_error_cancels_the_folders_that_wait(tmp_path, monkeypatch):
@@ -368,7 +370,7 @@ def test_an_error_cancels_the_folders_that_wait(tmp_path, monkeypatch):
     places = [[structures.StoredStructure(row, row, "")] for row in range(40)]
     jobs = [structures.WriteJob(tmp_path, one, tmp_path, tmp_path, None) for one in places]
     with pytest.raises(KeyboardInterrupt):
-        structures.write_groups(jobs, 2, io.StringIO(), quiet=True)
+        structures.write_groups(jobs, 2, io.StringIO(), io.StringIO(), quiet=True)
     assert 0 < len(list(tmp_path.iterdir())) < 20
 
 
