@@ -21,6 +21,7 @@ from esm_pipeline import (
 )
 from esm_pipeline.cli import main
 from esm_pipeline.settings.result_names import IN_SAMPLE, MODELS, TOP
+from esm_pipeline.structure.quality import OF_FILES
 from tests.workflow.tools import GOLDEN, SAMPLE, TINY
 
 RESULTS = GOLDEN / "results"
@@ -33,7 +34,7 @@ CLASSIFIERS = {
     "value": ("regression", ["one"]),
     "values": ("regression", ["one", "two"]),
 }
-OWN_FLAGS = ["not_pdb"]
+OWN_FLAGS = [*OF_FILES]
 """Flags that structures.tsv adds to those in structures.h5."""
 
 
@@ -80,7 +81,7 @@ def make(folder: Path) -> None:
     run("embed", "--model", MODEL, FASTA, folder / "array/OUT.npy")
     records, arrays = RESULTS / SAMPLE / "records.tsv", RESULTS / SAMPLE / "structures.h5"
     for name, archive in (("a", "false"), ("b", "true")):
-        flags = ["--formats=pdb,cif", "--pae=json,npz", f"--archive={archive}"]
+        flags = ["--formats=pdb,cif", "--pae=json,npz,cif", f"--archive={archive}"]
         run("structures", *flags, "--records", records, arrays, folder / "run" / name)
 
 

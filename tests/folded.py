@@ -6,6 +6,7 @@ import csv
 import gzip
 import json
 import tarfile
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ from esm_pipeline.formats.results.structures import ARRAYS, Structures, write_st
 from esm_pipeline.formats.results.writer import RaggedWriter
 from esm_pipeline.structure import residues
 from esm_pipeline.structure.structure import Structure
+from tests.oracles.peptides import HELIX, peptide
 
 EVERY = residues.LETTERS[: residues.UNKNOWN]
 FACTS = {"software": "esm_pipeline 0.1", "model": "some/model", "num_recycles": "3"}
@@ -37,6 +39,18 @@ def made_up(*chains: str, seed: int = 0, spread: float = 30.0) -> Structure:
         letters="".join(chains),
         chain_iptm=with_diagonal(pairs + pairs.T) if count > 1 else None,
     )
+
+
+def built(*chains: str, angles: tuple[float, float] = HELIX) -> Structure:
+    """A structure of `chains` with sound geometry, helices by default, 40 Å apart."""
+    found = made_up(*chains)
+    parts = []
+    for number, chain in enumerate(chains):
+        positions, _ = peptide(residues.folded_sequence(chain), *angles)
+        parts.append(positions.numpy() + np.array([0, 40.0 * number, 0]))
+    positions = np.concatenate(parts).astype(np.float32)
+    corner = positions[found.present, :4].min((0, 1))
+    return replace(found, positions=positions - corner)  # within the range of a PDB file
 
 
 def with_diagonal(matrix: np.ndarray) -> np.ndarray:

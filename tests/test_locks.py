@@ -250,7 +250,7 @@ def test_a_folder_that_is_a_link_stays_one(tmp_path, name, make):
         assert names(tmp_path / "elsewhere") == ["00000"]
         assert names(out) == [
             *("chain_pairs.tsv", "flags.tsv", "pae"),
-            *("structures", "structures.sha256", "structures.tsv"),
+            *("structures", "structures.parquet", "structures.sha256", "structures.tsv"),
         ]
 
 

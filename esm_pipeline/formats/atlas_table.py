@@ -20,25 +20,25 @@ from esm_pipeline.errors import InputError
 from esm_pipeline.formats.structure_files import structure_rows
 from esm_pipeline.formats.tables.base import ROWS_AT_ONCE
 
-TEXT, WHOLE, NUMBER = pyarrow.string(), pyarrow.int64(), pyarrow.float64()
+STRINGS, INTEGERS, DOUBLES = pyarrow.string(), pyarrow.int64(), pyarrow.float64()
 
 Cell = Callable[[str], Any]
 COLUMNS: tuple[tuple[str, str, pyarrow.DataType, Cell], ...] = (
-    ("id", "id", TEXT, str),
-    ("ptm", "ptm", NUMBER, float),
-    ("plddt", "plddt", NUMBER, lambda text: round(float(text) / 100, 4)),
-    ("num_conf", "num_conf", WHOLE, int),
-    ("len", "length", WHOLE, int),
-    ("sequenceChecksum", "crc64", TEXT, str),
-    ("index", "index", WHOLE, int),
-    ("status", "status", TEXT, str),
-    ("reason", "reason", TEXT, str),
-    ("chains", "chains", WHOLE, int),
-    ("iptm", "iptm", NUMBER, float),
-    ("num_recycles", "num_recycles", WHOLE, int),
-    ("chunk_size", "chunk_size", WHOLE, int),
-    ("file", "file", TEXT, str),
-    ("flags", "flags", TEXT, str),
+    ("id", "id", STRINGS, str),
+    ("ptm", "ptm", DOUBLES, float),
+    ("plddt", "plddt", DOUBLES, lambda text: round(float(text) / 100, 4)),
+    ("num_conf", "num_conf", INTEGERS, int),
+    ("len", "length", INTEGERS, int),
+    ("sequenceChecksum", "crc64", STRINGS, str),
+    ("index", "index", INTEGERS, int),
+    ("status", "status", STRINGS, str),
+    ("reason", "reason", STRINGS, str),
+    ("chains", "chains", INTEGERS, int),
+    ("iptm", "iptm", DOUBLES, float),
+    ("num_recycles", "num_recycles", INTEGERS, int),
+    ("chunk_size", "chunk_size", INTEGERS, int),
+    ("file", "file", STRINGS, str),
+    ("flags", "flags", STRINGS, str),
 )
 """Name, column of `structures.tsv`, type, and how its cells are read."""
 
@@ -54,7 +54,7 @@ def write_atlas_table(table: Path, target: Path) -> None:
     Raises InputError for another table.
     """
     with pyarrow.parquet.ParquetWriter(target, SCHEMA) as writer:
-        for block in blocks_of(structure_rows(table)):
+        for block in table_blocks(structure_rows(table)):
             try:
                 arrays = [
                     pyarrow.array(
@@ -73,7 +73,7 @@ def write_atlas_table(table: Path, target: Path) -> None:
             writer.write_batch(pyarrow.record_batch(arrays, schema=SCHEMA))
 
 
-def blocks_of(rows: Iterable[dict[str, str]]) -> Iterator[list[dict[str, str]]]:
+def table_blocks(rows: Iterable[dict[str, str]]) -> Iterator[list[dict[str, str]]]:
     """The rows in blocks of bounded size."""
     rest = iter(rows)
     while block := list(islice(rest, ROWS_AT_ONCE)):

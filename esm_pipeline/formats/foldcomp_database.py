@@ -24,7 +24,7 @@ from esm_pipeline.errors import InputError
 from esm_pipeline.files import naming_errors
 from esm_pipeline.formats.checksums import sha256, write_lines
 
-INDEX, LOOKUP, TYPE = ".index", ".lookup", ".dbtype"
+INDEX_ENDING, LOOKUP_ENDING, TYPE_ENDING = ".index", ".lookup", ".dbtype"
 GENERIC = struct.pack("<i", 12)
 """The type of a database of entries that MMseqs2 does not know."""
 
@@ -100,7 +100,7 @@ class FoldcompWriter:
         `entries` are in the order of their keys.
         """
         index, lookup, kind = (
-            self.path.with_name(f"{self.path.name}{ending}") for ending in (INDEX, LOOKUP, TYPE)
+            self.path.with_name(f"{self.path.name}{ending}") for ending in (INDEX_ENDING, LOOKUP_ENDING, TYPE_ENDING)
         )
         with naming_errors(lookup), open(lookup, "w", encoding="utf-8", newline="\n") as names:
 
@@ -125,7 +125,7 @@ class FoldcompDatabase:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        for part in (path, self._beside(INDEX)):
+        for part in (path, self._beside(INDEX_ENDING)):
             if not part.is_file():
                 raise InputError(f"{part}: no such file; a Foldcomp database has it")
 
@@ -135,7 +135,7 @@ class FoldcompDatabase:
     @cached_property
     def _rows(self) -> Int64:
         """(N, 3) key, offset and size of each entry, by key."""
-        path = self._beside(INDEX)
+        path = self._beside(INDEX_ENDING)
         try:
             found = np.fromfile(path, np.int64, sep=" ")
             with open(path, "rb") as file:
@@ -154,7 +154,7 @@ class FoldcompDatabase:
 
     def names(self) -> Iterator[tuple[int, str]]:
         """Key and name of each entry."""
-        path = self._beside(LOOKUP)
+        path = self._beside(LOOKUP_ENDING)
         try:
             with open(path, encoding="utf-8", errors="replace", newline="\n") as lines:
                 for line in lines:

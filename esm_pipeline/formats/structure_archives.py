@@ -30,7 +30,7 @@ COMPRESSED_ALREADY = ".npz"
 MEMBER_TIME = 315_532_800
 """Time of all members, 1980, so that the same structures give the same archive."""
 
-GZIP_LEVEL, GZIP_WINDOW = 6, 31
+GZIP_LEVEL, GZIP_BITS = 6, 31
 JOINED = 1 << 20
 """Bytes that are copied at a time."""
 
@@ -45,7 +45,7 @@ class ArchiveMember(NamedTuple):
 
 def gzipped(data: bytes) -> bytes:
     """`data` compressed, the same bytes every time."""
-    packer = zlib.compressobj(GZIP_LEVEL, zlib.DEFLATED, GZIP_WINDOW)
+    packer = zlib.compressobj(GZIP_LEVEL, zlib.DEFLATED, GZIP_BITS)
     return packer.compress(data) + packer.flush()
 
 
@@ -160,7 +160,7 @@ def read_bytes(archive: Path, offset: int, size: int, *, compressed: bool) -> by
             found = os.pread(file.fileno(), size, offset)
         if len(found) != size:
             raise ValueError("cut short")
-        return zlib.decompress(found, GZIP_WINDOW) if compressed else found
+        return zlib.decompress(found, GZIP_BITS) if compressed else found
     except (OSError, ValueError, zlib.error) as error:
         raise InputError(
             f"{archive}: damaged ({error}), or not of its {ARCHIVE_INDEX}; make both again"

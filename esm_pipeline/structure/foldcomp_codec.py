@@ -29,7 +29,7 @@ MOST_DIFFERENT = 0.2
 """Å: the largest root mean square difference of all atoms that is accepted."""
 
 LEAST_RESIDUES = 2
-LINE = 80
+PDB_LINE = 80
 """Characters of a line of a PDB file."""
 
 
@@ -113,7 +113,7 @@ def atoms_of(text: str) -> tuple[NDArray[np.bytes_], NDArray[np.bytes_], Float64
     Raises ValueError for a text with anything but numbers for coordinates.
     """
     lines = [line for line in text.encode("ascii").split(b"\n") if line.startswith(b"ATOM  ")]
-    cells = np.array(lines, f"S{LINE}").view("S1").reshape(len(lines), LINE)
+    cells = np.array(lines, f"S{PDB_LINE}").view("S1").reshape(len(lines), PDB_LINE)
 
     def columns(*places: int) -> NDArray[np.bytes_]:
         return cells[:, places].copy().view(f"S{len(places)}").ravel()
