@@ -100,7 +100,8 @@ class FoldcompWriter:
         `entries` are in the order of their keys.
         """
         index, lookup, kind = (
-            self.path.with_name(f"{self.path.name}{ending}") for ending in (INDEX_ENDING, LOOKUP_ENDING, TYPE_ENDING)
+            self.path.with_name(f"{self.path.name}{ending}")
+            for ending in (INDEX_ENDING, LOOKUP_ENDING, TYPE_ENDING)
         )
         with naming_errors(lookup), open(lookup, "w", encoding="utf-8", newline="\n") as names:
 

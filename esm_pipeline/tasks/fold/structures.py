@@ -46,14 +46,14 @@ from esm_pipeline.interruption import leave_to_parent
 from esm_pipeline.locks import Outputs
 from esm_pipeline.settings.sections import StructureSettings
 from esm_pipeline.structure.foldcomp_codec import foldcomp_entry, require_foldcomp
-from esm_pipeline.structure.modelcif import ErrorFile, cif_text
+from esm_pipeline.structure.modelcif import ErrorFile
 from esm_pipeline.structure.pae import cif_bytes, json_bytes, npz_bytes
-from esm_pipeline.structure.pdb import pdb_text
-from esm_pipeline.structure.structure import MEANINGLESS, RANDOM, Structure
+from esm_pipeline.structure.structure import Structure
 from esm_pipeline.tasks.common.outcomes import listing_of, with_outcomes
 from esm_pipeline.tasks.common.outputs import require_folder_name
 from esm_pipeline.tasks.common.progress import progress
 from esm_pipeline.tasks.fold.collected import Collector, WrittenArchive, WrittenGroup
+from esm_pipeline.tasks.fold.extraction import add_id_arguments, key_of, outputs_of_one, write_one
 from esm_pipeline.tasks.fold.plan import FOLD
 from esm_pipeline.tasks.fold.tables import (
     ATLAS_TABLE,
@@ -64,6 +64,7 @@ from esm_pipeline.tasks.fold.tables import (
     kinds_written,
     write_tables,
 )
+from esm_pipeline.tasks.fold.texts import Names, remarks_of, structure_text
 
 DIGESTS = "structures.sha256"
 PAE_BYTES: dict[str, Callable[[Structure, str], bytes]] = {
@@ -76,9 +77,24 @@ PAE_BYTES: dict[str, Callable[[Structure, str], bytes]] = {
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the flags of `structures`."""
-    parser.add_argument("arrays", metavar="STRUCTURES.h5", type=Path, help="HDF5 that `fold` wrote")
-    parser.add_argument("output", metavar="OUTDIR", type=Path, help="folder for the files")
-    parser.add_argument("--records", required=True, type=Path, help="records.tsv of the input")
+    parser.add_argument(
+        "arrays",
+        metavar="STRUCTURES.h5",
+        type=Path,
+        help="HDF5 that `fold` wrote; with --id or --index also what `structures` wrote (OUTDIR or "
+        "its structures.tsv), or a Foldcomp database",
+    )
+    parser.add_argument(
+        "output",
+        metavar="OUTDIR",
+        type=Path,
+        help="folder for the files; with --id or --index a file, .pdb or .cif, or - for standard "
+        "output",
+    )
+    add_id_arguments(parser)
+    parser.add_argument(
+        "--records", type=Path, help="records.tsv of the input; required without --id and --index"
+    )
     parser.add_argument(
         "--status", type=Path, help="status table of `fold`, if --records has no outcomes of it"
     )
@@ -89,6 +105,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def outputs(args: argparse.Namespace) -> Outputs:
     """What `structures` writes."""
+    if key_of(args) is not None:
+        return Outputs(outputs_of_one(args.arrays, args.output))
+    if args.records is None:
+        raise InputError("structures: --records is missing; give the records.tsv of the input")
     require_folder_name(args.output, "structures")
     return written_to(args.output)
 
@@ -105,6 +125,10 @@ def written_to(folder: Path) -> Outputs:
 def run(args: argparse.Namespace) -> int:
     """Write the files; returns 0: `verdict` judges failed records."""
     started = time.perf_counter()
+    key = key_of(args)
+    if key is not None:
+        write_one(args.arrays, key, args.output)
+        return 0
     settings = section_from(StructureSettings, args)
     for path in (args.arrays, args.records, *([args.status] if args.status else [])):
         require_file(str(path))
@@ -261,9 +285,10 @@ def write_group(job: WriteJob) -> WrittenGroup:
     ):
         for row, first, name in job.group:
             structure, stem = arrays.structure(row), file_stem(first, name)
-            facts = StructureFacts.of(structure, row, arrays.flags(row))
+            flags = arrays.flags(row)
+            facts = StructureFacts.of(structure, row, flags)
             names = Names(stem, name, error_file(job.settings, first, stem))
-            remarks = remarks_of(arrays, row, structure)
+            remarks = remarks_of(arrays.origin, flags, structure)
             texts: dict[str, bytes] = {}
             if DATABASE in job.settings.formats:
                 if not facts.unfit:
@@ -301,14 +326,6 @@ def entry_of(structure: Structure, name: str, pdb: bytes, unfit: str) -> tuple[b
     return foldcomp_entry(structure, name, pdb.decode("ascii"))
 
 
-class Names(NamedTuple):
-    """What a file says of itself: the stem of its name, the record's id, its aligned errors."""
-
-    stem: str
-    id: str
-    errors: ErrorFile | None = None
-
-
 def error_file(settings: StructureSettings, index: int, stem: str) -> ErrorFile | None:
     """Where the mmCIF of the aligned errors is, from the file of the structure, if there is one."""
     if "cif" not in settings.pae:
@@ -318,34 +335,3 @@ def error_file(settings: StructureSettings, index: int, stem: str) -> ErrorFile 
         archive = archive_name(index, settings.archive_records)
         return ErrorFile(f"../{PAE}/{archive}", member_name(path))
     return ErrorFile(f"../../{PAE}/{path}")
-
-
-def structure_text(kind: str, structure: Structure, names: Names, remarks: dict[str, str]) -> bytes:
-    """The contents of one file. Raises InputError for a structure that biotite cannot write."""
-    from biotite.file import SerializationError
-    from biotite.structure import BadStructureError
-
-    title = f"Predicted structure of {names.id}"
-    try:
-        if kind == "pdb":
-            return pdb_text(structure, title, remarks).encode("ascii")
-        return cif_text(
-            structure, names.stem, title, remarks, description=names.id, errors=names.errors
-        ).encode("ascii")
-    except (BadStructureError, SerializationError) as error:
-        why = " ".join(str(error).split())
-        raise InputError(f"{title}: cannot be written as {kind} ({why}); fold it again") from None
-
-
-def remarks_of(arrays: Structures, row: int, structure: Structure) -> dict[str, str]:
-    """How a structure was made, and its confidence."""
-    origin = arrays.origin
-    facts = {"": MEANINGLESS} if origin[RANDOM] == "true" else {}
-    facts["software"] = f"esm_pipeline {origin['software']}"
-    for name in ("model", "revision", "weights_sha256", "dtype", "num_recycles"):
-        if origin[name]:
-            facts[name] = origin[name]
-    facts |= structure.facts
-    if flags := arrays.flags(row):
-        facts["flags"] = " ".join(flags)
-    return facts
