@@ -50,11 +50,11 @@ from esm_pipeline.tasks.common.progress import progress
 from esm_pipeline.tasks.fold.plan import FOLD
 from esm_pipeline.tasks.fold.tables import (
     PAE,
+    STRUCTURE_TABLES,
     STRUCTURES_FOLDER,
-    TABLES,
     StructureFacts,
     kinds_written,
-    write_tables,
+    write_structure_tables,
 )
 
 DIGESTS = "structures.sha256"
@@ -90,7 +90,7 @@ def written_to(folder: Path) -> Outputs:
     folders = [folder / STRUCTURES_FOLDER, folder / PAE]
     for one in folders:
         require_ours(one)
-    return Outputs([*(folder / name for name in TABLES), folder / DIGESTS], folders)
+    return Outputs([*(folder / name for name in STRUCTURE_TABLES), folder / DIGESTS], folders)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -130,7 +130,7 @@ def write_files(
     folders = written_to(output).replaced
     output.mkdir(parents=True, exist_ok=True)
     with ExitStack() as stack:
-        tables = [stack.enter_context(atomic_path(output / name)) for name in TABLES]
+        tables = [stack.enter_context(atomic_path(output / name)) for name in STRUCTURE_TABLES]
         digests = stack.enter_context(atomic_path(output / DIGESTS))
         files, errors = (stack.enter_context(atomic_folder(folder)) for folder in folders)
         jobs = [WriteJob(arrays, group, files, errors, settings) for group in groups(arrays)]
@@ -138,8 +138,8 @@ def write_files(
         with naming_errors(digests), open(digests, "w", encoding="ascii") as listing:
             write_groups(jobs, processes, listing, facts, quiet=quiet)
         facts.seek(0)
-        write_tables(tables, arrays, records, settings, facts)
-        for old in (*TABLES, DIGESTS):
+        write_structure_tables(tables, arrays, records, settings, facts)
+        for old in (*STRUCTURE_TABLES, DIGESTS):
             (output / old).unlink(missing_ok=True)  # they describe the previous folders
     if not settings.pae:
         (output / PAE).resolve().rmdir()
@@ -240,7 +240,7 @@ def write_group(job: WriteJob) -> tuple[str, str]:
         for row, first, name in job.group:
             structure, stem = arrays.structure(row), file_stem(first, name)
             facts = StructureFacts.of(structure, row, arrays.flags(row))
-            names = Names(stem, name, error_file(job.settings, folder, stem))
+            names = StructureNames(stem, name, error_file(job.settings, folder, stem))
             remarks = remarks_of(arrays, row, structure)
             for kind in kinds_written(job.settings, fits=not facts.unfit):
                 files.add(f"{stem}.{kind}", structure_text(kind, structure, names, remarks))
@@ -252,7 +252,7 @@ def write_group(job: WriteJob) -> tuple[str, str]:
     return "".join(line(digest, file) for file, digest in named), "".join(found)
 
 
-class Names(NamedTuple):
+class StructureNames(NamedTuple):
     """What a file says of itself: the stem of its name, the record's id, its aligned errors."""
 
     stem: str
@@ -269,7 +269,9 @@ def error_file(settings: StructureSettings, folder: str, stem: str) -> ErrorFile
     return ErrorFile(f"../../{PAE}/{folder}/{stem}.cif")
 
 
-def structure_text(kind: str, structure: Structure, names: Names, remarks: dict[str, str]) -> bytes:
+def structure_text(
+    kind: str, structure: Structure, names: StructureNames, remarks: dict[str, str]
+) -> bytes:
     """The contents of one file. Raises InputError for a structure that biotite cannot write."""
     from biotite.file import SerializationError
     from biotite.structure import BadStructureError

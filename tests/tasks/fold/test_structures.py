@@ -27,7 +27,7 @@ from esm_pipeline.formats.structure_files import STRUCTURE_COLUMNS
 from esm_pipeline.structure.pae import to_angstrom
 from esm_pipeline.structure.structure import MEANINGLESS
 from esm_pipeline.tasks.fold import structures
-from esm_pipeline.tasks.fold.tables import TABLES
+from esm_pipeline.tasks.fold.tables import STRUCTURE_TABLES
 from tests.folded import made_up, read_pae, read_structure, write_arrays
 
 STRUCTURES = [made_up("MKV", seed=1), made_up("GXA", "W", seed=2), made_up("AC" * 30, seed=3)]
@@ -123,7 +123,7 @@ def test_every_file_is_where_the_table_says_and_no_other(write):
     stems = {"00000/0_sp_P1_A": 0, "00000/2_a_b": 1, "00001/1003_far": 2}
     wanted = {f"structures/{stem}.{kind}" for stem in stems for kind in ("pdb", "cif")}
     wanted |= {f"pae/{stem}.{kind}" for stem in stems for kind in ("json", "npz")}
-    assert set(files(out)) == wanted | {*TABLES, "structures.sha256"}
+    assert set(files(out)) == wanted | {*STRUCTURE_TABLES, "structures.sha256"}
     for stem, row in stems.items():
         read = gemmi.read_structure(str(out / f"structures/{stem}.pdb"))
         assert len(read[0]) == len(STRUCTURES[row].ends)
@@ -142,7 +142,7 @@ def test_digests_are_those_of_all_files(write):
         listed = [
             one.split("  ")[1] for one in (out / "structures.sha256").read_text().splitlines()
         ]
-        assert sorted([*listed, "structures.sha256", *TABLES]) == files(out)
+        assert sorted([*listed, "structures.sha256", *STRUCTURE_TABLES]) == files(out)
 
 
 def test_processes_give_the_same_digests(write):
