@@ -21,7 +21,7 @@ from esm_pipeline import (
 )
 from esm_pipeline.cli import main
 from esm_pipeline.settings.result_names import IN_SAMPLE, MODELS, TOP
-from esm_pipeline.structure.quality import OF_FILES
+from esm_pipeline.structure.quality import FLAGS_OF_FILES
 from tests.workflow.tools import GOLDEN, SAMPLE, TINY
 
 RESULTS = GOLDEN / "results"
@@ -34,7 +34,7 @@ CLASSIFIERS = {
     "value": ("regression", ["one"]),
     "values": ("regression", ["one", "two"]),
 }
-OWN_FLAGS = [*OF_FILES]
+OWN_FLAGS = [*FLAGS_OF_FILES]
 """Flags that structures.tsv adds to those in structures.h5."""
 
 

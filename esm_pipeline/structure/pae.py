@@ -44,7 +44,7 @@ def json_bytes(structure: Structure) -> bytes:
     under the names that AlphaFold 3 uses: residues without atoms have no row.
     """
     texts = np.array([f"{value:.1f}" for value in to_angstrom(np.arange(256, dtype=np.uint8))])
-    steps, chains, numbers = rows_of(structure)
+    steps, chains, numbers = error_rows(structure)
     rows = ",".join(f"[{','.join(row)}]" for row in texts[steps].tolist())
     head = f'[{{"predicted_aligned_error":[{rows}]'
     named = f'"token_chain_ids":{compact(chains)},"token_res_ids":{compact(numbers)}'
@@ -62,7 +62,7 @@ def npz_bytes(structure: Structure) -> bytes:
     `pae` (R, R) uint8; `step`, the size of one step in Å; `chain` and `residue` (R,), the name of
     the chain and the number of each row.
     """
-    steps, chains, numbers = rows_of(structure)
+    steps, chains, numbers = error_rows(structure)
     file = io.BytesIO()
     np.savez_compressed(
         file,
@@ -80,7 +80,7 @@ def cif_bytes(structure: Structure, name: str) -> bytes:
     A row for each pair of residues with atoms, about 40 bytes.
     """
     metric = metric_of_errors(structure)
-    steps, chains, numbers = rows_of(structure)
+    steps, chains, numbers = error_rows(structure)
     texts = [f"{value:.3f}" for value in to_angstrom(np.arange(256, dtype=np.uint8)).tolist()]
     kinds = [name for name, there in zip(structure.names, structure.present, strict=True) if there]
     named = [" ".join(map(str, one)) for one in zip(chains, numbers, kinds, strict=True)]
@@ -110,7 +110,7 @@ PAIR_ITEMS = (
 )
 
 
-def rows_of(structure: Structure) -> tuple[UInt8, list[str], list[int]]:
+def error_rows(structure: Structure) -> tuple[UInt8, list[str], list[int]]:
     """The errors (R, R) between the R residues with atoms, in steps; their chains and numbers."""
     there = structure.present
     steps = structure.pae if there.all() else structure.pae[there][:, there]

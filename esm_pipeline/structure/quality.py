@@ -134,10 +134,10 @@ FLAGS = {
 }
 """Every flag, and what it means."""
 
-OF_FILES = (TRUNCATED, NOT_PDB, NOT_FOLDCOMP)
+FLAGS_OF_FILES = (TRUNCATED, NOT_PDB, NOT_FOLDCOMP)
 """Flags of a record or of its file; all others are stored with the structure."""
 
-STORED_FLAGS = tuple(name for name in FLAGS if name not in OF_FILES)
+STORED_FLAGS = tuple(name for name in FLAGS if name not in FLAGS_OF_FILES)
 
 
 class FlagDetail(NamedTuple):

@@ -25,6 +25,7 @@ from esm_pipeline.structure.modelcif import ErrorFile, cif_text
 from esm_pipeline.structure.pae import cif_bytes
 from esm_pipeline.structure.pdb import pdb_text
 from esm_pipeline.structure.structure import Structure, terminal_oxygens
+from tests.conftest import NO_DICTIONARIES, NO_DSSP
 from tests.folded import FACTS, built
 from tests.oracles.peptides import STRAND
 
@@ -38,8 +39,6 @@ CASES = {
 }
 DICTIONARIES = Path("/usr/share/libcifpp")
 """Where Debian's `libcifpp-data` has the dictionaries of PDBx and ModelCIF."""
-
-NO_DSSP, NO_DICTIONARIES = "needs mkdssp", "needs the dictionaries of libcifpp-data"
 
 each_case = pytest.mark.parametrize("name", CASES)
 each_kind = pytest.mark.parametrize("kind", ["pdb", "cif"])

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 MOST_CHAINS = 16
 """Chains for whose pairs an ipTM is stored: those of a larger complex have none."""
 
-PAIRS = MOST_CHAINS * (MOST_CHAINS - 1) // 2
+STORED_PAIRS = MOST_CHAINS * (MOST_CHAINS - 1) // 2
 """Pairs of chains 0-1, 0-2, 1-2, 0-3, …: a number for each."""
 
 ARRAYS = (
@@ -50,7 +50,9 @@ ARRAYS = (
     Array("mean_plddt", "sequence", (), "<f4"),
     Array("ptm", "sequence", (), "<f4"),
     Array("iptm", "sequence", (), "<f4"),  # nan for a single chain
-    Array("chain_iptm", "sequence", (PAIRS,), "<f4"),  # of two chains; nan where there are none
+    Array(
+        "chain_iptm", "sequence", (STORED_PAIRS,), "<f4"
+    ),  # of two chains; nan where there are none
     Array("chunk_size", "sequence", (), "<i4"),  # 0 for none
     Array("flags", "sequence", (), "<i4"),  # bits, in the order of the attribute `flags`
 )
@@ -95,7 +97,7 @@ def given_letters(structure: Structure) -> str:
 
 
 def pairs_of(matrix: Float32 | None) -> Float32:
-    """(PAIRS,) numbers of the pairs in a (C, C) matrix; nan with more than `MOST_CHAINS` chains."""
+    """The numbers of the pairs in a (C, C) matrix; nan with more than `MOST_CHAINS` chains."""
     found = np.full((MOST_CHAINS, MOST_CHAINS), np.nan, np.float32)
     if matrix is not None and len(matrix) <= MOST_CHAINS:
         found[: len(matrix), : len(matrix)] = matrix
@@ -103,7 +105,7 @@ def pairs_of(matrix: Float32 | None) -> Float32:
 
 
 def matrix_of(pairs: Float32, chains: int) -> Float32 | None:
-    """The symmetric (C, C) matrix of `pairs` (PAIRS,), nan on its diagonal; None for one chain."""
+    """The symmetric (C, C) matrix of stored `pairs`, nan on its diagonal; None for one chain."""
     if chains == 1:
         return None
     size = max(chains, MOST_CHAINS)
@@ -124,7 +126,7 @@ def letters_in(part: ResultPart, place: int, folded: str) -> str:
 
 def chain_iptm_in(part: ResultPart, place: int, chains: int) -> Float32 | None:
     """The ipTM of each pair of `chains` of a row: see `Structure.chain_iptm`."""
-    pairs = np.full(PAIRS, np.nan, np.float32)
+    pairs = np.full(STORED_PAIRS, np.nan, np.float32)
     if chains > 1 and "chain_iptm" in part.arrays:
         pairs = part.array("chain_iptm")[place : place + 1][0]
         part.require((np.isnan(pairs) | ((pairs >= 0) & (pairs <= 1))).all(), "chain_iptm")

@@ -12,7 +12,7 @@ from esm_pipeline.flags import require_file
 from esm_pipeline.formats.results.structures import Structures
 from esm_pipeline.formats.structure_files import file_stem
 from esm_pipeline.formats.structure_reader import StructureFiles, is_structure_files
-from esm_pipeline.tasks.fold.texts import Names, remarks_of, structure_text
+from esm_pipeline.tasks.fold.texts import StructureNames, remarks_of, structure_text
 
 STANDARD_OUTPUT = "-"
 KINDS_OF_ENDING = {".pdb": "pdb", ".ent": "pdb", ".cif": "cif", ".mmcif": "cif"}
@@ -33,7 +33,7 @@ def key_of(args: argparse.Namespace) -> str | int | None:
     return key
 
 
-def kind_of(output: Path) -> str:
+def kind_of_output(output: Path) -> str:
     """The format that the name of a file asks for: pdb, cif, or "" for `-`. Raises InputError."""
     if str(output) == STANDARD_OUTPUT:
         return ""
@@ -45,7 +45,7 @@ def kind_of(output: Path) -> str:
 
 def outputs_of_one(source: Path, output: Path) -> list[Path]:
     """What `write_one` writes. Raises InputError if it would replace what it reads."""
-    if not kind_of(output):
+    if not kind_of_output(output):
         return []
     require_apart([output], [source])
     return [output]
@@ -56,7 +56,7 @@ def write_one(source: Path, key: str | int, output: Path) -> None:
 
     Raises InputError if there is none, or not in the format that the name of `output` asks for.
     """
-    data = read_one(source, key, kind_of(output))
+    data = read_one(source, key, kind_of_output(output))
     if str(output) == STANDARD_OUTPUT:
         sys.stdout.buffer.write(data)
         sys.stdout.buffer.flush()
@@ -74,6 +74,6 @@ def read_one(source: Path, key: str | int, kind: str) -> bytes:
         require_file(str(source))
     with Structures.open(source) as arrays:
         record = arrays[key]
-        names = Names(file_stem(record.index, record.id), record.id)
+        names = StructureNames(file_stem(record.index, record.id), record.id)
         remarks = remarks_of(arrays.origin, record.flags, record.structure)
         return structure_text(kind or "pdb", record.structure, names, remarks)

@@ -58,13 +58,13 @@ from esm_pipeline.tasks.fold.plan import FOLD
 from esm_pipeline.tasks.fold.tables import (
     ATLAS_TABLE,
     PAE,
+    STRUCTURE_TABLES,
     STRUCTURES_FOLDER,
-    TABLES,
     StructureFacts,
     kinds_written,
-    write_tables,
+    write_structure_tables,
 )
-from esm_pipeline.tasks.fold.texts import Names, remarks_of, structure_text
+from esm_pipeline.tasks.fold.texts import StructureNames, remarks_of, structure_text
 
 DIGESTS = "structures.sha256"
 PAE_BYTES: dict[str, Callable[[Structure, str], bytes]] = {
@@ -118,7 +118,7 @@ def written_to(folder: Path) -> Outputs:
     folders = [folder / STRUCTURES_FOLDER, folder / PAE]
     for one in folders:
         require_ours(one)
-    names = (*TABLES, ATLAS_TABLE, DIGESTS)
+    names = (*STRUCTURE_TABLES, ATLAS_TABLE, DIGESTS)
     return Outputs([folder / name for name in names], folders)
 
 
@@ -165,7 +165,7 @@ def write_files(
     folders = written_to(output).replaced
     output.mkdir(parents=True, exist_ok=True)
     with ExitStack() as stack:
-        tables = [stack.enter_context(atomic_path(output / name)) for name in TABLES]
+        tables = [stack.enter_context(atomic_path(output / name)) for name in STRUCTURE_TABLES]
         atlas = stack.enter_context(atomic_path(output / ATLAS_TABLE))
         digests = stack.enter_context(atomic_path(output / DIGESTS))
         files, errors = (stack.enter_context(atomic_folder(folder)) for folder in folders)
@@ -177,10 +177,10 @@ def write_files(
         with naming_errors(digests), open(digests, "w", encoding="ascii") as listing:
             write_groups(jobs, processes, listing, facts, collector, quiet=quiet)
             facts.seek(0)
-            entries = write_tables(tables, arrays, records, settings, facts)
+            entries = write_structure_tables(tables, arrays, records, settings, facts)
             listing.writelines(collector.finish(STRUCTURES_FOLDER, entries))
         write_atlas_table(tables[0], atlas)
-        for old in (*TABLES, ATLAS_TABLE, DIGESTS):
+        for old in (*STRUCTURE_TABLES, ATLAS_TABLE, DIGESTS):
             (output / old).unlink(missing_ok=True)  # they describe the previous folders
     if not settings.pae:
         (output / PAE).resolve().rmdir()
@@ -287,7 +287,7 @@ def write_group(job: WriteJob) -> WrittenGroup:
             structure, stem = arrays.structure(row), file_stem(first, name)
             flags = arrays.flags(row)
             facts = StructureFacts.of(structure, row, flags)
-            names = Names(stem, name, error_file(job.settings, first, stem))
+            names = StructureNames(stem, name, error_file(job.settings, first, stem))
             remarks = remarks_of(arrays.origin, flags, structure)
             texts: dict[str, bytes] = {}
             if DATABASE in job.settings.formats:

@@ -44,7 +44,7 @@ from esm_pipeline.structure.structure import Structure, chain_name
 from esm_pipeline.tasks.fold.plan import FOLD
 
 STRUCTURES_FOLDER, PAE = "structures", "pae"
-STRUCTURES_TABLE, FLAGS_TABLE, PAIRS_TABLE = TABLES = (
+STRUCTURES_TABLE, FLAGS_TABLE, PAIRS_TABLE = STRUCTURE_TABLES = (
     "structures.tsv",
     "flags.tsv",
     "chain_pairs.tsv",
@@ -129,14 +129,14 @@ def kinds_written(settings: StructureSettings, facts: StructureFacts) -> list[st
     return kinds or ["pdb"]
 
 
-def write_tables(
+def write_structure_tables(
     targets: Iterable[Path],
     path: Path,
     records: Iterable[Record],
     settings: StructureSettings,
     facts: Iterable[str],
 ) -> Iterator[DatabaseEntry]:
-    """Write the tables of `TABLES` to `targets`. `facts` are lines of `StructureFacts`.
+    """Write the tables of `STRUCTURE_TABLES` to `targets`. `facts` are lines of `StructureFacts`.
 
     Yields the entry of each record in the Foldcomp database, if it has one. Raises InputError if
     `records` are not those of the arrays in `path`.

@@ -11,7 +11,7 @@ from esm_pipeline.structure.pdb import pdb_text
 from esm_pipeline.structure.structure import MEANINGLESS, RANDOM, Structure
 
 
-class Names(NamedTuple):
+class StructureNames(NamedTuple):
     """What a file says of itself: the stem of its name, the record's id, its aligned errors."""
 
     stem: str
@@ -19,7 +19,9 @@ class Names(NamedTuple):
     errors: ErrorFile | None = None
 
 
-def structure_text(kind: str, structure: Structure, names: Names, remarks: dict[str, str]) -> bytes:
+def structure_text(
+    kind: str, structure: Structure, names: StructureNames, remarks: dict[str, str]
+) -> bytes:
     """The contents of one file. Raises InputError for a structure that biotite cannot write."""
     from biotite.file import SerializationError
     from biotite.structure import BadStructureError

@@ -27,9 +27,9 @@ from esm_pipeline.formats.results.layout import RecordRow
 from esm_pipeline.formats.structure_files import STRUCTURE_COLUMNS
 from esm_pipeline.structure.pae import to_angstrom
 from esm_pipeline.structure.structure import MEANINGLESS
-from esm_pipeline.tasks.fold import structures
+from esm_pipeline.tasks.fold import structures, texts
 from esm_pipeline.tasks.fold.collected import Collector, WrittenGroup
-from esm_pipeline.tasks.fold.tables import ATLAS_TABLE, TABLES
+from esm_pipeline.tasks.fold.tables import ATLAS_TABLE, STRUCTURE_TABLES
 from tests.folded import made_up, read_pae, read_structure, write_arrays
 
 STRUCTURES = [made_up("MKV", seed=1), made_up("GXA", "W", seed=2), made_up("AC" * 30, seed=3)]
@@ -127,7 +127,7 @@ def test_every_file_is_where_the_table_says_and_no_other(write):
     stems = {"00000/0_sp_P1_A": 0, "00000/2_a_b": 1, "00001/1003_far": 2}
     wanted = {f"structures/{stem}.{kind}" for stem in stems for kind in ("pdb", "cif")}
     wanted |= {f"pae/{stem}.{kind}" for stem in stems for kind in ("json", "npz")}
-    assert set(files(out)) == wanted | {*TABLES, ATLAS_TABLE, "structures.sha256"}
+    assert set(files(out)) == wanted | {*STRUCTURE_TABLES, ATLAS_TABLE, "structures.sha256"}
     for stem, row in stems.items():
         read = gemmi.read_structure(str(out / f"structures/{stem}.pdb"))
         assert len(read[0]) == len(STRUCTURES[row].ends)
@@ -146,7 +146,7 @@ def test_digests_are_those_of_all_files(write):
         listed = [
             one.split("  ")[1] for one in (out / "structures.sha256").read_text().splitlines()
         ]
-        assert sorted([*listed, "structures.sha256", ATLAS_TABLE, *TABLES]) == files(out)
+        assert sorted([*listed, "structures.sha256", ATLAS_TABLE, *STRUCTURE_TABLES]) == files(out)
 
 
 def test_processes_give_the_same_digests(write):
@@ -176,7 +176,7 @@ def test_the_first_format_is_the_one_in_the_table(write):
 def test_archives_hold_the_same_files(write):
     loose = write("--formats=pdb,cif")
     wanted = {name: (loose / name).read_bytes() for name in files(loose)}
-    tables = sorted([*TABLES, ATLAS_TABLE, "structures.sha256"])
+    tables = sorted([*STRUCTURE_TABLES, ATLAS_TABLE, "structures.sha256"])
     for name in tables:
         del wanted[name]
     out = write("--formats=pdb,cif", "--archive=true")
@@ -258,7 +258,7 @@ def test_what_biotite_cannot_write_is_one_line(inputs, esm, monkeypatch, kind):
     def fail(*arguments: object, **named: object) -> None:
         raise BadStructureError("3 pre-decimal columns\nfor B-factor")
 
-    monkeypatch.setattr(structures, f"{kind}_text", fail)
+    monkeypatch.setattr(texts, f"{kind}_text", fail)
     given = ("--quiet", f"--records={inputs / 'records.tsv'}", f"--formats={kind}")
     code, said = esm("structures", *given, inputs / "in.h5", inputs / "out")
     assert (code, len(said)) == (2, 1)
