@@ -11,6 +11,7 @@ from typing import Any
 
 import h5py
 import numpy as np
+import pyarrow.parquet
 import torch
 
 from esm_pipeline import (
@@ -81,7 +82,7 @@ def make(folder: Path) -> None:
     run("embed", "--model", MODEL, FASTA, folder / "array/OUT.npy")
     records, arrays = RESULTS / SAMPLE / "records.tsv", RESULTS / SAMPLE / "structures.h5"
     for name, archive in (("a", "false"), ("b", "true")):
-        flags = ["--formats=pdb,cif", "--pae=json,npz,cif", f"--archive={archive}"]
+        flags = ["--formats=pdb,cif,foldcomp", "--pae=json,npz,cif", f"--archive={archive}"]
         run("structures", *flags, "--records", records, arrays, folder / "run" / name)
 
 
@@ -109,6 +110,8 @@ def files_written(folder: Path) -> Iterator[str]:
 
 def columns_of(file: Path) -> list[str]:
     """Column names of a table; for scores.tsv those after the columns of the input."""
+    if file.suffix == ".parquet":
+        return [*pyarrow.parquet.read_schema(file).names]
     with file.open(newline="", encoding="utf-8") as lines:
         if file.suffix != ".tsv":
             return next(lines).split()
