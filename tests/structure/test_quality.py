@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tracemalloc
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,9 +18,12 @@ from esm_pipeline.structure.quality import (
     Limits,
     chain_breaks,
     close_pairs,
+    details,
     examine,
+    examine_structure,
     find_clashes,
 )
+from tests.folded import built
 from tests.oracles.peptides import HELIX, STRAND, peptide
 
 ALL = "ACDEFGHIKLMNQRSTVWYA"
@@ -248,6 +252,30 @@ def test_flags_come_in_order_and_each_is_explained():
     assert list(found) == [flag for flag in FLAGS if flag in found]
     assert len(found) >= 4
     assert all(flag.meaning for flag in FLAGS.values())
+
+
+def test_details_name_the_residues_of_each_flag():
+    """Two residues on top of each other, and what follows is 3 Å farther."""
+    found = built("AEKLAKRLEKAL")
+    found.positions[5] += found.positions[4, 1] - found.positions[5, 1] + 0.1
+    found.positions[9:] += 3.0
+    found = replace(found, ptm=0.25)
+    raised = ("clashes", "broken_chain", "low_ptm", "long")
+    assert set(raised[:3]) <= {*examine_structure(found).flags}
+    rows = {row.flag: row[1:] for row in details(found, raised)}
+    assert list(rows) == list(raised)
+    assert rows["clashes"][0] == "A2,A4-6"
+    assert int(rows["clashes"][1]) == examine_structure(found).clashes
+    assert rows["broken_chain"][0].endswith("A9-10")
+    assert rows["low_ptm"] == ("", "0.2500")
+    assert rows["long"] == ("", "12")
+
+
+def test_far_atoms_are_named():
+    found = built("AEK", "AA")
+    found.positions[3, 1] = 2e4
+    (row,) = details(found, examine_structure(found).flags[:1])
+    assert row == ("bad_coordinates", "B1", "1")
 
 
 def test_float32_will_do():

@@ -25,7 +25,6 @@ from esm_pipeline.structure.modelcif import ErrorFile, cif_text
 from esm_pipeline.structure.pae import cif_bytes
 from esm_pipeline.structure.pdb import pdb_text
 from esm_pipeline.structure.structure import Structure, terminal_oxygens
-from tests.conftest import NO_DICTIONARIES, NO_DSSP
 from tests.folded import FACTS, built
 from tests.oracles.peptides import STRAND
 
@@ -65,7 +64,7 @@ def states(structure: Structure, kind: str, folder: Path) -> dict[tuple[str, int
     return {(line[11], int(line[5:10])): line[16] for line in found}
 
 
-@pytest.mark.skipif(not shutil.which("mkdssp"), reason=NO_DSSP)
+@pytest.mark.skipif(not shutil.which("mkdssp"), reason="no mkdssp here")
 @each_case
 @each_kind
 def test_dssp_gives_every_residue_a_state(kind: str, name: str, tmp_path: Path):
@@ -84,7 +83,7 @@ def test_dssp_gives_every_residue_a_state(kind: str, name: str, tmp_path: Path):
         assert len(helical) == len(there) - 2 * len(structure.ends), "all but both ends"
 
 
-@pytest.mark.skipif(not shutil.which("mkdssp"), reason=NO_DSSP)
+@pytest.mark.skipif(not shutil.which("mkdssp"), reason="no mkdssp here")
 def test_dssp_refuses_a_file_without_a_header(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """The twin: what DSSP says is seen."""
     monkeypatch.setattr("esm_pipeline.structure.pdb.HEADER", "REMARK   1")
@@ -102,7 +101,7 @@ def validator(*names: str) -> ihm.dictionary.Dictionary:
 
 
 with_dictionaries = pytest.mark.skipif(
-    not (DICTIONARIES / "mmcif_ma.dic").exists(), reason=NO_DICTIONARIES
+    not (DICTIONARIES / "mmcif_ma.dic").exists(), reason="no dictionaries of mmCIF here"
 )
 
 

@@ -223,6 +223,8 @@ def test_white_space_and_lower_case_are_of_no_matter():
             "infer: sequence 1: '*' at place 2 of 'M*K' is not a residue; remove it, or write X",
         ),
         ("M-K", "infer: sequence 1: '-' at place 2"),
+        ("MK/A", "'/' at place 3 of 'MK/A' is not a residue; write ':' between chains"),
+        ("MK|A", "'|' at place 3 of 'MK|A' is not a residue; write ':' between chains"),
         ("MK1", "'1' at place 3"),
         ("MKé", "'É' at place 3"),
         (7, "7 is not a sequence; give text"),

@@ -14,6 +14,7 @@ import threading
 import time
 from concurrent.futures import InvalidStateError
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import gemmi
@@ -24,7 +25,11 @@ from biotite.structure import BadStructureError
 from esm_pipeline.formats.checksums import write_digests
 from esm_pipeline.formats.records import Record, write_records
 from esm_pipeline.formats.results.layout import RecordRow
-from esm_pipeline.formats.structure_files import STRUCTURE_COLUMNS
+from esm_pipeline.formats.structure_files import (
+    FLAG_COLUMNS,
+    PAIR_COLUMNS,
+    STRUCTURE_COLUMNS,
+)
 from esm_pipeline.structure.pae import to_angstrom
 from esm_pipeline.structure.structure import MEANINGLESS
 from esm_pipeline.tasks.fold import structures, texts
@@ -120,6 +125,83 @@ def test_the_table_has_every_record(write):
     assert (other["chains"], other["iptm"]) == ("2", f"{STRUCTURES[1].iptm:.4f}")
     assert (far["file"], far["chunk_size"]) == ("structures/00001/1003_far.pdb", "128")
     assert far["flags"] == "clashes;long"
+
+
+def rows_of(path: Path) -> list[list[str]]:
+    return [line.split("\t") for line in path.read_text().splitlines()]
+
+
+def test_flags_name_the_residues_concerned(inputs, write):
+    """Of every record with a structure, the second of two that share one included."""
+    found = replace(made_up("MKVUX"), mean_plddt=60.0, ptm=0.3)
+    found.plddt[:, 1] = [10, 80, 60, 71, 0]
+    flags = json.dumps(["low_plddt", "low_ptm", "replaced", "omitted"])
+    entries = [RecordRow(NAMES[index], index, row) for index, row in ROWS.items()]
+    write_arrays(inputs / "in.h5", [found, *STRUCTURES[1:]], entries, [15, 0, 0], flags=flags)
+    header, *rows = rows_of(write() / "flags.tsv")
+    assert header == list(FLAG_COLUMNS)
+    wanted = [
+        ["low_plddt", "A1,A3", "60.00"],
+        ["low_ptm", "", "0.3000"],
+        ["replaced", "A4", "U as C"],
+        ["omitted", "A5", "X"],
+    ]
+    assert [row[2:] for row in rows[:4]] == wanted
+    assert [row[2:] for row in rows[4:]] == wanted
+    assert {tuple(row[:2]) for row in rows} == {("0", "sp|P1|A"), ("4", "twin")}
+
+
+def test_what_is_truncated_or_too_large_for_pdb_is_flagged_with_its_reason(inputs, write):
+    large = [made_up(*["G"] * 63), *STRUCTURES[1:]]
+    entries = [RecordRow(NAMES[index], index, row) for index, row in ROWS.items()]
+    write_arrays(inputs / "in.h5", large, entries)
+    longer = [one._replace(length=70) if one.index == 1_003 else one for one in records()]
+    longer = [one._replace(length=63) if one.index in (0, 4) else one for one in longer]
+    write_records(inputs / "records.tsv", longer, ["fold"])
+    out = write()
+    rows = {(row[0], row[2]): row[3:] for row in rows_of(out / "flags.tsv")[1:]}
+    why = "63 chains, a PDB file has names for 62"
+    assert rows == {
+        ("0", "not_pdb"): ["", why],
+        ("4", "not_pdb"): ["", why],
+        ("1003", "truncated"): ["A61-70", "70"],
+    }
+    assert table(out)[1_003]["flags"] == "truncated"
+
+
+def test_pairs_of_chains_have_their_confidence(inputs, write):
+    one = made_up("GX", "AK", "W", seed=4)
+    entries = [RecordRow(NAMES[index], index, row) for index, row in ROWS.items()]
+    write_arrays(inputs / "in.h5", [STRUCTURES[0], one, STRUCTURES[2]], entries)
+    header, *rows = rows_of(write() / "chain_pairs.tsv")
+    assert header == list(PAIR_COLUMNS)
+    error = to_angstrom(one.pae)
+    places = {"A": [0], "B": [2, 3], "C": [4]}  # X has no atoms
+    wanted = []
+    for first, second in ("AB", "AC", "BC"):
+        a, b = places[first], places[second]
+        both = np.concatenate([error[np.ix_(a, b)].ravel(), error[np.ix_(b, a)].ravel()])
+        iptm = one.chain_iptm["ABC".index(first), "ABC".index(second)]
+        cells = [f"{iptm:.4f}", f"{both.mean():.2f}", f"{both.min():.2f}"]
+        wanted.append(["2", "a/b", first, second, *cells])
+    assert rows == wanted
+
+
+def test_the_mmcif_names_the_file_of_its_aligned_errors(write):
+    for flag, file, member in (
+        ("--archive=false", "../../pae/00000/0_sp_P1_A.cif", None),
+        ("--archive=true", "../pae/00000.zip", "0_sp_P1_A.cif"),
+    ):
+        out = write("--formats=cif", "--pae=cif", flag)
+        text = read_structure(out / "structures.tsv", 0).decode()
+        block = gemmi.cif.read_string(text).sole_block()
+        assert block.find_value("_ma_entry_associated_files.file_url") == file
+        assert block.find_value("_ma_associated_archive_file_details.file_path") == member
+        place = out / "structures" / ("." if member else "00000") / file
+        told = zipfile.ZipFile(place).read(member) if member else place.read_bytes()
+        pairs = gemmi.cif.read_string(told.decode()).sole_block()
+        assert len(pairs.find_values("_ma_qa_metric_local_pairwise.metric_value")) == 9
+        assert pairs.name == block.name
 
 
 def test_every_file_is_where_the_table_says_and_no_other(write):
