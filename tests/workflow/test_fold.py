@@ -17,7 +17,7 @@ import pytest
 from esm_pipeline.formats.records import read_records
 from esm_pipeline.formats.results.structures import Structures
 from esm_pipeline.structure.structure import MEANINGLESS
-from esm_pipeline.tasks.fold.tables import STRUCTURE_TABLES
+from esm_pipeline.tasks.fold.tables import ATLAS_TABLE, STRUCTURE_TABLES
 from tests.folded import read_structure
 from tests.workflow.test_interruption import Killed, clone  # noqa: F401
 from tests.workflow.tools import GOLDEN, RECORDS, SAMPLE, Run, config, jobs, snakemake
@@ -69,6 +69,7 @@ def test_only_results_remain(folded):
     sample = folded.results / SAMPLE
     files = {row["file"] for row in rows(folded) if row["file"]}
     wanted = {"records.tsv", "inputs.sha256", "structures.h5", *STRUCTURE_TABLES, *files}
+    wanted |= {ATLAS_TABLE}
     wanted |= {"structures.sha256", "fold/00000.sha256", "fold/00000.status.tsv"}
     wanted |= {f"bundles/00000.{end}" for end in ("fasta", "index.npz", "records.tsv")}
     wanted |= {"bundles/digests.sha256", "counts/digests.sha256", "counts/records.json"}

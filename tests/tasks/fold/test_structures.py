@@ -35,7 +35,7 @@ from esm_pipeline.structure.structure import MEANINGLESS
 from esm_pipeline.tasks.fold import structures, texts
 from esm_pipeline.tasks.fold.collected import Collector, WrittenGroup
 from esm_pipeline.tasks.fold.tables import ATLAS_TABLE, STRUCTURE_TABLES
-from tests.folded import made_up, read_pae, read_structure, write_arrays
+from tests.folded import made_up, read_member, read_pae, read_structure, write_arrays
 
 STRUCTURES = [made_up("MKV", seed=1), made_up("GXA", "W", seed=2), made_up("AC" * 30, seed=3)]
 ROWS = {0: 0, 2: 1, 4: 0, 1_003: 2}
@@ -190,7 +190,7 @@ def test_pairs_of_chains_have_their_confidence(inputs, write):
 def test_the_mmcif_names_the_file_of_its_aligned_errors(write):
     for flag, file, member in (
         ("--archive=false", "../../pae/00000/0_sp_P1_A.cif", None),
-        ("--archive=true", "../pae/00000.zip", "0_sp_P1_A.cif"),
+        ("--archive=true", "../pae/00000.tar", "00000/0_sp_P1_A.cif.gz"),
     ):
         out = write("--formats=cif", "--pae=cif", flag)
         text = read_structure(out / "structures.tsv", 0).decode()
@@ -198,7 +198,7 @@ def test_the_mmcif_names_the_file_of_its_aligned_errors(write):
         assert block.find_value("_ma_entry_associated_files.file_url") == file
         assert block.find_value("_ma_associated_archive_file_details.file_path") == member
         place = out / "structures" / ("." if member else "00000") / file
-        told = zipfile.ZipFile(place).read(member) if member else place.read_bytes()
+        told = read_member(place / member) if member else place.read_bytes()
         pairs = gemmi.cif.read_string(told.decode()).sole_block()
         assert len(pairs.find_values("_ma_qa_metric_local_pairwise.metric_value")) == 9
         assert pairs.name == block.name
