@@ -18,10 +18,6 @@ from pathlib import Path, PurePosixPath
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
-import pyarrow
-import pyarrow.compute
-import pyarrow.csv
-
 from esm_pipeline.errors import AmbiguousIdError, DamagedError, InputError
 from esm_pipeline.formats.foldcomp_database import INDEX_ENDING, FoldcompDatabase
 from esm_pipeline.formats.structure_archives import GZIP, TAR, read_archived
@@ -29,10 +25,13 @@ from esm_pipeline.structure.foldcomp_codec import decompressed, require_foldcomp
 
 if TYPE_CHECKING:
     import pandas as pd
+    import pyarrow
 
 TABLE_NAME, FOLDER_NAME = "structures.tsv", "structures"
 ZIP = ".zip"
-READ_COLUMNS = {"index": pyarrow.int64(), "id": pyarrow.string(), "file": pyarrow.string()}
+READ_COLUMNS = {"index": "int64", "id": "string", "file": "string"}
+"""Columns that are read of a table, and their types in Arrow."""
+
 FOLDCOMP_KIND = "pdb"
 """What an entry of a Foldcomp database is decompressed to."""
 
@@ -42,7 +41,7 @@ def is_structure_files(path: str | os.PathLike[str]) -> bool:
     place = Path(path)
     if place.is_dir():
         return table_in(place) is not None
-    return place.name.endswith(".tsv") or is_database(place)
+    return is_database(place) or (place.is_file() and place.name.endswith(TABLE_NAME))
 
 
 def is_database(path: Path) -> bool:
@@ -152,6 +151,8 @@ class StructureFiles:
         return frame
 
     def _places(self, key: str | int) -> list[int]:
+        import pyarrow.compute
+
         column = "id" if isinstance(key, str) else "index"
         found = pyarrow.compute.equal(self._table[column], key)
         places: list[int] = pyarrow.compute.indices_nonzero(found).to_pylist()
@@ -209,15 +210,25 @@ class StructureFiles:
             raise DamagedError(str(container), f"entry {key}: {error}") from None
 
 
+def arrow_type(column: str) -> pyarrow.DataType:
+    """The type of one of `READ_COLUMNS`."""
+    import pyarrow
+
+    return pyarrow.type_for_alias(READ_COLUMNS[column])
+
+
 def rows_of_table(path: Path) -> pyarrow.Table:
     """Index, id and file of the records in a `structures.tsv` that have a file."""
+    import pyarrow.compute
+    import pyarrow.csv
+
     try:
         table = pyarrow.csv.read_csv(
             path,
             parse_options=pyarrow.csv.ParseOptions(delimiter="\t", newlines_in_values=True),
             convert_options=pyarrow.csv.ConvertOptions(
                 include_columns=list(READ_COLUMNS),
-                column_types=READ_COLUMNS,
+                column_types={name: arrow_type(name) for name in READ_COLUMNS},
                 strings_can_be_null=False,
             ),
         )
@@ -229,8 +240,11 @@ def rows_of_table(path: Path) -> pyarrow.Table:
 
 def rows_of_database(path: Path) -> pyarrow.Table:
     """The same for a Foldcomp database, whose keys are the indices."""
-    keys, names = zip(*FoldcompDatabase(path).names(), strict=True)
+    import pyarrow
+
+    entries = list(FoldcompDatabase(path).names())
+    keys, names = ([entry[place] for entry in entries] for place in (0, 1))
     files = [f"{path.name}/{key}" for key in keys]
-    columns = zip((keys, names, files), READ_COLUMNS.values(), strict=True)
-    arrays = [pyarrow.array(values, kind) for values, kind in columns]
+    columns = zip((keys, names, files), READ_COLUMNS, strict=True)
+    arrays = [pyarrow.array(values, arrow_type(name)) for values, name in columns]
     return pyarrow.table(arrays, names=list(READ_COLUMNS))

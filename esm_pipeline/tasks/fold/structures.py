@@ -28,7 +28,6 @@ import numpy as np
 from esm_pipeline.errors import CapacityError, InputError
 from esm_pipeline.files import atomic_folder, atomic_path, naming_errors
 from esm_pipeline.flags import add_flags, require_file, section_from
-from esm_pipeline.formats.atlas_table import write_atlas_table
 from esm_pipeline.formats.checksums import check_listed, line
 from esm_pipeline.formats.foldcomp_database import EntriesFile
 from esm_pipeline.formats.records import Record, read_records
@@ -179,6 +178,8 @@ def write_files(
             facts.seek(0)
             entries = write_structure_tables(tables, arrays, records, settings, facts)
             listing.writelines(collector.finish(STRUCTURES_FOLDER, entries))
+        from esm_pipeline.formats.atlas_table import write_atlas_table
+
         write_atlas_table(tables[0], atlas)
         for old in (*STRUCTURE_TABLES, ATLAS_TABLE, DIGESTS):
             (output / old).unlink(missing_ok=True)  # they describe the previous folders

@@ -20,7 +20,6 @@ from pathlib import Path
 from esm_pipeline.errors import InputError
 from esm_pipeline.files import atomic_path, atomic_paths, require_apart
 from esm_pipeline.flags import number_of_parts
-from esm_pipeline.formats.atlas_table import write_atlas_table
 from esm_pipeline.formats.bundles import RANGE, index_path, record_table_of
 from esm_pipeline.formats.checksums import write_digests
 from esm_pipeline.locks import Outputs
@@ -94,6 +93,8 @@ def run(args: argparse.Namespace) -> int:
     elif args.what == OF_TABLES:
         record_table.write_merged_table(args)
     elif args.what == OF_ATLAS:
+        from esm_pipeline.formats.atlas_table import write_atlas_table
+
         ending_of(args.out, (".parquet",))
         with atomic_path(args.out) as path:
             write_atlas_table(args.table, path)
