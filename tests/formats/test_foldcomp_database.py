@@ -19,7 +19,7 @@ from esm_pipeline.structure.foldcomp_codec import foldcomp_entry
 from esm_pipeline.structure.pdb import pdb_text
 from tests.ideal_chains import ideal_chain
 
-foldcomp = pytest.importorskip("foldcomp", reason="foldcomp has no wheel here")
+foldcomp = pytest.importorskip("foldcomp", reason="no foldcomp here")
 
 SIZES = {3: 20, 4: 30, 70: 25}
 """Key and residues of each entry."""

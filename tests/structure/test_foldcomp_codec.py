@@ -24,7 +24,7 @@ from esm_pipeline.structure.structure import Structure
 from tests.folded import EVERY, made_up
 from tests.ideal_chains import backbone, ideal_chain
 
-pytest.importorskip("foldcomp", reason="foldcomp has no wheel here")
+pytest.importorskip("foldcomp", reason="no foldcomp here")
 
 
 def entry(structure: Structure, name: str = "P1") -> tuple[bytes, str]:

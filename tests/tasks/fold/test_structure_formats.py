@@ -18,7 +18,7 @@ from esm_pipeline.structure.structure import Structure
 from tests.folded import made_up, write_arrays
 from tests.ideal_chains import ideal_chain
 
-foldcomp = pytest.importorskip("foldcomp", reason="foldcomp has no wheel here")
+foldcomp = pytest.importorskip("foldcomp", reason="no foldcomp here")
 
 STRUCTURES: list[Structure] = [
     ideal_chain("helix", 40, seed=1),

@@ -19,7 +19,7 @@ from esm_pipeline.formats.results.writer import RaggedWriter
 from esm_pipeline.settings.result_names import bundle_names, of_bundles
 from esm_pipeline.tasks.common.model_file import write_model_file
 from esm_pipeline.tasks.embed import report as report_embeddings
-from esm_pipeline.tasks.fold.tables import STRUCTURE_TABLES
+from esm_pipeline.tasks.fold.tables import ATLAS_TABLE, STRUCTURE_TABLES
 from esm_pipeline.tasks.run import provenance, tallies
 from tests.folded import made_up as made_up_structure
 from tests.folded import write_arrays
@@ -91,6 +91,7 @@ def write_run(folder: Path, bundles: int) -> str:
             parts = [sample / "structures" / bundle / name for bundle in names]
             flags = [] if name == STRUCTURE_TABLES[0] else ["--any-rows"]
             run("aggregate", "tables", *flags, f"--out={sample / name}", *parts)
+        run("aggregate", "atlas", f"--out={sample / ATLAS_TABLE}", sample / STRUCTURE_TABLES[0])
     told = [f"--status={task}={sample / task}" for task in TASKS]
     told += [f"--out={sample / 'records.tsv'}", f"--counts={sample / 'counts' / 'records.json'}"]
     run("aggregate", "records", f"--bundles={sample / 'bundles'}", f"--count={bundles}", *told)
