@@ -24,7 +24,6 @@ from esm_pipeline.structure.quality import STORED_FLAGS
 from esm_pipeline.tasks.fold import predictor
 from esm_pipeline.tasks.fold.batches import FoldMode
 from tests.allocator import Allocator
-from tests.folded import read_pae
 
 FASTA = """\
 >a first
@@ -177,30 +176,6 @@ def test_every_record_is_reported(fold):
 
 def test_quiet_says_nothing(fold):
     assert fold("--quiet")[1] == []
-
-
-def test_unusual_residues_are_folded_as_others_or_left_out(fold, alone):
-    out, _ = fold("--pae=npz", "--formats=cif")
-    reason = outcomes(out.with_name("out.records.tsv"))["d"].reason
-    other = "(set --ambiguous to approximate to fold {} as {})"
-    assert reason.split("; ") == [
-        f"B at residue 21 left out, without atoms {other.format('B', 'D')}",
-        "O at residue 24 folded as K",
-        "U at residue 22 folded as C",
-        "X at residue 25 left out, without atoms",
-        f"Z at residue 23 left out, without atoms {other.format('Z', 'E')}",
-    ]
-    row = table(out / "structures.tsv")["d"]
-    assert {"replaced", "omitted"} <= {*row["flags"].split(";")}
-    assert read_pae(out / "pae/00000/4_d.npz").shape == (22, 22)
-    out, _ = fold("--ambiguous=approximate", "--pae=npz", out="approximate")
-    found = outcomes(out.with_name("approximate.records.tsv"))
-    assert found["d"].reason == (
-        "B at residue 21 folded as D; O at residue 24 folded as K; U at residue 22 folded as C; "
-        "X at residue 25 left out, without atoms; Z at residue 23 folded as E"
-    )
-    assert found["nothing"].status == "ok", "its B is a D"
-    assert read_pae(out / "pae/00000/4_d.npz").shape == (24, 24)
 
 
 def test_the_same_run_gives_the_same_bytes(fold):
