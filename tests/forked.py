@@ -29,6 +29,7 @@ CHANGES = ("open", "pwrite", "posix_fallocate", "fsync", "chmod", "unlink", "rep
 MODULES = (
     "encodings.cp437",  # of names in a zip file
     "h5py",
+    "pyarrow.parquet",
     "matplotlib.backends.backend_svg",
     "matplotlib.figure",
     *(f"esm_pipeline.tasks.run.{name}" for name in ("shard", "aggregate", "verdict")),

@@ -1,10 +1,23 @@
 # The gathered structures of a bundle -> the files that people open. Rules of their own, so that a
 # change to these files folds nothing again.
+from importlib.util import find_spec
+
 from esm_pipeline.settings import StructureSettings
 
 STRUCTURE_TABLES = ("structures.tsv", "flags.tsv", "chain_pairs.tsv")
 ATLAS_TABLE = "structures.parquet"
 OF_BUNDLE = "structures/{bundle}"
+
+
+if (
+    "foldcomp" in settings.fold.formats
+    and not jobs_have_own_python()
+    and find_spec("foldcomp") is None
+):
+    raise WorkflowError(
+        "fold.formats: foldcomp needs the package foldcomp; install it with "
+        "pip install 'esm-pipeline[foldcomp]', or choose pdb or cif"
+    )
 
 
 def add_structures_rule(layout):
@@ -61,7 +74,9 @@ if MANY:
     for name in STRUCTURE_TABLES[1:]:
         add_merge_rule(name, f"{OF_BUNDLE}/{name}", "--any-rows")
 
-    rule atlas:
+    rule:
+        name:
+            "atlas"
         input:
             f"{OUT}/{{sample}}/structures.tsv",
         output:
