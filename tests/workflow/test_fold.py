@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -20,7 +21,7 @@ from esm_pipeline.structure.structure import MEANINGLESS
 from esm_pipeline.tasks.fold.tables import ATLAS_TABLE, STRUCTURE_TABLES
 from tests.folded import read_structure
 from tests.workflow.test_interruption import Killed, clone  # noqa: F401
-from tests.workflow.tools import GOLDEN, RECORDS, SAMPLE, Run, config, jobs, snakemake
+from tests.workflow.tools import GOLDEN, RECORDS, ROOT, SAMPLE, Run, config, jobs, snakemake
 
 FOLD = "threads: 1, num_recycles: 1, formats: [pdb, cif], pae: [json, npz]"
 OUTPUTS = {"provenance", "report", "counts", "verdict"}
@@ -202,3 +203,28 @@ def test_killed_again_and_again(folded, tmp_path, clone):  # noqa: F811
     assert_same(killed.run("--rerun-incomplete"), folded)
     with Structures.open(folded.results / SAMPLE / "structures.h5") as arrays:
         assert len(arrays.length) == 6
+
+
+HIDDEN = """\
+import importlib.util
+find = importlib.util.find_spec
+importlib.util.find_spec = lambda name, *more: None if name == "foldcomp" else find(name, *more)
+"""
+
+
+def test_a_missing_foldcomp_is_an_error_before_any_job(tmp_path):
+    shutil.copy(GOLDEN / "my proteins.fasta", tmp_path)
+    (tmp_path / "site").mkdir()
+    (tmp_path / "site" / "sitecustomize.py").write_text(HIDDEN)
+    command = [sys.executable, "-m", "snakemake", "-n", "--snakefile", ROOT / "Snakefile"]
+    done = subprocess.run(
+        [*command, *arguments("fold={formats: [pdb, foldcomp]}")],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(tmp_path / "site")},
+        capture_output=True,
+        text=True,
+    )
+    said = done.stdout + done.stderr
+    assert done.returncode == 1
+    assert "install it with pip install 'esm-pipeline[foldcomp]', or choose pdb" in said
+    assert "Traceback" not in said
