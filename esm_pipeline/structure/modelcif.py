@@ -81,6 +81,8 @@ def cif_text(
         **(associated_categories(name, errors) if errors else {}),
         "atom_type": {"symbol": sorted(set(atoms.element.tolist()))},
     }
+    if not facts:
+        del described["ma_software_parameter"]
     for category, columns in described.items():
         block[category] = CIFCategory({key: CIFColumn(as_texts(v)) for key, v in columns.items()})
     set_atoms(block, atoms, np.array(entities)[structure.chains[atoms.residue]])
@@ -230,7 +232,7 @@ def model_categories(facts: Mapping[str, str]) -> dict[str, dict[str, object]]:
             "ordinal_id": 1,
             "group_id": 1,
             "software_id": 1,
-            "parameter_group_id": 1,
+            "parameter_group_id": 1 if names else ".",
         },
         "ma_protocol_step": {
             "ordinal_id": 1,

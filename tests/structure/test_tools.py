@@ -262,6 +262,12 @@ def test_places_name_chains_and_ranges():
     assert structure.places([2, 3, 4, 5, 6]) == "A3-4,B1-3"
 
 
+def test_a_file_without_settings():
+    text = cif_text(CASES["one chain"], "n", "title", {})
+    assert "_ma_software_parameter" not in text
+    assert len(alpha_carbons(text, "cif", "gemmi")[1]) == len(HELIX)
+
+
 def test_what_is_in_which_entity():
     text = text_of(replace(CASES["complex"]), "cif")
     block = gemmi.cif.read_string(text).sole_block()
