@@ -6,6 +6,7 @@ And one thread a process where several run side by side.
 from __future__ import annotations
 
 import os
+import platform
 from collections.abc import Generator
 
 import hypothesis
@@ -28,6 +29,12 @@ MAY_SKIP_IN_CI = (
 )
 """Beginnings of the ids of tests that may be skipped in CI."""
 
+NO_DSSP, NO_DICTIONARIES = "no mkdssp here", "no dictionaries of mmCIF here"
+"""Why tests of structure files may be skipped: they need packages of Debian, see `.ci/run`."""
+
+NO_FOLDCOMP = "no foldcomp here"
+"""Why any test may be skipped on Linux on arm64, for which foldcomp has no wheel."""
+
 NO_EXACT_PRODUCT = "no exact 8-bit product here"
 """Why any test may be skipped in CI: int8 needs a processor that has one (VNNI)."""
 
@@ -36,7 +43,9 @@ def forbid_skip(report: pytest.TestReport | pytest.CollectReport) -> None:
     """Turn a skip into a failure in CI, unless the test or the reason is expected there."""
     why = report.longrepr[2] if isinstance(report.longrepr, tuple) else str(report.longrepr)
     expected = hasattr(report, "wasxfail") or report.nodeid.startswith(MAY_SKIP_IN_CI)
-    expected = expected or why.endswith(f": {NO_EXACT_PRODUCT}")
+    reasons = [NO_EXACT_PRODUCT, NO_DSSP, NO_DICTIONARIES]
+    reasons += [NO_FOLDCOMP] if platform.machine() == "aarch64" else []
+    expected = expected or why.endswith(tuple(f": {reason}" for reason in reasons))
     if report.skipped and not expected and os.environ.get("CI"):
         report.outcome = "failed"
         report.longrepr = (

@@ -13,6 +13,7 @@ from unittest.mock import patch
 
 import h5py
 import numpy as np
+import pyarrow.parquet
 import torch
 
 from esm_pipeline import (
@@ -24,6 +25,7 @@ from esm_pipeline import (
 from esm_pipeline.cli import main
 from esm_pipeline.errors import IN_WORKFLOW
 from esm_pipeline.settings.result_names import IN_SAMPLE, MODELS, TOP
+from esm_pipeline.structure.quality import FLAGS_OF_FILES
 from tests.workflow.tools import GOLDEN, SAMPLE, TINY
 
 RESULTS = GOLDEN / "results"
@@ -36,7 +38,7 @@ CLASSIFIERS = {
     "value": ("regression", ["one"]),
     "values": ("regression", ["one", "two"]),
 }
-OWN_FLAGS = ["not_pdb"]
+OWN_FLAGS = [*FLAGS_OF_FILES]
 """Flags that structures.tsv adds to those in structures.h5."""
 
 
@@ -88,7 +90,7 @@ def make(folder: Path) -> None:
     (folder / "OUT.names.tsv").rename(folder / "array/OUT.names.tsv")
     records, arrays = RESULTS / SAMPLE / "records.tsv", RESULTS / SAMPLE / "structures.h5"
     for name, archive in (("a", "false"), ("b", "true")):
-        flags = ["--formats=pdb,cif", "--pae=json,npz", f"--archive={archive}"]
+        flags = ["--formats=pdb,cif,foldcomp", "--pae=json,npz,cif", f"--archive={archive}"]
         run("structures", *flags, "--records", records, arrays, folder / "run" / name)
 
 
@@ -116,6 +118,8 @@ def files_written(folder: Path) -> Iterator[str]:
 
 def columns_of(file: Path) -> list[str]:
     """Column names of a table; for scores.tsv those after the columns of the input."""
+    if file.suffix == ".parquet":
+        return [*pyarrow.parquet.read_schema(file).names]
     with file.open(newline="", encoding="utf-8") as lines:
         if file.suffix != ".tsv":
             return next(lines).split()

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import csv
+import gzip
 import json
-import zipfile
+import tarfile
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +16,7 @@ from esm_pipeline.formats.results.structures import ARRAYS, Structures, write_st
 from esm_pipeline.formats.results.writer import RaggedWriter
 from esm_pipeline.structure import residues
 from esm_pipeline.structure.structure import Structure
+from tests.oracles.peptides import HELIX, peptide
 
 EVERY = residues.LETTERS[: residues.UNKNOWN]
 FACTS = {"software": "esm_pipeline 0.1", "model": "some/model", "num_recycles": "3"}
@@ -22,17 +25,39 @@ FACTS = {"software": "esm_pipeline 0.1", "model": "some/model", "num_recycles": 
 def made_up(*chains: str, seed: int = 0, spread: float = 30.0) -> Structure:
     """A structure of `chains`, sequences of letters."""
     random = np.random.default_rng(seed)
-    size = sum(map(len, chains))
+    size, count = sum(map(len, chains)), len(chains)
+    pairs = np.triu(np.random.default_rng(seed).uniform(size=(count, count)), 1)
     return Structure(
-        aatype=residues.encode("".join(chains)),
+        aatype=residues.encode(residues.folded_sequence("".join(chains))),
         chains=np.repeat(np.arange(len(chains)), [*map(len, chains)]),
         positions=(random.normal(size=(size, 14, 3)) * spread).astype(np.float32),
         plddt=random.uniform(0, 100, size=(size, 14)).astype(np.float32),
         pae=random.integers(2, 255, size=(size, size), dtype=np.uint8),
         mean_plddt=float(random.uniform(0, 100)),
         ptm=float(random.uniform()),
-        iptm=float(random.uniform()) if len(chains) > 1 else None,
+        iptm=float(random.uniform()) if count > 1 else None,
+        letters="".join(chains),
+        chain_iptm=with_diagonal(pairs + pairs.T) if count > 1 else None,
     )
+
+
+def built(*chains: str, angles: tuple[float, float] = HELIX) -> Structure:
+    """A structure of `chains` with sound geometry, helices by default, 40 Å apart."""
+    found = made_up(*chains)
+    parts = []
+    for number, chain in enumerate(chains):
+        positions, _ = peptide(residues.folded_sequence(chain), *angles)
+        parts.append(positions.numpy() + np.array([0, 40.0 * number, 0]))
+    positions = np.concatenate(parts).astype(np.float32)
+    corner = positions[found.present, :4].min((0, 1))
+    return replace(found, positions=positions - corner)  # within the range of a PDB file
+
+
+def with_diagonal(matrix: np.ndarray) -> np.ndarray:
+    """The matrix in float32 with nan on its diagonal."""
+    found = matrix.astype(np.float32)
+    np.fill_diagonal(found, np.nan)
+    return found
 
 
 def write_arrays(
@@ -74,9 +99,12 @@ def read_pae(path: Path) -> np.ndarray:
 
 def read_member(place: Path) -> bytes:
     """A file that `structures.tsv` names, in a folder or an archive."""
-    if place.parent.suffix == ".zip":
-        with zipfile.ZipFile(place.parent) as archive:
-            return archive.read(place.name)
+    for archive in place.parents:
+        if archive.suffix == ".tar":
+            with tarfile.open(archive) as file:
+                member = file.extractfile(str(place.relative_to(archive)))
+                assert member
+                return gzip.decompress(member.read())
     return place.read_bytes()
 
 

@@ -31,6 +31,7 @@ MODULES = (
     "anndata.io",
     "encodings.cp437",  # of names in a zip file
     "h5py",
+    "pyarrow.parquet",
     "matplotlib.backends.backend_svg",
     "matplotlib.figure",
     *(f"esm_pipeline.tasks.run.{name}" for name in ("shard", "aggregate", "verdict")),

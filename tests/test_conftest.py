@@ -41,6 +41,12 @@ def test_skips_fail_in_ci_only(tmp_path, ci):
     assert ("a skip in CI is a failure" in said) is ci
 
 
+@pytest.mark.parametrize("reason", ["no mkdssp here", "no dictionaries of mmCIF here"])
+def test_packages_of_debian_may_be_missing(tmp_path, reason):
+    source = f"import pytest\ndef test_a(): pytest.skip({reason!r})\n"
+    assert "1 skipped" in run(tmp_path, {"one": source}, ci=True)
+
+
 def test_a_processor_without_exact_products_may_skip(tmp_path):
     reasons = ("no exact 8-bit product here", "there is no exact 8-bit product here, or so")
     sources = {

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from esm_pipeline.formats.records import Outcome, Record, read_records
-from tests.test_life import LIVES, SETTINGS, expected, pipe, run
+from esm_pipeline.formats.records import Record, read_records
+from tests.test_life import CHANGED, LIVES, SETTINGS, expected, pipe, run, spelled
 from tests.workflow.tools import snakemake
 
 SAMPLE = "in"
@@ -20,12 +20,31 @@ WAYS = ["fold", "pipe", pytest.param("workflow", marks=pytest.mark.long)]
 COMPLEXES = {"complex", "same complex"}
 
 
+WITHOUT_ATOMS = "left out, without atoms"
+APPROXIMATE = "(set TASK.ambiguous to approximate to fold {} as {})"
+OTHERWISE = {
+    "B": f"{WITHOUT_ATOMS} {APPROXIMATE.format('B', 'D')}",
+    "O": "folded as K",
+    "U": "folded as C",
+    "X": WITHOUT_ATOMS,
+    "Z": f"{WITHOUT_ATOMS} {APPROXIMATE.format('Z', 'E')}",
+}
+"""What becomes of residues that are none of the 20 amino acids."""
+
+
 def folded(name: str, settings: str, way: str) -> Record:
     """The row of one record."""
     record = expected(name, settings, way)._replace(outcomes={})
-    skipped = record.status == "skipped"
-    outcome = Outcome("skipped", record.reason) if skipped else Outcome("ok")
-    return record.with_outcome("fold", *outcome)
+    if record.status == "skipped":
+        return record.with_outcome("fold", "skipped", record.reason)
+    changed = CHANGED.get(name, {}) if settings == "changed" else {}
+    sequence = str(changed.get("sequence", LIVES[name].sequence))
+    told = [
+        f"{letter} at residue {sequence.index(letter) + 1} {what}"
+        for letter, what in OTHERWISE.items()
+        if letter in sequence
+    ]
+    return record.with_outcome("fold", "ok", spelled("; ".join(told), "fold", way))
 
 
 def live(folder: Path, settings: str, way: str) -> tuple[Path, Path]:

@@ -248,7 +248,10 @@ def test_a_folder_that_is_a_link_stays_one(tmp_path, name, make):
         assert main([*command, "--pae=json"]) == 0
         assert (out / name).is_symlink()
         assert names(tmp_path / "elsewhere") == ["00000"]
-        assert names(out) == ["pae", "structures", "structures.sha256", "structures.tsv"]
+        assert names(out) == [
+            *("chain_pairs.tsv", "flags.tsv", "pae"),
+            *("structures", "structures.parquet", "structures.sha256", "structures.tsv"),
+        ]
 
 
 def file_there(out: Path, name: str) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from esm_pipeline.structure.quality import FLAGS
 from tests.example_results import READERS, datasets_of, files_named, files_written, make, sizes_of
 from tests.reference_page import (
     DOCS,
@@ -209,6 +210,20 @@ def test_every_file_and_what_is_in_it(existing):
     assert content_differences(PAGE, existing) == []
     assert len(existing) > 25
     assert all(existing.values())
+
+
+def test_flags_have_their_own_sentences():
+    """Those that the report and `flags.tsv` have: what one means is written once."""
+    meanings, rows = [
+        table.rows for table in read_tables(PAGE) if table.kind in ("flag", "in `flag`")
+    ]
+    assert [(row[0].strip("`"), row[1]) for row in meanings] == [
+        (name, flag.meaning) for name, flag in FLAGS.items()
+    ]
+    assert [(row[0].strip("`"), row[1], row[2]) for row in rows] == [
+        (name, flag.residues or "none: it concerns the whole structure", flag.value or "none")
+        for name, flag in FLAGS.items()
+    ]
 
 
 def test_every_file_with_names_in_it_leads_to_them():

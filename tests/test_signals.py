@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 import tomllib
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -78,17 +79,24 @@ def as_in_a_terminal() -> None:
         signal.signal(getattr(signal, name), signal.SIG_DFL)
 
 
-def start(arrays: Path, out: Path, processes: int, *before: str) -> subprocess.Popen[str]:
+def start(
+    arrays: Path,
+    out: Path,
+    processes: int,
+    *before: str,
+    flags: Sequence[str] = (),
+    begun: str = ".structures.*/*/*",
+) -> subprocess.Popen[str]:
     """The command `structures`, after it has begun to write files."""
     command = [*before, sys.executable, "-m", "esm_pipeline", "structures", "--quiet"]
-    options = [f"--threads={processes}", f"--records={arrays / 'records.tsv'}"]
+    options = [f"--threads={processes}", f"--records={arrays / 'records.tsv'}", *flags]
     process = subprocess.Popen(
         [*command, *options, arrays / "a.h5", out],
         stderr=subprocess.PIPE,
         text=True,
         preexec_fn=as_in_a_terminal,
     )
-    wait_until(lambda: list(out.glob(".structures.*/*/*")) or process.poll() is not None)
+    wait_until(lambda: list(out.glob(begun)) or process.poll() is not None)
     assert process.poll() is None
     return process
 
@@ -108,6 +116,20 @@ def test_structures_obeys_soon_and_leaves_nothing(arrays, tmp_path, name, proces
     assert said.count("\n") <= 1
     assert not any(map(is_there, started))
     assert not out.exists()
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_archives_and_databases_that_are_interrupted_leave_nothing(arrays, tmp_path, processes):
+    pytest.importorskip("foldcomp", reason="no foldcomp here")
+    flags = ("--archive=true", "--formats=pdb,foldcomp")
+    process = start(
+        arrays, tmp_path / "out", processes, flags=flags, begun=".structures.*/.00000.tar"
+    )
+    process.send_signal(signal.SIGTERM)
+    said = process.communicate(timeout=60)[1]
+    assert process.returncode == 128 + signal.SIGTERM
+    assert said.count("\n") <= 1
+    assert not (tmp_path / "out").exists()
 
 
 def test_structures_obeys_when_all_its_processes_get_the_signal(arrays, tmp_path):

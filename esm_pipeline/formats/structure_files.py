@@ -1,8 +1,9 @@
 """Files of many structures: safe names, folders of bounded size or archives, and their table.
 
-A folder, or a zip archive instead, holds the files of 1,000 records of the input.
-`structures.tsv` has the path of each record's file; in an archive it is written as
-`structures/00012.zip/12345_P12345.pdb`.
+A folder holds the files of 1,000 records of the input; an archive holds many such folders.
+`structures.tsv` has the path of each record's file, such as `structures/00012/12345_P1.pdb`; in an
+archive it is `structures/00000.tar/00012/12345_P1.pdb.gz`, in a Foldcomp database
+`structures/foldcomp/12345`.
 """
 
 from __future__ import annotations
@@ -10,15 +11,14 @@ from __future__ import annotations
 import csv
 import os
 import re
-import zipfile
 from collections.abc import Iterator
 from hashlib import sha256
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import IO, Self
 
 from esm_pipeline.errors import InputError
-from esm_pipeline.formats.checksums import sha256 as digest_of
+from esm_pipeline.formats.structure_archives import ARCHIVE_INDEX, TAR, ArchiveMember, write_member
 
 RECORDS_PER_FOLDER = 1_000
 """Records of the input in one folder."""
@@ -26,16 +26,24 @@ RECORDS_PER_FOLDER = 1_000
 NAME_LENGTH = 80
 """Most characters of an id in a file name."""
 
-LONG_AGO = (1980, 1, 1, 0, 0, 0)
-"""Time of all members, so that the same structures give the same archive."""
-
 STRUCTURE_COLUMNS = (
     *("index", "id", "status", "reason", "length", "chains", "plddt", "ptm", "iptm"),
-    *("num_recycles", "chunk_size", "file", "flags"),
+    *("num_recycles", "chunk_size", "file", "flags", "num_conf", "crc64"),
 )
 """Columns of `structures.tsv`."""
 
-OURS = re.compile(r"\d{5,}(\.zip)?|\.snakemake_timestamp")
+FLAG_COLUMNS = ("index", "id", "flag", "residues", "value")
+"""Columns of `flags.tsv`: a row for each flag of each record."""
+
+PAIR_COLUMNS = ("index", "id", "chain_1", "chain_2", "iptm", "mean_pae", "min_pae")
+"""Columns of `chain_pairs.tsv`: a row for each two chains of each complex."""
+
+DATABASE = "foldcomp"
+"""Name of a Foldcomp database among the files of structures."""
+
+OURS = re.compile(
+    rf"\d{{5,}}(\.tar|\.zip)?|{ARCHIVE_INDEX}|{DATABASE}(\.[a-z]+)?|\.snakemake_timestamp"
+)
 """Names that may lie in the output folder of structures."""
 
 
@@ -66,30 +74,35 @@ def require_ours(folder: Path) -> None:
 
 
 class FileBundle:
-    """A context manager: a folder or an archive that files are added to, created with the first.
+    """A context manager: a folder, or a part of an archive, that files are added to.
 
-    On exit, `digests` has the digest of each file, or of the archive, by path within `parent`.
+    It is created with the first file. `digests` has the digest of each file in a folder by its path
+    within `parent`. `members` are those of an archive, with index and id of the record of each; the
+    part of the archive is the file `part`.
     """
 
     def __init__(self, parent: Path, name: str, *, archive: bool) -> None:
-        self.name = f"{name}.zip" if archive else name
+        self.name = name
         self.digests: dict[str, str] = {}
-        self._path, self._archive = parent / self.name, archive
-        self._zip: zipfile.ZipFile | None = None
+        self.members: list[tuple[int, str, ArchiveMember]] = []
+        self.part = parent / f".{name}{TAR}"
+        self._folder, self._archive = parent / name, archive
+        self._file: IO[bytes] | None = None
 
-    def add(self, name: str, data: bytes) -> None:
-        """Add one file. Raises OSError, for example on a full disk."""
+    def add(self, name: str, data: bytes, index: int = 0, own: str = "") -> None:
+        """Add one file, of the record with an `index` and its `own` id.
+
+        Raises OSError, for example on a full disk.
+        """
         if not self._archive:
-            self._path.mkdir(exist_ok=True)
-            (self._path / name).write_bytes(data)
+            self._folder.mkdir(exist_ok=True)
+            (self._folder / name).write_bytes(data)
             self.digests[f"{self.name}/{name}"] = sha256(data).hexdigest()
             return
-        if self._zip is None:
-            self._zip = zipfile.ZipFile(self._path, "w")
-        member = zipfile.ZipInfo(name, LONG_AGO)
-        member.create_system = 3  # the same on all systems
-        member.external_attr = 0o644 << 16
-        self._zip.writestr(member, data, zipfile.ZIP_DEFLATED, 6)
+        if self._file is None:
+            self._file = open(self.part, "wb")  # noqa: SIM115 - closed by __exit__
+        member = write_member(self._file, f"{self.name}/{name}", data)
+        self.members.append((index, own, member))
 
     def __enter__(self) -> Self:
         return self
@@ -100,9 +113,8 @@ class FileBundle:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        if self._zip is not None:
-            self._zip.close()
-            self.digests[self.name] = digest_of(self._path)
+        if self._file is not None:
+            self._file.close()
 
 
 def structure_rows(path: Path) -> Iterator[dict[str, str]]:

@@ -141,5 +141,7 @@ def in_words(schema: Mapping[str, Any]) -> str:
     if schema["type"] == "integer":
         least = schema.get("minimum", schema.get("exclusiveMinimum", -1) + 1)
         most = schema.get("maximum")
+        if unit := schema.get("multipleOf"):
+            return f"a multiple of {unit:,}"
         return f"a whole number from {least} to {most}" if most else f"a whole number from {least}"
     return "text"

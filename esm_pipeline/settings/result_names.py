@@ -25,7 +25,10 @@ RECORD_COUNTS, SCORE_COUNTS = "counts/records.json", "counts/variants.json"
 INPUTS, VARIANTS = "inputs.sha256", "variants.sha256"
 """Digests of a sample's FASTA files, and of its variant table, when they were read."""
 
-STRUCTURES = ("structures.h5", "structures.tsv", "structures.sha256", "structures", "pae")
+STRUCTURES = (
+    *("structures.h5", "structures.tsv", "structures.parquet", "flags.tsv", "chain_pairs.tsv"),
+    *("structures.sha256", "structures", "pae"),
+)
 HEATMAPS = ("heatmaps", "heatmaps.sha256")
 
 OF_TASK = {

@@ -387,23 +387,36 @@ class FoldSettings(ComputeSettings):
         description="sequences longer than `max_residues` or the position table: auto and skip "
         "(skip them), truncate (never a complex) or full (requires that there is no limit)",
     )
+    ambiguous: Literal["omit", "approximate"] = Field(
+        "omit",
+        description="B (D or N) and Z (E or Q): omit (no atoms, a gap in the chain) or approximate "
+        "(folded as D and E); U is always folded as C and O as K, and X always has no atoms",
+    )
 
 
 class StructureSettings(Section):
     """Which files to write for each structure."""
 
-    formats: list[Literal["pdb", "cif"]] = Field(
+    formats: list[Literal["pdb", "cif", "foldcomp"]] = Field(
         ["pdb"],
         min_length=1,
-        description="files of each structure: pdb, cif or both; structures.tsv names the first",
+        description="files of each structure: any of pdb, cif and foldcomp (one database of all, "
+        "40 times smaller); structures.tsv names the first",
     )
-    pae: list[Literal["json", "npz"]] = Field(
+    pae: list[Literal["json", "npz", "cif"]] = Field(
         ["json"],
-        description="files of the predicted aligned error: json (as in the AlphaFold database), "
-        "npz, both or none",
+        description="files of the predicted aligned error: any of json (as in the AlphaFold "
+        "database), npz and cif (a file that the structure's mmCIF names, large), or none",
     )
     archive: bool = Field(
-        False, description="write zip archives of 1,000 records each instead of folders"
+        False,
+        description="write tar archives of compressed files, with an index, instead of folders",
+    )
+    archive_records: Whole = Field(
+        500_000,
+        gt=0,
+        multiple_of=1_000,
+        description="records of the input in an archive, a multiple of 1,000",
     )
 
     _each_once = field_validator("formats", "pae")(each_once)

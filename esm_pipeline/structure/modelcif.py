@@ -1,36 +1,66 @@
 """Predicted structures as mmCIF with the categories of ModelCIF. Written by biotite.
 
 The pLDDT of the C-alpha is the local quality of each residue; B-factors are the pLDDT of each atom.
+The predicted aligned errors are in an associated file, `structure/pae.py`, which this one names.
 Peers: the AlphaFold database; python-modelcif, which reads and writes the same items.
+
+Version 1.4.2 of the dictionary finds nothing wrong. Later ones deprecate the items of model groups
+in `_ma_model_list` in favour of categories that 1.4.2 does not have.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
 from esm_pipeline.arrays import Int64
 from esm_pipeline.structure import residues
-from esm_pipeline.structure.structure import Structure, ascii_text, atom_array, chain_name
+from esm_pipeline.structure.residues import residue_name
+from esm_pipeline.structure.structure import (
+    PLACED_OXYGEN,
+    Structure,
+    ascii_text,
+    atom_array,
+    chain_name,
+)
 
 if TYPE_CHECKING:
     from biotite.structure import AtomArray
     from biotite.structure.io.pdbx import CIFBlock
 
-DICTIONARY = ("mmcif_ma.dic", "1.4.9")
+DICTIONARY = ("mmcif_ma.dic", "1.4.2")
 C_ALPHA = residues.BACKBONE.index("CA")
 LINE = 80
 RESERVED = re.compile(r"[$\[\]_#;]|(data|loop|save|stop|global)_|[?.]$", re.IGNORECASE)
 """Beginnings that are reserved in an unquoted value; biotite quotes values with a space."""
 
 
-def cif_text(structure: Structure, name: str, title: str, facts: Mapping[str, str]) -> str:
+class ErrorFile(NamedTuple):
+    """The file with the aligned errors of a structure: its path from the folder of the structure.
+
+    `member` is its name if `path` is an archive.
+    """
+
+    path: str
+    member: str = ""
+
+
+def cif_text(
+    structure: Structure,
+    name: str,
+    title: str,
+    facts: Mapping[str, str],
+    *,
+    description: str = "",
+    errors: ErrorFile | None = None,
+) -> str:
     """The text of an mmCIF file with the data block `name`; `facts`: the model and its settings.
 
-    Raises InputError for a structure without atoms.
+    description: of the molecule, by default the title. errors: the file with the aligned errors, if
+    there is one. Raises InputError for a structure without atoms.
     """
     from biotite.structure.io.pdbx import CIFBlock, CIFCategory, CIFColumn, CIFFile
 
@@ -45,13 +75,17 @@ def cif_text(structure: Structure, name: str, title: str, facts: Mapping[str, st
             "title": free(title),
             "pdbx_structure_determination_methodology": "computational",
         },
-        **sequence_categories(structure, entities),
+        **sequence_categories(structure, entities, description or title),
         **model_categories(facts),
-        **quality_categories(structure),
+        **quality_categories(structure, errors),
+        **(associated_categories(name, errors) if errors else {}),
+        "atom_type": {"symbol": sorted(set(atoms.element.tolist()))},
     }
+    if not facts:
+        del described["ma_software_parameter"]
     for category, columns in described.items():
         block[category] = CIFCategory({key: CIFColumn(as_texts(v)) for key, v in columns.items()})
-    set_atoms(block, atoms, np.array(entities)[structure.chains[structure.atoms[0]]])
+    set_atoms(block, atoms, np.array(entities)[structure.chains[atoms.residue]])
     return str(CIFFile({name: block}).serialize())
 
 
@@ -74,7 +108,7 @@ def entities_of(structure: Structure) -> list[int]:
 
 
 def sequence_categories(
-    structure: Structure, entities: Sequence[int]
+    structure: Structure, entities: Sequence[int], description: str
 ) -> dict[str, dict[str, object]]:
     """The categories that describe chains, entities and residues."""
     unique = dict(zip(entities, structure.sequences, strict=True))
@@ -83,11 +117,11 @@ def sequence_categories(
         entity: ",".join(c for c, e in zip(chains, entities, strict=True) if e == entity)
         for entity in unique
     }
-    kinds = sorted({residues.RESIDUE_NAMES[number] for number in set(structure.aatype.tolist())})
+    kinds = sorted(set(structure.names))
     rows = [
-        (entity, number, residues.RESIDUE_NAMES[kind])
+        (entity, number, residue_name(letter))
         for entity, sequence in unique.items()
-        for number, kind in enumerate(residues.encode(sequence).tolist(), 1)
+        for number, letter in enumerate(sequence, 1)
     ]
     return {
         "chem_comp": {
@@ -99,6 +133,10 @@ def sequence_categories(
             "id": list(unique),
             "type": ["polymer"] * len(unique),
             "src_method": ["man"] * len(unique),
+            "pdbx_description": [
+                free(description if len(unique) == 1 else f"{description}, chain {one}")
+                for one in strands.values()
+            ],
             "pdbx_number_of_molecules": [entities.count(entity) for entity in unique],
         },
         "entity_poly": {
@@ -106,9 +144,7 @@ def sequence_categories(
             "type": ["polypeptide(L)"] * len(unique),
             "nstd_monomer": ["no"] * len(unique),
             "pdbx_strand_id": list(strands.values()),
-            "pdbx_seq_one_letter_code": [
-                in_lines(one.replace("X", "(UNK)")) for one in unique.values()
-            ],
+            "pdbx_seq_one_letter_code": [in_lines(with_codes(one)) for one in unique.values()],
             "pdbx_seq_one_letter_code_can": [in_lines(one) for one in unique.values()],
         },
         "entity_poly_seq": dict(
@@ -118,6 +154,7 @@ def sequence_categories(
                 strict=True,
             )
         ),
+        "pdbx_poly_seq_scheme": residue_scheme(structure, entities),
         "struct_asym": {"id": chains, "entity_id": list(entities)},
         "ma_target_entity": {
             "entity_id": list(unique),
@@ -129,6 +166,37 @@ def sequence_categories(
             "entity_id": list(entities),
             "details": ["."] * len(chains),
         },
+    }
+
+
+def with_codes(sequence: str) -> str:
+    """A sequence in which residues other than the 20 amino acids are codes, such as `(UNK)`."""
+    return "".join(
+        letter if letter in residues.LETTERS[: residues.UNKNOWN] else f"({residue_name(letter)})"
+        for letter in sequence
+    )
+
+
+def residue_scheme(structure: Structure, entities: Sequence[int]) -> dict[str, object]:
+    """The residues of all chains with their numbers; those without atoms have `?` of an author."""
+    numbers, chains = structure.numbers.tolist(), structure.chains.tolist()
+    there = structure.present.tolist()
+    seen = [number if one else "" for number, one in zip(numbers, there, strict=True)]
+    found = [name if one else "" for name, one in zip(structure.names, there, strict=True)]
+    names = [chain_name(chain) for chain in chains]
+    return {
+        "asym_id": names,
+        "entity_id": [entities[chain] for chain in chains],
+        "seq_id": numbers,
+        "mon_id": structure.names,
+        "ndb_seq_num": numbers,
+        "pdb_seq_num": numbers,
+        "auth_seq_num": seen,
+        "pdb_mon_id": found,
+        "auth_mon_id": found,
+        "pdb_strand_id": names,
+        "pdb_ins_code": ["."] * len(numbers),
+        "hetero": ["n"] * len(numbers),
     }
 
 
@@ -164,7 +232,7 @@ def model_categories(facts: Mapping[str, str]) -> dict[str, dict[str, object]]:
             "ordinal_id": 1,
             "group_id": 1,
             "software_id": 1,
-            "parameter_group_id": 1,
+            "parameter_group_id": 1 if names else ".",
         },
         "ma_protocol_step": {
             "ordinal_id": 1,
@@ -172,6 +240,7 @@ def model_categories(facts: Mapping[str, str]) -> dict[str, dict[str, object]]:
             "step_id": 1,
             "method_type": "modeling",
             "step_name": "structure prediction with a protein language model",
+            "details": PLACED_OXYGEN,
             "software_group_id": 1,
             "input_data_group_id": 1,
             "output_data_group_id": 2,
@@ -179,30 +248,47 @@ def model_categories(facts: Mapping[str, str]) -> dict[str, dict[str, object]]:
         "ma_data_group": {"ordinal_id": [1, 2], "group_id": [1, 2], "data_id": [1, 2]},
         "ma_model_list": {
             "ordinal_id": 1,
+            "model_id": 1,
+            "model_group_id": 1,
             "model_name": "predicted structure",
+            "model_group_name": "prediction",
             "data_id": 2,
             "model_type": "Ab initio model",
         },
-        "ma_model_group": {"id": 1, "name": "prediction"},
-        "ma_model_group_link": {"group_id": 1, "model_id": 1},
     }
 
 
-def quality_categories(structure: Structure) -> dict[str, dict[str, object]]:
-    """The categories of quality: pLDDT, global and of each residue, pTM, and ipTM of a complex."""
+def global_metrics(structure: Structure) -> dict[str, float]:
+    """The confidences of a whole structure, by the names of ModelCIF's types."""
     named = {"pLDDT": structure.mean_plddt, "pTM": structure.ptm}
-    if structure.iptm is not None:
-        named["ipTM"] = structure.iptm
-    there = np.flatnonzero(residues.ATOM14_MASK[structure.aatype, C_ALPHA])
+    return named if structure.iptm is None else {**named, "ipTM": structure.iptm}
+
+
+def metric_of_errors(structure: Structure) -> int:
+    """The id of the metric of aligned errors: after the global ones and the local pLDDT."""
+    return len(global_metrics(structure)) + 2
+
+
+def quality_categories(
+    structure: Structure, errors: ErrorFile | None
+) -> dict[str, dict[str, object]]:
+    """The categories of quality: pLDDT, global and of each residue, pTM, and ipTM of a complex.
+
+    With `errors`, the aligned errors in another file are defined too.
+    """
+    named = global_metrics(structure)
+    there = np.flatnonzero(structure.present)
     names = [chain_name(chain) for chain in range(len(structure.ends))]
     count = len(named)
+    defined = [*((name, "global") for name in named), ("pLDDT", "local")]
+    defined += [("PAE", "local-pairwise")] if errors else []
     return {
         "ma_qa_metric": {
-            "id": list(range(1, count + 2)),
-            "mode": [*["global"] * count, "local"],
-            "name": [*named, "pLDDT"],
-            "type": [*named, "pLDDT"],
-            "software_group_id": [1] * (count + 1),
+            "id": list(range(1, len(defined) + 1)),
+            "mode": [mode for _, mode in defined],
+            "name": [name for name, _ in defined],
+            "type": [name for name, _ in defined],
+            "software_group_id": [1] * len(defined),
         },
         "ma_qa_metric_global": {
             "ordinal_id": list(range(1, count + 1)),
@@ -220,6 +306,28 @@ def quality_categories(structure: Structure) -> dict[str, dict[str, object]]:
             "label_comp_id": [residues.RESIDUE_NAMES[kind] for kind in structure.aatype[there]],
             "metric_id": [count + 1] * len(there),
             "metric_value": [f"{value:.2f}" for value in structure.plddt[there, C_ALPHA]],
+        },
+    }
+
+
+def associated_categories(name: str, errors: ErrorFile) -> dict[str, dict[str, object]]:
+    """The categories that name the file with the aligned errors."""
+    content = {"file_format": "cif", "file_content": "local pairwise QA scores"}
+    whole = {"id": 1, "entry_id": name, "file_url": errors.path}
+    if not errors.member:
+        return {"ma_entry_associated_files": {**whole, "file_type": "file", **content}}
+    return {
+        "ma_entry_associated_files": {
+            **whole,
+            "file_type": "archive",
+            "file_format": "zip",
+            "file_content": "archive with multiple files",
+        },
+        "ma_associated_archive_file_details": {
+            "id": 1,
+            "archive_file_id": 1,
+            "file_path": errors.member,
+            **content,
         },
     }
 

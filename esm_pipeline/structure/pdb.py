@@ -1,23 +1,36 @@
 """Predicted structures as PDB files, written by biotite.
 
 Chains are A, B, …, residues are numbered from 1 in each chain, and B-factors are pLDDT, 0–100.
-Unknown residues have no atoms: their numbers are skipped, and SEQRES has UNK.
+Residues without atoms are gaps: their numbers are skipped, and SEQRES has UNK, ASX or GLX. HEADER
+is for DSSP, CRYST1 (no crystal) for those that expect one, OXT for molecular dynamics.
 """
 
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from itertools import pairwise
+
+import numpy as np
 
 from esm_pipeline.errors import InputError
-from esm_pipeline.structure import residues
 from esm_pipeline.structure.structure import (
     CHAIN_LETTERS,
+    PLACED_OXYGEN,
     Structure,
     ascii_text,
     atom_array,
     chain_name,
+    terminal_oxygens,
 )
+
+HEADER = f"HEADER    {'PREDICTED STRUCTURE':<40}{'':<9}   XXXX"
+"""Classification, no date, so that the same structure gives the same file, and no PDB code."""
+
+CRYST1 = f"CRYST1{1:9.3f}{1:9.3f}{1:9.3f}{90:7.2f}{90:7.2f}{90:7.2f} {'P 1':<11}{1:>4}"
+"""The cell of a structure that is no crystal's."""
+
+B_FACTORS = "B-factors are pLDDT, the confidence of each atom: 0 (none) to 100 (certain)"
 
 MOST_RESIDUES = 9_999
 """In one chain."""
@@ -31,14 +44,15 @@ REMARK = 220
 def pdb_problem(structure: Structure) -> str | None:
     """Why a structure does not fit into a PDB file, or None if it does."""
     longest, count = max(map(len, structure.sequences)), len(structure.ends)
-    atoms = len(structure.atoms[0]) + count  # the TER of each chain has a number too
+    oxygens = terminal_oxygens(structure)[1]
+    atoms = len(structure.atoms[0]) + len(oxygens) + count  # the TER of each chain has a number too
     if count > len(CHAIN_LETTERS):
         return f"{count:,} chains, a PDB file has names for {len(CHAIN_LETTERS)}"
     if longest > MOST_RESIDUES:
         return f"{longest:,} residues in a chain, a PDB file has numbers for {MOST_RESIDUES:,}"
     if atoms > MOST_ATOMS:
         return f"{atoms:,} atoms, a PDB file has numbers for {MOST_ATOMS:,}"
-    placed = structure.positions[structure.atoms]
+    placed = np.concatenate([structure.positions[structure.atoms], oxygens])
     if not ((placed > LEAST_COORDINATE) & (placed < MOST_COORDINATE)).all():
         return (
             f"coordinates outside of {LEAST_COORDINATE} to {MOST_COORDINATE} Å, a PDB file's range"
@@ -58,19 +72,22 @@ def pdb_text(structure: Structure, title: str, facts: Mapping[str, str]) -> str:
         raise InputError(f"{title}: {problem}; write it as mmCIF")
     file = PDBFile()
     file.set_structure(atom_array(structure))
-    lines = [*heading(title, facts), *sequence_lines(structure), *with_ends(file.lines), "END"]
-    return "".join(f"{line:<80}\n" for line in lines)
+    remarks = [f"{name}: {value}" if name else value for name, value in facts.items()]
+    remarks += [B_FACTORS, *([PLACED_OXYGEN] if len(terminal_oxygens(structure)[0]) else [])]
+    heads = [*heading(title, remarks), *sequence_lines(structure), CRYST1]
+    return "".join(f"{line:<80}\n" for line in [*heads, *with_ends(file.lines), "END"])
 
 
-def heading(title: str, facts: Mapping[str, str]) -> Iterator[str]:
-    """Lines of the title and the remarks."""
+def heading(title: str, remarks: Iterable[str]) -> Iterator[str]:
+    """Lines before those of the sequence: the header, the title and the remarks."""
+    yield HEADER
     titles = wrapped_lines(title, 68)
     for number, part in enumerate(titles, 1):
         yield f"TITLE   {number if number > 1 else '':>2}{' ' * (number > 1)}{part}"
     yield "EXPDTA    THEORETICAL MODEL"
     yield f"REMARK {REMARK}"
-    for name, value in facts.items():
-        for part in wrapped_lines(f"{name}: {value}" if name else value, 68):
+    for remark in remarks:
+        for part in wrapped_lines(remark, 68):
             yield f"REMARK {REMARK} {part}"
 
 
@@ -81,10 +98,10 @@ def wrapped_lines(text: str, width: int) -> list[str]:
 
 def sequence_lines(structure: Structure) -> Iterator[str]:
     """SEQRES records of all residues, including those without atoms."""
-    for chain, sequence in enumerate(structure.sequences):
-        names = [residues.RESIDUE_NAMES[number] for number in residues.encode(sequence)]
-        for line, start in enumerate(range(0, len(names), 13), 1):
-            some = " ".join(names[start : start + 13])
+    for chain, (start, end) in enumerate(pairwise([0, *structure.ends])):
+        names = structure.names[start:end]
+        for line, first in enumerate(range(0, len(names), 13), 1):
+            some = " ".join(names[first : first + 13])
             yield f"SEQRES {line:>3} {chain_name(chain)} {len(names):>4}  {some}"
 
 

@@ -6,13 +6,16 @@ atoms on top of each other at a pTM of 0.999 (facebookresearch/esm issues 560 an
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from esm_pipeline.arrays import Bool
 from esm_pipeline.structure import residues
+from esm_pipeline.structure.structure import RANDOM, Structure
 
 CIS_CA_CA = 2.95
 """Å between the alpha carbons of a cis peptide bond, which is common before proline."""
@@ -58,25 +61,141 @@ class Limits:
 class Quality:
     """clashes: number of atom pairs. breaks: residues (from 0) before a break of the chain.
 
-    flags: names of problems, in the order of `QUALITY_FLAGS`.
+    clashing: (R,) residues with atoms in a clash. flags: in the order of `FLAGS`.
     """
 
     clashes: int
+    clashing: Bool
     breaks: tuple[int, ...]
     flags: tuple[str, ...]
 
 
-QUALITY_FLAGS = {
-    "bad_coordinates": "coordinates that are no numbers, or 10,000 Å away: nothing else is judged",
-    "clashes": "atoms of different residues closer than their radii allow",
-    "broken_chain": "neighbours' alpha carbons too far apart or too close",
-    "contradictory_confidence": "a high pTM with a very low pLDDT, as meaningless structures have",
-    "very_low_plddt": "mean pLDDT under 50: likely disordered or wrong",
-    "low_plddt": "mean pLDDT under 70",
-    "low_ptm": "pTM under 0.5: the fold as a whole is uncertain",
-    "long": "longer than what the language model was trained on",
+class Flag(NamedTuple):
+    """What a flag means. `flags.tsv` has a row for each, with residues and a value."""
+
+    meaning: str
+    residues: str = ""
+    """Which residues the row names; none if the flag concerns the whole structure."""
+    value: str = ""
+    """What the value of the row is, if it has one."""
+
+
+REPLACED, OMITTED, TRUNCATED, NOT_PDB = "replaced", "omitted", "truncated", "not_pdb"
+NOT_FOLDCOMP = "not_foldcomp"
+
+FLAGS = {
+    "bad_coordinates": Flag(
+        "coordinates are not numbers, or more than 10,000 Å from the origin; nothing else was "
+        "checked",
+        "those with such an atom",
+        "number of such atoms",
+    ),
+    "clashes": Flag(
+        "atoms of different residues overlap",
+        "those with such an atom",
+        "number of pairs of atoms",
+    ),
+    "broken_chain": Flag(
+        "C-alpha atoms of neighbours are too far apart or too close",
+        "both neighbours",
+        "number of breaks",
+    ),
+    "contradictory_confidence": Flag(
+        "a pTM near 1 with a very low pLDDT, as in meaningless structures", "", "pTM"
+    ),
+    "very_low_plddt": Flag("mean pLDDT below 50", "those below 50", "mean pLDDT"),
+    "low_plddt": Flag("mean pLDDT below 70", "those below 70", "mean pLDDT"),
+    "low_ptm": Flag("pTM below 0.5: how the parts lie to each other is uncertain", "", "pTM"),
+    "long": Flag(
+        "longer than the sequences that the language model was trained on",
+        "",
+        "number of residues",
+    ),
+    REPLACED: Flag(
+        "residues were folded as another amino acid: U as C and O as K, and by `fold.ambiguous` B "
+        "as D and Z as E",
+        "those residues, a row for each letter",
+        "both letters, such as `U as C`",
+    ),
+    OMITTED: Flag(
+        "residues have no atoms and are gaps in the chain: X, and B and Z unless `fold.ambiguous` "
+        "is `approximate`",
+        "those residues, a row for each letter",
+        "the letter",
+    ),
+    RANDOM: Flag("made with random weights, as those of the demo model: meaningless"),
+    TRUNCATED: Flag(
+        "longer than `fold.max_residues` or the positions of the model: the end was not folded",
+        "those that were not folded",
+        "residues of the whole sequence",
+    ),
+    NOT_PDB: Flag("does not fit into a PDB file and was written as mmCIF", "", "why"),
+    NOT_FOLDCOMP: Flag("not in the Foldcomp database, but in a file of its own", "", "why"),
 }
-"""Every flag and what it means."""
+"""Every flag, and what it means."""
+
+FLAGS_OF_FILES = (TRUNCATED, NOT_PDB, NOT_FOLDCOMP)
+"""Flags of a record or of its file; all others are stored with the structure."""
+
+STORED_FLAGS = tuple(name for name in FLAGS if name not in FLAGS_OF_FILES)
+
+
+class FlagDetail(NamedTuple):
+    """A flag of a structure, with the residues concerned, such as `A3,A7-9`, and its value."""
+
+    flag: str
+    residues: str = ""
+    value: str = ""
+
+
+def details(structure: Structure, raised: Collection[str]) -> Iterator[FlagDetail]:
+    """What stands behind the flags `raised` of a structure: at least one row for each."""
+    limits, quality = Limits(), None
+    if not {"clashes", "broken_chain"}.isdisjoint(raised):
+        quality = examine_structure(structure)
+    alpha = structure.plddt[:, CA]
+    numbers = {
+        "contradictory_confidence": f"{structure.ptm:.4f}",
+        "low_ptm": f"{structure.ptm:.4f}",
+        "long": str(len(structure.aatype)),
+    }
+    below = {"very_low_plddt": limits.very_low, "low_plddt": limits.low}
+    for flag in raised:
+        if flag == "bad_coordinates":
+            far = ~(abs(structure.positions) < EXTENT).all(-1)
+            far &= residues.ATOM14_MASK[structure.aatype]
+            yield FlagDetail(flag, structure.places(np.flatnonzero(far.any(-1))), str(far.sum()))
+        elif flag == "clashes" and quality:
+            places = structure.places(np.flatnonzero(quality.clashing))
+            yield FlagDetail(flag, places, str(quality.clashes))
+        elif flag == "broken_chain" and quality:
+            both = sorted({place + step for place in quality.breaks for step in (0, 1)})
+            yield FlagDetail(flag, structure.places(both), str(len(quality.breaks)))
+        elif flag in below:
+            low = np.flatnonzero((alpha < below[flag]) & structure.present)
+            yield FlagDetail(flag, structure.places(low), f"{structure.mean_plddt:.2f}")
+        elif flag == REPLACED:
+            for letter, found in structure.replaced.items():
+                own = residues.LETTERS[structure.aatype[found[0]]]
+                yield FlagDetail(flag, structure.places(found), f"{letter} as {own}")
+        elif flag == OMITTED:
+            for letter, found in structure.omitted.items():
+                yield FlagDetail(flag, structure.places(found), letter)
+        else:
+            yield FlagDetail(flag, value=numbers.get(flag, ""))
+
+
+def examine_structure(structure: Structure) -> Quality:
+    """`examine`, and the flags of residues that were folded as another amino acid or left out."""
+    found = examine(
+        structure.positions,
+        structure.aatype,
+        structure.chains,
+        structure.mean_plddt,
+        structure.ptm,
+    )
+    more = [*([REPLACED] if structure.replaced else []), *([OMITTED] if structure.omitted else [])]
+    return replace(found, flags=(*found.flags, *more))
 
 
 def examine(
@@ -94,7 +213,9 @@ def examine(
     """
     limits = limits or Limits()
     usable = bool((abs(positions[residues.ATOM14_MASK[aatype]]) < EXTENT).all())
-    clashes = count_clashes(positions, aatype, chains, limits.overlap) if usable else 0
+    clashes, clashing = 0, np.zeros(len(aatype), bool)
+    if usable:
+        clashes, clashing = find_clashes(positions, aatype, chains, limits.overlap)
     breaks = chain_breaks(positions, aatype, chains, limits.spacing) if usable else ()
     raised = {
         "bad_coordinates": not usable,
@@ -106,7 +227,8 @@ def examine(
         "low_ptm": ptm < limits.low_ptm,
         "long": len(aatype) > limits.trained,
     }
-    return Quality(clashes, breaks, tuple(flag for flag in QUALITY_FLAGS if raised[flag]))
+    flags = tuple(flag for flag, found in raised.items() if found)
+    return Quality(clashes, clashing, breaks, flags)
 
 
 def chain_breaks(
@@ -124,10 +246,13 @@ def chain_breaks(
     return tuple(np.flatnonzero(bonded & (off > tolerance)).tolist())
 
 
-def count_clashes(positions: Floats, aatype: Integers, chains: Integers, overlap: float) -> int:
+def find_clashes(
+    positions: Floats, aatype: Integers, chains: Integers, overlap: float
+) -> tuple[int, Bool]:
     """Pairs of heavy atoms of different residues closer than their radii minus `overlap`.
 
-    positions: (R, 14, 3) Å, finite. Peptide bonds and disulphides are not clashes.
+    positions: (R, 14, 3) Å, finite. Peptide bonds and disulphides are not clashes. Returns the
+    number of pairs, and (R,) the residues with such an atom.
     """
     residue, place = np.nonzero(residues.ATOM14_MASK[aatype])
     atoms = positions[residue, place].astype(np.float64)  # (N, 3)
@@ -135,7 +260,7 @@ def count_clashes(positions: Floats, aatype: Integers, chains: Integers, overlap
     radius = residues.ATOM14_RADIUS[kind, place].astype(np.float64)
     sulphur = residues.ATOM14_TO_ATOM37[kind, place] == SG
     reach = 2 * max(residues.VAN_DER_WAALS.values()) - overlap
-    count = 0
+    count, clashing = 0, np.zeros(len(aatype), bool)
     for one, other in close_pairs(atoms, reach):
         apart = np.linalg.norm(atoms[one] - atoms[other], axis=-1)
         clash = apart < radius[one] + radius[other] - overlap
@@ -145,8 +270,10 @@ def count_clashes(positions: Floats, aatype: Integers, chains: Integers, overlap
         bonded = (place[one] == C) & (place[other] == N) & (residue[other] == residue[one] + 1)
         bonded &= chains[residue[one]] == chains[residue[other]]
         bonded |= sulphur[one] & sulphur[other]
-        count += int(((residue[one] != residue[other]) & ~bonded).sum())
-    return count
+        found = (residue[one] != residue[other]) & ~bonded
+        count += int(found.sum())
+        clashing[residue[one[found]]] = clashing[residue[other[found]]] = True
+    return count, clashing
 
 
 def close_pairs(points: Floats, reach: float) -> Iterator[tuple[Integers, Integers]]:

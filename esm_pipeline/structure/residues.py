@@ -45,6 +45,12 @@ VAN_DER_WAALS = {"C": 1.70, "N": 1.55, "O": 1.52, "S": 1.80}
 CA_CA = 3.80
 """Å between the alpha carbons of a trans peptide bond."""
 
+FOLDED_AS = {"U": "C", "O": "K"}
+"""Amino acids without a number here, and the most similar one: they are folded as that one."""
+
+APPROXIMATED_AS = {"B": "D", "Z": "E"}
+"""Letters for one of two amino acids, B for D or N and Z for E or Q, and the one to fold."""
+
 PI_PERIODIC = {"D": 1, "E": 2, "F": 1, "Y": 1}
 """Letter → the chi angle (from 0) whose rotation by half a turn gives the same structure."""
 
@@ -222,6 +228,24 @@ def parse_residues(table: str) -> tuple[Residue, ...]:
 RESIDUES = parse_residues(RESIDUE_TABLE)
 RESIDUE_NAMES = (*(residue.name for residue in RESIDUES), "UNK")
 """Three-letter codes by residue number."""
+
+
+NAMES_WITHOUT_ATOMS = {"B": "ASX", "Z": "GLX"}
+"""Three-letter codes of residues that are left out; those of all other letters are UNK."""
+
+
+def residue_name(letter: str) -> str:
+    """The three-letter code of a residue: of the 20 amino acids, ASX, GLX or UNK."""
+    if letter in LETTERS:
+        return RESIDUE_NAMES[LETTERS.index(letter)]
+    return NAMES_WITHOUT_ATOMS.get(letter, RESIDUE_NAMES[UNKNOWN])
+
+
+def folded_sequence(sequence: str, *, approximate: bool = False) -> str:
+    """`sequence` as it is folded: U as C and O as K; with `approximate`, B as D and Z as E."""
+    for letter, other in (FOLDED_AS | (APPROXIMATED_AS if approximate else {})).items():
+        sequence = sequence.replace(letter, other)
+    return sequence
 
 
 def encode(sequence: str) -> Int64:

@@ -13,17 +13,19 @@ from typing import NamedTuple
 import numpy as np
 
 COMMAND = """\
-import sys
+import resource, sys
 from esm_pipeline.cli import main
 code = main(sys.argv[2:])
-with open("/proc/self/status") as status, open(sys.argv[1], "w") as peak:
-    peak.writelines(line.split()[1] for line in status if line.startswith("VmHWM"))
+with open("/proc/self/status") as status:
+    own = [int(line.split()[1]) for line in status if line.startswith("VmHWM")]
+with open(sys.argv[1], "w") as peak:
+    peak.write(str(max(*own, resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)))
 sys.exit(code)
 """
 
 
 class Cost(NamedTuple):
-    """What a command took: seconds of CPU and on the clock, bytes of memory at most."""
+    """What a command took: seconds of CPU and on the clock, bytes of its largest process."""
 
     cpu: float
     seconds: float

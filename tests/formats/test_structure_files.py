@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import time
-import zipfile
-
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -19,7 +16,6 @@ from esm_pipeline.formats.structure_files import (
     require_ours,
     structure_rows,
 )
-from tests.folded import read_member, read_structure
 
 
 @pytest.mark.parametrize(
@@ -58,37 +54,22 @@ def test_folders_are_of_bounded_size():
     assert folder_name(123_456_789) == "123456"
 
 
-@pytest.mark.parametrize("archive", [False, True])
-def test_what_is_added_can_be_read(tmp_path, archive):
-    with FileBundle(tmp_path, "00000", archive=archive) as bundle:
+def test_what_is_added_can_be_read(tmp_path):
+    with FileBundle(tmp_path, "00000", archive=False) as bundle:
         assert list(tmp_path.iterdir()) == []
         bundle.add("0_a.pdb", b"one")
         bundle.add("1_b.pdb", b"other")
-    place = tmp_path / bundle.name
-    assert place.is_dir() is not archive
-    assert [read_member(place / name) for name in ("0_a.pdb", "1_b.pdb")] == [b"one", b"other"]
-
-
-def test_an_archive_has_the_same_bytes_at_any_time(tmp_path, monkeypatch):
-    for name, now in (("0", 1e9), ("1", 1.7e9)):
-        monkeypatch.setattr(time, "time", lambda now=now: now)
-        monkeypatch.setattr(time, "localtime", lambda *_, now=now: time.gmtime(now))
-        with FileBundle(tmp_path, name, archive=True) as bundle:
-            bundle.add("0_a.pdb", b"ATOM" * 1000)
-    one, other = (path.read_bytes() for path in sorted(tmp_path.iterdir()))
-    assert one == other
-    assert len(one) < 500
-    with zipfile.ZipFile(tmp_path / "0.zip") as archive:
-        (member,) = archive.infolist()
-        assert member.date_time[0] == 1980
-        assert member.external_attr >> 16 == 0o644
+    found = [(tmp_path / "00000" / name).read_bytes() for name in ("0_a.pdb", "1_b.pdb")]
+    assert found == [b"one", b"other"]
+    assert list(bundle.digests) == ["00000/0_a.pdb", "00000/1_b.pdb"]
 
 
 def test_folders_of_others_are_left_alone(tmp_path):
     require_ours(tmp_path / "missing")
     require_ours(tmp_path)
     (tmp_path / "00012").mkdir()
-    (tmp_path / "00013.zip").touch()
+    for name in ("00013.zip", "00013.tar", "index.tsv", "foldcomp", "foldcomp.index"):
+        (tmp_path / name).touch()
     require_ours(tmp_path)
     (tmp_path / "thesis.doc").touch()
     with pytest.raises(InputError, match=r"holds 'thesis\.doc', which `fold` did not write"):
@@ -110,24 +91,11 @@ def write_table(folder, rows):
 
 @pytest.fixture
 def table(tmp_path):
-    with FileBundle(tmp_path, "00000", archive=True) as bundle:
-        for stem in ("0_a", "1_b", "3_a"):
-            bundle.add(f"{stem}.pdb", stem.encode())
-    return write_table(
-        tmp_path,
-        [
-            {"index": "0", "id": "a", "status": "ok", "file": "00000.zip/0_a.pdb"},
-            {"index": "1", "id": "b", "status": "ok", "file": "00000.zip/1_b.pdb"},
-            {"index": "2", "id": "b", "status": "ok", "file": "00000.zip/1_b.pdb"},
-            {"index": "3", "id": "a", "status": "ok", "file": "00000.zip/3_a.pdb"},
-            {"index": "4", "id": "4", "status": "failed", "reason": "too much"},
-        ],
-    )
-
-
-@pytest.mark.parametrize(("key", "found"), [(0, b"0_a"), (3, b"3_a"), ("b", b"1_b"), (2, b"1_b")])
-def test_one_structure_is_read_by_id_or_index(table, key, found):
-    assert read_structure(table, key) == found
+    rows = [
+        *({"index": f"{index}", "id": "a", "status": "ok", "file": "x"} for index in range(4)),
+        {"index": "4", "id": "4", "status": "failed", "reason": "too much"},
+    ]
+    return write_table(tmp_path, rows)
 
 
 @pytest.mark.parametrize(

@@ -119,6 +119,9 @@ def alone(output: Any, place: int, length: int) -> dict[str, Tensor]:
             found[name] = value[place, :length, :length]
         elif name in PER_RESIDUE:
             found[name] = value[place, :length]
+        elif name == "chain_iptm":
+            count = int(output["chain_index"][place].max()) + 1
+            found[name] = value[place, :count, :count]
         elif value.ndim == 1:
             found[name] = value[place]
         else:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tracemalloc
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,13 +14,16 @@ from numpy.typing import NDArray
 
 from esm_pipeline.structure import quality, residues
 from esm_pipeline.structure.quality import (
-    QUALITY_FLAGS,
+    FLAGS,
     Limits,
     chain_breaks,
     close_pairs,
-    count_clashes,
+    details,
     examine,
+    examine_structure,
+    find_clashes,
 )
+from tests.folded import built
 from tests.oracles.peptides import HELIX, STRAND, peptide
 
 ALL = "ACDEFGHIKLMNQRSTVWYA"
@@ -32,6 +36,12 @@ def structure(sequence: str = ALL, angles: tuple[float, float] = HELIX, *bond: f
     """Positions, residues and chains of a sound peptide of one chain."""
     positions, aatype = peptide(sequence, *angles, *bond)
     return positions.numpy(), aatype.numpy(), np.zeros(len(sequence), dtype=np.int64)
+
+
+def clash_count(
+    positions: NDArray[np.float64], aatype: NDArray[np.int64], chains: NDArray[np.int64], by: float
+) -> int:
+    return find_clashes(positions, aatype, chains, by)[0]
 
 
 def flags(found: Structure, plddt: float = 90.0, ptm: float = 0.8) -> tuple[str, ...]:
@@ -99,8 +109,8 @@ def test_disulphides_and_peptide_bonds_are_no_clashes_but_others_as_short_are():
         near = positions.copy()
         near[1, pair[1]] = near[0, pair[0]] + [0, 0, 1.4]
         aatype = residues.encode(letters)
-        assert count_clashes(near, aatype, np.zeros(2), 1.5) == clash, letters
-        assert count_clashes(near, aatype, np.array([0, 1]), 1.5) == clash + (pair == (2, 0))
+        assert clash_count(near, aatype, np.zeros(2), 1.5) == clash, letters
+        assert clash_count(near, aatype, np.array([0, 1]), 1.5) == clash + (pair == (2, 0))
 
 
 def test_the_largest_atoms_clash_at_their_full_reach():
@@ -113,7 +123,7 @@ def test_the_largest_atoms_clash_at_their_full_reach():
         positions[1, place] = [50.0 + offset, 0, 0]
         for apart, clash in [(2.09, 1), (2.11, 0)]:
             positions[2, place] = positions[1, place] + [apart, 0, 0]
-            assert count_clashes(positions, aatype, np.zeros(3), 1.5) == clash, offset
+            assert clash_count(positions, aatype, np.zeros(3), 1.5) == clash, offset
 
 
 def brute_force(positions: NDArray, aatype: NDArray, chains: NDArray, overlap: float) -> int:
@@ -146,7 +156,7 @@ def test_clashes_are_those_of_every_pair(letters: str, spread: float, overlap: f
     positions = random.normal(scale=spread, size=(len(letters), 14, 3))
     chains = np.sort(random.integers(0, 2, len(letters)))
     aatype = residues.encode(letters)
-    found = count_clashes(positions, aatype, chains, overlap)
+    found = clash_count(positions, aatype, chains, overlap)
     assert found == brute_force(positions, aatype, chains, overlap)
 
 
@@ -178,7 +188,7 @@ def test_atoms_far_apart_take_no_memory_for_the_space_between():
     for shift in (0, -quality.EXTENT):
         positions[:2] += shift
         tracemalloc.start()
-        assert count_clashes(positions, aatype, np.zeros(3), 1.5) == 24  # one pair is bonded
+        assert clash_count(positions, aatype, np.zeros(3), 1.5) == 24  # one pair is bonded
         peak = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
         assert peak < 2**26
@@ -189,7 +199,7 @@ def test_a_heap_of_atoms_takes_no_memory_for_all_its_pairs():
     aatype = np.zeros(800, dtype=np.int64)
     positions = np.random.default_rng(0).normal(scale=0.1, size=(800, 14, 3))
     tracemalloc.start()
-    found = count_clashes(positions, aatype, np.zeros(800), 1.5)
+    found = clash_count(positions, aatype, np.zeros(800), 1.5)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     atoms = 5 * 800
@@ -239,9 +249,33 @@ def test_flags_come_in_order_and_each_is_explained():
     positions, aatype, chains = structure()
     positions[10:] = positions[:10] + 0.3
     found = examine(positions, aatype, chains, 10.0, 0.99, Limits(trained=5)).flags
-    assert list(found) == [flag for flag in QUALITY_FLAGS if flag in found]
+    assert list(found) == [flag for flag in FLAGS if flag in found]
     assert len(found) >= 4
-    assert all(QUALITY_FLAGS.values())
+    assert all(flag.meaning for flag in FLAGS.values())
+
+
+def test_details_name_the_residues_of_each_flag():
+    """Two residues on top of each other, and what follows is 3 Å farther."""
+    found = built("AEKLAKRLEKAL")
+    found.positions[5] += found.positions[4, 1] - found.positions[5, 1] + 0.1
+    found.positions[9:] += 3.0
+    found = replace(found, ptm=0.25)
+    raised = ("clashes", "broken_chain", "low_ptm", "long")
+    assert set(raised[:3]) <= {*examine_structure(found).flags}
+    rows = {row.flag: row[1:] for row in details(found, raised)}
+    assert list(rows) == list(raised)
+    assert rows["clashes"][0] == "A2,A4-6"
+    assert int(rows["clashes"][1]) == examine_structure(found).clashes
+    assert rows["broken_chain"][0].endswith("A9-10")
+    assert rows["low_ptm"] == ("", "0.2500")
+    assert rows["long"] == ("", "12")
+
+
+def test_far_atoms_are_named():
+    found = built("AEK", "AA")
+    found.positions[3, 1] = 2e4
+    (row,) = details(found, examine_structure(found).flags[:1])
+    assert row == ("bad_coordinates", "B1", "1")
 
 
 def test_float32_will_do():

@@ -13,13 +13,14 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 
 from esm_pipeline.errors import InputError
 from esm_pipeline.structure import modelcif, residues
 from esm_pipeline.structure import structure as structures
 from esm_pipeline.structure.modelcif import cif_text
-from esm_pipeline.structure.pdb import heading, pdb_problem, pdb_text
-from esm_pipeline.structure.structure import MEANINGLESS, Structure, chain_name
+from esm_pipeline.structure.pdb import B_FACTORS, heading, pdb_problem, pdb_text
+from esm_pipeline.structure.structure import MEANINGLESS, PLACED_OXYGEN, Structure, chain_name
 from tests.folded import EVERY, FACTS, made_up
 
 Atom = tuple[str, int, str, str, str]
@@ -45,7 +46,20 @@ def expected(structure: Structure) -> Read:
         for atom, name in enumerate(residue.atoms):
             key = ("ABCDEFG"[chain], int(place - starts[chain] + 1), residue.name, name, name[0])
             found[key] = (*structure.positions[place, atom], structure.plddt[place, atom])
+        if place + 1 in structure.ends:
+            key = ("ABCDEFG"[chain], int(place - starts[chain] + 1), residue.name, "OXT", "O")
+            found[key] = (*second_oxygen(structure.positions[place]), structure.plddt[place, 2])
     return found
+
+
+def second_oxygen(atoms: NDArray[np.float32]) -> NDArray[np.float64]:
+    """OXT beside N, CA, C, O: the bond from C to CA, turned by 117.5 degrees away from O."""
+    _, alpha, carbon, oxygen = atoms[:4].astype(float)
+    bond = (alpha - carbon) / np.linalg.norm(alpha - carbon)
+    axis = np.cross(bond, oxygen - carbon)
+    turned = np.cross(axis / np.linalg.norm(axis), bond)
+    angle = np.radians(-117.5)
+    return carbon + 1.25 * (np.cos(angle) * bond + np.sin(angle) * turned)
 
 
 def by_gemmi(text: str, kind: str) -> Read:
@@ -145,12 +159,19 @@ def test_pdb_lines_are_as_the_format_has_them():
     assert numbers == [("  1", 13), ("  2", 13), ("  3", 4)]
     assert "EXPDTA    THEORETICAL MODEL" in {line.strip() for line in lines}
     remarks = [line[11:].strip() for line in lines if line.startswith("REMARK 220")]
-    assert remarks == ["", *(f"{name}: {value}" for name, value in FACTS.items())]
+    told = [f"{name}: {value}" for name, value in FACTS.items()]
+    assert remarks[: len(told) + 1] == ["", *told]
+    assert " ".join(remarks[len(told) + 1 :]) == f"{B_FACTORS} {PLACED_OXYGEN}"
+    assert lines[0] == f"{'HEADER    PREDICTED STRUCTURE':<62}XXXX{'':<14}"
+    cell = "CRYST1    1.000    1.000    1.000  90.00  90.00  90.00 P 1           1"
+    assert cell in {line.strip() for line in lines}
+    order = ["HEADER", "TITLE", "EXPDTA", "REMARK", "SEQRES", "CRYST1", "ATOM", "TER", "END"]
+    assert list(dict.fromkeys(line[:6].strip() for line in lines)) == order
 
 
 def test_a_long_title_goes_on():
     title = " ".join(["word"] * 40)
-    lines = [line for line in heading(title, {}) if line.startswith("TITLE")]
+    lines = [line for line in heading(title, []) if line.startswith("TITLE")]
     assert [line[8:10] for line in lines] == ["  ", " 2", " 3", " 4"]
     assert all(len(line) <= 80 for line in lines)
     read = gemmi.read_pdb_string(pdb_text(CASES["one residue"], title, {}))
@@ -242,9 +263,10 @@ def test_every_reference_leads_somewhere():
         "_ma_qa_metric.software_group_id": "_ma_software_group.group_id",
         "_ma_software_group.software_id": "_software.pdbx_ordinal",
         "_ma_software_group.parameter_group_id": "_ma_software_parameter.group_id",
-        "_ma_model_group_link.group_id": "_ma_model_group.id",
-        "_ma_model_group_link.model_id": "_ma_model_list.ordinal_id",
-        "_ma_qa_metric_local.model_id": "_ma_model_list.ordinal_id",
+        "_ma_qa_metric_local.model_id": "_ma_model_list.model_id",
+        "_atom_site.type_symbol": "_atom_type.symbol",
+        "_pdbx_poly_seq_scheme.asym_id": "_struct_asym.id",
+        "_pdbx_poly_seq_scheme.entity_id": "_entity.id",
         "_atom_site.pdbx_PDB_model_num": "_ma_model_list.ordinal_id",
         "_atom_site.label_asym_id": "_struct_asym.id",
         "_atom_site.label_comp_id": "_chem_comp.id",
@@ -278,7 +300,7 @@ def test_chains_are_all_named_differently():
 LARGE = {
     "10,000 residues in a chain, a PDB file has numbers for 9,999": ("G" * 10_000,),
     "63 chains, a PDB file has names for 62": ("G",) * 63,
-    "105,020 atoms, a PDB file has numbers for 99,999": ("W" * 375,) * 20,
+    "105,040 atoms, a PDB file has numbers for 99,999": ("W" * 375,) * 20,
 }
 
 
@@ -293,7 +315,7 @@ def test_what_does_not_fit_into_pdb_is_reported_and_fits_into_mmcif(problem):
 def test_mmcif_takes_what_pdb_does_not():
     structure = made_up(*LARGE["63 chains, a PDB file has names for 62"])
     read = by_gemmi(text_of(structure, "cif"), "cif")
-    assert len(read) == 63 * 4
+    assert len(read) == 63 * 5
     assert len({key[0] for key in read}) == 63
 
 
@@ -306,7 +328,7 @@ def test_the_largest_that_fits():
 
 @each(("place", "fits"), [(-999.9, True), (-1000.0, False), (9999.9, True), (10_000.0, False)])
 def test_coordinates_that_a_pdb_file_can_tell(place, fits):
-    structure = made_up("MK")
+    structure = made_up("MKV")
     structure.positions[1, 2, 0] = place
     assert (pdb_problem(structure) is None) is fits
     if fits:

@@ -14,6 +14,7 @@ import pytest
 from esm_pipeline import open_results
 from esm_pipeline.cli import main
 from esm_pipeline.formats.records import read_records
+from esm_pipeline.formats.structure_files import PAIR_COLUMNS
 from tests.workflow.tools import Run, config, job_counts, snakemake, write_fasta
 
 TASKS = "tasks=[embed, score, fold]"
@@ -117,7 +118,32 @@ def test_structures_lead_to_their_files(one, many):
     files = tables[1]["file"].dropna()
     assert len(files) == len(tables[0]["file"].dropna()) > 20
     for file in files:
-        assert (sample(many) / file).read_bytes().startswith(b"TITLE     Predicted structure of ")
+        assert b"\nTITLE     Predicted structure of " in (sample(many) / file).read_bytes()
+
+
+def test_the_table_of_the_atlas_and_one_structure_by_its_id(one, many):
+    frames = [pd.read_parquet(sample(run) / "structures.parquet") for run in (one, many)]
+    columns = ["index", "id", "status", "reason", "len", "chains", "sequenceChecksum"]
+    pd.testing.assert_frame_equal(frames[0][columns], frames[1][columns])
+    for run, frame in zip((one, many), frames, strict=True):
+        told = pd.read_csv(sample(run) / "structures.tsv", sep="\t")
+        assert frame["file"].fillna("").tolist() == told["file"].fillna("").tolist()
+        np.testing.assert_allclose(frame["plddt"] * 100, told["plddt"], atol=1e-9)
+        files = open_results(sample(run) / "structures.tsv")
+        index, name = told.dropna(subset=["file"])[["index", "id"]].iloc[-1]
+        assert f"\nTITLE     Predicted structure of {name}" in files[int(index)].text
+        assert list(files.index) == told["index"][told["file"].notna()].tolist()
+
+
+def test_flags_of_all_bundles_are_in_one_table(one, many):
+    for run in (one, many):
+        told = pd.read_csv(sample(run) / "structures.tsv", sep="\t", index_col="index")["flags"]
+        found = pd.read_csv(sample(run) / "flags.tsv", sep="\t")
+        assert found["index"].is_monotonic_increasing
+        names = found.groupby("index")["flag"].agg(lambda flags: ";".join(dict.fromkeys(flags)))
+        assert names.to_dict() == told.dropna().to_dict()
+        pairs = pd.read_csv(sample(run) / "chain_pairs.tsv", sep="\t")
+        assert list(pairs) == list(PAIR_COLUMNS)
 
 
 def test_pictures_are_the_same(one, many):

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import re
 import shutil
-import zipfile
+import subprocess
+import sys
+import tarfile
 from pathlib import Path
 
 import gemmi
@@ -15,9 +18,10 @@ import pytest
 from esm_pipeline.formats.records import read_records
 from esm_pipeline.formats.results.structures import Structures
 from esm_pipeline.structure.structure import MEANINGLESS
+from esm_pipeline.tasks.fold.tables import ATLAS_TABLE, STRUCTURE_TABLES
 from tests.folded import read_structure
 from tests.workflow.test_interruption import Killed, clone  # noqa: F401
-from tests.workflow.tools import GOLDEN, RECORDS, SAMPLE, Run, config, jobs, snakemake
+from tests.workflow.tools import GOLDEN, RECORDS, ROOT, SAMPLE, Run, config, jobs, snakemake
 
 FOLD = "threads: 1, num_recycles: 1, formats: [pdb, cif], pae: [json, npz]"
 OUTPUTS = {"provenance", "report", "counts", "verdict"}
@@ -65,7 +69,8 @@ def test_every_record_has_its_row_and_every_ok_one_its_structure(folded):
 def test_only_results_remain(folded):
     sample = folded.results / SAMPLE
     files = {row["file"] for row in rows(folded) if row["file"]}
-    wanted = {"records.tsv", "inputs.sha256", "structures.h5", "structures.tsv", *files}
+    wanted = {"records.tsv", "inputs.sha256", "structures.h5", *STRUCTURE_TABLES, *files}
+    wanted |= {ATLAS_TABLE}
     wanted |= {"structures.sha256", "fold/00000.sha256", "fold/00000.status.tsv"}
     wanted |= {f"bundles/00000.{end}" for end in ("fasta", "index.npz", "records.tsv")}
     wanted |= {"bundles/digests.sha256", "counts/digests.sha256", "counts/records.json"}
@@ -135,21 +140,33 @@ def test_a_change_reruns_what_it_changes(folded, change, rerun):
 
 
 @pytest.mark.long
-def test_archives_instead_of_folders(folded, tmp_path):
+def test_archives_and_a_database_instead_of_folders(folded, tmp_path):
+    """Random weights fold to nothing that Foldcomp gives back: all files are next to it."""
     shutil.copytree(folded.folder, tmp_path / "copy", copy_function=shutil.copy2)
-    run = snakemake(tmp_path / "copy", *arguments("fold={num_recycles: 1, archive: true}"))
+    settings = "fold={num_recycles: 1, archive: true, formats: [foldcomp]}"
+    run = snakemake(tmp_path / "copy", *arguments(settings))
     assert run.code == 0, run.said
     sample = run.results / SAMPLE
-    archives = sorted(str(path.relative_to(sample)) for path in sample.rglob("*.zip"))
-    assert archives == ["pae/00000.zip", "structures/00000.zip"]
-    with zipfile.ZipFile(sample / archives[1]) as archive:
-        members = {f"{archives[1]}/{name}" for name in archive.namelist()}
+    found = [str(path.relative_to(sample)) for path in sample.glob("*/[!.]*") if path.is_file()]
+    places = {
+        f"{top}/{name}" for top in ("pae", "structures") for name in ("00000.tar", "index.tsv")
+    }
+    database = {f"structures/foldcomp{end}" for end in ("", ".index", ".lookup", ".dbtype")}
+    assert {name for name in found if name.startswith(("pae", "structures"))} == places | database
+    with tarfile.open(sample / "structures/00000.tar") as archive:
+        members = {f"structures/00000.tar/{name}" for name in archive.getnames()}
     assert members == {row["file"] for row in rows(run) if row["file"]}
     loose = folded.results / SAMPLE
-    for row in rows(folded):
+    for row, before in zip(rows(run), rows(folded), strict=True):
+        assert row["file"].endswith(".pdb.gz") == bool(before["file"])
         if row["file"]:
-            found = read_structure(sample / "structures.tsv", int(row["index"]))
-            assert found == (loose / row["file"]).read_bytes()
+            assert "not_foldcomp" in row["flags"].split(";")
+            one = read_structure(sample / "structures.tsv", int(row["index"]))
+            assert one == (loose / before["file"]).read_bytes()
+    verified = subprocess.run(
+        [sys.executable, "-m", "esm_pipeline", "verify", run.results], capture_output=True
+    )
+    assert verified.returncode == 0, verified.stdout
 
 
 @pytest.mark.long
@@ -186,3 +203,28 @@ def test_killed_again_and_again(folded, tmp_path, clone):  # noqa: F811
     assert_same(killed.run("--rerun-incomplete"), folded)
     with Structures.open(folded.results / SAMPLE / "structures.h5") as arrays:
         assert len(arrays.length) == 6
+
+
+HIDDEN = """\
+import importlib.util
+find = importlib.util.find_spec
+importlib.util.find_spec = lambda name, *more: None if name == "foldcomp" else find(name, *more)
+"""
+
+
+def test_a_missing_foldcomp_is_an_error_before_any_job(tmp_path):
+    shutil.copy(GOLDEN / "my proteins.fasta", tmp_path)
+    (tmp_path / "site").mkdir()
+    (tmp_path / "site" / "sitecustomize.py").write_text(HIDDEN)
+    command = [sys.executable, "-m", "snakemake", "-n", "--snakefile", ROOT / "Snakefile"]
+    done = subprocess.run(
+        [*command, *arguments("fold={formats: [pdb, foldcomp]}")],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(tmp_path / "site")},
+        capture_output=True,
+        text=True,
+    )
+    said = done.stdout + done.stderr
+    assert done.returncode == 1
+    assert "install it with pip install 'esm-pipeline[foldcomp]', or choose pdb" in said
+    assert "Traceback" not in said

@@ -10,9 +10,11 @@ from pathlib import Path
 
 import h5py
 import numpy as np
+import pandas as pd
 import pytest
 
 from esm_pipeline.cli import main
+from esm_pipeline.tasks.fold.tables import ATLAS_TABLE, STRUCTURE_TABLES
 from tests.workflow.tools import GOLDEN, GOLDEN_TASKS, SAMPLE, Run, config, jobs, snakemake
 
 RESULTS = ("embeddings.h5", "saturation.h5", "structures.h5")
@@ -26,9 +28,10 @@ LIMITS_OF = {"structures.h5": {"float32": FOLDED_LIMIT, "uint8": 8 * FOLDED_LIMI
 MADE_ELSEWHERE = {"model", "models", "software", "bytes", "sha256"}
 """The path of the checkpoint, versions, and what depends on them or on last digits."""
 
-BINARY = {f"{SAMPLE}/{name}" for name in RESULTS}
+BINARY = {f"{SAMPLE}/{name}" for name in (*RESULTS, ATLAS_TABLE)}
 APART = {"provenance.json", "model.json", f"{SAMPLE}/scores.json", f"{SAMPLE}/scores.tsv", *BINARY}
-APART |= {"fold_model.json", f"{SAMPLE}/structures.tsv"}
+OF_STRUCTURES = [f"{SAMPLE}/{name}" for name in STRUCTURE_TABLES]
+APART |= {"fold_model.json", *OF_STRUCTURES}
 LISTS = {
     "provenance.sha256",
     f"{SAMPLE}/structures.sha256",
@@ -112,6 +115,30 @@ def test_structures_are_the_same(golden_run):
     for name in (*names, f"{SAMPLE}/structures.tsv"):
         texts = [text_of_structures(run / name) for run in (golden_run.results, GOLDEN / "results")]
         assert_nearly(*texts)
+
+
+def named_cells(path: Path) -> list[list[str]]:
+    """The cells of a table that no last digit changes: record and flag, or record and chains."""
+    rows = [line.split("\t") for line in path.read_text().splitlines()]
+    return [row[: 3 if rows[0][2] == "flag" else 4] for row in rows]
+
+
+def test_the_table_of_the_atlas_is_the_same(golden_run):
+    ours, golden = (
+        pd.read_parquet(results / SAMPLE / ATLAS_TABLE)
+        for results in (golden_run.results, GOLDEN / "results")
+    )
+    pd.testing.assert_frame_equal(ours, golden, check_exact=False, rtol=0, atol=FOLDED_LIMIT)
+    assert golden["plddt"].notna().sum() > 5
+
+
+def test_flags_and_pairs_are_the_same(golden_run):
+    for name in OF_STRUCTURES[1:]:
+        ours, golden = (
+            named_cells(results / name) for results in (golden_run.results, GOLDEN / "results")
+        )
+        assert ours == golden
+        assert len(golden) > 1
 
 
 def test_a_changed_structure_is_noticed():

@@ -72,6 +72,12 @@ wildcard_constraints:
     range=r"\d{1,6}-of-\d{1,6}",
 
 
+def jobs_have_own_python():
+    """Whether jobs run in an environment of their own, not with the interpreter of Snakemake."""
+    isolated = {DeploymentMethod.CONDA, DeploymentMethod.APPTAINER}
+    return bool(isolated & set(workflow.deployment_settings.deployment_method))
+
+
 def esm(wildcards, output):
     """A parameter: the shell text that starts the package's command line.
 
@@ -83,9 +89,7 @@ def esm(wildcards, output):
     A parameter that takes the output reruns nothing when it changes: a clone may move. One that took
     resources would do that too, but Snakemake would evaluate those of all jobs at the start.
     """
-    isolated = {DeploymentMethod.CONDA, DeploymentMethod.APPTAINER}
-    has_own_python = isolated & set(workflow.deployment_settings.deployment_method)
-    python = "python" if has_own_python else shlex.quote(sys.executable)
+    python = "python" if jobs_have_own_python() else shlex.quote(sys.executable)
     variables = f"PYTHONPATH={shlex.quote(str(HOME))} {IN_WORKFLOW}=1"
     return f"{variables} {python} -P -m esm_pipeline"
 
@@ -237,7 +241,7 @@ def status_flags(wildcards):
     return shlex.join(f"--status={task}={place}" for task, place in places.items())
 
 
-def add_merge_rule(table, part):
+def add_merge_rule(table, part, options=""):
     """Add the rule that merges the tables of all bundles, whose pattern is `part`, into `table`."""
 
     rule:
@@ -263,4 +267,5 @@ def add_merge_rule(table, part):
         message:
             f"merge: {table} of all bundles of sample {{wildcards.sample}}"
         shell:
-            "{params.esm} aggregate tables --out={output:q} -- {input:q} 2>&1 | tee -- {log:q}"
+            f"{{params.esm}} aggregate tables {options} --out={{output:q}} -- {{input:q}}"
+            " 2>&1 | tee -- {log:q}"

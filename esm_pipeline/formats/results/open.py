@@ -15,8 +15,10 @@ from esm_pipeline.errors import InputError
 from esm_pipeline.formats.results.classes import Classes, ResidueClasses
 from esm_pipeline.formats.results.embeddings import Embeddings
 from esm_pipeline.formats.results.reader import open_kind
+from esm_pipeline.formats.results.result_files import has_results
 from esm_pipeline.formats.results.saturation import Saturations
 from esm_pipeline.formats.results.structures import Structures
+from esm_pipeline.formats.structure_reader import StructureFiles, is_structure_files
 
 Results: TypeAlias = Embeddings | Saturations | Classes | ResidueClasses | Structures
 
@@ -32,11 +34,14 @@ RESULT_CLASSES: tuple[type[Results], ...] = (
 KINDS = {kind.file_name.removesuffix(".h5"): kind for kind in RESULT_CLASSES}
 """Name of a kind, that of its file, and its class."""
 
+FILES = "structure_files"
+"""The kind of the files of structures, which are not HDF5."""
+
 AnyPath: TypeAlias = str | os.PathLike[str]
 
 
 @overload
-def open_results(path: AnyPath, kind: None = None) -> Results: ...
+def open_results(path: AnyPath, kind: None = None) -> Results | StructureFiles: ...
 @overload
 def open_results(path: AnyPath, kind: Literal["embeddings"]) -> Embeddings: ...
 @overload
@@ -47,17 +52,26 @@ def open_results(path: AnyPath, kind: Literal["classes"]) -> Classes: ...
 def open_results(path: AnyPath, kind: Literal["residue_classes"]) -> ResidueClasses: ...
 @overload
 def open_results(path: AnyPath, kind: Literal["structures"]) -> Structures: ...
-def open_results(path: AnyPath, kind: str | None = None) -> Results:
+@overload
+def open_results(path: AnyPath, kind: Literal["structure_files"]) -> StructureFiles: ...
+def open_results(path: AnyPath, kind: str | None = None) -> Results | StructureFiles:
     """Open a result for reading: an `embeddings.h5` or any other of `RESULT_CLASSES`.
 
-    `path` is a file, or the folder of a sample. `kind` is what it should be: embeddings,
-    saturation, classes, residue_classes or structures; then type checkers know what a record has,
-    and a sample may have results of several kinds. A context manager; `len` is the number of
-    records. Raises InputError if the file is missing, unreadable, not HDF5, of another format or of
-    a later version.
+    `path` is a file, or the folder of a sample. A `structures.tsv`, a folder with one and without
+    HDF5, or a Foldcomp database is opened as the files of its structures. `kind` is what it should
+    be: embeddings, saturation, classes, residue_classes, structures or structure_files; then type
+    checkers know what a record has, and a sample may have results of several kinds. A context
+    manager; `len` is the number of records. Raises InputError if the file is missing, unreadable,
+    not HDF5, of another format or of a later version.
     """
+    if kind == FILES:
+        return StructureFiles(path)
     if kind is None:
+        names = [one.file_name for one in RESULT_CLASSES]
+        if is_structure_files(path) and not has_results(path, names):
+            return StructureFiles(path)
         return open_kind(path, RESULT_CLASSES)
     if kind not in KINDS:
-        raise InputError(f"open_results: no kind {kind!r}; use one of {', '.join(KINDS)}")
+        known = ", ".join([*KINDS, FILES])
+        raise InputError(f"open_results: no kind {kind!r}; use one of {known}")
     return open_kind(path, [KINDS[kind]])

@@ -37,6 +37,12 @@ def files_of_result(folder: str | os.PathLike[str], names: Sequence[str]) -> lis
     return files_of_bundles(found[0]) if found[0].is_dir() else [os.fspath(found[0])]
 
 
+def has_results(folder: str | os.PathLike[str], names: Sequence[str]) -> bool:
+    """Whether a folder has a result with one of the usual `names`, or files of bundles."""
+    place = Path(folder)
+    return bool(bundles_in(place, ".h5")) or any(places_of_result(place, name) for name in names)
+
+
 def places_of_result(sample: Path, name: str) -> list[Path]:
     """Where a sample has the result with the usual `name`: a file, or a folder of files."""
     folder = (sample / BY_BUNDLE[name]).parent

@@ -28,14 +28,21 @@ from esm_pipeline.formats.results.reader import RaggedResults, StoredRecord
 from esm_pipeline.formats.results.validation import DatasetRule, require
 from esm_pipeline.formats.results.writer import RaggedWriter
 from esm_pipeline.structure.pae import to_angstrom
-from esm_pipeline.structure.residues import COUNT
+from esm_pipeline.structure.residues import COUNT, decode
 from esm_pipeline.structure.structure import RANDOM, Structure
 
 if TYPE_CHECKING:
     import pandas as pd
 
+MOST_CHAINS = 16
+"""Chains for whose pairs an ipTM is stored: those of a larger complex have none."""
+
+STORED_PAIRS = MOST_CHAINS * (MOST_CHAINS - 1) // 2
+"""Pairs of chains 0-1, 0-2, 1-2, 0-3, …: a number for each."""
+
 ARRAYS = (
     Array("aatype", "residue", (), "|u1"),  # index in residues.LETTERS
+    Array("letter", "residue", (), "|S1"),  # as in the sequence that was given
     Array("chain", "residue", (), "<i4"),  # 0, 1, …
     Array("positions", "residue", (14, 3), "<f4"),  # Å, atom14 order; 0 where there is no atom
     Array("plddt", "residue", (14,), "<f4"),  # 0–100
@@ -43,9 +50,15 @@ ARRAYS = (
     Array("mean_plddt", "sequence", (), "<f4"),
     Array("ptm", "sequence", (), "<f4"),
     Array("iptm", "sequence", (), "<f4"),  # nan for a single chain
+    Array(
+        "chain_iptm", "sequence", (STORED_PAIRS,), "<f4"
+    ),  # of two chains; nan where there are none
     Array("chunk_size", "sequence", (), "<i4"),  # 0 for none
     Array("flags", "sequence", (), "<i4"),  # bits, in the order of the attribute `flags`
 )
+ADDED = ("letter", "chain_iptm")
+"""Arrays that files of earlier versions do not have."""
+
 ORIGIN = ("model", "revision", "weights_sha256", "dtype", "num_recycles", RANDOM)
 """Attributes that describe how the structures were made."""
 
@@ -62,6 +75,7 @@ def write_structures(
     """Write `structures` to the `rows` of a file with `ARRAYS`."""
     joined = {
         "aatype": np.concatenate([one.aatype for one in structures]),
+        "letter": np.concatenate([np.array([*given_letters(one)], "S1") for one in structures]),
         "chain": np.concatenate([one.chains for one in structures]),
         "positions": np.concatenate([one.positions for one in structures]),
         "plddt": np.concatenate([one.plddt for one in structures]),
@@ -69,11 +83,54 @@ def write_structures(
         "mean_plddt": np.array([one.mean_plddt for one in structures]),
         "ptm": np.array([one.ptm for one in structures]),
         "iptm": np.array([np.nan if one.iptm is None else one.iptm for one in structures]),
+        "chain_iptm": np.stack([pairs_of(one.chain_iptm) for one in structures]),
         "chunk_size": np.array(chunk_sizes),
         "flags": np.array(flags),
     }
     for name, values in joined.items():
         writer.write(name, rows, values)
+
+
+def given_letters(structure: Structure) -> str:
+    """The letters of all residues in the sequence that was given."""
+    return structure.letters or decode(structure.aatype)
+
+
+def pairs_of(matrix: Float32 | None) -> Float32:
+    """The numbers of the pairs in a (C, C) matrix; nan with more than `MOST_CHAINS` chains."""
+    found = np.full((MOST_CHAINS, MOST_CHAINS), np.nan, np.float32)
+    if matrix is not None and len(matrix) <= MOST_CHAINS:
+        found[: len(matrix), : len(matrix)] = matrix
+    return found[np.tril_indices(MOST_CHAINS, -1)]
+
+
+def matrix_of(pairs: Float32, chains: int) -> Float32 | None:
+    """The symmetric (C, C) matrix of stored `pairs`, nan on its diagonal; None for one chain."""
+    if chains == 1:
+        return None
+    size = max(chains, MOST_CHAINS)
+    found = np.full((size, size), np.nan, np.float32)
+    found[np.tril_indices(MOST_CHAINS, -1)] = pairs
+    found = np.where(np.isnan(found), found.T, found)
+    return found[:chains, :chains]
+
+
+def letters_in(part: ResultPart, place: int, folded: str) -> str:
+    """The letters that were given for a row, or "" if they are those that were `folded`."""
+    if "letter" not in part.arrays:
+        return ""
+    letters = part.values("letter", "residue", place).tobytes()
+    part.require(letters.isalpha() and letters.isupper(), "letter")
+    return "" if letters == folded.encode() else letters.decode()
+
+
+def chain_iptm_in(part: ResultPart, place: int, chains: int) -> Float32 | None:
+    """The ipTM of each pair of `chains` of a row: see `Structure.chain_iptm`."""
+    pairs = np.full(STORED_PAIRS, np.nan, np.float32)
+    if chains > 1 and "chain_iptm" in part.arrays:
+        pairs = part.array("chain_iptm")[place : place + 1][0]
+        part.require((np.isnan(pairs) | ((pairs >= 0) & (pairs <= 1))).all(), "chain_iptm")
+    return matrix_of(pairs, chains)
 
 
 class Structures(RaggedResults["FoldedProtein"]):
@@ -87,7 +144,8 @@ class Structures(RaggedResults["FoldedProtein"]):
     def check_more(cls, file: h5py.File, sizes: Mapping[str, int]) -> None:
         """All arrays are stored, and the names of the flags."""
         for array in ARRAYS:
-            require(isinstance(file.get(array.name), h5py.Dataset), array.name)
+            stored = isinstance(file.get(array.name), h5py.Dataset)
+            require(stored or (array.name in ADDED and array.name not in file), array.name)
         require(len(json_attribute(file, "flags", list)) < MOST_FLAGS, "flags")
 
     @cached_property
@@ -156,6 +214,8 @@ class Structures(RaggedResults["FoldedProtein"]):
             mean_plddt=float(one["mean_plddt"]),
             ptm=float(one["ptm"]),
             iptm=None if np.isnan(one["iptm"]) else float(one["iptm"]),
+            letters=letters_in(part, place, decode(aatype)),
+            chain_iptm=chain_iptm_in(part, place, int(chains[-1]) + 1),
         )
 
     def chain_count(self, row: int) -> int:

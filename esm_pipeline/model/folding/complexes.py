@@ -121,8 +121,8 @@ def letters(sequence: str) -> str:
         raise InputError(f"{sequence!r:.40} is not a sequence; give text")
     text = re.sub(rf"\*+(?={BREAK}|\Z)", "", "".join(sequence.split()).upper())
     if wrong := re.search(f"[^A-Z{BREAK}]", text):
+        remedy = f"write {BREAK!r} between chains" if wrong[0] in "/|" else "remove it, or write X"
         raise InputError(
-            f"{wrong[0]!r} at place {wrong.start() + 1} of {text[:40]!r} is not a residue; "
-            "remove it, or write X"
+            f"{wrong[0]!r} at place {wrong.start() + 1} of {text[:40]!r} is not a residue; {remedy}"
         )
     return text

@@ -134,6 +134,27 @@ def iptm(tm: Tensor, mask: Tensor, chains: Tensor) -> Tensor:
     return best_mean(tm, between).masked_fill(~between.any((-1, -2)), math.nan)
 
 
+def chain_iptm(tm: Tensor, mask: Tensor, chains: Tensor) -> Tensor:
+    """As `iptm`, but over the pairs of residues of two chains at a time → (B, C, C), C chains.
+
+    Symmetric; nan for a chain with itself, and for chains that a sequence does not have. For two
+    chains it is their `iptm`.
+    """
+    count = int(chains.max()) + 1
+    own = torch.nn.functional.one_hot(chains, count).to(tm.dtype) * mask.unsqueeze(-1).to(tm.dtype)
+    means = (tm @ own) / own.sum(1, keepdim=True).clamp(min=1)  # (B, R, C): of i to each chain
+    found = tm.new_full((len(tm), count, count), math.nan)
+    for one in range(count):
+        there = own[..., one].bool().unsqueeze(-1)
+        best = means.masked_fill(~there, -1).amax(1)  # (B, C), of the residues of one chain
+        found[:, one] = best
+    found = torch.maximum(found, found.transpose(1, 2))
+    size = own.sum(1)
+    known = (size.unsqueeze(1) > 0) & (size.unsqueeze(2) > 0)
+    known &= ~torch.eye(count, dtype=torch.bool, device=tm.device)
+    return found.masked_fill(~known, math.nan)
+
+
 def interchain_error(error: Tensor, mask: Tensor, chains: Tensor) -> Tensor:
     """Aligned error (B, R, R) in Å → (B,): mean over pairs in different chains, nan without any."""
     between = different_chains(mask, chains)

@@ -258,6 +258,7 @@ class EsmForProteinFolding(EsmPreTrainedModel):
             "mean_plddt": confidence.mean_plddt(by_atom, own),
             "ptm": confidence.ptm(pairs.tm, own),
             "iptm": confidence.iptm(pairs.tm, own, chain_index),
+            "chain_iptm": confidence.chain_iptm(pairs.tm, own, chain_index),
             "interchain_error": confidence.interchain_error(pairs.error, own, chain_index),
             "predicted_aligned_error": pairs.error,
             "max_predicted_aligned_error": pairs.error.new_tensor(confidence.MAX_ALIGNED_ERROR),

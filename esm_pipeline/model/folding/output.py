@@ -41,7 +41,8 @@ class EsmForProteinFoldingOutput(ModelOutput):
     Those that may be None are left out by `compact`.
 
     Not in the reference: mean_plddt (B,) of alpha carbons; iptm (B,) and interchain_error (B,) in
-    Å, nan for single chains; chain_index (B, R), from 0; attention_mask (B, R), 1 for residues.
+    Å, nan for single chains; chain_iptm (B, C, C), ipTM of each two of up to C chains, else nan;
+    chain_index (B, R), from 0; attention_mask (B, R), 1 for residues.
     """
 
     frames: Tensor = None  # type: ignore[assignment]
@@ -69,6 +70,7 @@ class EsmForProteinFoldingOutput(ModelOutput):
     max_predicted_aligned_error: Tensor = None  # type: ignore[assignment]
     mean_plddt: Tensor = None  # type: ignore[assignment]
     iptm: Tensor = None  # type: ignore[assignment]
+    chain_iptm: Tensor = None  # type: ignore[assignment]
     interchain_error: Tensor = None  # type: ignore[assignment]
     chain_index: Tensor = None  # type: ignore[assignment]
     attention_mask: Tensor = None  # type: ignore[assignment]

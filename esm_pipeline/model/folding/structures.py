@@ -29,6 +29,7 @@ FIELDS = {
     "mean_plddt": "mean_plddt",
     "ptm": "ptm",
     "iptm": "iptm",
+    "chain_iptm": "chain_iptm",
     "mask": "attention_mask",
     "atoms": "atom37_atom_exists",
 }
@@ -63,7 +64,7 @@ def build_structure(one: dict[str, NDArray[Any]]) -> Structure:
     aatype = one["aatype"].astype(np.int64)
     has_atom = residues.ATOM14_MASK[aatype]
     by_atom = np.take_along_axis(one["plddt"], residues.ATOM14_TO_ATOM37[aatype], axis=1)
-    iptm = float(one["iptm"])
+    iptm, count = float(one["iptm"]), int(one["chains"].max(initial=0)) + 1
     return Structure(
         aatype=aatype,
         chains=one["chains"].astype(np.int64),
@@ -73,6 +74,7 @@ def build_structure(one: dict[str, NDArray[Any]]) -> Structure:
         mean_plddt=float(one["mean_plddt"]),
         ptm=float(one["ptm"]),
         iptm=None if np.isnan(iptm) else iptm,
+        chain_iptm=None if np.isnan(iptm) else one["chain_iptm"][:count, :count],
     )
 
 

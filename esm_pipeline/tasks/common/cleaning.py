@@ -21,7 +21,8 @@ END_STOP = "'*' at the end{} removed"
 FOREIGN_LETTER = re.compile(rf"[^{RESIDUE_LETTERS.decode()}J*.\-]")
 LETTER_HINTS = {
     ">": "begins a record inside a line, which is lost in this one; were files joined without a "
-    "line end between them? put one there"
+    "line end between them? put one there",
+    **dict.fromkeys("/|", "is no amino acid; if it separates chains, write ':' in its place"),
 }
 """Letters that point to a certain mistake."""
 

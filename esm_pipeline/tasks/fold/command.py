@@ -1,8 +1,9 @@
 """Fold protein sequences: FASTA in, a structure of every sequence out, with its confidences.
 
-OUTDIR gets structures.tsv, structures/ and pae/; OUTDIR.records.tsv, next to it, has the outcome of
-every record. An OUT that ends in .h5 gets all structures as arrays instead, from which
-`esm-pipeline structures` writes the files. Chains of a complex are separated by `:`.
+OUTDIR gets structures.tsv, flags.tsv, chain_pairs.tsv, structures/ and pae/; OUTDIR.records.tsv,
+next to it, has the outcome of every record. An OUT that ends in .h5 gets all structures as arrays
+instead, from which `esm-pipeline structures` writes the files. Chains of a complex are separated by
+`:`.
 """
 
 from __future__ import annotations
@@ -21,7 +22,8 @@ from esm_pipeline.tasks.common import command
 from esm_pipeline.tasks.common.gather import gather_ragged
 from esm_pipeline.tasks.common.outputs import HDF5, check_output, require_folder_name
 from esm_pipeline.tasks.fold.plan import FOLD, FoldPlan
-from esm_pipeline.tasks.fold.structures import STRUCTURES_TABLE, write_files, written_to
+from esm_pipeline.tasks.fold.structures import write_files, written_to
+from esm_pipeline.tasks.fold.tables import STRUCTURES_TABLE
 from esm_pipeline.tasks.fold.work import FOLD_WORK
 
 SUFFIX = ".h5"
@@ -92,7 +94,8 @@ def run(args: argparse.Namespace) -> int:
 
         threads = set_threads(settings.threads)
         predictor = Predictor(args.model, args.revision, settings, command.speaker(args, FOLD))
-        plan = FoldPlan(sequences, predictor.policy, predictor.config.max_residues)
+        limit = predictor.config.max_residues
+        plan = FoldPlan(sequences, predictor.policy, limit, settings.ambiguous)
         with command.computed(args, predictor, plan, targets, stale=stale) as files:
             counts = files.counts
     if as_files:

@@ -20,7 +20,6 @@ from esm_pipeline.formats.structure_files import file_stem
 from esm_pipeline.settings.sections import FoldSettings
 from esm_pipeline.structure.pae import to_angstrom
 from esm_pipeline.structure.quality import CA
-from esm_pipeline.structure.residues import ATOM14_MASK
 from esm_pipeline.structure.structure import Structure
 from esm_pipeline.tasks.common.functions import (
     CommonOptions,
@@ -32,7 +31,7 @@ from esm_pipeline.tasks.common.functions import (
     with_index,
 )
 from esm_pipeline.tasks.fold.plan import FOLD, FoldPlan
-from esm_pipeline.tasks.fold.structures import facts_of, structure_text
+from esm_pipeline.tasks.fold.texts import StructureNames, remarks_of, structure_text
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -71,9 +70,8 @@ class PredictedStructure:
 
     @property
     def plddt(self) -> Float32:
-        """(R,) confidence of each residue, that of its C-alpha, 0 to 100; NaN for an X."""
-        has_atom = ATOM14_MASK[self.structure.aatype, CA]
-        return np.where(has_atom, self.structure.plddt[:, CA], np.float32("nan"))
+        """(R,) confidence of each residue, that of its C-alpha, 0 to 100; NaN if without atoms."""
+        return np.where(self.structure.present, self.structure.plddt[:, CA], np.float32("nan"))
 
     @property
     def mean_plddt(self) -> float:
@@ -117,8 +115,8 @@ class PredictedStructure:
         return target
 
     def _text(self, kind: str) -> str:
-        stem = file_stem(self.index, self.id)
-        return structure_text(kind, self.structure, stem, self.id, self.facts).decode("ascii")
+        names = StructureNames(file_stem(self.index, self.id), self.id)
+        return structure_text(kind, self.structure, names, self.facts).decode("ascii")
 
 
 @dataclass(frozen=True, repr=False)
@@ -159,6 +157,7 @@ def fold(
     max_residues: int | None = None,
     memory: float | None = None,
     long: Literal["auto", "skip", "truncate", "full"] | None = None,
+    ambiguous: Literal["omit", "approximate"] | None = None,
     **options: Unpack[CommonOptions],
 ) -> FoldResult:
     """Predict structures, as `esm-pipeline fold` does; chains of a complex are separated by `:`.
@@ -167,7 +166,8 @@ def fold(
     such as "facebook/esmfold_v1", or a loaded EsmForProteinFolding; "demo" has random weights,
     whose structures are meaningless. `num_recycles`: the trunk runs N + 1 times. `chunk_size`: rows
     computed at once, auto for as many as fit. `max_residues`: longest sequence to fold. `memory`:
-    GB that a batch may use, by default all that is free.
+    GB that a batch may use, by default all that is free. `ambiguous`: whether B and Z are without
+    atoms (omit) or folded as D and E (approximate).
     """
     own = {
         "num_recycles": num_recycles,
@@ -175,6 +175,7 @@ def fold(
         "max_residues": max_residues,
         "memory": memory,
         "long": long,
+        "ambiguous": ambiguous,
     }
     call = FunctionCall(FOLD, model, options, own, FoldSettings)
     settings = call.settings(FoldSettings)
@@ -186,7 +187,8 @@ def fold(
         predictor = Predictor(model_or_name(model), call.run.revision, settings)
         sequence_set, given = read_sequences(FOLD, sequences, call.cleaning, folder, complexes=True)
         with sequence_set:
-            plan = FoldPlan(sequence_set, predictor.policy, predictor.config.max_residues)
+            limit = predictor.config.max_residues
+            plan = FoldPlan(sequence_set, predictor.policy, limit, settings.ambiguous)
             write_rows(predictor, plan, folder / "structures.h5", quiet=call.run.quiet)
             found = ComputedRecords.of(sequence_set.records(), plan.outcomes(), given)
         with Structures.open(folder / "structures.h5") as results:
@@ -205,7 +207,7 @@ def structures_in(results: Structures, found: ComputedRecords) -> dict[int, Pred
     for index, row in zip(results.index.tolist(), results.row.tolist(), strict=True):
         if row not in rows:
             rows[row] = results.structure(row)
-        facts = facts_of(results, row, rows[row])
+        facts = remarks_of(results.origin, results.flags(row), rows[row])
         flags = results.flags(row)
         structures[index] = PredictedStructure(found.ids[index], index, rows[row], flags, facts)
     return structures

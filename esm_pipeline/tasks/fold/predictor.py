@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from typing import Any, ClassVar
 
@@ -28,7 +28,8 @@ from esm_pipeline.model.inference.device import free_memory
 from esm_pipeline.model.inference.finite import require_finite
 from esm_pipeline.settings.section import texts
 from esm_pipeline.settings.sections import FoldSettings
-from esm_pipeline.structure.quality import QUALITY_FLAGS, examine
+from esm_pipeline.structure.quality import STORED_FLAGS, examine_structure
+from esm_pipeline.structure.residues import folded_sequence
 from esm_pipeline.structure.structure import RANDOM, Structure
 from esm_pipeline.tasks.common.compute import ArrayRunner, BatchOutput
 from esm_pipeline.tasks.common.plan import NOT_FINITE, LengthPolicy, SequencePlan
@@ -38,8 +39,6 @@ from esm_pipeline.tasks.common.runner import software
 from esm_pipeline.tasks.fold.batches import CHUNKS, FoldMode, fold_batches, fold_modes
 from esm_pipeline.tasks.fold.plan import FOLD, fold_policy
 from esm_pipeline.tasks.fold.work import SHARE, fold_cost
-
-FLAG_NAMES = (*QUALITY_FLAGS, RANDOM)
 
 WITHOUT_CHUNKS = FoldMode()
 
@@ -143,7 +142,7 @@ class Predictor(ArrayRunner[EsmForProteinFolding]):
             **self.origin,
             **texts(self.settings),
             RANDOM: "true" if self.random else "false",
-            "flags": json.dumps(FLAG_NAMES),
+            "flags": json.dumps(STORED_FLAGS),
             "software": json.dumps(software()),
         }
 
@@ -217,21 +216,29 @@ class Predictor(ArrayRunner[EsmForProteinFolding]):
 
     @torch.inference_mode()
     def __call__(self, sequences: Sequence[str], mode: FoldMode = WITHOUT_CHUNKS) -> Predictions:
-        """Fold a batch, `:` between chains. Raises what PyTorch raises when memory runs out."""
+        """Fold a batch, `:` between chains. Raises what PyTorch raises when memory runs out.
+
+        U is folded as C, O as K, and by the settings B as D and Z as E; other letters than the 20
+        amino acids have no atoms. The structures have the letters that were given.
+        """
         device = CPU if mode.cpu else self.device
         if device.type == "cpu":
             self.require_memory(sequences, mode)
+        approximate = self.settings.ambiguous == "approximate"
         self.model.to(device)
         with self.timed():
             output = self.model.infer(
-                list(sequences),
+                [folded_sequence(sequence, approximate=approximate) for sequence in sequences],
                 num_recycles=self.settings.num_recycles,
                 chunk_size=mode.chunk_size,
                 offload_stem=mode.offload and not mode.cpu,
                 compact=True,
                 nucleotides="keep",  # `shard` has checked for them
             )
-        structures = [self.with_flags(structure) for structure in structures_of(output)]
+        structures = [
+            self.with_flags(replace(structure, letters=sequence.replace(BREAK, "")))
+            for structure, sequence in zip(structures_of(output), sequences, strict=True)
+        ]
         return Predictions(structures, mode.chunk_size)
 
     def with_flags(self, structure: Structure) -> tuple[Structure, int] | None:
@@ -239,13 +246,7 @@ class Predictor(ArrayRunner[EsmForProteinFolding]):
         numbers = (structure.positions, structure.plddt, structure.mean_plddt, structure.ptm)
         if not all(np.isfinite(values).all() for values in numbers):
             return None
-        quality = examine(
-            structure.positions,
-            structure.aatype,
-            structure.chains,
-            structure.mean_plddt,
-            structure.ptm,
-        )
+        quality = examine_structure(structure)
         raised = {*quality.flags, *([RANDOM] if self.random else [])}
-        bits = sum(1 << place for place, name in enumerate(FLAG_NAMES) if name in raised)
+        bits = sum(1 << place for place, name in enumerate(STORED_FLAGS) if name in raised)
         return structure, bits

@@ -13,6 +13,7 @@ import numpy as np
 from esm_pipeline.arrays import Int64
 from esm_pipeline.formats.structure_files import structure_rows
 from esm_pipeline.formats.tables.base import ROWS_AT_ONCE
+from esm_pipeline.structure.quality import FLAGS
 from esm_pipeline.structure.structure import MEANINGLESS, RANDOM
 from esm_pipeline.tasks.common.report_parts import GREY, ReportSection, draw_bars, svg, table
 
@@ -25,6 +26,8 @@ CONFIDENCES = (
     ("ptm", 1.0, "pTM", "Global confidence"),
 )
 """Column, largest value, label and title of each picture."""
+
+WHERE_RESIDUES = "The residues behind each flag are in flags.tsv."
 
 PLDDT_LEVELS = (50, 70, 90)
 """Lowest pLDDT that the AlphaFold database calls low, confident, very high."""
@@ -52,8 +55,12 @@ def structures_section(path: Path) -> ReportSection:
             for name, most, label, title in CONFIDENCES
         ]
     if flags:
-        lines = [[name, f"{number:,}"] for name, number in flags.most_common()]
-        pictures.append(table(("flag", "structures"), lines, numbers=(1,)))
+        lines = [
+            [name, f"{number:,}", FLAGS[name].meaning.replace("`", "") if name in FLAGS else ""]
+            for name, number in flags.most_common()
+        ]
+        pictures.append(table(("flag", "structures", "meaning"), lines, numbers=(1,)))
+        pictures.append(f"<p>{html.escape(WHERE_RESIDUES)}</p>")
     return ReportSection(facts, pictures)
 
 

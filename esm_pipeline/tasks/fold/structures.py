@@ -1,7 +1,9 @@
-"""Write the structures that `fold` computed as files: PDB, mmCIF, aligned errors, and their table.
+"""Write the structures that `fold` computed as files: PDB, mmCIF, aligned errors, and their tables.
 
 Needs no model and no PyTorch. OUTDIR gets `structures.tsv`, with a row for every record of the
-input, `structures/`, `pae/`, and `structures.sha256` with the digests of the files in both. Files
+input, `structures.parquet`, the same with the columns of the ESM Metagenomic Atlas, `flags.tsv`,
+with the residues behind each flag, `chain_pairs.tsv`, with the confidence of each two chains of a
+complex, `structures/`, `pae/`, and `structures.sha256` with the digests of the files in both. Files
 of previous runs are replaced.
 """
 
@@ -10,9 +12,10 @@ from __future__ import annotations
 import argparse
 import multiprocessing
 import sys
+import tempfile
 import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import InvalidStateError, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import ExitStack, contextmanager
@@ -26,11 +29,13 @@ from esm_pipeline.errors import CapacityError, InputError, setting
 from esm_pipeline.files import atomic_folder, atomic_path, naming_errors
 from esm_pipeline.flags import add_flags, require_file, section_from
 from esm_pipeline.formats.checksums import check_listed, line
-from esm_pipeline.formats.records import OK, Record, format_row, read_records
+from esm_pipeline.formats.foldcomp_database import EntriesFile
+from esm_pipeline.formats.records import Record, read_records
 from esm_pipeline.formats.results.structures import Structures
+from esm_pipeline.formats.structure_archives import archive_name, member_name
 from esm_pipeline.formats.structure_files import (
+    DATABASE,
     RECORDS_PER_FOLDER,
-    STRUCTURE_COLUMNS,
     FileBundle,
     file_stem,
     folder_name,
@@ -40,21 +45,34 @@ from esm_pipeline.interruption import leave_to_parent
 from esm_pipeline.locks import Outputs
 from esm_pipeline.parsers import INPUT_OUTPUT, SPEED_GROUP, group_of
 from esm_pipeline.settings.sections import StructureSettings
-from esm_pipeline.structure.modelcif import cif_text
-from esm_pipeline.structure.pae import json_bytes, npz_bytes
-from esm_pipeline.structure.pdb import pdb_problem, pdb_text
-from esm_pipeline.structure.structure import MEANINGLESS, RANDOM, Structure
+from esm_pipeline.structure.foldcomp_codec import foldcomp_entry, require_foldcomp
+from esm_pipeline.structure.modelcif import ErrorFile
+from esm_pipeline.structure.pae import cif_bytes, json_bytes, npz_bytes
+from esm_pipeline.structure.structure import Structure
 from esm_pipeline.tasks.common.outcomes import listing_of, with_outcomes
 from esm_pipeline.tasks.common.outputs import require_folder_name
 from esm_pipeline.tasks.common.progress import Amounts, progress
+from esm_pipeline.tasks.fold.collected import Collector, WrittenArchive, WrittenGroup
+from esm_pipeline.tasks.fold.extraction import add_id_arguments, key_of, outputs_of_one, write_one
 from esm_pipeline.tasks.fold.plan import FOLD
+from esm_pipeline.tasks.fold.tables import (
+    ATLAS_TABLE,
+    PAE,
+    STRUCTURE_TABLES,
+    STRUCTURES_FOLDER,
+    StructureFacts,
+    kinds_written,
+    write_structure_tables,
+)
+from esm_pipeline.tasks.fold.texts import StructureNames, remarks_of, structure_text
 
-STRUCTURES_TABLE, STRUCTURES_FOLDER, PAE = "structures.tsv", "structures", "pae"
 DIGESTS = "structures.sha256"
-NOT_PDB = "not_pdb"
-"""Flag of a structure that does not fit into a PDB file and is written as mmCIF."""
-
-PAE_BYTES = {"json": json_bytes, "npz": npz_bytes}
+PAE_BYTES: dict[str, Callable[[Structure, str], bytes]] = {
+    "json": lambda structure, _: json_bytes(structure),
+    "npz": lambda structure, _: npz_bytes(structure),
+    "cif": cif_bytes,
+}
+"""The contents of a file of aligned errors, from the structure and the stem of its file's name."""
 
 
 EXAMPLES = (
@@ -69,9 +87,24 @@ EXAMPLES = (
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the flags of `structures`."""
     files = group_of(parser, INPUT_OUTPUT)
-    files.add_argument("arrays", metavar="STRUCTURES.h5", type=Path, help="HDF5 that `fold` wrote")
-    files.add_argument("output", metavar="OUTDIR", type=Path, help="folder for the files")
-    files.add_argument("--records", required=True, type=Path, help="records.tsv of the input")
+    files.add_argument(
+        "arrays",
+        metavar="STRUCTURES.h5",
+        type=Path,
+        help="HDF5 that `fold` wrote; with --id or --index also what `structures` wrote (OUTDIR or "
+        "its structures.tsv), or a Foldcomp database",
+    )
+    files.add_argument(
+        "output",
+        metavar="OUTDIR",
+        type=Path,
+        help="folder for the files; with --id or --index a file, .pdb or .cif, or - for standard "
+        "output",
+    )
+    add_id_arguments(files)
+    files.add_argument(
+        "--records", type=Path, help="records.tsv of the input; required without --id and --index"
+    )
     files.add_argument(
         "--status", type=Path, help="status table of `fold`, if --records has no outcomes of it"
     )
@@ -84,6 +117,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def outputs(args: argparse.Namespace) -> Outputs:
     """What `structures` writes."""
+    if key_of(args) is not None:
+        return Outputs(outputs_of_one(args.arrays, args.output))
+    if args.records is None:
+        raise InputError("structures: --records is missing; give the records.tsv of the input")
     require_folder_name(args.output, "structures")
     return written_to(args.output)
 
@@ -93,12 +130,17 @@ def written_to(folder: Path) -> Outputs:
     folders = [folder / STRUCTURES_FOLDER, folder / PAE]
     for one in folders:
         require_ours(one)
-    return Outputs([folder / STRUCTURES_TABLE, folder / DIGESTS], folders)
+    names = (*STRUCTURE_TABLES, ATLAS_TABLE, DIGESTS)
+    return Outputs([folder / name for name in names], folders)
 
 
 def run(args: argparse.Namespace) -> int:
     """Write the files; returns 0: `verdict` judges failed records."""
     started = time.perf_counter()
+    key = key_of(args)
+    if key is not None:
+        write_one(args.arrays, key, args.output)
+        return 0
     settings = section_from(StructureSettings, args)
     for path in (args.arrays, args.records, *([args.status] if args.status else [])):
         require_file(str(path))
@@ -127,19 +169,32 @@ def write_files(
     """Write all files of the structures in `arrays` into the folder `output`; returns their number.
 
     `records` are all of the input, with their outcomes. The folders are moved into place when they
-    are complete, then the table. Raises InputError if `output` holds other files, or records and
+    are complete, then the tables. Raises InputError if `output` holds other files, or records and
     arrays do not belong together.
     """
+    if DATABASE in settings.formats:
+        require_foldcomp()
     folders = written_to(output).replaced
+    output.mkdir(parents=True, exist_ok=True)
     with ExitStack() as stack:
-        table = stack.enter_context(atomic_path(output / STRUCTURES_TABLE))
+        tables = [stack.enter_context(atomic_path(output / name)) for name in STRUCTURE_TABLES]
+        atlas = stack.enter_context(atomic_path(output / ATLAS_TABLE))
         digests = stack.enter_context(atomic_path(output / DIGESTS))
         files, errors = (stack.enter_context(atomic_folder(folder)) for folder in folders)
         jobs = [WriteJob(arrays, group, files, errors, settings) for group in groups(arrays)]
+        facts = stack.enter_context(tempfile.TemporaryFile("w+", encoding="ascii", dir=output))
+        database = files / DATABASE if DATABASE in settings.formats else None
+        tops = {STRUCTURES_FOLDER: files, PAE: errors}
+        collector = Collector(tops, database, settings.archive_records)
         with naming_errors(digests), open(digests, "w", encoding="ascii") as listing:
-            unfit = write_groups(jobs, processes, listing, quiet=quiet)
-        write_structure_table(table, arrays, records, settings, unfit)
-        for old in (STRUCTURES_TABLE, DIGESTS):
+            write_groups(jobs, processes, listing, facts, collector, quiet=quiet)
+            facts.seek(0)
+            entries = write_structure_tables(tables, arrays, records, settings, facts)
+            listing.writelines(collector.finish(STRUCTURES_FOLDER, entries))
+        from esm_pipeline.formats.atlas_table import write_atlas_table
+
+        write_atlas_table(tables[0], atlas)
+        for old in (*STRUCTURE_TABLES, ATLAS_TABLE, DIGESTS):
             (output / old).unlink(missing_ok=True)  # they describe the previous folders
     if not settings.pae:
         (output / PAE).resolve().rmdir()
@@ -166,9 +221,11 @@ class WriteJob:
 
 
 def groups(path: Path) -> Iterator[list[StoredStructure]]:
-    """The structures in `path`, folder by folder."""
+    """The structures in `path` in the order of their first records, folder by folder."""
     with Structures.open(path) as arrays:
         rows, firsts = np.unique(arrays.row, return_index=True)  # records are in input order
+        order = np.argsort(firsts)
+        rows, firsts = rows[order], firsts[order]
         index, ids = arrays.index[firsts], arrays.ids
         for folder in np.unique(index // RECORDS_PER_FOLDER):
             chosen = index // RECORDS_PER_FOLDER == folder
@@ -177,28 +234,30 @@ def groups(path: Path) -> Iterator[list[StoredStructure]]:
 
 
 def write_groups(
-    jobs: list[WriteJob], processes: int, listing: IO[str], *, quiet: bool
-) -> set[int]:
-    """Write all files, and their digests to `listing`.
-
-    Returns the rows that do not fit into a PDB file.
-    """
-    unfit: set[int] = set()
+    jobs: list[WriteJob],
+    processes: int,
+    listing: IO[str],
+    facts: IO[str],
+    collector: Collector,
+    *,
+    quiet: bool,
+) -> None:
+    """Write all files, their digests to `listing`, and to `facts` what the tables say of each."""
     amounts = Amounts(sum(len(job.group) for job in jobs), "structures")
     with ExitStack() as stack:
-        done: Iterator[tuple[set[int], str]] = map(write_group, jobs)
+        done: Iterator[WrittenGroup] = map(write_group, jobs)
         if min(processes, len(jobs)) > 1:
             done = stack.enter_context(in_processes(min(processes, len(jobs)), jobs))
         advance = stack.enter_context(progress("structures", amounts, quiet=quiet, short=True))
-        for job, (found, lines) in zip(jobs, done, strict=True):
-            unfit |= found
-            listing.write(lines)
+        for job, written in zip(jobs, done, strict=True):
+            listing.write(written.digests)
+            facts.write(written.facts)
+            collector.add(written)
             advance(len(job.group))
-    return unfit
 
 
 @contextmanager
-def in_processes(count: int, jobs: list[WriteJob]) -> Iterator[Iterator[tuple[set[int], str]]]:
+def in_processes(count: int, jobs: list[WriteJob]) -> Iterator[Iterator[WrittenGroup]]:
     """Run `jobs` in `count` processes; yields the results of `write_group`.
 
     On an error the processes are killed at once.
@@ -228,157 +287,65 @@ def report_unless_cancelled(error: threading.ExceptHookArgs) -> None:
         threading.__excepthook__(error)
 
 
-def write_group(job: WriteJob) -> tuple[set[int], str]:
-    """Write the files of one folder.
-
-    Returns the rows that do not fit into a PDB file, and the lines of the list of digests.
-    """
-    unfit = set()
-    folder, zipped = folder_name(job.group[0].first), job.settings.archive
+def write_group(job: WriteJob) -> WrittenGroup:
+    """Write the files of one folder."""
+    found = []
+    folder, archived = folder_name(job.group[0].first), job.settings.archive
     with (
         Structures.open(job.arrays) as arrays,
-        FileBundle(job.structures, folder, archive=zipped) as files,
-        FileBundle(job.pae, folder, archive=zipped) as errors,
+        FileBundle(job.structures, folder, archive=archived) as files,
+        FileBundle(job.pae, folder, archive=archived) as errors,
+        EntriesFile(job.structures, folder) as entries,
     ):
         for row, first, name in job.group:
             structure, stem = arrays.structure(row), file_stem(first, name)
-            fits = pdb_problem(structure) is None
-            unfit |= set() if fits else {row}
-            facts = facts_of(arrays, row, structure)
-            for kind in kinds_written(job.settings, fits=fits):
-                files.add(f"{stem}.{kind}", structure_text(kind, structure, stem, name, facts))
+            flags = arrays.flags(row)
+            facts = StructureFacts.of(structure, row, flags)
+            names = StructureNames(stem, name, error_file(job.settings, first, stem))
+            remarks = remarks_of(arrays.origin, flags, structure)
+            texts: dict[str, bytes] = {}
+            if DATABASE in job.settings.formats:
+                if not facts.unfit:
+                    texts["pdb"] = structure_text("pdb", structure, names, remarks)
+                data, why = entry_of(structure, name, texts.get("pdb", b""), facts.unfit)
+                facts = facts._replace(refused=why, size=entries.add(data))
+            for kind in kinds_written(job.settings, facts):
+                if kind != DATABASE:
+                    text = texts.get(kind) or structure_text(kind, structure, names, remarks)
+                    files.add(f"{stem}.{kind}", text, first, name)
             for kind in job.settings.pae:
-                errors.add(f"{stem}.{kind}", PAE_BYTES[kind](structure.pae))
-    written = ((STRUCTURES_FOLDER, files.digests), (PAE, errors.digests))
-    named = [(f"{top}/{file}", found) for top, some in written for file, found in some.items()]
-    return unfit, "".join(line(digest, file) for file, digest in named)
+                errors.add(f"{stem}.{kind}", PAE_BYTES[kind](structure, stem), first, name)
+            found.append(facts.line())
+    bundles = {STRUCTURES_FOLDER: files, PAE: errors}
+    return WrittenGroup(
+        "".join(
+            line(digest, f"{top}/{file}")
+            for top, bundle in bundles.items()
+            for file, digest in bundle.digests.items()
+        ),
+        "".join(found),
+        {
+            top: WrittenArchive(bundle.part, bundle.members)
+            for top, bundle in bundles.items()
+            if bundle.members
+        },
+        entries.path if entries.written else None,
+    )
 
 
-def kinds_written(settings: StructureSettings, *, fits: bool) -> list[str]:
-    """The formats of a structure, which `fits` into a PDB file or not."""
-    if fits:
-        return list(settings.formats)
-    return ["cif"]
+def entry_of(structure: Structure, name: str, pdb: bytes, unfit: str) -> tuple[bytes, str]:
+    """An entry of the Foldcomp database, or nothing, and why."""
+    if unfit:
+        return b"", unfit
+    return foldcomp_entry(structure, name, pdb.decode("ascii"))
 
 
-def structure_text(
-    kind: str, structure: Structure, stem: str, name: str, facts: dict[str, str]
-) -> bytes:
-    """The contents of one file. Raises InputError for a structure that biotite cannot write."""
-    from biotite.file import SerializationError
-    from biotite.structure import BadStructureError
-
-    title = f"Predicted structure of {name}"
-    try:
-        if kind == "pdb":
-            return pdb_text(structure, title, facts).encode("ascii")
-        return cif_text(structure, stem, title, facts).encode("ascii")
-    except (BadStructureError, SerializationError) as error:
-        why = " ".join(str(error).split())
-        raise InputError(f"{title}: cannot be written as {kind} ({why}); fold it again") from None
-
-
-def facts_of(arrays: Structures, row: int, structure: Structure) -> dict[str, str]:
-    """How a structure was made, and its confidence."""
-    origin = arrays.origin
-    facts = {"": MEANINGLESS} if origin[RANDOM] == "true" else {}
-    facts["software"] = f"esm_pipeline {origin['software']}"
-    for name in ("model", "revision", "weights_sha256", "dtype", "num_recycles"):
-        if origin[name]:
-            facts[name] = origin[name]
-    facts |= structure.facts
-    if flags := arrays.flags(row):
-        facts["flags"] = " ".join(flags)
-    return facts
-
-
-def write_structure_table(
-    target: Path,
-    path: Path,
-    records: Iterable[Record],
-    settings: StructureSettings,
-    unfit: set[int],
-) -> None:
-    """Write `structures.tsv`. Raises InputError if `records` are not those of the arrays."""
-    with (
-        Structures.open(path) as arrays,
-        naming_errors(target),
-        open(target, "w", encoding="utf-8", newline="") as handle,
-    ):
-        table = StructureTable(arrays, settings, unfit)
-        handle.write(format_row(STRUCTURE_COLUMNS))
-        for record in records:
-            handle.write(format_row(table.cells(record)))
-        table.require_end()
-
-
-class StructureTable:
-    """The rows of `structures.tsv`, in input order."""
-
-    def __init__(self, arrays: Structures, settings: StructureSettings, unfit: set[int]) -> None:
-        self.arrays, self.settings, self.unfit = arrays, settings, unfit
-        self.shared = np.bincount(arrays.row, minlength=len(arrays.length)) > 1
-        self.files: dict[int, str] = {}  # for rows that several records share
-        self.place = 0
-
-    def cells(self, record: Record) -> list[str]:
-        """The row of a record."""
-        outcome = record.outcomes.get(FOLD)
-        if outcome is None:
-            raise InputError(f"record {record.index} has no outcome of fold; give another table")
-        length = "" if record.length is None else str(record.length)
-        cells = [str(record.index), record.id, *outcome, length]
-        if outcome.status != OK:
-            return [*cells, *[""] * (len(STRUCTURE_COLUMNS) - len(cells))]
-        return [*cells, *self.of_row(record, self.next_row(record))]
-
-    def next_row(self, record: Record) -> int:
-        """The row of the next stored record. Raises InputError if that is another one."""
-        if self.place == len(self.arrays.index) or self.arrays.index[self.place] != record.index:
-            raise InputError(
-                f"{self.arrays.path}: its records differ from those of the table, first at "
-                f"record {record.index}; make both again"
-            )
-        self.place += 1
-        return int(self.arrays.row[self.place - 1])
-
-    def require_end(self) -> None:
-        """Raise InputError if there are more stored records."""
-        if self.place < len(self.arrays.index):
-            index = self.arrays.index[self.place]
-            raise InputError(
-                f"{self.arrays.path}: holds record {index}, which is not in the table; make both "
-                "again"
-            )
-
-    def of_row(self, record: Record, row: int) -> list[str]:
-        """The cells that describe the structure."""
-        value = {name: values[row] for name, values in self.arrays.per_sequence.items()}
-        iptm = "" if np.isnan(value["iptm"]) else f"{value['iptm']:.4f}"
-        return [
-            str(self.arrays.chain_count(row)),
-            f"{value['mean_plddt']:.2f}",
-            f"{value['ptm']:.4f}",
-            iptm,
-            self.arrays.origin["num_recycles"],
-            str(value["chunk_size"] or ""),
-            self.file(record, row),
-            ";".join(self.flags(row)),
-        ]
-
-    def file(self, record: Record, row: int) -> str:
-        """Path of a structure's file, named after the first record with the sequence."""
-        if row in self.files:
-            return self.files[row]
-        kind = kinds_written(self.settings, fits=row not in self.unfit)[0]
-        folder = folder_name(record.index) + (".zip" if self.settings.archive else "")
-        path = f"{STRUCTURES_FOLDER}/{folder}/{file_stem(record.index, record.id)}.{kind}"
-        if self.shared[row]:
-            self.files[row] = path
-        return path
-
-    def flags(self, row: int) -> list[str]:
-        """The flags of a structure and of its file."""
-        found = self.arrays.flags(row)
-        not_pdb = row in self.unfit and "pdb" in self.settings.formats
-        return [*found, *([NOT_PDB] if not_pdb else [])]
+def error_file(settings: StructureSettings, index: int, stem: str) -> ErrorFile | None:
+    """Where the mmCIF of the aligned errors is, from the file of the structure, if there is one."""
+    if "cif" not in settings.pae:
+        return None
+    path = f"{folder_name(index)}/{stem}.cif"
+    if settings.archive:
+        archive = archive_name(index, settings.archive_records)
+        return ErrorFile(f"../{PAE}/{archive}", member_name(path))
+    return ErrorFile(f"../../{PAE}/{path}")

@@ -2,10 +2,11 @@
 
 `aggregate TASK` merges the files of all ranges of a bundle into one result, and writes a status
 table of every record of the bundle; `aggregate records` and `aggregate tables` are in
-`record_table`. A task that runs on bundles has `SUFFIX`, the suffix of its result, and
-`aggregate(gathered, records, output)`, where `records` are those that are ok and `output` is a
-temporary file. The status table is moved into place after the result, and `{bundle}.sha256`, the
-list of both digests, last: if the list exists, both files are those it describes.
+`record_table`; `aggregate atlas` writes `structures.parquet` from a merged `structures.tsv`. A task
+that runs on bundles has `SUFFIX`, the suffix of its result, and `aggregate(gathered, records,
+output)`, where `records` are those that are ok and `output` is a temporary file. The status table
+is moved into place after the result, and `{bundle}.sha256`, the list of both digests, last: if the
+list exists, both files are those it describes.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import time
 from pathlib import Path
 
 from esm_pipeline.errors import InputError
-from esm_pipeline.files import atomic_paths, require_apart
+from esm_pipeline.files import atomic_path, atomic_paths, require_apart
 from esm_pipeline.flags import number_of_parts
 from esm_pipeline.formats.bundles import RANGE, index_path, record_table_of
 from esm_pipeline.formats.checksums import write_digests
@@ -30,7 +31,7 @@ from esm_pipeline.tasks.common.outputs import ending_of
 from esm_pipeline.tasks.common.progress import waiting
 from esm_pipeline.tasks.run import record_table
 
-OF_RECORDS, OF_TABLES = "records", "tables"
+OF_RECORDS, OF_TABLES, OF_ATLAS = "records", "tables", "atlas"
 
 
 EXAMPLES = (
@@ -59,6 +60,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     record_table.add_record_arguments(records)
     tables = commands.add_parser(OF_TABLES, help="one table from those of all bundles")
     record_table.add_table_arguments(tables)
+    atlas = commands.add_parser(OF_ATLAS, help="structures.parquet from structures.tsv")
+    atlas.add_argument("table", type=Path, metavar="TABLE", help="structures.tsv of a sample")
+    atlas.add_argument("--out", required=True, type=Path, help="table to write, Parquet")
     tasks = commands_with("aggregate")
     gathered = [commands.add_parser(task, help=f"results of {task}") for task in tasks]
     for task in gathered:
@@ -86,6 +90,9 @@ def outputs(args: argparse.Namespace) -> Outputs:
         return record_table.record_outputs(args)
     if args.what == OF_TABLES:
         return record_table.table_outputs(args)
+    if args.what == OF_ATLAS:
+        require_apart([args.out], [args.table])
+        return Outputs([args.out])
     files = [args.out, args.status, digests_of(args.status)]
     fasta = args.bundle
     require_apart(files, [fasta, index_path(fasta), record_table_of(fasta)])
@@ -107,6 +114,12 @@ def run(args: argparse.Namespace) -> int:
             record_table.write_record_table(args)
         elif args.what == OF_TABLES:
             record_table.write_merged_table(args)
+        elif args.what == OF_ATLAS:
+            from esm_pipeline.formats.atlas_table import write_atlas_table
+
+            ending_of(args.out, (".parquet",))
+            with atomic_path(args.out) as path:
+                write_atlas_table(args.table, path)
         else:
             gather_bundle(args)
     return 0

@@ -29,6 +29,7 @@ from esm_pipeline.formats.results.open import Results, open_results
 from esm_pipeline.formats.results.result_files import alternatives
 from esm_pipeline.formats.results.saturation import Saturations
 from esm_pipeline.formats.results.structures import Structures
+from esm_pipeline.formats.structure_reader import StructureFiles
 from esm_pipeline.formats.tables.base import PARQUET, SUFFIXES
 from esm_pipeline.locks import Outputs
 from esm_pipeline.tasks.common.progress import Amounts, progress
@@ -135,9 +136,15 @@ def opened(results: Path, name: str) -> Results:
 
     Raises InputError for others.
     """
-    if name in TABLE_FORMATS or results.is_dir():
-        return open_results(results) if name in TABLE_FORMATS else Embeddings.open(results)
+    if results.is_dir() and name not in TABLE_FORMATS:
+        return Embeddings.open(results)
     found = open_results(results)
+    if isinstance(found, StructureFiles):
+        raise InputError(
+            f"{results}: files of structures are not exported; give their structures.h5"
+        )
+    if name in TABLE_FORMATS:
+        return found
     if not isinstance(found, Embeddings):
         found.close()
         raise InputError(

@@ -11,12 +11,13 @@ from __future__ import annotations
 
 import argparse
 import csv
+import heapq
 import os
 from bisect import bisect_left
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain, compress, islice
-from operator import not_
+from operator import itemgetter, not_
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -413,11 +414,14 @@ def parsed(path: Path, text: bytes, count: int) -> list[bytes]:
     return [cell.encode() for cell in cells]
 
 
-def numbers_of(path: Path, index: Sequence[bytes]) -> list[int]:
-    """The indices of rows. Raises InputError if they are not whole numbers in ascending order."""
+def numbers_of(path: Path, index: Sequence[bytes], *, several: bool = False) -> list[int]:
+    """The indices of rows. Raises InputError if they are not whole numbers in ascending order.
+
+    Each is there once unless there may be `several` rows of it.
+    """
     digits = b"".join(index)
     numbers = list(map(int, index)) if digits.isdigit() and max(map(len, index)) <= 10 else []
-    if not numbers or numbers != sorted({*numbers}):
+    if not numbers or numbers != sorted(numbers if several else {*numbers}):
         raise InputError(f"{path}: its rows are not in the order of their index; {REMAKE}")
     return numbers
 
@@ -426,6 +430,9 @@ def add_table_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of `aggregate tables`."""
     parser.add_argument("parts", nargs="+", type=Path, metavar="PART", help="tables of bundles")
     parser.add_argument("--out", required=True, type=Path, help="table to write, TSV")
+    parser.add_argument(
+        "--any-rows", action="store_true", help="a record may have no row, or several"
+    )
 
 
 def table_outputs(args: argparse.Namespace) -> Outputs:
@@ -435,7 +442,7 @@ def table_outputs(args: argparse.Namespace) -> Outputs:
 
 
 def write_merged_table(args: argparse.Namespace) -> None:
-    """Write the rows of all parts by their index, which is there once.
+    """Write the rows of all parts by their index, which is there once unless `args.any_rows`.
 
     Raises InputError for parts with different columns, or without the column `index`.
     """
@@ -445,14 +452,32 @@ def write_merged_table(args: argparse.Namespace) -> None:
     header = first.decode(errors="replace") + "\n"
     if first.partition(b"\t")[0] != RECORD_COLUMNS[0].encode():
         raise InputError(f"{args.parts[0]}:1: the first column is not index; give another table")
-    tables = [part_rows(part, header, block, args.out.parent) for part in args.parts]
-    texts = chain.from_iterable(window for _, window in in_order(tables, args.out))
+    folder, several = args.out.parent, args.any_rows
+    tables = [part_rows(part, header, block, folder, several=several) for part in args.parts]
+    if several:
+        texts = by_index(tables)
+    else:
+        texts = chain.from_iterable(window for _, window in in_order(tables, args.out))
     with atomic_path(args.out) as path:
         write_lines(path, chain([header.encode()], texts))
 
 
-def part_rows(path: Path, header: str, block: int, folder: Path) -> Iterator[MergedRows]:
-    """The rows of one table, its paths of files made relative to `folder`."""
+def by_index(tables: Iterable[Iterator[MergedRows]]) -> Iterator[Any]:
+    """The rows of all `tables` by their indices, whatever their number."""
+    rows = (
+        chain.from_iterable(zip(part.index, part.rows, strict=True) for part in table)
+        for table in tables
+    )
+    return (row for _, row in heapq.merge(*rows, key=itemgetter(0)))
+
+
+def part_rows(
+    path: Path, header: str, block: int, folder: Path, *, several: bool = False
+) -> Iterator[MergedRows]:
+    """The rows of one table, its paths of files made relative to `folder`.
+
+    An index is there once unless there may be `several` rows of it.
+    """
     columns = header.removesuffix("\n").split("\t")
     prefix = os.path.relpath(path.parent, folder)
     moved = FILE_COLUMN in columns and prefix != os.curdir
@@ -461,7 +486,7 @@ def part_rows(path: Path, header: str, block: int, folder: Path) -> Iterator[Mer
         if moved:
             place = columns.index(FILE_COLUMN)
             rows = [with_prefix(path, row, len(columns), place, prefix) for row in rows]
-        yield MergedRows(numbers_of(path, index), [row + b"\n" for row in rows])
+        yield MergedRows(numbers_of(path, index, several=several), [row + b"\n" for row in rows])
 
 
 def with_prefix(path: Path, text: bytes, count: int, place: int, prefix: str) -> bytes:

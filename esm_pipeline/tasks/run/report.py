@@ -32,7 +32,7 @@ from esm_pipeline.tasks.common.report_parts import (
 from esm_pipeline.tasks.common.tallies import MOST_REASONS, TALLY_COLUMNS, Tally
 from esm_pipeline.tasks.embed.report import embeddings_section
 from esm_pipeline.tasks.fold.report import structures_section
-from esm_pipeline.tasks.fold.structures import STRUCTURES_TABLE
+from esm_pipeline.tasks.fold.tables import STRUCTURES_TABLE
 from esm_pipeline.tasks.run.tallies import (
     RunResults,
     SampleResults,

@@ -12,7 +12,7 @@ from esm_pipeline.formats.results.open import open_results
 from esm_pipeline.formats.results.structures import Structures
 from tests.folded import made_up, write_arrays
 
-STRUCTURES = [made_up("MKV", seed=1), made_up("GXA", "W", "LL", seed=2), made_up("ACD", seed=3)]
+STRUCTURES = [made_up("MKV", seed=1), made_up("GXA", "W", "UB", seed=2), made_up("ACD", seed=3)]
 ENTRIES = [RecordRow("a", 0, 0), RecordRow("b", 3, 1), RecordRow("c", 4, 0), RecordRow("d", 7, 2)]
 
 
@@ -31,13 +31,38 @@ def test_what_is_written_comes_back(path):
                 np.testing.assert_array_equal(one, other)
             assert found.mean_plddt == pytest.approx(wanted.mean_plddt, rel=1e-6)
             assert found.ptm == pytest.approx(wanted.ptm, rel=1e-6)
+            assert found.replaced == wanted.replaced
+            assert found.omitted == wanted.omitted
+            assert found.sequences == wanted.sequences
+            assert (found.chain_iptm is None) == (wanted.chain_iptm is None)
+            if wanted.chain_iptm is not None:
+                np.testing.assert_array_equal(found.chain_iptm, wanted.chain_iptm)
             assert found.iptm == (wanted.iptm and pytest.approx(wanted.iptm, rel=1e-6))
         assert [arrays.flags(row) for row in range(3)] == [[], ["clashes", "long"], ["long"]]
         assert [arrays.chain_count(row) for row in range(3)] == [1, 3, 1]
         assert arrays.attributes["model"] == "some/model"
         assert arrays.index.tolist() == [0, 3, 4, 7]
     assert STRUCTURES[1].numbers.tolist() == [1, 2, 3, 1, 1, 2]
-    assert STRUCTURES[1].sequences == ["GXA", "W", "LL"]
+    assert STRUCTURES[1].sequences == ["GXA", "W", "CB"]
+
+
+def test_a_complex_of_many_chains_has_no_iptm_of_pairs(tmp_path):
+    many = made_up(*["G"] * 17)
+    write_arrays(tmp_path / "a.h5", [many], [RecordRow("a", 0, 0)])
+    with Structures.open(tmp_path / "a.h5") as arrays:
+        found = arrays.structure(0).chain_iptm
+    assert found.shape == (17, 17)
+    assert np.isnan(found).all()
+
+
+def test_files_of_earlier_versions_are_read(path):
+    with h5py.File(path, "a") as file:
+        del file["letter"], file["chain_iptm"]
+    with Structures.open(path) as arrays:
+        found = arrays.structure(1)
+    assert found.sequences == ["GXA", "W", "CX"]
+    assert (found.replaced, [*found.omitted]) == ({}, ["X"])
+    assert np.isnan(found.chain_iptm).all()
 
 
 def test_records_by_id_and_by_index(path):

@@ -13,6 +13,7 @@ from transformers.models.esm.openfold_utils import loss
 from esm_pipeline.model.folding import confidence
 from esm_pipeline.model.folding.confidence import (
     MAX_ALIGNED_ERROR,
+    chain_iptm,
     interchain_error,
     iptm,
     mean_plddt,
@@ -179,6 +180,20 @@ def test_iptm_leaves_out_linker_and_padding():
         between = chains[place][kept].unsqueeze(1) != chains[place][kept]
         wanted = error[between].mean()
         assert (interchain_error(tm, mask, chains)[place] - wanted).abs() <= TOLERANCE
+
+
+def test_iptm_of_two_chains_is_that_of_the_pair():
+    chains = torch.tensor([[0] * 9 + [1] * 11, [0] * 10 + [1] * 5 + [0] * 5])
+    mask = torch.ones(2, 20)
+    mask[1, 15:] = 0
+    tm = normal(2, 20, 20).sigmoid()
+    found = chain_iptm(tm, mask, chains)
+    torch.testing.assert_close(found[:, 0, 1], iptm(tm, mask, chains))
+    assert torch.equal(found.isnan(), torch.eye(2, dtype=torch.bool).expand(2, 2, 2))
+    three = chain_iptm(tm, mask, chains + (torch.arange(20) > 17))
+    assert three.shape == (2, 3, 3)
+    assert three[1, 2].isnan().all(), "its residues do not count"
+    assert not three[0, 2, :2].isnan().any()
 
 
 def test_one_chain_has_no_interface():

@@ -45,6 +45,9 @@ def test_a_file_is_the_peers_but_for_the_scale_of_plddt(models: Models):
     with torch.no_grad():
         wanted = numbers(models[0].infer_pdb(SEQUENCE))
     found = numbers(models[1].infer_pdb(SEQUENCE))
+    oxygen = found[0].index((26, "VAL", "OXT"))  # which the peer does not place
+    found = (found[0], *(np.delete(values, oxygen, axis=0) for values in found[1:]))
+    del found[0][oxygen]
     assert found[0] == wanted[0]
     assert len(found[0]) > 150
     assert {number for number, *_ in found[0]} == set(range(1, 27)) - {6}  # X has no atoms

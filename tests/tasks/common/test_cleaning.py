@@ -94,6 +94,18 @@ def test_residues_stay_as_they_are(settings: CleaningSettings) -> None:
             )
             for character in "7?;#\0\x1f\u00e9\ufeff@[`{~"
         ),
+        *(
+            (
+                f"MK{character}V",
+                {},
+                CleanedSequence(
+                    b"",
+                    f"character {character!a} at residue 3 is no amino acid; if it separates "
+                    "chains, write ':' in its place",
+                ),
+            )
+            for character in "/|"
+        ),
         ("", {}, CleanedSequence(b"", "no residues")),
         ("**", {}, CleanedSequence(b"", "no residues")),
         ("--", {"gaps": "remove"}, CleanedSequence(b"", "no residues")),

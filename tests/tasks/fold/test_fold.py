@@ -20,7 +20,7 @@ from esm_pipeline.model import EsmForProteinFolding
 from esm_pipeline.model.folding.demo import demo_checkpoint, write_demo
 from esm_pipeline.settings.sections import FoldSettings
 from esm_pipeline.structure import residues
-from esm_pipeline.structure.quality import QUALITY_FLAGS
+from esm_pipeline.structure.quality import STORED_FLAGS
 from esm_pipeline.tasks.fold import predictor
 from esm_pipeline.tasks.fold.batches import FoldMode
 from tests.allocator import Allocator
@@ -98,7 +98,7 @@ def alone(checkpoint):
     """What `infer` gives for each sequence by itself, at full precision."""
     model = EsmForProteinFolding.from_pretrained(checkpoint).eval()
     return {
-        name: model.infer([text], num_recycles=1)
+        name: model.infer([residues.folded_sequence(text)], num_recycles=1)
         for name, text in sequences().items()
         if name in OK
     }
@@ -111,7 +111,9 @@ def assert_as_alone(path, alone):
         for name, row in zip(ids, arrays.row.tolist(), strict=True):
             found, wanted = arrays.structure(row), alone[name]
             letters = sequences()[name].replace(":", "")
-            np.testing.assert_array_equal(found.aatype, residues.encode(letters))
+            folded = residues.encode(residues.folded_sequence(letters))
+            np.testing.assert_array_equal(found.aatype, folded)
+            assert found.letters == ("" if residues.decode(folded) == letters else letters)
             chains = [len(chain) for chain in sequences()[name].split(":")]
             assert found.chains.tolist() == np.repeat(range(len(chains)), chains).tolist()
             there = residues.ATOM14_MASK[found.aatype]
@@ -167,7 +169,8 @@ def test_every_record_is_reported(fold):
     assert rows["c"]["file"] == rows["a"]["file"] == "structures/00000/0_a.pdb"
     assert all("random_weights" in row["flags"] for row in rows.values() if row["file"])
     assert sorted(os.listdir(out)) == [
-        *("pae", "structures", "structures.h5", "structures.sha256", "structures.tsv"),
+        *("chain_pairs.tsv", "flags.tsv", "pae", "structures", "structures.h5"),
+        *("structures.sha256", "structures.tsv"),
     ]
 
 
@@ -182,7 +185,7 @@ def test_the_same_run_gives_the_same_bytes(fold):
         paths = sorted(path for path in out.rglob("*") if path.is_file())
         found.append({path.relative_to(out): digest(path) for path in paths})
     assert found[0] == found[1]
-    assert len(found[0]) == 5
+    assert len(found[0]) == 10
 
 
 def test_chunks_change_nothing_that_counts(fold, alone):
@@ -211,7 +214,7 @@ def test_the_file_says_how_it_was_made(fold, checkpoint):
         "1",
         "true",
     )
-    assert json.loads(attributes["flags"]) == [*QUALITY_FLAGS, "random_weights"]
+    assert json.loads(attributes["flags"]) == [*STORED_FLAGS]
     assert {"esm_pipeline", "torch"} <= json.loads(attributes["software"]).keys()
 
 

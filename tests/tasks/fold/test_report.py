@@ -9,6 +9,7 @@ import pytest
 
 from esm_pipeline.formats.records import format_row
 from esm_pipeline.formats.structure_files import STRUCTURE_COLUMNS
+from esm_pipeline.structure.quality import FLAGS
 from esm_pipeline.structure.structure import MEANINGLESS
 from esm_pipeline.tasks.fold import report as report_structures
 from esm_pipeline.tasks.fold.report import structures_section
@@ -52,6 +53,8 @@ def test_counts_confidence_and_flags(tmp_path, drawn, monkeypatch, rows_at_once)
     assert drawn == {"mean pLDDT": {32: 1, 16: 1}, "pTM": {28: 1, 8: 1}}
     assert '<td>clashes</td><td class="number">2</td>' in shown
     assert '<td>low_ptm</td><td class="number">1</td>' in shown
+    assert f"<td>{FLAGS['clashes'].meaning}</td>" in shown
+    assert "flags.tsv" in shown
 
 
 def test_random_weights_are_reported(tmp_path, drawn):

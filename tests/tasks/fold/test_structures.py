@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import csv
+import gzip
 import io
 import json
 import os
 import socket
 import subprocess
+import tarfile
 import threading
 import time
-import zipfile
 from concurrent.futures import InvalidStateError
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import gemmi
@@ -23,11 +25,17 @@ from biotite.structure import BadStructureError
 from esm_pipeline.formats.checksums import write_digests
 from esm_pipeline.formats.records import Record, write_records
 from esm_pipeline.formats.results.layout import RecordRow
-from esm_pipeline.formats.structure_files import STRUCTURE_COLUMNS
+from esm_pipeline.formats.structure_files import (
+    FLAG_COLUMNS,
+    PAIR_COLUMNS,
+    STRUCTURE_COLUMNS,
+)
 from esm_pipeline.structure.pae import to_angstrom
 from esm_pipeline.structure.structure import MEANINGLESS
-from esm_pipeline.tasks.fold import structures
-from tests.folded import made_up, read_pae, read_structure, write_arrays
+from esm_pipeline.tasks.fold import structures, texts
+from esm_pipeline.tasks.fold.collected import Collector, WrittenGroup
+from esm_pipeline.tasks.fold.tables import ATLAS_TABLE, STRUCTURE_TABLES
+from tests.folded import made_up, read_member, read_pae, read_structure, write_arrays
 
 STRUCTURES = [made_up("MKV", seed=1), made_up("GXA", "W", seed=2), made_up("AC" * 30, seed=3)]
 ROWS = {0: 0, 2: 1, 4: 0, 1_003: 2}
@@ -110,6 +118,8 @@ def test_the_table_has_every_record(write):
         "chunk_size": "",
         "file": "structures/00000/0_sp_P1_A.pdb",
         "flags": "clashes",
+        "num_conf": str((STRUCTURES[0].plddt[:, 1] > 70).sum()),
+        "crc64": "72C336F000000000",
     }
     assert twin == one | {"index": "4", "id": "twin"}
     assert (other["chains"], other["iptm"]) == ("2", f"{STRUCTURES[1].iptm:.4f}")
@@ -117,16 +127,94 @@ def test_the_table_has_every_record(write):
     assert far["flags"] == "clashes;long"
 
 
+def rows_of(path: Path) -> list[list[str]]:
+    return [line.split("\t") for line in path.read_text().splitlines()]
+
+
+def test_flags_name_the_residues_concerned(inputs, write):
+    """Of every record with a structure, the second of two that share one included."""
+    found = replace(made_up("MKVUX"), mean_plddt=60.0, ptm=0.3)
+    found.plddt[:, 1] = [10, 80, 60, 71, 0]
+    flags = json.dumps(["low_plddt", "low_ptm", "replaced", "omitted"])
+    entries = [RecordRow(NAMES[index], index, row) for index, row in ROWS.items()]
+    write_arrays(inputs / "in.h5", [found, *STRUCTURES[1:]], entries, [15, 0, 0], flags=flags)
+    header, *rows = rows_of(write() / "flags.tsv")
+    assert header == list(FLAG_COLUMNS)
+    wanted = [
+        ["low_plddt", "A1,A3", "60.00"],
+        ["low_ptm", "", "0.3000"],
+        ["replaced", "A4", "U as C"],
+        ["omitted", "A5", "X"],
+    ]
+    assert [row[2:] for row in rows[:4]] == wanted
+    assert [row[2:] for row in rows[4:]] == wanted
+    assert {tuple(row[:2]) for row in rows} == {("0", "sp|P1|A"), ("4", "twin")}
+
+
+def test_what_is_truncated_or_too_large_for_pdb_is_flagged_with_its_reason(inputs, write):
+    large = [made_up(*["G"] * 63), *STRUCTURES[1:]]
+    entries = [RecordRow(NAMES[index], index, row) for index, row in ROWS.items()]
+    write_arrays(inputs / "in.h5", large, entries)
+    longer = [one._replace(length=70) if one.index == 1_003 else one for one in records()]
+    longer = [one._replace(length=63) if one.index in (0, 4) else one for one in longer]
+    write_records(inputs / "records.tsv", longer, ["fold"])
+    out = write()
+    rows = {(row[0], row[2]): row[3:] for row in rows_of(out / "flags.tsv")[1:]}
+    why = "63 chains, a PDB file has names for 62"
+    assert rows == {
+        ("0", "not_pdb"): ["", why],
+        ("4", "not_pdb"): ["", why],
+        ("1003", "truncated"): ["A61-70", "70"],
+    }
+    assert table(out)[1_003]["flags"] == "truncated"
+
+
+def test_pairs_of_chains_have_their_confidence(inputs, write):
+    one = made_up("GX", "AK", "W", seed=4)
+    entries = [RecordRow(NAMES[index], index, row) for index, row in ROWS.items()]
+    write_arrays(inputs / "in.h5", [STRUCTURES[0], one, STRUCTURES[2]], entries)
+    header, *rows = rows_of(write() / "chain_pairs.tsv")
+    assert header == list(PAIR_COLUMNS)
+    error = to_angstrom(one.pae)
+    places = {"A": [0], "B": [2, 3], "C": [4]}  # X has no atoms
+    wanted = []
+    for first, second in ("AB", "AC", "BC"):
+        a, b = places[first], places[second]
+        both = np.concatenate([error[np.ix_(a, b)].ravel(), error[np.ix_(b, a)].ravel()])
+        iptm = one.chain_iptm["ABC".index(first), "ABC".index(second)]
+        cells = [f"{iptm:.4f}", f"{both.mean():.2f}", f"{both.min():.2f}"]
+        wanted.append(["2", "a/b", first, second, *cells])
+    assert rows == wanted
+
+
+def test_the_mmcif_names_the_file_of_its_aligned_errors(write):
+    for flag, file, member in (
+        ("--archive=false", "../../pae/00000/0_sp_P1_A.cif", None),
+        ("--archive=true", "../pae/00000.tar", "00000/0_sp_P1_A.cif.gz"),
+    ):
+        out = write("--formats=cif", "--pae=cif", flag)
+        text = read_structure(out / "structures.tsv", 0).decode()
+        block = gemmi.cif.read_string(text).sole_block()
+        assert block.find_value("_ma_entry_associated_files.file_url") == file
+        assert block.find_value("_ma_associated_archive_file_details.file_path") == member
+        place = out / "structures" / ("." if member else "00000") / file
+        told = read_member(place / member) if member else place.read_bytes()
+        pairs = gemmi.cif.read_string(told.decode()).sole_block()
+        assert len(pairs.find_values("_ma_qa_metric_local_pairwise.metric_value")) == 9
+        assert pairs.name == block.name
+
+
 def test_every_file_is_where_the_table_says_and_no_other(write):
     out = write("--formats=pdb,cif", "--pae=json,npz")
     stems = {"00000/0_sp_P1_A": 0, "00000/2_a_b": 1, "00001/1003_far": 2}
     wanted = {f"structures/{stem}.{kind}" for stem in stems for kind in ("pdb", "cif")}
     wanted |= {f"pae/{stem}.{kind}" for stem in stems for kind in ("json", "npz")}
-    assert set(files(out)) == wanted | {"structures.tsv", "structures.sha256"}
+    assert set(files(out)) == wanted | {*STRUCTURE_TABLES, ATLAS_TABLE, "structures.sha256"}
     for stem, row in stems.items():
         read = gemmi.read_structure(str(out / f"structures/{stem}.pdb"))
         assert len(read[0]) == len(STRUCTURES[row].ends)
-        expected = to_angstrom(STRUCTURES[row].pae)
+        there = STRUCTURES[row].present
+        expected = to_angstrom(STRUCTURES[row].pae[there][:, there])
         np.testing.assert_array_equal(read_pae(out / f"pae/{stem}.npz"), expected)
         assert np.abs(read_pae(out / f"pae/{stem}.json") - expected).max() < 0.051
 
@@ -140,7 +228,7 @@ def test_digests_are_those_of_all_files(write):
         listed = [
             one.split("  ")[1] for one in (out / "structures.sha256").read_text().splitlines()
         ]
-        assert sorted([*listed, "structures.sha256", "structures.tsv"]) == files(out)
+        assert sorted([*listed, "structures.sha256", ATLAS_TABLE, *STRUCTURE_TABLES]) == files(out)
 
 
 def test_processes_give_the_same_digests(write):
@@ -170,19 +258,22 @@ def test_the_first_format_is_the_one_in_the_table(write):
 def test_archives_hold_the_same_files(write):
     loose = write("--formats=pdb,cif")
     wanted = {name: (loose / name).read_bytes() for name in files(loose)}
-    tables = ["structures.sha256", "structures.tsv"]
+    tables = sorted([*STRUCTURE_TABLES, ATLAS_TABLE, "structures.sha256"])
     for name in tables:
         del wanted[name]
     out = write("--formats=pdb,cif", "--archive=true")
-    assert [name for name in files(out) if not name.endswith(".zip")] == tables
+    places = [
+        f"{top}/{name}" for top in ("pae", "structures") for name in ("00000.tar", "index.tsv")
+    ]
+    assert files(out) == sorted([*tables, *places])
     found = {}
-    for path in out.rglob("*.zip"):
-        with zipfile.ZipFile(path) as archive:
-            for name in archive.namelist():
-                place = path.relative_to(out).with_suffix("") / name
-                found[str(place)] = archive.read(name)
+    for path in out.rglob("*.tar"):
+        with tarfile.open(path) as archive:
+            for name in archive.getnames():
+                data = gzip.decompress(archive.extractfile(name).read())
+                found[f"{path.parent.name}/{name.removesuffix('.gz')}"] = data
     assert found == wanted
-    assert table(out)[0]["file"] == "structures/00000.zip/0_sp_P1_A.pdb"
+    assert table(out)[0]["file"] == "structures/00000.tar/00000/0_sp_P1_A.pdb.gz"
     for key in ("twin", 4, 0, "sp|P1|A"):
         text = read_structure(out / "structures.tsv", key)
         assert text == wanted["structures/00000/0_sp_P1_A.pdb"]
@@ -246,10 +337,10 @@ def test_an_error_leaves_all_as_it_was(write, inputs, monkeypatch):
 
 @pytest.mark.parametrize("kind", ["pdb", "cif"])
 def test_what_biotite_cannot_write_is_one_line(inputs, esm, monkeypatch, kind):
-    def fail(*arguments: object) -> None:
+    def fail(*arguments: object, **named: object) -> None:
         raise BadStructureError("3 pre-decimal columns\nfor B-factor")
 
-    monkeypatch.setattr(structures, f"{kind}_text", fail)
+    monkeypatch.setattr(texts, f"{kind}_text", fail)
     given = ("--quiet", f"--records={inputs / 'records.tsv'}", f"--formats={kind}")
     code, said = esm("structures", *given, inputs / "in.h5", inputs / "out")
     assert (code, len(said)) == (2, 1)
@@ -346,11 +437,11 @@ def test_nothing_to_write(inputs, esm):
     assert (inputs / "out" / "structures").is_dir()
 
 
-def mark(job: structures.WriteJob) -> tuple[set[int], str]:
+def mark(job: structures.WriteJob) -> WrittenGroup:
     """Stands for `write_group`: slow, and leaves a mark."""
     time.sleep(0.2)
     (job.structures / str(job.group[0].first)).touch()
-    return set(), ""
+    return WrittenGroup("", "", {}, None)
 
 
 def test_an_error_cancels_the_folders_that_wait(tmp_path, monkeypatch):
@@ -367,8 +458,9 @@ def test_an_error_cancels_the_folders_that_wait(tmp_path, monkeypatch):
     monkeypatch.setattr(structures, "progress", interrupted)
     places = [[structures.StoredStructure(row, row, "")] for row in range(40)]
     jobs = [structures.WriteJob(tmp_path, one, tmp_path, tmp_path, None) for one in places]
+    collector = Collector({}, None, 1_000)
     with pytest.raises(KeyboardInterrupt):
-        structures.write_groups(jobs, 2, io.StringIO(), quiet=True)
+        structures.write_groups(jobs, 2, io.StringIO(), io.StringIO(), collector, quiet=True)
     assert 0 < len(list(tmp_path.iterdir())) < 20
 
 

@@ -19,6 +19,7 @@ from esm_pipeline.formats.results.writer import RaggedWriter
 from esm_pipeline.settings.result_names import bundle_names, of_bundles
 from esm_pipeline.tasks.common.model_file import write_model_file
 from esm_pipeline.tasks.embed import report as report_embeddings
+from esm_pipeline.tasks.fold.tables import ATLAS_TABLE, STRUCTURE_TABLES
 from esm_pipeline.tasks.run import provenance, tallies
 from tests.folded import made_up as made_up_structure
 from tests.folded import write_arrays
@@ -86,8 +87,11 @@ def write_run(folder: Path, bundles: int) -> str:
         names = bundle_names(bundles)
         parts = [sample / "classify" / f"{bundle}.tsv" for bundle in names]
         run("aggregate", "tables", f"--out={sample / 'classes.tsv'}", *parts)
-        parts = [sample / "structures" / bundle / "structures.tsv" for bundle in names]
-        run("aggregate", "tables", f"--out={sample / 'structures.tsv'}", *parts)
+        for name in STRUCTURE_TABLES:
+            parts = [sample / "structures" / bundle / name for bundle in names]
+            flags = [] if name == STRUCTURE_TABLES[0] else ["--any-rows"]
+            run("aggregate", "tables", *flags, f"--out={sample / name}", *parts)
+        run("aggregate", "atlas", f"--out={sample / ATLAS_TABLE}", sample / STRUCTURE_TABLES[0])
     told = [f"--status={task}={sample / task}" for task in TASKS]
     told += [f"--out={sample / 'records.tsv'}", f"--counts={sample / 'counts' / 'records.json'}"]
     run("aggregate", "records", f"--bundles={sample / 'bundles'}", f"--count={bundles}", *told)
@@ -233,7 +237,7 @@ def test_provenance_names_bundles_and_jobs(made, monkeypatch):
         == (sample["records"]["embed"]["failed"])
     )
     listed = {path.name for path in read if path.suffix in (".h5", ".tsv")}
-    assert listed == {"classes.tsv", "structures.tsv"}, "only these are in no list"
+    assert listed == {"classes.tsv", *STRUCTURE_TABLES}, "only these are in no list"
     assert facts["not_of_this_run"] == []
 
 

@@ -286,6 +286,27 @@ def test_paths_in_merged_tables_are_those_of_their_folder(tmp_path, esm):
     )
 
 
+def test_a_record_may_have_any_number_of_rows(tmp_path, esm):
+    texts = {
+        "one": "index\tflag\n0\ta\n0\tb\n" + '7\t"c\nd"\n',
+        "two": "index\tflag\n",
+        "three": "index\tflag\n3\te\n9\tf\n",
+    }
+    places = [tmp_path / f"{name}.tsv" for name in texts]
+    for place, text in zip(places, texts.values(), strict=True):
+        place.write_text(text)
+    out = tmp_path / "all.tsv"
+    command = ("aggregate", "tables", "--out", out)
+    assert esm(*command, "--any-rows", *places) == (0, [])
+    rows = '0\ta\n0\tb\n3\te\n7\t"c\nd"\n9\tf\n'
+    assert out.read_text() == "index\tflag\n" + rows
+    assert "is there twice" in esm(*command, *places)[1][0] or esm(*command, *places)[0] == 2
+    places[0].write_text("index\tflag\n4\ta\n1\tb\n")
+    code, said = esm(*command, "--any-rows", *places)
+    assert (code, len(said)) == (2, 1)
+    assert "not in the order of their index" in said[0]
+
+
 def test_a_table_in_the_same_folder_keeps_its_rows(tmp_path, esm):
     (tmp_path / "one.tsv").write_text(COLUMNS + "0\ta\tstructures/0/0_a.pdb\t\n")
     assert esm("aggregate", "tables", "--out", tmp_path / "all.tsv", tmp_path / "one.tsv")[0] == 0
