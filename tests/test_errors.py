@@ -24,8 +24,13 @@ IN_TEXT = re.compile(rf"\b(?:{'|'.join(SECTIONS)})\.([a-z_]+)\b")
 FLAG_IN_MESSAGE = re.compile(r"(?<![\w-])--([a-z][a-z0-9-]+)")
 TASKS = ("embed", "fold", "score", "classify")
 
-ONLY_IN_THE_WORKFLOW = {"settings/__init__.py", "tasks/common/requests.py", "tasks/fold/work.py"}
-"""Modules whose messages only the workflow shows, when it reads its config or plans its jobs."""
+ONLY_IN_THE_WORKFLOW = {
+    "settings/__init__.py",
+    "structure/quality.py",
+    "tasks/common/requests.py",
+    "tasks/fold/work.py",
+}
+"""Modules whose messages only the workflow shows: of its config, its jobs, and in its report."""
 
 OF_THE_COMMAND_LINE = {
     "formats/exports/uniprot.py": {"dtype"},

@@ -90,7 +90,7 @@ class PredictedStructure:
 
     @property
     def pae(self) -> Float32:
-        """(R, R) predicted aligned error in Å."""
+        """(R, R) predicted aligned error in Å; files leave out the residues without atoms."""
         return to_angstrom(self.structure.pae)
 
     @property
