@@ -41,6 +41,7 @@ from esm_pipeline.settings.result_names import (
 )
 from esm_pipeline.tasks.common.model_file import read_model_file
 from esm_pipeline.tasks.common.outputs import ending_of
+from esm_pipeline.tasks.common.progress import waiting
 from esm_pipeline.tasks.common.tallies import VARIANTS_STEP
 from esm_pipeline.tasks.run.tallies import (
     SampleResults,
@@ -77,7 +78,8 @@ def outputs(args: argparse.Namespace) -> Outputs:
 def run(args: argparse.Namespace) -> int:
     """Write the file and its digest; returns 0. Raises InputError for unusable settings."""
     ending_of(args.out, (".json",))
-    facts = provenance(settings_of(args), args.out.parent)
+    with waiting("provenance: reading the results"):
+        facts = provenance(settings_of(args), args.out.parent)
     with atomic_paths(args.out, args.out.with_name(PROVENANCE_LIST)) as (path, listed):
         path.write_text(json.dumps(facts, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
         write_digests(listed, {args.out.name: path})
