@@ -1,9 +1,9 @@
 """Fold protein sequences: FASTA in, a structure of every sequence out, with its confidences.
 
-OUTDIR gets structures.tsv, flags.tsv, chain_pairs.tsv, structures/ and pae/; OUTDIR.records.tsv,
-next to it, has the outcome of every record. An OUT that ends in .h5 gets all structures as arrays
-instead, from which `esm-pipeline structures` writes the files. Chains of a complex are separated by
-`:`.
+OUTDIR gets structures.tsv, structures.parquet, flags.tsv, chain_pairs.tsv, structures/ and pae/;
+OUTDIR.records.tsv, next to it, has the outcome of every record. An OUT that ends in .h5 gets all
+structures as arrays instead, from which `esm-pipeline structures` writes the files. Chains of a
+complex are separated by `:`.
 """
 
 from __future__ import annotations
