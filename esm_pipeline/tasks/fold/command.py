@@ -22,7 +22,7 @@ from esm_pipeline.tasks.common import command
 from esm_pipeline.tasks.common.gather import gather_ragged
 from esm_pipeline.tasks.common.outputs import HDF5, check_output, require_folder_name
 from esm_pipeline.tasks.fold.plan import FOLD, FoldPlan
-from esm_pipeline.tasks.fold.structures import write_files, written_to
+from esm_pipeline.tasks.fold.structures import require_packages, write_files, written_to
 from esm_pipeline.tasks.fold.tables import STRUCTURES_TABLE
 from esm_pipeline.tasks.fold.work import FOLD_WORK
 
@@ -68,6 +68,8 @@ def run(args: argparse.Namespace) -> int:
     written = section_from(StructureSettings, args)
     arrays, *tables = targets = fold_files(args)
     as_files = arrays != args.output
+    if as_files:
+        require_packages(written)
     stale = args.output / STRUCTURES_TABLE if as_files else None
     with command.open_input(args, arrays.parent, FOLD, FOLD_WORK, complexes=True) as sequences:
         if command.wrote_idle(sequences, args.output, quiet=args.quiet):
