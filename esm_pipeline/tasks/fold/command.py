@@ -1,9 +1,9 @@
 """Fold protein sequences: FASTA in, a structure of every sequence out, with its confidences.
 
-OUTDIR gets structures.tsv, flags.tsv, chain_pairs.tsv, structures/ and pae/; OUTDIR.records.tsv,
-next to it, has the outcome of every record. An OUT that ends in .h5 gets all structures as arrays
-instead, from which `esm-pipeline structures` writes the files. Chains of a complex are separated by
-`:`.
+OUTDIR gets structures.tsv, structures.parquet, flags.tsv, chain_pairs.tsv, structures/ and pae/;
+OUTDIR.records.tsv, next to it, has the outcome of every record. An OUT that ends in .h5 gets all
+structures as arrays instead, from which `esm-pipeline structures` writes the files. Chains of a
+complex are separated by `:`.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from esm_pipeline.tasks.common import command
 from esm_pipeline.tasks.common.gather import gather_ragged
 from esm_pipeline.tasks.common.outputs import HDF5, check_output, require_folder_name
 from esm_pipeline.tasks.fold.plan import FOLD, FoldPlan
-from esm_pipeline.tasks.fold.structures import write_files, written_to
+from esm_pipeline.tasks.fold.structures import require_packages, write_files, written_to
 from esm_pipeline.tasks.fold.tables import STRUCTURES_TABLE
 from esm_pipeline.tasks.fold.work import FOLD_WORK
 
@@ -85,6 +85,8 @@ def run(args: argparse.Namespace) -> int:
     written = section_from(StructureSettings, args)
     arrays, *tables = targets = fold_files(args)
     as_files = arrays != args.output
+    if as_files:
+        require_packages(written)
     stale = args.output / STRUCTURES_TABLE if as_files else None
     with command.open_input(args, arrays.parent, FOLD, FOLD_WORK, complexes=True) as sequences:
         if command.wrote_idle(sequences, args.output, quiet=args.quiet):

@@ -157,6 +157,12 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
+def require_packages(settings: StructureSettings) -> None:
+    """Raise InputError if a package for the formats of `settings` is missing."""
+    if DATABASE in settings.formats:
+        require_foldcomp()
+
+
 def write_files(
     arrays: Path,
     output: Path,
@@ -172,8 +178,7 @@ def write_files(
     are complete, then the tables. Raises InputError if `output` holds other files, or records and
     arrays do not belong together.
     """
-    if DATABASE in settings.formats:
-        require_foldcomp()
+    require_packages(settings)
     folders = written_to(output).replaced
     output.mkdir(parents=True, exist_ok=True)
     with ExitStack() as stack:

@@ -170,7 +170,7 @@ def test_every_record_is_reported(fold):
     assert all("random_weights" in row["flags"] for row in rows.values() if row["file"])
     assert sorted(os.listdir(out)) == [
         *("chain_pairs.tsv", "flags.tsv", "pae", "structures", "structures.h5"),
-        *("structures.sha256", "structures.tsv"),
+        *("structures.parquet", "structures.sha256", "structures.tsv"),
     ]
 
 

@@ -288,3 +288,8 @@ def test_without_the_package_nothing_is_begun(inputs, esm, tmp_path, monkeypatch
     assert (code, len(said)) == (2, 1)
     assert "pip install 'esm-pipeline[foldcomp]'" in said[0]
     assert not (tmp_path / "out" / "structures").exists()
+    (tmp_path / "in.fasta").write_text(">a\nMKV\n")
+    flags = ("--model=demo", "--formats=foldcomp")
+    code, again = esm("fold", *flags, tmp_path / "in.fasta", tmp_path / "folded")
+    assert (code, len(again)) == (2, 1), "before it folds"
+    assert "pip install 'esm-pipeline[foldcomp]'" in again[0]
