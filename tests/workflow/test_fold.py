@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import json
 import os
-import re
 import shutil
 import subprocess
 import sys
@@ -111,11 +110,11 @@ def test_provenance_names_the_folding_model(folded):
     assert facts["samples"][SAMPLE]["records"]["fold"]["ok"] == 7
 
 
-def test_the_report_shows_confidence(folded):
+def test_the_report_shows_no_confidence_of_random_weights(folded):
     page = (folded.results / "report.html").read_text()
-    assert "7 records with a structure" in page
-    assert re.search(r"mean pLDDT.*pTM", page, re.DOTALL)
-    assert "<td>low_ptm</td>" in page
+    assert f"7 records with a structure. <strong>{MEANINGLESS}.</strong>" in page
+    assert "mean pLDDT" not in page
+    assert "<td>low_ptm</td>" not in page
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,7 @@ from esm_pipeline.formats.structure_files import structure_rows
 from esm_pipeline.formats.tables.base import ROWS_AT_ONCE
 from esm_pipeline.structure.quality import FLAGS
 from esm_pipeline.structure.structure import MEANINGLESS, RANDOM
+from esm_pipeline.tasks.common.outcomes import count_text
 from esm_pipeline.tasks.common.report_parts import GREY, ReportSection, draw_bars, svg, table
 
 if TYPE_CHECKING:
@@ -44,7 +45,7 @@ def structures_section(path: Path) -> ReportSection:
             values = np.array([float(row[name]) for row in block])
             drawn[name] += np.histogram(values, BARS_OF_CONFIDENCE, (0, most))[0]
         flags.update(one for row in block for one in row["flags"].split(";") if one)
-    facts = f"{count:,} records with a structure."
+    facts = f"{count_text(count, 'records')} with a structure."
     if flags.pop(RANDOM, 0):
         facts += f" <strong>{html.escape(MEANINGLESS)}.</strong>"
         return ReportSection(facts, [])
