@@ -68,7 +68,7 @@ def test_make_demo(odd: Path) -> None:
     done = make(odd, "demo", "CORES=2")
     assert done.returncode == 0, done.stdout
     assert "results/a/embeddings.h5: 2 proteins, 2 different sequences" in done.stdout
-    assert "results/a/structures.tsv: 2 proteins have a structure" in done.stdout
+    assert "results/a/structures.tsv: 2 proteins folded, to show the files." in done.stdout
 
 
 def test_make_test(odd: Path) -> None:

@@ -5,12 +5,13 @@ The run is in a folder with a telltale name, with all inputs given by absolute p
 
 from __future__ import annotations
 
+import gzip
 import io
 import json
 import os
 import shutil
 import socket
-import zipfile
+import tarfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -54,9 +55,12 @@ def contents(path: Path) -> Iterator[bytes]:
     """The bytes of a file, and of what is packed in it."""
     data = path.read_bytes()
     yield data
-    if zipfile.is_zipfile(io.BytesIO(data)):
-        with zipfile.ZipFile(io.BytesIO(data)) as packed:
-            yield from map(packed.read, packed.namelist())
+    if path.suffix == ".tar":
+        with tarfile.open(path) as packed:
+            for member in filter(None, map(packed.extractfile, packed)):
+                yield (
+                    gzip.decompress(member.read()) if member.name.endswith(".gz") else member.read()
+                )
 
 
 def traces(folder: Path, *words: str) -> list[str]:
@@ -86,11 +90,14 @@ def test_no_file_names_user_folder_or_host(run):
 def test_a_trace_is_seen_wherever_it_is(tmp_path):
     (tmp_path / "a.txt").write_text(f"by {USER} on a day")
     (tmp_path / "b").mkdir()
-    with zipfile.ZipFile(tmp_path / "b" / "c.zip", "w", zipfile.ZIP_DEFLATED) as packed:
-        packed.writestr("inside", f"/home/{USER}/x " * 9)
+    with tarfile.open(tmp_path / "b" / "c.tar", "w") as packed:
+        data = gzip.compress(f"/home/{USER}/x ".encode() * 9)
+        member = tarfile.TarInfo("inside.pdb.gz")
+        member.size = len(data)
+        packed.addfile(member, io.BytesIO(data))
     (tmp_path / f"{USER}.log").touch()
     (tmp_path / "fine").write_text("nothing")
-    assert traces(tmp_path, USER) == ["a.txt", "b/c.zip", f"{USER}.log"]
+    assert traces(tmp_path, USER) == ["a.txt", "b/c.tar", f"{USER}.log"]
 
 
 def test_the_model_is_named_and_found_by_its_relative_path(run):

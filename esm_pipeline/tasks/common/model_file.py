@@ -118,7 +118,9 @@ def find_checkpoint(name: str, revision: str | None, say: Speaker = SILENT) -> C
     pinned = {"revision": facts["revision"], "local_files_only": True}
     checkpoint = checkpoint_named(model_in(path, facts), **pinned)
     again = "remove the file, and run the workflow again"
-    with waiting(f"{say.title}: reading the weights of {checkpoint.name}", quiet=say.quiet):
+    with waiting(
+        f"{say.title}: reading the weights of {shared_path(checkpoint.name)}", quiet=say.quiet
+    ):
         digest = checkpoint.weights_sha256()
     if digest != facts["weights_sha256"]:
         raise WeightsError(

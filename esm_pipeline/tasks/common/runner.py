@@ -115,7 +115,7 @@ class Runner(Generic[M]):
         try:
             self.check()
             size = sum(path.stat().st_size for path in self.checkpoint.weight_files)
-            self.say(f"loading {self.checkpoint.name} ({size_text(size)})")
+            self.say(f"loading {shared_path(self.checkpoint.name)} ({size_text(size)})")
             with waiting(f"{self.say.title}: loading", quiet=self.say.quiet, first=LINE_SECONDS):
                 _ = self.model
         except (MemoryError, RuntimeError) as error:
