@@ -153,9 +153,7 @@ def test_a_table_that_changes_during_the_run_is_a_one_line_error(
     listing = results / "A" / "variants.sha256"
     listing.write_text(f"{'0' * 64}  my scan.csv\n")
     times = os.stat("my scan.csv")
-    os.utime(
-        "my scan.csv", ns=(times.st_atime_ns, times.st_mtime_ns)
-    )  # it may have changed just now
+    os.utime("my scan.csv", ns=(times.st_atime_ns, times.st_mtime_ns))  # now
     assert main(arguments) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert f"my scan.csv: has changed since the workflow read it; remove {listing} and run" in line

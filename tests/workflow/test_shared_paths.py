@@ -57,10 +57,9 @@ def contents(path: Path) -> Iterator[bytes]:
     yield data
     if path.suffix == ".tar":
         with tarfile.open(path) as packed:
-            for member in filter(None, map(packed.extractfile, packed)):
-                yield (
-                    gzip.decompress(member.read()) if member.name.endswith(".gz") else member.read()
-                )
+            for member in packed:
+                if file := packed.extractfile(member):
+                    yield gzip.decompress(file.read()) if ".gz" in member.name else file.read()
 
 
 def traces(folder: Path, *words: str) -> list[str]:
