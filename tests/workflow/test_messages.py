@@ -60,6 +60,31 @@ def test_a_killed_job_and_a_bug_say_where_to_look(tmp_path, model):
         assert why.startswith(error)
 
 
+def test_an_interrupted_run_is_no_failure(tmp_path, model):
+    """Ctrl-C reaches Snakemake and its jobs at once."""
+    clone = copy_of_the_project(tmp_path / "clone")
+    task = clone / "esm_pipeline" / "tasks" / "run" / "shard.py"
+    pressed = "import os, signal, time; os.killpg(0, signal.SIGINT); time.sleep(60)"
+    source = task.read_text()
+    task.write_text(source.replace("import argparse\n", f"import argparse\n{pressed}\n", 1))
+    write_fasta(tmp_path / "a.fasta")
+    session = "import os, runpy, signal; os.setsid(); signal.signal(signal.SIGINT, "
+    session += "signal.default_int_handler); runpy.run_module('snakemake', run_name='__main__')"
+    arguments = ("--snakefile", str(clone / "Snakefile"), *config(model, fasta="a.fasta"))
+    run = subprocess.run(
+        [sys.executable, "-c", session, *arguments, "--until", "shard_a"],
+        cwd=tmp_path,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+    assert run.returncode != 0
+    assert "failed:" not in run.stderr
+    last = "Interrupted. The same command continues the run: what is finished is kept."
+    assert run.stderr.splitlines()[-1] == last
+
+
 @pytest.fixture(scope="module")
 def demo(tmp_path_factory) -> Run:
     """`make demo` in a clone, with this Python as the environment."""

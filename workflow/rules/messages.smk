@@ -14,6 +14,7 @@ ERROR_LINE = re.compile(r"esm-pipeline(?: [a-z]+)?: ")  # how each line of an er
 TAIL_BYTES = 1 << 16  # of a log that are read
 MOST_FAILURES = 5  # that are shown, each with another error
 MOST_LINES = 3  # of an error
+INTERRUPTION = "on user request"  # in what Snakemake says of Ctrl-C and SIGTERM
 STILL_SHOWN = ("Nothing to be done", "Creating conda", "Downloading and installing")
 NOW_SHOWN_AT_THE_END = (
     "Exiting because a job",
@@ -33,6 +34,7 @@ class JobMessages(logging.Handler):
     def __init__(self):
         super().__init__()
         self.total, self.started, self.failed = 0, {}, {}
+        self.interrupted = False
 
     def emit(self, record):
         event = str(getattr(record, "event", None) or "").lower()
@@ -46,6 +48,8 @@ class JobMessages(logging.Handler):
                 place = f"{len(self.started)} of {self.total}" if is_new else "again"
                 text = re.sub(r"\b0*(\d+)-of-(\d+)\b", r"\1 of \2", record.rule_msg)
                 say(f"[{place}] {text}")
+        elif record.msg and INTERRUPTION in str(record.msg):
+            self.interrupted = True
         elif event == "job_error":
             self.failed[record.jobid] = (record.rule_name, [*record.log])
         elif event == "group_error":
@@ -110,6 +114,9 @@ def at_the_end(text):
 def report_failures():
     """Print what failed, why, where the logs are, and what to do."""
     found = JOBS.failures()
+    if JOBS.interrupted:  # the jobs that were running did not fail by themselves
+        at_the_end("\nInterrupted. The same command continues the run: what is finished is kept.")
+        return
     if not found:
         return
     count = sum(map(len, found.values()))
