@@ -85,7 +85,7 @@ def run(args: argparse.Namespace) -> int:
         check.check_results(facts, quiet=args.quiet)
     if not args.quiet:
         for name in paths_of_other_runs(args.folder, facts) if facts else ():
-            print(f"{shown(str(args.folder / name))}: not of this run")
+            print(f"{shown(str(args.folder / name))}: not of this run, and not checked")
         differing = f"{check.different:,}" if check.different else "none"
         verb = "differ" if check.different > 1 else "differs"
         files = "file" if check.count == 1 else "files"

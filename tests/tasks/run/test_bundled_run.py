@@ -295,7 +295,7 @@ def test_bundles_of_another_run_are_told(several, capsys):
     assert main(["verify", str(out)]) == 0
     *lines, _ = capsys.readouterr().out.replace(f"{out}/", "").splitlines()
     names = ("classes/notes", "embeddings/00007.h5", "embeddings.h5", "saturation")
-    assert sorted(lines) == sorted(f"in/{name}: not of this run" for name in names)
+    assert sorted(lines) == sorted(f"in/{name}: not of this run, and not checked" for name in names)
 
 
 @pytest.mark.parametrize(

@@ -169,7 +169,7 @@ def test_what_is_not_of_the_run_is_named_and_no_difference(folder, capsys):
     code, lines = verify(folder, capsys)
     assert code == 0
     others = ["a/classes.tsv", "b", "models", "notes.txt"]
-    assert lines[:-1] == [f"{name}: not of this run" for name in others]
+    assert lines[:-1] == [f"{name}: not of this run, and not checked" for name in others]
 
 
 @pytest.mark.parametrize("name", ["../secret", "/etc/passwd"])
