@@ -108,7 +108,9 @@ def test_results_are_as_they_were_written(
     results = folder / "results"
     assert main(["verify", str(results)]) == 0
     printed = capsys.readouterr().out.splitlines()
-    assert [line.split(": ")[1] for line in printed[:-1]] == ["not of this run, and not checked"] * 4
+    assert [line.split(": ")[1] for line in printed[:-1]] == [
+        "not of this run, and not checked"
+    ] * 4
     assert re.fullmatch(r"verify: \d+ files checked, none differs", printed[-1])
     picture = next((results / SAMPLE / "heatmaps").glob("*.png"))
     picture.write_bytes(picture.read_bytes()[:-1] + b"x")

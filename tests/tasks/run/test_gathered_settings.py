@@ -55,7 +55,13 @@ TASKS: dict[str, tuple[type[Section], dict[str, str], dict[str, str]]] = {
     "fold": (
         FoldSettings,
         {"max_residues": "20", "num_recycles": "1", "long": "truncate"},
-        {"dtype": "bfloat16", "num_recycles": "0", "max_residues": "30", "long": "skip"},
+        {
+            "dtype": "bfloat16",
+            "num_recycles": "0",
+            "max_residues": "30",
+            "long": "skip",
+            "ambiguous": "approximate",
+        },
     ),
 }
 MODULES = {"embed": embed, "score": score, "classify": classify, "fold": fold}
