@@ -23,6 +23,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
+from esm_pipeline.tasks import COMMANDS
+
 ROOT = Path(__file__).resolve().parents[1]
 CHANGES = ("open", "pwrite", "posix_fallocate", "fsync", "chmod", "unlink", "replace", "mkdir")
 """Functions of `os` that change something on the disk, or are about to."""
@@ -34,9 +36,8 @@ MODULES = (
     "pyarrow.parquet",
     "matplotlib.backends.backend_svg",
     "matplotlib.figure",
-    *(f"esm_pipeline.tasks.run.{name}" for name in ("shard", "aggregate", "verdict")),
-    *(f"esm_pipeline.tasks.run.{name}" for name in ("report", "provenance", "export")),
-    *(f"esm_pipeline.tasks.embed.{name}" for name in ("command", "representations")),
+    *(f"esm_pipeline.tasks.{command.module}" for command in COMMANDS.values()),
+    "esm_pipeline.tasks.embed.representations",
     *(f"esm_pipeline.model.inference.{name}" for name in ("device", "batching")),
 )
 """Modules that the commands import, at the start or later."""
