@@ -55,7 +55,7 @@ def test_it_runs_and_shows_what_it_says(tmp_path, monkeypatch):
     near = re.findall(r"^\d +(\S+\|\S+) +\d+ +[\d.]+ +[\d.]+$", texts, re.M)
     assert len(near) == 10
     assert near[:5] == near[5:]  # in memory and in the file
-    assert (tmp_path / "P84927.pdb").read_text().startswith("TITLE")
+    assert (tmp_path / "P84927.pdb").read_text().startswith("HEADER")
 
 
 def test_a_cell_that_fails_is_seen(tmp_path, monkeypatch):

@@ -157,8 +157,8 @@ def test_a_killed_process_of_structures_is_one_line(arrays, tmp_path):
     said = process.communicate(timeout=60)[1]
     assert (process.returncode, said.count("\n")) == (2, 1)
     assert (
-        "a process that wrote structures was killed, as happens when memory runs out; use fewer"
-        in said
+        "a process that wrote structures was killed, as happens when memory runs out; lower "
+        "--threads" in said
     )
     assert not (tmp_path / "out").exists()
 

@@ -129,7 +129,7 @@ def test_the_table_of_the_atlas_and_one_structure_by_its_id(one, many):
         told = pd.read_csv(sample(run) / "structures.tsv", sep="\t")
         assert frame["file"].fillna("").tolist() == told["file"].fillna("").tolist()
         np.testing.assert_allclose(frame["plddt"] * 100, told["plddt"], atol=1e-9)
-        files = open_results(sample(run) / "structures.tsv")
+        files = open_results(sample(run) / "structures.tsv", "structure_files")
         index, name = told.dropna(subset=["file"])[["index", "id"]].iloc[0]
         assert f"\nTITLE     Predicted structure of {name}" in files[int(index)].text
         assert list(files.index) == told["index"][told["file"].notna()].tolist()

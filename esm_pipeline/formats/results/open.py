@@ -41,7 +41,7 @@ AnyPath: TypeAlias = str | os.PathLike[str]
 
 
 @overload
-def open_results(path: AnyPath, kind: None = None) -> Results | StructureFiles: ...
+def open_results(path: AnyPath, kind: None = None) -> Results: ...
 @overload
 def open_results(path: AnyPath, kind: Literal["embeddings"]) -> Embeddings: ...
 @overload
@@ -57,19 +57,22 @@ def open_results(path: AnyPath, kind: Literal["structure_files"]) -> StructureFi
 def open_results(path: AnyPath, kind: str | None = None) -> Results | StructureFiles:
     """Open a result for reading: an `embeddings.h5` or any other of `RESULT_CLASSES`.
 
-    `path` is a file, or the folder of a sample. A `structures.tsv`, a folder with one and without
-    HDF5, or a Foldcomp database is opened as the files of its structures. `kind` is what it should
-    be: embeddings, saturation, classes, residue_classes, structures or structure_files; then type
-    checkers know what a record has, and a sample may have results of several kinds. A context
-    manager; `len` is the number of records. Raises InputError if the file is missing, unreadable,
-    not HDF5, of another format or of a later version.
+    `path` is a file, or the folder of a sample. `kind` is what it should be: embeddings,
+    saturation, classes, residue_classes or structures; then type checkers know what a record has,
+    and a sample may have results of several kinds. structure_files are those that `structures`
+    wrote: `path` is their table or folder, or a Foldcomp database. A context manager; `len` is the
+    number of records. Raises InputError if the file is missing, unreadable, not HDF5, of another
+    format or of a later version.
     """
     if kind == FILES:
         return StructureFiles(path)
     if kind is None:
         names = [one.file_name for one in RESULT_CLASSES]
         if is_structure_files(path) and not has_results(path, names):
-            return StructureFiles(path)
+            raise InputError(
+                f"{os.fspath(path)}: files of structures; open them with "
+                f"open_results(path, '{FILES}')"
+            )
         return open_kind(path, RESULT_CLASSES)
     if kind not in KINDS:
         known = ", ".join([*KINDS, FILES])

@@ -25,11 +25,11 @@ from esm_pipeline.formats.results.chosen import ChosenRecords, dataset_of
 from esm_pipeline.formats.results.classes import THRESHOLD, Classes, ResidueClasses
 from esm_pipeline.formats.results.embedding_tables import write_npy, write_wide
 from esm_pipeline.formats.results.embeddings import FIXED_SIZE, Embeddings
-from esm_pipeline.formats.results.open import Results, open_results
+from esm_pipeline.formats.results.open import RESULT_CLASSES, Results
+from esm_pipeline.formats.results.reader import open_kind
 from esm_pipeline.formats.results.result_files import alternatives
 from esm_pipeline.formats.results.saturation import Saturations
 from esm_pipeline.formats.results.structures import Structures
-from esm_pipeline.formats.structure_reader import StructureFiles
 from esm_pipeline.formats.tables.base import PARQUET, SUFFIXES
 from esm_pipeline.locks import Outputs
 from esm_pipeline.tasks.common.progress import Amounts, progress
@@ -138,11 +138,7 @@ def opened(results: Path, name: str) -> Results:
     """
     if results.is_dir() and name not in TABLE_FORMATS:
         return Embeddings.open(results)
-    found = open_results(results)
-    if isinstance(found, StructureFiles):
-        raise InputError(
-            f"{results}: files of structures are not exported; give their structures.h5"
-        )
+    found = open_kind(results, RESULT_CLASSES)
     if name in TABLE_FORMATS:
         return found
     if not isinstance(found, Embeddings):

@@ -155,13 +155,13 @@ def test_one_structure_is_read_by_id_or_index(write, kind):
     out = write(*KINDS[kind], "--pae=")
     wanted = files_of(write("--formats=pdb", "--pae=", out="plain"))
     for place in (out, out / "structures", out / "structures.tsv"):
-        with open_results(place) as files:
+        with open_results(place, "structure_files") as files:
             assert isinstance(files, StructureFiles)
             assert len(files) == len(ROWS)
             assert files.ids == list(NAMES.values())
             assert files.index == list(ROWS)
             assert ["sp|P1|A" in files, 1 in files, "no1" in files] == [True, False, False]
-    read = {one.index: one for one in open_results(out)}
+    read = {one.index: one for one in open_results(out, "structure_files")}
     for index, row in ROWS.items():
         for one in (read[index], files[index], files[NAMES[index]]):
             assert (one.id, one.index, one.kind) == (NAMES[index], index, "pdb")
@@ -175,7 +175,7 @@ def test_one_structure_is_read_by_id_or_index(write, kind):
 
 def test_a_database_of_others_is_read(write):
     out = write("--formats=foldcomp", "--pae=")
-    with open_results(out / "structures" / "foldcomp") as files:
+    with open_results(out / "structures" / "foldcomp", "structure_files") as files:
         assert files.ids == ["sp|P1|A", "twin", "far", "same"]
         assert files["far"].text.count(" CA ") == 60
         assert files[2_500].id == "same"
