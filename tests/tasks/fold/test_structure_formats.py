@@ -230,7 +230,7 @@ def test_an_id_of_several_structures_is_not_guessed(write):
     out = write("--pae=")
     text = (out / "structures.tsv").read_text()
     (out / "structures.tsv").write_text(text.replace("\tcomplex\t", "\trandom\t"))
-    files = open_results(out)
+    files = open_results(out, "structure_files")
     with pytest.raises(AmbiguousIdError, match="use the index of the one you mean, such as 2"):
         files["random"]
     assert files[3].id == "random"
@@ -250,7 +250,7 @@ def test_archives_of_earlier_versions_are_read(write):
     for folder in ("00000", "00001"):
         text = text.replace(f"structures/{folder}/", f"structures/{folder}.zip/")
     (out / "structures.tsv").write_text(text)
-    files = open_results(out)
+    files = open_results(out, "structure_files")
     assert files["far"].text.count(" CA ") == 60
     assert files.read("far", "cif").kind == "cif"
 
@@ -266,7 +266,7 @@ def test_damage_is_one_line(write, damage, why):
     out = write("--pae=")
     damage(out)
     with pytest.raises(InputError, match=why) as error:
-        print(open_results(out)["far"])
+        print(open_results(out, "structure_files")["far"])
     assert "\n" not in str(error.value)
 
 
