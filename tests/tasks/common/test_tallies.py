@@ -93,7 +93,7 @@ def test_counts_come_back(tmp_path: Path) -> None:
 
 
 def test_reasons_of_one_kind_are_shown_as_the_first_record_has_them():
-    """Whatever the order in which they are added: residues and numbers differ, the text does not."""
+    """Whatever the order in which they are added."""
     reasons = ["residue 9 is E, not K", "residue 3 is S, not E", "residue 5 is A, not E"]
     for order in itertools.permutations(range(3)):
         tally = Tally("variants")
