@@ -24,7 +24,7 @@ from esm_pipeline.formats.records import (
 from esm_pipeline.tasks.common.progress import format_amount
 from esm_pipeline.tasks.common.tallies import VARIANTS_STEP, Tally
 
-REASON_COLUMN = "reason"
+VARIANT_REASONS = "reason"
 """Column of the reasons of variants, in the table of their scores."""
 
 NO_ROW = (-1, Outcome(""))
@@ -71,7 +71,7 @@ def closing_line(
     see = f"; see {table}" if table and without else ""
     where = f"; wrote {output}" + (f" and {table}" if table and (is_own or not see) else "")
     if is_own and see:
-        see = f"; see the column '{REASON_COLUMN}' in {output}"
+        see = f"; see the column '{VARIANT_REASONS}' in {output}"
     if total and without == total:
         both = f", none computed: {counts[SKIPPED]:,} skipped, {counts[FAILED]:,} failed"
         one = f" {SKIPPED if counts[SKIPPED] else FAILED}, none computed"

@@ -63,7 +63,7 @@ class Tally:
     reasons: dict[str, Counter[str]] = field(
         default_factory=lambda: {FAILED: Counter(), SKIPPED: Counter()}
     )
-    """Status → how many records have each kind of reason; see `kind_of`."""
+    """Status → how many records have each kind of reason; see `reason_kind`."""
     duplicates: int = 0
     different: Counter[str] = field(default_factory=Counter)
     """Status → how many kinds of reasons there are; those dropped in between may count again."""
@@ -84,7 +84,7 @@ class Tally:
         self.statuses[outcome.status] += number
         if new and outcome.status in self.reasons:
             reasons = self.reasons[outcome.status]
-            text, example = kind_of(outcome.reason), (at, outcome.reason)
+            text, example = reason_kind(outcome.reason), (at, outcome.reason)
             self.different[outcome.status] += bool(text) and text not in reasons
             reasons[text] += number
             if at < self.examples.setdefault(text, example)[0]:
@@ -145,13 +145,13 @@ class Tally:
         for status, reasons in tally.reasons.items():
             found = {text(one): whole(number) for one, number in values["reasons"][status].items()}
             for reason, number in found.items():
-                reasons[kind_of(reason)] += number
-                tally.examples.setdefault(kind_of(reason), (0, reason))
+                reasons[reason_kind(reason)] += number
+                tally.examples.setdefault(reason_kind(reason), (0, reason))
             tally.different[status] = whole(known.get(status, len(found)))
         return tally
 
 
-def kind_of(reason: str) -> str:
+def reason_kind(reason: str) -> str:
     """A reason without its numbers and residues: what reasons that count as one have in common."""
     return NUMBER.sub("#", OTHER_RESIDUE.sub("#", reason))
 

@@ -17,7 +17,7 @@ from esm_pipeline.formats.records import FAILED, OK
 from esm_pipeline.locks import Outputs
 from esm_pipeline.settings.result_names import RECORDS, SCORES
 from esm_pipeline.tasks.common.outcomes import count_text
-from esm_pipeline.tasks.common.tallies import TALLY_COLUMNS, VARIANTS_STEP, Tally, kind_of
+from esm_pipeline.tasks.common.tallies import TALLY_COLUMNS, VARIANTS_STEP, Tally, reason_kind
 from esm_pipeline.tasks.run.tallies import add_run_flags, find_results
 
 EXAMPLES = (
@@ -89,7 +89,7 @@ def reason_lines(tally: Tally) -> Iterator[str]:
     step = f"{tally.sample}, {tally.step}"
     table = SCORES if tally.step == VARIANTS_STEP else RECORDS
     for status, reason, number in tally.common_reasons():
-        such_as = ", such as" if number > 1 and kind_of(reason) != reason else ""
+        such_as = ", such as" if number > 1 and reason_kind(reason) != reason else ""
         yield f"{step}: {number:,} {status}{such_as}: {reason}"
     for status, number in tally.more_reasons().items():
         more = count_text(number, "reasons", "more")

@@ -22,8 +22,8 @@ from esm_pipeline.tasks.common.tallies import (
     Counts,
     Histogram,
     Tally,
-    kind_of,
     read_counts,
+    reason_kind,
     write_counts,
 )
 
@@ -116,7 +116,7 @@ def test_reasons_of_one_kind_are_shown_as_the_first_record_has_them():
     ],
 )
 def test_kinds_of_reasons(one: str, other: str, together: bool) -> None:
-    assert (kind_of(one) == kind_of(other)) is together
+    assert (reason_kind(one) == reason_kind(other)) is together
 
 
 def test_the_message_on_another_residue_has_a_kind() -> None:
@@ -124,7 +124,7 @@ def test_the_message_on_another_residue_has_a_kind() -> None:
     for text in ("K2A", "R1A"):
         with pytest.raises(MisfitError) as error:
             resolve(parse(text), "MAMA")
-        kinds.add(kind_of(str(error.value)))
+        kinds.add(reason_kind(str(error.value)))
     assert kinds == {"residue # is #, not #"}
 
 
