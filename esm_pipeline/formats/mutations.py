@@ -50,6 +50,9 @@ DNA = re.compile(r"(?:(?P<name>[^\s:]+):)?[cgmnr]\.\S+\s+\((?P<change>p\..+)\)")
 """ClinVar's `NM_000518.5(HBB):c.20A>T (p.Glu7Val)`, which has the change of the protein too."""
 
 WILD_TYPES = frozenset(("=", "wt", "_wt", "wildtype", "wild-type", "wild_type"))
+OTHER_RESIDUE = re.compile(r"(?<=is )[A-Z](?=, not [A-Z]\b)|(?<=is [A-Z], not )[A-Z]\b")
+"""The two residues in the message on one that a mutation does not expect; see `resolve`."""
+
 NO_RESIDUE = "which is no single amino acid; name one of the 20, U or O"
 MOST_SHOWN = 30  # characters of a mutation in a message
 

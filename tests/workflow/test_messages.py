@@ -116,6 +116,7 @@ def test_the_demo_shows_each_job_once_and_no_chatter(demo):
     names = [name for _, _, name in jobs]
     assert names.index("embed") < names.index("fold")
     assert "] embed: range 1 of 1 of sample demo\n" in demo.said
+    assert "] verdict: whether any record or variant failed\n" in demo.said
     for text in CHATTER:
         assert text not in demo.said
     assert len(demo.said.splitlines()) < 60

@@ -216,7 +216,7 @@ def test_a_failed_record_ends_in_an_error_after_everything_is_written(tmp_path):
     assert run.code == 1
     assert run.said.splitlines()[-4:] == [
         "1 job failed:",
-        "  verdict: nothing failed, or on_failure is keep",
+        "  verdict: whether any record or variant failed",
         "    6 failed: all results are written, and these are the records without one; set "
         "on_failure to 'keep' to accept this",
         "    log: results/verdict.txt",

@@ -134,6 +134,6 @@ rule verdict:
     params:
         accepted=".*" if settings.on_failure == "keep" else "nothing failed",
     message:
-        "verdict: nothing failed, or on_failure is keep"
+        "verdict: whether any record or variant failed"
     shell:
         "tail -n 1 -- {input.counts:q} | tee -- {log:q} | grep -qx {params.accepted:q}"

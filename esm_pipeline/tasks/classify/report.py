@@ -20,6 +20,7 @@ from esm_pipeline.formats.results.classes import (
     ResidueClasses,
     column_names,
 )
+from esm_pipeline.tasks.common.outcomes import count_text
 from esm_pipeline.tasks.common.report_parts import (
     BLUE,
     ReportSection,
@@ -83,8 +84,12 @@ class CountedPredictions:
 def describe(results: Classes | ResidueClasses, records: int, predictions: int) -> str:
     """Two sentences: how many were classified, by which model."""
     origin = {name: html.escape(str(value)) for name, value in results.attributes.items()}
+    if isinstance(results, ResidueClasses):
+        what = count_text(predictions, "residues of different sequences")
+    else:
+        what = count_text(predictions, "sequences", "different")
     return (
-        f"{predictions:,} {unit(results)} of {records:,} records classified. "
+        f"{what} of {count_text(records, 'records')} classified. "
         f"Model <code>{origin['model']}</code>, weights "
         f"<code>{origin['weights_sha256'][:16]}</code>, {origin['dtype']}."
     )

@@ -22,7 +22,10 @@ from esm_pipeline.formats.records import (
     status_columns,
 )
 from esm_pipeline.tasks.common.progress import format_amount
-from esm_pipeline.tasks.common.tallies import Tally
+from esm_pipeline.tasks.common.tallies import VARIANTS_STEP, Tally
+
+VARIANT_REASONS = "reason"
+"""Column of the reasons of variants, in the table of their scores."""
 
 NO_ROW = (-1, Outcome(""))
 OF_BUNDLE = ".status.tsv"
@@ -35,10 +38,14 @@ def format_counts(counts: Counter[str], unit: str) -> str:
     return f"{count_text(counts.total(), unit)}: {each}"
 
 
-def count_text(number: int, unit: str) -> str:
-    """`1,200 records of a range`, `1 record`: the first word of `unit` is a plural."""
+def count_text(number: int, unit: str, kind: str = "") -> str:
+    """`1,200 records of a range`, `1 record`: the first word of `unit` is a plural.
+
+    With the `kind` "usable", `1,200 usable records`.
+    """
     word, space, rest = unit.partition(" ")
-    return f"{format_amount(number, word)}{space}{rest}"
+    amount, _, noun = format_amount(number, word).rpartition(" ")
+    return f"{' '.join(filter(None, (amount, kind, noun)))}{space}{rest}"
 
 
 def closing_line(
@@ -46,22 +53,30 @@ def closing_line(
 ) -> str:
     """The line at the end of a command: outcomes, the commonest reason, and where the files are.
 
-    `unit` is what is counted, and `table` has the reasons, if there is one.
+    `unit` is what is counted, and `table` has the reasons, if there is one; those of variants are
+    in the output itself.
     """
     counts, (reason, number) = tally.statuses, tally.commonest_reason()
     total, without = counts.total(), counts[SKIPPED] + counts[FAILED]
     why = ""
     if reason:
-        is_only = number == without
-        why = f'; reason: "{reason}"' if is_only else f'; most often: "{reason}"'
-        why += "" if is_only else f" ({count_text(number, unit.split()[0])})"
+        kinds = tally.different.total()
+        if number == without:
+            why = f'; reason: "{reason}"'
+        elif number > 1 or kinds == 1:
+            why = f'; most often: "{reason}" ({count_text(number, unit.split()[0])})'
+        else:
+            why = f"; {count_text(kinds, 'reasons', 'different')}"
+    is_own = tally.step == VARIANTS_STEP
     see = f"; see {table}" if table and without else ""
+    where = f"; wrote {output}" + (f" and {table}" if table and (is_own or not see) else "")
+    if is_own and see:
+        see = f"; see the column '{VARIANT_REASONS}' in {output}"
     if total and without == total:
         both = f", none computed: {counts[SKIPPED]:,} skipped, {counts[FAILED]:,} failed"
         one = f" {SKIPPED if counts[SKIPPED] else FAILED}, none computed"
         what = both if counts[SKIPPED] and counts[FAILED] else one
-        return f"{title}: {count_text(total, unit)}{what}{why}{see}"
-    where = f"; wrote {output}" + (f" and {table}" if table and not see else "")
+        return f"{title}: {count_text(total, unit)}{what}{why}{where if is_own else ''}{see}"
     return f"{title}: {format_counts(counts, unit)}; {details}{why}{where}{see}"
 
 

@@ -29,6 +29,7 @@ import numpy as np
 from esm_pipeline.arrays import Float32, Float64, Int64
 from esm_pipeline.errors import InputError
 from esm_pipeline.files import naming_errors
+from esm_pipeline.formats.mutations import OTHER_RESIDUE
 from esm_pipeline.formats.records import FAILED, OK, SKIPPED, STATUSES, Outcome
 from esm_pipeline.json_files import read_object
 
@@ -62,26 +63,32 @@ class Tally:
     reasons: dict[str, Counter[str]] = field(
         default_factory=lambda: {FAILED: Counter(), SKIPPED: Counter()}
     )
+    """Status → how many records have each kind of reason; see `reason_kind`."""
     duplicates: int = 0
-    examples: dict[str, str] = field(default_factory=dict, compare=False)
-    """Each reason as in `reasons` → the first such reason with its numbers."""
+    different: Counter[str] = field(default_factory=Counter)
+    """Status → how many kinds of reasons there are; those dropped in between may count again."""
+    examples: dict[str, tuple[int, str]] = field(default_factory=dict, compare=False)
+    """Each kind of reason → place and reason of the first record that has it."""
 
     def add(self, outcome: Outcome, *, duplicate: bool = False, new: bool = True) -> None:
         """Count a record; see `add_many`."""
         self.duplicates += duplicate
         self.add_many(outcome, 1, new=new)
 
-    def add_many(self, outcome: Outcome, number: int, *, new: bool = True) -> None:
+    def add_many(self, outcome: Outcome, number: int, *, new: bool = True, at: int = 0) -> None:
         """Count records of one outcome. Their reason counts if `new`, not that of an earlier step.
 
-        Reasons that differ only in numbers count as one.
+        Reasons of one kind count as one. `at`: place of the first of these records in the input,
+        if they are not added in its order.
         """
         self.statuses[outcome.status] += number
         if new and outcome.status in self.reasons:
             reasons = self.reasons[outcome.status]
-            text = NUMBER.sub("#", outcome.reason)
+            text, example = reason_kind(outcome.reason), (at, outcome.reason)
+            self.different[outcome.status] += bool(text) and text not in reasons
             reasons[text] += number
-            self.examples.setdefault(text, outcome.reason)
+            if at < self.examples.setdefault(text, example)[0]:
+                self.examples[text] = example
             if len(reasons) > DIFFERENT_REASONS:
                 kept = sorted(reasons.items(), key=_commonest_first)[: DIFFERENT_REASONS // 2]
                 self.reasons[outcome.status] = Counter(dict(kept))
@@ -89,19 +96,26 @@ class Tally:
                 self.examples = {one: self.examples[one] for one in known}
 
     def common_reasons(self) -> Iterator[tuple[str, str, int]]:
-        """The most common reasons of each status: status, reason, number; of equals by letters."""
+        """The most common kinds of reasons: status, reason of the first record, number of records.
+
+        `MOST_REASONS` of each status; of equals by letters.
+        """
         for status, reasons in self.reasons.items():
-            for reason, number in sorted(reasons.items(), key=_commonest_first)[:MOST_REASONS]:
-                yield status, reason, number
+            for text, number in sorted(reasons.items(), key=_commonest_first)[:MOST_REASONS]:
+                yield status, self.examples[text][1], number
+
+    def more_reasons(self) -> Counter[str]:
+        """Status → how many kinds of reasons `common_reasons` leaves out, where it does."""
+        left_out = {status: number - MOST_REASONS for status, number in self.different.items()}
+        return +Counter(left_out)
 
     def commonest_reason(self) -> tuple[str, int]:
-        """The most common of all reasons, with the numbers of its first record, and how often.
+        """The most common of all reasons, as its first record has it, and how often.
 
         Of equals, that of failures. Empty, and 0, if there is none.
         """
-        found = [(text, number) for _, text, number in self.common_reasons() if text]
-        text, number = max(found, key=lambda one: one[1], default=("", 0))
-        return self.examples.get(text, text), number
+        found = [(reason, number) for _, reason, number in self.common_reasons() if reason]
+        return max(found, key=lambda one: one[1], default=("", 0))
 
     def row(self) -> list[str]:
         """The cells of `TALLY_COLUMNS`."""
@@ -114,19 +128,32 @@ class Tally:
         for status, reason, number in self.common_reasons():
             reasons[status][reason] = number
         counts = {status: self.statuses[status] for status in STATUSES}
-        return {"step": self.step, **counts, "duplicates": self.duplicates, "reasons": reasons}
+        return {
+            "step": self.step,
+            **counts,
+            "duplicates": self.duplicates,
+            "reasons": reasons,
+            "different_reasons": {status: self.different[status] for status in reasons},
+        }
 
     @classmethod
     def of(cls, values: Mapping[str, Any], sample: str) -> Tally:
         """The tally that `values` returned. Raises ValueError, KeyError or TypeError for others."""
         statuses = Counter({status: whole(values[status]) for status in STATUSES})
-        reasons = {
-            status: Counter(dict(zip(map(text, found), map(whole, found.values()), strict=True)))
-            for status, found in (
-                (status, values["reasons"][status]) for status in (FAILED, SKIPPED)
-            )
-        }
-        return cls(text(values["step"]), sample, statuses, reasons, whole(values["duplicates"]))
+        tally = cls(text(values["step"]), sample, statuses, duplicates=whole(values["duplicates"]))
+        known = values.get("different_reasons", {})  # not in older files
+        for status, reasons in tally.reasons.items():
+            found = {text(one): whole(number) for one, number in values["reasons"][status].items()}
+            for reason, number in found.items():
+                reasons[reason_kind(reason)] += number
+                tally.examples.setdefault(reason_kind(reason), (0, reason))
+            tally.different[status] = whole(known.get(status, len(found)))
+        return tally
+
+
+def reason_kind(reason: str) -> str:
+    """A reason without its numbers and residues: what reasons that count as one have in common."""
+    return NUMBER.sub("#", OTHER_RESIDUE.sub("#", reason))
 
 
 def _commonest_first(one: tuple[str, int]) -> tuple[int, str]:

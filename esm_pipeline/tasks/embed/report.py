@@ -11,6 +11,7 @@ import numpy as np
 
 from esm_pipeline.arrays import Float32, Float64, Int32
 from esm_pipeline.formats.results.embeddings import Embeddings
+from esm_pipeline.tasks.common.outcomes import count_text
 from esm_pipeline.tasks.common.report_parts import ReportSection, round_numbers, spread, svg
 
 if TYPE_CHECKING:
@@ -49,7 +50,7 @@ def embedding_facts(results: Embeddings, records: int, sequences: int) -> str:
     origin = {name: html.escape(str(value)) for name, value in results.attributes.items()}
     layers = ", ".join(map(str, results.layers))
     return (
-        f"{records:,} records with {sequences:,} different sequences; "
+        f"{count_text(records, 'records')} with {count_text(sequences, 'sequences', 'different')}; "
         f"{', '.join(results.kinds)} of layer {layers}. Model <code>{origin['model']}</code>, "
         f"weights <code>{origin['weights_sha256'][:16]}</code>, {origin['dtype']}."
     )

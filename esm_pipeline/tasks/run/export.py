@@ -32,6 +32,7 @@ from esm_pipeline.formats.results.saturation import Saturations
 from esm_pipeline.formats.results.structures import Structures
 from esm_pipeline.formats.tables.base import PARQUET, SUFFIXES
 from esm_pipeline.locks import Outputs
+from esm_pipeline.tasks.common.outcomes import count_text
 from esm_pipeline.tasks.common.progress import Amounts, progress
 
 EXAMPLES = (
@@ -179,7 +180,7 @@ def run(args: argparse.Namespace) -> int:
             summary = export_embeddings(args, export, results, paths)
         else:
             export_table(args, export, results, paths[0])
-            summary = f"{len(results):,} records in {args.output}"
+            summary = f"{count_text(len(results), 'records')} in {args.output}"
     if not args.quiet:
         print(f"export: {summary}", file=sys.stderr)
     return 0
@@ -202,7 +203,7 @@ def export_embeddings(
     written = records.count - reasons[TAKEN]
     notes = [f"{count:,} {reason}" for reason, count in sorted(reasons.items()) if reason]
     see = f" ({'; '.join(notes)}; see {export.targets[1]})" if notes else ""
-    return f"{written:,} of {len(results):,} records in {args.output}{see}"
+    return f"{written:,} of {count_text(len(results), 'records')} in {args.output}{see}"
 
 
 def in_thread(write: Callable[[], T], records: ChosenRecords, advance: Callable[[int], None]) -> T:

@@ -179,7 +179,7 @@ class RecordMerge:
                     parts.append([])
                 else:
                     parts[-1].append(table.take(index, valid))
-            outcomes.add(map(b"\t".join, zip(status, columns[REASON_AT], strict=True)))
+            outcomes.add([*map(b"\t".join, zip(status, columns[REASON_AT], strict=True))], index)
             self.lengths.update(compress(columns[LENGTH_AT], valid))
             duplicates += len(rows) - columns[FIRST_AT].count(b"")
             yield MergedRows(numbers, joined(rows, parts, valid))
@@ -200,11 +200,14 @@ class OutcomeLines:
 
     def __init__(self, path: Path, tally: Tally, *, new: bool = True) -> None:
         self.path, self.tally, self.new = path, tally, new
-        self.numbers: Counter[bytes] = Counter()
+        self.numbers, self.first = Counter[bytes](), dict[bytes, int]()
 
-    def add(self, texts: Iterable[bytes]) -> None:
-        """Count outcomes, each a status and a reason separated by a tab."""
+    def add(self, texts: Sequence[bytes], index: Iterable[bytes]) -> None:
+        """Count outcomes of records, each a status and a reason separated by a tab."""
         self.numbers.update(texts)
+        if len(self.numbers) > len(self.first):
+            for text, one in zip(texts, index, strict=True):
+                self.first.setdefault(text, int(one))
         if len(self.numbers) > DIFFERENT_LINES:
             self.end()
 
@@ -214,8 +217,9 @@ class OutcomeLines:
             status, reason = (cell.decode() for cell in parsed(self.path, text, 2))
             if status not in STATUSES:
                 raise InputError(f"{self.path}: a row has status {status!a}; {REMAKE}")
-            self.tally.add_many(Outcome(status, reason), number, new=self.new)
+            self.tally.add_many(Outcome(status, reason), number, new=self.new, at=self.first[text])
         self.numbers.clear()
+        self.first.clear()
 
 
 class StatusTable:
@@ -223,9 +227,8 @@ class StatusTable:
 
     def __init__(self, path: Path, task: str, tally: Tally, block: int) -> None:
         check_listed(path, listing_of(path))
-        self.path = path
+        self.path, self.waiting = path, list[bytes]()
         self.blocks = row_blocks(path, format_row(status_columns(task)), block)
-        self.waiting: list[bytes] = []
         self.new = OutcomeLines(path, tally)
         self.known = OutcomeLines(path, tally, new=False)
 
@@ -241,8 +244,8 @@ class StatusTable:
             wanted = next(one for one, other in pairs if one != other)
             raise InputError(f"{self.path}: no row for record {wanted.decode()}; {REMAKE}")
         outcomes = [outcome for _, _, outcome in parts]
-        self.new.add(compress(outcomes, valid))
-        self.known.add(compress(outcomes, map(not_, valid)))
+        for lines, chosen in ((self.new, valid), (self.known, [*map(not_, valid)])):
+            lines.add([*compress(outcomes, chosen)], compress(index, chosen))
         return outcomes
 
     def end(self) -> None:

@@ -20,6 +20,7 @@ from esm_pipeline.formats.results.classes import Classes, ResidueClasses
 from esm_pipeline.locks import Outputs
 from esm_pipeline.settings.result_names import RECORDS, SCORE_FACTS, SCORES
 from esm_pipeline.tasks.classify.report import classes_section
+from esm_pipeline.tasks.common.outcomes import count_text
 from esm_pipeline.tasks.common.outputs import ending_of
 from esm_pipeline.tasks.common.progress import waiting
 from esm_pipeline.tasks.common.report_parts import (
@@ -29,7 +30,7 @@ from esm_pipeline.tasks.common.report_parts import (
     svg,
     table,
 )
-from esm_pipeline.tasks.common.tallies import MOST_REASONS, TALLY_COLUMNS, Tally
+from esm_pipeline.tasks.common.tallies import MOST_REASONS, TALLY_COLUMNS, VARIANTS_STEP, Tally
 from esm_pipeline.tasks.embed.report import embeddings_section
 from esm_pipeline.tasks.fold.report import structures_section
 from esm_pipeline.tasks.fold.tables import STRUCTURES_TABLE
@@ -124,7 +125,7 @@ def records_table(tallies: Sequence[Tally]) -> str:
 
 
 def reasons_table(tallies: Sequence[Tally]) -> str:
-    """The most common reasons; those that differ only in numbers count as one."""
+    """The most common reasons, as in `Tally.common_reasons`."""
     rows = [
         [tally.sample, tally.step, f"{number:,}", status, reason]
         for tally in tallies
@@ -132,8 +133,12 @@ def reasons_table(tallies: Sequence[Tally]) -> str:
     ]
     if not rows:
         return "<p>No record was skipped and none failed.</p>"
-    heading = f"<h2>Why records were skipped or failed</h2>\n<p>The {MOST_REASONS} most common "
-    heading += "reasons of each step; <code>records.tsv</code> has those of all records.</p>\n"
+    tables = {f"<code>{SCORES if row[1] == VARIANTS_STEP else RECORDS}</code>" for row in rows}
+    heading = (
+        f"<h2>Why records were skipped or failed</h2>\n<p>The {MOST_REASONS} most common reasons "
+        "of each step, of those that differ only in numbers or residues the first; "
+        f"all are in {' and '.join(sorted(tables))} of the sample.</p>\n"
+    )
     return heading + table(("sample", "step", "records", "status", "reason"), rows, numbers=(2,))
 
 
@@ -156,7 +161,8 @@ def lengths_section(sample: SampleResults) -> ReportSection:
     least, most = min(lengths), max(lengths)
     residues = sum(length * number for length, number in lengths.items())
     records = sum(lengths.values())
-    facts = f"{records:,} usable records, {residues:,} residues; {least:,} to {most:,} in a record."
+    each = f"; {least:,} to {most:,} in a record" if records > 1 else ""
+    facts = f"{count_text(records, 'records', 'usable')}, {count_text(residues, 'residues')}{each}."
     return ReportSection(facts, [length_histogram(lengths)])
 
 

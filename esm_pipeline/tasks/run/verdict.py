@@ -7,14 +7,17 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import chain
 from pathlib import Path
 
 from esm_pipeline.files import atomic_path, require_apart
 from esm_pipeline.flags import exit_code
 from esm_pipeline.formats.records import FAILED, OK
 from esm_pipeline.locks import Outputs
-from esm_pipeline.tasks.common.tallies import TALLY_COLUMNS, Tally
+from esm_pipeline.settings.result_names import RECORDS, SCORES
+from esm_pipeline.tasks.common.outcomes import count_text
+from esm_pipeline.tasks.common.tallies import TALLY_COLUMNS, VARIANTS_STEP, Tally, reason_kind
 from esm_pipeline.tasks.run.tallies import add_run_flags, find_results
 
 EXAMPLES = (
@@ -69,11 +72,7 @@ def verdict(tallies: Sequence[Tally], others: str) -> str:
     The last line says how many failed in total.
     """
     lines = aligned([TALLY_COLUMNS, *(tally.row() for tally in tallies)])
-    lines += [
-        f"{tally.sample}, {tally.step}: {number:,} {status}: {reason}"
-        for tally in tallies
-        for status, reason, number in tally.common_reasons()
-    ]
+    lines += chain.from_iterable(map(reason_lines, tallies))
     lines += [
         f"{tally.sample}, {tally.step}: none of {tally.statuses.total():,} computed"
         for tally in tallies
@@ -83,6 +82,18 @@ def verdict(tallies: Sequence[Tally], others: str) -> str:
     failed = sum(tally.statuses[FAILED] for tally in tallies)
     lines.append(f"{failed:,} failed" if failed else "nothing failed")
     return "\n".join(lines) + "\n"
+
+
+def reason_lines(tally: Tally) -> Iterator[str]:
+    """The most common reasons of a step, and where those that are left out can be read."""
+    step = f"{tally.sample}, {tally.step}"
+    table = SCORES if tally.step == VARIANTS_STEP else RECORDS
+    for status, reason, number in tally.common_reasons():
+        such_as = ", such as" if number > 1 and reason_kind(reason) != reason else ""
+        yield f"{step}: {number:,} {status}{such_as}: {reason}"
+    for status, number in tally.more_reasons().items():
+        more = count_text(number, "reasons", "more")
+        yield f"{step}: {status} for {more}; see {tally.sample}/{table}"
 
 
 def aligned(rows: Iterable[Sequence[str]]) -> list[str]:

@@ -15,6 +15,7 @@ from esm_pipeline.errors import InputError
 from esm_pipeline.formats.records import OK
 from esm_pipeline.formats.results.saturation import LOG_ODDS, WILD_TYPE, Saturations
 from esm_pipeline.formats.results.validation import letters_of
+from esm_pipeline.tasks.common.outcomes import count_text
 from esm_pipeline.tasks.common.report_parts import GREY, ReportSection, draw_bars, spread, svg
 from esm_pipeline.tasks.common.tallies import Counts, Histogram
 
@@ -39,8 +40,8 @@ def saturation_section(paths: Sequence[Path]) -> ReportSection:
                 values.add(substitution_scores(results, row))
             strategy, models = results.strategy, json.loads(str(results.attributes["models"]))
     facts = (
-        f"Every substitution of {records:,} records with {residues:,} different residues, "
-        f"by {strategy}. {describe_models(models)}"
+        f"Every substitution of {count_text(records, 'records')} with "
+        f"{count_text(residues, 'residues', 'different')}, by {strategy}. {describe_models(models)}"
     )
     drawn = sum(map(len, chosen))
     some = f" ({drawn:,} proteins)" if drawn < sum(sizes) else ""
@@ -68,8 +69,8 @@ def variants_section(origin: Path, counts: Counts) -> ReportSection:
         values, (tally,) = counts.histograms[strategy], counts.tallies
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise InputError(f"{origin}: not as `join` writes it ({error}); make it again") from None
-    rows = tally.statuses.total()
-    text = f"{tally.statuses[OK]:,} of {rows:,} variants scored by {strategy}. {models}"
+    rows = count_text(tally.statuses.total(), "variants")
+    text = f"{tally.statuses[OK]:,} of {rows} scored by {strategy}. {models}"
     return ReportSection(text, [score_histogram(values, "Variants", strategy)])
 
 

@@ -101,6 +101,13 @@ def test_nothing_to_count(tmp_path: Path) -> None:
     assert "<svg" not in text
 
 
+def test_one_is_one(tmp_path: Path) -> None:
+    text = page(write(tmp_path / "a", P[:1]))
+    assert "1 different sequence of 2 records classified" in text
+    text = page(write(tmp_path / "b", P[:2], residues=True))
+    assert "2 residues of different sequences of 2 records classified" in text
+
+
 def test_long_labels_are_cut() -> None:
     assert report_classes.tick("x" * 50) == "x" * 23 + "…"
     drawn = svg(lambda axes: axes.set_title(report_classes.tick("a$x_1$b")))

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 import pytest
 
 from esm_pipeline.tasks.common import compute
+from esm_pipeline.tasks.common.outcomes import count_text
 from esm_pipeline.tasks.score import command as score_command
 
 SEQUENCES = {
@@ -131,6 +132,40 @@ def test_the_end_names_the_files_and_the_commonest_reason(esm, rotary, fasta, tm
     _, lines = esm(*command)
     assert lines[-1].startswith('embed: 3 records skipped, none computed; most often: "stop ')
     assert lines[-1].endswith(f'" (2 records); see {table}')
+    fasta.write_text(">gap\nMK-V\n>stop\nMKV*LA\n>none\n\n")
+    _, lines = esm(*command)
+    assert lines[-1] == f"embed: 3 records skipped, none computed; 3 different reasons; see {table}"
     fasta.write_text(">gap\nMK-V\n")
     _, lines = esm(*command)
     assert lines[-1].startswith('embed: 1 record skipped, none computed; reason: "gap ')
+
+
+def test_the_end_of_variants_names_their_table_and_its_column(esm, rotary, fasta, tmp_path):
+    table, out, proteins = (tmp_path / name for name in ("in.csv", "out.csv", "out.records.tsv"))
+    command = ("score", "--model", rotary, "--variants", table, fasta, out)
+    where = f"; wrote {out} and {proteins}"
+    table.write_text("protein,mutant\nlong,K2A\nlong,K3A\nlong,R4W\nlong,what\n")
+    _, lines = esm(*command)
+    assert lines[-1].startswith("score: 4 variants: 1 ok, 3 skipped, 0 failed; ")
+    assert '; most often: "residue 3 is T, not K' in lines[-1]
+    assert lines[-1].endswith(f" (2 variants){where}; see the column 'reason' in {out}")
+    table.write_text("protein,mutant\nlong,K3A\nlong,R4W\n")
+    _, lines = esm(*command)
+    assert lines[-1].startswith('score: 2 variants skipped, none computed; reason: "residue 3 is ')
+    assert lines[-1].endswith(f"{where}; see the column 'reason' in {out}")
+    table.write_text("protein,mutant\nlong,K2A\n")
+    _, lines = esm(*command)
+    assert lines[-1].endswith(where)
+
+
+@pytest.mark.parametrize(
+    ("number", "unit", "kind", "text"),
+    [
+        (1, "records", "", "1 record"),
+        (1200, "records of a range", "usable", "1,200 usable records of a range"),
+        (1, "sequences", "different", "1 different sequence"),
+        (2000, "bytes", "", "2.0 kB"),
+    ],
+)
+def test_amounts(number, unit, kind, text):
+    assert count_text(number, unit, kind) == text

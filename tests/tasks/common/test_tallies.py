@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 from collections import Counter
@@ -13,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from esm_pipeline.errors import InputError
+from esm_pipeline.formats.mutations import MisfitError, parse, resolve
 from esm_pipeline.formats.records import Outcome
 from esm_pipeline.tasks.common import tallies
 from esm_pipeline.tasks.common.tallies import (
@@ -21,6 +23,7 @@ from esm_pipeline.tasks.common.tallies import (
     Histogram,
     Tally,
     read_counts,
+    reason_kind,
     write_counts,
 )
 
@@ -82,11 +85,73 @@ def test_counts_come_back(tmp_path: Path) -> None:
     assert found == example()
     assert found.tallies[0].row() == ["a", "embed", "8", "1", "4", "3", "1"]
     assert [*found.tallies[0].common_reasons()] == [
-        ("failed", "# residues do not fit", 3),
-        ("skipped", "# residues, but positions for #", 2),
+        ("failed", "7 residues do not fit", 3),
+        ("skipped", "5 residues, but positions for 4", 2),
     ]
     write_counts(tmp_path / "again.json", found)
     assert (tmp_path / "again.json").read_bytes() == (tmp_path / "counts.json").read_bytes()
+
+
+def test_reasons_of_one_kind_are_shown_as_the_first_record_has_them():
+    """Whatever the order in which they are added."""
+    reasons = ["residue 9 is E, not K", "residue 3 is S, not E", "residue 5 is A, not E"]
+    for order in itertools.permutations(range(3)):
+        tally = Tally("variants")
+        for at in order:
+            tally.add_many(Outcome("skipped", reasons[at]), 1, at=at)
+        assert [*tally.common_reasons()] == [("skipped", reasons[0], 3)]
+        assert tally.commonest_reason() == (reasons[0], 3)
+        assert tally.different == Counter(skipped=1)
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "together"),
+    [
+        ("residue 3 is E, not K", "residue 4 is S, not A", True),
+        ("residue 3 is E, not K; set a", "residue 4 is S, not A; set a", True),
+        ("residue 3 is E, not K; set a", "residue 4 is S, not A", False),
+        ("mutation leads to B, which is no residue", "mutation leads to Z, which is no", False),
+        ("character '1' at residue 3", "character '2' at residue 3", False),
+        ("the strategy is A, not Bayes", "the strategy is C, not Bayes", False),
+    ],
+)
+def test_kinds_of_reasons(one: str, other: str, together: bool) -> None:
+    assert (reason_kind(one) == reason_kind(other)) is together
+
+
+def test_the_message_on_another_residue_has_a_kind() -> None:
+    kinds = set()
+    for text in ("K2A", "R1A"):
+        with pytest.raises(MisfitError) as error:
+            resolve(parse(text), "MAMA")
+        kinds.add(reason_kind(str(error.value)))
+    assert kinds == {"residue # is #, not #"}
+
+
+def test_reasons_that_are_left_out_are_counted(tmp_path: Path) -> None:
+    tally = Tally("embed")
+    for letter in "abcde":
+        tally.add_many(Outcome("skipped", f"why {letter}"), 2)
+    tally.add(Outcome("failed", "memory"))
+    write_counts(tmp_path / "counts.json", Counts([tally]))
+    (found,) = read_counts(tmp_path / "counts.json", "").tallies
+    for one in (tally, found):
+        assert one.more_reasons() == {"skipped": 2}
+        assert one.different == Counter(skipped=5, failed=1)
+        assert len([*one.common_reasons()]) == 4
+
+
+def test_counts_of_older_files_are_read(tmp_path: Path) -> None:
+    """They have numbers as # and do not say how many reasons there are."""
+    path = tmp_path / "counts.json"
+    write_counts(path, example())
+    values = json.loads(path.read_text())
+    values["tallies"][0] |= {"reasons": {"failed": {"# residues do not fit": 3}, "skipped": {}}}
+    del values["tallies"][0]["different_reasons"]
+    path.write_text(json.dumps(values))
+    (tally,) = read_counts(path, "a").tallies
+    assert [*tally.common_reasons()] == [("failed", "# residues do not fit", 3)]
+    assert not tally.more_reasons()
 
 
 def test_rare_reasons_are_dropped_where_there_are_too_many(monkeypatch):
@@ -111,6 +176,8 @@ def test_rare_reasons_are_dropped_where_there_are_too_many(monkeypatch):
         (["tallies", 0, "step"], 1),
         (["tallies", 0, "reasons"], {}),
         (["tallies", 0, "reasons", "failed"], [1]),
+        (["tallies", 0, "different_reasons"], 5),
+        (["tallies", 0, "different_reasons", "failed"], "1"),
         (["histograms", "score", "exponent"], 1e9),
         (["histograms", "score", "counts"], [1] * (MOST_BINS + 1)),
         (["lengths"], [[1, 2, 3]]),

@@ -433,6 +433,17 @@ def test_an_empty_result(esm, tmp_path):
     assert np.load(tmp_path / "a.npy").shape == (0, 4)
 
 
+def test_one_record_is_one(esm, tmp_path):
+    told = {"format": "esm-pipeline/embeddings", "model": "m", "software": "{}"}
+    array = Array("mean/2", "sequence", (4,), "<f4")
+    entries = [RecordRow("a", 0, 0)]
+    with RaggedWriter(tmp_path / "e.h5", [array], np.array([5]), 1, entries, told) as writer:
+        writer.write("mean/2", np.arange(1), np.zeros((1, 4)))
+    assert exported(esm, tmp_path / "e.h5", tmp_path / "a.npy").startswith(
+        f"export: 1 of 1 record in {tmp_path}"
+    )
+
+
 MEASURED = """
 import resource, sys
 from esm_pipeline.cli import main

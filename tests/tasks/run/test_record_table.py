@@ -345,3 +345,21 @@ def test_failures_are_counted_once_each():
     """The records of these tests have all kinds of outcomes."""
     found = {record.outcomes["embed"].status for record in made_up(200)}
     assert found == {"ok", "skipped", FAILED}
+
+
+def test_the_first_record_in_the_input_shows_a_reason(esm, tmp_path):
+    """Not the first of the first bundle, which is read and counted before the others."""
+    records = made_up(60, TASKS)
+    usable = [one.index for one in records if one.status == "ok"]
+    inside = {one.index for one in dealt(records, 0, 3)}
+    first = next(index for index in usable if index not in inside)
+    some = [index for index in usable if index >= first]
+    assert inside & {*some}
+    for index in usable:
+        outcome = ("skipped", f"{index} residues") if index in some else ("ok", "")
+        for task in TASKS:
+            records[index] = records[index].with_outcome(task, *outcome)
+    folder = write_sample(tmp_path / "a", records, 3)
+    assert esm(*command(folder, 3))[0] == 0
+    for tally in read_counts(folder / "counts" / "records.json", "a").tallies[1:]:
+        assert [*tally.common_reasons()] == [("skipped", f"{first} residues", len(some))]

@@ -65,7 +65,7 @@ def test_counts_and_reasons_are_reported_and_escaped(tmp_path):
     text = page(tmp_path, write_sample(tmp_path / "a", [30, 40, 900]))
     cells = re.findall(r"<td[^>]*>(.*?)</td>", text)
     assert cells[:7] == ["a", "validation", "4", "3", "1", "0", "0"]
-    assert "digit &#x27;1&#x27; at residue # &lt;b&gt;&amp;" in text
+    assert "digit &#x27;1&#x27; at residue 5 &lt;b&gt;&amp;" in text
     assert "3 records with 3 different sequences; mean of layer 2" in text
     assert "&lt;tiny&gt;" in text
     assert "<tiny>" not in text
@@ -160,7 +160,7 @@ def test_scores_whose_origin_is_not_reported_are_not_on_the_page(tmp_path):
 
 def test_without_a_score_there_is_no_picture(tmp_path):
     text = page(tmp_path, write_scores(tmp_path / "a", ok=0))
-    assert "0 of 1 variants scored by wt_marginal" in text
+    assert "0 of 1 variant scored by wt_marginal" in text
     assert text.count("<svg") == 2
 
 
@@ -242,3 +242,23 @@ def test_numbers_are_evenly_spaced_and_within():
 )
 def test_round_numbers(least, most, expected):
     assert report_parts.round_numbers(least, most) == expected
+
+
+def test_one_record_is_one(tmp_path):
+    text = page(tmp_path, write_sample(tmp_path / "a", [147]))
+    assert "<p>1 usable record, 147 residues.</p>" in text
+    assert "<p>1 record with 1 different sequence; mean of layer 2" in text
+    text = page(tmp_path, write_sample(tmp_path / "b", [10, 20]))
+    assert "<p>2 usable records, 30 residues; 10 to 20 in a record.</p>" in text
+
+
+def test_the_tables_with_all_reasons_are_named(tmp_path):
+    folder = write_scores(tmp_path / "a")
+    assert "all are in <code>records.tsv</code> of the sample" in page(tmp_path, folder)
+    scored = Record(0, "id0", "id0", 30, "", "ok").with_outcome("score", "ok")
+    write_records(folder / "records.tsv", [scored], ["score"])
+    assert "all are in <code>scores.tsv</code> of the sample" in page(tmp_path, folder)
+    skipped = Record(0, "id0", "id0", 30, "", "ok").with_outcome("score", "skipped", "why")
+    write_records(folder / "records.tsv", [skipped], ["score"])
+    wanted = "all are in <code>records.tsv</code> and <code>scores.tsv</code> of the sample"
+    assert wanted in page(tmp_path, folder)

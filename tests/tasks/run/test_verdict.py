@@ -9,9 +9,9 @@ sample  step        records     ok  skipped  failed  duplicates
 a       validation    1,005  1,004        1       0           1
 a       embed         1,005  1,000        3       2           1
 b       validation        0      0        0       0           0
-a, validation: 1 skipped: a gap '-' at residue #
-a, embed: 2 failed: # residues do not fit
-a, embed: 2 skipped: # residues, but positions for #
+a, validation: 1 skipped: a gap '-' at residue 7
+a, embed: 2 failed, such as: 70000 residues do not fit
+a, embed: 2 skipped, such as: 1500 residues, but positions for 1022
 2 failed
 """
 
@@ -55,7 +55,7 @@ def test_a_digit_that_stood_in_a_sequence_is_reported(esm, tmp_path):
     reason = "character '1' at residue 33 is no amino acid"
     write_records(tmp_path / "records.tsv", [Record(0, "x", "x", None, "", SKIPPED, reason)])
     _, lines = esm("verdict", "--out", tmp_path / "verdict.txt", tmp_path / "records.tsv")
-    assert "1 skipped: character '1' at residue # is no amino acid" in lines[-3]
+    assert "1 skipped: character '1' at residue 33 is no amino acid" in lines[-3]
     assert lines[-2].endswith(", validation: none of 1 computed")
 
 
@@ -87,10 +87,36 @@ def test_variants_count_too(esm, tables, tmp_path):
     assert lines[3] == "b       variants          3   1        1       1           0"
     assert lines[4:] == [
         "b, variants: 1 failed: x",
-        "b, variants: 1 skipped: residue # is G, not A",
+        "b, variants: 1 skipped: residue 2 is G, not A",
         "1 failed",
     ]
     (tmp_path / "b" / "scores.tsv").write_text(SCORES.replace("ok", "OK"))
     code, lines = esm("verdict", "--out", tmp_path / "verdict.txt", tables[1])
     assert (code, len(lines)) == (2, 1)
     assert "a row has status 'OK'; make it again with `join`" in lines[0]
+
+
+def test_where_the_other_reasons_are(esm, tmp_path):
+    folder = tmp_path / "a"
+    folder.mkdir()
+    plain = Record(0, "id", "id", 5, "0" * 64, OK)
+    outcomes = [(FAILED, f"'{letter}'") for letter in "abcdeaab"] + [(SKIPPED, "why")]
+    some = [
+        plain._replace(index=index).with_outcome("score", *one)
+        for index, one in enumerate(outcomes)
+    ]
+    write_records(folder / "records.tsv", some, ["score"])
+    rows = ["mutant\tstatus\treason", *(f"x\tskipped\t'{letter}'" for letter in "abcd")]
+    (folder / "scores.tsv").write_text("\n".join(rows) + "\n")
+    _, lines = esm("verdict", "--out", tmp_path / "verdict.txt", folder / "records.tsv")
+    assert lines[4:13] == [
+        "a, score: 3 failed: 'a'",
+        "a, score: 2 failed: 'b'",
+        "a, score: 1 failed: 'c'",
+        "a, score: 1 skipped: why",
+        "a, score: failed for 2 more reasons; see a/records.tsv",
+        "a, variants: 1 skipped: 'a'",
+        "a, variants: 1 skipped: 'b'",
+        "a, variants: 1 skipped: 'c'",
+        "a, variants: skipped for 1 more reason; see a/scores.tsv",
+    ]
