@@ -134,9 +134,10 @@ class StructureFiles:
         places = self._places(key)
         what = f"id '{key}'" if isinstance(key, str) else f"index {key}"
         if not places:
-            raise InputError(
-                f"{self.path}: no structure with {what}; structures.tsv says what became of it"
-            )
+            remedy = "if it was in the input, its row in structures.tsv says why it has none"
+            if not isinstance(key, str) and key < 0:
+                remedy = "an index is a position in the input, from 0"
+            raise InputError(f"{self.path}: no structure with {what}; {remedy}")
         if len({self._table["file"][place].as_py() for place in places}) > 1:
             first = self._table["index"][places[0]].as_py()
             raise AmbiguousIdError(

@@ -77,13 +77,16 @@ def test_an_item_has_its_own_values(results, values):
 def test_by_index_means_the_place_in_the_input(results):
     assert results[9].id == "twice"
     assert results[np.int64(3)].index == 3
-    for index in (1, 5, -1):
-        with pytest.raises(
-            InputError, match=f"no record with index {index}; records.tsv has its outcome"
-        ):
+    unknown = "if it was in the input, its row .* says why"
+    for index, told in ((1, unknown), (5, unknown), (-1, "an index is a position in the input")):
+        with pytest.raises(InputError, match=f"no record with index {index} has results; {told}"):
             results[index]
-    with pytest.raises(TypeError):
-        results[1.5]
+
+
+@pytest.mark.parametrize("key", [1.5, slice(0, 2), ["P1"], None])
+def test_what_names_no_record_is_one_line(results, key):
+    with pytest.raises(InputError, match=r"a\.h5: .* is neither an id nor an index; give one "):
+        results[key]
 
 
 def test_ids_that_name_several_records(results):

@@ -202,8 +202,12 @@ def test_the_command_writes_one_structure(write, inputs, esm, tmp_path, kind, fl
 @pytest.mark.parametrize(
     ("flags", "output", "why"),
     [
-        (["--id=nobody"], "one.pdb", "no structure with id 'nobody'; structures.tsv says"),
-        (["--index=1"], "one.pdb", "no structure with index 1; structures.tsv says"),
+        (
+            ["--id=nobody"],
+            "one.pdb",
+            "no structure with id 'nobody'; if it was in the input, its row",
+        ),
+        (["--index=1"], "one.pdb", "no structure with index 1; if it was in the input, its row"),
         (["--id=far"], "one.txt", "let its name end in .pdb or .cif, the format to write"),
         (["--id=far"], "one.cif", "ask for pdb"),
         ([], "other", "--records is missing; give the records.tsv of the input"),
