@@ -89,6 +89,17 @@ def test_what_names_no_record_is_one_line(results, key):
         results[key]
 
 
+def test_the_last_layer_of_a_record(results):
+    item = results["P1"]
+    for arrays in (item.mean, item.residue):
+        np.testing.assert_array_equal(arrays[-1], arrays[33])
+        assert not np.array_equal(arrays[-1], arrays[2])
+        assert list(arrays) == [2, 33]
+        for layer in (1, -2, "33"):
+            with pytest.raises(InputError, match=rf"a\.h5: layer {layer!r} is not stored, only 2"):
+                arrays[layer]
+
+
 def test_ids_that_name_several_records(results):
     assert results["P1"].index == 0
     with pytest.raises(
@@ -174,8 +185,13 @@ def test_files_that_are_not_ours(tmp_path):
     with pytest.raises(InputError, match=r"none\.h5: no such file"):
         open_results(tmp_path / "none.h5")
     (tmp_path / "text.h5").write_text("text")
-    with pytest.raises(InputError, match=r"text\.h5: cannot be read as HDF5"):
+    with pytest.raises(
+        InputError, match=r"text\.h5: is not an HDF5 file .*; give an embeddings.h5"
+    ):
         open_results(tmp_path / "text.h5")
+    (tmp_path / "empty.h5").write_text("")
+    with pytest.raises(DamagedError, match=r"empty\.h5: cannot be read as HDF5"):
+        open_results(tmp_path / "empty.h5")
     with h5py.File(tmp_path / "other.h5", "w") as file:
         file.attrs["format"] = "other"
     with pytest.raises(InputError, match=r"other\.h5: an HDF5 file, but not of esm-pipeline"):
