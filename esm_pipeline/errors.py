@@ -82,6 +82,11 @@ class CapacityError(EsmPipelineError):
     """More memory, disk space or positions needed than available."""
 
 
+def number_of(count: int, noun: str) -> str:
+    """A number of things for people: `1 record`, `1,234 records`."""
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
+
+
 def brief(value: object) -> str:
     """The `repr` of a value, shortened to fit into a message of one line."""
     try:

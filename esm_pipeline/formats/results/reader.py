@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from esm_pipeline.arrays import Int32, Int64
-from esm_pipeline.errors import AmbiguousIdError, InputError, brief
+from esm_pipeline.errors import AmbiguousIdError, InputError, brief, number_of
 from esm_pipeline.formats.protein_names import names_of
 from esm_pipeline.formats.results.attributes import (
     read_attributes,
@@ -147,7 +147,8 @@ class RaggedResults(ABC, Generic[Item]):
         name = type(self).__name__
         if not self.parts[0].is_open:
             return f"<{name}: {self.path}, closed>"
-        facts = [f"{len(self):,} records", f"{self._row_starts[-1]:,} different sequences"]
+        different = number_of(self._row_starts[-1], "different sequence")
+        facts = [number_of(len(self), "record"), different]
         if len(self.parts) > 1:
             facts.append(f"{len(self.parts):,} files")
         return f"<{name}: {', '.join([*facts, *self.facts()])}>"

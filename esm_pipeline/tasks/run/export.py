@@ -15,7 +15,7 @@ from pathlib import Path
 from threading import Event
 from typing import NamedTuple, TypeVar
 
-from esm_pipeline.errors import InputError
+from esm_pipeline.errors import InputError, number_of
 from esm_pipeline.files import atomic_paths, require_apart
 from esm_pipeline.formats.exports.anndata_file import anndata_writer, write_h5ad
 from esm_pipeline.formats.exports.parquet import write_lists
@@ -185,7 +185,7 @@ def run(args: argparse.Namespace) -> int:
             summary = export_embeddings(args, export, results, paths)
         else:
             export_table(args, export, results, paths[0])
-            summary = f"{len(results):,} records in {args.output}"
+            summary = f"{number_of(len(results), 'record')} in {args.output}"
     if not args.quiet:
         print(f"export: {summary}", file=sys.stderr)
     return 0

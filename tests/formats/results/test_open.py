@@ -100,6 +100,16 @@ def test_the_last_layer_of_a_record(results):
                 arrays[layer]
 
 
+def test_one_record_is_singular(tmp_path):
+    array = Array("mean/2", "sequence", (4,), "<f4")
+    told = {"format": "esm-pipeline/embeddings", "model": "m"}
+    entries = [RecordRow("a", 0, 0)]
+    with RaggedWriter(tmp_path / "one.h5", [array], np.ones(1, int), 1, entries, told) as writer:
+        writer.write(array.name, np.arange(1), np.zeros((1, 4), np.float32))
+    with open_results(tmp_path / "one.h5") as results:
+        assert "1 record, 1 different sequence, mean" in repr(results)
+
+
 def test_ids_that_name_several_records(results):
     assert results["P1"].index == 0
     with pytest.raises(
