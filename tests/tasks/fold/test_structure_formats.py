@@ -166,6 +166,13 @@ def test_one_structure_is_read_by_id_or_index(write, kind):
         for one in (read[index], files[index], files[NAMES[index]]):
             assert (one.id, one.index, one.kind) == (NAMES[index], index, "pdb")
             assert one.text.count(" CA ") == len(STRUCTURES[row].aatype)
+    for key, told in (
+        ("nobody", "no structure with id 'nobody'; if it was in the input, its row in structures"),
+        (-1, "no structure with index -1; an index is a position in the input, from 0"),
+        (slice(0, 2), r"slice\(0, 2, None\) is neither an id nor an index; give one record"),
+    ):
+        with pytest.raises(InputError, match=told):
+            files[key]
     assert files["random"].data == wanted[FALLBACKS["2"]]
     if kind in ("folder", "archives"):
         assert files["twin"].data == wanted["structures/00000/0_sp_P1_A.pdb"]
