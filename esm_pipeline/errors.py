@@ -55,17 +55,19 @@ class InputError(EsmPipelineError):
 
 
 class DamagedError(InputError):
-    """A file whose contents are not as they were written; `why` says what is wrong.
+    """A file whose contents are not as they were written; `why` says what is wrong, then `remedy`.
 
     A file that cannot be read because of its permissions or file system is not damaged.
     """
 
-    def __init__(self, path: str, why: str) -> None:
-        super().__init__(f"{path}: {why}; give the file as it was written, or make it again")
-        self.path, self.why = path, why
+    def __init__(
+        self, path: str, why: str, remedy: str = "give the file as it was written, or make it again"
+    ) -> None:
+        super().__init__(f"{path}: {why}; {remedy}")
+        self.path, self.why, self.remedy = path, why, remedy
 
-    def __reduce__(self) -> tuple[type[DamagedError], tuple[str, str]]:
-        return type(self), (self.path, self.why)
+    def __reduce__(self) -> tuple[type[DamagedError], tuple[str, str, str]]:
+        return type(self), (self.path, self.why, self.remedy)
 
 
 class AmbiguousIdError(InputError):
@@ -78,6 +80,11 @@ class WeightsError(EsmPipelineError):
 
 class CapacityError(EsmPipelineError):
     """More memory, disk space or positions needed than available."""
+
+
+def number_of(count: int, noun: str) -> str:
+    """A number of things for people: `1 record`, `1,234 records`."""
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
 
 
 def brief(value: object) -> str:

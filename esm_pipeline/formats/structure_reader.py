@@ -18,7 +18,9 @@ from pathlib import Path, PurePosixPath
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
-from esm_pipeline.errors import AmbiguousIdError, DamagedError, InputError
+import numpy as np
+
+from esm_pipeline.errors import AmbiguousIdError, DamagedError, InputError, brief
 from esm_pipeline.formats.foldcomp_database import INDEX_ENDING, FoldcompDatabase
 from esm_pipeline.formats.structure_archives import GZIP, TAR, read_archived
 from esm_pipeline.structure.foldcomp_codec import decompressed, require_foldcomp
@@ -131,12 +133,18 @@ class StructureFiles:
 
     def read(self, key: str | int, kind: str = "") -> StructureFile:
         """The same, of a `kind`, pdb or cif, if files of several were written."""
+        if not isinstance(key, str | int | np.integer):
+            raise InputError(
+                f"{self.path}: {brief(key)} is neither an id nor an index; give one record at a "
+                "time, or iterate over all"
+            )
         places = self._places(key)
         what = f"id '{key}'" if isinstance(key, str) else f"index {key}"
         if not places:
-            raise InputError(
-                f"{self.path}: no structure with {what}; structures.tsv says what became of it"
-            )
+            remedy = "if it was in the input, its row in structures.tsv says why it has none"
+            if not isinstance(key, str) and key < 0:
+                remedy = "an index is a position in the input, from 0"
+            raise InputError(f"{self.path}: no structure with {what}; {remedy}")
         if len({self._table["file"][place].as_py() for place in places}) > 1:
             first = self._table["index"][places[0]].as_py()
             raise AmbiguousIdError(

@@ -117,8 +117,9 @@ def test_score_with_a_column_of_sequences(rotary):
         (["M1A"], {}, "give one of sequence, sequences and sequence_col"),
         (["M1A"], {"sequence": "MK-T"}, "score: sequence: gap '-' at residue 3"),
         ("M1A", {"sequence": WILD_TYPE}, r"a list such as ['A42G'], or a data frame"),
-        (["M1A", 3], {"sequence": WILD_TYPE}, "variant 1 is 3, a int; give text"),
+        (["M1A", 3], {"sequence": WILD_TYPE}, "variant 1 is 3, of type int; give text"),
         (["M1A"], {"sequence": WILD_TYPE, "protein": "a"}, "all variants are of the one sequence"),
+        ([], {"sequence": WILD_TYPE}, "score: there are no variants; give at least one"),
         (pd.DataFrame({"mut": ["M1A"]}), {"sequence": WILD_TYPE}, "no column 'mutant'"),
         (pd.DataFrame({"mutant": ["M1A"], "status": [1]}), {"sequence": WILD_TYPE}, "'status'"),
     ],
@@ -147,6 +148,11 @@ def test_saturation_has_the_numbers_of_the_command(esm, rotary, fasta, tmp_path,
     assert outcomes_in(ours.records) == records_of(tmp_path / "s.records.tsv", "score")
     other = saturation(SEQUENCES, rotary, strategy=STRATEGIES[2 - STRATEGIES.index(strategy)])
     assert not other.table.equals(ours.table)
+    assert ours.keys() == [name for name in SEQUENCES if name in ours]
+    assert len(ours.keys()) < len(ours)
+    assert "gap" not in ours
+    with pytest.raises(InputError, match="saturation: there are no sequences; give at least one"):
+        saturation([], rotary)
     heat = ours["b"].to_pandas()
     assert heat.shape == (6, 20)
     assert heat.loc["G1", "G"] == 0

@@ -74,6 +74,9 @@ def structure_differences(
             if not np.array_equal(errors, arrays["pae"] * arrays["step"]):
                 wrong.append(f"{row['id']}: PAE")
         shown = (f"{ours['plddt']:.2f}", f"{ours['ptm']:.4f}", ours["flags"])
+        more = (str(ours["num_conf"]), ours["crc64"])
+        if more != (row["num_conf"], row["crc64"]):
+            wrong.append(f"{row['id']}: num_conf or crc64")
         if shown != (row["plddt"], row["ptm"], row["flags"]):
             wrong.append(f"{row['id']}: table")
         known = not np.isnan(found.plddt).any()  # an X has no atoms
@@ -88,6 +91,14 @@ def test_fold_gives_the_files_of_the_command(folded):
     assert [one.id for one in result] == [
         name for name in SEQUENCES if name not in ("gap", "nothing")
     ]
+    assert [*result.table.columns] == [
+        name
+        for name in (folded / "structures.tsv").read_text().splitlines()[0].split("\t")
+        if name not in ("index", "file")
+    ]
+    assert result.keys() == [one.id for one in result]
+    assert "gap" not in result
+    assert "chains" in result
     assert result["chains"].sequence == "MKV:GAV"
     assert result["chains"].iptm is not None
     assert result["a"].iptm is None
@@ -108,6 +119,7 @@ def test_a_structure_is_saved(tmp_path):
     one = fold({"P1/2": "MKTAYIAK"}, "demo", num_recycles=0)["P1/2"]
     assert one.save(tmp_path / "x.pdb").read_text() == one.pdb
     assert one.save(str(tmp_path / "x.CIF")).read_text() == one.cif
+    assert repr(one).startswith("<PredictedStructure 'P1/2': 8 residues, pLDDT")
     assert one.plddt.shape == (8,)
     assert one.pae.shape == (8, 8)
     with pytest.raises(InputError, match=r"x\.txt: let its name end in \.pdb or \.cif"):

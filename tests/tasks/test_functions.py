@@ -156,8 +156,24 @@ def test_one_record_by_id_and_by_position(rotary):
     assert "8 records, mean, residue, layers 2" in repr(result)
 
 
-def test_nothing_and_one_sequence(rotary):
-    assert embed([], rotary).mean.shape == (0, 16)
+def test_keys_are_the_records_that_were_computed(rotary):
+    result = embed({**SEQUENCES, "sp|P84927|DMS7_PHYTS": "MKT"}, rotary)
+    assert result.keys() == [one for one in result.ids if one not in SKIPPED]
+    assert len(result.keys()) == len(result) - 3
+    assert [result[name].id for name in result.keys()] == result.keys()  # noqa: SIM118
+    gap = result.ids.index("gap")
+    for key in ("a", "P84927", 0, -1, np.int64(0), len(result) - 1):
+        assert key in result
+        _ = result[key]
+    for key in ("gap", gap, "P84928", len(result), -len(result) - 1, 0.0, None, slice(0, 2)):
+        assert key not in result
+    with pytest.raises(InputError, match=r"embed: slice\(0, 2, None\) is neither an id nor a pos"):
+        result[0:2]
+    assert "9 records" in repr(result)
+    assert "1 record," in repr(embed("MKT", rotary))
+
+
+def test_one_sequence(rotary):
     assert embed("MKTAYIAK", rotary).mean.shape == (1, 16)
     frame = pd.DataFrame({"sequence": ["MKTAYIAK", None, np.nan]}, index=[7, 8, 9])
     found = embed(frame, rotary)
@@ -259,8 +275,11 @@ def test_options_that_cannot_be_used(rotary):
 @pytest.mark.parametrize(
     ("sequences", "message"),
     [
-        (3, "sequences are a int; give a list of text"),
-        (["MK", 3], "sequence 1 is 3, a int; give text"),
+        (3, "sequences are of type int; give a list of text"),
+        (["MK", 3], "sequence 1 is 3, of type int; give text"),
+        ([], "embed: there are no sequences; give at least one"),
+        ({}, "embed: there are no sequences; give at least one"),
+        (pd.DataFrame({"sequence": []}), "embed: there are no sequences; give at least one"),
         ("no/such.fasta", "no/such.fasta: no such file"),
         (["ACGTACGTACGTACGTACGTACGT"] * 3, "sequences:1: looks like DNA"),
         (pd.DataFrame({"sequences": ["MK"]}), "no column 'sequence'; rename 'sequences'"),

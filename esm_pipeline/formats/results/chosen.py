@@ -5,7 +5,7 @@ Memory is that of a block, and of the ids that were asked for.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from esm_pipeline.arrays import Int32, Int64
 from esm_pipeline.errors import InputError, brief
 from esm_pipeline.formats.protein_names import names_of
-from esm_pipeline.formats.results.embeddings import Embeddings
+from esm_pipeline.formats.results.embeddings import Embeddings, layer_missing
 from esm_pipeline.formats.results.part import FoundRecord
 from esm_pipeline.formats.results.reader import RECORDS_READ
 from esm_pipeline.formats.results.record_order import RecordBlock
@@ -61,30 +61,32 @@ class ChosenBlock:
 class ChosenRecords:
     """The records of `results` with a name, such as id or accession, in `wanted`; None is all.
 
-    `advance` is called with the number of records after each block. Raises InputError for an id
-    that no record has.
+    `wanted` says of each name where it is asked for, such as `ids.txt:3`, for messages. `advance`
+    is called with the number of records after each block. Raises InputError for an id that no
+    record has.
     """
 
-    def __init__(self, results: Embeddings, wanted: Collection[str] | None = None) -> None:
+    def __init__(self, results: Embeddings, wanted: Mapping[str, str] | None = None) -> None:
         self.results = results
         self.advance: Callable[[int], None] = lambda _: None
         self._wanted = None if wanted is None else frozenset(wanted)
-        self.count = len(results) if self._wanted is None else self._count(self._wanted)
+        self.count = len(results) if wanted is None else self._count(wanted)
 
-    def _count(self, wanted: frozenset[str]) -> int:
+    def _count(self, wanted: Mapping[str, str]) -> int:
         found: set[str] = set()
         count = 0
         for block in self.results.blocks(RECORDS_READ):
             for name in block.ids():
-                hits = wanted.intersection(names_of(name))
+                hits = wanted.keys() & names_of(name)
                 found |= hits
                 count += bool(hits)
-        missing = sorted(wanted - found)
+        missing = [name for name in wanted if name not in found]
         if missing:
             more = f" and {len(missing) - 1:,} more" if len(missing) > 1 else ""
             raise InputError(
-                f"{self.results.path}: no record with the id or accession {brief(missing[0])}"
-                f"{more}; records.tsv has all ids, and what became of each record"
+                f"{wanted[missing[0]]}: no record with the id or accession {brief(missing[0])}"
+                f"{more} in {self.results.path}; take it out, or see the table of records "
+                "(records.tsv), which has all ids of the input with their outcomes"
             )
         return count
 
@@ -109,6 +111,5 @@ def dataset_of(results: Embeddings, kind: str, layer: int = -1) -> str:
     """
     results.require_stored(kind)
     if layer not in (-1, *results.layers):
-        stored = ", ".join(map(str, results.layers))
-        raise InputError(f"{results.path}: layer {layer} is not stored, only {stored}")
+        raise layer_missing(results.path, layer, results.layers)
     return f"{kind}/{results.layers[-1] if layer == -1 else layer}"

@@ -11,7 +11,7 @@ with open_results("embeddings.h5") as results:
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from esm_pipeline.arrays import Float32
-from esm_pipeline.errors import InputError, setting
+from esm_pipeline.errors import InputError, brief, setting
 from esm_pipeline.formats.results.layout import Per
 from esm_pipeline.formats.results.matrix import RecordMatrix
 from esm_pipeline.formats.results.nearest import Metric, Neighbour, nearest_rows
@@ -44,8 +44,33 @@ LAYERED = (*FIXED_SIZE, "residue")
 """Those with an array for each layer."""
 
 
+class LayerArrays(dict[int, NDArray[Any]]):
+    """Layer → array of one record; -1 is the last stored layer.
+
+    Raises InputError for a layer that is not stored.
+    """
+
+    def __init__(self, path: str, arrays: Mapping[int, NDArray[Any]]) -> None:
+        super().__init__(arrays)
+        self._path = path
+
+    def __missing__(self, layer: object) -> NDArray[Any]:
+        if layer == -1:
+            return self[max(self)]
+        raise layer_missing(self._path, layer, self)
+
+
+def layer_missing(path: str, layer: object, stored: Iterable[int]) -> InputError:
+    """The error of a layer that is not among the `stored` ones."""
+    known = ", ".join(map(str, stored))
+    return InputError(f"{path}: layer {brief(layer)} is not stored, only {known}")
+
+
 class Embedding(StoredRecord["Embeddings"]):
-    """The representations of one record; `length` counts the residues that were embedded."""
+    """The representations of one record; `length` counts the residues that were embedded.
+
+    Of the layers, -1 is the last one, as elsewhere.
+    """
 
     @property
     def mean(self) -> dict[int, Float32]:
@@ -75,7 +100,8 @@ class Embedding(StoredRecord["Embeddings"]):
             layer: self._part.values(f"{kind}/{layer}", per, self._row)
             for layer in self._results.layers
         }
-        return {layer: one[0] if per == "sequence" else one for layer, one in found.items()}
+        arrays = {layer: one[0] if per == "sequence" else one for layer, one in found.items()}
+        return LayerArrays(self._results.path, arrays)
 
 
 class Embeddings(RaggedResults[Embedding]):
@@ -151,8 +177,7 @@ class Embeddings(RaggedResults[Embedding]):
         self.require_stored(kind)
         layer = self.layers[-1] if layer == -1 else layer
         if layer not in self.layers:
-            stored = ", ".join(map(str, self.layers))
-            raise InputError(f"{self.path}: layer {layer} is not stored, only {stored}")
+            raise layer_missing(self.path, layer, self.layers)
         return RecordMatrix(self, f"{kind}/{layer}")
 
     def nearest(

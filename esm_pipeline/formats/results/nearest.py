@@ -58,6 +58,11 @@ def nearest_rows(
     if isinstance(k, bool) or not isinstance(k, int | np.integer) or k < 1:
         raise InputError(f"k is {brief(k)}; give a whole number from 1")
     vector = read_vector(query, matrix.shape[1])
+    if metric == "cosine" and left_out is None and not vector.any():
+        raise InputError(
+            "a vector of zeros to compare, which has no direction; give another one, or set metric "
+            "to 'euclidean'"
+        )
     wanted = int(k) + SPARE
     places, nearness = np.empty(0, np.int64), np.empty(0, np.float32)
     vectors = np.empty((0, len(vector)), np.float32)

@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from esm_pipeline.arrays import Int32, Int64
-from esm_pipeline.errors import AmbiguousIdError, InputError, brief
+from esm_pipeline.errors import AmbiguousIdError, InputError, brief, number_of
 from esm_pipeline.formats.protein_names import names_of
 from esm_pipeline.formats.results.attributes import (
     read_attributes,
@@ -45,6 +45,11 @@ MOST_COMPARED = 2_000
 
 READ_FIRST = 256
 """Those of the first block: who looks at some records does not wait for many."""
+
+SEE_RECORDS = (
+    "if it was in the input, its row in the table of records (records.tsv) says why there are none"
+)
+"""What to do about a record without results."""
 
 Item = TypeVar("Item")
 ResultsT = TypeVar("ResultsT", bound="RaggedResults[Any]")
@@ -142,7 +147,8 @@ class RaggedResults(ABC, Generic[Item]):
         name = type(self).__name__
         if not self.parts[0].is_open:
             return f"<{name}: {self.path}, closed>"
-        facts = [f"{len(self):,} records", f"{self._row_starts[-1]:,} different sequences"]
+        different = number_of(self._row_starts[-1], "different sequence")
+        facts = [number_of(len(self), "record"), different]
         if len(self.parts) > 1:
             facts.append(f"{len(self.parts):,} files")
         return f"<{name}: {', '.join([*facts, *self.facts()])}>"
@@ -189,7 +195,14 @@ class RaggedResults(ABC, Generic[Item]):
         _ = self.parts[0].file  # raises once the file is closed, whatever was read before
         if isinstance(key, str):
             return self.record(self._with_id(key))
-        return self.record(self._with_index(operator.index(key)))
+        try:
+            index = operator.index(key)
+        except TypeError:
+            raise InputError(
+                f"{self.path}: {brief(key)} is neither an id nor an index; give one record at a "
+                "time, or iterate over all"
+            ) from None
+        return self.record(self._with_index(index))
 
     def __contains__(self, key: object) -> bool:
         """Whether a record has `key` as its id, a name in it, or its index; also if several do."""
@@ -292,8 +305,9 @@ class RaggedResults(ABC, Generic[Item]):
         records = [part.record(one.position) for part, one in found]
         if not records:
             near = self._near(name)
-            remedy = "records.tsv has its outcome" if near is None else f"did you mean {near!a}?"
-            raise InputError(f"{self.path}: no record with id '{name}'; {remedy}")
+            if near is not None:
+                raise InputError(f"{self.path}: no record with id '{name}'; did you mean {near!a}?")
+            raise InputError(f"{self.path}: no record with id '{name}' has results; {SEE_RECORDS}")
         if len(found) > 1 or found[0][1].is_ambiguous:
             raise AmbiguousIdError(
                 f"{self.path}: id '{name}' names records with different sequences; use the index "
@@ -314,7 +328,8 @@ class RaggedResults(ABC, Generic[Item]):
             position = part.position_of_index(index)
             if position is not None:
                 return part.record(position)
-        raise InputError(f"{self.path}: no record with index {index}; records.tsv has its outcome")
+        remedy = SEE_RECORDS if index >= 0 else "an index is a position in the input, from 0"
+        raise InputError(f"{self.path}: no record with index {index} has results; {remedy}")
 
 
 def joined_arrays(arrays: list[NDArray[Any]], dtype: type[np.generic]) -> NDArray[Any]:

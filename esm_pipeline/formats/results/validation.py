@@ -37,6 +37,9 @@ MOST_DATASETS = 10_000
 FIRST_BYTES = 1 << 20
 """Bytes at the beginning of a file, where its attributes are."""
 
+SIGNATURE = b"\x89HDF\r\n\x1a\n"
+"""First bytes of every HDF5 file that this package writes."""
+
 HEAP_MAGIC, HEAP_HEADER = b"GCOL\1\0\0\0", 16
 """First bytes, and size of the header, of a global heap of HDF5, which holds text."""
 
@@ -74,11 +77,24 @@ def reading(path: str | os.PathLike[str]) -> Iterator[None]:
         if isinstance(error, FileNotFoundError):
             raise InputError(f"{path}: no such file; check the path") from None
         if error.errno is None:
+            if not has_signature(path):
+                raise DamagedError(
+                    os.fspath(path),
+                    "is not an HDF5 file of results",
+                    "give an embeddings.h5 or another .h5 file that a command wrote",
+                ) from None
             why = " ".join(str(error).split())
             raise damaged_result(path, f"cannot be read as HDF5 ({why})") from None
         raise unreadable(path, error) from None
     except DAMAGE as error:
         raise damaged_result(path, error) from None
+
+
+def has_signature(path: str | os.PathLike[str]) -> bool:
+    """Whether a file begins as HDF5 does, whatever follows; so may an empty one have been."""
+    with open(path, "rb") as handle:
+        start = handle.read(len(SIGNATURE))
+    return start in (b"", SIGNATURE)
 
 
 def unreadable(path: str | os.PathLike[str], error: OSError) -> InputError:

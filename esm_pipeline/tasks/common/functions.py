@@ -8,6 +8,7 @@ skipped ones are a warning, failed ones an error.
 from __future__ import annotations
 
 import difflib
+import operator
 import os
 import re
 import tempfile
@@ -18,7 +19,15 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, NamedTuple, TypeAlias, TypedDict, TypeVar
+from typing import (
+    TYPE_CHECKING,
+    Literal,
+    NamedTuple,
+    SupportsIndex,
+    TypeAlias,
+    TypedDict,
+    TypeVar,
+)
 
 from esm_pipeline.errors import (
     AmbiguousIdError,
@@ -267,8 +276,10 @@ def read_sequences(
         path = os.path.expanduser(os.fspath(sequences))  # type: ignore[arg-type]
         return open_sequences([path], cleaning, folder, complexes=complexes), None
     given = named_sequences(name, sequences)
+    if not given.ids:
+        raise InputError(f"{name}: there are no sequences; give at least one")
     batches = given.batches()
-    if cleaning.nucleotides == "refuse" and given.ids:
+    if cleaning.nucleotides == "refuse":
         batches = proteins(batches, "sequences")
     return read_entries(batches, cleaning, folder, complexes=complexes), given
 
@@ -286,8 +297,8 @@ def named_sequences(name: str, sequences: Sequences | pd.DataFrame) -> NamedSequ
         return of_pandas(name, sequences)
     if isinstance(sequences, bytes) or not isinstance(sequences, Iterable):
         raise InputError(
-            f"{name}: sequences are a {type(sequences).__name__}; give a list of text, a mapping "
-            "from id to sequence, a data frame, or the path of a FASTA file"
+            f"{name}: sequences are of type {type(sequences).__name__}; give a list of text, a "
+            "mapping from id to sequence, a data frame, or the path of a FASTA file"
         )
     texts = text_cells(name, sequences, "sequence")
     return NamedSequences(list(map(str, range(len(texts)))), texts)
@@ -324,9 +335,8 @@ def text_cells(name: str, values: Iterable[object], what: str) -> list[str]:
         elif is_missing_value(value):
             texts.append("")
         else:
-            raise InputError(
-                f"{name}: {what} {place} is {brief(value)}, a {type(value).__name__}; give text"
-            )
+            kind = type(value).__name__
+            raise InputError(f"{name}: {what} {place} is {brief(value)}, of type {kind}; give text")
     return texts
 
 
@@ -376,6 +386,12 @@ class ComputedRecords(NamedTuple):
         """
         if isinstance(key, str):
             key = self._place_of(name, key)
+        try:
+            key = operator.index(key)
+        except TypeError:
+            raise InputError(
+                f"{name}: {brief(key)} is neither an id nor a position; give one record at a time"
+            ) from None
         if not -len(self.ids) <= key < len(self.ids):
             raise IndexError(f"{name}: no record {key}, there are {len(self.ids)}")
         place = key % len(self.ids)
@@ -384,10 +400,30 @@ class ComputedRecords(NamedTuple):
             raise InputError(f"{name}: record {self.ids[place]!r} was {status}: {reason}")
         return place
 
-    def _place_of(self, name: str, key: str) -> int:
-        """The first record with an id or, if none has it, with that name in its id."""
+    def computed_ids(self) -> list[str]:
+        """The ids of the records that were computed, in input order."""
+        pairs = zip(self.ids, self.outcomes, strict=True)
+        return [name for name, outcome in pairs if outcome.status == OK]
+
+    def has(self, key: object) -> bool:
+        """Whether a computed record has `key` as its id, a name in it, or its position."""
+        if isinstance(key, str):
+            places = self._places_of(key)
+        elif isinstance(key, SupportsIndex):
+            place = operator.index(key)
+            places = [place] if -len(self.ids) <= place < len(self.ids) else []
+        else:
+            return False
+        return any(self.outcomes[place].status == OK for place in places)
+
+    def _places_of(self, key: str) -> list[int]:
+        """The records with an id or, if none has it, with that name in their ids."""
         places = [place for place, one in enumerate(self.ids) if one == key]
-        places = places or [place for place, one in enumerate(self.ids) if key in names_of(one)]
+        return places or [place for place, one in enumerate(self.ids) if key in names_of(one)]
+
+    def _place_of(self, name: str, key: str) -> int:
+        """The first of the same. Raises InputError if there is none, or they differ."""
+        places = self._places_of(key)
         if not places:
             names = [one for text in self.ids for one in names_of(text)]
             near = difflib.get_close_matches(key, names, n=1)

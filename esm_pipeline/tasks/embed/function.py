@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from esm_pipeline.arrays import Float32, Int64
-from esm_pipeline.errors import InputError
+from esm_pipeline.errors import InputError, number_of
 from esm_pipeline.formats.results.embeddings import (
     FIXED_SIZE,
     LAYERED,
@@ -62,7 +62,16 @@ class EmbedResult:
     def __repr__(self) -> str:
         stored = ", ".join(self.kinds)
         layers = ", ".join(map(str, self.layers))
-        return f"<EmbedResult: {len(self):,} records, {stored}, layers {layers or 'none'}>"
+        records = number_of(len(self), "record")
+        return f"<EmbedResult: {records}, {stored}, layers {layers or 'none'}>"
+
+    def keys(self) -> list[str]:
+        """The ids of the records that were computed, in input order."""
+        return self._found.computed_ids()
+
+    def __contains__(self, key: object) -> bool:
+        """Whether a computed record has `key` as its id, a name in it, or its position."""
+        return self._found.has(key)
 
     @property
     def kinds(self) -> list[str]:

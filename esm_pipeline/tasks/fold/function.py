@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Literal, Unpack
 import numpy as np
 
 from esm_pipeline.arrays import Float32
-from esm_pipeline.errors import InputError
+from esm_pipeline.errors import InputError, number_of
 from esm_pipeline.files import atomic_path
 from esm_pipeline.formats.records import OK
 from esm_pipeline.formats.results.structures import Structures
@@ -31,6 +31,7 @@ from esm_pipeline.tasks.common.functions import (
     with_index,
 )
 from esm_pipeline.tasks.fold.plan import FOLD, FoldPlan
+from esm_pipeline.tasks.fold.tables import StructureFacts
 from esm_pipeline.tasks.fold.texts import StructureNames, remarks_of, structure_text
 
 if TYPE_CHECKING:
@@ -57,9 +58,9 @@ class PredictedStructure:
     """How it was made, as in the remarks of its files."""
 
     def __repr__(self) -> str:
-        size = len(self.structure.aatype)
+        size = number_of(len(self.structure.aatype), "residue")
         return (
-            f"<PredictedStructure {self.id!r}: {size:,} residues, pLDDT {self.mean_plddt:.1f}, "
+            f"<PredictedStructure {self.id!r}: {size}, pLDDT {self.mean_plddt:.1f}, "
             f"pTM {self.ptm:.2f}>"
         )
 
@@ -125,7 +126,8 @@ class FoldResult:
 
     `result["P1"]` and `result[0]` are a structure, by id or position; iteration yields those that
     were predicted, in input order. `table` has a row for each record: id, status, reason, length,
-    chains, plddt (mean of C-alphas, 0 to 100), ptm, iptm, num_recycles, chunk_size, flags.
+    chains, plddt (mean of C-alphas, 0 to 100), ptm, iptm, num_recycles, chunk_size, flags, num_conf
+    (residues with a pLDDT above 70), crc64 (of the sequence).
     """
 
     ids: list[str]
@@ -138,7 +140,16 @@ class FoldResult:
         return len(self.ids)
 
     def __repr__(self) -> str:
-        return f"<FoldResult: {len(self):,} records, {len(self._structures):,} structures>"
+        structures = number_of(len(self._structures), "structure")
+        return f"<FoldResult: {number_of(len(self), 'record')}, {structures}>"
+
+    def keys(self) -> list[str]:
+        """The ids of the records that were computed, in input order."""
+        return self._found.computed_ids()
+
+    def __contains__(self, key: object) -> bool:
+        """Whether a computed record has `key` as its id, a name in it, or its position."""
+        return self._found.has(key)
 
     def __getitem__(self, key: int | str) -> PredictedStructure:
         """The structure of a record. Raises InputError if it was not predicted."""
@@ -219,7 +230,7 @@ def structure_frame(
     structures: dict[int, PredictedStructure],
     given: NamedSequences | None,
 ) -> pd.DataFrame:
-    """The columns of `structures.tsv` but the file, with the numbers as they were computed."""
+    """The columns of `structures.tsv` but index and file, with numbers as they were computed."""
     import pandas as pd
 
     ok = np.array([outcome.status == OK for outcome in found.outcomes], bool)
@@ -232,11 +243,16 @@ def structure_frame(
         return values
 
     found_at = [structures.get(place) for place in range(len(ok))]
+    facts = [
+        None if one is None else StructureFacts.of(one.structure, one.index, one.flags)
+        for one in found_at
+    ]
     recycles = int(results.origin["num_recycles"])
     whole = {
         "length": [record.length for record in found.records],
         "chains": [None if one is None else len(one.structure.ends) for one in found_at],
         "num_recycles": [None if one is None else recycles for one in found_at],
+        "num_conf": [None if one is None else one.confident for one in facts],
         "chunk_size": [size if size > 0 else None for size in chunk_size.tolist()],
     }
     numbers = {name: pd.array(values, "Int64") for name, values in whole.items()}
@@ -252,5 +268,7 @@ def structure_frame(
         "num_recycles": numbers["num_recycles"],
         "chunk_size": numbers["chunk_size"],
         "flags": ["" if one is None else ";".join(one.flags) for one in found_at],
+        "num_conf": numbers["num_conf"],
+        "crc64": ["" if one is None else one.crc64 for one in facts],
     }
     return with_index(pd.DataFrame(columns), given)

@@ -27,7 +27,7 @@ from esm_pipeline.formats.results.embedding_tables import write_npy, write_wide
 from esm_pipeline.formats.results.embeddings import FIXED_SIZE, Embeddings
 from esm_pipeline.formats.results.open import RESULT_CLASSES, Results
 from esm_pipeline.formats.results.reader import open_kind
-from esm_pipeline.formats.results.result_files import alternatives
+from esm_pipeline.formats.results.result_files import alternatives, has_results
 from esm_pipeline.formats.results.saturation import Saturations
 from esm_pipeline.formats.results.structures import Structures
 from esm_pipeline.formats.tables.base import PARQUET, SUFFIXES
@@ -137,7 +137,8 @@ def opened(results: Path, name: str) -> Results:
 
     Raises InputError for others.
     """
-    if results.is_dir() and name not in TABLE_FORMATS:
+    embedded = has_results(results, [Embeddings.file_name])
+    if results.is_dir() and name not in TABLE_FORMATS and embedded:
         return Embeddings.open(results)
     found = open_kind(results, RESULT_CLASSES)
     if name in TABLE_FORMATS:
@@ -173,9 +174,9 @@ def format_in_name(output: Path) -> str:
 def run(args: argparse.Namespace) -> int:
     """Write the file; returns 0."""
     export = checked_export(args)
-    if export.format == "h5ad":
-        anndata_writer()  # before anything is read
     with opened(args.results, export.format) as results, atomic_paths(*export.targets) as paths:
+        if export.format == "h5ad":
+            anndata_writer()  # before any number is read
         if isinstance(results, Embeddings):
             summary = export_embeddings(args, export, results, paths)
         else:
@@ -304,14 +305,17 @@ def attributes_of(results: Embeddings) -> dict[str, str]:
     return {name: str(results.attributes[name]) for name in names if name in results.attributes}
 
 
-def read_ids(path: Path) -> set[str]:
-    """The ids in a file, one on each line. Raises InputError if there are none."""
+def read_ids(path: Path) -> dict[str, str]:
+    """The ids in a file, one on each line, and where each is. Raises InputError without any."""
     try:
         lines = path.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         why = getattr(error, "strerror", None) or "not UTF-8"
         raise InputError(f"{path}: cannot be read ({why}); give a text file of ids") from None
-    ids = {line.strip().removeprefix(">") for line in lines if line.strip()}
+    ids: dict[str, str] = {}
+    for number, line in enumerate(lines, 1):
+        if line.strip():
+            ids.setdefault(line.strip().removeprefix(">"), f"{path}:{number}")
     if not ids:
         raise InputError(f"{path}: has no ids; write one on each line")
     return ids

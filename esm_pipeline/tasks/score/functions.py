@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Literal, TypeAlias, Unpack, overload
 import numpy as np
 
 from esm_pipeline.arrays import Float32, Float64
-from esm_pipeline.errors import InputError
+from esm_pipeline.errors import InputError, number_of
 from esm_pipeline.formats.mutations import AMINO_ACIDS
 from esm_pipeline.formats.records import OK, Outcome
 from esm_pipeline.formats.results.saturation import Saturations
@@ -266,6 +266,8 @@ def variant_table(variants: object, settings: ScoreSettings) -> Table:
     if isinstance(variants, str | bytes) or not isinstance(variants, Iterable):
         raise InputError("score: variants should be a list such as ['A42G'], or a data frame")
     texts = text_cells(SCORE, variants, "variant")
+    if not texts:
+        raise InputError("score: there are no variants; give at least one")
     return MemoryTable("variants", [settings.mutation_col], len(texts), lambda place: texts)
 
 
@@ -308,7 +310,7 @@ class ProteinScores:
     """(R, 20) log p(amino acid) - log p(wild type), natural logarithm; 0 for the wild type."""
 
     def __repr__(self) -> str:
-        return f"<ProteinScores {self.id!r}: {len(self.sequence):,} residues>"
+        return f"<ProteinScores {self.id!r}: {number_of(len(self.sequence), 'residue')}>"
 
     @property
     def alphabet(self) -> str:
@@ -342,7 +344,16 @@ class SaturationResult:
         return len(self.ids)
 
     def __repr__(self) -> str:
-        return f"<SaturationResult: {len(self):,} records, {len(self._proteins):,} proteins>"
+        proteins = number_of(len(self._proteins), "protein")
+        return f"<SaturationResult: {number_of(len(self), 'record')}, {proteins}>"
+
+    def keys(self) -> list[str]:
+        """The ids of the records that were computed, in input order."""
+        return self._found.computed_ids()
+
+    def __contains__(self, key: object) -> bool:
+        """Whether a computed record has `key` as its id, a name in it, or its position."""
+        return self._found.has(key)
 
     def __getitem__(self, key: int | str) -> ProteinScores:
         """The scores of one protein, by position or id. Raises InputError if it has none."""

@@ -297,7 +297,7 @@ def test_closed_results_say_so(sample, kind):
 def test_nothing_stays_open_when_a_bundle_is_refused(sample, kind):
     (sample / "embeddings/00002.h5").write_bytes(b"no HDF5")
     for _ in range(3):
-        with pytest.raises(DamagedError, match=r"00002\.h5: cannot be read as HDF5"):
+        with pytest.raises(DamagedError, match=r"00002\.h5: is not an HDF5 file of results"):
             open_results(sample)
     with h5py.File(sample / "embeddings/00000.h5", "r+"):  # refused while it is open for reading
         pass

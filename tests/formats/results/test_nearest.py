@@ -119,6 +119,7 @@ def test_they_make_a_data_frame(results):
         ("P3", {"layer": 2}, "layer 2 is not stored, only 1, 5"),
         ("P3", {"kind": "residue"}, "choose mean or bos"),
         ("Q3", {}, "no record with id 'Q3'"),
+        ([0.0] * WIDTH, {}, "a vector of zeros to compare, which has no direction; give another"),
         ([1.0, 2.0], {}, "a vector of shape (2,) to compare; give one of 24 finite numbers"),
         ([np.nan] * WIDTH, {}, "give one of 24 finite numbers"),
         ([["x"]], {}, "is neither an id, an index nor a vector"),
@@ -127,6 +128,12 @@ def test_they_make_a_data_frame(results):
 def test_what_cannot_be_compared(results, query, options, message):
     with pytest.raises(InputError, match=re.escape(message)):
         results.nearest(query, **options)
+
+
+def test_zeros_have_distances(results, made):
+    _, arrays, index = made
+    expected = brute_force(arrays["mean/5"], np.zeros(WIDTH), "euclidean", None)
+    assert same(results.nearest(np.zeros(WIDTH), 3, metric="euclidean"), expected[:3], index)
 
 
 def test_memory_does_not_grow_with_the_file(tmp_path, monkeypatch):

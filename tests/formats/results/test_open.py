@@ -77,13 +77,37 @@ def test_an_item_has_its_own_values(results, values):
 def test_by_index_means_the_place_in_the_input(results):
     assert results[9].id == "twice"
     assert results[np.int64(3)].index == 3
-    for index in (1, 5, -1):
-        with pytest.raises(
-            InputError, match=f"no record with index {index}; records.tsv has its outcome"
-        ):
+    unknown = "if it was in the input, its row .* says why"
+    for index, told in ((1, unknown), (5, unknown), (-1, "an index is a position in the input")):
+        with pytest.raises(InputError, match=f"no record with index {index} has results; {told}"):
             results[index]
-    with pytest.raises(TypeError):
-        results[1.5]
+
+
+@pytest.mark.parametrize("key", [1.5, slice(0, 2), ["P1"], None])
+def test_what_names_no_record_is_one_line(results, key):
+    with pytest.raises(InputError, match=r"a\.h5: .* is neither an id nor an index; give one "):
+        results[key]
+
+
+def test_the_last_layer_of_a_record(results):
+    item = results["P1"]
+    for arrays in (item.mean, item.residue):
+        np.testing.assert_array_equal(arrays[-1], arrays[33])
+        assert not np.array_equal(arrays[-1], arrays[2])
+        assert list(arrays) == [2, 33]
+        for layer in (1, -2, "33"):
+            with pytest.raises(InputError, match=rf"a\.h5: layer {layer!r} is not stored, only 2"):
+                arrays[layer]
+
+
+def test_one_record_is_singular(tmp_path):
+    array = Array("mean/2", "sequence", (4,), "<f4")
+    told = {"format": "esm-pipeline/embeddings", "model": "m"}
+    entries = [RecordRow("a", 0, 0)]
+    with RaggedWriter(tmp_path / "one.h5", [array], np.ones(1, int), 1, entries, told) as writer:
+        writer.write(array.name, np.arange(1), np.zeros((1, 4), np.float32))
+    with open_results(tmp_path / "one.h5") as results:
+        assert "1 record, 1 different sequence, mean" in repr(results)
 
 
 def test_ids_that_name_several_records(results):
@@ -171,8 +195,13 @@ def test_files_that_are_not_ours(tmp_path):
     with pytest.raises(InputError, match=r"none\.h5: no such file"):
         open_results(tmp_path / "none.h5")
     (tmp_path / "text.h5").write_text("text")
-    with pytest.raises(InputError, match=r"text\.h5: cannot be read as HDF5"):
+    with pytest.raises(
+        InputError, match=r"text\.h5: is not an HDF5 file .*; give an embeddings.h5"
+    ):
         open_results(tmp_path / "text.h5")
+    (tmp_path / "empty.h5").write_text("")
+    with pytest.raises(DamagedError, match=r"empty\.h5: cannot be read as HDF5"):
+        open_results(tmp_path / "empty.h5")
     with h5py.File(tmp_path / "other.h5", "w") as file:
         file.attrs["format"] = "other"
     with pytest.raises(InputError, match=r"other\.h5: an HDF5 file, but not of esm-pipeline"):

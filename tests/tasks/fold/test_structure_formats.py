@@ -166,6 +166,13 @@ def test_one_structure_is_read_by_id_or_index(write, kind):
         for one in (read[index], files[index], files[NAMES[index]]):
             assert (one.id, one.index, one.kind) == (NAMES[index], index, "pdb")
             assert one.text.count(" CA ") == len(STRUCTURES[row].aatype)
+    for key, told in (
+        ("nobody", "no structure with id 'nobody'; if it was in the input, its row in structures"),
+        (-1, "no structure with index -1; an index is a position in the input, from 0"),
+        (slice(0, 2), r"slice\(0, 2, None\) is neither an id nor an index; give one record"),
+    ):
+        with pytest.raises(InputError, match=told):
+            files[key]
     assert files["random"].data == wanted[FALLBACKS["2"]]
     if kind in ("folder", "archives"):
         assert files["twin"].data == wanted["structures/00000/0_sp_P1_A.pdb"]
@@ -202,8 +209,12 @@ def test_the_command_writes_one_structure(write, inputs, esm, tmp_path, kind, fl
 @pytest.mark.parametrize(
     ("flags", "output", "why"),
     [
-        (["--id=nobody"], "one.pdb", "no structure with id 'nobody'; structures.tsv says"),
-        (["--index=1"], "one.pdb", "no structure with index 1; structures.tsv says"),
+        (
+            ["--id=nobody"],
+            "one.pdb",
+            "no structure with id 'nobody'; if it was in the input, its row",
+        ),
+        (["--index=1"], "one.pdb", "no structure with index 1; if it was in the input, its row"),
         (["--id=far"], "one.txt", "let its name end in .pdb or .cif, the format to write"),
         (["--id=far"], "one.cif", "ask for pdb"),
         ([], "other", "--records is missing; give the records.tsv of the input"),

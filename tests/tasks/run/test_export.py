@@ -306,10 +306,12 @@ def test_some_ids(esm, results, tmp_path, name):
 
 
 def test_ids_that_no_record_has(esm, results, tmp_path):
-    (tmp_path / "ids.txt").write_text("twice\nNONE\nNOTHING\n")
+    (tmp_path / "ids.txt").write_text("twice\n\nNONE\nNOTHING\nNONE\n")
     code, lines = esm("export", "--ids", tmp_path / "ids.txt", results, tmp_path / "a.npy")
     assert (code, len(lines)) == (2, 1)
-    assert "no record with the id or accession 'NONE' and 1 more" in lines[0]
+    place = f"{tmp_path / 'ids.txt'}:3"
+    told = f"{place}: no record with the id or accession 'NONE' and 1 more in {results}"
+    assert told in lines[0]
     for text, told in (("", "has no ids"), (b"\xff\xfe", "not UTF-8")):
         (tmp_path / "ids.txt").write_bytes(text or b"")
         code, lines = esm("export", "--ids", tmp_path / "ids.txt", results, tmp_path / "a.npy")
@@ -420,6 +422,20 @@ def test_without_anndata_one_line_says_what_to_install(esm, results, tmp_path, m
     assert (code, len(lines)) == (2, 1)
     assert lines[0].endswith("install it: pip install 'esm-pipeline[anndata]'")
     exported(esm, results, tmp_path / "a.parquet")
+    code, lines = esm("export", write_result(tmp_path / "s.h5", "saturation"), tmp_path / "a.h5ad")
+    assert (code, len(lines)) == (2, 1)
+    assert "what a saturation.h5 has can be exported to" in lines[0]
+
+
+@pytest.mark.parametrize("name", ["a.npy", "a.h5ad", "a.tsv", "per-protein.h5"])
+def test_files_of_structures_are_refused(esm, tmp_path, name):
+    folder = tmp_path / "folded"
+    folder.mkdir()
+    (folder / "structures.tsv").write_text("index\tid\tfile\n0\ta\ta.pdb\n")
+    code, lines = esm("export", folder, tmp_path / name)
+    assert (code, len(lines)) == (2, 1)
+    assert f"{folder}: holds files of structures, which are not exported" in lines[0]
+    assert not (tmp_path / name).exists()
 
 
 def test_an_empty_result(esm, tmp_path):
