@@ -60,4 +60,5 @@ class Collector:
             for file, digest in self.database.finish(entries).items():
                 yield line(digest, f"{top}/{file}")
         else:
-            assert not list(entries), f"entries without a file {DATABASE}"
+            unexpected = list(entries)  # reading them writes the tables
+            assert not unexpected, f"entries without a file {DATABASE}"

@@ -26,8 +26,8 @@ from typing import IO, NamedTuple
 import numpy as np
 
 from esm_pipeline.errors import CapacityError, InputError, setting
-from esm_pipeline.files import atomic_folder, atomic_path, naming_errors
-from esm_pipeline.flags import add_flags, require_file, section_from
+from esm_pipeline.files import atomic_folder, atomic_path, naming_errors, require_apart
+from esm_pipeline.flags import add_flags, number_of_threads, require_file, section_from
 from esm_pipeline.formats.checksums import check_listed, line
 from esm_pipeline.formats.foldcomp_database import EntriesFile
 from esm_pipeline.formats.records import Record, read_records
@@ -109,7 +109,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--status", type=Path, help="status table of `fold`, if --records has no outcomes of it"
     )
     group_of(parser, SPEED_GROUP).add_argument(
-        "--threads", type=int, default=1, help="processes (default: 1)"
+        "--threads", type=number_of_threads, default=1, help="processes (default: 1)"
     )
     parser.add_argument("--quiet", action="store_true", help="no progress, no summary")
     add_flags(parser, StructureSettings)
@@ -122,7 +122,10 @@ def outputs(args: argparse.Namespace) -> Outputs:
     if args.records is None:
         raise InputError("structures: --records is missing; give the records.tsv of the input")
     require_folder_name(args.output, "structures")
-    return written_to(args.output)
+    written = written_to(args.output)
+    inputs = filter(None, [args.arrays, args.records, args.status])
+    require_apart(list(filter(None, written.files)), inputs)
+    return written
 
 
 def written_to(folder: Path) -> Outputs:
