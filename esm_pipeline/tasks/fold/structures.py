@@ -193,7 +193,7 @@ def write_files(
         facts = stack.enter_context(tempfile.TemporaryFile("w+", encoding="ascii", dir=output))
         database = files / DATABASE if DATABASE in settings.formats else None
         tops = {STRUCTURES_FOLDER: files, PAE: errors}
-        collector = Collector(tops, database, settings.archive_records)
+        collector = Collector(tops, database, settings.archive_records, indexed(settings))
         with naming_errors(digests), open(digests, "w", encoding="ascii") as listing:
             write_groups(jobs, processes, listing, facts, collector, quiet=quiet)
             facts.seek(0)
@@ -207,6 +207,14 @@ def write_files(
     if not settings.pae:
         (output / PAE).resolve().rmdir()
     return sum(len(job.group) for job in jobs)
+
+
+def indexed(settings: StructureSettings) -> list[str]:
+    """The folders whose files are in archives, if there are any."""
+    if not settings.archive:
+        return []
+    has_files = {STRUCTURES_FOLDER: settings.formats != [DATABASE], PAE: bool(settings.pae)}
+    return [name for name, there in has_files.items() if there]
 
 
 class StoredStructure(NamedTuple):

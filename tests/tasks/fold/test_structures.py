@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import gzip
+import hashlib
 import io
 import json
 import os
@@ -485,6 +486,28 @@ def test_nothing_to_write(inputs, esm):
     assert (code, said[0][:25]) == (0, "structures: 0 written, 0.")
     assert table(inputs / "out") == []
     assert (inputs / "out" / "structures").is_dir()
+
+
+@pytest.mark.parametrize(
+    ("flags", "wanted"),
+    [
+        ([], ["pae", "structures"]),
+        (["--pae=none"], ["structures"]),
+        (["--formats=foldcomp"], ["pae"]),
+        (["--archive=false"], []),
+    ],
+)
+def test_no_structures_have_an_index_without_rows(inputs, write, flags, wanted):
+    write_arrays(inputs / "in.h5", [], [])
+    write_records(inputs / "records.tsv", [], ["fold"])
+    out = write("--archive=true", *flags)
+    found = [name for name in files(out) if name.endswith("index.tsv")]
+    assert found == [f"{name}/index.tsv" for name in wanted]
+    listed = (out / "structures.sha256").read_text()
+    for name in found:
+        data = (out / name).read_bytes()
+        assert data == b"index\tid\tfile\tarchive\toffset\tsize\n"
+        assert f"{hashlib.sha256(data).hexdigest()}  {name}\n" in listed
 
 
 def mark(job: structures.WriteJob) -> WrittenGroup:
