@@ -27,7 +27,7 @@ from esm_pipeline.settings import (
 )
 from esm_pipeline.settings.messages import flag
 from esm_pipeline.settings.section import COMMAND_LINE, Section, check, is_execution, texts
-from esm_pipeline.settings.sections import BundleSettings, ComputeSettings
+from esm_pipeline.settings.sections import MOST_THREADS, BundleSettings, ComputeSettings
 
 S = TypeVar("S", bound=Section)
 
@@ -161,6 +161,13 @@ def number_of_parts(text: str) -> int:
     """The number of bundles or ranges in an argument."""
     if not re.fullmatch("[0-9]{1,6}", text) or not 0 < int(text) <= MOST_SHARDS:
         raise argparse.ArgumentTypeError(f"{text!r} is not a number from 1 to {MOST_SHARDS:,}")
+    return int(text)
+
+
+def number_of_threads(text: str) -> int:
+    """The number of threads or processes in an argument."""
+    if not re.fullmatch("[0-9]{1,6}", text) or int(text) > MOST_THREADS:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number from 0 to {MOST_THREADS:,}")
     return int(text)
 
 

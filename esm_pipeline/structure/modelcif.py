@@ -312,21 +312,23 @@ def quality_categories(
 
 def associated_categories(name: str, errors: ErrorFile) -> dict[str, dict[str, object]]:
     """The categories that name the file with the aligned errors."""
-    content = {"file_format": "cif", "file_content": "local pairwise QA scores"}
-    whole = {"id": 1, "entry_id": name, "file_url": errors.path}
+    content: dict[str, object] = {"file_content": "local pairwise QA scores"}
+    whole: dict[str, object] = {"id": 1, "entry_id": name, "file_url": errors.path}
     if not errors.member:
-        return {"ma_entry_associated_files": {**whole, "file_type": "file", **content}}
+        file = {**whole, "file_type": "file", "file_format": "cif", **content}
+        return {"ma_entry_associated_files": file}
     return {
         "ma_entry_associated_files": {
             **whole,
             "file_type": "archive",
-            "file_format": "zip",
+            "file_format": "other",  # the dictionary has no tar
             "file_content": "archive with multiple files",
         },
         "ma_associated_archive_file_details": {
             "id": 1,
             "archive_file_id": 1,
             "file_path": errors.member,
+            "file_format": "other",  # compressed, and the dictionary has no gzip in an archive
             **content,
         },
     }

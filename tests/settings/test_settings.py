@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import gzip
+import json
 import re
 import shlex
 from pathlib import Path
@@ -20,6 +21,7 @@ from esm_pipeline.settings import (
     RECORD_BYTES,
     Model,
     Settings,
+    json_schema,
     load_settings,
 )
 from esm_pipeline.settings.result_names import bundle_names, of_bundles
@@ -389,6 +391,18 @@ def test_every_field_reaches_the_flags_once(name):
     text = flags(EmbedSettings()) + " " + flags(EmbedSettings(), execution=True)
     assert text.count(f"--{name.replace('_', '-')}=") == 1
     assert isinstance(is_execution(EmbedSettings, name), bool)
+
+
+@pytest.mark.parametrize("value", ["none", ["none"], []])
+def test_no_files_of_aligned_errors(value):
+    config = FASTA | {"fold": {"pae": value}}
+    assert load_settings(config).fold.pae == []
+    told = refusal(load_settings, FASTA | {"fold": {"pae": ["none", "json"]}})
+    assert "'fold.pae'" in told
+    assert "'none' goes with no other; remove it or the others" in told
+    field = json.loads(json_schema())["$defs"]["FoldSection"]["properties"]["pae"]
+    assert {"const": "none"} in field["anyOf"]
+    assert "none" in field["anyOf"][0]["items"]["enum"]
 
 
 def test_the_command_line_has_the_same_messages():

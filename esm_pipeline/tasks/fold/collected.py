@@ -6,9 +6,15 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
-from esm_pipeline.formats.checksums import line
+from esm_pipeline.formats.checksums import line, sha256
 from esm_pipeline.formats.foldcomp_database import DatabaseEntry, FoldcompWriter
-from esm_pipeline.formats.structure_archives import ArchiveMember, ArchiveWriter
+from esm_pipeline.formats.records import format_row
+from esm_pipeline.formats.structure_archives import (
+    ARCHIVE_COLUMNS,
+    ARCHIVE_INDEX,
+    ArchiveMember,
+    ArchiveWriter,
+)
 from esm_pipeline.formats.structure_files import DATABASE
 
 
@@ -34,9 +40,19 @@ class WrittenGroup(NamedTuple):
 
 
 class Collector:
-    """Joins the files of all groups, in their order. `folders` by the names that digests have."""
+    """Joins the files of all groups, in their order. `folders` by the names that digests have.
 
-    def __init__(self, folders: Mapping[str, Path], database: Path | None, records: int) -> None:
+    The folders named in `indexed` get an index even if there is nothing to archive.
+    """
+
+    def __init__(
+        self,
+        folders: Mapping[str, Path],
+        database: Path | None,
+        records: int,
+        indexed: Iterable[str] = (),
+    ) -> None:
+        self.indexed = set(indexed)
         self.archives = {name: ArchiveWriter(path, records) for name, path in folders.items()}
         self.database = FoldcompWriter(database) if database else None
 
@@ -54,10 +70,15 @@ class Collector:
         """
         for name, archive in self.archives.items():
             archive.close()
+            if name in self.indexed and ARCHIVE_INDEX not in archive.digests:
+                index = archive.folder / ARCHIVE_INDEX
+                index.write_text(format_row(ARCHIVE_COLUMNS), encoding="utf-8", newline="")
+                yield line(sha256(index), f"{name}/{ARCHIVE_INDEX}")
             for file, digest in archive.digests.items():
                 yield line(digest, f"{name}/{file}")
         if self.database:
             for file, digest in self.database.finish(entries).items():
                 yield line(digest, f"{top}/{file}")
         else:
-            assert not list(entries), f"entries without a file {DATABASE}"
+            unexpected = list(entries)  # reading them writes the tables
+            assert not unexpected, f"entries without a file {DATABASE}"

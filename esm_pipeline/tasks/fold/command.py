@@ -13,7 +13,7 @@ import time
 from pathlib import Path
 
 from esm_pipeline.errors import InputError
-from esm_pipeline.files import require_regular
+from esm_pipeline.files import require_apart, require_regular
 from esm_pipeline.flags import section_from
 from esm_pipeline.formats.records import read_records
 from esm_pipeline.locks import Outputs
@@ -67,6 +67,8 @@ def outputs(args: argparse.Namespace) -> Outputs:
     if files[0] == args.output:
         return Outputs([*files, args.sha256])
     written = written_to(args.output)
+    targets = [*files, *filter(None, [args.sha256, *written.files])]
+    require_apart(targets, [Path(args.fasta), *args.unchanged])
     return Outputs([*files, args.sha256, *written.files], written.replaced)
 
 

@@ -26,8 +26,8 @@ from typing import IO, NamedTuple
 import numpy as np
 
 from esm_pipeline.errors import CapacityError, InputError, setting
-from esm_pipeline.files import atomic_folder, atomic_path, naming_errors
-from esm_pipeline.flags import add_flags, require_file, section_from
+from esm_pipeline.files import atomic_folder, atomic_path, naming_errors, require_apart
+from esm_pipeline.flags import add_flags, number_of_threads, require_file, section_from
 from esm_pipeline.formats.checksums import check_listed, line
 from esm_pipeline.formats.foldcomp_database import EntriesFile
 from esm_pipeline.formats.records import Record, read_records
@@ -109,7 +109,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--status", type=Path, help="status table of `fold`, if --records has no outcomes of it"
     )
     group_of(parser, SPEED_GROUP).add_argument(
-        "--threads", type=int, default=1, help="processes (default: 1)"
+        "--threads", type=number_of_threads, default=1, help="processes (default: 1)"
     )
     parser.add_argument("--quiet", action="store_true", help="no progress, no summary")
     add_flags(parser, StructureSettings)
@@ -122,7 +122,10 @@ def outputs(args: argparse.Namespace) -> Outputs:
     if args.records is None:
         raise InputError("structures: --records is missing; give the records.tsv of the input")
     require_folder_name(args.output, "structures")
-    return written_to(args.output)
+    written = written_to(args.output)
+    inputs = filter(None, [args.arrays, args.records, args.status])
+    require_apart(list(filter(None, written.files)), inputs)
+    return written
 
 
 def written_to(folder: Path) -> Outputs:
@@ -190,7 +193,7 @@ def write_files(
         facts = stack.enter_context(tempfile.TemporaryFile("w+", encoding="ascii", dir=output))
         database = files / DATABASE if DATABASE in settings.formats else None
         tops = {STRUCTURES_FOLDER: files, PAE: errors}
-        collector = Collector(tops, database, settings.archive_records)
+        collector = Collector(tops, database, settings.archive_records, indexed(settings))
         with naming_errors(digests), open(digests, "w", encoding="ascii") as listing:
             write_groups(jobs, processes, listing, facts, collector, quiet=quiet)
             facts.seek(0)
@@ -204,6 +207,14 @@ def write_files(
     if not settings.pae:
         (output / PAE).resolve().rmdir()
     return sum(len(job.group) for job in jobs)
+
+
+def indexed(settings: StructureSettings) -> list[str]:
+    """The folders whose files are in archives, if there are any."""
+    if not settings.archive:
+        return []
+    has_files = {STRUCTURES_FOLDER: settings.formats != [DATABASE], PAE: bool(settings.pae)}
+    return [name for name, there in has_files.items() if there]
 
 
 class StoredStructure(NamedTuple):

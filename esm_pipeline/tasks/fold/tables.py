@@ -259,7 +259,10 @@ class StructureRows:
         """The flags of what is not in the structure, or not in a PDB file."""
         folded = int(self.arrays.length[row])
         if record.length is not None and record.length > folded:
-            yield FlagDetail(TRUNCATED, f"A{folded + 1}-{record.length}", str(record.length))
+            cut = f"A{folded + 1}"
+            if record.length > folded + 1:
+                cut += f"-{record.length}"
+            yield FlagDetail(TRUNCATED, cut, str(record.length))
         if found.unfit and "pdb" in self.settings.formats:
             yield FlagDetail(NOT_PDB, value=found.unfit)
         if found.refused:

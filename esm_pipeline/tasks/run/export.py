@@ -125,7 +125,8 @@ def checked_export(args: argparse.Namespace) -> Export:
     targets = [args.output]
     if name in TABLE_BESIDE:
         targets.append(args.output.with_name(f"{args.output.stem}.{TABLE_BESIDE[name]}.tsv"))
-    require_apart(targets, filter(None, [args.results, args.ids, args.records]))
+    records = args.records or records_beside(args.results)
+    require_apart(targets, filter(None, [args.results, args.ids, records]))
     if args.results.is_dir():
         with opened(args.results, name) as results:
             require_apart(targets, [Path(part.path) for part in results.parts])

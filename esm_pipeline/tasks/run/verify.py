@@ -20,6 +20,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
 from esm_pipeline.errors import InputError
+from esm_pipeline.flags import number_of_threads
 from esm_pipeline.formats.checksums import read_list, sha256
 from esm_pipeline.formats.fasta import shown
 from esm_pipeline.locks import Outputs
@@ -65,7 +66,9 @@ EXAMPLES = (
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the flags of `verify`."""
     parser.add_argument("folder", metavar="RESULTS", type=Path, help="folder with provenance.json")
-    parser.add_argument("--threads", type=int, default=0, help="threads (default: one a core)")
+    parser.add_argument(
+        "--threads", type=number_of_threads, default=0, help="threads (default: one a core)"
+    )
     parser.add_argument("--quiet", action="store_true", help="print only what differs")
 
 

@@ -444,6 +444,16 @@ def test_places_that_cannot_be(fold, fasta, tmp_path, esm, name, message):
     assert said[0].endswith(message)
 
 
+@pytest.mark.parametrize("name", ["flags.tsv", "structures.parquet", "structures.sha256"])
+def test_an_input_among_the_files_of_structures_is_not_replaced(fasta, tmp_path, esm, name):
+    (tmp_path / "out").mkdir()
+    taken = fasta.rename(tmp_path / "out" / name)
+    code, said = esm("fold", "--model=demo", taken, tmp_path / "out")
+    assert (code, len(said)) == (2, 1)
+    assert f"{taken}: is given for two files" in said[0]
+    assert taken.read_text() == FASTA
+
+
 def test_an_empty_input(esm, checkpoint, tmp_path):
     (tmp_path / "empty.fasta").write_text("")
     given = ("--model", checkpoint, tmp_path / "empty.fasta", tmp_path / "out")

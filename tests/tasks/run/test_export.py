@@ -397,6 +397,15 @@ def test_nothing_replaces_what_it_is_made_of(esm, results, tmp_path):
     code, lines = esm("export", "--format=per-protein", results, own)
     assert (code, len(lines)) == (2, 1)
     assert own.read_bytes() == whole
+    records = results.with_name("records.tsv")
+    if results.is_dir():
+        records = results / "records.tsv"
+    elif results.name != "embeddings.h5":
+        records = results.with_name(f"{results.stem}.records.tsv")
+    records.write_text("id\n")
+    code, lines = esm("export", results, records)
+    assert (code, len(lines)) == (2, 1)
+    assert records.read_text() == "id\n"
     (tmp_path / "a.ids.tsv").write_text("twice\n")
     code, lines = esm("export", "--ids", tmp_path / "a.ids.tsv", results, tmp_path / "a.npy")
     assert (code, len(lines)) == (2, 1)
