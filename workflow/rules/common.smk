@@ -19,7 +19,7 @@ if unusable := {":", "{", "}"} & {*str(HOME)}:
     )
 sys.path.insert(0, str(HOME))
 
-from esm_pipeline.errors import IN_WORKFLOW, InputError
+from esm_pipeline.errors import IN_WORKFLOW, InputError, number_of
 from esm_pipeline.flags import flags
 from esm_pipeline.formats.bundles import range_names
 from esm_pipeline.settings import CleaningSettings, load_settings
@@ -190,11 +190,6 @@ def by_size(key, base, per_mb=0.0, of=None, remedy="lower shard.bundle"):
 
 
 SMALLER_SAMPLE = "make several samples of the input"
-
-
-def plural(count, word):
-    """`1 file`, `2 files`."""
-    return f"{count:,} {word}{'' if count == 1 else 's'}"
 
 
 def listed(files):

@@ -32,8 +32,8 @@ for sample, files in SAMPLES.items():
             cleaning=cleaning_flags,
             folder=lambda wildcards, output: Path(output.digests).parent,
         message:
-            f"shard: {plural(len(files), 'file')} of sample {sample} into"
-            f" {plural(len(BUNDLES[sample]), 'bundle')}"
+            f"shard: {number_of(len(files), 'file')} of sample {sample} into"
+            f" {number_of(len(BUNDLES[sample]), 'bundle')}"
         shell:
             "{params.esm} shard --bundles {params.bundles} --least {params.least} {params.cleaning}"
             " --out={params.folder:q} --inputs={output.inputs:q} -- {input:q}"

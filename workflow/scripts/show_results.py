@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 from esm_pipeline import open_results
+from esm_pipeline.errors import number_of
 
 ROWS = 6
 NUMBERS = 5
@@ -26,8 +27,8 @@ def show_embeddings(path: Path) -> None:
         layer = results.layers[-1]
         _, width = results.matrix("mean", layer).shape
         print(
-            f"\n{path}: {counted(len(results), 'protein')}, "
-            f"{counted(len(results.length), 'different sequence')}, "
+            f"\n{path}: {number_of(len(results), 'protein')}, "
+            f"{number_of(len(results.length), 'different sequence')}, "
             f"{width} numbers for each (the mean of layer {layer} over its residues)\n"
         )
         print(f"  {'id':<26} {'residues':>8}   embedding")
@@ -42,20 +43,15 @@ def show_structures(path: Path) -> None:
         rows = [row for row in csv.DictReader(handle, delimiter="\t") if row["file"]]
     if any("random_weights" in row["flags"] for row in rows):
         print(
-            f"\n{path}: {counted(len(rows), 'protein')} folded, to show the files.\n"
+            f"\n{path}: {number_of(len(rows), 'protein')} folded, to show the files.\n"
             "The folding model of the demo has random weights: its structures are meaningless.\n"
             "For real ones: --config 'tasks=[fold]' model=facebook/esmfold_v1"
         )
         return
-    print(f"\n{path}: structures of {counted(len(rows), 'protein')}\n")
+    print(f"\n{path}: structures of {number_of(len(rows), 'protein')}\n")
     print(f"  {'id':<26} {'pLDDT':>6} {'pTM':>6}   file")
     for row in rows[:ROWS]:
         print(f"  {row['id'][:26]:<26} {row['plddt']:>6} {row['ptm']:>6}   {row['file']}")
-
-
-def counted(number: int, noun: str) -> str:
-    """`1 protein`, `2 proteins`."""
-    return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
 def main(folder: Path) -> None:
