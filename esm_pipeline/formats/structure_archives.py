@@ -14,8 +14,11 @@ import hashlib
 import os
 import tarfile
 import zlib
+from array import array
 from pathlib import Path
 from typing import IO, NamedTuple
+
+import numpy as np
 
 from esm_pipeline.errors import InputError
 from esm_pipeline.files import naming_errors
@@ -31,6 +34,9 @@ MEMBER_TIME = 315_532_800
 """Time of all members, 1980, so that the same structures give the same archive."""
 
 GZIP_LEVEL, GZIP_BITS = 6, 31
+MOST = (1 << 63) - 1
+"""The largest offset or size; no file is as large."""
+
 JOINED = 1 << 20
 """Bytes that are copied at a time."""
 
@@ -133,35 +139,78 @@ class ArchiveWriter:
             self._archive = None
 
 
-def read_archived(archive: Path, file: str) -> bytes:
-    """The contents of the member with the path `file`, which the index has.
+class ArchiveIndex:
+    """The index of the archives in a folder, read once: 24 bytes of memory for each member.
+
+    Raises InputError if it is missing or cannot be read.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        path = folder / ARCHIVE_INDEX
+        found = array("q")
+        try:
+            with open(path, "rb") as lines:
+                for line in lines:
+                    *_, file, archive, offset, size = [b""] * 3 + line.rstrip(b"\r\n").split(b"\t")
+                    if offset.isdigit() and size.isdigit():
+                        place = min(int(offset), MOST), min(int(size), MOST)
+                        found.extend((hash((archive, file)), *place))
+        except (OSError, ValueError) as error:
+            raise InputError(
+                f"{path}: not the index of archives of structures ({reason(error)}); check the path"
+            ) from None
+        rows = np.frombuffer(found, np.int64).reshape(-1, 3)
+        self._rows = rows[np.argsort(rows[:, 0], kind="stable")]
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def place(self, archive: str, file: str) -> tuple[int, int]:
+        """Offset and size of the member `file` of an archive. Raises KeyError."""
+        wanted = hash((archive.encode(), file.encode()))
+        row = int(np.searchsorted(self._rows[:, 0], wanted))
+        if row == len(self._rows) or self._rows[row, 0] != wanted:
+            raise KeyError(file)
+        offset, size = self._rows[row, 1:].tolist()
+        return offset, size
+
+
+def read_archived(archive: Path, file: str, index: ArchiveIndex | None = None) -> bytes:
+    """The contents of the member with the path `file`, by the `index` of the archive's folder.
 
     Raises KeyError if there is none, InputError if archive or index is missing or damaged.
     """
-    index = archive.with_name(ARCHIVE_INDEX)
-    wanted = f"\t{file}\t{archive.name}\t".encode()
-    try:
-        with open(index, "rb") as lines:
-            line = next((line for line in lines if wanted in line), None)
-        if line is None:
-            raise KeyError(file)
-        offset, size = map(int, line.split(b"\t")[-2:])
-    except (OSError, ValueError) as error:
-        raise InputError(
-            f"{index}: not the index of archives of structures ({error}); check the path"
-        ) from None
-    return read_bytes(archive, offset, size, compressed=file.endswith(GZIP))
+    place = (index or ArchiveIndex(archive.parent)).place(archive.name, file)
+    return read_member(archive, file, *place)
 
 
-def read_bytes(archive: Path, offset: int, size: int, *, compressed: bool) -> bytes:
-    """The bytes of a member. Raises InputError if they are not in the archive."""
+def read_member(archive: Path, file: str, offset: int, size: int) -> bytes:
+    """The contents of the member whose bytes are there.
+
+    Raises InputError if the header before them is not that of this member.
+    """
     try:
-        with open(archive, "rb") as file:
-            found = os.pread(file.fileno(), size, offset)
-        if len(found) != size:
-            raise ValueError("cut short")
-        return zlib.decompress(found, GZIP_BITS) if compressed else found
-    except (OSError, ValueError, zlib.error) as error:
+        with open(archive, "rb") as data:
+            start, end = offset - tarfile.BLOCKSIZE, os.fstat(data.fileno()).st_size
+            if start < 0 or offset + size > end:
+                raise ValueError(f"cut short: {file} lies outside of it")
+            header = tarfile.TarInfo.frombuf(
+                os.pread(data.fileno(), tarfile.BLOCKSIZE, start), "utf-8", "surrogateescape"
+            )
+            if (header.name, header.size) != (file, size):
+                raise ValueError(f"{file} is not where the index has it")
+            found = os.pread(data.fileno(), size, offset)
+        return zlib.decompress(found, GZIP_BITS) if file.endswith(GZIP) else found
+    except (FileNotFoundError, ValueError, tarfile.TarError, zlib.error) as error:
         raise InputError(
-            f"{archive}: damaged ({error}), or not of its {ARCHIVE_INDEX}; make both again"
+            f"{archive}: damaged ({reason(error)}), or not of its {ARCHIVE_INDEX}; make both again"
         ) from None
+    except OSError as error:
+        raise InputError(
+            f"{archive}: cannot be read ({error.strerror}); check its permissions and disk"
+        ) from None
+
+
+def reason(error: Exception) -> str:
+    """Why something cannot be read, without its path."""
+    return (isinstance(error, OSError) and error.strerror) or str(error)
