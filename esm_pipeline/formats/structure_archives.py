@@ -21,7 +21,7 @@ from typing import IO, NamedTuple
 import numpy as np
 
 from esm_pipeline.errors import InputError
-from esm_pipeline.files import naming_errors
+from esm_pipeline.files import naming_errors, unreadable
 from esm_pipeline.formats.records import format_row
 
 ARCHIVE_INDEX = "index.tsv"
@@ -36,6 +36,8 @@ MEMBER_TIME = 315_532_800
 GZIP_LEVEL, GZIP_BITS = 6, 31
 MOST = (1 << 63) - 1
 """The largest offset or size; no file is as large."""
+
+MOST_DIGITS = 1_000
 
 JOINED = 1 << 20
 """Bytes that are copied at a time."""
@@ -152,13 +154,15 @@ class ArchiveIndex:
             with open(path, "rb") as lines:
                 for line in lines:
                     *_, file, archive, offset, size = [b""] * 3 + line.rstrip(b"\r\n").split(b"\t")
-                    if offset.isdigit() and size.isdigit():
+                    if is_number(offset) and is_number(size):
                         place = min(int(offset), MOST), min(int(size), MOST)
                         found.extend((hash((archive, file)), *place))
-        except (OSError, ValueError) as error:
+        except FileNotFoundError as error:
             raise InputError(
                 f"{path}: not the index of archives of structures ({reason(error)}); check the path"
             ) from None
+        except OSError as error:
+            raise unreadable(path, error) from None
         rows = np.frombuffer(found, np.int64).reshape(-1, 3)
         self._rows = rows[np.argsort(rows[:, 0], kind="stable")]
 
@@ -206,9 +210,12 @@ def read_member(archive: Path, file: str, offset: int, size: int) -> bytes:
             f"{archive}: damaged ({reason(error)}), or not of its {ARCHIVE_INDEX}; make both again"
         ) from None
     except OSError as error:
-        raise InputError(
-            f"{archive}: cannot be read ({error.strerror}); check its permissions and disk"
-        ) from None
+        raise unreadable(archive, error) from None
+
+
+def is_number(cell: bytes) -> bool:
+    """Whether a cell has digits that Python converts."""
+    return cell.isdigit() and len(cell) < MOST_DIGITS
 
 
 def reason(error: Exception) -> str:

@@ -26,6 +26,7 @@ import numpy as np
 
 from esm_pipeline.arrays import Int64
 from esm_pipeline.errors import AmbiguousIdError, DamagedError, InputError, brief
+from esm_pipeline.files import unreadable
 from esm_pipeline.formats.foldcomp_database import INDEX_ENDING, FoldcompDatabase, lookup_name
 from esm_pipeline.formats.sequence_checksums import crc64
 from esm_pipeline.formats.structure_archives import (
@@ -253,9 +254,7 @@ class StructureFiles:
             remedy = "make the files again" if kind == own else f"ask for {own}"
             raise InputError(f"{place}: has no {name}; {remedy}") from None
         except OSError as error:
-            raise InputError(
-                f"{place}: {name} cannot be read ({error.strerror}); check its permissions and disk"
-            ) from None
+            raise unreadable(f"{place}: {name}", error) from None
 
     def _of_database(
         self, database: Path, key: str, row: TableRow, kind: str
@@ -279,9 +278,7 @@ class StructureFiles:
             if (parent / name).is_file():
                 yield str(parent / name), (parent / name).read_bytes()
         except OSError as error:
-            raise InputError(
-                f"{parent / name}: cannot be read ({error.strerror}); check its permissions"
-            ) from None
+            raise unreadable(parent / name, error) from None
         for archive in sorted(parent.glob(f"*{TAR}")):
             try:
                 yield f"{archive}: {name}", self._member(archive, member_name(name))
