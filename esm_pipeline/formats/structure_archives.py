@@ -156,7 +156,7 @@ class ArchiveIndex:
                     *_, file, archive, offset, size = [b""] * 3 + line.rstrip(b"\r\n").split(b"\t")
                     if is_number(offset) and is_number(size):
                         place = min(int(offset), MOST), min(int(size), MOST)
-                        found.extend((hash((archive, file)), *place))
+                        found.extend((member_digest(archive, file), *place))
         except FileNotFoundError as error:
             raise InputError(
                 f"{path}: not the index of archives of structures ({reason(error)}); check the path"
@@ -171,7 +171,7 @@ class ArchiveIndex:
 
     def place(self, archive: str, file: str) -> tuple[int, int]:
         """Offset and size of the member `file` of an archive. Raises KeyError."""
-        wanted = hash((archive.encode(), file.encode()))
+        wanted = member_digest(archive.encode(), file.encode("utf-8", "surrogateescape"))
         row = int(np.searchsorted(self._rows[:, 0], wanted))
         if row == len(self._rows) or self._rows[row, 0] != wanted:
             raise KeyError(file)
@@ -211,6 +211,12 @@ def read_member(archive: Path, file: str, offset: int, size: int) -> bytes:
         ) from None
     except OSError as error:
         raise unreadable(archive, error) from None
+
+
+def member_digest(archive: bytes, file: bytes) -> int:
+    """64 bits for a member of an archive; its header tells whether it is the one."""
+    digest = hashlib.blake2b(archive + b"\t" + file, digest_size=8).digest()
+    return int.from_bytes(digest, "little", signed=True)
 
 
 def is_number(cell: bytes) -> bool:

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path, PurePosixPath
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Self, SupportsIndex
 
 import numpy as np
 
@@ -46,7 +46,7 @@ from esm_pipeline.structure.foldcomp_codec import (
 )
 from esm_pipeline.structure.pdb import B_FACTORS, with_heading
 from esm_pipeline.structure.quality import OMITTED, REPLACED
-from esm_pipeline.structure.structure import MEANINGLESS, RANDOM
+from esm_pipeline.structure.structure import MEANINGLESS, PLACED_OXYGEN, RANDOM, TERMINAL_OXYGEN
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -158,14 +158,14 @@ class StructureFiles:
         index: list[int] = self._table["index"].to_pylist()
         return index
 
-    def __getitem__(self, key: str | int) -> StructureFile:
+    def __getitem__(self, key: str | SupportsIndex) -> StructureFile:
         """Read the file of the record with an id, or with an index.
 
         Raises InputError if there is none, AmbiguousIdError if an id has several structures.
         """
         return self.read(key)
 
-    def read(self, key: str | int, kind: str = "") -> StructureFile:
+    def read(self, key: str | SupportsIndex, kind: str = "") -> StructureFile:
         """The same, of a `kind`, pdb or cif, if files of several were written."""
         if not is_key(key):
             raise InputError(
@@ -232,11 +232,14 @@ class StructureFiles:
     def _contents(self, row: TableRow, kind: str) -> tuple[str, str, bytes]:
         """Kind, place and bytes of the file of a record, or of one next to it of a `kind`."""
         file = PurePosixPath(row.file)
-        if file.is_absolute() or ".." in file.parts:
+        if file.is_absolute() or ".." in file.parts or not file.parts or "\0" in row.file:
             raise DamagedError(
                 str(self._own), f"record {row.index} has a file outside of the folder"
             )
-        container, rest = self._container(file)
+        try:
+            container, rest = self._container(file)
+        except OSError as error:
+            raise unreadable(brief(row.file), error) from None
         if container is not None and container.suffix not in (TAR, ZIP):
             return self._of_database(container, rest, row, kind)
         plain = rest.removesuffix(GZIP)
@@ -321,7 +324,9 @@ class StructureFiles:
             raise DamagedError(str(self._own), f"record {row.index} has '{key}' for an entry")
         first = self._first(key)
         try:
-            name = first.id if first else dict(database.names()).get(int(key), "")
+            name = first.id if first else None
+            if name is None and database.is_ours:
+                name = dict(database.names()).get(int(key), "")
             data = database.entry(int(key), name)
             title, text = decompressed(data)
             shared = database.first_key(int(key))
@@ -342,9 +347,12 @@ class StructureFiles:
         if not ours:
             return with_heading(text, title, None).encode("ascii", "replace")
         warning = [MEANINGLESS] if RANDOM in facts.flags.split(";") else []
+        placed = [PLACED_OXYGEN] if f" {TERMINAL_OXYGEN} " in text else []
         told = origin.id if origin else row.id
         heading = f"Predicted structure of {told}"
-        return with_heading(text, heading, [*warning, B_FACTORS]).encode("ascii", "replace")
+        return with_heading(text, heading, [*warning, B_FACTORS, *placed]).encode(
+            "ascii", "replace"
+        )
 
     def _is_title(self, title: str, name: str, ours: bool) -> bool:
         """Whether an entry has the title of a record.

@@ -231,7 +231,9 @@ def test_a_file_that_is_no_structure_is_one_line(write, esm, tmp_path, contents)
     assert why in said[0]
 
 
-@pytest.mark.parametrize("path", ["../../../outside.pdb", "structures/../../outside.pdb", "/{}"])
+@pytest.mark.parametrize(
+    "path", ["../../../outside.pdb", "structures/../../outside.pdb", "/{}", "."]
+)
 def test_a_path_out_of_the_folder_is_refused(write, esm, tmp_path, path):  # noqa: F811
     out = write("--pae=")
     for place in (tmp_path, tmp_path.parent, tmp_path.parent.parent):
