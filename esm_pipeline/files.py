@@ -153,6 +153,13 @@ def naming_errors(place: Path) -> Iterator[None]:
         raise
 
 
+def unreadable(place: str | os.PathLike[str], error: OSError) -> InputError:
+    """The error that a file cannot be read, which does not say that it is damaged."""
+    return InputError(
+        f"{os.fspath(place)}: cannot be read ({error.strerror}); check its permissions and disk"
+    )
+
+
 def _resolved(target: Path) -> Path:
     """The target, or the path that it links to."""
     return Path(os.path.realpath(target)) if target.is_symlink() else target

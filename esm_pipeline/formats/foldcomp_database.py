@@ -3,14 +3,19 @@
 The data file has one entry after the other, each with a zero byte at its end. Next to it lie
 `.index` (key, offset and size of each, with the zero byte), `.lookup` (key, name, and 0, the number
 of the source file) and `.dbtype`, four bytes. Foldcomp, Foldseek and MMseqs2 read it. A key is the
-index of a record in the input; records with the same sequence share their bytes.
+index of a record in the input; records with the same sequence share their bytes. Only our own
+databases have `.checksums`: key, and CRC32 of entry and name, so that no damaged or exchanged entry
+is decompressed, which can end the process.
 """
 
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 import struct
+import warnings
+import zlib
 from collections.abc import Iterable, Iterator
 from functools import cached_property
 from pathlib import Path
@@ -20,11 +25,12 @@ from typing import IO, NamedTuple, Self
 import numpy as np
 
 from esm_pipeline.arrays import Int64
-from esm_pipeline.errors import InputError
-from esm_pipeline.files import naming_errors
+from esm_pipeline.errors import DamagedError, InputError
+from esm_pipeline.files import naming_errors, unreadable
 from esm_pipeline.formats.checksums import sha256, write_lines
 
 INDEX_ENDING, LOOKUP_ENDING, TYPE_ENDING = ".index", ".lookup", ".dbtype"
+CHECKSUMS_ENDING = ".checksums"
 GENERIC = struct.pack("<i", 12)
 """The type of a database of entries that MMseqs2 does not know."""
 
@@ -99,26 +105,39 @@ class FoldcompWriter:
 
         `entries` are in the order of their keys.
         """
-        index, lookup, kind = (
+        index, lookup, kind, sums = (
             self.path.with_name(f"{self.path.name}{ending}")
-            for ending in (INDEX_ENDING, LOOKUP_ENDING, TYPE_ENDING)
+            for ending in (INDEX_ENDING, LOOKUP_ENDING, TYPE_ENDING, CHECKSUMS_ENDING)
         )
-        with naming_errors(lookup), open(lookup, "w", encoding="utf-8", newline="\n") as names:
+        with (
+            naming_errors(lookup),
+            open(lookup, "w", encoding="utf-8", newline="\n") as names,
+            open(sums, "w", encoding="ascii", newline="\n") as checksums,
+            open(self.path, "rb") as data,
+        ):
 
             def lines() -> Iterator[bytes]:
                 for key, name, offset, size in entries:
                     names.write(f"{key}\t{lookup_name(name)}\t0\n")
+                    data.seek(offset)
+                    found = entry_checksum(data.read(size).removesuffix(END), name)
+                    checksums.write(f"{key}\t{found}\n")
                     yield b"%d\t%d\t%d\n" % (key, offset, size)
 
             write_lines(index, lines())
         kind.write_bytes(GENERIC)
-        others = {path.name: sha256(path) for path in (index, lookup, kind)}
+        others = {path.name: sha256(path) for path in (index, lookup, kind, sums)}
         return {self.path.name: self._digest.hexdigest(), **others}
 
 
 def lookup_name(name: str) -> str:
     """`name` without white space, which separates columns, and in valid UTF-8."""
     return re.sub(r"\s+", "_", name).encode("utf-8", "replace").decode()
+
+
+def entry_checksum(entry: bytes, name: str) -> int:
+    """CRC32 of an entry, without the zero byte, and the name that `.lookup` has for it."""
+    return zlib.crc32(lookup_name(name).encode(), zlib.crc32(entry))
 
 
 class FoldcompDatabase:
@@ -133,22 +152,20 @@ class FoldcompDatabase:
     def _beside(self, ending: str) -> Path:
         return self.path.with_name(f"{self.path.name}{ending}")
 
+    @property
+    def is_ours(self) -> bool:
+        """Whether it has checksums, as the databases that `structures` writes."""
+        return self._beside(CHECKSUMS_ENDING).is_file()
+
     @cached_property
     def _rows(self) -> Int64:
         """(N, 3) key, offset and size of each entry, by key."""
-        path = self._beside(INDEX_ENDING)
-        try:
-            found = np.fromfile(path, np.int64, sep=" ")
-            with open(path, "rb") as file:
-                lines = sum(block.count(b"\n") for block in iter(lambda: file.read(COPIED), b""))
-            if len(found) != 3 * lines:
-                raise ValueError("not three columns of numbers")
-        except (OSError, ValueError, DeprecationWarning) as error:
-            raise InputError(
-                f"{path}: not the index of a Foldcomp database ({error}); check the path"
-            ) from None
-        rows = found.reshape(-1, 3)
-        return rows[np.argsort(rows[:, 0], kind="stable")]
+        return table_of_numbers(self._beside(INDEX_ENDING), 3, "the index")
+
+    @cached_property
+    def _checksums(self) -> Int64:
+        """(N, 2) key and CRC32 of each entry, by key."""
+        return table_of_numbers(self._beside(CHECKSUMS_ENDING), 2, "the checksums")
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -166,15 +183,81 @@ class FoldcompDatabase:
                 f"{path}: not the names of a Foldcomp database ({error}); check the path"
             ) from None
 
-    def entry(self, key: int) -> bytes:
-        """The bytes of the entry with a key, without the zero byte. Raises KeyError."""
-        place = int(np.searchsorted(self._rows[:, 0], key))
-        if place == len(self._rows) or self._rows[place, 0] != key:
+    def _place(self, key: int) -> tuple[int, int]:
+        """Offset and size of an entry."""
+        row = row_of(self._rows, key)
+        if row is None:
             raise KeyError(key)
-        offset, size = self._rows[place, 1:].tolist()
-        with open(self.path, "rb") as data:
-            data.seek(offset)
-            found = data.read(size)
-        if len(found) != size:
-            raise InputError(f"{self.path}: cut short, or not of its index; make it again")
-        return found.removesuffix(END)
+        offset, size = row[1:].tolist()
+        return offset, size
+
+    def first_key(self, key: int) -> int:
+        """The smallest key of the entries that share the bytes of that of `key`."""
+        self._place(key)
+        return int(self._firsts[np.searchsorted(self._rows[:, 0], key)])
+
+    @cached_property
+    def _firsts(self) -> Int64:
+        """(N,) the smallest key with the offset of each entry."""
+        _, firsts, own = np.unique(self._rows[:, 1], return_index=True, return_inverse=True)
+        keys: Int64 = self._rows[firsts[own], 0]
+        return keys
+
+    def entry(self, key: int, name: str | None = None) -> bytes:
+        """The bytes of the entry with a key, without the zero byte.
+
+        In a database with checksums they are compared if its `name` is given. Raises KeyError if
+        there is none, InputError if the entry is damaged or cannot be read.
+        """
+        offset, size = self._place(key)
+        try:
+            with open(self.path, "rb") as data:
+                if offset < 0 or size <= 0 or offset + size > data.seek(0, os.SEEK_END):
+                    raise InputError(
+                        f"{self.path}: cut short, or not of its index, which has entry {key} "
+                        "outside of it; make both again"
+                    )
+                data.seek(offset)
+                found = data.read(size)
+        except OSError as error:
+            raise unreadable(self.path, error) from None
+        if len(found) != size or not found.endswith(END):
+            raise DamagedError(
+                str(self.path), f"entry {key} has no end where the {INDEX_ENDING} has it"
+            )
+        found = found.removesuffix(END)
+        if name is not None and self.is_ours:
+            row = row_of(self._checksums, key)
+            if row is None or int(row[1]) != entry_checksum(found, name):
+                raise DamagedError(
+                    str(self.path),
+                    f"entry {key} and its name '{lookup_name(name)}' do not have the checksum in "
+                    f"{CHECKSUMS_ENDING}",
+                )
+        return found
+
+
+def table_of_numbers(path: Path, columns: int, what: str) -> Int64:
+    """(N, columns) the numbers in a table of a database, by the first. Raises InputError."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", DeprecationWarning)  # of text that is no number
+            found = np.fromfile(path, np.int64, sep=" ")
+        with open(path, "rb") as file:
+            lines = sum(block.count(b"\n") for block in iter(lambda: file.read(COPIED), b""))
+        if len(found) != columns * lines:
+            raise ValueError(f"not {columns} columns of numbers")
+    except OSError as error:
+        raise unreadable(path, error) from None
+    except (ValueError, DeprecationWarning) as error:
+        raise InputError(
+            f"{path}: not {what} of a Foldcomp database ({error}); check the path"
+        ) from None
+    rows = found.reshape(-1, columns)
+    return rows[np.argsort(rows[:, 0], kind="stable")]
+
+
+def row_of(rows: Int64, key: int) -> Int64 | None:
+    """The row of a table with a key, or None."""
+    place = int(np.searchsorted(rows[:, 0], key))
+    return rows[place] if place < len(rows) and rows[place, 0] == key else None

@@ -14,11 +14,14 @@ import hashlib
 import os
 import tarfile
 import zlib
+from array import array
 from pathlib import Path
 from typing import IO, NamedTuple
 
+import numpy as np
+
 from esm_pipeline.errors import InputError
-from esm_pipeline.files import naming_errors
+from esm_pipeline.files import naming_errors, unreadable
 from esm_pipeline.formats.records import format_row
 
 ARCHIVE_INDEX = "index.tsv"
@@ -31,6 +34,11 @@ MEMBER_TIME = 315_532_800
 """Time of all members, 1980, so that the same structures give the same archive."""
 
 GZIP_LEVEL, GZIP_BITS = 6, 31
+MOST = (1 << 63) - 1
+"""The largest offset or size; no file is as large."""
+
+MOST_DIGITS = 1_000
+
 JOINED = 1 << 20
 """Bytes that are copied at a time."""
 
@@ -133,35 +141,89 @@ class ArchiveWriter:
             self._archive = None
 
 
-def read_archived(archive: Path, file: str) -> bytes:
-    """The contents of the member with the path `file`, which the index has.
+class ArchiveIndex:
+    """The index of the archives in a folder, read once: 24 bytes of memory for each member.
+
+    Raises InputError if it is missing or cannot be read.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        path = folder / ARCHIVE_INDEX
+        found = array("q")
+        try:
+            with open(path, "rb") as lines:
+                for line in lines:
+                    *_, file, archive, offset, size = [b""] * 3 + line.rstrip(b"\r\n").split(b"\t")
+                    if is_number(offset) and is_number(size):
+                        place = min(int(offset), MOST), min(int(size), MOST)
+                        found.extend((member_digest(archive, file), *place))
+        except FileNotFoundError as error:
+            raise InputError(
+                f"{path}: not the index of archives of structures ({reason(error)}); check the path"
+            ) from None
+        except OSError as error:
+            raise unreadable(path, error) from None
+        rows = np.frombuffer(found, np.int64).reshape(-1, 3)
+        self._rows = rows[np.argsort(rows[:, 0], kind="stable")]
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def place(self, archive: str, file: str) -> tuple[int, int]:
+        """Offset and size of the member `file` of an archive. Raises KeyError."""
+        wanted = member_digest(archive.encode(), file.encode("utf-8", "surrogateescape"))
+        row = int(np.searchsorted(self._rows[:, 0], wanted))
+        if row == len(self._rows) or self._rows[row, 0] != wanted:
+            raise KeyError(file)
+        offset, size = self._rows[row, 1:].tolist()
+        return offset, size
+
+
+def read_archived(archive: Path, file: str, index: ArchiveIndex | None = None) -> bytes:
+    """The contents of the member with the path `file`, by the `index` of the archive's folder.
 
     Raises KeyError if there is none, InputError if archive or index is missing or damaged.
     """
-    index = archive.with_name(ARCHIVE_INDEX)
-    wanted = f"\t{file}\t{archive.name}\t".encode()
-    try:
-        with open(index, "rb") as lines:
-            line = next((line for line in lines if wanted in line), None)
-        if line is None:
-            raise KeyError(file)
-        offset, size = map(int, line.split(b"\t")[-2:])
-    except (OSError, ValueError) as error:
-        raise InputError(
-            f"{index}: not the index of archives of structures ({error}); check the path"
-        ) from None
-    return read_bytes(archive, offset, size, compressed=file.endswith(GZIP))
+    place = (index or ArchiveIndex(archive.parent)).place(archive.name, file)
+    return read_member(archive, file, *place)
 
 
-def read_bytes(archive: Path, offset: int, size: int, *, compressed: bool) -> bytes:
-    """The bytes of a member. Raises InputError if they are not in the archive."""
+def read_member(archive: Path, file: str, offset: int, size: int) -> bytes:
+    """The contents of the member whose bytes are there.
+
+    Raises InputError if the header before them is not that of this member.
+    """
     try:
-        with open(archive, "rb") as file:
-            found = os.pread(file.fileno(), size, offset)
-        if len(found) != size:
-            raise ValueError("cut short")
-        return zlib.decompress(found, GZIP_BITS) if compressed else found
-    except (OSError, ValueError, zlib.error) as error:
+        with open(archive, "rb") as data:
+            start, end = offset - tarfile.BLOCKSIZE, os.fstat(data.fileno()).st_size
+            if start < 0 or offset + size > end:
+                raise ValueError(f"cut short: {file} lies outside of it")
+            header = tarfile.TarInfo.frombuf(
+                os.pread(data.fileno(), tarfile.BLOCKSIZE, start), "utf-8", "surrogateescape"
+            )
+            if (header.name, header.size) != (file, size):
+                raise ValueError(f"{file} is not where the index has it")
+            found = os.pread(data.fileno(), size, offset)
+        return zlib.decompress(found, GZIP_BITS) if file.endswith(GZIP) else found
+    except (FileNotFoundError, ValueError, tarfile.TarError, zlib.error) as error:
         raise InputError(
-            f"{archive}: damaged ({error}), or not of its {ARCHIVE_INDEX}; make both again"
+            f"{archive}: damaged ({reason(error)}), or not of its {ARCHIVE_INDEX}; make both again"
         ) from None
+    except OSError as error:
+        raise unreadable(archive, error) from None
+
+
+def member_digest(archive: bytes, file: bytes) -> int:
+    """64 bits for a member of an archive; its header tells whether it is the one."""
+    digest = hashlib.blake2b(archive + b"\t" + file, digest_size=8).digest()
+    return int.from_bytes(digest, "little", signed=True)
+
+
+def is_number(cell: bytes) -> bool:
+    """Whether a cell has digits that Python converts."""
+    return cell.isdigit() and len(cell) < MOST_DIGITS
+
+
+def reason(error: Exception) -> str:
+    """Why something cannot be read, without its path."""
+    return (isinstance(error, OSError) and error.strerror) or str(error)

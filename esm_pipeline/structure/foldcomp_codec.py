@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from esm_pipeline.arrays import Float64
 from esm_pipeline.errors import InputError
-from esm_pipeline.structure.residues import UNKNOWN
+from esm_pipeline.structure.residues import LETTERS, RESIDUE_NAMES, UNKNOWN
 from esm_pipeline.structure.structure import Structure, ascii_text
 
 ANCHOR = 25
@@ -66,21 +66,25 @@ def foldcomp_entry(structure: Structure, name: str, text: str) -> tuple[bytes, s
 
     if problem := foldcomp_problem(structure):
         return b"", problem
-    title = ascii_text(name).replace(" ", "_")
     try:
-        data: bytes = foldcomp.compress(title, text, anchor_residue_threshold=ANCHOR)
-        problem = difference(text, decompressed(data))
+        data: bytes = foldcomp.compress(entry_title(name), text, anchor_residue_threshold=ANCHOR)
+        problem = difference(text, decompressed(data)[1])
     except foldcomp.error as error:
         problem = f"Foldcomp refuses it: {' '.join(str(error).split())}"
     return (b"", problem) if problem else (data, "")
 
 
-def decompressed(data: bytes) -> str:
-    """The PDB text of an entry. Raises ValueError if it is damaged."""
+def entry_title(name: str) -> str:
+    """The title of the entry of a record with an id."""
+    return ascii_text(name).replace(" ", "_")
+
+
+def decompressed(data: bytes) -> tuple[str, str]:
+    """Title and PDB text of an entry. Raises ValueError if it is damaged."""
     import foldcomp
 
     try:
-        _, text = foldcomp.decompress(data)
+        title, text = foldcomp.decompress(data)
     except foldcomp.error as error:
         raise ValueError(str(error)) from None
     if "\nATOM " not in text:
@@ -89,7 +93,14 @@ def decompressed(data: bytes) -> str:
     if sys.getrefcount(text) == sys.getrefcount(own) + 1:
         # foldcomp 1.0.0 holds each text forever: 200 kB for 300 residues
         ctypes.pythonapi.Py_DecRef(ctypes.py_object(text))
-    return str(text)
+    return str(title), str(text)
+
+
+def sequence_of(text: str) -> str:
+    """The letters of the residues with an alpha carbon in a PDB text."""
+    letters = dict(zip(RESIDUE_NAMES, LETTERS, strict=True))
+    lines = (line for line in text.splitlines() if line.startswith("ATOM "))
+    return "".join(letters.get(line[17:20], "X") for line in lines if line[12:16] == " CA ")
 
 
 def difference(text: str, other: str) -> str:

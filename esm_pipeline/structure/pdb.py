@@ -27,6 +27,9 @@ from esm_pipeline.structure.structure import (
 HEADER = f"HEADER    {'PREDICTED STRUCTURE':<40}{'':<9}   XXXX"
 """Classification, no date, so that the same structure gives the same file, and no PDB code."""
 
+UNKNOWN_HEADER = f"HEADER    {'PROTEIN':<40}{'':<9}   XXXX"
+"""The same for a structure of which nothing is known."""
+
 CRYST1 = f"CRYST1{1:9.3f}{1:9.3f}{1:9.3f}{90:7.2f}{90:7.2f}{90:7.2f} {'P 1':<11}{1:>4}"
 """The cell of a structure that is no crystal's."""
 
@@ -81,14 +84,31 @@ def pdb_text(structure: Structure, title: str, facts: Mapping[str, str]) -> str:
 def heading(title: str, remarks: Iterable[str]) -> Iterator[str]:
     """Lines before those of the sequence: the header, the title and the remarks."""
     yield HEADER
-    titles = wrapped_lines(title, 68)
-    for number, part in enumerate(titles, 1):
-        yield f"TITLE   {number if number > 1 else '':>2}{' ' * (number > 1)}{part}"
+    yield from title_lines(title)
     yield "EXPDTA    THEORETICAL MODEL"
     yield f"REMARK {REMARK}"
     for remark in remarks:
         for part in wrapped_lines(remark, 68):
             yield f"REMARK {REMARK} {part}"
+
+
+def title_lines(title: str) -> Iterator[str]:
+    """TITLE records."""
+    for number, part in enumerate(wrapped_lines(title, 68), 1):
+        yield f"TITLE   {number if number > 1 else '':>2}{' ' * (number > 1)}{part}"
+
+
+def with_heading(atoms: str, title: str, remarks: Iterable[str] | None) -> str:
+    """The ATOM and TER records in a PDB text, with a heading, which programs such as DSSP need.
+
+    `remarks` are those of a prediction, None for a structure of which nothing is known.
+    """
+    own = ("ATOM  ", "TER   ")
+    heads = [UNKNOWN_HEADER, *title_lines(title)]
+    if remarks is not None:
+        heads = [*heading(title, remarks)]
+    lines = [line for line in atoms.splitlines() if line.startswith(own)]
+    return "".join(f"{line:<80}\n" for line in [*heads, CRYST1, *lines, "END"])
 
 
 def wrapped_lines(text: str, width: int) -> list[str]:

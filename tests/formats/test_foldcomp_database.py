@@ -71,7 +71,13 @@ def test_the_files_are_those_of_the_tool(written):
     assert lookup == "3\tP3\t0\n4\tP4\t0\n5\ttwin\t0\n70\tP70\t0\n"
     assert path.with_name("foldcomp.dbtype").read_bytes() == bytes([12, 0, 0, 0])
     names = sorted(one.name for one in path.parent.iterdir())
-    assert names == ["foldcomp", "foldcomp.dbtype", "foldcomp.index", "foldcomp.lookup"]
+    assert names == [
+        "foldcomp",
+        "foldcomp.checksums",
+        "foldcomp.dbtype",
+        "foldcomp.index",
+        "foldcomp.lookup",
+    ]
     assert sorted(digests) == names
     for name, digest in digests.items():
         assert sha256(path.with_name(name).read_bytes()).hexdigest() == digest

@@ -100,7 +100,7 @@ def test_the_same_bytes_at_any_time(tmp_path, monkeypatch):
     ("damage", "why"),
     [
         (lambda folder: (folder / "00000.tar").write_bytes(b"x" * 99), "cut short"),
-        (lambda folder: (folder / "00000.tar").write_bytes(b"x" * 99_999), "incorrect header"),
+        (lambda folder: (folder / "00000.tar").write_bytes(b"x" * 99_999), "invalid header"),
         (lambda folder: (folder / "00000.tar").unlink(), "No such file"),
         (lambda folder: (folder / "index.tsv").unlink(), "No such file"),
     ],

@@ -62,7 +62,7 @@ def test_good_geometry_returns(shape, size):
     data, why = entry(structure)
     assert why == ""
     assert len(data) < 20 * size
-    found = distances(structure, decompressed(data))
+    found = distances(structure, decompressed(data)[1])
     assert np.sqrt((found**2).mean()) < 0.2
     assert found.max() < 1
 
@@ -72,7 +72,7 @@ def test_every_amino_acid_and_short_chains_return():
         structure = ideal_chain("helix", len(sequence), sequence=sequence)
         data, why = entry(structure)
         assert why == ""
-        assert distances(structure, decompressed(data)).max() < 1
+        assert distances(structure, decompressed(data)[1]).max() < 1
 
 
 def test_unknown_residues_at_the_ends_return_without_atoms():
@@ -80,12 +80,12 @@ def test_unknown_residues_at_the_ends_return_without_atoms():
     structure.aatype[[0, -1]] = UNKNOWN
     data, why = entry(structure)
     assert why == ""
-    assert distances(structure, decompressed(data)).max() < 1
+    assert distances(structure, decompressed(data)[1]).max() < 1
 
 
 def test_confidences_are_kept():
     structure = ideal_chain("helix", 60, seed=2)
-    text = decompressed(entry(structure)[0])
+    text = decompressed(entry(structure)[0])[1]
     found = [float(line[60:66]) for line in text.splitlines() if line[12:16] == " CA "]
     np.testing.assert_allclose(found, structure.plddt[:, 1], atol=0.3)
 
@@ -114,7 +114,7 @@ def test_one_bond_that_is_not_ideal_is_not_given_back_elsewhere():
         data, why = entry(broken)
         assert bool(data) != bool(why)
         if data:
-            assert np.sqrt((distances(broken, decompressed(data)) ** 2).mean()) < 0.2
+            assert np.sqrt((distances(broken, decompressed(data)[1]) ** 2).mean()) < 0.2
     assert why
 
 
@@ -158,7 +158,7 @@ def test_names_of_any_kind(capfd):
     for name in ("sp|P1|A", "é ü", "\t", "x" * 3_000, ""):
         data, why = entry(structure, name)
         assert (bool(data), why) == (True, "")
-        decompressed(data)
+        decompressed(data)[1]
     assert capfd.readouterr() == ("", ""), "foldcomp prints nothing"
 
 
@@ -166,10 +166,10 @@ def test_reading_back_takes_no_memory():
     """foldcomp 1.0.0 never frees a text that it returned: 0.2 MB each here, 80 MB together."""
     data = entry(ideal_chain("helix", 300))[0]
     for _ in range(20):
-        decompressed(data)
+        decompressed(data)[1]
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     for _ in range(400):
-        text = decompressed(data)
+        text = decompressed(data)[1]
     assert len(text)
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 20_000
 

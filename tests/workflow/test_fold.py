@@ -150,7 +150,9 @@ def test_archives_and_a_database_instead_of_folders(folded, tmp_path):
     places = {
         f"{top}/{name}" for top in ("pae", "structures") for name in ("00000.tar", "index.tsv")
     }
-    database = {f"structures/foldcomp{end}" for end in ("", ".index", ".lookup", ".dbtype")}
+    database = {
+        f"structures/foldcomp{end}" for end in ("", ".index", ".lookup", ".dbtype", ".checksums")
+    }
     assert {name for name in found if name.startswith(("pae", "structures"))} == places | database
     with tarfile.open(sample / "structures/00000.tar") as archive:
         members = {f"structures/00000.tar/{name}" for name in archive.getnames()}

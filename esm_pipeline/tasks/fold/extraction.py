@@ -9,9 +9,11 @@ from pathlib import Path
 from esm_pipeline.errors import InputError
 from esm_pipeline.files import atomic_path, require_apart
 from esm_pipeline.flags import require_file
+from esm_pipeline.formats.results.result_files import has_results
 from esm_pipeline.formats.results.structures import Structures
 from esm_pipeline.formats.structure_files import file_stem
 from esm_pipeline.formats.structure_reader import StructureFiles, is_structure_files
+from esm_pipeline.structure.pdb import pdb_problem
 from esm_pipeline.tasks.fold.texts import StructureNames, remarks_of, structure_text
 
 STANDARD_OUTPUT = "-"
@@ -67,7 +69,8 @@ def write_one(source: Path, key: str | int, output: Path) -> None:
 
 def read_one(source: Path, key: str | int, kind: str) -> bytes:
     """The structure of a record as a file: mmCIF or PDB, by `kind`, or as it is kept."""
-    if source.suffix.lower() not in (".h5", ".hdf5") and is_structure_files(source):
+    exact = has_results(source, [Structures.file_name])  # as `open_results` does
+    if source.suffix.lower() not in (".h5", ".hdf5") and is_structure_files(source) and not exact:
         with StructureFiles(source) as files:
             return files.read(key, kind).data
     if not source.is_dir():
@@ -76,4 +79,5 @@ def read_one(source: Path, key: str | int, kind: str) -> bytes:
         record = arrays[key]
         names = StructureNames(file_stem(record.index, record.id), record.id)
         remarks = remarks_of(arrays.origin, record.flags, record.structure)
-        return structure_text(kind or "pdb", record.structure, names, remarks)
+        kind = kind or ("cif" if pdb_problem(record.structure) else "pdb")
+        return structure_text(kind, record.structure, names, remarks)

@@ -20,6 +20,8 @@ from tests.ideal_chains import ideal_chain
 
 foldcomp = pytest.importorskip("foldcomp", reason="no foldcomp here")
 
+DATABASE_ENDINGS = ("", ".index", ".lookup", ".dbtype", ".checksums")
+
 STRUCTURES: list[Structure] = [
     ideal_chain("helix", 40, seed=1),
     made_up("ACDEFGHIKLMNPQRSTVWY", seed=2),
@@ -94,7 +96,7 @@ def test_what_comes_back_is_in_the_database_and_the_rest_lies_next_to_it(write):
         assert [name for name, _ in entries] == ["sp|P1|A", "sp|P1|A", "far", "far"]
     with foldcomp.open(out / "structures" / "foldcomp", ids=["same", "twin"]) as entries:
         assert [text.count(" CA ") for _, text in entries] == [60, 40]
-    names = {f"structures/foldcomp{end}" for end in ("", ".index", ".lookup", ".dbtype")}
+    names = {f"structures/foldcomp{end}" for end in DATABASE_ENDINGS}
     assert set(files_of(out)) == {
         *(*names, *FALLBACKS.values(), "structures.tsv", "structures.parquet"),
         *("structures.sha256", "flags.tsv", "chain_pairs.tsv"),
