@@ -169,13 +169,14 @@ class StructureFiles:
         """The same, of a `kind`, pdb or cif, if files of several were written."""
         if not is_key(key):
             raise InputError(
-                f"{self.path}: {brief(key)} is no id (text) and no index (a whole number); give one"
+                f"{self.path}: {brief(key)} is neither an id nor an index; give one record at a "
+                "time, or iterate over all"
             )
         places = self._places(key)
         what = f"id '{key}'" if isinstance(key, str) else f"index {brief(int(key))}"
         if not places:
             remedy = "if it was in the input, its row in structures.tsv says why it has none"
-            if not isinstance(key, str) and key < 0:
+            if not isinstance(key, str) and int(key) < 0:
                 remedy = "an index is a position in the input, from 0"
             raise InputError(f"{self.path}: no structure with {what}; {remedy}")
         if len({self._table["file"][place].as_py() for place in places}) > 1:
