@@ -7,9 +7,17 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import Annotated, Any, TypeAlias, TypeVar
+from typing import Annotated, Any, Literal, TypeAlias, TypeVar
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    WithJsonSchema,
+)
 
 from esm_pipeline.errors import InputError
 from esm_pipeline.settings.messages import explain, place_of, with_flags
@@ -21,6 +29,7 @@ COMMAND_LINE = "command line"
 """The source of settings given as flags; error messages then name flags, not keys."""
 
 DIGITS = re.compile("[+-]?[0-9]{1,18}")
+NO_ERRORS = "none"
 UNPRINTABLE = re.compile("[\0-\x1f\x7f-\x9f\u2028\u2029]")
 
 
@@ -50,8 +59,38 @@ def each_once(value: list[Any]) -> list[Any]:
     return value
 
 
+def none_as_list(value: Any) -> Any:
+    """Return `none` as a list, as the command line gives it; any other `value` unchanged."""
+    return [NO_ERRORS] if value == NO_ERRORS else value
+
+
+def without_none(value: list[str]) -> list[str]:
+    """Return `value`, or [] for [none]. Raises ValueError if `none` comes with others."""
+    if NO_ERRORS in value and len(value) > 1:
+        raise ValueError(f"{NO_ERRORS!r} goes with no other; remove it or the others")
+    return [] if value == [NO_ERRORS] else value
+
+
 Whole: TypeAlias = Annotated[int, Field(strict=True), BeforeValidator(digits)]
 Name: TypeAlias = Annotated[str, Field(min_length=1), AfterValidator(require_printable)]
+ErrorFormats: TypeAlias = Annotated[
+    list[Literal["json", "npz", "cif", "none"]],
+    BeforeValidator(none_as_list),
+    AfterValidator(without_none),
+    WithJsonSchema(
+        {
+            "anyOf": [
+                {
+                    "items": {"enum": ["json", "npz", "cif", NO_ERRORS], "type": "string"},
+                    "type": "array",
+                },
+                {"const": NO_ERRORS},
+            ]
+        }
+    ),
+]
+"""Formats of the predicted aligned errors; `none` is read as an empty list."""
+
 S = TypeVar("S", bound="Section")
 
 

@@ -7,20 +7,14 @@ file are all made from these classes. No torch: the workflow imports this module
 from __future__ import annotations
 
 import re
-from typing import Annotated, Any, Literal, Self, TypeAlias
+from typing import Annotated, Literal, Self, TypeAlias
 
-from pydantic import (
-    AfterValidator,
-    BeforeValidator,
-    Field,
-    WithJsonSchema,
-    field_validator,
-    model_validator,
-)
+from pydantic import AfterValidator, BeforeValidator, Field, field_validator, model_validator
 
 from esm_pipeline.settings.models import Model, full_name, full_names
 from esm_pipeline.settings.section import (
     EXECUTION,
+    ErrorFormats,
     Name,
     Section,
     Whole,
@@ -32,7 +26,6 @@ from esm_pipeline.settings.section import (
 MOST_THREADS = 1024
 MOST_LETTERS = 2_000_000_000
 STANDARD_CODE = 11
-NO_ERRORS = "none"
 LABEL = re.compile("[A-Za-z0-9._-]{1,100}")
 """A text that can be part of a column name and of a file name."""
 
@@ -400,37 +393,6 @@ class FoldSettings(ComputeSettings):
         description="B (D or N) and Z (E or Q): omit (no atoms, a gap in the chain) or approximate "
         "(folded as D and E); U is always folded as C and O as K, and X always has no atoms",
     )
-
-
-def as_list(value: Any) -> Any:
-    """Return `none` as a list, as the command line gives it; any other `value` unchanged."""
-    return [NO_ERRORS] if value == NO_ERRORS else value
-
-
-def without_none(value: list[str]) -> list[str]:
-    """Return `value`, or [] for [none]. Raises ValueError if `none` comes with others."""
-    if NO_ERRORS in value and len(value) > 1:
-        raise ValueError(f"{NO_ERRORS!r} goes with no other; remove it or the others")
-    return [] if value == [NO_ERRORS] else value
-
-
-ErrorFormats: TypeAlias = Annotated[
-    list[Literal["json", "npz", "cif", "none"]],
-    BeforeValidator(as_list),
-    AfterValidator(without_none),
-    WithJsonSchema(
-        {
-            "anyOf": [
-                {
-                    "items": {"enum": ["json", "npz", "cif", NO_ERRORS], "type": "string"},
-                    "type": "array",
-                },
-                {"const": NO_ERRORS},
-            ]
-        }
-    ),
-]
-"""Formats of the predicted aligned errors; `none` is read as an empty list."""
 
 
 class StructureSettings(Section):

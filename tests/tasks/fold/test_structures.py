@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import csv
 import gzip
-import hashlib
 import io
 import json
 import os
 import socket
 import subprocess
-import sys
 import tarfile
 import threading
 import time
@@ -24,7 +22,6 @@ import numpy as np
 import pytest
 from biotite.structure import BadStructureError
 
-from esm_pipeline import cli
 from esm_pipeline.formats.checksums import write_digests
 from esm_pipeline.formats.records import Record, write_records
 from esm_pipeline.formats.results.layout import RecordRow
@@ -180,13 +177,6 @@ def test_one_residue_that_was_cut_off_is_no_range(inputs, write):
     assert ["1003", "far", "truncated", "A61", "61"] in rows
 
 
-def test_nothing_depends_on_assertions(inputs):
-    given = [f"--records={inputs / 'records.tsv'}", inputs / "in.h5", inputs / "out"]
-    command = [sys.executable, "-O", "-m", "esm_pipeline", "structures", *map(str, given)]
-    subprocess.run(command, check=True, capture_output=True)
-    assert len(table(inputs / "out")) == 1_004
-
-
 def test_pairs_of_chains_have_their_confidence(inputs, write):
     one = made_up("GX", "AK", "W", seed=4)
     entries = [RecordRow(NAMES[index], index, row) for index, row in ROWS.items()]
@@ -311,40 +301,6 @@ def test_any_number_of_processes_gives_the_same_bytes(write, flag):
     wanted = contents()
     write(flag, "--threads=2")
     assert contents() == wanted
-
-
-@pytest.mark.parametrize("flag", ["--pae=none", "--pae="])
-def test_no_aligned_errors(write, flag):
-    write()
-    out = write(flag)
-    assert not (out / "pae").exists()
-
-
-@pytest.mark.parametrize("name", ["structures.tsv", "flags.tsv", "structures.sha256"])
-@pytest.mark.parametrize("what", ["--records", "--status", "arrays"])
-def test_what_it_reads_is_never_replaced(write, inputs, esm, name, what):
-    out = write()
-    taken = out / name
-    arrays, given = inputs / "in.h5", [f"--records={inputs / 'records.tsv'}"]
-    if what == "arrays":
-        arrays = arrays.rename(taken)
-    else:
-        (inputs / "records.tsv").rename(taken)
-        given.append(f"{what}={taken}")
-    before = taken.read_bytes()
-    code, said = esm("structures", *given, arrays, out)
-    assert (code, len(said)) == (2, 1)
-    assert f"{taken}: is given for two files" in said[0]
-    assert taken.read_bytes() == before
-
-
-@pytest.mark.parametrize("command", ["structures", "verify"])
-def test_fewer_threads_than_none_are_one_line(capsys, command):
-    with pytest.raises(SystemExit) as ended:
-        cli.main([command, "--threads", "-3", "x", "y"])
-    said = capsys.readouterr().err.splitlines()
-    assert (ended.value.code, len(said)) == (2, 1)
-    assert "argument --threads: '-3' is not a number from 0 to 1,024" in said[0]
 
 
 def test_former_files_are_replaced(write):
@@ -486,28 +442,6 @@ def test_nothing_to_write(inputs, esm):
     assert (code, said[0][:25]) == (0, "structures: 0 written, 0.")
     assert table(inputs / "out") == []
     assert (inputs / "out" / "structures").is_dir()
-
-
-@pytest.mark.parametrize(
-    ("flags", "wanted"),
-    [
-        ([], ["pae", "structures"]),
-        (["--pae=none"], ["structures"]),
-        (["--formats=foldcomp"], ["pae"]),
-        (["--archive=false"], []),
-    ],
-)
-def test_no_structures_have_an_index_without_rows(inputs, write, flags, wanted):
-    write_arrays(inputs / "in.h5", [], [])
-    write_records(inputs / "records.tsv", [], ["fold"])
-    out = write("--archive=true", *flags)
-    found = [name for name in files(out) if name.endswith("index.tsv")]
-    assert found == [f"{name}/index.tsv" for name in wanted]
-    listed = (out / "structures.sha256").read_text()
-    for name in found:
-        data = (out / name).read_bytes()
-        assert data == b"index\tid\tfile\tarchive\toffset\tsize\n"
-        assert f"{hashlib.sha256(data).hexdigest()}  {name}\n" in listed
 
 
 def mark(job: structures.WriteJob) -> WrittenGroup:
