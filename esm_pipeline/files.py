@@ -153,7 +153,7 @@ def naming_errors(place: Path) -> Iterator[None]:
         raise
 
 
-def unreadable(place: str | os.PathLike[str], error: OSError) -> InputError:
+def unreadable_file(place: str | os.PathLike[str], error: OSError) -> InputError:
     """The error that a file cannot be read, which does not say that it is damaged."""
     return InputError(
         f"{os.fspath(place)}: cannot be read ({error.strerror}); check its permissions and disk"

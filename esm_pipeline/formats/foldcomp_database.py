@@ -26,7 +26,7 @@ import numpy as np
 
 from esm_pipeline.arrays import Int64
 from esm_pipeline.errors import DamagedError, InputError
-from esm_pipeline.files import naming_errors, unreadable
+from esm_pipeline.files import naming_errors, unreadable_file
 from esm_pipeline.formats.checksums import sha256, write_lines
 
 INDEX_ENDING, LOOKUP_ENDING, TYPE_ENDING = ".index", ".lookup", ".dbtype"
@@ -220,7 +220,7 @@ class FoldcompDatabase:
                 data.seek(offset)
                 found = data.read(size)
         except OSError as error:
-            raise unreadable(self.path, error) from None
+            raise unreadable_file(self.path, error) from None
         if len(found) != size or not found.endswith(END):
             raise DamagedError(
                 str(self.path), f"entry {key} has no end where the {INDEX_ENDING} has it"
@@ -248,7 +248,7 @@ def table_of_numbers(path: Path, columns: int, what: str) -> Int64:
         if len(found) != columns * lines:
             raise ValueError(f"not {columns} columns of numbers")
     except OSError as error:
-        raise unreadable(path, error) from None
+        raise unreadable_file(path, error) from None
     except (ValueError, DeprecationWarning) as error:
         raise InputError(
             f"{path}: not {what} of a Foldcomp database ({error}); check the path"

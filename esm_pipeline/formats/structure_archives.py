@@ -21,7 +21,7 @@ from typing import IO, NamedTuple
 import numpy as np
 
 from esm_pipeline.errors import InputError
-from esm_pipeline.files import naming_errors, unreadable
+from esm_pipeline.files import naming_errors, unreadable_file
 from esm_pipeline.formats.records import format_row
 
 ARCHIVE_INDEX = "index.tsv"
@@ -34,10 +34,10 @@ MEMBER_TIME = 315_532_800
 """Time of all members, 1980, so that the same structures give the same archive."""
 
 GZIP_LEVEL, GZIP_BITS = 6, 31
-MOST = (1 << 63) - 1
+LARGEST_PLACE = (1 << 63) - 1
 """The largest offset or size; no file is as large."""
 
-MOST_DIGITS = 1_000
+LONGEST_NUMBER = 1_000
 
 JOINED = 1 << 20
 """Bytes that are copied at a time."""
@@ -154,15 +154,15 @@ class ArchiveIndex:
             with open(path, "rb") as lines:
                 for line in lines:
                     *_, file, archive, offset, size = [b""] * 3 + line.rstrip(b"\r\n").split(b"\t")
-                    if is_number(offset) and is_number(size):
-                        place = min(int(offset), MOST), min(int(size), MOST)
+                    if is_digits(offset) and is_digits(size):
+                        place = min(int(offset), LARGEST_PLACE), min(int(size), LARGEST_PLACE)
                         found.extend((member_digest(archive, file), *place))
         except FileNotFoundError as error:
             raise InputError(
                 f"{path}: not the index of archives of structures ({reason(error)}); check the path"
             ) from None
         except OSError as error:
-            raise unreadable(path, error) from None
+            raise unreadable_file(path, error) from None
         rows = np.frombuffer(found, np.int64).reshape(-1, 3)
         self._rows = rows[np.argsort(rows[:, 0], kind="stable")]
 
@@ -210,7 +210,7 @@ def read_member(archive: Path, file: str, offset: int, size: int) -> bytes:
             f"{archive}: damaged ({reason(error)}), or not of its {ARCHIVE_INDEX}; make both again"
         ) from None
     except OSError as error:
-        raise unreadable(archive, error) from None
+        raise unreadable_file(archive, error) from None
 
 
 def member_digest(archive: bytes, file: bytes) -> int:
@@ -219,9 +219,9 @@ def member_digest(archive: bytes, file: bytes) -> int:
     return int.from_bytes(digest, "little", signed=True)
 
 
-def is_number(cell: bytes) -> bool:
+def is_digits(cell: bytes) -> bool:
     """Whether a cell has digits that Python converts."""
-    return cell.isdigit() and len(cell) < MOST_DIGITS
+    return cell.isdigit() and len(cell) < LONGEST_NUMBER
 
 
 def reason(error: Exception) -> str:

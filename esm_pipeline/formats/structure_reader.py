@@ -26,7 +26,7 @@ import numpy as np
 
 from esm_pipeline.arrays import Int64
 from esm_pipeline.errors import AmbiguousIdError, DamagedError, InputError, brief
-from esm_pipeline.files import unreadable
+from esm_pipeline.files import unreadable_file
 from esm_pipeline.formats.foldcomp_database import INDEX_ENDING, FoldcompDatabase, lookup_name
 from esm_pipeline.formats.sequence_checksums import crc64
 from esm_pipeline.formats.structure_archives import (
@@ -241,7 +241,7 @@ class StructureFiles:
         try:
             container, rest = self._container(file)
         except OSError as error:
-            raise unreadable(brief(row.file), error) from None
+            raise unreadable_file(brief(row.file), error) from None
         if container is not None and container.suffix not in (TAR, ZIP):
             return self._of_database(container, rest, row, kind)
         plain = rest.removesuffix(GZIP)
@@ -259,7 +259,7 @@ class StructureFiles:
             remedy = "make the files again" if kind == own else f"ask for {own}"
             raise InputError(f"{place}: has no {name}; {remedy}") from None
         except OSError as error:
-            raise unreadable(f"{place}: {name}", error) from None
+            raise unreadable_file(f"{place}: {name}", error) from None
 
     def _of_database(
         self, database: Path, key: str, row: TableRow, kind: str
@@ -283,7 +283,7 @@ class StructureFiles:
             if (parent / name).is_file():
                 yield str(parent / name), (parent / name).read_bytes()
         except OSError as error:
-            raise unreadable(parent / name, error) from None
+            raise unreadable_file(parent / name, error) from None
         for archive in sorted(parent.glob(f"*{TAR}")):
             try:
                 yield f"{archive}: {name}", self._member(archive, member_name(name))
