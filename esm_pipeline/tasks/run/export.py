@@ -30,6 +30,7 @@ from esm_pipeline.formats.results.reader import open_kind
 from esm_pipeline.formats.results.result_files import alternatives, has_results
 from esm_pipeline.formats.results.saturation import Saturations
 from esm_pipeline.formats.results.structures import Structures
+from esm_pipeline.formats.structure_reader import is_structure_files
 from esm_pipeline.formats.tables.base import PARQUET, SUFFIXES
 from esm_pipeline.locks import Outputs
 from esm_pipeline.tasks.common.outcomes import count_text
@@ -141,6 +142,12 @@ def opened(results: Path, name: str) -> Results:
     embedded = has_results(results, [Embeddings.file_name])
     if results.is_dir() and name not in TABLE_FORMATS and embedded:
         return Embeddings.open(results)
+    names = [kind.file_name for kind in RESULT_CLASSES]
+    if is_structure_files(results) and not has_results(results, names):
+        raise InputError(
+            f"{results}: holds files of structures, which are not exported; read them with "
+            "open_results in Python, or export their confidences from structures.h5 to a table"
+        )
     found = open_kind(results, RESULT_CLASSES)
     if name in TABLE_FORMATS:
         return found
