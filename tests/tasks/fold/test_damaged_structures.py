@@ -13,10 +13,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from esm_pipeline import open_results
 from esm_pipeline.errors import InputError
 from esm_pipeline.formats.structure_archives import ARCHIVE_INDEX
 from esm_pipeline.formats.structure_files import FileBundle
+from esm_pipeline.formats.structure_reader import StructureFiles
 from tests.tasks.fold.test_structure_formats import inputs, write  # noqa: F401 - fixtures
 
 pytest.importorskip("foldcomp", reason="no foldcomp here")
@@ -114,11 +114,11 @@ def test_a_damaged_database_is_one_line(write, esm, tmp_path, place, damage):  #
 @pytest.mark.parametrize(("sums", "rows"), [(True, (0, 2)), (True, (1, 3)), (False, (0, 2))])
 def test_exchanged_names_are_seen(write, sums, rows):  # noqa: F811
     out = write(*DATABASE) / "structures"
-    names = open_results(out / "foldcomp").ids
+    names = StructureFiles(out / "foldcomp").ids
     rewrite(out / "foldcomp.lookup", swap(*rows, 1))
     if not sums:
         (out / "foldcomp.checksums").unlink()
-    files = open_results(out / "foldcomp")
+    files = StructureFiles(out / "foldcomp")
     for row in rows:
         with pytest.raises(InputError, match="checksum" if sums else "is that of"):
             files[names[row]]
@@ -131,7 +131,7 @@ def test_titles_of_others_need_not_be_names(write):  # noqa: F811
     lookup.write_text(lookup.read_text().replace("\t0\n", ".pdb\t0\n"))
     alone = out.parent / "alone"
     out.rename(alone)
-    found = open_results(alone / "foldcomp")["far.pdb"].text
+    found = StructureFiles(alone / "foldcomp")["far.pdb"].text
     assert found.count(" CA ") == 60
     assert "pLDDT" not in found, "of others nothing is known"
 
@@ -141,10 +141,10 @@ def test_another_entry_in_the_table_is_seen(write):  # noqa: F811
     text = (out / "structures.tsv").read_text()
     (out / "structures.tsv").write_text(text.replace("foldcomp/1003", "foldcomp/0"))
     with pytest.raises(InputError, match="another sequence than record 1003 in"):
-        open_results(out)["far"]
+        StructureFiles(out)["far"]
     (out / "structures.tsv").write_text(text.replace("foldcomp/1003", "foldcomp/x"))
     with pytest.raises(InputError, match="record 1003 has 'x' for an entry"):
-        open_results(out)["far"]
+        StructureFiles(out)["far"]
 
 
 ARCHIVE_DAMAGES = {
@@ -190,7 +190,7 @@ def test_the_index_of_archives_is_read_once(tmp_path, monkeypatch):
         opened.append(os.fspath(file))
         return real(file, *more, **options)
 
-    files = open_results(tmp_path)
+    files = StructureFiles(tmp_path)
     monkeypatch.setattr(builtins, "open", counted)
     assert [one.text for one in files] == [f"ATOM  {number}\n" for number in range(2_000)]
     assert len([name for name in opened if name.endswith(ARCHIVE_INDEX)]) == 1
@@ -205,7 +205,7 @@ def test_an_index_of_any_size_is_one_line(write, inputs, esm, tmp_path, source, 
 
 
 def test_keys_of_any_type(write):  # noqa: F811
-    files = open_results(write("--pae="))
+    files = StructureFiles(write("--pae="))
     assert np.int64(3) in files
     assert files[np.int64(3)].id == "complex"
     for key in (True, False, 1.0, None, b"far", 2**70, "\udc80"):
@@ -249,7 +249,7 @@ def test_a_path_out_of_the_folder_is_refused(write, esm, tmp_path, path):  # noq
 @pytest.mark.parametrize("kind", ["folder", "archive", "index", "database"])
 def test_a_file_without_permission_is_not_called_damaged(write, monkeypatch, kind):  # noqa: F811
     out = write(*{"folder": ("--pae=",), "database": DATABASE}.get(kind, ARCHIVES))
-    files, real = open_results(out), builtins.open
+    files, real = StructureFiles(out), builtins.open
     names = {"archive": "00000.tar", "index": "index.tsv", "database": "foldcomp"}
     refused = names.get(kind, "1003_far.pdb")
 
@@ -295,7 +295,7 @@ def test_exact_arrays_are_preferred(write, inputs, esm, tmp_path):  # noqa: F811
 def test_an_entry_has_the_heading_of_a_file(write, place):  # noqa: F811
     out = write(*DATABASE)
     text = (out / "structures.tsv").read_text()
-    lines = open_results(out / place)["far"].text.splitlines()
+    lines = StructureFiles(out / place)["far"].text.splitlines()
     assert lines[0].startswith("HEADER ")
     assert lines[1].split() == ["TITLE", "Predicted", "structure", "of", "far"]
     assert any("B-factors are pLDDT" in line for line in lines)
@@ -305,7 +305,9 @@ def test_an_entry_has_the_heading_of_a_file(write, place):  # noqa: F811
     assert not any("RANDOM WEIGHTS" in line for line in lines)
     changed = re.sub(r"(?m)(foldcomp/1003\t)", r"\1random_weights;", text)
     (out / "structures.tsv").write_text(changed)
-    assert "RANDOM WEIGHTS: this structure is meaningless" in open_results(out / place)["far"].text
+    assert (
+        "RANDOM WEIGHTS: this structure is meaningless" in StructureFiles(out / place)["far"].text
+    )
 
 
 @pytest.mark.skipif(not shutil.which("mkdssp"), reason="no mkdssp here")
@@ -313,7 +315,7 @@ def test_dssp_reads_an_entry(write, tmp_path):  # noqa: F811
     found = []
     for place, flags in (("plain", ("--pae=",)), ("database", DATABASE)):
         one, told = tmp_path / f"{place}.pdb", tmp_path / f"{place}.dssp"
-        one.write_bytes(open_results(write(*flags, out=place))["sp|P1|A"].data)
+        one.write_bytes(StructureFiles(write(*flags, out=place))["sp|P1|A"].data)
         command = ["mkdssp", "--output-format", "dssp", str(one), str(told)]
         done = subprocess.run(command, capture_output=True, text=True, timeout=100)
         assert (done.returncode, done.stdout + done.stderr) == (0, "")

@@ -293,7 +293,7 @@ def test_what_does_not_fit_alone_fails_alone(esm, rotary, files, monkeypatch, tm
     memory_for(monkeypatch, 1000, {len(WILD_TYPE) + 2})
     code, message, found = run(esm, rotary, fasta, table, out)
     assert code == 1
-    assert message.endswith(f"; see {tmp_path / 'out.records.tsv'}")
+    assert message.endswith(f"; see the column 'reason' in {out}")
     assert [row["status"] for row in found] == ["failed", "ok", "skipped"]
     assert found[0]["reason"] == (
         "22 residues do not fit into memory, even alone; use a machine with more"
