@@ -145,8 +145,8 @@ def opened(results: Path, name: str) -> Results:
     names = [kind.file_name for kind in RESULT_CLASSES]
     if is_structure_files(results) and not has_results(results, names):
         raise InputError(
-            f"{results}: holds files of structures, which are not exported; read them with "
-            "open_results in Python, or export their confidences from structures.h5 to a table"
+            f"{results}: holds files of structures, which are not exported; give the structures.h5 "
+            "they were written from, to export their confidences to a table"
         )
     found = open_kind(results, RESULT_CLASSES)
     if name in TABLE_FORMATS:
